@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vLLM plugin of the CPU support: does nothing unless kernels are interpreted on the CPU platform."""
+
+from __future__ import annotations
+
+
+def register() -> None:
+    """Entry point of `vllm.general_plugins`; idempotent."""
+    from redrafter_cpu.triton_backend import DECISION
+
+    if not DECISION.active:
+        return
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    from vllm.v1.sample.ops import topk_topp_sampler
+
+    topk_topp_sampler.HAS_TRITON = False

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton backend named `cpu`: it compiles nothing; its presence makes vLLM use Triton, interpreted.
+
+Triton imports its backends before any kernel is decorated, so setting `TRITON_INTERPRET` here is early enough, and
+`vllm serve` needs no environment variable. Where the backend must stand down (see `redrafter_cpu.detect`) nothing is
+set and the driver reports itself inactive; a real CPU backend is handed on in its place.
+"""
+
+from __future__ import annotations
+
+import os
+
+from redrafter_cpu.detect import Decision, decide
+
+DECISION: Decision = decide()
+
+if DECISION.active:
+    os.environ["TRITON_INTERPRET"] = "1"
