@@ -11,8 +11,10 @@ from __future__ import annotations
 import os
 
 from redrafter_cpu.detect import Decision, decide
+from redrafter_cpu.vllm_metadata import alias_vllm
 
 DECISION: Decision = decide()
 
 if DECISION.active:
     os.environ["TRITON_INTERPRET"] = "1"
+    alias_vllm()

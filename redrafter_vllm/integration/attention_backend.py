@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tree attention as a vLLM attention backend, in plain torch: the one that machines without a GPU serve with."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.v1.attention.backend import (
+    AttentionBackend,
+    AttentionImpl,
+    AttentionLayer,
+    AttentionMetadata,
+    AttentionMetadataBuilder,
+    AttentionType,
+    CommonAttentionMetadata,
+    MultipleOf,
+)
+from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout
+
+from redrafter_vllm.integration.target_support import refuse_attention_layer
+from redrafter_vllm.ops.tree_attention import paged_attention, query_visibility
+
+
+@dataclass
+class RequestAttention:
+    """What every layer needs to attend for one request."""
+
+    rows: slice  # of the step's tokens
+    block_ids: Tensor  # [blocks that hold the keys]
+    num_keys: int
+    visible: Tensor | None  # [rows, num_keys], None for a prompt from its first token on
+
+
+@dataclass
+class TreeAttentionMetadata(AttentionMetadata):
+    """One step's attention, built once and shared by all layers."""
+
+    requests: list[RequestAttention] = field(default_factory=list)
+
+
+class TreeAttentionBackend(AttentionBackend):
+    """Reads a cache of [blocks, kv heads, block size, key and value], which KV compaction can move entries in."""
+
+    forward_includes_kv_cache_update = False
+    supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float32, torch.bfloat16, torch.float16]
+
+    @staticmethod
+    def get_name() -> str:
+        return "CUSTOM"
+
+    @staticmethod
+    def get_impl_cls() -> type["TreeAttentionImpl"]:
+        return TreeAttentionImpl
+
+    @staticmethod
+    def get_builder_cls() -> type["TreeAttentionMetadataBuilder"]:
+        return TreeAttentionMetadataBuilder
+
+    @staticmethod
+    def get_supported_kernel_block_sizes(kv_cache_spec: object = None) -> list[int | MultipleOf]:
+        return [MultipleOf(1)]
+
+    @classmethod
+    def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
+        return (KVCacheLayout.LBHNC,)
+
+
+class TreeAttentionMetadataBuilder(AttentionMetadataBuilder[TreeAttentionMetadata]):
+    """Turns a step's layout and its trees into one visibility mask per request."""
+
+    def __init__(
+        self, kv_cache_spec: AttentionSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
+    ) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        self.block_size = kv_cache_spec.block_size
+
+    def build(
+        self,
+        common_prefix_len: int,
+        common_attn_metadata: CommonAttentionMetadata,
+        fast_build: bool = False,
+        ancestors: Tensor | None = None,  # [B, N, N] bool
+        num_drafts: list[int] | None = None,
+    ) -> TreeAttentionMetadata:
+        common = common_attn_metadata
+        starts = common.query_start_loc_cpu.tolist()
+        assert common.seq_lens_cpu_upper_bound is not None
+        upper_bounds = common.seq_lens_cpu_upper_bound.tolist()
+        no_drafts = torch.zeros(0, 0, dtype=torch.bool, device=common.seq_lens.device)
+        requests = []
+        for index in range(common.num_reqs):
+            rows = slice(starts[index], starts[index + 1])
+            query_len, num_keys = rows.stop - rows.start, upper_bounds[index]
+            if query_len == 0:
+                continue
+            drafts = no_drafts
+            if ancestors is not None and num_drafts is not None:
+                drafts = ancestors[index, : num_drafts[index], : num_drafts[index]]
+            visible = None
+            if query_len != num_keys or drafts.shape[0]:
+                visible = query_visibility(query_len, num_keys, common.seq_lens[index], drafts)
+            num_blocks = -(-num_keys // self.block_size)
+            block_ids = common.block_table_tensor[index, :num_blocks].long()
+            requests.append(RequestAttention(rows, block_ids, num_keys, visible))
+        return TreeAttentionMetadata(requests)
+
+
+class TreeAttentionImpl(AttentionImpl[TreeAttentionMetadata]):
+    """One layer's attention."""
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int | None = None,
+        alibi_slopes: list[float] | None = None,
+        sliding_window: int | None = None,
+        kv_cache_dtype: str = "auto",
+        logits_soft_cap: float | None = None,
+        attn_type: str = AttentionType.DECODER,
+        kv_sharing_target_layer_name: str | None = None,
+        sinks: Tensor | None = None,
+    ) -> None:
+        if alibi_slopes is not None:
+            raise refuse_attention_layer("its attention is biased by storage position (ALiBi)")
+        if sliding_window is not None:
+            raise refuse_attention_layer("it uses sliding-window attention")
+        if logits_soft_cap:
+            raise refuse_attention_layer("it caps its attention logits")
+        if sinks is not None:
+            raise refuse_attention_layer("it uses attention sinks")
+        if attn_type != AttentionType.DECODER:
+            raise refuse_attention_layer(f"it has {attn_type} attention layers")
+        if kv_cache_dtype not in ("auto", "float16", "bfloat16", "float32"):
+            raise refuse_attention_layer(f"its cache is quantised (kv_cache_dtype={kv_cache_dtype})")
+        self.num_heads = num_heads
+        self.head_size = head_size
+        self.scale = float(scale)
+        self.num_kv_heads = num_kv_heads or num_heads
+        self.kv_cache_dtype = kv_cache_dtype
+        self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
+
+    def forward(
+        self,
+        layer: AttentionLayer,
+        query: Tensor,  # [tokens, heads, head_size]
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,  # [blocks, kv heads, block size, 2 * head_size]
+        attn_metadata: TreeAttentionMetadata | None,
+        output: Tensor,  # [tokens, heads, head_size]
+        output_scale: Tensor | None = None,
+        output_block_scale: Tensor | None = None,
+    ) -> Tensor:
+        if attn_metadata is None:
+            return output
+        for request in attn_metadata.requests:
+            output[request.rows] = paged_attention(
+                query[request.rows], kv_cache, request.block_ids, request.num_keys, request.visible, self.scale
+            )
+        return output
+
+    def do_kv_cache_update(
+        self, layer: torch.nn.Module, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
+    ) -> None:
+        """Store the step's keys and values; padding (slot −1) goes to the null block, which nobody reads."""
+        block_size = kv_cache.shape[2]
+        slots = slot_mapping.clamp(min=0).long()
+        num_tokens = slots.shape[0]
+        entry = torch.cat((key[:num_tokens], value[:num_tokens]), dim=-1).to(kv_cache.dtype)
+        kv_cache[slots // block_size, :, slots % block_size] = entry

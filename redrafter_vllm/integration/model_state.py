@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model state of method `redrafter`: vLLM's hooks around the target's forward pass."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.config.compilation import CUDAGraphMode
+from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.worker.gpu.block_table import BlockTables
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.mm.encoder_cache import EncoderCache
+from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+from vllm.v1.worker.gpu.model_states.interface import ModelSpecificAttnMetadata
+from vllm.v1.worker.gpu.states import RequestState
+from vllm.v1.worker.utils import AttentionGroup
+
+from redrafter_vllm.integration.requests import needs_chain
+from redrafter_vllm.integration.sampler import TreeSampler
+from redrafter_vllm.integration.speculator import RedrafterSpeculator
+from redrafter_vllm.integration.step import DraftStep
+from redrafter_vllm.ops.kv_compact import kv_compact
+
+
+class TreeAttnMetadata(ModelSpecificAttnMetadata):
+    """Hands the step's trees to the attention backend's metadata builder."""
+
+    def __init__(self, step: DraftStep) -> None:
+        self.step = step
+
+    def get_extra_attn_kwargs(self, attn_metadata_builder: Any, num_reqs: int) -> dict[str, Any]:
+        if self.step.drafts is None:
+            return {}
+        assert self.step.batch.num_draft_tokens_per_req is not None
+        own = torch.eye(self.step.drafts.tokens.shape[1], dtype=torch.bool, device=self.step.drafts.ancestors.device)
+        # A slot without a node computes nothing that counts, but it must see something.
+        ancestors = (self.step.drafts.ancestors & self.step.drafts.valid[:, :, None]) | own
+        return {"ancestors": ancestors, "num_drafts": self.step.batch.num_draft_tokens_per_req.tolist()}
+
+
+class RedrafterModelState(DefaultModelState):
+    """Gives nodes their rotary positions and attention, verifies by walking, and compacts the cache.
+
+    Order within a step, as vLLM's runner calls it: `prepare_attn`, `prepare_inputs`, the forward pass, the sampler
+    from `custom_sampler`, `postprocess_state`, then the speculator's `propose`.
+    """
+
+    def __init__(
+        self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: EncoderCache | None, device: torch.device
+    ) -> None:
+        super().__init__(vllm_config, model, encoder_cache, device)
+        self.speculator = RedrafterSpeculator.of(vllm_config)
+        self.speculator.bind_target(model)
+        self.is_chain = self.speculator.drafting.is_chain
+        # A custom logits processor may look at any earlier token, and only it knows.
+        self.chains_only = bool(vllm_config.model_config.logits_processors)
+        self.kv_caches: list[Tensor] = []
+
+    def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
+        super().add_request(req_index, new_req_data)
+        chain_only = self.chains_only or needs_chain(new_req_data.sampling_params)
+        self.speculator.rows.open(req_index, chain_only=chain_only)
+
+    def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
+        super().initialize_kv_cache(kv_cache_config, block_tables)
+        if self.is_chain:
+            return
+        if len(kv_cache_config.kv_cache_groups) != 1:
+            raise ValueError(
+                f"ReDrafter's trees need one kind of attention layer, but the cache has "
+                f"{len(kv_cache_config.kv_cache_groups)} groups; use beam_width=1."
+            )
+        layers = self.vllm_config.compilation_config.static_forward_context
+        caches = [layers[name].kv_cache for name in kv_cache_config.kv_cache_groups[0].layer_names]
+        # Layers may share a cache; moving its entries twice would undo the move.
+        self.kv_caches = list({cache.data_ptr(): cache for cache in caches}.values())
+
+    def prepare_attn(
+        self,
+        input_batch: InputBatch,
+        cudagraph_mode: CUDAGraphMode,
+        block_tables: tuple[Tensor, ...],
+        slot_mappings: Tensor,
+        attn_groups: list[list[AttentionGroup]],
+        kv_cache_config: KVCacheConfig,
+        for_capture: bool = False,
+        ubatch_idx: int = 0,
+        model_specific_attn_metadata: ModelSpecificAttnMetadata | None = None,
+    ) -> dict[str, Any]:
+        step = DraftStep.begin(input_batch, slot_mappings, self.speculator.rows)
+        self.speculator.step = step
+        return super().prepare_attn(
+            input_batch,
+            cudagraph_mode,
+            block_tables,
+            slot_mappings,
+            attn_groups,
+            kv_cache_config,
+            for_capture,
+            ubatch_idx,
+            None if self.is_chain else TreeAttnMetadata(step),
+        )
+
+    def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
+        # A dummy run may skip `prepare_attn`; the step then on record is an earlier one.
+        step = self.speculator.step
+        if step is not None and step.batch is input_batch:
+            step.set_rotary_positions()
+        return super().prepare_inputs(input_batch, req_states)
+
+    def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
+        return sampler, TreeSampler(sampler, self.speculator)
+
+    def postprocess_state(
+        self, idx_mapping: Tensor, num_sampled: Tensor, num_computed_tokens: Tensor | None = None
+    ) -> None:
+        step = self.speculator.step
+        if self.is_chain or step is None:
+            return
+        slots = step.compaction_slots()
+        if slots is not None:
+            kv_compact(self.kv_caches, *slots)

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every name of vLLM's that the plugin rebinds: target, reason, and when it can go.
+
+All were written for vLLM >=0.32,<0.34, and all answer as vLLM does unless the method is ReDrafter.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+BACKEND_PATH = "redrafter_vllm.integration.attention_backend.TreeAttentionBackend"
+_MARK = "_redrafter_original"
+
+
+class SeamChangedError(RuntimeError):
+    """A name that the plugin rebinds is gone from the installed vLLM."""
+
+
+def rebind(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+    """Replace `owner.name` by `make(original)`, once per process."""
+    original = vars(owner).get(name)
+    if original is None:
+        raise SeamChangedError(
+            f"redrafter-vllm rebinds {getattr(owner, '__name__', owner)}.{name}, which this vLLM does not have; "
+            "install a vLLM version listed in docs/vllm_seams.md."
+        )
+    function = original.__func__ if isinstance(original, (classmethod, staticmethod)) else original
+    if hasattr(function, _MARK):
+        return
+    replacement = functools.wraps(function)(make(function))
+    setattr(replacement, _MARK, function)
+    setattr(owner, name, type(original)(replacement) if function is not original else replacement)
+
+
+def install_front() -> None:
+    """What every process needs to recognise the method; installed when the plugin loads."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    # vLLM knows its speculative methods by a closed list. Can go when it has a registry of methods.
+    rebind(EngineArgs, "create_speculative_config", _create_speculative_config)
+    # `--speculative-model NAME`, vLLM's own flag once. Can go with nothing lost: `--spec-model` means the same.
+    rebind(EngineArgs, "add_cli_args", _add_cli_args)
+
+
+def install_runner() -> None:
+    """What serving with the method needs; installed when its configuration is built or arrives in a process."""
+    from vllm.platforms.cpu import CpuPlatform
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.worker.gpu import model_runner
+
+    # The runner imports these two by name. Can go when a method can name its speculator and model state.
+    rebind(model_runner, "init_speculator", _init_speculator)
+    rebind(model_runner, "init_model_state", _init_model_state)
+    # The CPU platform answers CPU_ATTN whatever is selected. Can go when it honours CUSTOM.
+    rebind(CpuPlatform, "get_attn_backend_cls", _cpu_attn_backend)
+    # vLLM's rejection sampler ignores min_p and logit_bias, so it refuses them; the walk runs its whole sampler.
+    # Can go when the refusal asks the method.
+    rebind(SamplingParams, "_validate_spec_decode", _validate_spec_decode)
+
+
+def install_refusal(message: str) -> None:
+    """On a vLLM that the seam does not know, only make a request for ReDrafter fail with `message`."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    def refuse(original: Callable) -> Callable:
+        def create_speculative_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+            options = getattr(self, "speculative_config", None) or {}
+            names = (options.get("method"), options.get("model"), getattr(self, "spec_model", None))
+            if "redrafter" in names:
+                raise RuntimeError(message)
+            return original(self, *args, **kwargs)
+
+        return create_speculative_config
+
+    rebind(EngineArgs, "create_speculative_config", refuse)
+    rebind(EngineArgs, "add_cli_args", _add_cli_args)
+
+
+def _create_speculative_config(original: Callable) -> Callable:
+    def create_speculative_config(self: Any, target_model_config: Any, target_parallel_config: Any) -> Any:
+        from redrafter_vllm.integration import speculative_config as ours
+
+        flags = {"method": self.spec_method, "model": self.spec_model, "num_speculative_tokens": self.spec_tokens}
+        given = {name: value for name, value in flags.items() if value is not None}
+        options = {**(self.speculative_config or {})}
+        if not ours.is_redrafter({**options, **given}):
+            return original(self, target_model_config, target_parallel_config)
+        if twice := sorted(given.keys() & options.keys()):
+            raise ValueError(f"{twice[0]!r} is set both by its own flag and in --speculative-config; set it once.")
+        config = ours.build_speculative_config(
+            {
+                **options,
+                **given,
+                "target_model_config": target_model_config,
+                "target_parallel_config": target_parallel_config,
+            }
+        )
+        if not config.drafting.is_chain:
+            select_tree_attention(self)
+        return config
+
+    return create_speculative_config
+
+
+def select_tree_attention(engine_args: Any) -> None:
+    """Make the engine's attention backend ours; a backend that the user chose cannot be honoured."""
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    chosen = engine_args.attention_backend or engine_args.attention_config.backend
+    if chosen not in (None, "CUSTOM", AttentionBackendEnum.CUSTOM):
+        name = getattr(chosen, "name", chosen)
+        raise ValueError(
+            f"ReDrafter's trees need their own attention backend, but {name} was chosen; leave the attention backend "
+            "unset, or draft chains (beam_width=1)."
+        )
+    register_tree_attention()
+    if engine_args.attention_config.backend is None:
+        engine_args.attention_backend = AttentionBackendEnum.CUSTOM
+
+
+def register_tree_attention() -> None:
+    """Put our backend in vLLM's slot for custom backends of this process."""
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+    custom = AttentionBackendEnum.CUSTOM
+    if custom.is_overridden() and custom.get_path() != BACKEND_PATH:
+        raise ValueError(
+            f"ReDrafter's trees need vLLM's CUSTOM attention backend, which {custom.get_path()} has taken; unload that "
+            "plugin or draft chains (beam_width=1)."
+        )
+    register_backend(custom, BACKEND_PATH)
+
+
+def _add_cli_args(original: Callable) -> Callable:
+    def add_cli_args(parser: Any) -> Any:
+        parser = original(parser)
+        if "--speculative-model" in parser._option_string_actions:
+            return parser
+        # Plain `--help` lists groups, not flags: a group of its own puts the flag where users look first.
+        group = parser.add_argument_group(
+            "ReDrafter", "Speculative decoding with a recurrent drafter: --speculative-model redrafter"
+        )
+        group.add_argument(
+            "--speculative-model",
+            dest="spec_model",
+            metavar="NAME",
+            default=None,
+            help="Drafter for speculative decoding: the word 'redrafter' (finds the drafter trained for this model), a "
+            "directory or a hub id. The same as --speculative-config '{\"model\": NAME}', which takes the drafting "
+            "options as well.",
+        )
+        return parser
+
+    return add_cli_args
+
+
+def _init_speculator(original: Callable) -> Callable:
+    def init_speculator(vllm_config: Any, device: Any, req_states: Any) -> Any:
+        if not _is_ours(vllm_config):
+            return original(vllm_config, device, req_states)
+        from redrafter_vllm.integration.speculator import RedrafterSpeculator
+
+        if not vllm_config.speculative_config.drafting.is_chain:
+            register_tree_attention()
+        return RedrafterSpeculator(vllm_config, device)
+
+    return init_speculator
+
+
+def _init_model_state(original: Callable) -> Callable:
+    def init_model_state(vllm_config: Any, model: Any, encoder_cache: Any, device: Any) -> Any:
+        if not _is_ours(vllm_config):
+            return original(vllm_config, model, encoder_cache, device)
+        from redrafter_vllm.integration.model_state import RedrafterModelState
+
+        return RedrafterModelState(vllm_config, model, encoder_cache, device)
+
+    return init_model_state
+
+
+def _cpu_attn_backend(original: Callable) -> Callable:
+    def get_attn_backend_cls(cls: Any, selected_backend: Any, *args: Any, **kwargs: Any) -> str:
+        from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+        custom = AttentionBackendEnum.CUSTOM
+        if selected_backend == custom and custom.is_overridden() and custom.get_path() == BACKEND_PATH:
+            return BACKEND_PATH
+        return original(cls, selected_backend, *args, **kwargs)
+
+    return get_attn_backend_cls
+
+
+def _validate_spec_decode(original: Callable) -> Callable:
+    def _validate_spec_decode(self: Any, speculative_config: Any) -> None:
+        if getattr(speculative_config, "method", None) != "redrafter":
+            original(self, speculative_config)
+
+    return _validate_spec_decode
+
+
+def _is_ours(vllm_config: Any) -> bool:
+    spec = vllm_config.speculative_config
+    return spec is not None and spec.method == "redrafter"

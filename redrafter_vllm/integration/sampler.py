@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's sampler on every row of a verification step, then the walk."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.config.model import PROCESSED_LOGPROBS_MODES
+from vllm.v1.outputs import LogprobsTensors
+from vllm.v1.worker.gpu.input_batch import InputBatch, get_num_sampled_and_rejected
+from vllm.v1.worker.gpu.metrics.logits import get_num_nans
+from vllm.v1.worker.gpu.sample.logprob import compute_topk_scores
+from vllm.v1.worker.gpu.sample.output import SamplerOutput
+from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
+
+from redrafter_vllm.integration.speculator import RedrafterSpeculator
+from redrafter_vllm.ops.tree_verify import Walk
+from redrafter_vllm.verifier import RowLayout, emitting_rows, invalidate, walk_drafts
+
+
+class TreeSampler:
+    """Stands where vLLM's rejection sampler would.
+
+    Every row is sampled exactly as plain decoding would sample there: the same processing, and noise drawn from the
+    request's seed and the row's position in the text. The walk then keeps the tokens that plain decoding would have
+    reached. (Leviathan-style acceptance `min(1, p/q)` is not used: beams are not samples of q.)
+    """
+
+    def __init__(self, sampler: Any, speculator: RedrafterSpeculator) -> None:
+        self.sampler = sampler
+        self.speculator = speculator
+        self.max_depth = speculator.drafting.beam_length
+
+    def __call__(
+        self,
+        logits: Tensor,  # [rows, V]
+        input_batch: InputBatch,
+        draft_logits: Tensor | None = None,
+        invalid_drafts: Tensor | None = None,  # [rows] bool
+    ) -> SamplerOutput:
+        step = self.speculator.step
+        assert step is not None and step.batch is input_batch
+        assert step.layout is not None and step.drafts is not None
+        num_nans = get_num_nans(logits) if self.sampler.compute_nans else None
+        logprobs_dims = self.sampler.get_logprobs_dims(input_batch.idx_mapping_np)
+        keeps_processed = logprobs_dims is not None and self.sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES
+
+        sampled, processed = self._sample_rows(logits, input_batch, logprobs_dims is not None, keeps_processed)
+        drafts = step.drafts
+        if invalid_drafts is not None:
+            drafts = invalidate(drafts, step.layout, invalid_drafts)
+        step.walk = walk_drafts(sampled, step.layout, drafts, self.max_depth)
+
+        logprobs = None
+        if logprobs_dims is not None:
+            scored = processed if processed is not None else logits
+            logprobs = self._logprobs(scored, sampled, input_batch, step.walk, step.layout, logprobs_dims)
+        num_sampled, num_rejected = get_num_sampled_and_rejected(
+            step.walk.num_emitted.clone(),
+            input_batch.seq_lens,
+            input_batch.cu_num_logits,
+            input_batch.idx_mapping,
+            self.sampler.req_states.prefill_len.gpu,
+        )
+        return SamplerOutput(
+            sampled_token_ids=step.walk.emitted,
+            logprobs_tensors=logprobs,
+            num_nans=num_nans,
+            num_sampled=num_sampled,
+            num_rejected=num_rejected,
+        )
+
+    def _sample_rows(
+        self, logits: Tensor, batch: InputBatch, return_logprobs: bool, keep_processed: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The target's token at every row, in chunks of whole requests that bound the float copy of the logits."""
+        pos = batch.positions[batch.logits_indices]
+        input_ids = batch.input_ids[batch.logits_indices]
+        sampled_chunks, processed_chunks = [], []
+        for reqs, rows in _request_chunks(batch.cu_num_logits_np, get_max_chunk_logits(logits.shape[1])):
+            sampled, processed = self.sampler.sample(
+                logits[rows],
+                batch.expanded_idx_mapping[rows],
+                batch.idx_mapping[reqs],
+                batch.idx_mapping_np[reqs],
+                pos[rows],
+                input_ids[rows],
+                batch.expanded_local_pos[rows],
+                batch.seq_lens_cpu_upper_bound.numpy()[reqs],
+                return_logprobs=return_logprobs,
+            )
+            sampled_chunks.append(sampled)
+            if keep_processed:
+                processed_chunks.append(processed)
+        return _join(sampled_chunks), _join(processed_chunks) if keep_processed else None
+
+    def _logprobs(
+        self,
+        logits: Tensor,
+        sampled: Tensor,
+        batch: InputBatch,
+        walk: Walk,
+        layout: RowLayout,
+        dims: tuple[int, int],
+    ) -> LogprobsTensors:
+        """vLLM expects a request's i-th emitted token in its i-th row: bring the rows of the path there."""
+        num_logprobs, max_per_req_token_ids = dims
+        rows = emitting_rows(walk, layout)
+        return compute_topk_scores(
+            logits[rows],
+            num_logprobs,
+            sampled[rows],
+            batch.cu_num_logits_np.tolist(),
+            logprob_token_ids_state=self.sampler.logprob_token_ids_state,
+            expanded_idx_mapping=batch.expanded_idx_mapping,
+            max_per_req_token_ids=max_per_req_token_ids,
+            logits_mode=self.sampler.logprobs_mode in ("raw_logits", "processed_logits"),
+        )
+
+
+def _request_chunks(cu_num_logits: np.ndarray, max_rows: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of requests, and of their rows, that hold at most `max_rows` rows or a single request."""
+    num_reqs = len(cu_num_logits) - 1
+    start = 0
+    while start < num_reqs:
+        end = start + 1
+        while end < num_reqs and cu_num_logits[end + 1] - cu_num_logits[start] <= max_rows:
+            end += 1
+        yield slice(start, end), slice(int(cu_num_logits[start]), int(cu_num_logits[end]))
+        start = end
+
+
+def _join(chunks: list[Tensor]) -> Tensor:
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks)

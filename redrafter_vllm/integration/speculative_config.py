@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The speculative configuration of method `redrafter`, as vLLM's configuration carries it through its processes."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from vllm.config import SpeculativeConfig
+from vllm.config.utils import config
+from vllm.logger import init_logger
+
+from redrafter_vllm.checkpoint import check_against_target, inspect_checkpoint, read_config
+from redrafter_vllm.config import DraftingConfig, OptionError, known_options, parse_drafting_options
+from redrafter_vllm.integration.patches import install_runner
+from redrafter_vllm.integration.target_support import check_parallelism, check_target
+from redrafter_vllm.resolve import WORD, resolve_drafter
+
+logger = init_logger(__name__)
+
+# Whoever imports this module builds the configuration or has just received one from another process: only then is
+# anything of the runner's touched.
+install_runner()
+
+MODEL_TYPE = "recurrent_drafting_drafter"
+
+# Options of vLLM's own that mean something for this method.
+_VLLM_OPTIONS = ("method", "model", "num_speculative_tokens_per_batch_size")
+_FROM_ENGINE = ("target_model_config", "target_parallel_config")
+
+
+@config
+class RedrafterSpeculativeConfig(SpeculativeConfig):
+    """`SpeculativeConfig` with ReDrafter's own fields. Built by `build_speculative_config`, which checks them."""
+
+    method: Literal["redrafter"] = "redrafter"
+    """Always `redrafter`."""
+    checkpoint: str = ""
+    """Local directory of the drafter."""
+    beam_width: int = Field(default=4, ge=1)
+    """Beams kept at every step."""
+    beam_length: int = Field(default=4, ge=1)
+    """Drafted tokens per beam, without the root."""
+    logits_top_k: int | None = None
+    """Renormalise the drafter's logits over this many best."""
+
+    def __post_init__(self) -> None:
+        # As with n-gram drafting there is no second model for vLLM to load: the drafter holds no KV cache.
+        self.draft_model_config = self.target_model_config
+        self.draft_parallel_config = self.target_parallel_config
+
+    @property
+    def drafting(self) -> DraftingConfig:
+        """The drafting options as one checked value."""
+        return DraftingConfig(self.beam_width, self.beam_length, self.num_speculative_tokens, self.logits_top_k)
+
+    def __repr__(self) -> str:
+        return f"RedrafterSpeculativeConfig(checkpoint={self.checkpoint!r}, drafting={self.drafting})"
+
+
+def is_redrafter(options: dict[str, Any] | None) -> bool:
+    """Whether user options ask for this method: by method, by the word, or by the checkpoint's `model_type`."""
+    if not options:
+        return False
+    method, model = options.get("method"), options.get("model")
+    if method is not None:
+        return method == WORD
+    return model == WORD or (isinstance(model, str) and _model_type(model) == MODEL_TYPE)
+
+
+def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeConfig:
+    """Check everything that can be checked before any weights load and build the configuration.
+
+    Raises:
+        ValueError: One sentence that says what is wrong, where, and what to do.
+    """
+    user = {name.replace("-", "_"): value for name, value in options.items()}
+    engine = {name: user.pop(name, None) for name in _FROM_ENGINE}
+    kept = {name: user.pop(name) for name in _VLLM_OPTIONS if name in user}
+    try:
+        drafting = parse_drafting_options(user)
+    except OptionError as error:
+        if unknown := set(user) - set(known_options()):
+            names = ", ".join((*_VLLM_OPTIONS, *known_options()))
+            raise OptionError(
+                f"Unknown ReDrafter option {sorted(unknown)[0]!r} in the speculative config; known options are {names}."
+            ) from error
+        raise
+    target = engine["target_model_config"]
+    check_target(target, drafting)
+    check_parallelism(engine["target_parallel_config"])
+    checkpoint = resolve_drafter(kept.get("model"), target.model)
+    _check_checkpoint(checkpoint, target)
+    logger.info("ReDrafter: drafter %s, %s", checkpoint, drafting)
+    return RedrafterSpeculativeConfig(
+        model=str(checkpoint),
+        checkpoint=str(checkpoint),
+        beam_width=drafting.beam_width,
+        beam_length=drafting.beam_length,
+        num_speculative_tokens=drafting.num_speculative_tokens,
+        logits_top_k=drafting.logits_top_k,
+        num_speculative_tokens_per_batch_size=kept.get("num_speculative_tokens_per_batch_size"),
+        **engine,
+    )
+
+
+def _check_checkpoint(checkpoint: Path, target: Any) -> None:
+    drafter_config = read_config(checkpoint)
+    check_against_target(drafter_config, hidden_size=target.get_hidden_size(), vocab_size=target.get_vocab_size())
+    inspect_checkpoint(checkpoint)
+
+
+def _model_type(model: str) -> str | None:
+    """`model_type` of a checkpoint's config.json; None where there is none to be read."""
+    from transformers import PretrainedConfig
+
+    try:
+        config_dict, _ = PretrainedConfig.get_config_dict(model)
+    except Exception:  # not a checkpoint: whatever it is, vLLM will say
+        return None
+    return config_dict.get("model_type")

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which vLLM this plugin knows."""
+
+from packaging.version import InvalidVersion, Version
+
+LOWEST, BEYOND = "0.32", "0.34"
+
+
+class UnsupportedVllmError(RuntimeError):
+    """The installed vLLM is outside the range that the seam was written for."""
+
+
+def check_vllm_version(version: str) -> None:
+    """Raise `UnsupportedVllmError` unless `version` is within the supported range."""
+    try:
+        known = Version(LOWEST) <= Version(version.split("+")[0]) < Version(BEYOND)
+    except InvalidVersion:
+        known = False
+    if not known:
+        raise UnsupportedVllmError(
+            f"redrafter-vllm knows vLLM >={LOWEST},<{BEYOND}, but {version!r} is installed; install a vLLM in that range "
+            "or a redrafter-vllm that knows this one."
+        )

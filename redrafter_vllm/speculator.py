@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One drafting round: context and root in, packed trees out."""
+
+import torch
+from torch import Tensor
+
+from redrafter_vllm.config import DraftingConfig
+from redrafter_vllm.drafter import Drafter
+from redrafter_vllm.ops.beam_search import Beams, beam_search
+from redrafter_vllm.tree import DraftTree
+
+
+def draw_trees(
+    drafter: Drafter,
+    embedding: Tensor,  # [V, H]
+    context: Tensor,  # [B, H]
+    root_tokens: Tensor,  # [B]
+    chain_only: Tensor,  # [B] bool
+    config: DraftingConfig,
+) -> DraftTree:
+    """Beam-search from the roots and pack the beams.
+
+    A request that may only have a chain gets its best beam: all its beams are replaced by that one, and the packing
+    leaves a chain of it. A chain is a tree; there is no second path.
+
+    Args:
+        drafter: The RNN drafter.
+        embedding: The target's input embedding.
+        context: Target's hidden state (after its final norm) at the last accepted token.
+        root_tokens: The token that the target has sampled there.
+        chain_only: Requests whose logits depend on the order of earlier tokens.
+        config: Beam width and length, node slots, renormalisation.
+    """
+    beams = beam_search(
+        drafter,
+        embedding,
+        context.to(embedding.dtype),
+        root_tokens,
+        beam_width=config.beam_width,
+        beam_length=config.beam_length,
+        logits_top_k=config.logits_top_k,
+    )
+    return DraftTree.from_beams(_keep_best_beam(beams, chain_only), config.num_speculative_tokens)
+
+
+def _keep_best_beam(beams: Beams, chain_only: Tensor) -> Beams:
+    chain_B11 = chain_only[:, None, None]
+    return Beams(
+        tokens=torch.where(chain_B11, beams.tokens[:, :1], beams.tokens),
+        token_log_probs=torch.where(chain_B11, beams.token_log_probs[:, :1], beams.token_log_probs),
+    )
