@@ -131,8 +131,15 @@ class Drafter(nn.Module):
         return self.lm_head[1:](skip + silu(x))
 
     def forward(self, context: Tensor, state: Tensor) -> Tensor:
-        """Logits [..., V] without a kept share, for a context [..., H] and a state [..., H]."""
-        return self.logits(self.context_share(context), state)
+        """What `logits(context_share(context), state)` computes, with the first linear layer in one piece."""
+        if context.dim() < state.dim():
+            context = context.unsqueeze(-2)
+        x = torch.cat(torch.broadcast_tensors(context, state), -1)
+        return self.lm_head(self.input_proj(x) if self.config.has_input_proj else x)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
 
     @property
     def _starts_with_block(self) -> bool:

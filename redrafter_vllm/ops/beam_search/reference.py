@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Beam search of arXiv 2403.09919, section 3.2, in plain torch: fixed shapes, no host synchronisation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding as lookup
+
+from redrafter_vllm.drafter import Drafter
+
+
+@dataclass(frozen=True)
+class Beams:
+    """The candidates of one drafting round, best beam first; the root token is not part of a beam."""
+
+    tokens: Tensor  # [B, W, T] int64
+    token_log_probs: Tensor  # [B, W, T] fp32, each given the root and the beam's earlier tokens
+
+    def __post_init__(self) -> None:
+        if self.tokens.dim() != 3 or self.tokens.shape != self.token_log_probs.shape:
+            raise ValueError(
+                "tokens and token_log_probs must have one shape [B, W, T], not "
+                f"{list(self.tokens.shape)} and {list(self.token_log_probs.shape)}"
+            )
+
+    def best_where(self, chain: Tensor) -> "Beams":
+        """Gives the rows with `chain` [B] (bool) the best beam in all W places, so that their tree is a chain."""
+        rows = chain[:, None, None]
+        return Beams(
+            torch.where(rows, self.tokens[:, :1], self.tokens),
+            torch.where(rows, self.token_log_probs[:, :1], self.token_log_probs),
+        )
+
+
+@torch.no_grad()
+def beam_search(
+    drafter: Drafter,
+    embedding: Tensor | Callable[[Tensor], Tensor],
+    context: Tensor,
+    root_tokens: Tensor,
+    *,
+    beam_width: int,
+    beam_length: int,
+    logits_top_k: int | None = None,
+) -> Beams:
+    """Drafts `beam_length` tokens on each of `beam_width` beams.
+
+    embedding: the target's [V, H], or a function from token ids to embeddings; context: the target's last hidden
+    state [B, H]; root_tokens: the tokens it has sampled, [B], not counted in `beam_length`. B may be 0.
+
+    Scores are log-probabilities over the whole vocabulary, in fp32. `logits_top_k` is for parity with Apple's
+    implementation, which uses 50: it renormalises over each beam's highest logits (ties of the last included) and
+    forgoes the split of the first linear layer, because sums in another order would move large logits by more than
+    the parity asked for. Equal scores go to the better beam, then to the lower token id, on any device.
+
+    Raises ValueError for impossible shapes, lengths or widths.
+    """
+    _check(drafter, embedding, context, root_tokens, beam_width, beam_length, logits_top_k)
+    embed = embedding if callable(embedding) else lambda ids: lookup(ids, embedding)
+    dtype = drafter.dtype
+    context_BH = context.to(dtype)
+    share_BS = drafter.context_share(context_BH)
+
+    # Before the first step every beam is the root alone: only one is live, or all would draft the same tokens.
+    batch = root_tokens.shape[0]
+    last_BW = root_tokens.long().unsqueeze(1).expand(batch, beam_width)
+    score_BW = torch.full((batch, beam_width), -torch.inf, device=root_tokens.device)
+    score_BW[:, 0] = 0.0
+    state_BWH = drafter.initial_state(context_BH).unsqueeze(1).expand(batch, beam_width, -1)
+    tokens_BWt = last_BW.new_empty((batch, beam_width, 0))
+    log_probs_BWt = score_BW.new_empty((batch, beam_width, 0))
+
+    for _ in range(beam_length):
+        state_BWH = drafter.next_state(state_BWH, embed(last_BW).to(dtype))
+        if logits_top_k is None:
+            log_probs_BWV = drafter.logits(share_BS, state_BWH).float().log_softmax(-1)
+        else:
+            log_probs_BWV = _log_probs_of_top(drafter(context_BH, state_BWH).float(), logits_top_k)
+        # The best W of all W·V continuations are among the best W of each beam.
+        step_BWW, candidate_BWW = top_k_stable(log_probs_BWV, beam_width)
+        total_BWW = score_BW.unsqueeze(-1) + step_BWW
+        score_BW, chosen_BW = top_k_stable(total_BWW.flatten(1), beam_width)
+        parent_BW = chosen_BW // beam_width
+
+        last_BW = candidate_BWW.flatten(1).gather(1, chosen_BW)
+        step_BW = step_BWW.flatten(1).gather(1, chosen_BW)
+        state_BWH = _follow(state_BWH, parent_BW)
+        tokens_BWt = torch.cat((_follow(tokens_BWt, parent_BW), last_BW.unsqueeze(-1)), -1)
+        log_probs_BWt = torch.cat((_follow(log_probs_BWt, parent_BW), step_BW.unsqueeze(-1)), -1)
+    return Beams(tokens_BWt, log_probs_BWt)
+
+
+def top_k_stable(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest of `values` [..., n] in descending order, and their indices; equal ones by ascending index.
+
+    `torch.topk` leaves to the device which of several equal values it takes, and in which order.
+    """
+    top, index = values.topk(k, dim=-1)
+    lowest = top[..., -1:]
+    place = torch.arange(k, device=values.device)
+    num_above = (top > lowest).sum(-1, keepdim=True)
+    # Of the values equal to the lowest one taken, take those that come first.
+    num_ties = (values == lowest).cumsum(-1, dtype=torch.int32)
+    wanted_tie = (place - num_above + 1).clamp(min=0).int()
+    tie_index = torch.searchsorted(num_ties, wanted_tie).clamp(max=values.shape[-1] - 1)
+    index = torch.where(place < num_above, index, tie_index).sort(dim=-1).values
+    top, order = values.gather(-1, index).sort(dim=-1, descending=True, stable=True)
+    return top, index.gather(-1, order)
+
+
+def _log_probs_of_top(logits: Tensor, top_k: int) -> Tensor:
+    lowest_kept = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < lowest_kept, -torch.inf).log_softmax(-1)
+
+
+def _follow(per_beam: Tensor, parent_BW: Tensor) -> Tensor:
+    """Row `parent` of `per_beam` [B, W, n] for each new beam: [B, W, n]."""
+    return per_beam.gather(1, parent_BW.unsqueeze(-1).expand(-1, -1, per_beam.shape[-1]))
+
+
+def _check(
+    drafter: Drafter,
+    embedding: Tensor | Callable[[Tensor], Tensor],
+    context: Tensor,
+    root_tokens: Tensor,
+    beam_width: int,
+    beam_length: int,
+    logits_top_k: int | None,
+) -> None:
+    hidden, vocab = drafter.config.hidden_size, drafter.config.vocab_size
+    if beam_width < 1 or beam_length < 1:
+        raise ValueError(f"beam_width and beam_length must be at least 1, not {beam_width} and {beam_length}")
+    if beam_width > vocab:
+        raise ValueError(f"beam_width is {beam_width} but the drafter's vocabulary has only {vocab} tokens")
+    if logits_top_k is not None and logits_top_k < beam_width:
+        raise ValueError(f"logits_top_k is {logits_top_k}: it must be at least beam_width, which is {beam_width}")
+    if root_tokens.dim() != 1 or tuple(context.shape) != (root_tokens.shape[0], hidden):
+        raise ValueError(
+            f"context must be [B, {hidden}] and root_tokens [B], not {list(context.shape)} and "
+            f"{list(root_tokens.shape)}"
+        )
+    if isinstance(embedding, Tensor) and (
+        embedding.dim() != 2 or embedding.shape[1] != hidden or embedding.shape[0] < vocab
+    ):
+        raise ValueError(f"embedding must be [V, {hidden}] with V at least {vocab}, not {list(embedding.shape)}")

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The draft tree: what is verified in one step of the target."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from torch import Tensor
+
+from redrafter_vllm.ops.beam_search import Beams
+from redrafter_vllm.ops.prefix_tree import ancestor_mask, prefix_tree
+
+
+@dataclass(frozen=True)
+class DraftTree:
+    """The distinct prefixes of a round's beams, at most N a request; the root token is not a node.
+
+    Nodes stand in order of descending cumulative log-probability, equal ones by depth. So a parent stands before its
+    children, a node's index is at least its depth − 1, and the first n nodes are a valid tree for every n: the most
+    probable n prefixes. Slots from `num_nodes` on are padding: token 0, parent −1, depth 0, log-probability −inf.
+    """
+
+    tokens: Tensor  # [B, N] int64
+    parents: Tensor  # [B, N] int64, a node index, −1 under the root
+    depths: Tensor  # [B, N] int64, 1 under the root
+    log_probs: Tensor  # [B, N] fp32, cumulative from the root
+    num_nodes: Tensor  # [B] int64
+
+    @classmethod
+    def from_beams(cls, beams: Beams, max_nodes: int) -> Self:
+        """Deduplicates `beams` into trees of N = `max_nodes` slots, keeping the most probable prefixes.
+
+        Runs on the beams' device without host synchronisation. Raises ValueError when `max_nodes` is below 1.
+        """
+        if max_nodes < 1:
+            raise ValueError(f"max_nodes must be at least 1, not {max_nodes}")
+        return cls(*prefix_tree(beams.tokens, beams.token_log_probs, max_nodes))
+
+    def ancestor_mask(self) -> Tensor:
+        """[B, N, N] bool: entry [b, i, j] says that j is i or an ancestor of i; padding rows and columns are False."""
+        return ancestor_mask(self.parents, self.num_nodes)
