@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KV compaction against a copy of single entries, one by one, from an untouched original."""
+
+import random
+
+import pytest
+import torch
+
+from redrafter_vllm.ops.kv_compact import kv_compact
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 16, 48])
+@pytest.mark.parametrize("seed", range(4))
+def test_paths_over_block_borders(block_size: int, seed: int) -> None:
+    rng = random.Random(seed)
+    num_nodes, depth, requests = 12, 5, 3
+    blocks_each = -(-(num_nodes + 1 + block_size) // block_size)
+    caches = [torch.randn(requests * blocks_each + 1, 2, block_size, 6) for _ in range(3)]
+    originals = [cache.clone() for cache in caches]
+    expected = [cache.clone() for cache in caches]
+    pages = list(range(1, requests * blocks_each + 1))
+    rng.shuffle(pages)
+    source, target = [], []
+    for request in range(requests):
+        own = pages[request * blocks_each :]
+        start = rng.randrange(block_size)
+
+        def slot(local: int, own: list[int] = own, start: int = start) -> int:
+            return own[(start + local) // block_size] * block_size + (start + local) % block_size
+
+        path = sorted(rng.sample(range(num_nodes), rng.randint(0, depth)))
+        source.append([slot(path[t] + 1) if t < len(path) else slot(0) for t in range(depth)])
+        target.append([slot(t + 1) if t < len(path) else slot(0) for t in range(depth)])
+        for t, node in enumerate(path):
+            for cache, original in zip(expected, originals, strict=True):
+                old, new = slot(node + 1), slot(t + 1)
+                cache[new // block_size, :, new % block_size] = original[old // block_size, :, old % block_size]
+    kv_compact(caches, torch.tensor(source), torch.tensor(target))
+    for cache, wanted in zip(caches, expected, strict=True):
+        assert torch.equal(cache, wanted)
+
+
+def test_nothing_to_move_changes_nothing() -> None:
+    cache = torch.randn(4, 2, 8, 6)
+    before = cache.clone()
+    slots = torch.full((2, 3), 17)
+    kv_compact([cache], slots, slots.clone())
+    assert torch.equal(cache, before)
+    kv_compact([cache], torch.zeros(0, 3, dtype=torch.long), torch.zeros(0, 3, dtype=torch.long))
+    assert torch.equal(cache, before)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drafting options: defaults, the spellings of other projects, and every refusal."""
+
+import pytest
+
+from redrafter_vllm.config import DraftingConfig, OptionError, parse_drafting_options
+
+
+def test_defaults_fit_each_other() -> None:
+    config = parse_drafting_options({})
+    assert (config.beam_width, config.beam_length, config.num_speculative_tokens) == (4, 4, 16)
+    assert not config.is_chain
+
+
+@pytest.mark.parametrize(
+    ("width", "length", "slots"), [(1, 3, 3), (2, 4, 8), (5, 5, 16), (8, 4, 16), (1, 20, 20), (2, 20, 20)]
+)
+def test_default_number_of_slots(width: int, length: int, slots: int) -> None:
+    assert DraftingConfig(width, length).num_speculative_tokens == slots
+
+
+def test_other_spellings() -> None:
+    tensorrt = {"redrafter_num_beams": 5, "redrafter_draft_len_per_beam": 5, "redrafter_greedy_search": True}
+    assert parse_drafting_options(tensorrt) == DraftingConfig(5, 5)
+    assert parse_drafting_options({"beam_width": 4, "beam_length_with_root": 5}) == DraftingConfig(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"beam_wdith": 4}, "Unknown ReDrafter option 'beam_wdith'"),
+        ({"beam_width": 0}, "beam_width=0 is out of range; it must be between 1 and 64"),
+        ({"beam_width": 65}, "beam_width=65"),
+        ({"beam_length": 33}, "beam_length=33"),
+        ({"beam_width": "4"}, "beam_width must be an integer, not '4'"),
+        ({"beam_width": True}, "beam_width must be an integer"),
+        ({"num_speculative_tokens": 129, "beam_width": 16, "beam_length": 16}, "num_speculative_tokens=129"),
+        ({"num_speculative_tokens": 3}, "cannot hold one beam"),
+        ({"num_speculative_tokens": 17}, "can ever fill; use at most 16"),
+        ({"logits_top_k": 3}, "logits_top_k=3"),
+        ({"beam_length": 4, "beam_length_with_root": 5}, "both set beam_length"),
+        ({"beam_width": 4, "redrafter_num_beams": 4}, "both set beam_width"),
+        ({"beam_length_with_root": 1}, "beam_length_with_root=1"),
+    ],
+)
+def test_refusals(options: dict[str, object], sentence: str) -> None:
+    with pytest.raises(OptionError, match=sentence.replace("'", ".")):
+        parse_drafting_options(options)
