@@ -26,6 +26,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
+_WEIGHT_STEMS = ("pytorch_model", "model", "drafter")
 _FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -97,9 +98,9 @@ def check_against_target(config: DrafterConfig, *, hidden_size: int, vocab_size:
 
 
 def load_checkpoint(
-    path: str | PathLike[str], *, dtype: torch.dtype, device: str | torch.device
+    path: str | PathLike[str], *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> tuple[DrafterConfig, dict[str, Tensor]]:
-    """The config and the tensors, under Apple's names, in `dtype` on `device`."""
+    """The config and the tensors, under Apple's names, on `device`, in `dtype` or else as stored."""
     config, entries = _read_header(Path(path))
     tensors: dict[str, Tensor] = {}
     for file in sorted({entry.file for entry in entries.values()}):
@@ -193,6 +194,12 @@ def check_finite(where: str, tensor: Tensor) -> None:
         )
 
 
+def pickle_files(directory: Path) -> list[Path]:
+    """The directory's pickles, only those named like weights where there are any."""
+    files = sorted(file for file in directory.iterdir() if file.suffix in PICKLE_SUFFIXES)
+    return [file for file in files if file.name.startswith(_WEIGHT_STEMS)] or files
+
+
 def _read_header(directory: Path) -> tuple[DrafterConfig, dict[str, _Entry]]:
     config, inside_target = read_config(directory)
     found: dict[str, _Entry] = {}
@@ -231,11 +238,10 @@ def _weight_files(directory: Path) -> list[Path]:
             f"{directory} holds {len(others)} safetensors files and no {INDEX_FILE} that says which belong together: "
             "add the index, or keep one file."
         )
-    pickles = sorted(file.name for file in directory.iterdir() if file.suffix in PICKLE_SUFFIXES)
-    if pickles:
+    if pickles := [file.name for file in pickle_files(directory)]:
         raise PickleCheckpointError(
-            f"{directory} holds its weights as a pickle ({', '.join(pickles)}), which may run code when read: if you "
-            f"trust it, convert it with `python -m redrafter_vllm.convert {directory} DST --allow-pickle`."
+            f"{directory} holds its weights as a pickle ({_listed(pickles)}), which may run code when read: if you trust "
+            f"it, convert it with `python -m redrafter_vllm.convert {directory} DST --allow-pickle`."
         )
     raise CheckpointNotFoundError(f"{directory} holds no {WEIGHTS_FILE}: export or copy the drafter's weights there.")
 
@@ -268,7 +274,7 @@ def _expected_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in Drafter(config).state_dict().items()}
 
 
-def _converted(tensor: Tensor, where: str, dtype: torch.dtype, device: str | torch.device) -> Tensor:
+def _converted(tensor: Tensor, where: str, dtype: torch.dtype | None, device: str | torch.device) -> Tensor:
     converted = tensor.to(device=device, dtype=dtype)
     check_finite(where, converted)
     return converted

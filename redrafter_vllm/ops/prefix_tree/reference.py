@@ -68,7 +68,7 @@ def ancestor_mask(parents: Tensor, num_nodes: Tensor) -> Tensor:
 
     parents: [B, N], −1 under the root; num_nodes: [B], at and beyond which nodes count as padding.
     """
-    batch, capacity = parents.shape
+    capacity = parents.shape[1]
     is_node_BN = torch.arange(capacity, device=parents.device) < num_nodes.unsqueeze(1)
     mask_BNN = torch.diag_embed(is_node_BN)
     # One row more, all False, is where the paths end; it leads to itself.
