@@ -46,7 +46,9 @@ def accelerators_in(version_source: str) -> dict[str, str]:
     """The accelerators that a `torch/version.py` with this text declares, e.g. `{"cuda": "13.0"}`."""
     found: dict[str, str] = {}
     for node in ast.parse(version_source).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
         value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
         for target in targets:
             if isinstance(target, ast.Name) and target.id in _ACCELERATORS and isinstance(value, ast.Constant):

