@@ -9,7 +9,7 @@ from vllm.config import SpeculativeConfig
 from vllm.config.utils import config
 from vllm.logger import init_logger
 
-from redrafter_vllm.checkpoint import check_against_target, inspect_checkpoint, read_config
+from redrafter_vllm.checkpoint import check_against_target, check_checkpoint
 from redrafter_vllm.config import DraftingConfig, OptionError, known_options, parse_drafting_options
 from redrafter_vllm.integration.patches import install_runner
 from redrafter_vllm.integration.target_support import check_parallelism, check_target
@@ -104,9 +104,8 @@ def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeCon
 
 
 def _check_checkpoint(checkpoint: Path, target: Any) -> None:
-    drafter_config = read_config(checkpoint)
+    drafter_config = check_checkpoint(checkpoint)
     check_against_target(drafter_config, hidden_size=target.get_hidden_size(), vocab_size=target.get_vocab_size())
-    inspect_checkpoint(checkpoint)
 
 
 def _model_type(model: str) -> str | None:
