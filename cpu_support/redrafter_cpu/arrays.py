@@ -32,7 +32,7 @@ def flat(tensor: torch.Tensor) -> Array:
 
 
 def _reach(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().nbytes() // tensor.element_size() - tensor.storage_offset()
+    return int(tensor.untyped_storage().nbytes() // tensor.element_size() - tensor.storage_offset())
 
 
 def int32_at(address: int, count: int) -> Array:

@@ -46,14 +46,15 @@ def accelerators_in(version_source: str) -> dict[str, str]:
     """The accelerators that a `torch/version.py` with this text declares, e.g. `{"cuda": "13.0"}`."""
     found: dict[str, str] = {}
     for node in ast.parse(version_source).body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
-        for target in targets:
-            if isinstance(target, ast.Name) and target.id in _ACCELERATORS and isinstance(value, ast.Constant):
-                if value.value:
-                    found[target.id] = str(value.value)
+        if isinstance(node, ast.Assign):
+            targets = node.targets
+        elif isinstance(node, ast.AnnAssign):
+            targets = [node.target]
+        else:
+            continue
+        names = {target.id for target in targets if isinstance(target, ast.Name)}
+        if isinstance(node.value, ast.Constant) and node.value.value:
+            found.update(dict.fromkeys(names.intersection(_ACCELERATORS), str(node.value.value)))
     return found
 
 

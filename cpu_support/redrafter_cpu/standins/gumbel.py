@@ -17,7 +17,7 @@ from redrafter_cpu.arrays import Array, load, view
 
 _DRAFT_SALT = 1 << 30
 _HIGH_DOMAIN = 0x9E3779B9
-_CHUNK = 1 << 17  # elements of noise at once: the intermediate arrays then stay in the cache
+_CHUNK = 1 << 16  # elements of noise at once: the intermediate arrays then stay in the cache
 _U32 = np.uint32
 
 

