@@ -240,8 +240,8 @@ def _weight_files(directory: Path) -> list[Path]:
         )
     if pickles := [file.name for file in pickle_files(directory)]:
         raise PickleCheckpointError(
-            f"{directory} holds its weights as a pickle ({_listed(pickles)}), which may run code when read: if you trust "
-            f"it, convert it with `python -m redrafter_vllm.convert {directory} DST --allow-pickle`."
+            f"{directory} holds its weights as a pickle ({_listed(pickles)}), which may run code when read: if you "
+            f"trust it, convert it with `python -m redrafter_vllm.convert {directory} DST --allow-pickle`."
         )
     raise CheckpointNotFoundError(f"{directory} holds no {WEIGHTS_FILE}: export or copy the drafter's weights there.")
 

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slow, independent versions of what the package computes, straight from the definitions."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from redrafter_vllm import Beams, Drafter, DrafterConfig, DraftTree
+
+Path = tuple[int, ...]
+
+
+def random_drafter(seed: int = 0, **overrides: object) -> Drafter:
+    """A drafter whose weights are large enough for its beams to differ."""
+    shape: dict = {"vocab_size": 11, "hidden_size": 6, "exit_dim": 12, "num_draft_layers": 2, "rnn": True} | overrides
+    drafter = Drafter(DrafterConfig(**shape))
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in drafter.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.5
+    return drafter
+
+
+def next_log_probs(tensors: Mapping[str, Tensor], embedding: Tensor, context: Tensor, tokens: Path) -> list[float]:
+    """log P(next | context, root and drafted tokens) in fp64 from tensors in Apple's layout, one sequence at a time."""
+    w = {name: tensor.double() for name, tensor in tensors.items()}
+
+    def silu(x: Tensor) -> Tensor:
+        return x / (1 + torch.exp(-x))
+
+    state = torch.zeros(context.shape[-1], dtype=torch.float64)
+    for token in tokens:
+        e = embedding[token].double()
+        state = (
+            silu(w["rnn_w.weight"] @ e + w["rnn_u.weight"] @ state + w["rnn_u.bias"])
+            if "rnn_u.bias" in w
+            else state + e
+        )
+    x = torch.cat((context.double(), state))
+    if "input_proj.weight" in w:
+        x = w["input_proj.weight"] @ x + w["input_proj.bias"]
+    layer = 0
+    while f"lm_head.{layer}.linear.weight" in w:
+        x = x + silu(w[f"lm_head.{layer}.linear.weight"] @ x + w[f"lm_head.{layer}.linear.bias"])
+        layer += 1
+    logits = w[f"lm_head.{layer}.weight"] @ x
+    return (logits - logits.logsumexp(0)).tolist()
+
+
+def beams_of_row(
+    tensors: Mapping[str, Tensor], embedding: Tensor, context: Tensor, root: int, width: int, length: int
+) -> list[tuple[Path, list[float]]]:
+    """Beam search with Python lists: drafted tokens and their conditional log-probabilities, best first."""
+    beams: list[tuple[Path, list[float]]] = [((), [])]
+    for _ in range(length):
+        grown = [
+            ((*tokens, token), [*log_probs, log_prob])
+            for tokens, log_probs in beams
+            for token, log_prob in enumerate(next_log_probs(tensors, embedding, context, (root, *tokens)))
+        ]
+        beams = sorted(grown, key=lambda beam: -sum(beam[1]))[:width]
+    return beams
+
+
+def tree_nodes(beams: Beams, row: int) -> list[tuple[Path, float]]:
+    """The distinct prefixes of one row with their log-probabilities, in the order that the tree promises."""
+    nodes: dict[Path, tuple[float, int, int]] = {}
+    for beam, (tokens, log_probs) in enumerate(
+        zip(beams.tokens[row].tolist(), beams.token_log_probs[row].tolist(), strict=True)
+    ):
+        for depth in range(1, len(tokens) + 1):
+            nodes.setdefault(tuple(tokens[:depth]), (-sum(log_probs[:depth]), depth, beam))
+    return [(path, -nodes[path][0]) for path in sorted(nodes, key=nodes.__getitem__)]
+
+
+def paths(tree: DraftTree, row: int) -> list[Path]:
+    """The root-to-node token path of every node of one row, by following parents."""
+    found: list[Path] = []
+    for node in range(int(tree.num_nodes[row])):
+        parent = int(tree.parents[row, node])
+        assert -1 <= parent < node, "a parent must stand before its child"
+        found.append((*(found[parent] if parent >= 0 else ()), int(tree.tokens[row, node])))
+    return found

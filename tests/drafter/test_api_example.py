@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+import re
+from pathlib import Path
+
+import pytest
+
+API = Path(__file__).parents[2] / "docs" / "api.md"
+
+
+def test_the_documented_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", API.read_text(encoding="utf-8"), re.DOTALL)
+    names: dict = {}
+    exec(example, names)
+    assert names["beams"].tokens.shape == (2, 4, 3)
+    assert names["tree"].ancestor_mask().shape == (2, 8, 8)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every spelling in circulation loads as it is, and converts to Apple's."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from redrafter_vllm import Drafter, checkpoint
+from redrafter_vllm.convert import main
+from tests.drafter.oracles import random_drafter
+
+OWN_CONFIG = {
+    "model_type": "recurrent_drafting_drafter",
+    "vocab_size": 11,
+    "hidden_size": 6,
+    "exit_dim": 7,
+    "num_draft_layers": 2,
+    "rnn": True,
+}
+TARGET_CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 11, "hidden_size": 6}
+TARGET_TENSORS = {"lm_head.weight": torch.ones(11, 6), "model.embed_tokens.weight": torch.ones(11, 6)}
+
+
+def plural(name: str) -> str:
+    return name.replace("lm_head.", "lm_heads.").replace("input_proj.", "input_projs.")
+
+
+def numbered(name: str) -> str:
+    return name.replace("lm_head.", "0.")
+
+
+def behind_prefix(name: str) -> str:
+    return f"drafter.{name}"
+
+
+def tensorrt_llm(name: str) -> str:
+    if name == "lm_head.2.weight":
+        return "drafter.lm_head.weight"
+    return f"drafter.{name.replace('lm_head.', 'layers.')}"
+
+
+BLOCK = {"num_draft_layers": 2, "exit_dim": 7, "rnn": True}
+BLOCK_LONG = {"redrafter_num_layers": 2, "redrafter_exit_dim": 7, "redrafter_is_rnn": True}
+SPELLINGS: dict[str, tuple[Callable[[str], str], dict, dict]] = {
+    "apple": (str, OWN_CONFIG, {}),
+    "plural": (plural, OWN_CONFIG, {}),
+    "numbered": (numbered, OWN_CONFIG, {}),
+    "prefix": (behind_prefix, OWN_CONFIG, {}),
+    "inside target": (behind_prefix, {**TARGET_CONFIG, "redrafter": BLOCK}, TARGET_TENSORS),
+    "inside target, plural": (lambda name: f"drafter.{plural(name)}", {**TARGET_CONFIG, "redrafter": BLOCK}, {}),
+    "inside target, long keys": (behind_prefix, {**TARGET_CONFIG, "redrafter": BLOCK_LONG}, TARGET_TENSORS),
+    "tensorrt-llm": (tensorrt_llm, {**TARGET_CONFIG, **BLOCK_LONG}, TARGET_TENSORS),
+}
+
+
+@pytest.fixture(params=SPELLINGS, ids=lambda name: name.replace(" ", "_"))
+def spelled(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    rename, config, others = SPELLINGS[request.param]
+    directory = tmp_path / "source"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config))
+    tensors = {rename(name): tensor for name, tensor in random_drafter(exit_dim=7).state_dict().items()}
+    save_file({**tensors, **others}, directory / "model.safetensors")
+    return directory
+
+
+def assert_same(drafter: Drafter, expected: Drafter) -> None:
+    assert drafter.config == expected.config
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(drafter.state_dict()[name], tensor)
+
+
+def test_loads(spelled: Path) -> None:
+    assert checkpoint.check_checkpoint(spelled) == random_drafter(exit_dim=7).config
+    assert_same(Drafter.from_pretrained(spelled), random_drafter(exit_dim=7))
+
+
+def test_converts(spelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(spelled), str(tmp_path / "new")]) == 0
+    assert str(tmp_path / "new") in capsys.readouterr().out
+    expected = random_drafter(exit_dim=7)
+    assert load_file(tmp_path / "new" / "model.safetensors").keys() == expected.state_dict().keys()
+    assert_same(Drafter.from_pretrained(tmp_path / "new"), expected)
+
+
+def test_block_takes_sizes_from_the_target(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**TARGET_CONFIG, "redrafter": {"num_draft_layers": 2}}))
+    expected = random_drafter()
+    tensors = {f"drafter.{name}": tensor for name, tensor in expected.state_dict().items()}
+    save_file({**tensors, **TARGET_TENSORS}, tmp_path / "model.safetensors")
+    assert_same(Drafter.from_pretrained(tmp_path), expected)
+
+
+def test_block_without_layers(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**TARGET_CONFIG, "redrafter": {}}))
+    with pytest.raises(checkpoint.CheckpointConfigError, match="lacks num_draft_layers"):
+        checkpoint.check_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("wrap", [None, "state_dict", "model"])
+@pytest.mark.parametrize("spelling", ["apple", "numbered", "inside target"])
+def test_pickle_converts_when_asked(
+    tmp_path: Path, wrap: str | None, spelling: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rename, config, others = SPELLINGS[spelling]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    expected = random_drafter(exit_dim=7).bfloat16()
+    tensors = {rename(name): tensor for name, tensor in expected.state_dict().items()} | others
+    torch.save({wrap: tensors} if wrap else tensors, tmp_path / "model.pt")
+    torch.save({"step": 3}, tmp_path / "optimizer.pt")
+
+    assert main([str(tmp_path), str(tmp_path / "new")]) == 1
+    assert "--allow-pickle" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+    assert main([str(tmp_path), str(tmp_path / "new"), "--allow-pickle"]) == 0
+    assert_same(Drafter.from_pretrained(tmp_path / "new", dtype=torch.bfloat16), expected)
+
+
+class Payload:
+    def __reduce__(self) -> tuple:
+        return (print, ("code from a pickle ran",))
+
+
+def test_pickle_never_runs_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(OWN_CONFIG))
+    (tmp_path / "model.bin").write_bytes(pickle.dumps(Payload(), protocol=2))
+    assert main([str(tmp_path), str(tmp_path / "new"), "--allow-pickle"]) == 1
+    output = capsys.readouterr()
+    assert "ran" not in output.out
+    assert "cannot be read as a pickle of tensors alone" in output.err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [({"step": 3}, "no dictionary of tensors"), ({"rnn_u.bias": torch.zeros(6)}, "lacks"), ([1], "no dictionary")],
+)
+def test_pickle_of_something_else(
+    tmp_path: Path, content: object, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(OWN_CONFIG))
+    torch.save(content, tmp_path / "model.pt")
+    assert main([str(tmp_path), str(tmp_path / "new"), "--allow-pickle"]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_pickle_with_nan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(OWN_CONFIG))
+    tensors = random_drafter(exit_dim=7).state_dict()
+    tensors["rnn_u.bias"][0] = torch.nan
+    torch.save(dict(tensors), tmp_path / "model.pt")
+    assert main([str(tmp_path), str(tmp_path / "new"), "--allow-pickle"]) == 1
+    assert "rnn_u.bias" in capsys.readouterr().err
+
+
+def test_destination_must_be_new(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random_drafter().save_pretrained(tmp_path)
+    assert main([str(tmp_path), str(tmp_path)]) == 1
+    assert "give a new directory" in capsys.readouterr().err
+
+
+def test_no_weights_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(OWN_CONFIG))
+    assert main([str(tmp_path), str(tmp_path / "new"), "--allow-pickle"]) == 1
+    assert "neither safetensors nor pickled weights" in capsys.readouterr().err
