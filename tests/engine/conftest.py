@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines run inside the test process, where one takes a second to start and its insides can be looked at."""
+
+import os
+
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+
+import json  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import pytest  # noqa: E402
+
+from tests.models import save_random_drafter, save_random_llama  # noqa: E402
+
+ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
+
+MakeEngine = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def make_engine() -> Iterator[MakeEngine]:
+    """`make_engine(model, speculative=None, **options)`: one `LLM` per distinct call, shared by the session's tests."""
+    from vllm import LLM
+
+    engines: dict[str, Any] = {}
+
+    def make(model: Path, speculative: dict[str, Any] | None = None, **options: Any) -> Any:
+        defaults: dict[str, Any] = dict(
+            dtype="float32",
+            max_model_len=512,
+            max_num_seqs=8,
+            max_num_batched_tokens=256,
+            enforce_eager=True,
+            skip_tokenizer_init=True,
+            kv_cache_memory_bytes=1 << 26,
+            seed=0,
+        )
+        key = json.dumps([str(model), speculative, options], sort_keys=True, default=str)
+        if key not in engines:
+            engines[key] = LLM(str(model), speculative_config=speculative, **{**defaults, **options})
+        return engines[key]
+
+    yield make
+    for engine in engines.values():
+        engine.llm_engine.engine_core.shutdown()
+
+
+@pytest.fixture(scope="session")
+def random_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama with a random drafter beside it."""
+    path = save_random_llama(tmp_path_factory.mktemp("random") / "target")
+    save_random_drafter(path / "redrafter")
+    return path
+
+
+@pytest.fixture(scope="session")
+def asset() -> Path:
+    """The committed target, trained on real text, with its trained drafter beside it."""
+    assert (ASSET / "model.safetensors").is_file(), "the test asset is part of the repository"
+    return ASSET

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the engine tests share: prompts, sampling parameters, and running them."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+TREE = {"method": "redrafter", "beam_width": 4, "beam_length": 4, "num_speculative_tokens": 16}
+CHAIN = {"method": "redrafter", "beam_width": 1, "beam_length": 3}
+
+
+def random_prompts(count: int, vocab_size: int, *, seed: int = 0, longest: int = 200) -> list[list[int]]:
+    """Prompts of mixed length; every third shares a long prefix with the others of its kind."""
+    rng = random.Random(seed)
+    shared = [rng.randrange(3, vocab_size) for _ in range(longest // 2)]
+    prompts = []
+    for index in range(count):
+        own = [rng.randrange(3, vocab_size) for _ in range(rng.choice([1, 7, 33, longest // 3]))]
+        prompts.append(shared[: rng.choice([32, longest // 2])] + own if index % 3 == 0 else own)
+    return prompts
+
+
+def params(**options: Any) -> Any:
+    """Sampling parameters of token ids only."""
+    from vllm import SamplingParams
+
+    return SamplingParams(**{"max_tokens": 32, "detokenize": False, **options})
+
+
+def generate(llm: Any, prompts: Sequence[list[int]], sampling: Any, *, one_by_one: bool = False) -> list[Any]:
+    """Request outputs, in order; `one_by_one` keeps the batch at one request."""
+    requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+    if not one_by_one:
+        return llm.generate(requests, sampling, use_tqdm=False)
+    each = sampling if isinstance(sampling, list) else [sampling] * len(requests)
+    outputs = []
+    for request, own in zip(requests, each, strict=True):
+        outputs += llm.generate([request], own, use_tqdm=False)
+    return outputs
+
+
+def tokens(outputs: Sequence[Any]) -> list[list[list[int]]]:
+    """Token ids of every completion of every request."""
+    return [[list(completion.token_ids) for completion in output.outputs] for output in outputs]
+
+
+def runner(llm: Any) -> Any:
+    """The model runner of an in-process engine."""
+    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+
+
+def scheduler(llm: Any) -> Any:
+    """The scheduler of an in-process engine."""
+    return llm.llm_engine.engine_core.engine_core.scheduler

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arithmetic that gives a row the same bits whatever rows stand beside it, so that caches can be compared exactly.
+
+A matrix product rounds differently for one row than for seventeen, and a softmax over masked keys adds in another order
+than one over the visible keys alone. Here every row goes through its linear layers alone and attends to exactly its
+visible keys, gathered in order: what remains different between two runs is what they stored where.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from redrafter_vllm.integration import attention_backend
+from tests.engine.generation import runner
+
+
+def rowwise_attention(
+    query: Tensor, kv_cache: Tensor, block_ids: Tensor, num_keys: int, visible: Tensor | None, scale: float
+) -> Tensor:
+    query_len, num_heads, head_size = query.shape
+    num_kv_heads = kv_cache.shape[1]
+    pages = kv_cache[block_ids].transpose(0, 1).reshape(num_kv_heads, -1, 2 * head_size)[:, :num_keys]
+    keys, values = pages.split(head_size, dim=-1)
+    if visible is None:
+        visible = torch.ones(query_len, num_keys, dtype=torch.bool).tril()
+    rows = []
+    for row in range(query_len):
+        own = visible[row].nonzero()[:, 0]
+        heads = query[row].view(num_kv_heads, -1, head_size)
+        weights = torch.softmax(heads @ keys[:, own].transpose(1, 2) * scale, dim=-1)
+        rows.append((weights @ values[:, own].contiguous()).reshape(num_heads, head_size))
+    return torch.stack(rows)
+
+
+@contextmanager
+def row_invariant(llm: Any) -> Iterator[None]:
+    """Run `llm` with row-invariant linear layers and attention."""
+
+    def rowwise(linear: Any) -> Any:
+        def apply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return torch.cat([linear(row, weight, bias) for row in x.split(1)])
+
+        return apply
+
+    layers = [module for module in runner(llm).model.modules() if hasattr(module, "cpu_linear")]
+    originals = [layer.cpu_linear for layer in layers]
+    assert layers and all(original is F.linear or callable(original) for original in originals)
+    try:
+        for layer in layers:
+            layer.cpu_linear = rowwise(layer.cpu_linear)
+        with patch.object(attention_backend, "paged_attention", rowwise_attention):
+            yield
+    finally:
+        for layer, original in zip(layers, originals, strict=True):
+            layer.cpu_linear = original

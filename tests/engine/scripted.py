@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random trees that hide the true continuation: every shape of acceptance, without a trained drafter."""
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from redrafter_vllm.integration import speculator as speculator_module
+from redrafter_vllm.integration.speculator import RedrafterSpeculator
+from redrafter_vllm.tree import DraftTree
+from tests.engine.generation import runner
+
+
+def random_tree(
+    rng: random.Random, truth: list[int], max_nodes: int, max_depth: int, vocab_size: int
+) -> tuple[list[int], list[int], list[int]]:
+    """Tokens, parents and depths of a random tree in which a prefix of `truth` is a path of scattered nodes."""
+    tokens: list[int] = []
+    parents: list[int] = []
+    depths: list[int] = []
+    taken: set[tuple[int, int]] = set()
+    on_path, end = -1, rng.randint(0, min(len(truth), max_depth))
+    walked = 0
+    for _ in range(rng.randint(1, max_nodes)):
+        if walked < end and rng.random() < 0.5:
+            parent, token = on_path, truth[walked]
+        else:
+            parent, token = rng.randrange(-1, len(tokens)), rng.randrange(vocab_size)
+        depth = 1 + (depths[parent] if parent >= 0 else 0)
+        if depth > max_depth or (parent, token) in taken:
+            continue
+        taken.add((parent, token))
+        if walked < end and parent == on_path and token == truth[walked]:
+            on_path, walked = len(tokens), walked + 1
+        tokens.append(token)
+        parents.append(parent)
+        depths.append(depth)
+    return tokens, parents, depths
+
+
+@contextmanager
+def scripted_trees(llm: Any, truths: Mapping[tuple[int, ...], list[int]], *, seed: int = 0) -> Iterator[list[int]]:
+    """Make `llm` draft random trees around `truths`, the full token sequence that each prompt leads to.
+
+    Yields a list that collects the number of nodes of every tree drawn.
+    """
+    rng = random.Random(seed)
+    states = runner(llm).req_states
+    drawn: list[int] = []
+    rows: list[int] = []
+    propose = RedrafterSpeculator.propose
+
+    def remember(self: RedrafterSpeculator, input_batch: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        rows[:] = input_batch.idx_mapping.tolist()
+        return propose(self, input_batch, *args, **kwargs)
+
+    def draw(drafter: Any, embedding: torch.Tensor, context: Any, root_tokens: Any, chain: Any, config: Any) -> DraftTree:
+        shape = (len(rows), config.num_speculative_tokens)
+        tree = DraftTree(
+            tokens=torch.zeros(shape, dtype=torch.long),
+            parents=torch.full(shape, -1),
+            depths=torch.zeros(shape, dtype=torch.long),
+            log_probs=torch.full(shape, -torch.inf),
+            num_nodes=torch.zeros(len(rows), dtype=torch.long),
+        )
+        for index, row in enumerate(rows):
+            known = states.all_token_ids.gpu[row, : states.total_len.gpu[row]].tolist()
+            prompt = tuple(known[: states.prompt_len.np[row]])
+            truth = truths[prompt][len(known) :]
+            nodes = random_tree(rng, truth, shape[1], config.beam_length, embedding.shape[0])
+            count = len(nodes[0])
+            tree.tokens[index, :count], tree.parents[index, :count], tree.depths[index, :count] = map(
+                torch.tensor, nodes
+            )
+            tree.num_nodes[index] = count
+            drawn.append(count)
+        return tree
+
+    with patch.object(RedrafterSpeculator, "propose", remember), patch.object(speculator_module, "draw_trees", draw):
+        yield drawn

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""After any accepted path the cache is, bit for bit, the one that plain decoding of the same tokens leaves."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from redrafter_vllm.integration.patches import register_tree_attention
+from tests.engine.conftest import MakeEngine
+from tests.engine.generation import TREE, generate, params, random_prompts, runner, tokens
+from tests.engine.row_invariant import row_invariant
+from tests.engine.scripted import scripted_trees
+from tests.models import VOCAB
+
+pytestmark = pytest.mark.engine
+
+MAX_TOKENS = 60
+
+
+def cached_entries(llm: Any, length: int) -> list[torch.Tensor]:
+    """Keys and values of the latest request's first `length` tokens, per layer: [kv heads, length, 2 * head size]."""
+    model_runner = runner(llm)
+    (row,) = model_runner.req_states.req_id_to_index.values()
+    context = model_runner.compilation_config.static_forward_context
+    entries = []
+    for name in model_runner.kv_cache_config.kv_cache_groups[0].layer_names:
+        cache = context[name].kv_cache
+        block_size = cache.shape[2]
+        blocks = model_runner.block_tables.block_tables[0].gpu[row, : -(-length // block_size)].long()
+        entries.append(cache[blocks].transpose(0, 1).flatten(1, 2)[:, :length].clone())
+    return entries
+
+
+@pytest.mark.parametrize("block_size", [16, 32])
+def test_bit_for_bit(make_engine: MakeEngine, random_target: Path, block_size: int) -> None:
+    register_tree_attention()
+    shape = {"block_size": block_size, "enable_prefix_caching": False, "max_num_seqs": 1}
+    plain = make_engine(random_target, attention_backend="CUSTOM", **shape)
+    tree = make_engine(random_target, {**TREE, "beam_length": 6, "num_speculative_tokens": 24}, **shape)
+    sampling = params(temperature=0.0, ignore_eos=True, max_tokens=MAX_TOKENS)
+    for seed, prompt in enumerate(random_prompts(6, VOCAB, longest=120)):
+        with row_invariant(plain):
+            out = tokens(generate(plain, [prompt], sampling))[0][0]
+        length = len(prompt) + MAX_TOKENS - 1  # the last token has been emitted, not computed
+        expected = cached_entries(plain, length)
+        with row_invariant(tree), scripted_trees(tree, {tuple(prompt): [*prompt, *out]}, seed=seed) as drawn:
+            assert tokens(generate(tree, [prompt], sampling))[0][0] == out
+        assert len(drawn) < 0.7 * MAX_TOKENS
+        for layer, (entries, wanted) in enumerate(zip(cached_entries(tree, length), expected, strict=True)):
+            assert wanted.abs().sum() > 0
+            assert torch.equal(entries, wanted), f"layer {layer} differs"
