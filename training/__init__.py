@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of drafters by distillation, and of a small target to try them on."""

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a drafter is shaped and distilled."""
+
+from dataclasses import dataclass, field
+
+from training.schedule import Budget
+
+
+@dataclass(frozen=True)
+class ResponseConfig:
+    """Text that the target writes itself from training prompts: serving drafts for such text, not for the corpus."""
+
+    count: int = 256
+    temperatures: tuple[float, ...] = (0.0, 0.8)
+    min_prompt: int = 16
+    max_prompt: int = 160
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.count < 0 or self.batch_size < 1:
+            raise ValueError(f"count must be >= 0 and batch_size >= 1, got {self.count} and {self.batch_size}")
+        if not self.temperatures or min(self.temperatures) < 0:
+            raise ValueError(f"temperatures must be given and not negative, got {self.temperatures}")
+        if not 1 <= self.min_prompt <= self.max_prompt:
+            raise ValueError(f"need 1 <= min_prompt <= max_prompt, got {self.min_prompt} and {self.max_prompt}")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """One distillation: the drafter's shape, the data it sees, the schedule.
+
+    `depth_decay` weights the loss at depth t by depth_decay**(t-1): a deep draft only counts when the ones above it
+    are accepted. `chunk` is the number of context positions per window that are in memory at once.
+    """
+
+    budget: Budget
+    beam_length: int = 4
+    depth_decay: float = 0.8
+    exit_dim: int | None = None
+    num_draft_layers: int = 2
+    rnn: bool = True
+    window: int = 256
+    batch_size: int = 8
+    response_fraction: float = 0.5
+    responses: ResponseConfig = field(default_factory=ResponseConfig)
+    learning_rate: float = 5e-3
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    chunk: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.beam_length < 1 or self.window <= self.beam_length:
+            raise ValueError(f"need 1 <= beam_length < window, got {self.beam_length} and {self.window}")
+        if not 0 < self.depth_decay <= 1:
+            raise ValueError(f"depth_decay must be in (0, 1], got {self.depth_decay}")
+        if not 0 <= self.response_fraction <= 1:
+            raise ValueError(f"response_fraction must be in [0, 1], got {self.response_fraction}")
+        if self.response_fraction and self.responses.max_prompt >= self.window:
+            raise ValueError(f"max_prompt {self.responses.max_prompt} leaves no response in windows of {self.window}")
+        if min(self.batch_size, self.chunk) < 1:
+            raise ValueError(f"batch_size and chunk must be at least 1, got {self.batch_size} and {self.chunk}")
+        if not (self.learning_rate > 0 and self.max_grad_norm > 0 and 0 < self.warmup < 1):
+            raise ValueError("learning_rate and max_grad_norm must be positive, warmup a fraction in (0, 1)")
+
+    @property
+    def depth_weights(self) -> tuple[float, ...]:
+        """Weight of each depth 1..beam_length, summing to 1."""
+        raw = [self.depth_decay**t for t in range(self.beam_length)]
+        return tuple(w / sum(raw) for w in raw)
+
+
+RECIPES = {
+    "short": DistillConfig(Budget(max_steps=400, max_seconds=80)),
+    "long": DistillConfig(Budget(max_steps=4000, max_seconds=780), responses=ResponseConfig(count=2048)),
+}

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Windows of tokens to train on."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from training.corpus import SourceFile
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token windows and which of their tokens count (padding after the end of a response does not)."""
+
+    tokens: Tensor  # [B, L] int64
+    valid: Tensor  # [B, L] bool, a prefix of each row
+
+    def __post_init__(self) -> None:
+        if self.tokens.shape != self.valid.shape or self.tokens.dim() != 2:
+            raise ValueError(f"windows need tokens and valid [B, L], got {self.tokens.shape} and {self.valid.shape}")
+
+    @classmethod
+    def full(cls, tokens: Tensor) -> "Windows":
+        return cls(tokens, torch.ones_like(tokens, dtype=torch.bool))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def rows(self, index: Tensor) -> "Windows":
+        return Windows(self.tokens[index], self.valid[index])
+
+    def to(self, device: torch.device) -> "Windows":
+        return Windows(self.tokens.to(device), self.valid.to(device))
+
+
+def encode_files(files: list[SourceFile], tokenizer: PreTrainedTokenizerBase) -> list[Tensor]:
+    """Token ids of each file, without BOS and with EOS at its end."""
+    encoded = tokenizer([f.text for f in files], add_special_tokens=False, verbose=False)["input_ids"]
+    return [torch.tensor([*ids, tokenizer.eos_token_id]) for ids in encoded]
+
+
+def cut_windows(files: list[Tensor], length: int, bos: int | None, generator: torch.Generator) -> Tensor:
+    """The files in random order, cut at a random phase into windows of `length` tokens, shuffled. [windows, length]
+
+    With `bos` every window starts with it: a prompt from the middle of a file is served with BOS in front, too.
+
+    Raises:
+        ValueError: the files are too short for two windows.
+    """
+    stream = torch.cat([files[i] for i in torch.randperm(len(files), generator=generator)])
+    body = length if bos is None else length - 1
+    if len(stream) < 2 * body:
+        raise ValueError(f"{len(stream)} tokens are too few for windows of {length}")
+    phase = int(torch.randint(body, (), generator=generator))
+    count = (len(stream) - phase) // body
+    cut = stream[phase : phase + count * body].view(count, body)
+    cut = cut[torch.randperm(count, generator=generator)]
+    return cut if bos is None else torch.cat([torch.full((count, 1), bos), cut], dim=1)
+
+
+def text_batches(files: list[Tensor], length: int, bos: int | None, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Endless batches [B, length] of windows of text, epoch after epoch in a new order."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from cut_windows(files, length, bos, generator).split(batch_size)
+
+
+def mixed_batches(
+    text: Iterator[Tensor], responses: Windows | None, batch_size: int, response_fraction: float, seed: int
+) -> Iterator[Windows]:
+    """Endless batches of which `response_fraction` of the rows come from `responses`, the rest from `text`.
+
+    Args:
+        text: batches of exactly as many rows as are wanted from it, of the responses' length.
+
+    Raises:
+        ValueError: rows of responses are wanted and there are none.
+    """
+    wanted = round(batch_size * response_fraction)
+    if wanted and not (responses is not None and len(responses)):
+        raise ValueError(f"{wanted} rows of each batch should be responses, but there are none")
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.empty(0, dtype=torch.long)
+    while True:
+        parts = [Windows.full(next(text))] if wanted < batch_size else []
+        if wanted and responses is not None:
+            if len(order) < wanted:
+                repeats = math.ceil(wanted / len(responses))
+                order = torch.cat([torch.randperm(len(responses), generator=generator) for _ in range(repeats)])
+            parts.append(responses.rows(order[:wanted]))
+            order = order[wanted:]
+        yield Windows(torch.cat([p.tokens for p in parts]), torch.cat([p.valid for p in parts]))

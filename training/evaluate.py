@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens per step that a drafter reaches, without a serving engine: `python -m training.evaluate --target DIR`.
+
+Exact verification emits what the target emits anyway. So the target's text is generated first, and the steps that
+decoding with drafts would have needed for it are counted afterwards: at every position the beams are drawn, packed
+into a tree and followed along the text.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from redrafter_vllm.drafter import Drafter
+from redrafter_vllm.ops.beam_search import beam_search
+from redrafter_vllm.tree import DraftTree
+from training.corpus import extract_prompts, load_corpus, split
+from training.frozen_target import FrozenTarget
+from training.generate import continue_prompts
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """The shape of one drafting round."""
+
+    beam_width: int = 4
+    beam_length: int = 4
+    max_nodes: int = 16
+
+    def __post_init__(self) -> None:
+        if min(self.beam_width, self.beam_length, self.max_nodes) < 1:
+            raise ValueError(f"beam_width, beam_length and max_nodes must be at least 1, got {self}")
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """What drafting saved on some texts."""
+
+    tokens_per_step: float  # emitted tokens / verification steps; 1 without drafts
+    acceptance_by_depth: tuple[float, ...]  # fraction of steps in which a draft of depth 1..T was accepted
+    steps: int
+    tokens: int
+
+
+def accepted_depths(tree: DraftTree, future: Tensor) -> Tensor:
+    """How many of `future` [B, T], the tokens after the root, lie on a path of the tree. [B]"""
+    on_path = torch.zeros_like(tree.tokens, dtype=torch.bool)
+    for node in range(tree.tokens.shape[1]):
+        parent, depth = tree.parents[:, node], tree.depths[:, node]
+        inside = (node < tree.num_nodes) & (depth <= future.shape[1])
+        expected = future.gather(1, (depth - 1).clamp(0, future.shape[1] - 1)[:, None])[:, 0]
+        reached = (parent < 0) | on_path.gather(1, parent.clamp(min=0)[:, None])[:, 0]
+        on_path[:, node] = inside & reached & (tree.tokens[:, node] == expected)
+    return (tree.depths * on_path).amax(dim=1)
+
+
+@torch.inference_mode()
+def accepted_everywhere(target: FrozenTarget, drafter: Drafter, text: Tensor, start: int, drafting: Drafting) -> Tensor:
+    """Accepted drafts if a step had context p, for every p from `start - 1` with its root p + 1 inside the text."""
+    hidden = target.signals(text[None]).hidden[0]
+    context = hidden[start - 1 : -1]
+    roots = text[start:]
+    beams = beam_search(
+        drafter,
+        target.embedding,
+        context,
+        roots,
+        beam_width=drafting.beam_width,
+        beam_length=drafting.beam_length,
+    )
+    # Past the end of the text nothing can be accepted: no token has id -1.
+    padded = torch.cat([text[start + 1 :], text.new_full((drafting.beam_length,), -1)])
+    future = padded.unfold(0, drafting.beam_length, 1)[: len(roots)]
+    return accepted_depths(DraftTree.from_beams(beams, drafting.max_nodes), future)
+
+
+def count_steps(accepted: Sequence[int]) -> list[int]:
+    """The accepted counts of the steps actually made, one after the other; `accepted[i]` is that of root i.
+
+    The first root comes from the prompt's own forward pass. A step verifies a root's drafts, emits the accepted ones
+    and one more token, the next root.
+    """
+    made, root = [], 0
+    while root < len(accepted) - 1:
+        made.append(accepted[root])
+        root += accepted[root] + 1
+    return made
+
+
+def measure(
+    target: FrozenTarget, drafter: Drafter, texts: Sequence[tuple[Tensor, int]], drafting: Drafting
+) -> Acceptance:
+    """Acceptance over `texts`: each a prompt with its continuation [n] and the prompt's length.
+
+    Raises:
+        ValueError: no text has a continuation of at least two tokens.
+    """
+    made: list[int] = []
+    emitted = 0
+    for text, start in texts:
+        if len(text) - start < 2:
+            continue
+        steps = count_steps(accepted_everywhere(target, drafter, text, start, drafting).tolist())
+        made += steps
+        emitted += len(text) - start - 1
+    if not made:
+        raise ValueError("no text to measure on")
+    depths = range(1, drafting.beam_length + 1)
+    by_depth = tuple(sum(a >= d for a in made) / len(made) for d in depths)
+    return Acceptance(emitted / len(made), by_depth, len(made), emitted)
+
+
+def held_out_texts(
+    target: FrozenTarget,
+    tokenizer: AutoTokenizer,
+    *,
+    prompts: int,
+    new_tokens: int,
+    seed: int,
+    temperature: float = 0.0,
+) -> list[tuple[Tensor, int]]:
+    """The target's continuations of prompts from files that no training has seen."""
+    held_out = split(load_corpus())[1]
+    encoded = [
+        torch.tensor(tokenizer(p)["input_ids"]) for p in extract_prompts(held_out, prompts, seed=seed, max_chars=600)
+    ]
+    torch.manual_seed(seed)
+    texts = continue_prompts(target, encoded, new_tokens, temperature=temperature)
+    return [(text, len(prompt)) for text, prompt in zip(texts, encoded, strict=True)]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.splitlines()[0])
+    parser.add_argument("--target", type=Path, required=True, help="folder or hub name of the target")
+    parser.add_argument("--drafter", type=Path, help="the drafter's folder (default: <target>/redrafter)")
+    parser.add_argument("--beam-width", type=int, nargs="+", default=[1, 2, 4, 8], help="one row of figures each")
+    parser.add_argument("--beam-length", type=int, default=4, help="drafted tokens per beam, the root not counted")
+    parser.add_argument("--max-nodes", type=int, help="nodes per tree (default: all that the beams hold)")
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args(argv)
+    target = FrozenTarget(AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32))
+    drafter = Drafter.from_pretrained(args.drafter or args.target / "redrafter")
+    texts = held_out_texts(
+        target,
+        AutoTokenizer.from_pretrained(args.target),
+        prompts=args.prompts,
+        new_tokens=args.new_tokens,
+        seed=args.seed,
+        temperature=args.temperature,
+    )
+    for width in args.beam_width:
+        drafting = Drafting(width, args.beam_length, args.max_nodes or width * args.beam_length)
+        print(json.dumps(asdict(drafting) | asdict(measure(target, drafter, texts, drafting))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Responses that the target writes itself."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from training.config import ResponseConfig
+from training.data import Windows, cut_windows
+from training.frozen_target import FrozenTarget
+
+
+@torch.inference_mode()
+def continue_prompts(
+    target: FrozenTarget, prompts: Sequence[Tensor], max_new_tokens: int, *, temperature: float = 0.0
+) -> list[Tensor]:
+    """Each prompt [n] with the target's continuation: at most `max_new_tokens` more, up to and including EOS.
+
+    Temperature 0 is greedy; above it, tokens are drawn from torch's global generator. All prompts run as one batch.
+    """
+    longest = max(len(p) for p in prompts)
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = prompt
+        mask[row, longest - len(prompt) :] = 1
+    sampling = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature, "top_k": 0}
+    eos = target.model.generation_config.eos_token_id
+    output = target.model.generate(
+        input_ids=ids.to(target.device),
+        attention_mask=mask.to(target.device),
+        max_new_tokens=max_new_tokens,
+        pad_token_id=eos[0] if isinstance(eos, list) else eos,
+        **sampling,
+    ).cpu()
+    ends = {eos} if isinstance(eos, int) else set(eos or ())
+    return [_until_end(row[longest - len(p) :], len(p), ends) for row, p in zip(output, prompts, strict=True)]
+
+
+def _until_end(sequence: Tensor, prompt_length: int, ends: set[int]) -> Tensor:
+    for place in range(prompt_length, len(sequence)):
+        if int(sequence[place]) in ends:
+            return sequence[: place + 1]
+    return sequence
+
+
+def make_responses(
+    target: FrozenTarget,
+    files: list[Tensor],
+    length: int,
+    bos: int | None,
+    config: ResponseConfig,
+    seed: int,
+    *,
+    quiet: bool = False,
+) -> Windows:
+    """`config.count` windows [count, length]: a prompt from `files`, then what the target makes of it.
+
+    Prompt lengths and the configured temperatures alternate from batch to batch. A response that ends early is padded,
+    and the padding is marked invalid.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    texts = torch.cat([cut_windows(files, config.max_prompt, bos, generator)])
+    tokens = torch.zeros(config.count, length, dtype=torch.long)
+    valid = torch.zeros(config.count, length, dtype=torch.bool)
+    with tqdm(total=config.count, desc="responses", unit="text", disable=quiet) as bar:
+        for number, first in enumerate(range(0, config.count, config.batch_size)):
+            last = min(first + config.batch_size, config.count)
+            size = int(torch.randint(config.min_prompt, config.max_prompt + 1, (), generator=generator))
+            rows = torch.randint(len(texts), (last - first,), generator=generator)
+            temperature = config.temperatures[number % len(config.temperatures)]
+            prompts = list(texts[rows, :size])
+            for row, text in enumerate(continue_prompts(target, prompts, length - size, temperature=temperature)):
+                tokens[first + row, : len(text)] = text
+                valid[first + row, : len(text)] = True
+            bar.update(last - first)
+    return Windows(tokens, valid)

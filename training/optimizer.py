@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Muon for inner matrices and AdamW for the rest, as one object with one learning rate."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+class SplitOptimizer:
+    """Steps `matrices` (2-D, neither embedding nor output head) with Muon and all other trained parameters with AdamW.
+
+    In equal wall clock Muon reached a far lower loss than AdamW alone (docs/log.md). Its updates are rescaled to
+    AdamW's magnitude, so that one learning rate serves both; weight decay applies to `matrices` only.
+    """
+
+    def __init__(
+        self, model: nn.Module, matrices: Iterable[nn.Parameter], *, learning_rate: float, weight_decay: float
+    ) -> None:
+        chosen = list(matrices)
+        inside = {id(p) for p in chosen}
+        others = [p for p in model.parameters() if id(p) not in inside]
+        self.learning_rate = learning_rate
+        self._optimizers: list[torch.optim.Optimizer] = []
+        if chosen:
+            self._optimizers.append(
+                torch.optim.Muon(chosen, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            )
+        if others:
+            self._optimizers.append(
+                torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+            )
+
+    def step(self, scale: float) -> None:
+        """One step at `scale` times the learning rate; clears the gradients."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate * scale
+            optimizer.step()
+            optimizer.zero_grad()

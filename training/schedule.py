@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long a training lasts and how its learning rate moves."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A training ends after `max_steps` steps or `max_seconds` of wall clock, whichever comes first.
+
+    The schedule follows the fraction used of the scarcer of the two, so that it always runs to its end. A run that
+    the clock ended is not repeatable to the bit: the number of steps then depends on the machine.
+    """
+
+    max_steps: int
+    max_seconds: float = math.inf
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        if not self.max_seconds > 0:
+            raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
+
+    def used(self, step: int, seconds: float) -> float:
+        """Fraction used in [0, 1] after `step` steps and `seconds` seconds."""
+        return min(1.0, max(step / self.max_steps, seconds / self.max_seconds))
+
+
+def learning_rate_scale(used: float, warmup: float, floor: float = 0.02) -> float:
+    """Linear warm-up over the first `warmup` of the budget, then a cosine from 1 down to `floor`."""
+    if used < warmup:
+        return max(used / warmup, 1e-3)
+    phase = (used - warmup) / (1.0 - warmup)
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * phase))
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One step about to be made: its number from 0, the budget used so far and the bar to report figures on."""
+
+    step: int
+    used: float
+    bar: tqdm
+
+
+def steps(budget: Budget, description: str, *, quiet: bool = False) -> Iterator[Tick]:
+    """Count steps under a progress bar until the budget is used."""
+    start = time.monotonic()
+    with tqdm(total=budget.max_steps, desc=description, unit="step", disable=quiet, mininterval=2.0) as bar:
+        for step in range(budget.max_steps):
+            used = budget.used(step, time.monotonic() - start)
+            if used >= 1.0:
+                break
+            yield Tick(step, used, bar)
+            bar.update()

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train a small Llama on the standard library's sources: `python -m training.target --out DIR`.
+
+The target is small, but a real language model of real text, so that a drafter's acceptance on it means something.
+Its weights are rounded to bfloat16 before they are measured and stored: whoever serves it, in bfloat16 or in float32,
+computes with the values that the drafter was distilled against.
+"""
+
+import argparse
+import json
+import math
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from training.corpus import load_corpus, split
+from training.data import cut_windows, encode_files, text_batches
+from training.optimizer import SplitOptimizer
+from training.schedule import Budget, learning_rate_scale, steps
+from training.tokenizer import train_tokenizer
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """Shape of the target and how it is trained."""
+
+    budget: Budget
+    vocab_size: int = 2048
+    hidden_size: int = 256
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 64
+    intermediate_size: int = 704
+    max_positions: int = 2048
+    window: int = 512
+    batch_size: int = 4
+    learning_rate: float = 5e-3
+    warmup: float = 0.03
+    weight_decay: float = 0.1
+    max_grad_norm: float = 1.0
+    checkpoint_seconds: float = 180.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}")
+        if not 2 <= self.window <= self.max_positions:
+            raise ValueError(f"window must be in [2, max_positions={self.max_positions}], got {self.window}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if not (self.learning_rate > 0 and 0 < self.warmup < 1):
+            raise ValueError("learning_rate must be positive and warmup a fraction in (0, 1)")
+
+
+RECIPES = {
+    "short": TargetConfig(Budget(max_steps=900, max_seconds=180)),
+    "long": TargetConfig(Budget(max_steps=6000, max_seconds=2500)),
+}
+
+
+def build_target(config: TargetConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A randomly initialised Llama of the configured shape, seeded."""
+    torch.manual_seed(config.seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            intermediate_size=config.intermediate_size,
+            max_position_embeddings=config.max_positions,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def next_token_loss(model: LlamaForCausalLM, tokens: Tensor) -> Tensor:
+    """Mean cross-entropy of each token given those before it. `tokens`: [B, window]"""
+    logits = model(input_ids=tokens[:, :-1]).logits.float()
+    return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def train_target(
+    model: LlamaForCausalLM, files: list[Tensor], config: TargetConfig, checkpoint: Path, *, quiet: bool = False
+) -> int:
+    """Train in place, saving to `checkpoint` now and then; returns the number of steps made.
+
+    Raises:
+        FloatingPointError: the loss is not finite; names the step.
+    """
+    optimizer = SplitOptimizer(
+        model,
+        [p for p in model.model.layers.parameters() if p.dim() == 2],
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+    )
+    data = text_batches(files, config.window, model.config.bos_token_id, config.batch_size, config.seed)
+    saved_at, done, shown = time.monotonic(), 0, float("nan")
+    model.train()
+    for tick in steps(config.budget, "target", quiet=quiet):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = next_token_loss(model, next(data))
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the target's loss is {value} at step {tick.step}")
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step(learning_rate_scale(tick.used, config.warmup))
+        done = tick.step + 1
+        shown = value if math.isnan(shown) else 0.95 * shown + 0.05 * value
+        tick.bar.set_postfix(loss=f"{shown:.3f}", refresh=False)
+        if time.monotonic() - saved_at > config.checkpoint_seconds:
+            model.save_pretrained(checkpoint)
+            saved_at = time.monotonic()
+    return done
+
+
+@torch.inference_mode()
+def held_out_loss(model: LlamaForCausalLM, files: list[Tensor], config: TargetConfig, max_windows: int = 128) -> float:
+    """Mean cross-entropy in nats per token on windows of files that training never saw."""
+    generator = torch.Generator().manual_seed(0)
+    cut = cut_windows(files, config.window, model.config.bos_token_id, generator)[:max_windows]
+    model.eval()
+    losses = [next_token_loss(model, batch) * len(batch) for batch in cut.split(config.batch_size)]
+    return float(sum(losses) / len(cut))
+
+
+def provenance(recipe: str, config: TargetConfig) -> dict[str, object]:
+    """What one needs to repeat a training: command, versions and configuration."""
+    packages = ("torch", "transformers", "tokenizers")
+    versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
+    command = " ".join(["python -m training.target", *sys.argv[1:]])
+    return {"command": command, "recipe": recipe, "versions": versions, "config": asdict(config)}
+
+
+def make_target(recipe: str, config: TargetConfig, out: Path, *, quiet: bool = False) -> dict[str, object]:
+    """Train tokenizer and target, store both under `out`, return (and store as `training.json`) the report."""
+    started = time.monotonic()
+    train_files, held_out_files = split(load_corpus())
+    tokenizer = train_tokenizer((f.text for f in train_files), config.vocab_size, max_length=config.max_positions)
+    tokenizer.save_pretrained(out)
+    tokenizer.save_pretrained(out / "checkpoint")
+    model = build_target(config, tokenizer)
+    train_tokens = encode_files(train_files, tokenizer)
+    done = train_target(model, train_tokens, config, out / "checkpoint", quiet=quiet)
+    model.to(torch.bfloat16).save_pretrained(out)
+    report = provenance(recipe, config) | {
+        "steps": done,
+        "tokens": done * config.batch_size * config.window,
+        "corpus_tokens": sum(map(len, train_tokens)),
+        "held_out_loss": held_out_loss(model.float(), encode_files(held_out_files, tokenizer), config),
+        "seconds": round(time.monotonic() - started),
+    }
+    (out / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def parse_args(argv: list[str] | None = None) -> tuple[str, TargetConfig, Path]:
+    parser = argparse.ArgumentParser(prog="python -m training.target", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder to write model and tokenizer to")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="short", help="how long to train (short: 3 min)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-steps", type=int, help="instead of the recipe's")
+    parser.add_argument("--max-seconds", type=float, help="instead of the recipe's; the schedule still runs to its end")
+    parser.add_argument("--batch-size", type=int, help="instead of the recipe's, in windows")
+    parser.add_argument("--learning-rate", type=float, help="instead of the recipe's")
+    args = parser.parse_args(argv)
+    config = RECIPES[args.recipe]
+    budget = Budget(args.max_steps or config.budget.max_steps, args.max_seconds or config.budget.max_seconds)
+    config = replace(
+        config,
+        budget=budget,
+        seed=args.seed,
+        batch_size=args.batch_size or config.batch_size,
+        learning_rate=args.learning_rate or config.learning_rate,
+    )
+    return args.recipe, config, args.out
+
+
+def main(argv: list[str] | None = None) -> None:
+    recipe, config, out = parse_args(argv)
+    report = make_target(recipe, config, out)
+    print(json.dumps({key: report[key] for key in ("steps", "tokens", "held_out_loss", "seconds")}))
+
+
+if __name__ == "__main__":
+    main()
