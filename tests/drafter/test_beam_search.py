@@ -41,7 +41,7 @@ def test_against_enumeration() -> None:
     beams = beam_search(drafter, embedding, context, roots, beam_width=7, beam_length=2)
     for row in range(2):
 
-        def score(pair: tuple[int, int], row: int = row) -> float:
+        def score(pair: tuple[int, ...], row: int = row) -> float:
             root = int(roots[row])
             first = next_log_probs(drafter.state_dict(), embedding, context[row], (root,))
             second = next_log_probs(drafter.state_dict(), embedding, context[row], (root, pair[0]))
@@ -102,14 +102,16 @@ def test_top_k_beyond_the_vocabulary_is_the_full_softmax() -> None:
 
 
 def test_bf16_drafter_scores_in_fp32() -> None:
-    drafter = random_drafter(seed=4, vocab_size=500).to(torch.bfloat16)
+    """Over the whole vocabulary the probabilities add up to one as closely as fp32 can say, and bf16 cannot."""
+    drafter = random_drafter(seed=4, vocab_size=50).to(torch.bfloat16)
     embedding, context, roots = inputs(drafter, 2)
-    beams = beam_search(drafter, embedding, context, roots, beam_width=4, beam_length=1)
-    state = drafter.next_state(drafter.initial_state(context.bfloat16()), embedding[roots].bfloat16())
-    logits = drafter.logits(drafter.context_share(context.bfloat16()), state).double()
+    beams = beam_search(drafter, embedding, context, roots, beam_width=50, beam_length=1)
     assert beams.token_log_probs.dtype == torch.float32
-    expected = logits.log_softmax(-1).gather(-1, beams.tokens[..., 0]).float()
-    torch.testing.assert_close(beams.token_log_probs[..., 0], expected, atol=1e-2, rtol=0)
+    torch.testing.assert_close(beams.token_log_probs.logsumexp(1), torch.zeros(2, 1), atol=1e-5, rtol=0)
+    for row in range(2):
+        expected = next_log_probs(drafter.state_dict(), embedding, context[row], (int(roots[row]),))
+        in_order = torch.tensor(expected)[beams.tokens[row, :, 0]]
+        torch.testing.assert_close(beams.token_log_probs[row, :, 0], in_order, atol=0.1, rtol=0)
 
 
 def test_empty_batch() -> None:
