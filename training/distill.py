@@ -66,7 +66,7 @@ def tail_means(history: list[StepFigures], count: int = 50) -> dict[str, object]
 
 def held_out_figures(target: FrozenTarget, drafter: Drafter, tokenizer: AutoTokenizer, job: Job) -> dict[str, object]:
     """Greedy tokens per step on held-out prompts, by number of beams."""
-    texts = held_out_texts(target, tokenizer, prompts=32, new_tokens=96, seed=1)
+    texts = held_out_texts(target, tokenizer, prompts=32, new_tokens=96, seed=1, corpus=job.corpus)
     length = job.config.beam_length
     shapes = [Drafting(width, length, width * length) for width in (1, 4)]
     return {f"{s.beam_width}x{s.beam_length}": asdict(measure(target, drafter, texts, s)) for s in shapes}

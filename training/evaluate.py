@@ -123,9 +123,10 @@ def held_out_texts(
     new_tokens: int,
     seed: int,
     temperature: float = 0.0,
+    corpus: Path | None = None,
 ) -> list[tuple[Tensor, int]]:
     """The target's continuations of prompts from files that no training has seen."""
-    held_out = split(load_corpus())[1]
+    held_out = split(load_corpus(corpus))[1]
     encoded = [
         torch.tensor(tokenizer(p)["input_ids"]) for p in extract_prompts(held_out, prompts, seed=seed, max_chars=600)
     ]
@@ -144,6 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--corpus", type=Path, help="folder of Python files (default: the standard library)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
     target = FrozenTarget(AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32))
@@ -155,6 +157,7 @@ def main(argv: list[str] | None = None) -> None:
         new_tokens=args.new_tokens,
         seed=args.seed,
         temperature=args.temperature,
+        corpus=args.corpus,
     )
     for width in args.beam_width:
         drafting = Drafting(width, args.beam_length, args.max_nodes or width * args.beam_length)

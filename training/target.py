@@ -146,10 +146,12 @@ def provenance(recipe: str, config: TargetConfig) -> dict[str, object]:
     return {"command": command, "recipe": recipe, "versions": versions, "config": asdict(config)}
 
 
-def make_target(recipe: str, config: TargetConfig, out: Path, *, quiet: bool = False) -> dict[str, object]:
+def make_target(
+    recipe: str, config: TargetConfig, out: Path, corpus: Path | None = None, *, quiet: bool = False
+) -> dict[str, object]:
     """Train tokenizer and target, store both under `out`, return (and store as `training.json`) the report."""
     started = time.monotonic()
-    train_files, held_out_files = split(load_corpus())
+    train_files, held_out_files = split(load_corpus(corpus))
     tokenizer = train_tokenizer((f.text for f in train_files), config.vocab_size, max_length=config.max_positions)
     tokenizer.save_pretrained(out)
     tokenizer.save_pretrained(out / "checkpoint")
@@ -168,9 +170,10 @@ def make_target(recipe: str, config: TargetConfig, out: Path, *, quiet: bool = F
     return report
 
 
-def parse_args(argv: list[str] | None = None) -> tuple[str, TargetConfig, Path]:
+def parse_args(argv: list[str] | None = None) -> tuple[str, TargetConfig, Path, Path | None]:
     parser = argparse.ArgumentParser(prog="python -m training.target", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write model and tokenizer to")
+    parser.add_argument("--corpus", type=Path, help="folder of Python files (default: the standard library)")
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="short", help="how long to train (short: 3 min)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-steps", type=int, help="instead of the recipe's")
@@ -187,12 +190,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[str, TargetConfig, Path]:
         batch_size=args.batch_size or config.batch_size,
         learning_rate=args.learning_rate or config.learning_rate,
     )
-    return args.recipe, config, args.out
+    return args.recipe, config, args.out, args.corpus
 
 
 def main(argv: list[str] | None = None) -> None:
-    recipe, config, out = parse_args(argv)
-    report = make_target(recipe, config, out)
+    report = make_target(*parse_args(argv))
     print(json.dumps({key: report[key] for key in ("steps", "tokens", "held_out_loss", "seconds")}))
 
 

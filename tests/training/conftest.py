@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tiny corpus, tokenizer and target that every test of the package can share."""
+
+import shutil
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from training.frozen_target import FrozenTarget
+
+FOLDERS = ("json", "email", "http", "logging", "zoneinfo", "venv")
+
+
+@pytest.fixture(scope="session")
+def corpus_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few packages of the standard library, enough to have files on both sides of the split."""
+    root = tmp_path_factory.mktemp("corpus")
+    for name in FOLDERS:
+        shutil.copytree(Path(sysconfig.get_path("stdlib")) / name, root / name)
+    return root
+
+
+@pytest.fixture
+def tiny_target() -> FrozenTarget:
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        intermediate_size=24,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+        # Large weights: a distribution near uniform would leave nothing to learn and argmax to chance.
+        initializer_range=0.5,
+    )
+    return FrozenTarget(LlamaForCausalLM(config))

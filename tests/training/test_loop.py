@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import repeat
+
+import pytest
+import torch
+from torch import Tensor
+
+from training.config import DistillConfig, ResponseConfig
+from training.data import Windows
+from training.frozen_target import FrozenTarget, Signals
+from training.loop import accumulate_gradients, build_drafter, distill
+from training.schedule import Budget, learning_rate_scale, steps
+
+CONFIG = DistillConfig(
+    Budget(60), beam_length=3, window=24, batch_size=4, chunk=7, responses=ResponseConfig(max_prompt=8, min_prompt=2)
+)
+
+
+def one_batch(seed: int = 0) -> Windows:
+    return Windows.full(torch.randint(40, (4, 24), generator=torch.Generator().manual_seed(seed)))
+
+
+class FailingTarget(FrozenTarget):
+    """Gives NaN from call number `fail_at` on."""
+
+    def __init__(self, target: FrozenTarget, fail_at: int) -> None:
+        super().__init__(target.model)
+        self.calls_left = fail_at
+
+    def signals(self, tokens: Tensor) -> Signals:
+        signals = super().signals(tokens)
+        self.calls_left -= 1
+        return signals if self.calls_left >= 0 else Signals(signals.hidden * float("nan"), signals.logits)
+
+
+def test_overfits_one_batch(tiny_target: FrozenTarget) -> None:
+    history = distill(build_drafter(tiny_target, CONFIG), tiny_target, repeat(one_batch()), CONFIG, quiet=True)
+    assert len(history) == 60
+    assert history[-1].loss < 0.6 * history[0].loss
+    assert all(after < before for before, after in zip(history[0].kl, history[-1].kl, strict=True))
+    assert history[-1].agreement[0] > 0.3
+
+
+def test_same_seed_same_drafter(tiny_target: FrozenTarget) -> None:
+    config = replace(CONFIG, budget=Budget(5))
+    drafters = [build_drafter(tiny_target, config) for _ in range(2)]
+    for drafter in drafters:
+        distill(drafter, tiny_target, repeat(one_batch()), config, quiet=True)
+    for first, second in zip(drafters[0].parameters(), drafters[1].parameters(), strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_chunks_do_not_change_the_gradient(tiny_target: FrozenTarget) -> None:
+    gradients = []
+    for chunk in (4, 21, 100):
+        drafter = build_drafter(tiny_target, CONFIG)
+        accumulate_gradients(drafter, tiny_target.embedding, tiny_target, one_batch(), replace(CONFIG, chunk=chunk))
+        gradients.append(torch.cat([p.grad.flatten() for p in drafter.parameters() if p.grad is not None]))
+    scale = gradients[0].abs().max()
+    for other in gradients[1:]:
+        # bfloat16 products summed in another order
+        assert (other - gradients[0]).abs().max() < 0.02 * scale
+
+
+def test_non_finite_loss_stops_and_names_the_step(tiny_target: FrozenTarget) -> None:
+    drafter = build_drafter(tiny_target, CONFIG)
+    with pytest.raises(FloatingPointError, match="step 2: the loss is nan"):
+        distill(drafter, FailingTarget(tiny_target, 2), repeat(one_batch()), CONFIG, quiet=True)
+    assert all(p.isfinite().all() for p in drafter.parameters())
+
+
+def test_target_stays_frozen(tiny_target: FrozenTarget) -> None:
+    before = {name: p.clone() for name, p in tiny_target.model.named_parameters()}
+
+    def batches() -> Iterator[Windows]:
+        yield from (one_batch(seed) for seed in range(9))
+
+    distill(build_drafter(tiny_target, CONFIG), tiny_target, batches(), replace(CONFIG, budget=Budget(3)), quiet=True)
+    for name, parameter in tiny_target.model.named_parameters():
+        assert not parameter.requires_grad
+        assert torch.equal(parameter, before[name])
+
+
+def test_learning_rate_rises_then_falls_to_the_floor() -> None:
+    assert learning_rate_scale(0.05, 0.1) == pytest.approx(0.5)
+    assert learning_rate_scale(0.1, 0.1) == pytest.approx(1.0)
+    assert learning_rate_scale(0.55, 0.1, floor=0.0) == pytest.approx(0.5)
+    assert learning_rate_scale(1.0, 0.1, floor=0.02) == pytest.approx(0.02)
+
+
+def test_budget_ends_by_the_scarcer_of_two() -> None:
+    assert Budget(10, 100.0).used(5, 80.0) == pytest.approx(0.8)
+    assert Budget(10, 100.0).used(5, 20.0) == pytest.approx(0.5)
+    assert Budget(10).used(12, 1e9) == 1.0
+    assert [tick.step for tick in steps(Budget(3), "x", quiet=True)] == [0, 1, 2]
+    assert len(list(steps(Budget(10**6, 0.01), "x", quiet=True))) < 10**6
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"beam_length": 0}, "beam_length"),
+        ({"window": 4, "beam_length": 4}, "beam_length"),
+        ({"depth_decay": 0.0}, "depth_decay"),
+        ({"response_fraction": 1.1}, "response_fraction"),
+        ({"window": 8}, "max_prompt"),
+        ({"chunk": 0}, "chunk"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"warmup": 1.0}, "warmup"),
+    ],
+)
+def test_impossible_settings(change: dict[str, float], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        replace(CONFIG, **change)
+
+
+def test_depth_weights() -> None:
+    assert replace(CONFIG, depth_decay=0.5).depth_weights == pytest.approx((4 / 7, 2 / 7, 1 / 7))

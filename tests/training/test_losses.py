@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from redrafter_vllm.drafter import Drafter, DrafterConfig
+from training.frozen_target import FrozenTarget, Signals
+from training.losses import num_positions, unrolled_loss
+
+SHARP = 60.0
+
+
+def cyclic_signals(tokens: Tensor) -> Signals:
+    """A target that is sure that 0, 1, 2 follow each other in a circle."""
+    logits = SHARP * torch.nn.functional.one_hot((tokens + 1) % 3, 3).float()
+    return Signals(torch.zeros(*tokens.shape, 3), logits)
+
+
+def successor_drafter() -> Drafter:
+    """Without an RNN, its state is the sum of the fed tokens' one-hot embeddings; each votes for its successor."""
+    drafter = Drafter(DrafterConfig(vocab_size=3, hidden_size=3, exit_dim=6, num_draft_layers=0, rnn=False))
+    with torch.no_grad():
+        votes = SHARP * torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
+        drafter.lm_head[0].weight.copy_(torch.cat([torch.zeros(3, 3), votes], dim=1))
+    return drafter
+
+
+def test_hand_worked_alignment() -> None:
+    """Depth 1 sees one vote, for the right token; depth 2 two, one of them right; depth 3 one for each token.
+
+    So the divergences from a target that is sure are 0, log 2 and log 3. A shift by one, in what is fed or in what is
+    compared, gives about `SHARP` instead of 0 at depth 1.
+    """
+    tokens = torch.tensor([[0, 1, 2, 0, 1, 2, 0]])
+    valid = torch.ones_like(tokens, dtype=torch.bool)
+    sums = unrolled_loss(successor_drafter(), torch.eye(3), cyclic_signals(tokens), tokens, valid, 3, 0, 4)
+    assert sums.count.tolist() == [4, 4, 4]
+    torch.testing.assert_close(sums.kl / sums.count, torch.tensor([0.0, math.log(2), math.log(3)]))
+    assert sums.agreements[0] == 4
+
+
+def slow_loss(
+    params: dict[str, Tensor], embedding: Tensor, signals: Signals, tokens: Tensor, valid: Tensor, depths: int
+) -> Tensor:
+    """Position by position, from the paper's formulas: [T] sums."""
+    total = [torch.zeros(()) for _ in range(depths)]
+    for b in range(tokens.shape[0]):
+        for p in range(tokens.shape[1] - depths):
+            state = torch.zeros(embedding.shape[1])
+            for t in range(1, depths + 1):
+                token = int(tokens[b, p + t])
+                state = silu(
+                    params["rnn_w.weight"] @ embedding[token] + params["rnn_u.weight"] @ state + params["rnn_u.bias"]
+                )
+                x = torch.cat([signals.hidden[b, p], state])
+                x = x + silu(params["lm_head.0.linear.weight"] @ x + params["lm_head.0.linear.bias"])
+                log_q = torch.log_softmax(params["lm_head.1.weight"] @ x, 0)
+                log_p = torch.log_softmax(signals.logits[b, p + t], 0)
+                if valid[b, p + t]:
+                    total[t - 1] = total[t - 1] + sum(log_p[v].exp() * (log_p[v] - log_q[v]) for v in range(len(log_p)))
+    return torch.stack(total)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5])
+def test_equals_a_slow_loop_in_value_and_gradient(chunk: int) -> None:
+    torch.manual_seed(0)
+    batch, length, hidden, vocab, depths = 2, 8, 3, 5, 3
+    drafter = Drafter(DrafterConfig(vocab_size=vocab, hidden_size=hidden, exit_dim=6, num_draft_layers=1))
+    embedding = torch.randn(vocab, hidden)
+    tokens = torch.randint(vocab, (batch, length))
+    valid = torch.ones_like(tokens, dtype=torch.bool)
+    valid[1, 5:] = False
+    signals = Signals(torch.randn(batch, length, hidden), 2 * torch.randn(batch, length, vocab))
+    weights = torch.tensor([0.5, 0.3, 0.2])
+
+    params = {name: p.detach().clone().requires_grad_() for name, p in drafter.named_parameters()}
+    expected = slow_loss(params, embedding, signals, tokens, valid, depths)
+    (expected * weights).sum().backward()
+
+    positions = num_positions(length, depths)
+    assert positions == 5
+    kl = torch.zeros(depths)
+    count = torch.zeros(depths)
+    for first in range(0, positions, chunk):
+        last = min(first + chunk, positions)
+        sums = unrolled_loss(drafter, embedding, signals, tokens, valid, depths, first, last)
+        (sums.kl * weights).sum().backward()
+        kl += sums.kl.detach()
+        count += sums.count
+    torch.testing.assert_close(kl, expected.detach())
+    assert count.tolist() == [5 + 4, 5 + 3, 5 + 2]
+    for name, parameter in drafter.named_parameters():
+        torch.testing.assert_close(parameter.grad, params[name].grad, msg=name)
+
+
+def test_padding_has_no_influence() -> None:
+    torch.manual_seed(0)
+    tokens = torch.tensor([[0, 1, 2, 0, 1, 2, 0]])
+    valid = torch.tensor([[True] * 4 + [False] * 3])
+    first = unrolled_loss(successor_drafter(), torch.eye(3), cyclic_signals(tokens), tokens, valid, 2, 0, 5)
+    other = tokens.clone()
+    other[0, 4:] = 2
+    second = unrolled_loss(successor_drafter(), torch.eye(3), cyclic_signals(other), other, valid, 2, 0, 5)
+    assert first.count.tolist() == [3, 2]
+    torch.testing.assert_close(first.kl, second.kl)
+
+
+@pytest.mark.parametrize(("first", "last"), [(-1, 2), (0, 5), (2, 2)])
+def test_positions_outside_the_window(first: int, last: int) -> None:
+    tokens = torch.zeros(1, 7, dtype=torch.long)
+    with pytest.raises(ValueError, match="do not fit"):
+        unrolled_loss(successor_drafter(), torch.eye(3), cyclic_signals(tokens), tokens, tokens == 0, 3, first, last)
+
+
+def test_signals_are_what_the_lm_head_sees(tiny_target: FrozenTarget) -> None:
+    tokens = torch.randint(40, (2, 9))
+    signals = tiny_target.signals(tokens)
+    torch.testing.assert_close(signals.hidden @ tiny_target.head_weight.T, signals.logits)
+    torch.testing.assert_close(signals.hidden, tiny_target.model.base_model(tokens).last_hidden_state)
