@@ -184,7 +184,7 @@ class Environment:
         write_stamp(self.venv, self.backend, "incomplete")
         for arguments in install_commands(self.backend, installed(self.venv)):
             say(f"pip install {' '.join(a for a in arguments if a != '-e')}")
-            pip = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            pip = [self.python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
             call([*pip, *arguments], "pip could not install it (see above)")
             self.remove_companions()
 
@@ -193,7 +193,7 @@ class Environment:
         names = companions_to_remove(installed(self.venv)) if self.backend == "cpu" else []
         if names:
             say(f"removing {', '.join(names)}: CUDA builds, with which a CPU torch cannot import transformers or vLLM")
-            call([self.python, "-m", "pip", "uninstall", "--quiet", "--yes", *names], "pip could not remove them")
+            call([self.python, "-m", "pip", "uninstall", "-qq", "--yes", *names], "pip could not remove them")
 
     def check(self) -> str | None:
         """Import what matters; the last line of the error, or None."""
