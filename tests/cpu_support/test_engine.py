@@ -154,6 +154,6 @@ def test_runner_v1_works_and_meets_no_stand_in(
     v1 = make()
     assert not v1.llm_engine.vllm_config.use_v2_model_runner
     assert [o[0][0][0] for o in generate(v1, ["greedy"])] == [o[0][0][0] for o in expected]
-    names = [name for name in SAMPLING if name != "prompt_logprobs"]
+    names = ["top_k_top_p", "penalties", "logprobs"]
     assert len(generate(v1, names)) == len(names) * len(PROMPTS)
     assert launches == []
