@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """One drafting round: context and root in, packed trees out."""
 
-import torch
 from torch import Tensor
 
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.drafter import Drafter
-from redrafter_vllm.ops.beam_search import Beams, beam_search
+from redrafter_vllm.ops.beam_search import beam_search
 from redrafter_vllm.tree import DraftTree
 
 
@@ -40,12 +39,4 @@ def draw_trees(
         beam_length=config.beam_length,
         logits_top_k=config.logits_top_k,
     )
-    return DraftTree.from_beams(_keep_best_beam(beams, chain_only), config.num_speculative_tokens)
-
-
-def _keep_best_beam(beams: Beams, chain_only: Tensor) -> Beams:
-    chain_B11 = chain_only[:, None, None]
-    return Beams(
-        tokens=torch.where(chain_B11, beams.tokens[:, :1], beams.tokens),
-        token_log_probs=torch.where(chain_B11, beams.token_log_probs[:, :1], beams.token_log_probs),
-    )
+    return DraftTree.from_beams(beams.best_where(chain_only), config.num_speculative_tokens)

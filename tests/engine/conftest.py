@@ -6,7 +6,7 @@ import os
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 import json  # noqa: E402
-from collections.abc import Callable, Iterator  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -20,7 +20,7 @@ MakeEngine = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
-def make_engine() -> Iterator[MakeEngine]:
+def make_engine() -> MakeEngine:
     """`make_engine(model, speculative=None, **options)`: one `LLM` per distinct call, shared by the session's tests."""
     from vllm import LLM
 
@@ -42,9 +42,7 @@ def make_engine() -> Iterator[MakeEngine]:
             engines[key] = LLM(str(model), speculative_config=speculative, **{**defaults, **options})
         return engines[key]
 
-    yield make
-    for engine in engines.values():
-        engine.llm_engine.engine_core.shutdown()
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kind of request, mixed in one batch with the others: same output as plain vLLM."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.conftest import MakeEngine
+from tests.engine.generation import CHAIN, TREE, generate, params, random_prompts, runner, scheduler, tokens
+from tests.engine.scripted import scripted_trees
+from tests.models import VOCAB
+
+pytestmark = pytest.mark.engine
+
+NARROW = {"allowed_token_ids": list(range(5, 45))}
+
+# Requests whose logits depend on the order of earlier tokens, and requests that keep their trees.
+ORDERED: list[dict[str, Any]] = [
+    {"presence_penalty": 0.8},
+    {"frequency_penalty": 0.4, "temperature": 0.7},
+    {"repetition_penalty": 1.3},
+    {"repetition_penalty": 1.2, "temperature": 0.8, "top_k": 20},
+]
+UNORDERED: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.9},
+    {"temperature": 0.8, "top_k": 7},
+    {"temperature": 0.8, "top_p": 0.6, "min_p": 0.02},
+    {"temperature": 1.0, "logit_bias": {11: 4.0, 17: -100.0}},
+    {**NARROW},
+    {**NARROW, "temperature": 1.1},
+    {"min_tokens": 20, "stop_token_ids": list(range(3, 120)), "ignore_eos": False},
+]
+
+
+def mixed_params(kinds: list[dict[str, Any]], **common: Any) -> list[Any]:
+    defaults = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 40, **common}
+    return [params(seed=100 + index, **{**defaults, **kind}) for index, kind in enumerate(kinds)]
+
+
+def run_both(
+    plain: Any, other: Any, prompts: list[list[int]], sampling: list[Any], seed: int = 0
+) -> tuple[list[Any], list[Any]]:
+    """Outputs of plain vLLM, and of `other` under random trees around them."""
+    expected = generate(plain, prompts, sampling)
+    truths = {tuple(prompt): [*prompt, *out.outputs[0].token_ids] for prompt, out in zip(prompts, expected, strict=True)}
+    with scripted_trees(other, truths, seed=seed):
+        return expected, generate(other, prompts, sampling)
+
+
+def test_mixed_batch(make_engine: MakeEngine, random_target: Path) -> None:
+    """Trees and chains side by side; the drafter's own drafts, since a scripted tree does not ask who wants a chain."""
+    kinds = [kind for pair in zip(UNORDERED, ORDERED * 2, strict=True) for kind in pair]
+    prompts = random_prompts(len(kinds), VOCAB)
+    plain, tree = make_engine(random_target), make_engine(random_target, TREE)
+    sampling = mixed_params(kinds)
+    assert tokens(generate(tree, prompts, sampling)) == tokens(generate(plain, prompts, sampling))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_unordered_requests_keep_trees(make_engine: MakeEngine, random_target: Path, seed: int) -> None:
+    plain, tree = make_engine(random_target), make_engine(random_target, TREE)
+    prompts = random_prompts(len(UNORDERED), VOCAB, seed=seed)
+    expected, outputs = run_both(plain, tree, prompts, mixed_params(UNORDERED), seed)
+    assert tokens(outputs) == tokens(expected)
+
+
+def test_ordered_requests_get_chains(make_engine: MakeEngine, random_target: Path) -> None:
+    """Looked at from inside: in one batch, rows of ordered requests hold chains, the others branch."""
+    tree = make_engine(random_target, TREE)
+    rows = runner(tree).speculator.rows
+    prompts = random_prompts(4, VOCAB, longest=60)
+    kinds = [{}, {"presence_penalty": 0.5}, {"temperature": 0.9}, {"repetition_penalty": 1.1}]
+    generate(tree, prompts, mixed_params(kinds))
+    index = runner(tree).req_states.req_id_to_index
+    for (_, row), kind in zip(sorted(index.items(), key=lambda item: int(item[0].split("-")[0])), kinds, strict=True):
+        count = int(rows.num_nodes[row])
+        is_chain = rows.parents[row, :count].tolist() == list(range(-1, count - 1))
+        assert is_chain == bool(kind.keys() & {"presence_penalty", "repetition_penalty"})
+        assert count == TREE["beam_length"] if is_chain else count > TREE["beam_length"]
+
+
+def test_bad_words(make_engine: MakeEngine, random_target: Path) -> None:
+    """Two-token bad words, banned by their ids; plain greedy decoding emits them when they are allowed."""
+    plain, tree = make_engine(random_target), make_engine(random_target, TREE)
+    prompts = random_prompts(4, VOCAB)
+    free = tokens(generate(plain, prompts, mixed_params([{}] * 4)))
+    sampling = mixed_params([{}] * 4)
+    for own, (out,) in zip(sampling, free, strict=True):
+        own._bad_words_token_ids = [out[4:6], out[9:11]]
+        own.bad_words = ["two words", "given by their ids"]
+    expected = tokens(generate(plain, prompts, sampling))
+    assert expected != free
+    assert tokens(generate(tree, prompts, sampling)) == expected
+
+
+def test_lengths_and_stops_inside_an_accepted_path(make_engine: MakeEngine, random_target: Path) -> None:
+    plain, tree = make_engine(random_target), make_engine(random_target, TREE)
+    prompts = random_prompts(12, VOCAB)
+    full = tokens(generate(plain, prompts, mixed_params([{}] * 12)))
+    for offset in (0, 3):
+        kinds: list[dict[str, Any]] = []
+        for index, (out,) in enumerate(full):
+            at = 4 + (offset + index) % 9
+            kinds.append([{"max_tokens": at}, {"stop_token_ids": [out[at]]}, {"min_tokens": 3}][index % 3])
+        expected, outputs = run_both(plain, tree, prompts, mixed_params(kinds), seed=offset)
+        assert tokens(outputs) == tokens(expected)
+        reasons = [output.outputs[0].finish_reason for output in outputs]
+        assert reasons == [output.outputs[0].finish_reason for output in expected]
+        assert {"length", "stop"} <= set(reasons)
+
+
+def test_up_to_max_model_len(make_engine: MakeEngine, random_target: Path) -> None:
+    options = {"max_model_len": 96}
+    plain, tree = make_engine(random_target, **options), make_engine(random_target, TREE, **options)
+    prompts = [prompt[:size] for prompt, size in zip(random_prompts(6, VOCAB, longest=280), (90, 60, 94, 33, 1, 80))]
+    sampling = mixed_params([{}, {"temperature": 0.8}] * 3, max_tokens=200)
+    expected, outputs = run_both(plain, tree, prompts, sampling)
+    assert tokens(outputs) == tokens(expected)
+    assert all(len(prompt) + len(out.outputs[0].token_ids) == 96 for prompt, out in zip(prompts, outputs, strict=True))
+
+
+def test_several_completions(make_engine: MakeEngine, random_target: Path) -> None:
+    plain, tree = make_engine(random_target), make_engine(random_target, TREE)
+    prompts = random_prompts(3, VOCAB)
+    sampling = params(n=3, temperature=0.9, seed=5, ignore_eos=True, max_tokens=24)
+    expected = tokens(generate(plain, prompts, sampling))
+    assert all(len({tuple(out) for out in outs}) == 3 for outs in expected)
+    assert tokens(generate(tree, prompts, sampling)) == expected
+
+
+def test_preemption(make_engine: MakeEngine, random_target: Path) -> None:
+    """A cache too small for all: requests are thrown out and resumed, and nothing of their old trees survives."""
+    plain = make_engine(random_target)
+    small = {"num_gpu_blocks_override": 26, "block_size": 16, "max_model_len": 256}
+    tree = make_engine(random_target, TREE, disable_log_stats=False, **small)
+    prompts = [prompt[:40] for prompt in random_prompts(10, VOCAB, longest=90)]
+    sampling = mixed_params([{}, {"temperature": 0.8}] * 5, max_tokens=70)
+    before = preemptions(tree)
+    expected, outputs = run_both(plain, tree, prompts, sampling)
+    assert tokens(outputs) == tokens(expected)
+    assert preemptions(tree) > before
+
+
+def preemptions(llm: Any) -> int:
+    (metric,) = [metric for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions"]
+    return int(metric.value)
+
+
+def test_abort_in_mid_step(make_engine: MakeEngine, random_target: Path) -> None:
+    """Requests that vanish between steps leave no trace in the rows that the next requests reuse."""
+    plain, tree = make_engine(random_target), make_engine(random_target, TREE)
+    prompts = random_prompts(16, VOCAB, seed=3)
+    sampling = mixed_params([{}, {"temperature": 0.9}] * 8)
+    expected = tokens(generate(plain, prompts, sampling))
+    engine = tree.llm_engine
+    finished: dict[str, list[int]] = {}
+    for index, (prompt, own) in enumerate(zip(prompts, sampling, strict=True)):
+        engine.add_request(f"r{index}", {"prompt_token_ids": prompt}, own)
+    aborted = [f"r{index}" for index in range(0, 16, 3)]
+    for step in range(400):
+        if step % 4 == 3 and aborted:
+            engine.abort_request([aborted.pop()])
+        for output in engine.step():
+            if output.finished:
+                finished[output.request_id] = list(output.outputs[0].token_ids)
+        if not engine.has_unfinished_requests():
+            break
+    survivors = {f"r{index}": expected[index][0] for index in range(16) if index % 3}
+    assert {name: finished.get(name) for name in survivors} == survivors
+    assert scheduler(tree).get_num_unfinished_requests() == 0
+
+
+def test_prefix_cache_between_requests(make_engine: MakeEngine, random_target: Path) -> None:
+    """A second request continues from blocks that hold accepted, once scattered, nodes."""
+    plain, tree = make_engine(random_target), make_engine(random_target, TREE, block_size=16)
+    prompts = random_prompts(5, VOCAB, longest=90, seed=9)
+    sampling = mixed_params([{}] * 5, max_tokens=60)
+    expected, outputs = run_both(plain, tree, prompts, sampling)
+    assert tokens(outputs) == tokens(expected)
+    longer = [[*prompt, *out[0], 7, 8, 9] for prompt, out in zip(prompts, tokens(expected), strict=True)]
+    expected, outputs = run_both(plain, tree, longer, sampling)
+    assert tokens(outputs) == tokens(expected)
+    assert all(output.num_cached_tokens >= 48 for output in outputs)
+
+
+@pytest.mark.parametrize("mode", ["raw_logprobs", "processed_logprobs"])
+def test_logprobs_of_emitted_tokens(make_engine: MakeEngine, random_target: Path, mode: str) -> None:
+    options = {"logprobs_mode": mode}
+    plain, tree = make_engine(random_target, **options), make_engine(random_target, TREE, **options)
+    prompts = random_prompts(6, VOCAB)
+    kinds = [{}, {"temperature": 0.8}, {"logprobs": None}, {"temperature": 0.9, "top_k": 30}, {}, {"logprobs": 0}]
+    sampling = mixed_params([{"logprobs": 3, **kind} for kind in kinds], max_tokens=24)
+    sampling[0].prompt_logprobs = 2
+    expected, outputs = run_both(plain, tree, prompts, sampling)
+    assert tokens(outputs) == tokens(expected)
+    for output, wanted in zip(outputs, expected, strict=True):
+        own, theirs = output.outputs[0].logprobs, wanted.outputs[0].logprobs
+        assert (own is None) == (theirs is None)
+        for position, reference in zip(own or [], theirs or [], strict=True):
+            assert position.keys() == reference.keys()
+            for token, entry in reference.items():
+                assert position[token].logprob == pytest.approx(entry.logprob, abs=2e-4)
+                assert position[token].rank == entry.rank
+
+
+def test_a_plain_chain(make_engine: MakeEngine, random_target: Path) -> None:
+    """One beam: stock attention, every kind of request."""
+    plain, chain = make_engine(random_target), make_engine(random_target, CHAIN)
+    backends = {group.backend.get_name() for groups in runner(chain).attn_groups for group in groups}
+    assert backends == {"CPU_ATTN"}
+    kinds = UNORDERED + ORDERED
+    prompts = random_prompts(len(kinds), VOCAB, seed=4)
+    sampling = mixed_params(kinds)
+    assert tokens(generate(chain, prompts, sampling)) == tokens(generate(plain, prompts, sampling))
