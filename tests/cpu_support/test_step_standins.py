@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -147,7 +148,7 @@ def test_expand_idx_mapping(input_batch: ModuleType) -> None:
 BLOCK_SIZES, ROW_WIDTHS = (16, 48), (1100, 40)
 
 
-def block_tables(enabled: list[bool]) -> object:
+def block_tables(enabled: list[bool]) -> Any:
     tables = vllm_gpu("block_table").BlockTables(
         list(BLOCK_SIZES), REQUESTS, 1200, list(ROW_WIDTHS), torch.device("cpu"), slot_mapping_enabled=enabled
     )
