@@ -67,8 +67,8 @@ def test_the_user_can_say_no(value: str, monkeypatch: pytest.MonkeyPatch) -> Non
 REPORT = """
 import os
 from triton.backends import backends
-backend = backends["cpu"]
-print(backend.driver.__module__, backend.driver.is_active(), os.environ.get("TRITON_INTERPRET"))
+driver = backends["cpu"].driver if "cpu" in backends else None
+print(driver and (driver.__module__, driver.is_active()), sorted(backends), os.environ.get("TRITON_INTERPRET"))
 """
 
 
@@ -84,16 +84,16 @@ def report(fakes: Path, code: str = REPORT) -> str:
 
 @needs_interpreter
 def test_triton_finds_the_backend(tmp_path: Path) -> None:
-    assert report(tmp_path) == "redrafter_cpu.triton_backend.driver True 1"
+    assert report(tmp_path) == "('redrafter_cpu.triton_backend.driver', True) ['amd', 'cpu', 'nvidia'] 1"
 
 
 @needs_interpreter
 def test_a_gpu_build_of_torch_sees_nothing_of_it(tmp_path: Path) -> None:
-    """With a torch in front that declares CUDA: the driver is inactive and interpretation stays off."""
+    """With a torch in front that declares CUDA: not in Triton's table, and interpretation stays off."""
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "version.py").write_text(CUDA_BUILD)
     (tmp_path / "torch" / "__init__.py").write_text("class cuda:\n    is_available = staticmethod(lambda: True)\n")
-    assert report(tmp_path) == "redrafter_cpu.triton_backend.driver False None"
+    assert report(tmp_path) == "None ['amd', 'nvidia'] None"
 
 
 @needs_interpreter
@@ -125,7 +125,21 @@ def test_a_real_backend_is_handed_on(tmp_path: Path, name: str) -> None:
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(f"[triton.backends]\ncpu = {name}\n")
-    assert report(tmp_path) == f"{name}.driver True None"
+    assert report(tmp_path) == f"('{name}.driver', True) ['amd', 'cpu', 'nvidia'] None"
+
+
+@needs_interpreter
+def test_vllm_is_as_without_us_when_the_user_says_no(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+import os
+os.environ["TRITON_INTERPRET"] = "0"
+from vllm.triton_utils import HAS_TRITON
+from redrafter_cpu.plugin import register
+register()
+from vllm.v1.sample.ops import topk_topp_sampler
+print(HAS_TRITON, topk_topp_sampler.HAS_TRITON)
+"""
+    assert report(tmp_path, code).splitlines()[-1] == "False False"
 
 
 @needs_interpreter

@@ -3,7 +3,7 @@
 
 Triton imports its backends before any kernel is decorated, so setting `TRITON_INTERPRET` here is early enough, and
 `vllm serve` needs no environment variable. Where the backend must stand down (see `redrafter_cpu.detect`) nothing is
-set and the driver reports itself inactive; a real CPU backend is handed on in its place.
+set and it vanishes from Triton's table; a real CPU backend is handed on in its place.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 from redrafter_cpu.detect import Decision, decide
+from redrafter_cpu.triton_backend.hide import hide
 from redrafter_cpu.vllm_metadata import alias_vllm
 
 DECISION: Decision = decide()
@@ -18,3 +19,5 @@ DECISION: Decision = decide()
 if DECISION.active:
     os.environ["TRITON_INTERPRET"] = "1"
     alias_vllm()
+else:
+    hide()
