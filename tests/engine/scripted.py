@@ -15,6 +15,12 @@ from redrafter_vllm.tree import DraftTree
 from tests.engine.generation import runner
 
 
+def random_chain(rng: random.Random, truth: list[int], length: int, vocab_size: int) -> list[int]:
+    """`length` tokens, of which the first few are those of `truth`."""
+    right = truth[: rng.randint(0, length)]
+    return right + [rng.randrange(vocab_size) for _ in range(length - len(right))]
+
+
 def random_tree(
     rng: random.Random, truth: list[int], max_nodes: int, max_depth: int, vocab_size: int
 ) -> tuple[list[int], list[int], list[int]]:
@@ -44,7 +50,7 @@ def random_tree(
 
 @contextmanager
 def scripted_trees(llm: Any, truths: Mapping[tuple[int, ...], list[int]], *, seed: int = 0) -> Iterator[list[int]]:
-    """Make `llm` draft random trees around `truths`, the full token sequence that each prompt leads to.
+    """Make `llm` draft random trees (chains, where a request may only have a chain) around `truths`, the full token sequence that each prompt leads to.
 
     Yields a list that collects the number of nodes of every tree drawn.
     """
@@ -58,7 +64,7 @@ def scripted_trees(llm: Any, truths: Mapping[tuple[int, ...], list[int]], *, see
         rows[:] = input_batch.idx_mapping.tolist()
         return propose(self, input_batch, *args, **kwargs)
 
-    def draw(drafter: Any, embedding: torch.Tensor, context: Any, root_tokens: Any, chain: Any, config: Any) -> DraftTree:
+    def draw(drafter: Any, embedding: torch.Tensor, context: Any, roots: Any, chain: Any, config: Any) -> DraftTree:
         shape = (len(rows), config.num_speculative_tokens)
         tree = DraftTree(
             tokens=torch.zeros(shape, dtype=torch.long),
@@ -71,7 +77,12 @@ def scripted_trees(llm: Any, truths: Mapping[tuple[int, ...], list[int]], *, see
             known = states.all_token_ids.gpu[row, : states.total_len.gpu[row]].tolist()
             prompt = tuple(known[: states.prompt_len.np[row]])
             truth = truths[prompt][len(known) :]
-            nodes = random_tree(rng, truth, shape[1], config.beam_length, embedding.shape[0])
+            if chain[index] or config.is_chain:
+                length = config.beam_length
+                own = random_chain(rng, truth, length, embedding.shape[0])
+                nodes = own, list(range(-1, length - 1)), list(range(1, length + 1))
+            else:
+                nodes = random_tree(rng, truth, shape[1], config.beam_length, embedding.shape[0])
             count = len(nodes[0])
             tree.tokens[index, :count], tree.parents[index, :count], tree.depths[index, :count] = map(
                 torch.tensor, nodes

@@ -49,20 +49,13 @@ def run_both(
         return expected, generate(other, prompts, sampling)
 
 
-def test_mixed_batch(make_engine: MakeEngine, random_target: Path) -> None:
-    """Trees and chains side by side; the drafter's own drafts, since a scripted tree does not ask who wants a chain."""
-    kinds = [kind for pair in zip(UNORDERED, ORDERED * 2, strict=True) for kind in pair]
-    prompts = random_prompts(len(kinds), VOCAB)
-    plain, tree = make_engine(random_target), make_engine(random_target, TREE)
-    sampling = mixed_params(kinds)
-    assert tokens(generate(tree, prompts, sampling)) == tokens(generate(plain, prompts, sampling))
-
-
 @pytest.mark.parametrize("seed", range(3))
-def test_unordered_requests_keep_trees(make_engine: MakeEngine, random_target: Path, seed: int) -> None:
+def test_mixed_batch(make_engine: MakeEngine, random_target: Path, seed: int) -> None:
+    """Trees and chains side by side, both accepting: penalties then count tokens that were drafts a row before."""
+    kinds = [kind for pair in zip(UNORDERED, ORDERED * 2, strict=True) for kind in pair]
+    prompts = random_prompts(len(kinds), VOCAB, seed=seed)
     plain, tree = make_engine(random_target), make_engine(random_target, TREE)
-    prompts = random_prompts(len(UNORDERED), VOCAB, seed=seed)
-    expected, outputs = run_both(plain, tree, prompts, mixed_params(UNORDERED), seed)
+    expected, outputs = run_both(plain, tree, prompts, mixed_params(kinds), seed)
     assert tokens(outputs) == tokens(expected)
 
 
@@ -90,9 +83,9 @@ def test_bad_words(make_engine: MakeEngine, random_target: Path) -> None:
     for own, (out,) in zip(sampling, free, strict=True):
         own._bad_words_token_ids = [out[4:6], out[9:11]]
         own.bad_words = ["two words", "given by their ids"]
-    expected = tokens(generate(plain, prompts, sampling))
-    assert expected != free
-    assert tokens(generate(tree, prompts, sampling)) == expected
+    expected, outputs = run_both(plain, tree, prompts, sampling)
+    assert tokens(expected) != free
+    assert tokens(outputs) == tokens(expected)
 
 
 def test_lengths_and_stops_inside_an_accepted_path(make_engine: MakeEngine, random_target: Path) -> None:
@@ -212,5 +205,5 @@ def test_a_plain_chain(make_engine: MakeEngine, random_target: Path) -> None:
     assert backends == {"CPU_ATTN"}
     kinds = UNORDERED + ORDERED
     prompts = random_prompts(len(kinds), VOCAB, seed=4)
-    sampling = mixed_params(kinds)
-    assert tokens(generate(chain, prompts, sampling)) == tokens(generate(plain, prompts, sampling))
+    expected, outputs = run_both(plain, chain, prompts, mixed_params(kinds))
+    assert tokens(outputs) == tokens(expected)

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sampling without seeds keeps the target's distribution, at every position of a step.
+
+Each emitted token is mapped to a number that is uniform on [0, 1) if, and only if, it was drawn from the target's own
+conditional distribution: the mass of all more probable tokens plus a random part of its own. (Tokens are ordered by
+probability because wrong acceptance rules favour probable tokens.) The oracle is a transformers forward pass over the
+finished sequences. A chi-square test over 20 equal bins follows, for each position in the step apart.
+
+Power: with the acceptance rule `min(1, p/q)` put in place of the walk the same test rejects with a fifth of the tokens;
+the last test repeats that.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from redrafter_vllm.integration import sampler as sampler_module
+from redrafter_vllm.integration import speculator as speculator_module
+from redrafter_vllm.ops.tree_verify import Walk
+from tests.engine.conftest import MakeEngine
+from tests.engine.generation import params
+from tests.models import save_random_drafter, save_random_llama
+
+pytestmark = pytest.mark.engine
+
+NARROW_VOCAB = 8
+PROMPT = [3, 5, 4]
+LENGTH = 120
+BINS = 20
+# Over the four positions of a step the chance of a false alarm is 4e-4, and the run is seeded.
+REJECT_BELOW = 1e-4
+SPECULATIVE = {"method": "redrafter", "beam_width": 8, "beam_length": 3, "num_speculative_tokens": 24}
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("narrow") / "target"
+    save_random_llama(path, vocab_size=NARROW_VOCAB, initializer_range=0.12)
+    save_random_drafter(path / "redrafter", vocab_size=NARROW_VOCAB)
+    return path
+
+
+def sample_sequences(llm: Any, count: int) -> tuple[Tensor, np.ndarray]:
+    """`count` sampled sequences [count, LENGTH] and, for each token, its position in the step that emitted it."""
+    engine = llm.llm_engine
+    sampling = params(temperature=1.0, ignore_eos=True, max_tokens=LENGTH)
+    for index in range(count):
+        engine.add_request(str(index), {"prompt_token_ids": PROMPT}, sampling)
+    tokens = np.zeros((count, LENGTH), dtype=np.int64)
+    positions = np.full((count, LENGTH), -1)
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            index, emitted = int(output.request_id), output.outputs[0].token_ids
+            known = int((positions[index] >= 0).sum())
+            positions[index, known : len(emitted)] = np.arange(len(emitted) - known)
+            tokens[index, : len(emitted)] = emitted
+    return torch.from_numpy(tokens), positions
+
+
+def uniform_values(target: Path, tokens: Tensor, rng: np.random.Generator) -> np.ndarray:
+    """Place of every token in its conditional distribution, [sequences, LENGTH]."""
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+    prompt = torch.tensor(PROMPT).expand(tokens.shape[0], -1)
+    with torch.no_grad():
+        logits = torch.cat([model(part).logits for part in torch.cat((prompt, tokens), dim=1).split(64)])
+    probs = torch.softmax(logits[:, len(PROMPT) - 1 : -1].double(), dim=-1)
+    own = probs.gather(-1, tokens[:, :, None])
+    more_probable = (probs * (probs > own)).sum(-1)
+    return more_probable.numpy() + own[:, :, 0].numpy() * rng.random(tokens.shape)
+
+
+def p_values(values: np.ndarray, positions: np.ndarray) -> dict[int, tuple[int, float]]:
+    """Per position in the step: tokens and p-value."""
+    results = {}
+    for position in range(SPECULATIVE["beam_length"] + 1):  # type: ignore[operator]
+        chosen = values[positions == position]
+        counts, _ = np.histogram(chosen, bins=BINS, range=(0.0, 1.0))
+        assert counts.sum() > 20 * BINS
+        results[position] = (len(chosen), float(chisquare(counts).pvalue))
+    return results
+
+
+def test_every_position_follows_the_target(make_engine: MakeEngine, narrow: Path) -> None:
+    llm = make_engine(narrow, SPECULATIVE, max_num_seqs=64, max_num_batched_tokens=1024)
+    tokens, positions = sample_sequences(llm, 880)
+    assert tokens.numel() >= 100_000
+    results = p_values(uniform_values(narrow, tokens, np.random.default_rng(0)), positions)
+    print("tokens and p-value by position in the step:", results)
+    assert min(p for _, p in results.values()) > REJECT_BELOW
+
+
+@contextmanager
+def ratio_acceptance() -> Iterator[None]:
+    """Accept a draft with probability min(1, p/q), as if beams were samples of the drafter's distribution q."""
+    rng = np.random.default_rng(1)
+    kept: dict[str, Any] = defaultdict(lambda: None)
+    draw_trees = speculator_module.draw_trees
+    sample_rows = sampler_module.TreeSampler._sample_rows
+
+    def draw(*args: Any) -> Any:
+        kept["tree"] = tree = draw_trees(*args)
+        return tree
+
+    def rows(self: Any, logits: Tensor, batch: Any, *args: Any) -> Any:
+        kept["probs"], kept["roots"] = torch.softmax(logits.float(), -1), batch.idx_mapping.tolist()
+        return sample_rows(self, logits, batch, *args)
+
+    def walk(sampled: Tensor, layout: Any, drafts: Any, max_depth: int) -> Walk:
+        num_reqs, num_nodes = drafts.tokens.shape
+        result = Walk(
+            torch.zeros(num_reqs, num_nodes + 1, dtype=torch.long),
+            torch.full((num_reqs, max_depth), -1),
+            torch.ones(num_reqs, dtype=torch.int32),
+        )
+        log_probs = kept["log_probs"][torch.tensor(kept["roots"])]
+        for b in range(num_reqs):
+            first, node, depth = int(layout.first_row[b]), -1, 0
+            while True:
+                children = ((drafts.parents[b] == node) & drafts.valid[b]).nonzero()[:, 0].tolist()
+                for child in children:
+                    q = float(log_probs[b, child].exp() / (log_probs[b, node].exp() if node >= 0 else 1.0))
+                    if rng.random() < kept["probs"][first + node + 1, drafts.tokens[b, child]] / q:
+                        result.emitted[b, depth], result.path[b, depth] = drafts.tokens[b, child], child
+                        node, depth = child, depth + 1
+                        break
+                else:
+                    result.emitted[b, depth] = sampled[first + node + 1]
+                    result.num_emitted[b] = depth + 1
+                    break
+        return result
+
+    def write(self: Any, rows_B: Tensor, tree: Any, *args: Any) -> None:
+        if kept["log_probs"] is None:
+            kept["log_probs"] = torch.zeros(self.tokens.shape)
+        kept["log_probs"][rows_B] = tree.log_probs
+        original_write(self, rows_B, tree, *args)
+
+    original_write = speculator_module.DraftRows.write
+    with (
+        patch.object(speculator_module, "draw_trees", draw),
+        patch.object(speculator_module.DraftRows, "write", write),
+        patch.object(sampler_module.TreeSampler, "_sample_rows", rows),
+        patch.object(sampler_module, "walk_drafts", walk),
+    ):
+        yield
+
+
+def test_ratio_acceptance_is_found_out(make_engine: MakeEngine, narrow: Path) -> None:
+    llm = make_engine(narrow, SPECULATIVE, max_num_seqs=64, max_num_batched_tokens=1024)
+    with ratio_acceptance():
+        tokens, positions = sample_sequences(llm, 176)
+    results = p_values(uniform_values(narrow, tokens, np.random.default_rng(0)), positions)
+    print("with min(1, p/q):", results)
+    assert min(p for _, p in results.values()) < 1e-12
