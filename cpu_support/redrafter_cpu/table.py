@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from redrafter_cpu.rebind import Rebinding
+from redrafter_cpu.runner_v1 import with_native_kernels
 from redrafter_cpu.standin import StandIn
 from redrafter_cpu.standins import block_table, constraints, gumbel, input_batch, logprob, sampling
 
@@ -40,6 +41,14 @@ REBINDINGS: tuple[Rebinding, ...] = (
         "interpreted, the top-k/top-p kernel fails (`tl.range` yields a Python integer); vLLM has a torch path too",
         _VERSIONS,
         "the kernel runs under Triton's interpreter, or vLLM takes the torch path on CPUs by itself",
+    ),
+    Rebinding(
+        "vllm.v1.worker.cpu_model_runner",
+        "CPUModelRunner",
+        with_native_kernels,
+        "where it sees Triton, vLLM leaves its native CPU kernels aside, and runner V1 would be interpreted",
+        _VERSIONS,
+        "runner V1 is gone",
     ),
     _stand_in("sample.gumbel", "_temperature_kernel", gumbel.temperature, _PER_VOCABULARY),
     _stand_in("sample.gumbel", "_gumbel_sample_kernel", gumbel.gumbel_sample, _PER_VOCABULARY),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from redrafter_cpu.rebind import RebindError, Rebinding, install
+from redrafter_cpu.runner_v1 import with_native_kernels
 from redrafter_cpu.standin import StandIn
 from redrafter_cpu.table import REBINDINGS
 from tests.cpu_support.interpreted import needs_interpreter
@@ -101,6 +102,14 @@ def test_what_is_not_a_kernel_is_refused() -> None:
         StandIn(41, lambda grid: None)
 
 
+def test_a_runner_with_other_parameters_is_refused() -> None:
+    class Runner:
+        def __init__(self, configuration: Any) -> None: ...
+
+    with pytest.raises(TypeError, match=r"__init__ are \['self', 'configuration'\], expected"):
+        with_native_kernels(Runner)
+
+
 def test_every_entry_says_why_and_until_when() -> None:
     assert len({(entry.module, entry.name) for entry in REBINDINGS}) == len(REBINDINGS)
     with pytest.raises(ValueError, match="needs its reason"):
@@ -115,4 +124,9 @@ def test_the_installed_vllm_has_every_target(entry: Rebinding) -> None:
     register()
     importlib.import_module("vllm.v1.worker.cpu.shm")
     rebound = getattr(importlib.import_module(entry.module), entry.name)
-    assert rebound is False if entry.name == "HAS_TRITON" else isinstance(rebound, StandIn)
+    if entry.name == "HAS_TRITON":
+        assert rebound is False
+    elif entry.name == "CPUModelRunner":
+        assert hasattr(rebound.__init__, "__wrapped__")
+    else:
+        assert isinstance(rebound, StandIn)
