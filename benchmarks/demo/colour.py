@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One completion, its accepted drafts coloured."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.text import Text
+
+ACCEPTED = "black on green"
+PROMPT = "dim"
+
+
+def accepted_flags(steps: Sequence[int]) -> list[bool]:
+    """For every token whether it was an accepted draft, given how many tokens each step emitted.
+
+    A step ends with a token that the target emitted itself; those before it were drafts. (Where `max_tokens` cut the
+    last step short its last token may have been a draft, too; it is shown as the target's.)
+    """
+    return [index < count - 1 for count in steps for index in range(count)]
+
+
+def pieces(tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
+    """The text that each token adds; a character of several tokens comes with the last of them."""
+    shown = ""
+    for end in range(1, len(tokens) + 1):
+        text = decode(tokens[:end])
+        if text.endswith("�") and end < len(tokens):
+            yield ""
+            continue
+        yield text[len(shown) :]
+        shown = text
+
+
+def coloured(prompt: str, tokens: Sequence[int], steps: Sequence[int], decode: Callable[[Sequence[int]], str]) -> Text:
+    """The end of the prompt, then the completion."""
+    text = Text("".join(prompt.splitlines(keepends=True)[-4:]), style=PROMPT)
+    for piece, accepted in zip(pieces(tokens, decode), accepted_flags(steps), strict=True):
+        text.append(piece, style=ACCEPTED if accepted else "default")
+    return text

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One offline engine in a process of its own: `python -m benchmarks.demo.engine JOB.json RESULT.json`.
+
+Engines differ in environment variables that vLLM reads once, and two in one process would share their counters.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.demo.acceptance import DraftCounters
+
+
+@contextmanager
+def recorded_steps(llm: Any) -> Iterator[dict[str, list[int]]]:
+    """How many tokens each engine step emitted for each request, by request id, in order of arrival."""
+    core = llm.llm_engine.engine_core
+    original = core.get_output
+    steps: dict[str, list[int]] = {}
+
+    def get_output() -> Any:
+        outputs = original()
+        for output in outputs.outputs:
+            if output.new_token_ids:
+                steps.setdefault(output.request_id, []).append(len(output.new_token_ids))
+        return outputs
+
+    core.get_output = get_output
+    try:
+        yield steps
+    finally:
+        core.get_output = original
+
+
+def read_counters(llm: Any) -> DraftCounters:
+    """vLLM's speculative-decoding counters; zeros where nothing is drafted."""
+    verifications, accepted = 0, []
+    for metric in llm.get_metrics():
+        if metric.name == "vllm:spec_decode_num_drafts":
+            verifications += metric.value
+        elif metric.name == "vllm:spec_decode_num_accepted_tokens_per_pos":
+            accepted = metric.values
+    return DraftCounters(verifications, tuple(accepted))
+
+
+def run(llm: Any, prompts: list[list[int]], sampling: Any) -> dict[str, Any]:
+    """`LLM.generate` on all prompts: tokens, tokens per step, counters and time."""
+    requests = [{"prompt_token_ids": prompt} for prompt in prompts]
+    before, started = read_counters(llm), time.perf_counter()
+    with recorded_steps(llm) as steps:
+        outputs = llm.generate(requests, sampling, use_tqdm=False)
+    seconds = time.perf_counter() - started
+    # Request ids inside the engine may carry a suffix; requests enter it in the prompts' order.
+    by_arrival = sorted(steps.items(), key=lambda item: int(item[0].split("-")[0]))
+    return {
+        "tokens": [list(output.outputs[0].token_ids) for output in outputs],
+        "steps": [counts for _, counts in by_arrival],
+        "seconds": seconds,
+        "counters": asdict(read_counters(llm) - before),
+    }
+
+
+def serve_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Start the engine that `job` describes and run its prompts greedily and with one seed each."""
+    from vllm import LLM, SamplingParams
+
+    started = time.perf_counter()
+    llm = LLM(job["target"], speculative_config=job["speculative"], **job["engine"])
+    start_seconds = time.perf_counter() - started
+    prompts, common = job["prompts"], {"max_tokens": job["max_tokens"], "detokenize": False}
+    greedy = SamplingParams(temperature=0.0, **common)
+    seeded = [SamplingParams(temperature=job["temperature"], seed=index, **common) for index in range(len(prompts))]
+    # First-use costs belong to the start. No full block of these is shared with the prompts that are measured.
+    warm_up = SamplingParams(temperature=0.8, seed=0, max_tokens=8, detokenize=False)
+    llm.generate([{"prompt_token_ids": prompt[::-1]} for prompt in prompts[:2]], warm_up, use_tqdm=False)
+    return {
+        "start_seconds": start_seconds,
+        "runner": "V2" if llm.llm_engine.vllm_config.use_v2_model_runner else "V1",
+        "greedy": run(llm, prompts, greedy),
+        "seeded": run(llm, prompts, seeded),
+    }
+
+
+def main() -> None:
+    job_file, result_file = map(Path, sys.argv[1:])
+    result = serve_job(json.loads(job_file.read_text()))
+    result_file.write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

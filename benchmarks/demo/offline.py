@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same prompts through `LLM.generate`, by engines of different kinds."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.demo.acceptance import DraftCounters
+from benchmarks.demo.options import MAX_MODEL_LEN
+from benchmarks.demo.processes import run_to_end
+from benchmarks.demo.workload import Workload
+
+BATCH = 8
+
+# fp32, so that rounding does not blur the comparison; eager, because compilation takes longer than the demonstration.
+ENGINE: dict[str, Any] = {
+    "dtype": "float32",
+    "max_model_len": MAX_MODEL_LEN,
+    "max_num_seqs": BATCH,
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 1 << 28,
+}
+
+
+@dataclass(frozen=True)
+class EngineKind:
+    """One of the engines compared."""
+
+    name: str
+    speculative: dict[str, Any] | None
+    env: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pass over all prompts."""
+
+    tokens: list[list[int]]
+    steps: list[list[int]]  # per request, tokens emitted by each of its steps
+    seconds: float
+    counters: DraftCounters
+
+    @property
+    def tokens_per_second(self) -> float:
+        return sum(map(len, self.tokens)) / self.seconds
+
+
+@dataclass(frozen=True)
+class EngineResult:
+    """What one engine did."""
+
+    runner: str
+    start_seconds: float
+    greedy: Run
+    seeded: Run
+
+
+def as_users_run_it(has_gpu: bool) -> EngineKind:
+    """vLLM without anything of this project's: on a machine without a GPU runner V1 with its native kernels."""
+    env = {"VLLM_PLUGINS": ""}
+    if not has_gpu:
+        env |= {"VLLM_USE_V2_MODEL_RUNNER": "0", "TRITON_INTERPRET": "0"}
+    return EngineKind("vLLM as installed", None, env)
+
+
+def plain() -> EngineKind:
+    """vLLM on the runner that ReDrafter uses: the other side of the identity."""
+    return EngineKind("vLLM, runner V2", None, {})
+
+
+def with_redrafter(speculative: dict[str, Any]) -> EngineKind:
+    """ReDrafter."""
+    return EngineKind("ReDrafter", speculative, {})
+
+
+def run_engine(kind: EngineKind, target: Path, workload: Workload, folder: Path, console: Console) -> EngineResult:
+    """Run all prompts on an engine of this kind, in a process of its own.
+
+    Raises:
+        ChildError: The engine failed.
+    """
+    stem = kind.name.lower().replace(",", "").replace(" ", "-")
+    job_file, result_file = folder / f"{stem}.job.json", folder / f"{stem}.result.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    result_file.unlink(missing_ok=True)
+    job = {
+        "target": str(target),
+        "speculative": kind.speculative,
+        "engine": {**ENGINE, "disable_log_stats": False, "skip_tokenizer_init": True},
+        "prompts": workload.prompts,
+        "max_tokens": workload.max_tokens,
+        "temperature": workload.temperature,
+    }
+    job_file.write_text(json.dumps(job))
+    command = [sys.executable, "-m", "benchmarks.demo.engine", str(job_file), str(result_file)]
+    env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **kind.env}
+    run_to_end(command, folder / f"{stem}.log", env, f"{kind.name}: {len(workload.prompts)} prompts twice", console)
+    return parse_result(json.loads(result_file.read_text()))
+
+
+def parse_result(stored: dict[str, Any]) -> EngineResult:
+    """What `benchmarks.demo.engine` wrote."""
+    runs = {
+        name: Run(
+            tokens=stored[name]["tokens"],
+            steps=stored[name]["steps"],
+            seconds=stored[name]["seconds"],
+            counters=DraftCounters.from_dict(stored[name]["counters"]),
+        )
+        for name in ("greedy", "seeded")
+    }
+    return EngineResult(stored["runner"], stored["start_seconds"], **runs)

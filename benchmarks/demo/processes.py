@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Child processes that never outlive the demonstration."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.demo.options import ROOT
+
+GRACE_SECONDS = 20.0
+NOTE_EVERY = 30.0
+
+# Nothing here needs the network; a local engine should not try it, nor send statistics.
+QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
+
+
+class ChildError(RuntimeError):
+    """A child process failed or did not get ready; the message holds the end of its log."""
+
+
+@contextmanager
+def running(command: Sequence[str], log: Path, env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `command` with its output in `log`; it and all its children are gone when the block is left, however."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **QUIET, **env},
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        try:
+            yield child
+        finally:
+            stop(child)
+
+
+def stop(child: subprocess.Popen[bytes]) -> None:
+    """Ask the child to end, give it time, then end its whole process group."""
+    if child.poll() is None:
+        with suppress(ProcessLookupError):
+            child.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(GRACE_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def run_to_end(
+    command: Sequence[str], log: Path, env: Mapping[str, str], what: str, console: Console, limit: float = 1800.0
+) -> None:
+    """Run a child to its end under a spinner. Raises `ChildError` with the log's end if it fails or takes too long."""
+    with running(command, log, env) as child:
+        for _ in waiting(what, console, limit, log):
+            if child.poll() is not None:
+                break
+        if child.returncode != 0:
+            raise ChildError(f"{what} failed with status {child.returncode}.\n{tail(log)}")
+
+
+def waiting(what: str, console: Console, limit: float, log: Path) -> Iterator[None]:
+    """Yield four times a second under a spinner with the seconds waited. Raises `ChildError` after `limit` seconds."""
+    started = noted = time.monotonic()
+    with console.status(what) as status:
+        while (now := time.monotonic()) - started < limit:
+            yield
+            status.update(f"{what} … {now - started:.0f} s")
+            if not console.is_terminal and now - noted > NOTE_EVERY:
+                console.print(f"  {what} … {now - started:.0f} s")
+                noted = now
+            time.sleep(0.25)
+    raise ChildError(f"{what} took more than {limit:.0f} s.\n{tail(log)}")
+
+
+def tail(log: Path, lines: int = 25) -> str:
+    """The end of a log, with its name."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    end = "\n".join(text.replace("\r", "\n").splitlines()[-lines:])
+    return f"The end of {log}:\n{end}"

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the demonstration's target and drafter come from."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.demo.options import ASSET, ROOT, DemoOptions
+
+
+def obtain_target(options: DemoOptions, console: Console) -> Path:
+    """The target asked for, the committed one, or one that is trained now (and kept for the next time)."""
+    if options.target is not None:
+        return options.target
+    if (ASSET / "model.safetensors").is_file():
+        console.print(f"target: {ASSET.relative_to(ROOT)}, committed with its recipe in training.json")
+        return ASSET
+    made = options.out / "target"
+    if not (made / "model.safetensors").is_file():
+        console.print("no target is committed: training a small one on the standard library's sources (3 minutes)")
+        _python("training.target", "--recipe", "short", "--out", str(made))
+    return made
+
+
+def obtain_drafter(target: Path, options: DemoOptions, console: Console) -> Path:
+    """The drafter asked for, or one that is trained now for `target`."""
+    if options.drafter is not None:
+        return options.drafter
+    made = options.out / "drafter"
+    console.print(f"training a drafter for it ({options.recipe} recipe)")
+    _python(
+        "training.distill", "--target", str(target), "--out", str(made), "--recipe", options.recipe, "--no-evaluate"
+    )
+    return made
+
+
+def _python(module: str, *arguments: str) -> None:
+    # In the foreground's process group and on its terminal: progress bars show, and Ctrl-C reaches it.
+    subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=True)

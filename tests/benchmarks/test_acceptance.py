@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures about drafting, on cases worked by hand."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from benchmarks.demo.acceptance import DraftCounters, acceptance_by_depth, tokens_per_step
+
+
+def test_the_first_step_of_a_request_does_not_count() -> None:
+    # First request: a prompt's token, then verifications that emit 3, 1 and 4. Second: two plain steps.
+    assert tokens_per_step([[1, 3, 1, 4], [1, 1, 1]]) == pytest.approx((8 + 2) / (3 + 2))
+
+
+def test_without_drafts_it_is_one() -> None:
+    assert tokens_per_step([[1] * 9, [1] * 5]) == 1.0
+
+
+@pytest.mark.parametrize("steps", [[], [[1]], [[1], [1]]])
+def test_nothing_decoded_is_an_error(steps: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="beyond its first token"):
+        tokens_per_step(steps)
+
+
+def test_acceptance_is_of_verifications_and_by_depth() -> None:
+    before = DraftCounters(10, (5, 2, 0, 0))
+    after = DraftCounters(30, (20, 10, 4, 0))
+    assert acceptance_by_depth(after - before, 3) == [15 / 20, 8 / 20, 4 / 20]
+
+
+def test_an_engine_that_drafts_nothing_accepts_nothing() -> None:
+    assert acceptance_by_depth(DraftCounters(0, ()), 4) == [0.0, 0.0, 0.0, 0.0]
+
+
+def test_counters_survive_json() -> None:
+    counters = DraftCounters(7, (3, 1))
+    assert DraftCounters.from_dict(json.loads(json.dumps(asdict(counters)))) == counters

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Children and their children end with the demonstration, and failures show the log."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from benchmarks.demo.processes import ChildError, run_to_end, running, tail
+
+GRANDCHILD = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def has_ended(pid: int, within: float = 5.0) -> bool:
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+            if state == "Z":  # ended, and nobody has asked for its status yet
+                return True
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("problem", [None, RuntimeError, KeyboardInterrupt, SystemExit])
+def test_nothing_outlives_the_block(tmp_path: Path, problem: type[BaseException] | None) -> None:
+    log = tmp_path / "log"
+
+    def body() -> None:
+        with running([sys.executable, "-c", GRANDCHILD], log, {}) as child:
+            pids.append(child.pid)
+            while not log.read_text().endswith("\n"):
+                time.sleep(0.05)
+            pids.append(int(log.read_text()))
+            if problem is not None:
+                raise problem
+
+    pids: list[int] = []
+    if problem is None:
+        body()
+    else:
+        with pytest.raises(problem):
+            body()
+    assert len(pids) == 2
+    assert all(map(has_ended, pids))
+
+
+def test_a_failure_shows_the_end_of_the_log(tmp_path: Path) -> None:
+    script = "import sys; print('first'); [print(i) for i in range(30)]; sys.exit('no such drafter')"
+    with pytest.raises(ChildError, match="the run failed with status 1") as caught:
+        run_to_end([sys.executable, "-c", script], tmp_path / "log", {}, "the run", Console(quiet=True))
+    assert "no such drafter" in str(caught.value)
+    assert str(tmp_path / "log") in str(caught.value)
+    assert "first" not in str(caught.value)
+
+
+def test_a_run_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with pytest.raises(ChildError, match="took more than 0 s"):
+        run_to_end(command, tmp_path / "log", {}, "the run", Console(quiet=True), limit=0.4)
+
+
+def test_the_tail_of_nothing(tmp_path: Path) -> None:
+    assert tail(tmp_path / "absent").endswith(":\n")
