@@ -12,7 +12,7 @@ from redrafter_cpu.runner_v1 import with_native_kernels
 from redrafter_cpu.standin import StandIn
 from redrafter_cpu.standins import block_table, constraints, gumbel, input_batch, logprob, sampling
 
-_VERSIONS = "0.32 to 0.33"
+_VERSIONS = "0.32"
 _GPU = "vllm.v1.worker.gpu"
 _PER_VOCABULARY = "interpreted, it costs in proportion to rows times vocabulary"
 _PER_ROW = "interpreted, it costs 0.1 to 0.5 ms for each request of the batch, in every step"
