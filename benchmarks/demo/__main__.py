@@ -52,10 +52,12 @@ def show_completion(evidence: Evidence, tokenizer: Any, console: Console) -> Non
     run = evidence.redrafter.greedy
     chosen = min(range(min(8, len(run.steps))), key=lambda index: len(run.steps[index]) / len(run.tokens[index]))
     tokens, steps = run.tokens[chosen], run.steps[chosen]
-    console.print(f"\nOne completion: {len(tokens)} tokens in {len(steps)} steps. In colour: ", end="")
-    console.print("accepted drafts", style=ACCEPTED, end="")
-    console.print("; plain: tokens that the target emitted itself; dim: the end of the prompt.")
-    console.print(coloured(evidence.workload.texts[chosen], tokens, steps, tokenizer.decode), highlight=False)
+    brackets = console.color_system is None
+    console.print(f"\nOne completion: {len(tokens)} tokens in {len(steps)} steps. ", end="", highlight=False)
+    console.print("[Accepted drafts]" if brackets else "Accepted drafts", style=ACCEPTED, end="", markup=False)
+    console.print(" are marked; the target emitted the rest itself, the last of each step. First the prompt's end.\n")
+    text = coloured(evidence.workload.texts[chosen], tokens, steps, tokenizer.decode, brackets=brackets)
+    console.print(text, highlight=False)
 
 
 def main() -> int:

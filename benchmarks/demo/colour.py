@@ -30,9 +30,17 @@ def pieces(tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> Ite
         shown = text
 
 
-def coloured(prompt: str, tokens: Sequence[int], steps: Sequence[int], decode: Callable[[Sequence[int]], str]) -> Text:
-    """The end of the prompt, then the completion."""
+def coloured(
+    prompt: str,
+    tokens: Sequence[int],
+    steps: Sequence[int],
+    decode: Callable[[Sequence[int]], str],
+    *,
+    brackets: bool = False,
+) -> Text:
+    """The end of the prompt, then the completion; `brackets` also marks accepted drafts where colours do not show."""
     text = Text("".join(prompt.splitlines(keepends=True)[-4:]), style=PROMPT)
     for piece, accepted in zip(pieces(tokens, decode), accepted_flags(steps), strict=True):
-        text.append(piece, style=ACCEPTED if accepted else "default")
+        marked = f"[{piece}]" if accepted and brackets else piece
+        text.append(marked, style=ACCEPTED if accepted else "default")
     return text

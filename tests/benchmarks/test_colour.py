@@ -28,3 +28,8 @@ def test_prompt_and_completion() -> None:
     assert text.plain == "two\nthree\nfour\nfive\nABCD"
     start = len("two\nthree\nfour\nfive\n")
     assert [(span.start - start, span.end - start) for span in text.spans if span.style == ACCEPTED] == [(1, 2), (2, 3)]
+
+
+def test_without_colours_accepted_drafts_stand_in_brackets() -> None:
+    text = coloured("p", list(b"ABCD"), [1, 3], decode, brackets=True)
+    assert text.plain == "pA[B][C]D"

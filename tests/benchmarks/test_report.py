@@ -52,12 +52,12 @@ def test_each_failure_is_named(changed: dict[str, list[list[int]]], complaint: s
 
 def test_tables_say_what_differs() -> None:
     evidence = make_evidence(greedy=[GREEDY[0], [5, 5, 4]])
-    console = Console(width=160, record=True)
+    console = Console(width=300, record=True)
     print_tables(evidence, evaluate(evidence), console)
     text = console.export_text()
     assert "first difference in request 1 at token 2" in text
     assert "1: 67%" in text
-    assert "wall-clock here says little" in text.replace("\n", " ")
+    assert "wall-clock here says little" in text
 
 
 def test_paths_are_shortened() -> None:
