@@ -40,10 +40,10 @@ class DistillConfig:
     num_draft_layers: int = 2
     rnn: bool = True
     window: int = 256
-    batch_size: int = 8
+    batch_size: int = 4
     response_fraction: float = 0.5
     responses: ResponseConfig = field(default_factory=ResponseConfig)
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-2
     warmup: float = 0.05
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
@@ -72,6 +72,6 @@ class DistillConfig:
 
 
 RECIPES = {
-    "short": DistillConfig(Budget(max_steps=400, max_seconds=80)),
-    "long": DistillConfig(Budget(max_steps=4000, max_seconds=780), responses=ResponseConfig(count=2048)),
+    "short": DistillConfig(Budget(max_steps=600, max_seconds=60), responses=ResponseConfig(count=128)),
+    "long": DistillConfig(Budget(max_steps=4000, max_seconds=900), responses=ResponseConfig(count=1024)),
 }

@@ -27,7 +27,11 @@ class StepFigures:
 
 
 def build_drafter(target: FrozenTarget, config: DistillConfig) -> Drafter:
-    """A seeded drafter of the target's sizes, in float32 on the target's device."""
+    """A seeded drafter of the target's sizes, in float32 on the target's device.
+
+    Without an input projection the RNN state reaches the output layer at its own width: that half of the layer starts
+    as the target's LM head and the context's half at zero, which saves much of a short training (docs/log.md).
+    """
     torch.manual_seed(config.seed)
     drafter = Drafter(
         DrafterConfig(
@@ -37,15 +41,22 @@ def build_drafter(target: FrozenTarget, config: DistillConfig) -> Drafter:
             num_draft_layers=config.num_draft_layers,
             rnn=config.rnn,
         )
-    )
-    return drafter.to(target.device)
+    ).to(target.device)
+    output = drafter.lm_head[-1]
+    assert isinstance(output, nn.Linear)
+    if not drafter.config.has_input_proj:
+        with torch.no_grad():
+            output.weight.zero_()
+            output.weight[:, target.hidden_size :] = target.head_weight
+    return drafter
 
 
 def accumulate_gradients(
     drafter: Drafter, embedding: Tensor, target: FrozenTarget, batch: Windows, config: DistillConfig
 ) -> StepFigures:
     """Adds the batch's gradient, chunk by chunk, so that only one chunk's logits are in memory at a time."""
-    signals = target.signals(batch.tokens)
+    with torch.autocast(batch.tokens.device.type, torch.bfloat16):
+        signals = target.signals(batch.tokens)
     weights = torch.tensor(config.depth_weights, device=batch.tokens.device)
     positions = num_positions(batch.tokens.shape[1], config.beam_length)
     counts = torch.stack([batch.valid[:, t : t + positions].sum() for t in range(1, config.beam_length + 1)]).clamp(
