@@ -35,7 +35,7 @@ def walk_drafts(sampled: Tensor, layout: RowLayout, drafts: BatchDrafts, max_dep
 
 
 def invalidate(drafts: BatchDrafts, layout: RowLayout, invalid_row: Tensor) -> BatchDrafts:
-    """Leave out drafts that a grammar refuses (`invalid_row` [rows] bool); what hangs below cannot be reached either."""
+    """Leave out drafts that a grammar refuses (`invalid_row` [rows] bool); what hangs below is out of reach too."""
     num_nodes = drafts.tokens.shape[1]
     local_N = torch.arange(1, num_nodes + 1, device=invalid_row.device)
     row_BN = layout.first_row[:, None] + torch.minimum(local_N, layout.num_drafts[:, None])

@@ -78,16 +78,18 @@ def install_refusal(message: str) -> None:
 
 def _create_speculative_config(original: Callable) -> Callable:
     def create_speculative_config(self: Any, target_model_config: Any, target_parallel_config: Any) -> Any:
-        from redrafter_vllm.integration import speculative_config as ours
+        from redrafter_vllm.integration.detection import is_redrafter
 
         flags = {"method": self.spec_method, "model": self.spec_model, "num_speculative_tokens": self.spec_tokens}
         given = {name: value for name, value in flags.items() if value is not None}
         options = {**(self.speculative_config or {})}
-        if not ours.is_redrafter({**options, **given}):
+        if not is_redrafter({**options, **given}):
             return original(self, target_model_config, target_parallel_config)
+        from redrafter_vllm.integration.speculative_config import build_speculative_config
+
         if twice := sorted(given.keys() & options.keys()):
             raise ValueError(f"{twice[0]!r} is set both by its own flag and in --speculative-config; set it once.")
-        config = ours.build_speculative_config(
+        config = build_speculative_config(
             {
                 **options,
                 **given,

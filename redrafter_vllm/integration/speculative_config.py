@@ -4,24 +4,24 @@
 from pathlib import Path
 from typing import Any, Literal
 
+import vllm.envs as envs
 from pydantic import Field
 from vllm.config import SpeculativeConfig
 from vllm.config.utils import config
 from vllm.logger import init_logger
+from vllm.triton_utils import HAS_TRITON
 
 from redrafter_vllm.checkpoint import check_against_target, check_checkpoint
 from redrafter_vllm.config import DraftingConfig, OptionError, known_options, parse_drafting_options
 from redrafter_vllm.integration.patches import install_runner
-from redrafter_vllm.integration.target_support import check_parallelism, check_target
-from redrafter_vllm.resolve import WORD, resolve_drafter
+from redrafter_vllm.integration.target_support import check_parallelism, check_runner, check_target
+from redrafter_vllm.resolve import resolve_drafter
 
 logger = init_logger(__name__)
 
 # Whoever imports this module builds the configuration or has just received one from another process: only then is
 # anything of the runner's touched.
 install_runner()
-
-MODEL_TYPE = "recurrent_drafting_drafter"
 
 # Options of vLLM's own that mean something for this method.
 _VLLM_OPTIONS = ("method", "model", "num_speculative_tokens_per_batch_size")
@@ -57,16 +57,6 @@ class RedrafterSpeculativeConfig(SpeculativeConfig):
         return f"RedrafterSpeculativeConfig(checkpoint={self.checkpoint!r}, drafting={self.drafting})"
 
 
-def is_redrafter(options: dict[str, Any] | None) -> bool:
-    """Whether user options ask for this method: by method, by the word, or by the checkpoint's `model_type`."""
-    if not options:
-        return False
-    method, model = options.get("method"), options.get("model")
-    if method is not None:
-        return method == WORD
-    return model == WORD or (isinstance(model, str) and _model_type(model) == MODEL_TYPE)
-
-
 def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeConfig:
     """Check everything that can be checked before any weights load and build the configuration.
 
@@ -85,6 +75,7 @@ def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeCon
                 f"Unknown ReDrafter option {sorted(unknown)[0]!r} in the speculative config; known options are {names}."
             ) from error
         raise
+    check_runner(envs.VLLM_USE_V2_MODEL_RUNNER, HAS_TRITON)
     target = engine["target_model_config"]
     check_target(target, drafting)
     check_parallelism(engine["target_parallel_config"])
@@ -106,14 +97,3 @@ def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeCon
 def _check_checkpoint(checkpoint: Path, target: Any) -> None:
     drafter_config = check_checkpoint(checkpoint)
     check_against_target(drafter_config, hidden_size=target.get_hidden_size(), vocab_size=target.get_vocab_size())
-
-
-def _model_type(model: str) -> str | None:
-    """`model_type` of a checkpoint's config.json; None where there is none to be read."""
-    from transformers import PretrainedConfig
-
-    try:
-        config_dict, _ = PretrainedConfig.get_config_dict(model)
-    except Exception:  # not a checkpoint: whatever it is, vLLM will say
-        return None
-    return config_dict.get("model_type")

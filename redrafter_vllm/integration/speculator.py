@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The speculator of method `redrafter`: draws the next trees after every step."""
 
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -30,7 +30,7 @@ class RedrafterSpeculator(BaseSpeculator):
     draft_logits = None
 
     # The runner builds speculator and model state apart and gives both nothing in common but the configuration.
-    _built: "WeakValueDictionary[int, RedrafterSpeculator]" = WeakValueDictionary()
+    _built: ClassVar["WeakValueDictionary[int, RedrafterSpeculator]"] = WeakValueDictionary()
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         spec = vllm_config.speculative_config

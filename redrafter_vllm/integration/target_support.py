@@ -31,6 +31,22 @@ def check_parallelism(parallel: Any) -> None:
             raise UnsupportedTargetError(f"ReDrafter does not run with {name}={size} yet; use 1.")
 
 
+def check_runner(v2_switch: bool | None, has_triton: bool) -> None:
+    """Refuse Model Runner V1, which has no place for trees.
+
+    Args:
+        v2_switch: vLLM's `VLLM_USE_V2_MODEL_RUNNER`, None where it is not set.
+        has_triton: Whether vLLM found a usable Triton, without which it falls back to V1.
+    """
+    if v2_switch is False:
+        raise UnsupportedTargetError("ReDrafter needs Model Runner V2; unset VLLM_USE_V2_MODEL_RUNNER=0.")
+    if not has_triton:
+        raise UnsupportedTargetError(
+            "ReDrafter needs Model Runner V2, which needs Triton, and vLLM found none; on a machine without a GPU "
+            "install the CPU support (`make setup` does)."
+        )
+
+
 def _never_served(model: Any) -> list[str]:
     reasons = []
     if model.runner_type != "generate":

@@ -18,6 +18,6 @@ def check_vllm_version(version: str) -> None:
         known = False
     if not known:
         raise UnsupportedVllmError(
-            f"redrafter-vllm knows vLLM >={LOWEST},<{BEYOND}, but {version!r} is installed; install a vLLM in that range "
-            "or a redrafter-vllm that knows this one."
+            f"redrafter-vllm knows vLLM >={LOWEST},<{BEYOND}, but {version!r} is installed; install a vLLM in that "
+            "range or a redrafter-vllm that knows this one."
         )

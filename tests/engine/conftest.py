@@ -5,26 +5,27 @@ import os
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
-import json  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import pytest  # noqa: E402
+import pytest
 
-from tests.models import save_random_drafter, save_random_llama  # noqa: E402
+from tests.models import save_random_drafter, save_random_llama
 
 ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
 
 MakeEngine = Callable[..., Any]
+
+# Never freed: shutting dozens of engines down one by one takes longer than all their tests.
+_ENGINES: dict[str, Any] = {}
 
 
 @pytest.fixture(scope="session")
 def make_engine() -> MakeEngine:
     """`make_engine(model, speculative=None, **options)`: one `LLM` per distinct call, shared by the session's tests."""
     from vllm import LLM
-
-    engines: dict[str, Any] = {}
 
     def make(model: Path, speculative: dict[str, Any] | None = None, **options: Any) -> Any:
         defaults: dict[str, Any] = dict(
@@ -38,9 +39,9 @@ def make_engine() -> MakeEngine:
             seed=0,
         )
         key = json.dumps([str(model), speculative, options], sort_keys=True, default=str)
-        if key not in engines:
-            engines[key] = LLM(str(model), speculative_config=speculative, **{**defaults, **options})
-        return engines[key]
+        if key not in _ENGINES:
+            _ENGINES[key] = LLM(str(model), speculative_config=speculative, **{**defaults, **options})
+        return _ENGINES[key]
 
     return make
 

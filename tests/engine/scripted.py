@@ -2,7 +2,7 @@
 """Random trees that hide the true continuation: every shape of acceptance, without a trained drafter."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -12,7 +12,8 @@ import torch
 from redrafter_vllm.integration import speculator as speculator_module
 from redrafter_vllm.integration.speculator import RedrafterSpeculator
 from redrafter_vllm.tree import DraftTree
-from tests.engine.generation import runner
+from tests.engine.generation import generate, params, random_prompts, runner, tokens
+from tests.models import VOCAB
 
 
 def random_chain(rng: random.Random, truth: list[int], length: int, vocab_size: int) -> list[int]:
@@ -50,7 +51,9 @@ def random_tree(
 
 @contextmanager
 def scripted_trees(llm: Any, truths: Mapping[tuple[int, ...], list[int]], *, seed: int = 0) -> Iterator[list[int]]:
-    """Make `llm` draft random trees (chains, where a request may only have a chain) around `truths`, the full token sequence that each prompt leads to.
+    """Make `llm` draft random trees around `truths`, the full token sequence that each prompt leads to.
+
+    A request that may only have a chain gets a chain.
 
     Yields a list that collects the number of nodes of every tree drawn.
     """
@@ -93,3 +96,26 @@ def scripted_trees(llm: Any, truths: Mapping[tuple[int, ...], list[int]], *, see
 
     with patch.object(RedrafterSpeculator, "propose", remember), patch.object(speculator_module, "draw_trees", draw):
         yield drawn
+
+
+def run_both(
+    plain: Any, other: Any, prompts: Sequence[list[int]], sampling: Any, seed: int = 0
+) -> tuple[list[Any], list[Any]]:
+    """Outputs of plain vLLM, and of `other` under random trees around them."""
+    expected = generate(plain, prompts, sampling)
+    truths = {
+        tuple(prompt): [*prompt, *out.outputs[0].token_ids] for prompt, out in zip(prompts, expected, strict=True)
+    }
+    with scripted_trees(other, truths, seed=seed):
+        return expected, generate(other, prompts, sampling)
+
+
+def assert_identical(plain: Any, other: Any, *, count: int = 6, max_tokens: int = 32) -> None:
+    """Greedy and seeded requests of mixed length in one batch: the same tokens from both engines."""
+    prompts = random_prompts(count, VOCAB, longest=150)
+    sampling = [
+        params(temperature=0.8 * (index % 2), seed=index, ignore_eos=True, max_tokens=max_tokens)
+        for index in range(count)
+    ]
+    expected, outputs = run_both(plain, other, prompts, sampling)
+    assert tokens(outputs) == tokens(expected)

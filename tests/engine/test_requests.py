@@ -8,7 +8,7 @@ import pytest
 
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import CHAIN, TREE, generate, params, random_prompts, runner, scheduler, tokens
-from tests.engine.scripted import scripted_trees
+from tests.engine.scripted import run_both
 from tests.models import VOCAB
 
 pytestmark = pytest.mark.engine
@@ -37,16 +37,6 @@ UNORDERED: list[dict[str, Any]] = [
 def mixed_params(kinds: list[dict[str, Any]], **common: Any) -> list[Any]:
     defaults = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 40, **common}
     return [params(seed=100 + index, **{**defaults, **kind}) for index, kind in enumerate(kinds)]
-
-
-def run_both(
-    plain: Any, other: Any, prompts: list[list[int]], sampling: list[Any], seed: int = 0
-) -> tuple[list[Any], list[Any]]:
-    """Outputs of plain vLLM, and of `other` under random trees around them."""
-    expected = generate(plain, prompts, sampling)
-    truths = {tuple(prompt): [*prompt, *out.outputs[0].token_ids] for prompt, out in zip(prompts, expected, strict=True)}
-    with scripted_trees(other, truths, seed=seed):
-        return expected, generate(other, prompts, sampling)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -107,7 +97,10 @@ def test_lengths_and_stops_inside_an_accepted_path(make_engine: MakeEngine, rand
 def test_up_to_max_model_len(make_engine: MakeEngine, random_target: Path) -> None:
     options = {"max_model_len": 96}
     plain, tree = make_engine(random_target, **options), make_engine(random_target, TREE, **options)
-    prompts = [prompt[:size] for prompt, size in zip(random_prompts(6, VOCAB, longest=280), (90, 60, 94, 33, 1, 80))]
+    prompts = [
+        prompt[:size]
+        for prompt, size in zip(random_prompts(6, VOCAB, longest=280), (90, 60, 94, 33, 1, 80), strict=True)
+    ]
     sampling = mixed_params([{}, {"temperature": 0.8}] * 3, max_tokens=200)
     expected, outputs = run_both(plain, tree, prompts, sampling)
     assert tokens(outputs) == tokens(expected)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the method is recognised, and that vLLM is left alone where it is not."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.conftest import MakeEngine
+from tests.engine.generation import CHAIN, TREE, runner
+
+pytestmark = pytest.mark.engine
+
+UNUSED = """
+import sys
+from redrafter_vllm.plugin import register
+from vllm.engine.arg_utils import EngineArgs
+register(); register()
+config = EngineArgs(model=sys.argv[1], max_model_len=64).create_engine_config()
+print("speculative:", config.speculative_config, config.attention_config.backend)
+print("seam:", "redrafter_vllm.integration.speculative_config" in sys.modules)
+from vllm.v1.worker.gpu import model_runner
+from vllm.platforms.cpu import CpuPlatform
+from vllm.sampling_params import SamplingParams
+for function in (model_runner.init_speculator, CpuPlatform.get_attn_backend_cls, SamplingParams._validate_spec_decode):
+    print("module:", function.__module__, hasattr(function, "_redrafter_original"))
+"""
+
+
+def test_installed_and_not_used(random_target: Path) -> None:
+    command = [sys.executable, "-c", UNUSED, str(random_target)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "speculative: None None" in output
+    assert "seam: False" in output
+    modules = [line for line in output if line.startswith("module:")]
+    assert len(modules) == 3
+    assert all(line.startswith("module: vllm.") and line.endswith("False") for line in modules)
+
+
+@pytest.mark.parametrize(
+    "speculative",
+    [
+        {"method": "redrafter"},
+        {"model": "redrafter", "beam_width": 2, "num-speculative-tokens": 6},
+        {"method": "redrafter", "model": "PATH"},
+        {"model": "PATH"},
+        {"redrafter_num_beams": 3, "redrafter_draft_len_per_beam": 3, "method": "redrafter"},
+    ],
+)
+def test_ways_to_ask(make_engine: MakeEngine, random_target: Path, speculative: dict[str, Any]) -> None:
+    drafter = str(random_target / "redrafter")
+    llm = make_engine(random_target, {key: drafter if value == "PATH" else value for key, value in speculative.items()})
+    config = llm.llm_engine.vllm_config.speculative_config
+    assert config.method == "redrafter"
+    assert config.checkpoint == drafter
+    assert type(runner(llm).rejection_sampler).__name__ == "TreeSampler"
+
+
+def test_other_methods_are_vllms_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    from redrafter_vllm.integration.detection import is_redrafter
+
+    for options in (None, {}, {"method": "ngram", "model": "redrafter"}, {"model": "org/eagle"}, {"model": "ngram"}):
+        assert not is_redrafter(options)
+
+
+def test_flag() -> None:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    arguments = parser.parse_args(["--model", "m", "--speculative-model", "redrafter"])
+    assert EngineArgs.from_cli_args(arguments).spec_model == "redrafter"
+    assert "--speculative-model" in parser.format_help()
+
+
+def test_flag_and_config_contradict(random_target: Path) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    engine_args = EngineArgs(model=str(random_target), spec_model="redrafter", speculative_config={"model": "other"})
+    with pytest.raises(ValueError, match="'model' is set both by its own flag and in --speculative-config"):
+        engine_args.create_engine_config()
+
+
+def test_plain_engines_beside_ours_keep_their_attention(make_engine: MakeEngine, random_target: Path) -> None:
+    names = {
+        key: {group.backend.get_name() for groups in runner(llm).attn_groups for group in groups}
+        for key, llm in {
+            "tree": make_engine(random_target, TREE),
+            "plain": make_engine(random_target),
+            "chain": make_engine(random_target, CHAIN),
+        }.items()
+    }
+    assert names == {"tree": {"CUSTOM"}, "plain": {"CPU_ATTN"}, "chain": {"CPU_ATTN"}}
+
+
+def test_a_renamed_target_of_a_rebinding_is_one_sentence() -> None:
+    from redrafter_vllm.integration.patches import SeamChangedError, rebind
+
+    class Owner:
+        pass
+
+    with pytest.raises(SeamChangedError, match=r"rebinds Owner\.gone, which this vLLM does not have"):
+        rebind(Owner, "gone", lambda original: original)
