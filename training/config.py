@@ -72,6 +72,8 @@ class DistillConfig:
 
 
 RECIPES = {
-    "short": DistillConfig(Budget(max_steps=600, max_seconds=60), responses=ResponseConfig(count=128)),
-    "long": DistillConfig(Budget(max_steps=4000, max_seconds=900), responses=ResponseConfig(count=1024)),
+    "short": DistillConfig(Budget(max_steps=600, max_seconds=60), responses=ResponseConfig(count=192)),
+    "long": DistillConfig(
+        Budget(max_steps=5000, max_seconds=1000), response_fraction=0.75, responses=ResponseConfig(count=1536)
+    ),
 }
