@@ -34,8 +34,8 @@ class DraftingConfig:
     Attributes:
         beam_width: W, beams kept at every step, 1 to 64. 1 drafts a plain chain.
         beam_length: T, drafted tokens per beam, 1 to 32; the root (already sampled by the target) is not counted.
-        num_speculative_tokens: N, node slots of the prefix tree, `beam_length` to min(W·T, 128). 0 stands for the
-            default, min(W·T, 16).
+        num_speculative_tokens: N, node slots of the prefix tree, 1 to 128; the most probable nodes get them. More than
+            W·T could never be filled and are cut to that. 0 stands for the default, min(W·T, 16), at least T.
         logits_top_k: Renormalise the drafter's logits over this many best, as Apple's implementation does with 50;
             None uses the full softmax.
     """
@@ -51,16 +51,7 @@ class DraftingConfig:
         if self.num_speculative_tokens == 0:
             object.__setattr__(self, "num_speculative_tokens", max(self.beam_length, min(self.max_nodes, 16)))
         _check_int("num_speculative_tokens", self.num_speculative_tokens, 1, MAX_NODES)
-        if self.num_speculative_tokens < self.beam_length:
-            raise OptionError(
-                f"num_speculative_tokens={self.num_speculative_tokens} cannot hold one beam of "
-                f"beam_length={self.beam_length}; raise it to at least {self.beam_length} or draft shorter beams."
-            )
-        if self.num_speculative_tokens > self.max_nodes:
-            raise OptionError(
-                f"num_speculative_tokens={self.num_speculative_tokens} is more than {self.beam_width} beams of "
-                f"{self.beam_length} can ever fill; use at most {self.max_nodes} (beam_width * beam_length)."
-            )
+        object.__setattr__(self, "num_speculative_tokens", min(self.num_speculative_tokens, self.max_nodes))
         if self.logits_top_k is not None:
             _check_int("logits_top_k", self.logits_top_k, self.beam_width, 1 << 20)
 
@@ -95,6 +86,8 @@ def parse_drafting_options(options: Mapping[str, Any]) -> DraftingConfig:
         if target in values:
             raise OptionError(f"{name!r} and {given_as[target]!r} both set {target}; give only one of them.")
         values[target], given_as[target] = value, name
+    if values.get("num_speculative_tokens") == 0:
+        raise OptionError(f"num_speculative_tokens=0 is out of range; it must be between 1 and {MAX_NODES}.")
     return DraftingConfig(**values)
 
 

@@ -76,6 +76,9 @@ def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeCon
             ) from error
         raise
     check_runner(envs.VLLM_USE_V2_MODEL_RUNNER, HAS_TRITON)
+    asked = user.get("num_speculative_tokens") or 0
+    if asked > drafting.num_speculative_tokens:
+        logger.warning("num_speculative_tokens=%d is more than %s can fill; it is cut.", asked, drafting)
     target = engine["target_model_config"]
     check_target(target, drafting)
     check_parallelism(engine["target_parallel_config"])

@@ -24,3 +24,9 @@ def test_node_budget_falls_with_the_batch(make_engine: MakeEngine, random_target
     assert_identical(make_engine(random_target), tree, count=8)
     assert_identical(make_engine(random_target), tree, count=3)
     assert not runner(tree).speculator.rows.num_nodes.gt(16).any()
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_fewer_slots_than_a_beam(make_engine: MakeEngine, random_target: Path, slots: int) -> None:
+    tree = make_engine(random_target, {**TREE, "num_speculative_tokens": slots})
+    assert_identical(make_engine(random_target), tree)

@@ -19,6 +19,11 @@ def test_default_number_of_slots(width: int, length: int, slots: int) -> None:
     assert DraftingConfig(width, length).num_speculative_tokens == slots
 
 
+@pytest.mark.parametrize(("asked", "given"), [(1, 1), (3, 3), (8, 8), (9, 8), (128, 8)])
+def test_slots_that_no_beam_could_fill_are_cut(asked: int, given: int) -> None:
+    assert DraftingConfig(2, 4, asked).num_speculative_tokens == given
+
+
 def test_other_spellings() -> None:
     tensorrt = {"redrafter_num_beams": 5, "redrafter_draft_len_per_beam": 5, "redrafter_greedy_search": True}
     assert parse_drafting_options(tensorrt) == DraftingConfig(5, 5)
@@ -35,8 +40,8 @@ def test_other_spellings() -> None:
         ({"beam_width": "4"}, "beam_width must be an integer, not '4'"),
         ({"beam_width": True}, "beam_width must be an integer"),
         ({"num_speculative_tokens": 129, "beam_width": 16, "beam_length": 16}, "num_speculative_tokens=129"),
-        ({"num_speculative_tokens": 3}, "cannot hold one beam"),
-        ({"num_speculative_tokens": 17}, "can ever fill; use at most 16"),
+        ({"num_speculative_tokens": -1}, "num_speculative_tokens=-1"),
+        ({"num_speculative_tokens": 0}, "num_speculative_tokens=0"),
         ({"logits_top_k": 3}, "logits_top_k=3"),
         ({"beam_length": 4, "beam_length_with_root": 5}, "both set beam_length"),
         ({"beam_width": 4, "redrafter_num_beams": 4}, "both set beam_width"),
