@@ -5,6 +5,7 @@ All were written for vLLM >=0.32,<0.34, and all answer as vLLM does unless the m
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,23 +14,35 @@ _MARK = "_redrafter_original"
 
 
 class SeamChangedError(RuntimeError):
-    """A name that the plugin rebinds is gone from the installed vLLM."""
+    """A name that the plugin rebinds is gone from the installed vLLM, or takes other parameters."""
 
 
-def rebind(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-    """Replace `owner.name` by `make(original)`, once per process."""
+def rebind(owner: Any, name: str, make: Callable[[Any], Any], parameters: str | None = None) -> None:
+    """Replace `owner.name` by `make(original)`, once per process.
+
+    `parameters` are the names that the original must take, separated by spaces; None asks no questions.
+
+    Raises:
+        SeamChangedError: The name is gone or takes other parameters.
+    """
+    place = f"{getattr(owner, '__name__', owner)}.{name}"
     original = vars(owner).get(name)
     if original is None:
-        raise SeamChangedError(
-            f"redrafter-vllm rebinds {getattr(owner, '__name__', owner)}.{name}, which this vLLM does not have; "
-            "install a vLLM version listed in docs/vllm_seams.md."
-        )
+        raise _seam_changed(place, "does not have")
     function = original.__func__ if isinstance(original, (classmethod, staticmethod)) else original
     if hasattr(function, _MARK):
         return
+    if parameters is not None and list(inspect.signature(function).parameters) != parameters.split():
+        raise _seam_changed(place, f"has with other parameters than ({', '.join(parameters.split())})")
     replacement = functools.wraps(function)(make(function))
     setattr(replacement, _MARK, function)
     setattr(owner, name, type(original)(replacement) if function is not original else replacement)
+
+
+def _seam_changed(place: str, how: str) -> SeamChangedError:
+    return SeamChangedError(
+        f"redrafter-vllm rebinds {place}, which this vLLM {how}; install a vLLM version listed in docs/vllm_seams.md."
+    )
 
 
 def install_front() -> None:
@@ -37,9 +50,14 @@ def install_front() -> None:
     from vllm.engine.arg_utils import EngineArgs
 
     # vLLM knows its speculative methods by a closed list. Can go when it has a registry of methods.
-    rebind(EngineArgs, "create_speculative_config", _create_speculative_config)
+    rebind(
+        EngineArgs,
+        "create_speculative_config",
+        _create_speculative_config,
+        "self target_model_config target_parallel_config",
+    )
     # `--speculative-model NAME`, vLLM's own flag once. Can go with nothing lost: `--spec-model` means the same.
-    rebind(EngineArgs, "add_cli_args", _add_cli_args)
+    rebind(EngineArgs, "add_cli_args", _add_cli_args, "parser")
 
 
 def install_runner() -> None:
@@ -49,13 +67,18 @@ def install_runner() -> None:
     from vllm.v1.worker.gpu import model_runner
 
     # The runner imports these two by name. Can go when a method can name its speculator and model state.
-    rebind(model_runner, "init_speculator", _init_speculator)
-    rebind(model_runner, "init_model_state", _init_model_state)
+    rebind(model_runner, "init_speculator", _init_speculator, "vllm_config device req_states")
+    rebind(model_runner, "init_model_state", _init_model_state, "vllm_config model encoder_cache device")
     # The CPU platform answers CPU_ATTN whatever is selected. Can go when it honours CUSTOM.
-    rebind(CpuPlatform, "get_attn_backend_cls", _cpu_attn_backend)
+    rebind(
+        CpuPlatform,
+        "get_attn_backend_cls",
+        _cpu_attn_backend,
+        "cls selected_backend attn_selector_config num_heads",
+    )
     # vLLM's rejection sampler ignores min_p and logit_bias, so it refuses them; the walk runs its whole sampler.
     # Can go when the refusal asks the method.
-    rebind(SamplingParams, "_validate_spec_decode", _validate_spec_decode)
+    rebind(SamplingParams, "_validate_spec_decode", _validate_spec_decode, "self speculative_config")
 
 
 def install_refusal(message: str) -> None:

@@ -96,11 +96,16 @@ def test_plain_engines_beside_ours_keep_their_attention(make_engine: MakeEngine,
     assert names == {"tree": {"CUSTOM"}, "plain": {"CPU_ATTN"}, "chain": {"CPU_ATTN"}}
 
 
-def test_a_renamed_target_of_a_rebinding_is_one_sentence() -> None:
+def test_a_changed_target_of_a_rebinding_is_one_sentence() -> None:
     from redrafter_vllm.integration.patches import SeamChangedError, rebind
 
     class Owner:
-        pass
+        def moved(self, something: int) -> None:
+            pass
 
+    with pytest.raises(
+        SeamChangedError, match=r"Owner\.moved, which this vLLM has with other parameters than \(self, it\)"
+    ):
+        rebind(Owner, "moved", lambda original: original, "self it")
     with pytest.raises(SeamChangedError, match=r"rebinds Owner\.gone, which this vLLM does not have"):
         rebind(Owner, "gone", lambda original: original)
