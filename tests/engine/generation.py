@@ -5,6 +5,12 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+import torch
+
+# What these tests look at (vLLM's CPU attention by name, its linear layers one by one) only exists there.
+cpu_only = pytest.mark.skipif(torch.version.cuda is not None, reason="looks into vLLM's CPU build")
+
 TREE = {"method": "redrafter", "beam_width": 4, "beam_length": 4, "num_speculative_tokens": 16}
 CHAIN = {"method": "redrafter", "beam_width": 1, "beam_length": 3}
 

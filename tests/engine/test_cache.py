@@ -9,7 +9,7 @@ import torch
 
 from redrafter_vllm.integration.patches import register_tree_attention
 from tests.engine.conftest import MakeEngine
-from tests.engine.generation import TREE, generate, params, random_prompts, runner, tokens
+from tests.engine.generation import TREE, cpu_only, generate, params, random_prompts, runner, tokens
 from tests.engine.row_invariant import row_invariant
 from tests.engine.scripted import scripted_trees
 from tests.models import VOCAB
@@ -33,6 +33,7 @@ def cached_entries(llm: Any, length: int) -> list[torch.Tensor]:
     return entries
 
 
+@cpu_only
 @pytest.mark.parametrize("block_size", [16, 32])
 def test_bit_for_bit(make_engine: MakeEngine, random_target: Path, block_size: int) -> None:
     register_tree_attention()

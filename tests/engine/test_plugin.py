@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.engine.conftest import MakeEngine
-from tests.engine.generation import CHAIN, TREE, runner
+from tests.engine.generation import CHAIN, TREE, cpu_only, runner
 
 pytestmark = pytest.mark.engine
 
@@ -84,6 +84,7 @@ def test_flag_and_config_contradict(random_target: Path) -> None:
         engine_args.create_engine_config()
 
 
+@cpu_only
 def test_plain_engines_beside_ours_keep_their_attention(make_engine: MakeEngine, random_target: Path) -> None:
     names = {
         key: {group.backend.get_name() for groups in runner(llm).attn_groups for group in groups}

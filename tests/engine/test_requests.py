@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.engine.conftest import MakeEngine
-from tests.engine.generation import CHAIN, TREE, generate, params, random_prompts, runner, scheduler, tokens
+from tests.engine.generation import CHAIN, TREE, cpu_only, generate, params, random_prompts, runner, scheduler, tokens
 from tests.engine.scripted import run_both
 from tests.models import VOCAB
 
@@ -191,6 +191,7 @@ def test_logprobs_of_emitted_tokens(make_engine: MakeEngine, random_target: Path
                 assert position[token].rank == entry.rank
 
 
+@cpu_only
 def test_a_plain_chain(make_engine: MakeEngine, random_target: Path) -> None:
     """One beam: stock attention, every kind of request."""
     plain, chain = make_engine(random_target), make_engine(random_target, CHAIN)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The promise on real text: a trained target, a trained and a random drafter, greedy and seeded, batch 1 and 8."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from tests.engine.conftest import MakeEngine
+from tests.engine.generation import TREE, generate, params, tokens
+from tests.models import save_random_drafter
+from training.corpus import extract_prompts, load_corpus, split
+
+pytestmark = pytest.mark.engine
+
+NUM_PROMPTS = 64
+SAMPLING: dict[str, dict[str, Any]] = {"greedy": {"temperature": 0.0}, "seeded": {"temperature": 0.8}}
+
+
+@pytest.fixture(scope="module")
+def prompts(asset: Path) -> list[list[int]]:
+    """Prompts of mixed length from files that the target was not trained on; a quarter goes on where another stops."""
+    tokenizer = AutoTokenizer.from_pretrained(asset)
+    texts = extract_prompts(split(load_corpus())[1], NUM_PROMPTS, max_chars=1100)
+    texts[3::4] = [texts[index] + "\n" + texts[index + 1] for index in range(2, NUM_PROMPTS - 1, 4)]
+    return [tokenizer.encode(text)[:400] for text in texts]
+
+
+@pytest.fixture(scope="module")
+def drafters(asset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    shape = {"vocab_size": 2048, "hidden_size": 256}
+    return {
+        "trained": asset / "redrafter",
+        "random": save_random_drafter(tmp_path_factory.mktemp("drafter") / "random", **shape),
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(make_engine: MakeEngine, asset: Path, prompts: list[list[int]]) -> dict[tuple[str, str], Any]:
+    """What plain vLLM emits, for each way of sampling and each batch size."""
+    plain = make_engine(asset)
+    return {
+        (mode, batch): tokens(generate(plain, prompts, sampling(mode), one_by_one=batch == "one"))
+        for mode in SAMPLING
+        for batch in ("one", "eight")
+    }
+
+
+def sampling(mode: str) -> list[Any]:
+    return [params(seed=1000 + index, max_tokens=32, **SAMPLING[mode]) for index in range(NUM_PROMPTS)]
+
+
+@pytest.mark.parametrize("drafter", ["trained", "random"])
+@pytest.mark.parametrize("mode", SAMPLING)
+@pytest.mark.parametrize("batch", ["one", "eight"])
+def test_tokens_are_those_of_plain_vllm(
+    make_engine: MakeEngine,
+    asset: Path,
+    prompts: list[list[int]],
+    drafters: dict[str, Path],
+    expected: dict[tuple[str, str], Any],
+    drafter: str,
+    mode: str,
+    batch: str,
+) -> None:
+    tree = make_engine(asset, {**TREE, "model": str(drafters[drafter])}, disable_log_stats=False)
+    before = counters(tree)
+    outputs = tokens(generate(tree, prompts, sampling(mode), one_by_one=batch == "one"))
+    assert outputs == expected[mode, batch]
+    drafts, accepted = (now - then for now, then in zip(counters(tree), before, strict=True))
+    # Both kinds of step must have happened: long paths with the trained drafter, rejection with the random one.
+    assert accepted / drafts > 1.0 if drafter == "trained" else accepted / drafts < 0.2
+
+
+def counters(llm: Any) -> tuple[int, int]:
+    values = {metric.name: getattr(metric, "value", None) for metric in llm.get_metrics()}
+    return values["vllm:spec_decode_num_drafts"], values["vllm:spec_decode_num_accepted_tokens"]
