@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.demo.acceptance import acceptance_by_depth, tokens_per_step
 from benchmarks.demo.compare import Comparison, compare
-from benchmarks.demo.offline import BATCH, ENGINE, EngineResult, Run
+from benchmarks.demo.offline import BATCH, ENGINE, THREADS, EngineResult, Run
 from benchmarks.demo.options import DemoOptions
 from benchmarks.demo.serve import Served
 from benchmarks.demo.workload import Workload
@@ -138,6 +138,7 @@ def as_json(evidence: Evidence, figures: Figures) -> dict[str, Any]:
             "drafter": str(evidence.drafter),
             "drafting": asdict(evidence.options.drafting),
             "engine": ENGINE,
+            "environment": THREADS,
             "temperature_seeded": evidence.workload.temperature,
             "max_tokens": evidence.workload.max_tokens,
             "recipe": evidence.options.recipe if evidence.options.drafter is None else None,
