@@ -22,6 +22,8 @@ HEADINGS = "{% for m in messages %}{{ '## ' + m['role'] + '\n' + (m['content'] |
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns here') }}{% endif %}" + CHATML
 # The prompt opens a thought that the conversation does not show: no prefix of it.
 OPEN_THOUGHT = CHATML.replace("assistant\n'", "assistant\n<think>\n'")
+# The prompt names the assistant otherwise than the conversation does, at a length that alone betrays nothing.
+RENAMED = CHATML.replace("<|im_start|>assistant\n'", "<|im_start|>helper\n'")
 # Says something else than the assistant did.
 SHOUTING = CHATML.replace("m['content']", "m['content'].upper()")
 

@@ -8,6 +8,7 @@ from tests.training.chat_tokenizers import (
     HEADINGS,
     NO_SYSTEM,
     OPEN_THOUGHT,
+    RENAMED,
     SHOUTING,
     THINKING,
     byte_tokenizer,
@@ -65,6 +66,11 @@ def test_a_template_whose_prompts_do_not_begin_its_conversations() -> None:
         DataError, match=r"(?s)chat template of org/thinker cannot.*prompt for turn 1 ends in .*<think>"
     ):
         resolve_chat_template(tokenizer)
+
+
+def test_a_template_whose_prompts_name_another_role() -> None:
+    with pytest.raises(DataError, match=r"(?s)prompt for turn 1 ends in .*helper"):
+        resolve_chat_template(byte_tokenizer(RENAMED))
 
 
 def test_a_template_that_changes_answers() -> None:

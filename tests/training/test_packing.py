@@ -53,6 +53,13 @@ def test_terms_by_hand() -> None:
             windows.terms(depth, first, last)
 
 
+def test_a_documents_first_token_is_nobodys_target() -> None:
+    start = torch.tensor([[0, 0, 2, 2, 2]])
+    windows = PackedWindows(torch.arange(5)[None], torch.ones(1, 5, dtype=torch.bool), start)
+    assert marks(windows.valid) == "+-++-"
+    assert marks(windows.terms(1, 0, 3)) == "--+"
+
+
 def random_examples(rng: random.Random, length: int) -> list[Example]:
     examples, first = [], 1
     for _ in range(rng.choice([1, 2, 30, 200])):
