@@ -55,7 +55,7 @@ def show_completion(evidence: Evidence, tokenizer: Any, console: Console) -> Non
     tokens, steps = run.tokens[chosen], run.steps[chosen]
     brackets = console.color_system is None
     console.print(f"\nOne completion: {len(tokens)} tokens in {len(steps)} steps. ", end="", highlight=False)
-    console.print("[Accepted drafts]" if brackets else "Accepted drafts", style=ACCEPTED, end="", markup=False)
+    console.print("«Accepted drafts»" if brackets else "Accepted drafts", style=ACCEPTED, end="", markup=False)
     console.print(" are marked; the target emitted the rest itself, the last of each step. First the prompt's end.\n")
     text = coloured(evidence.workload.texts[chosen], tokens, steps, tokenizer.decode, brackets=brackets)
     console.print(text, highlight=False)
