@@ -74,7 +74,7 @@ def test_tokens_are_those_of_plain_vllm(
     assert outputs == expected[mode, batch]
     # Both kinds of step must have happened: long paths with the trained drafter, rejection with the random one.
     mean = sum(emitted) / len(emitted)
-    assert mean > 1.8 if drafter == "trained" else mean < 1.2
+    assert mean > 1.4 if drafter == "trained" else mean < 1.2
 
 
 @contextmanager
