@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Before anything imports torch: one thread, since models here are tiny and waiting threads would fight over two cores."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
