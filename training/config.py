@@ -11,7 +11,7 @@ class ResponseConfig:
     """Text that the target writes itself from training prompts: serving drafts for such text, not for the corpus."""
 
     count: int = 256
-    temperatures: tuple[float, ...] = (0.0, 0.8)
+    temperatures: tuple[float, ...] = (0.0, 0.0, 0.8)
     min_prompt: int = 16
     max_prompt: int = 160
     batch_size: int = 64
@@ -30,12 +30,14 @@ class DistillConfig:
     """One distillation: the drafter's shape, the data it sees, the schedule.
 
     `depth_decay` weights the loss at depth t by depth_decay**(t-1): a deep draft only counts when the ones above it
-    are accepted. `chunk` is the number of context positions per window that are in memory at once.
+    are accepted. `temperature` divides the target's logits: below 1, drafts are for greedy decoding first (measured in
+    docs/log.md). `chunk` is the number of context positions per window that are in memory at once.
     """
 
     budget: Budget
     beam_length: int = 4
     depth_decay: float = 0.8
+    temperature: float = 0.3
     exit_dim: int | None = None
     num_draft_layers: int = 2
     rnn: bool = True
@@ -55,6 +57,8 @@ class DistillConfig:
             raise ValueError(f"need 1 <= beam_length < window, got {self.beam_length} and {self.window}")
         if not 0 < self.depth_decay <= 1:
             raise ValueError(f"depth_decay must be in (0, 1], got {self.depth_decay}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
         if not 0 <= self.response_fraction <= 1:
             raise ValueError(f"response_fraction must be in [0, 1], got {self.response_fraction}")
         if self.response_fraction and self.responses.max_prompt >= self.window:
@@ -74,6 +78,6 @@ class DistillConfig:
 RECIPES = {
     "short": DistillConfig(Budget(max_steps=400, max_seconds=90), responses=ResponseConfig(count=192)),
     "long": DistillConfig(
-        Budget(max_steps=5000, max_seconds=1000), response_fraction=0.75, responses=ResponseConfig(count=1536)
+        Budget(max_steps=6000, max_seconds=1200), response_fraction=0.75, responses=ResponseConfig(count=3072)
     ),
 }

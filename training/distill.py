@@ -116,6 +116,7 @@ def parse_args(argv: list[str] | None = None) -> Job:
         ("batch_size", int),
         ("response_fraction", float),
         ("depth_decay", float),
+        ("temperature", float),
         ("learning_rate", float),
         ("seed", int),
     ):

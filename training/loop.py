@@ -67,7 +67,15 @@ def accumulate_gradients(
         last = min(first + config.chunk, positions)
         with torch.autocast(batch.tokens.device.type, torch.bfloat16):
             sums = unrolled_loss(
-                drafter, embedding, signals, batch.tokens, batch.valid, config.beam_length, first, last
+                drafter,
+                embedding,
+                signals,
+                batch.tokens,
+                batch.valid,
+                config.beam_length,
+                first,
+                last,
+                config.temperature,
             )
         (sums.kl / counts * weights).sum().backward()
         kl += sums.kl.detach()

@@ -34,12 +34,16 @@ def unrolled_loss(
     beam_length: int,
     first: int,
     last: int,
+    temperature: float = 1.0,
 ) -> DepthSums:
     """KL(target || drafter) of arXiv 2403.09919's distillation, at context positions first <= p < last.
 
     At position p the context is the target's hidden state h_p and the root is token x_{p+1}. For t = 1..T the drafter
     is fed x_{p+1}..x_{p+t} and is compared with the target's distribution of x_{p+t+1}, the target's logits at p+t. A
     term counts when x_{p+t} is valid.
+
+    `temperature` divides the target's logits, not the drafter's. Below 1 the drafter learns how likely a token is to be
+    the target's favourite rather than a sample of it: what greedy decoding emits, and what beams should be ranked by.
 
     Raises:
         ValueError: the range leaves the window's `num_positions`.
@@ -50,7 +54,7 @@ def unrolled_loss(
     share_BPS = drafter.context_share(context_BPH)
     state_BPH = drafter.initial_state(context_BPH)
     # One log-softmax serves all depths: depth t of position p and depth t-1 of position p+1 look at the same row.
-    log_p_BQV = signals.logits[:, first + 1 : last + beam_length].float().log_softmax(-1)
+    log_p_BQV = (signals.logits[:, first + 1 : last + beam_length].float() / temperature).log_softmax(-1)
     p_BQV = log_p_BQV.exp()
     negentropy_BQ = (p_BQV * log_p_BQV).sum(-1)
     best_BQ = log_p_BQV.argmax(-1)

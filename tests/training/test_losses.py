@@ -42,7 +42,13 @@ def test_hand_worked_alignment() -> None:
 
 
 def slow_loss(
-    params: dict[str, Tensor], embedding: Tensor, signals: Signals, tokens: Tensor, valid: Tensor, depths: int
+    params: dict[str, Tensor],
+    embedding: Tensor,
+    signals: Signals,
+    tokens: Tensor,
+    valid: Tensor,
+    depths: int,
+    temperature: float,
 ) -> Tensor:
     """Position by position, from the paper's formulas: [T] sums."""
     total = [torch.zeros(()) for _ in range(depths)]
@@ -57,14 +63,14 @@ def slow_loss(
                 x = torch.cat([signals.hidden[b, p], state])
                 x = x + silu(params["lm_head.0.linear.weight"] @ x + params["lm_head.0.linear.bias"])
                 log_q = torch.log_softmax(params["lm_head.1.weight"] @ x, 0)
-                log_p = torch.log_softmax(signals.logits[b, p + t], 0)
+                log_p = torch.log_softmax(signals.logits[b, p + t] / temperature, 0)
                 if valid[b, p + t]:
                     total[t - 1] = total[t - 1] + sum(log_p[v].exp() * (log_p[v] - log_q[v]) for v in range(len(log_p)))
     return torch.stack(total)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 5])
-def test_equals_a_slow_loop_in_value_and_gradient(chunk: int) -> None:
+@pytest.mark.parametrize(("chunk", "temperature"), [(1, 1.0), (3, 1.0), (5, 1.0), (3, 0.3), (3, 2.0)])
+def test_equals_a_slow_loop_in_value_and_gradient(chunk: int, temperature: float) -> None:
     torch.manual_seed(0)
     batch, length, hidden, vocab, depths = 2, 8, 3, 5, 3
     drafter = Drafter(DrafterConfig(vocab_size=vocab, hidden_size=hidden, exit_dim=6, num_draft_layers=1))
@@ -76,7 +82,7 @@ def test_equals_a_slow_loop_in_value_and_gradient(chunk: int) -> None:
     weights = torch.tensor([0.5, 0.3, 0.2])
 
     params = {name: p.detach().clone().requires_grad_() for name, p in drafter.named_parameters()}
-    expected = slow_loss(params, embedding, signals, tokens, valid, depths)
+    expected = slow_loss(params, embedding, signals, tokens, valid, depths, temperature)
     (expected * weights).sum().backward()
 
     positions = num_positions(length, depths)
@@ -85,7 +91,7 @@ def test_equals_a_slow_loop_in_value_and_gradient(chunk: int) -> None:
     count = torch.zeros(depths)
     for first in range(0, positions, chunk):
         last = min(first + chunk, positions)
-        sums = unrolled_loss(drafter, embedding, signals, tokens, valid, depths, first, last)
+        sums = unrolled_loss(drafter, embedding, signals, tokens, valid, depths, first, last, temperature)
         (sums.kl * weights).sum().backward()
         kl += sums.kl.detach()
         count += sums.count
