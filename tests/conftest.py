@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Before anything imports torch: one thread, since models here are tiny and waiting threads would fight over two cores."""
+"""Before anything imports torch: one thread, as models here are tiny and waiting threads would fight over two cores."""
 
 import os
 
