@@ -19,6 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from redrafter_vllm.drafter import Drafter
+from redrafter_vllm.resolve import WORD, registry_dir
 from training.config import RECIPES, DistillConfig
 from training.corpus import load_corpus, split
 from training.data import Windows, encode_files, mixed_batches, text_batches
@@ -98,10 +99,17 @@ def run(job: Job) -> dict[str, object]:
     return report
 
 
+def default_place(target: str) -> Path:
+    """Where serving looks for the drafter: beside a target on disk, in the registry for one from a hub."""
+    return Path(target) / WORD if Path(target).is_dir() else registry_dir(target)
+
+
 def parse_args(argv: list[str] | None = None) -> Job:
     parser = argparse.ArgumentParser(prog="python -m training.distill", description=__doc__.splitlines()[0])
     parser.add_argument("--target", required=True, help="folder or hub name of the frozen target")
-    parser.add_argument("--out", type=Path, help="where the drafter goes (default: <target>/redrafter)")
+    parser.add_argument(
+        "--out", type=Path, help="where the drafter goes (default: <target>/redrafter, for a hub's target the registry)"
+    )
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="short", help="short: under 2 min on 2 cores")
     parser.add_argument("--corpus", type=Path, help="folder of Python files (default: the standard library)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -129,7 +137,7 @@ def parse_args(argv: list[str] | None = None) -> Job:
     budget = Budget(args.max_steps or config.budget.max_steps, args.max_seconds or config.budget.max_seconds)
     count = config.responses.count if args.responses is None else args.responses
     config = replace(config, budget=budget, responses=replace(config.responses, count=count), **given)
-    out = args.out or Path(args.target) / "redrafter"
+    out = args.out or default_place(args.target)
     return Job(args.target, out, args.corpus, args.recipe, args.device, args.evaluate, config)
 
 
