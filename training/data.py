@@ -33,6 +33,12 @@ class Windows:
     def rows(self, index: Tensor) -> "Windows":
         return Windows(self.tokens[index], self.valid[index])
 
+    def share(self, rank: int, world_size: int) -> "Windows":
+        """Every `world_size`-th row from `rank` on; where there is none, a row that does not count."""
+        if rank < len(self):
+            return Windows(self.tokens[rank::world_size], self.valid[rank::world_size])
+        return Windows(self.tokens[:1], torch.zeros_like(self.valid[:1]))
+
     def to(self, device: torch.device) -> "Windows":
         return Windows(self.tokens.to(device), self.valid.to(device))
 

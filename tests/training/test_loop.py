@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from training.config import DistillConfig, ResponseConfig
+from training.context import LocalContext
 from training.data import Windows
 from training.frozen_target import FrozenTarget, Signals
-from training.loop import accumulate_gradients, build_drafter, distill
+from training.loop import Replica, accumulate_gradients, build_drafter, distill
 from training.schedule import Budget, learning_rate_scale, steps
 
 CONFIG = DistillConfig(
@@ -56,7 +57,10 @@ def test_chunks_do_not_change_the_gradient(tiny_target: FrozenTarget) -> None:
     gradients = []
     for chunk in (4, 21, 100):
         drafter = build_drafter(tiny_target, CONFIG)
-        accumulate_gradients(drafter, tiny_target.embedding, tiny_target, one_batch(), replace(CONFIG, chunk=chunk))
+        context = LocalContext()
+        replica = Replica(drafter, context)
+        config = replace(CONFIG, chunk=chunk)
+        accumulate_gradients(replica, tiny_target.embedding, tiny_target, one_batch(), config, context)
         gradients.append(torch.cat([p.grad.flatten() for p in drafter.parameters() if p.grad is not None]))
     scale = gradients[0].abs().max()
     for other in gradients[1:]:
