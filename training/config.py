@@ -8,7 +8,15 @@ from training.schedule import Budget
 
 @dataclass(frozen=True)
 class ResponseConfig:
-    """Text that the target writes itself from training prompts: serving drafts for such text, not for the corpus."""
+    """Text that the target writes itself from training prompts: serving drafts for such text, not for the corpus.
+
+    Attributes:
+        count: how many texts.
+        temperatures: sampling temperatures, taken in turn; 0 is greedy.
+        min_prompt: fewest tokens of a prompt.
+        max_prompt: most tokens of a prompt.
+        batch_size: texts written at once.
+    """
 
     count: int = 256
     temperatures: tuple[float, ...] = (0.0, 0.8)
@@ -30,7 +38,23 @@ class DistillConfig:
     """One distillation: the drafter's shape, the data it sees, the schedule.
 
     `depth_decay` weights the loss at depth t by depth_decay**(t-1): a deep draft only counts when the ones above it
-    are accepted. `chunk` is the number of context positions per window that are in memory at once.
+    are accepted.
+
+    Attributes:
+        beam_length: drafted tokens to train for, the root not counted.
+        depth_decay: the loss at depth t counts depth_decay^(t-1).
+        exit_dim: width of the drafter's head (default: twice the target's hidden size).
+        num_draft_layers: residual blocks in the drafter's head.
+        rnn: whether the state is a recurrence; false sums embeddings.
+        window: tokens per row.
+        batch_size: rows per step, over all workers together.
+        response_fraction: part of the rows that the target has written itself.
+        learning_rate: peak learning rate.
+        warmup: part of the training over which the learning rate rises.
+        weight_decay: of the inner matrices.
+        max_grad_norm: gradients are scaled down to this norm.
+        chunk: context positions per row whose logits are in memory at once.
+        seed: of the drafter's first weights and of the data's order.
     """
 
     budget: Budget
@@ -72,6 +96,8 @@ class DistillConfig:
 
 
 RECIPES = {
+    # What `long` does, ended by steps alone, so that it can be repeated to the bit.
+    "standard": DistillConfig(Budget(max_steps=5000), response_fraction=0.75, responses=ResponseConfig(count=1536)),
     "short": DistillConfig(Budget(max_steps=600, max_seconds=60), responses=ResponseConfig(count=192)),
     "long": DistillConfig(
         Budget(max_steps=5000, max_seconds=1000), response_fraction=0.75, responses=ResponseConfig(count=1536)

@@ -15,6 +15,10 @@ class Budget:
 
     The schedule follows the fraction used of the scarcer of the two, so that it always runs to its end. A run that
     the clock ended is not repeatable to the bit: the number of steps then depends on the machine.
+
+    Attributes:
+        max_steps: most steps.
+        max_seconds: most seconds of wall clock; the schedule still runs to its end.
     """
 
     max_steps: int
