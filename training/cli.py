@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, TypeGuard, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -62,14 +62,18 @@ def _fields(holder: type, prefix: str) -> Iterator[tuple[Field, Any, str]]:
     """Each field with its type and what stands before its name, or before the names inside it."""
     hints = get_type_hints(holder)
     for entry in fields(holder):
-        nested = is_dataclass(hints[entry.name]) and entry.name not in FLAT
+        nested = _is_nested(hints[entry.name]) and entry.name not in FLAT
         yield entry, hints[entry.name], f"{prefix}{entry.name}." if nested else prefix
+
+
+def _is_nested(kind: Any) -> TypeGuard[type]:
+    return is_dataclass(kind)
 
 
 def _build(holder: type, given: Namespace, prefix: str = "") -> Any:
     return holder(
         **{
-            entry.name: _build(kind, given, within) if is_dataclass(kind) else given[within + entry.name]
+            entry.name: _build(kind, given, within) if _is_nested(kind) else given[within + entry.name]
             for entry, kind, within in _fields(holder, prefix)
         }
     )
@@ -79,7 +83,7 @@ def _add(parser: ArgumentParser, title: str, holder: type, defaults: Any, prefix
     group = parser.add_argument_group(title)
     described = attribute_help(holder)
     for entry, kind, within in _fields(holder, prefix):
-        if is_dataclass(kind):
+        if _is_nested(kind):
             _add(parser, f"{title}: {entry.name}", kind, getattr(defaults, entry.name), within)
             continue
         options: dict[str, Any] = {"help": described.get(entry.name, "")}

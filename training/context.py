@@ -61,13 +61,12 @@ class LocalContext(TrainContext):
 
     directory: Path | None = None
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
-    resume: bool = True
     keep: int = 2
     rank = 0
     world_size = 1
 
     def latest_checkpoint(self) -> Path | None:
-        return checkpoints.latest(self.directory) if self.directory is not None and self.resume else None
+        return checkpoints.latest(self.directory) if self.directory is not None else None
 
     def report(self, step: int, metrics: Mapping[str, float], write: Write | None = None) -> None:
         if write is not None and self.directory is not None:

@@ -79,12 +79,23 @@ def _responses_once(
     key = json.dumps([asdict(config.responses), config.window, config.seed, settings.data, len(files)], default=str)
     path = settings.folder / f"responses-{hashlib.sha256(key.encode()).hexdigest()[:12]}.pt"
     if context.rank == 0 and not path.is_file():
-        made = make_responses(
-            target, files, config.window, bos, config.responses, config.seed, quiet=False
-        )
+        made = make_responses(target, files, config.window, bos, config.responses, config.seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".writing")
         torch.save(asdict(made), partial)
         os.replace(partial, path)
     context.barrier()
     return Windows(**torch.load(path, weights_only=True))
+
+
+def open_feed(
+    settings: FeedSettings, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, context: TrainContext
+) -> Feed:
+    """The data that `settings.data` names.
+
+    Raises:
+        ValueError: it names nothing that can be read.
+    """
+    if is_source_code(settings.data):
+        return source_code_feed(settings, target, tokenizer, context)
+    raise ValueError(f"{settings.data!r} is neither {STDLIB} nor a folder with Python files")

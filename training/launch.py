@@ -59,7 +59,9 @@ class RayContext(TrainContext):
         newest = max((path for path in offered if path is not None), key=lambda path: path.name, default=None)
         chosen: Path | None = broadcast_from_rank_zero(newest)
         if chosen is not None and not chosen.is_dir():
-            raise FileNotFoundError(f"{chosen} is not on worker {self.rank}'s machine: --run-dir must be shared storage")
+            raise FileNotFoundError(
+                f"{chosen} is not on worker {self.rank}'s machine: --run-dir must be shared storage"
+            )
         return chosen
 
     def report(self, step: int, metrics: Mapping[str, float], write: Write | None = None) -> None:

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The drafter's training loop. Of processes and storage it knows what its context tells it."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -80,8 +78,9 @@ class Replica:
 
     def __call__(self, compute: Callable[[Drafter], DepthSums], *, last: bool) -> DepthSums:
         """`compute(drafter)`; the backward pass of the `last` call of a batch exchanges what has been accumulated."""
-        alone = last or not isinstance(self._module, nn.parallel.DistributedDataParallel)
-        with nullcontext() if alone else self._module.no_sync():
+        if last or not isinstance(self._module, nn.parallel.DistributedDataParallel):
+            return self._module(compute)
+        with self._module.no_sync():
             return self._module(compute)
 
 
@@ -236,9 +235,7 @@ def _evaluate(drafter: Drafter, progress: Progress, hooks: Hooks) -> None:
     hooks.log(progress.step, figures)
 
 
-def _save(
-    drafter: Drafter, optimizer: SplitOptimizer, progress: Progress, hooks: Hooks, context: TrainContext
-) -> None:
+def _save(drafter: Drafter, optimizer: SplitOptimizer, progress: Progress, hooks: Hooks, context: TrainContext) -> None:
     state = capture(drafter, optimizer, progress, hooks.identity, context)
     metrics = StepFigures.from_row(progress.history[-1]).named() if progress.history else {}
     if progress.evaluations:

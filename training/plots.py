@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loss and agreement by depth over the steps of a training, as a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from training.loop import StepFigures
-from training.resume import Progress
 
 
 def smooth(values: Tensor, width: int) -> Tensor:
@@ -19,8 +18,15 @@ def smooth(values: Tensor, width: int) -> Tensor:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def plot_training(history: Sequence[StepFigures], progress: Progress, path: Path) -> bool:
-    """Writes a PNG to `path`; False when there is nothing to show or matplotlib is not installed."""
+Evaluations = Sequence[tuple[int, Mapping[str, float]]]
+
+
+def plot_training(history: Sequence[StepFigures], evaluations: Evaluations, path: Path) -> bool:
+    """Writes a PNG to `path`; False when there is nothing to show or matplotlib is not installed.
+
+    Args:
+        evaluations: (step, named figures), as `Progress` keeps them.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -33,7 +39,7 @@ def plot_training(history: Sequence[StepFigures], progress: Progress, path: Path
     left, right = figure.subplots(1, 2)
     steps = torch.arange(1, len(history) + 1)
     width = max(1, len(history) // 50)
-    evaluated = [step for step, _ in progress.evaluations]
+    evaluated = [step for step, _ in evaluations]
     for depth in range(1, len(history[0].kl) + 1):
         colour = f"C{depth - 1}"
         for axes, column, name in (
@@ -42,7 +48,7 @@ def plot_training(history: Sequence[StepFigures], progress: Progress, path: Path
         ):
             values = torch.tensor(column, dtype=torch.float64)
             axes.plot(steps, smooth(values, width), color=colour, linewidth=1.2, label=f"depth {depth}")
-            held_out = [figures.get(name) for _, figures in progress.evaluations]
+            held_out = [figures.get(name) for _, figures in evaluations]
             if held_out and None not in held_out:
                 axes.plot(evaluated, held_out, "o", color=colour, markersize=4)
     left.set(title="loss by depth", xlabel="step", ylabel="loss, nats")

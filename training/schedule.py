@@ -18,7 +18,7 @@ class Budget:
 
     Attributes:
         max_steps: most steps.
-        max_seconds: most seconds of wall clock; the schedule still runs to its end.
+        max_seconds: most seconds of wall clock (.inf: any); the schedule still runs to its end.
     """
 
     max_steps: int
@@ -45,7 +45,7 @@ def learning_rate_scale(used: float, warmup: float, floor: float = 0.02) -> floa
 
 @dataclass(frozen=True)
 class Tick:
-    """One step about to be made: its number from 0, the budget and seconds used so far, the bar to report figures on."""
+    """One step about to be made: its number from 0, the budget and seconds used so far, the bar for figures."""
 
     step: int
     used: float

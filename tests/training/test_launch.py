@@ -123,7 +123,7 @@ def test_deaths_of_a_worker_and_of_the_job_change_nothing(
     assert (run / "step-00000012").is_dir()
     # As if the job had died while Ray was writing its record, too.
     record = run / SNAPSHOT
-    record.write_text(record.read_text()[:40])
+    record.write_text('{"checkpoint_results": [')
     # An elastic group takes what there is room for: two CPUs give two workers.
     result = run_on_ray(killed, run, Fleet(num_workers=(1, 2)))
     assert result["world_size"] == 2
