@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from training.config import DistillConfig
 from training.context import TrainContext
 from training.corpus import extract_prompts, load_corpus, split
-from training.data import Windows, cut_windows, encode_files, mixed_batches, text_batches
+from training.data import Windows, encode_files, mixed_batches, text_batches
+from training.evaluate import held_out_windows
 from training.frozen_target import FrozenTarget
 from training.generate import make_responses
 
@@ -61,11 +62,10 @@ def source_code_feed(
         responses = _responses_once(settings, target, files, bos, context)
     rows = config.batch_size - round(config.batch_size * config.response_fraction)
     text = text_batches(files, config.window, bos, max(rows, 1), config.seed)
-    unseen = cut_windows(encode_files(held_out, tokenizer), config.window, bos, torch.Generator().manual_seed(0))
     prompts = extract_prompts(held_out, 32, seed=1, max_chars=600)
     return Feed(
         mixed_batches(text, responses, config.batch_size, config.response_fraction, config.seed),
-        Windows.full(unseen[: settings.held_out_windows]),
+        held_out_windows(tokenizer, settings.held_out_windows, length=config.window, corpus=root),
         [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in prompts],
         {"data": settings.data, "files": len(files), "tokens": sum(map(len, files))},
     )
