@@ -98,7 +98,7 @@ class DistillConfig:
 RECIPES = {
     # What `long` does, ended by steps alone, so that it can be repeated to the bit.
     "standard": DistillConfig(Budget(max_steps=5000), response_fraction=0.75, responses=ResponseConfig(count=1536)),
-    "short": DistillConfig(Budget(max_steps=600, max_seconds=60), responses=ResponseConfig(count=192)),
+    "short": DistillConfig(Budget(max_steps=400, max_seconds=90), responses=ResponseConfig(count=192)),
     "long": DistillConfig(
         Budget(max_steps=5000, max_seconds=1000), response_fraction=0.75, responses=ResponseConfig(count=1536)
     ),

@@ -48,13 +48,14 @@ def gather(options: DemoOptions, console: Console) -> tuple[Evidence, Any]:
 
 
 def show_completion(evidence: Evidence, tokenizer: Any, console: Console) -> None:
-    """The completion in which drafting saved the most steps among the first few."""
+    """A typical completion: the median of the first few by tokens per step."""
     run = evidence.redrafter.greedy
-    chosen = min(range(min(8, len(run.steps))), key=lambda index: len(run.steps[index]) / len(run.tokens[index]))
+    by_saving = sorted(range(min(9, len(run.steps))), key=lambda index: len(run.steps[index]) / len(run.tokens[index]))
+    chosen = by_saving[len(by_saving) // 2]
     tokens, steps = run.tokens[chosen], run.steps[chosen]
     brackets = console.color_system is None
     console.print(f"\nOne completion: {len(tokens)} tokens in {len(steps)} steps. ", end="", highlight=False)
-    console.print("[Accepted drafts]" if brackets else "Accepted drafts", style=ACCEPTED, end="", markup=False)
+    console.print("«Accepted drafts»" if brackets else "Accepted drafts", style=ACCEPTED, end="", markup=False)
     console.print(" are marked; the target emitted the rest itself, the last of each step. First the prompt's end.\n")
     text = coloured(evidence.workload.texts[chosen], tokens, steps, tokenizer.decode, brackets=brackets)
     console.print(text, highlight=False)

@@ -41,6 +41,6 @@ def coloured(
     """The end of the prompt, then the completion; `brackets` also marks accepted drafts where colours do not show."""
     text = Text("".join(prompt.splitlines(keepends=True)[-4:]), style=PROMPT)
     for piece, accepted in zip(pieces(tokens, decode), accepted_flags(steps), strict=True):
-        marked = f"[{piece}]" if accepted and brackets else piece
+        marked = f"«{piece}»" if accepted and brackets else piece
         text.append(marked, style=ACCEPTED if accepted else "default")
     return text

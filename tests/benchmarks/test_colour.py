@@ -32,4 +32,4 @@ def test_prompt_and_completion() -> None:
 
 def test_without_colours_accepted_drafts_stand_in_brackets() -> None:
     text = coloured("p", list(b"ABCD"), [1, 3], decode, brackets=True)
-    assert text.plain == "pA[B][C]D"
+    assert text.plain == "pA«B»«C»D"
