@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass, field
 
+from training.head_loss import LossConfig
 from training.schedule import Budget
 
 
@@ -30,7 +31,8 @@ class DistillConfig:
     """One distillation: the drafter's shape, the data it sees, the schedule.
 
     `depth_decay` weights the loss at depth t by depth_decay**(t-1): a deep draft only counts when the ones above it
-    are accepted. `chunk` is the number of context positions per window that are in memory at once.
+    are accepted. `chunk` is the number of context positions per window that are in memory at once. `draft_vocab_size`
+    trims the drafter's vocabulary to the most frequent tokens of the training data.
     """
 
     budget: Budget
@@ -39,6 +41,8 @@ class DistillConfig:
     exit_dim: int | None = None
     num_draft_layers: int = 2
     rnn: bool = True
+    draft_vocab_size: int | None = None
+    loss: LossConfig = field(default_factory=LossConfig)
     window: int = 256
     batch_size: int = 4
     response_fraction: float = 0.5
@@ -55,6 +59,8 @@ class DistillConfig:
             raise ValueError(f"need 1 <= beam_length < window, got {self.beam_length} and {self.window}")
         if not 0 < self.depth_decay <= 1:
             raise ValueError(f"depth_decay must be in (0, 1], got {self.depth_decay}")
+        if self.draft_vocab_size is not None and self.draft_vocab_size < 1:
+            raise ValueError(f"draft_vocab_size must be at least 1, got {self.draft_vocab_size}")
         if not 0 <= self.response_fraction <= 1:
             raise ValueError(f"response_fraction must be in [0, 1], got {self.response_fraction}")
         if self.response_fraction and self.responses.max_prompt >= self.window:

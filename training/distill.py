@@ -11,20 +11,24 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from redrafter_vllm.drafter import Drafter
 from training.config import RECIPES, DistillConfig
 from training.corpus import load_corpus, split
 from training.data import Windows, encode_files, mixed_batches, text_batches
+from training.draft_vocabulary import DraftVocabulary, choose_draft_vocabulary, token_frequencies
 from training.evaluate import Drafting, held_out_texts, measure
 from training.frozen_target import FrozenTarget
 from training.generate import make_responses
+from training.head_loss import LossConfig
 from training.loop import StepFigures, build_drafter, distill
 from training.schedule import Budget
 
@@ -42,16 +46,35 @@ class Job:
     config: DistillConfig
 
 
-def make_batches(target: FrozenTarget, tokenizer: AutoTokenizer, job: Job) -> Iterator[Windows]:
-    """Batches of corpus text and of the target's own responses to it."""
-    config, bos = job.config, tokenizer.bos_token_id
+@dataclass(frozen=True)
+class TrainingData:
+    """Corpus text and the target's own responses to it."""
+
+    files: list[Tensor]
+    responses: Windows | None
+
+    def batches(self, bos: int | None, config: DistillConfig) -> Iterator[Windows]:
+        """Endless batches of both."""
+        rows = config.batch_size - round(config.batch_size * config.response_fraction)
+        text = text_batches(self.files, config.window, bos, max(rows, 1), config.seed)
+        return mixed_batches(text, self.responses, config.batch_size, config.response_fraction, config.seed)
+
+    def draft_vocabulary(self, config: DistillConfig, vocab_size: int) -> DraftVocabulary | None:
+        """The draft vocabulary that the configuration asks for, if any."""
+        if config.draft_vocab_size is None:
+            return None
+        frequencies = token_frequencies(self.files, self.responses, config.response_fraction, vocab_size)
+        return choose_draft_vocabulary(frequencies, config.draft_vocab_size)
+
+
+def load_data(target: FrozenTarget, tokenizer: AutoTokenizer, job: Job) -> TrainingData:
+    """Encodes the corpus and has the target answer to it, as far as the configuration asks for answers."""
+    config = job.config
     files = encode_files(split(load_corpus(job.corpus))[0], tokenizer)
     responses = None
     if config.response_fraction:
-        responses = make_responses(target, files, config.window, bos, config.responses, config.seed)
-    rows = config.batch_size - round(config.batch_size * config.response_fraction)
-    text = text_batches(files, config.window, bos, max(rows, 1), config.seed)
-    return mixed_batches(text, responses, config.batch_size, config.response_fraction, config.seed)
+        responses = make_responses(target, files, config.window, tokenizer.bos_token_id, config.responses, config.seed)
+    return TrainingData(files, responses)
 
 
 def tail_means(history: list[StepFigures], count: int = 50) -> dict[str, object]:
@@ -59,7 +82,7 @@ def tail_means(history: list[StepFigures], count: int = 50) -> dict[str, object]
     tail = history[-count:]
     return {
         "loss": sum(f.loss for f in tail) / len(tail),
-        "kl_by_depth": [sum(column) / len(tail) for column in zip(*(f.kl for f in tail), strict=True)],
+        "loss_by_depth": [sum(column) / len(tail) for column in zip(*(f.loss_by_depth for f in tail), strict=True)],
         "agreement_by_depth": [sum(column) / len(tail) for column in zip(*(f.agreement for f in tail), strict=True)],
     }
 
@@ -78,8 +101,10 @@ def run(job: Job) -> dict[str, object]:
     tokenizer = AutoTokenizer.from_pretrained(job.target)
     model = AutoModelForCausalLM.from_pretrained(job.target, dtype=torch.float32)
     target = FrozenTarget(model.to(job.device))
-    drafter = build_drafter(target, job.config)
-    history = distill(drafter, target, make_batches(target, tokenizer, job), job.config)
+    data = load_data(target, tokenizer, job)
+    vocabulary = data.draft_vocabulary(job.config, target.vocab_size)
+    drafter = build_drafter(target, job.config, None if vocabulary is None else vocabulary.tokens)
+    history = distill(drafter, target, data.batches(tokenizer.bos_token_id, job.config), job.config)
     drafter.to(torch.bfloat16).save_pretrained(job.out)
     versions = {"python": platform.python_version()} | {name: version(name) for name in ("torch", "transformers")}
     report: dict[str, object] = {
@@ -92,6 +117,8 @@ def run(job: Job) -> dict[str, object]:
         "training": tail_means(history),
         "seconds": round(time.monotonic() - started),
     }
+    if vocabulary is not None:
+        report["draft_vocabulary_coverage"] = vocabulary.coverage
     if job.evaluate:
         report["held_out"] = held_out_figures(target, drafter.float(), tokenizer, job)
     (job.out / "training.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -112,6 +139,7 @@ def parse_args(argv: list[str] | None = None) -> Job:
         ("beam_length", int),
         ("exit_dim", int),
         ("num_draft_layers", int),
+        ("draft_vocab_size", int),
         ("window", int),
         ("batch_size", int),
         ("response_fraction", float),
@@ -120,16 +148,25 @@ def parse_args(argv: list[str] | None = None) -> Job:
         ("seed", int),
     ):
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="instead of the recipe's")
+    parser.add_argument("--label-share", type=float, help="cross-entropy's share of the loss; the rest is divergence")
+    parser.add_argument("--labels", choices=("target", "data"), help="the target's favourite tokens, or the text's")
+    parser.add_argument("--temperature", type=float, help="of the divergence")
     parser.add_argument("--responses", type=int, help="how many texts the target writes, instead of the recipe's")
     args = parser.parse_args(argv)
     config = RECIPES[args.recipe]
-    fields = set(config.__dataclass_fields__) - {"budget", "responses"}
-    given = {k: v for k, v in vars(args).items() if k in fields and v is not None}
+    given = given_fields(args, config, "budget", "responses", "loss")
+    loss = replace(config.loss, **given_fields(args, config.loss))
     budget = Budget(args.max_steps or config.budget.max_steps, args.max_seconds or config.budget.max_seconds)
     count = config.responses.count if args.responses is None else args.responses
-    config = replace(config, budget=budget, responses=replace(config.responses, count=count), **given)
+    config = replace(config, budget=budget, responses=replace(config.responses, count=count), loss=loss, **given)
     out = args.out or Path(args.target) / "redrafter"
     return Job(args.target, out, args.corpus, args.recipe, args.device, args.evaluate, config)
+
+
+def given_fields(args: argparse.Namespace, config: DistillConfig | LossConfig, *without: str) -> dict[str, Any]:
+    """What the command line sets of the fields of `config`."""
+    names = {f.name for f in fields(config)} - set(without)
+    return {name: value for name, value in vars(args).items() if name in names and value is not None}
 
 
 def main(argv: list[str] | None = None) -> None:

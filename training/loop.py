@@ -22,12 +22,15 @@ class StepFigures:
     """Means over one batch."""
 
     loss: float  # weighted over depths, nats
-    kl: tuple[float, ...]  # by depth
-    agreement: tuple[float, ...]  # by depth, fraction of positions with the target's favourite on top
+    loss_by_depth: tuple[float, ...]
+    agreement: tuple[float, ...]  # by depth, fraction of positions with the target's favourite on top; where the draft
+    # vocabulary lacks that favourite, the two disagree
 
 
-def build_drafter(target: FrozenTarget, config: DistillConfig) -> Drafter:
+def build_drafter(target: FrozenTarget, config: DistillConfig, draft_tokens: Tensor | None = None) -> Drafter:
     """A seeded drafter of the target's sizes, in float32 on the target's device.
+
+    `draft_tokens` [D], ascending target ids, are what it is to propose where `config` has a `draft_vocab_size`.
 
     Without an input projection the RNN state reaches the output layer at its own width: that half of the layer starts
     as the target's LM head and the context's half at zero, which saves much of a short training (docs/log.md).
@@ -40,14 +43,18 @@ def build_drafter(target: FrozenTarget, config: DistillConfig) -> Drafter:
             exit_dim=config.exit_dim or 2 * target.hidden_size,
             num_draft_layers=config.num_draft_layers,
             rnn=config.rnn,
+            draft_vocab_size=config.draft_vocab_size,
         )
     ).to(target.device)
-    output = drafter.lm_head[-1]
-    assert isinstance(output, nn.Linear)
+    if draft_tokens is not None:
+        drafter.set_draft_tokens(draft_tokens)
     if not drafter.config.has_input_proj:
+        kept = drafter.draft_tokens
         with torch.no_grad():
-            output.weight.zero_()
-            output.weight[:, target.hidden_size :] = target.head_weight
+            drafter.output.weight.zero_()
+            drafter.output.weight[:, target.hidden_size :] = (
+                target.head_weight if kept is None else target.head_weight[kept]
+            )
     return drafter
 
 
@@ -62,23 +69,32 @@ def accumulate_gradients(
     counts = torch.stack([batch.valid[:, t : t + positions].sum() for t in range(1, config.beam_length + 1)]).clamp(
         min=1
     )
-    kl, agreements = torch.zeros_like(weights), torch.zeros_like(weights)
+    loss, agreements = torch.zeros_like(weights), torch.zeros_like(weights)
     for first in range(0, positions, config.chunk):
         last = min(first + config.chunk, positions)
         with torch.autocast(batch.tokens.device.type, torch.bfloat16):
             sums = unrolled_loss(
-                drafter, embedding, signals, batch.tokens, batch.valid, config.beam_length, first, last
+                drafter,
+                embedding,
+                signals,
+                batch.tokens,
+                batch.valid,
+                config.beam_length,
+                first,
+                last,
+                depth_scale=weights / counts,
+                config=config.loss,
             )
-        (sums.kl / counts * weights).sum().backward()
-        kl += sums.kl.detach()
+        sums.total.backward()
+        loss += sums.loss
         agreements += sums.agreements
-    kl_T = kl / counts
-    return StepFigures(float((kl_T * weights).sum()), tuple(kl_T.tolist()), tuple((agreements / counts).tolist()))
+    loss_T = loss / counts
+    return StepFigures(float((loss_T * weights).sum()), tuple(loss_T.tolist()), tuple((agreements / counts).tolist()))
 
 
 def inner_matrices(drafter: Drafter) -> list[nn.Parameter]:
     """The matrices that Muon may train: all but the output layer."""
-    return [p for p in drafter.parameters() if p.dim() == 2 and p.shape[0] != drafter.config.vocab_size]
+    return [p for p in drafter.parameters() if p.dim() == 2 and p is not drafter.output.weight]
 
 
 def distill(
