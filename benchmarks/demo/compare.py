@@ -21,7 +21,7 @@ class Comparison:
 
     def __str__(self) -> str:
         if self.first_difference is None:
-            return f"identical: {self.requests} of {self.requests} requests, {self.tokens} tokens"
+            return f"identical ({self.requests} requests, {self.tokens} tokens)"
         request, position = self.first_difference
         return (
             f"DIFFERENT: {self.same_requests} of {self.requests} requests the same, first difference in request "

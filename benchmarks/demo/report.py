@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.demo.acceptance import acceptance_by_depth, tokens_per_step
 from benchmarks.demo.compare import Comparison, compare
-from benchmarks.demo.offline import BATCH, ENGINE, EngineResult, Run
+from benchmarks.demo.offline import BATCH, ENGINE, THREADS, EngineResult, Run
 from benchmarks.demo.options import DemoOptions
 from benchmarks.demo.serve import Served
 from benchmarks.demo.workload import Workload
@@ -138,6 +138,7 @@ def as_json(evidence: Evidence, figures: Figures) -> dict[str, Any]:
             "drafter": str(evidence.drafter),
             "drafting": asdict(evidence.options.drafting),
             "engine": ENGINE,
+            "environment": THREADS,
             "temperature_seeded": evidence.workload.temperature,
             "max_tokens": evidence.workload.max_tokens,
             "recipe": evidence.options.recipe if evidence.options.drafter is None else None,
@@ -165,7 +166,9 @@ def print_tables(evidence: Evidence, figures: Figures, console: Console) -> None
 
 def _outcome_table(evidence: Evidence, figures: Figures) -> Table:
     drafting, count = evidence.options.drafting, len(evidence.workload.texts)
-    table = Table(title=f"ReDrafter against plain vLLM, fp32, {count} held-out prompts", title_justify="left")
+    shape = f"{drafting.beam_width} beams of {drafting.beam_length}, {drafting.num_speculative_tokens} nodes"
+    title = f"ReDrafter ({shape}) against plain vLLM, fp32, {count} held-out prompts"
+    table = Table(title=title, title_justify="left")
     table.add_column("what")
     table.add_column("result")
     for name, comparison in (
@@ -174,10 +177,9 @@ def _outcome_table(evidence: Evidence, figures: Figures) -> Table:
         ("greedy, through vllm serve", figures.served),
     ):
         table.add_row(name, str(comparison), style="green" if comparison.identical else "bold red")
-    shape = f"{drafting.beam_width} beams of {drafting.beam_length}, {drafting.num_speculative_tokens} nodes"
-    table.add_row(f"tokens per step ({shape})", f"{figures.tokens_per_step:.2f}")
+    table.add_row("tokens per step, greedy", f"{figures.tokens_per_step:.2f}")
     by_depth = "  ".join(f"{depth}: {rate:.0%}" for depth, rate in enumerate(figures.acceptance_by_depth, start=1))
-    table.add_row("steps that accept a draft of depth", by_depth)
+    table.add_row("steps that accept at depth", by_depth)
     return table
 
 

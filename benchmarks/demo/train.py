@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the demonstration's target and drafter come from."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,5 +38,7 @@ def obtain_drafter(target: Path, options: DemoOptions, console: Console) -> Path
 
 
 def _python(module: str, *arguments: str) -> None:
+    # Threads that spin while they wait make training crawl where other work shares the cores.
+    env = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     # In the foreground's process group and on its terminal: progress bars show, and Ctrl-C reaches it.
-    subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, env=env, check=True)

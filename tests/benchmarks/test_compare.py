@@ -10,7 +10,7 @@ def test_identical_outputs() -> None:
     comparison = compare([[1, 2, 3], [4]], [[1, 2, 3], [4]])
     assert comparison.identical
     assert (comparison.requests, comparison.same_requests, comparison.tokens, comparison.same_tokens) == (2, 2, 4, 4)
-    assert str(comparison) == "identical: 2 of 2 requests, 4 tokens"
+    assert str(comparison) == "identical (2 requests, 4 tokens)"
 
 
 @pytest.mark.parametrize(

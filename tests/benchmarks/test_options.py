@@ -25,7 +25,7 @@ def test_defaults_are_the_documented_drafting() -> None:
         ["--temperature", "0"],
         ["--target", "/nowhere"],
         ["--beam-width", "0"],
-        ["--nodes", "2"],
+        ["--nodes", "300"],
     ],
 )
 def test_bad_options_end_with_a_message(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +123,6 @@ def test_help(command: object, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "change", [{"num_kv_heads": 3}, {"window": 1}, {"batch_size": 0}, {"learning_rate": -1.0}, {"warmup": 0.0}]
 )
-def test_impossible_target_settings(change: dict[str, float]) -> None:
+def test_impossible_target_settings(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         TargetConfig(Budget(1), **change)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
@@ -83,6 +84,6 @@ def test_responses_are_seeded_windows_with_a_valid_prefix(tiny_target: FrozenTar
 @pytest.mark.parametrize(
     "change", [{"count": -1}, {"temperatures": ()}, {"temperatures": (-1.0,)}, {"min_prompt": 9, "max_prompt": 8}]
 )
-def test_impossible_response_settings(change: dict[str, object]) -> None:
+def test_impossible_response_settings(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         ResponseConfig(**change)

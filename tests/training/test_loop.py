@@ -2,6 +2,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import repeat
+from typing import Any
 
 import pytest
 import torch
@@ -142,7 +143,7 @@ def test_budget_ends_by_the_scarcer_of_two() -> None:
         ({"warmup": 1.0}, "warmup"),
     ],
 )
-def test_impossible_settings(change: dict[str, float], word: str) -> None:
+def test_impossible_settings(change: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         replace(CONFIG, **change)
 

@@ -24,9 +24,8 @@ def cyclic_signals(tokens: Tensor) -> Signals:
 def successor_drafter() -> Drafter:
     """Without an RNN, its state is the sum of the fed tokens' one-hot embeddings; each votes for its successor."""
     drafter = Drafter(DrafterConfig(vocab_size=3, hidden_size=3, exit_dim=6, num_draft_layers=0, rnn=False))
-    with torch.no_grad():
-        votes = SHARP * torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
-        drafter.lm_head[0].weight.copy_(torch.cat([torch.zeros(3, 3), votes], dim=1))
+    votes = SHARP * torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
+    drafter.load_state_dict({"lm_head.0.weight": torch.cat([torch.zeros(3, 3), votes], dim=1)})
     return drafter
 
 

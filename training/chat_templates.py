@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conversations rendered by a chat template, with the stretches of text that the assistant says.
+
+The stretches are found by rendering, not by markers in the template, so that any template will do: the same
+conversation with placeholders for answers shows where the answers stand, and the prompt of each answer, rendered as
+serving renders it, must be how the conversation begins.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from training.conversations import Conversation, Turn
+from training.data_report import DataError, Reason, UnusableRecord
+
+VICUNA = "vicuna"
+# The wording of Vicuna v1.1, which versions up to 1.5 of the model were tuned with. It has no BOS: that is added by the
+# tokenizer, as it is for a prompt given as text.
+VICUNA_TEMPLATE = (
+    "{%- if messages[0]['role'] == 'system' -%}"
+    "{%- set preamble = messages[0]['content'] | trim -%}{%- set spoken = messages[1:] -%}"
+    "{%- else -%}"
+    "{%- set preamble = 'A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user\\'s questions.' -%}"
+    "{%- set spoken = messages -%}"
+    "{%- endif -%}"
+    "{{ preamble + ' ' }}"
+    "{%- for message in spoken -%}"
+    "{%- if message['role'] == 'user' -%}{{ 'USER: ' + (message['content'] | trim) + ' ' }}"
+    "{%- else -%}{{ 'ASSISTANT: ' + (message['content'] | trim) + eos_token }}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}"
+)
+
+# Characters of a private-use area: no trim filter removes them and no sensible text holds them.
+_PLACEHOLDER = "\uf1d0answer\uf1d1"
+_TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.rstrip, str.lstrip)
+
+PROBE = Conversation(
+    "probe",
+    (Turn("user", "Is it?"), Turn("assistant", "It is."), Turn("user", "And then?"), Turn("assistant", "Then it was.")),
+)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as text, and where the assistant speaks: [start, end) in characters, ascending."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A chat template bound to a tokenizer.
+
+    `template` is Jinja source, or None for the tokenizer's own. `adds_special_tokens` says that the tokenizer, not the
+    template, puts BOS in front. `options` are variables for the template, for instance `enable_thinking`.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    template: str | None = None
+    adds_special_tokens: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    closing: re.Pattern[str] | None = field(init=False)  # what may close an answer
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "closing", _closing_pattern(self.tokenizer))
+        try:
+            rendered = self.render(PROBE)
+        except UnusableRecord as problem:
+            raise DataError(
+                f"{self.name} cannot be trained with: {problem.detail or problem}. Another one, or other options for "
+                "it, may do (chat_template, chat_template_options)"
+            ) from problem
+        if len(rendered.spans) != 2:
+            raise DataError(f"{self.name} shows {len(rendered.spans)} of 2 answers")
+
+    def render(self, conversation: Conversation) -> Rendered:
+        """The conversation up to its last answer.
+
+        A span begins where the prompt for the answer ends, with the space before the answer if there is one, and goes
+        to the end of the special token that closes the answer (EOS or end of turn), if one does. What the template
+        itself puts in front of an answer and the prompt for it does not have, an empty thought for instance, is not
+        the assistant's.
+
+        Raises:
+            UnusableRecord: the template refuses the conversation, changes an answer, or renders the prompt of an
+                answer differently from the conversation.
+        """
+        last = _answer_numbers(conversation.turns)[-1]
+        turns = conversation.turns[: last + 1]
+        text = self._apply(turns)
+        spans = []
+        for number, (start, end) in zip(_answer_numbers(turns), self._find_answers(text, turns), strict=True):
+            prompt = self._apply(turns[:number], add_generation_prompt=True)
+            if not text.startswith(prompt) or len(prompt) > start:
+                raise UnusableRecord(
+                    Reason.TEMPLATE_MISMATCH,
+                    f"{self.name}: the prompt for turn {number} ends in {prompt[-30:]!r}, "
+                    f"and the conversation has {text[max(start - 30, 0) : start]!r} before that turn",
+                )
+            begin = len(prompt) if not text[len(prompt) : start].strip() else start
+            spans.append((begin, self._closing_end(text, end)))
+        return Rendered(text, tuple(spans))
+
+    def prompt(self, turns: Sequence[Turn]) -> str:
+        """The text after which the target is to answer.
+
+        Raises:
+            UnusableRecord: the template refuses the turns.
+        """
+        return self._apply(turns, add_generation_prompt=True)
+
+    def _find_answers(self, text: str, turns: Sequence[Turn]) -> list[tuple[int, int]]:
+        blank = [Turn(t.role, _PLACEHOLDER) if t.role == "assistant" else t for t in turns]
+        pieces = self._apply(blank).split(_PLACEHOLDER)
+        answers = [t.content for t in turns if t.role == "assistant"]
+        if len(pieces) == len(answers) + 1:
+            for trim in _TRIMS:
+                trimmed = [trim(answer) for answer in answers]
+                places, built = _interleave(pieces, trimmed)
+                if built == text:
+                    return places
+        raise UnusableRecord(Reason.TEMPLATE_MISMATCH, f"{self.name}: it does not render answers as they are")
+
+    def _closing_end(self, text: str, end: int) -> int:
+        match = self.closing.match(text, end) if self.closing else None
+        return match.end() if match else end
+
+    def _apply(self, turns: Sequence[Turn], *, add_generation_prompt: bool = False) -> str:
+        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages,
+                    chat_template=self.template,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    **self.options,
+                )
+            )
+        except Exception as error:
+            # A template is a program: besides refusing on purpose it may fail in any way on an unforeseen conversation.
+            raise UnusableRecord(Reason.REFUSED_BY_TEMPLATE, f"{self.name}: {error}") from error
+
+
+def _closing_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """EOS and the other special tokens that a model may end a turn with: not those that begin or pad a text."""
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special |= set(tokenizer.all_special_tokens)
+    special -= {tokenizer.bos_token, tokenizer.pad_token, tokenizer.unk_token}
+    if tokenizer.eos_token:
+        special.add(tokenizer.eos_token)
+    choice = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
+    return re.compile(rf"\s*(?:{choice})") if special else None
+
+
+def _answer_numbers(turns: Sequence[Turn]) -> list[int]:
+    return [number for number, turn in enumerate(turns) if turn.role == "assistant"]
+
+
+def _interleave(pieces: Sequence[str], answers: Sequence[str]) -> tuple[list[tuple[int, int]], str]:
+    """Where the answers stand in the text that has them between the pieces, and that text."""
+    places, built = [], pieces[0]
+    for answer, piece in zip(answers, pieces[1:], strict=True):
+        places.append((len(built), len(built) + len(answer)))
+        built += answer + piece
+    return places, built
+
+
+def resolve_chat_template(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None, options: Mapping[str, Any] | None = None
+) -> ChatTemplate:
+    """The template to train with: the tokenizer's own, Vicuna's, or one from a file.
+
+    Args:
+        chat_template: None for the tokenizer's own, `vicuna`, or a file of Jinja source.
+        options: variables for the template.
+
+    Raises:
+        DataError: the tokenizer has no template and none is given, the file is missing, or the template cannot be
+            trained with.
+    """
+    options = dict(options or {})
+    label = tokenizer.name_or_path or type(tokenizer).__name__
+    if chat_template == VICUNA:
+        if not tokenizer.eos_token:
+            raise DataError(f"the Vicuna template ends answers with EOS, and the tokenizer of {label} has none")
+        return ChatTemplate(tokenizer, "the Vicuna template", VICUNA_TEMPLATE, True, options)
+    if chat_template is not None:
+        try:
+            source = Path(chat_template).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"chat_template is neither {VICUNA!r} nor a readable file: {error}") from error
+        return ChatTemplate(tokenizer, f"the template {chat_template}", source, False, options)
+    if not tokenizer.chat_template:
+        raise DataError(
+            f"the tokenizer of {label} has no chat template; set chat_template (--chat-template) to {VICUNA!r} for "
+            "Vicuna v1.1's, or to a file with a Jinja template"
+        )
+    return ChatTemplate(tokenizer, f"the chat template of {label}", None, False, options)

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conversations and plain texts to train on, normalised from the forms in which data sets store them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any, Literal
+
+from training.data_report import DataError, DataReport, Reason, UnusableRecord
+from training.sources import Record, read_records
+
+Role = Literal["system", "user", "assistant"]
+
+# Records looked at to recognise the form: the first ones may be broken or lack a column.
+DETECTION_RECORDS = 100
+
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns of a conversation, or a raw text; exactly one of the two.
+
+    Turns begin with at most one system turn; then user and assistant alternate, the user first. A user turn at the end
+    is an unanswered prompt.
+    """
+
+    where: str
+    turns: tuple[Turn, ...] = ()
+    text: str | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.turns) == (self.text is not None):
+            raise ValueError(f"{self.where}: a conversation has either turns or a text")
+
+    @property
+    def answers(self) -> tuple[Turn, ...]:
+        """The assistant's turns."""
+        return tuple(turn for turn in self.turns if turn.role == "assistant")
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to store conversations: how to tell it from its columns, and how to read a record."""
+
+    name: str
+    columns: tuple[str, ...]
+    read: Callable[[Mapping[str, Any]], list[tuple[str, Any]] | str]
+    turn_keys: tuple[str, str] | None = None
+
+    def fits(self, record: Mapping[str, Any]) -> bool:
+        """Whether the record has this form's columns and, for a list of turns, this form's keys in the first one."""
+        if any(record.get(column) is None for column in self.columns):
+            return False
+        if self.turn_keys is None:
+            return True
+        turns = _turn_list(record[self.columns[0]])
+        return bool(turns) and isinstance(turns[0], Mapping) and set(self.turn_keys) <= set(turns[0])
+
+
+def _turn_list(turns: Any) -> Sequence[Any]:
+    """The turns as a list; `datasets` hands some lists of objects over as an object of lists."""
+    if isinstance(turns, Mapping) and turns and all(isinstance(column, list) for column in turns.values()):
+        return [dict(zip(turns, row, strict=False)) for row in zip(*turns.values(), strict=False)]
+    if not isinstance(turns, Sequence) or isinstance(turns, str):
+        raise UnusableRecord(Reason.NOT_A_LIST, f"{type(turns).__name__}")
+    return turns
+
+
+def _turns_form(name: str, column: str, role_key: str, content_key: str) -> Form:
+    def read(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
+        turns = []
+        for number, turn in enumerate(_turn_list(record[column])):
+            if not isinstance(turn, Mapping) or role_key not in turn or content_key not in turn:
+                raise UnusableRecord(Reason.BAD_TURN, f"turn {number} needs {role_key!r} and {content_key!r}")
+            turns.append((turn[role_key], turn[content_key]))
+        return turns
+
+    return Form(name, (column,), read, (role_key, content_key))
+
+
+def _read_alpaca(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Instruction and input, a blank line between them, are the prompt."""
+    instruction, given = record["instruction"], record.get("input")
+    if isinstance(instruction, str) and given is not None and given != "":
+        instruction = f"{instruction}\n\n" + _checked_text(given, "'input'")
+    return [("user", instruction), ("assistant", record["output"])]
+
+
+def _read_text(record: Mapping[str, Any]) -> str:
+    return _checked_text(record["text"], "'text'")
+
+
+def _checked_text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise UnusableRecord(Reason.NOT_A_STRING, f"{name} is of type {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        # JSON can spell half of a surrogate pair; tokenizers cannot take it.
+        raise UnusableRecord(Reason.BROKEN_TEXT, f"{name}: {error}") from error
+    return value
+
+
+# In order of preference where a data set has the columns of several. Both names of the column are found with both
+# pairs of keys in the wild.
+FORMS = (
+    _turns_form("ShareGPT", "conversations", "from", "value"),
+    _turns_form("OpenAI messages", "messages", "role", "content"),
+    _turns_form("OpenAI messages under 'conversations'", "conversations", "role", "content"),
+    _turns_form("ShareGPT under 'messages'", "messages", "from", "value"),
+    Form("Alpaca", ("instruction", "output"), _read_alpaca),
+    Form("plain text", ("text",), _read_text),
+)
+KNOWN_FORMS = """\
+  ShareGPT         {"conversations": [{"from": "human" | "gpt" | "system", "value": …}, …]}
+  OpenAI messages  {"messages": [{"role": "user" | "assistant" | "system", "content": …}, …]}
+  Alpaca           {"instruction": …, "input": … (optional), "output": …}
+  plain text       {"text": …}, or a .txt file"""
+
+
+def detect_form(records: Sequence[Record], source: str) -> Form:
+    """The form of a data set, told from its first records.
+
+    Raises:
+        DataError: no record fits a known form; names the columns found and the forms known.
+    """
+    values = [r.value for r in records if isinstance(r.value, Mapping)]
+    for form in FORMS:
+        for value in values:
+            try:
+                if form.fits(value):
+                    return form
+            except UnusableRecord:
+                continue
+    columns = sorted({str(column) for value in values for column in value})
+    found = f"columns {', '.join(columns)}" if columns else "no object with columns"
+    broken = [f"{r.where}: {r.problem}" for r in records if r.problem is not None][:3]
+    unread = "".join(f"\n  unreadable: {line}" for line in broken)
+    raise DataError(f"{source}: cannot tell the form of the data; found {found}; known forms:\n{KNOWN_FORMS}{unread}")
+
+
+def normalise(record: Record, form: Form) -> Conversation:
+    """
+    Raises:
+        UnusableRecord: the record cannot be read, or its turns make no conversation.
+    """
+    if record.problem is not None:
+        raise record.problem
+    if not isinstance(record.value, Mapping):
+        raise UnusableRecord(Reason.NOT_AN_OBJECT, f"{type(record.value).__name__}")
+    missing = [column for column in form.columns if record.value.get(column) is None]
+    if missing:
+        raise UnusableRecord(Reason.MISSING_COLUMN, ", ".join(missing))
+    content = form.read(record.value)
+    if isinstance(content, str):
+        if not content.strip():
+            raise UnusableRecord(Reason.EMPTY)
+        return Conversation(record.where, text=content)
+    return Conversation(record.where, turns=_check_turns(content))
+
+
+def _check_turns(raw: list[tuple[str, Any]]) -> tuple[Turn, ...]:
+    turns = [_check_turn(number, role, content) for number, (role, content) in enumerate(raw)]
+    if turns and turns[0].role == "system" and not turns[0].content.strip():
+        del turns[0]  # No system prompt, in the spelling of data sets that always have the turn.
+    if not turns:
+        raise UnusableRecord(Reason.EMPTY)
+    for number, turn in enumerate(turns):
+        if not turn.content.strip():
+            raise UnusableRecord(Reason.EMPTY, f"the {turn.role}'s turn {number}")
+    spoken = turns[1:] if turns[0].role == "system" else turns
+    if not spoken:
+        raise UnusableRecord(Reason.NO_ASSISTANT, "a system turn only")
+    expected: tuple[Role, ...] = ("user", "assistant")
+    if any(turn.role != expected[i % 2] for i, turn in enumerate(spoken)):
+        raise UnusableRecord(Reason.ROLE_ORDER, ", ".join(turn.role for turn in turns))
+    return tuple(turns)
+
+
+def _check_turn(number: int, role: Any, content: Any) -> Turn:
+    known = ROLES.get(role) if isinstance(role, str) else None
+    if known is None:
+        raise UnusableRecord(Reason.UNKNOWN_ROLE, f"{role!r} in turn {number}")
+    return Turn(known, _checked_text(content, f"turn {number}"))
+
+
+def iter_conversations(
+    source: str,
+    report: DataReport,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    need_answers: bool = True,
+) -> Iterator[Conversation]:
+    """The usable conversations of one data set, in order; the others are counted in `report`.
+
+    `report.used` counts the conversations yielded. Without `need_answers` a conversation without an assistant turn is
+    usable, too: a prompt for the target to answer.
+
+    Raises:
+        DataError: the source cannot be read or has no known form, or none of its records can be used.
+    """
+    own = DataReport()
+    records = read_records(source, config=config, split=split)
+    head = list(islice(records, DETECTION_RECORDS))
+    if not head:
+        raise DataError(f"{source} holds no records")
+    form = detect_form(head, source)
+    try:
+        for record in chain(head, records):
+            try:
+                conversation = normalise(record, form)
+                if need_answers and conversation.text is None and not conversation.answers:
+                    raise UnusableRecord(Reason.NO_ASSISTANT)
+            except UnusableRecord as problem:
+                own.skip(record.where, problem)
+                continue
+            own.used += 1
+            yield conversation
+    finally:
+        report.merge(own)
+    own.require_used(source)
+
+
+def load_conversations(
+    sources: Sequence[str], *, config: str | None = None, split: str = "train", need_answers: bool = True
+) -> tuple[list[Conversation], DataReport]:
+    """All usable conversations of some data sets, which may differ in form, and what became of their records.
+
+    Raises:
+        DataError: as `iter_conversations`, or no source is given.
+    """
+    if not sources:
+        raise DataError("no data set given")
+    report = DataReport()
+    conversations = [
+        conversation
+        for source in sources
+        for conversation in iter_conversations(source, report, config=config, split=split, need_answers=need_answers)
+    ]
+    return conversations, report

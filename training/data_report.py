@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What became of every record of the training data: used, or left out and why."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+EXAMPLES_PER_REASON = 3
+DETAIL_WIDTH = 100
+
+
+class Reason(StrEnum):
+    """Why a record cannot be used."""
+
+    BROKEN_JSON = "broken JSON"
+    BROKEN_TEXT = "not UTF-8"
+    NOT_AN_OBJECT = "not an object"
+    MISSING_COLUMN = "column missing"
+    NOT_A_LIST = "turns are not a list"
+    BAD_TURN = "turn without role or content"
+    UNKNOWN_ROLE = "unknown role"
+    NOT_A_STRING = "not a string"
+    EMPTY = "empty"
+    NO_ASSISTANT = "no assistant turn"
+    ROLE_ORDER = "roles out of order"
+    REFUSED_BY_TEMPLATE = "refused by the chat template"
+    TEMPLATE_MISMATCH = "chat template changes the turns"
+    NOTHING_TO_LEARN = "no loss token within the maximum length"
+
+
+class UnusableRecord(Exception):  # noqa: N818 - one record's fate, reported and not fatal
+    """Raised where a record turns out to be unusable; whoever goes through the records counts it."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else str(reason))
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type["UnusableRecord"], tuple[Reason, str]]:
+        return UnusableRecord, (self.reason, self.detail)
+
+
+class DataError(ValueError):
+    """The data as a whole cannot be trained on; the message says why and what would help."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One record left out: where it stands (`file:line`, `file[index]`) and what is wrong with it."""
+
+    where: str
+    detail: str
+
+
+@dataclass
+class DataReport:
+    """Counts of records used and left out, with the first few records of each reason.
+
+    `truncated` records are used, but `cut_tokens` of their tokens lie beyond the maximum length.
+    """
+
+    used: int = 0
+    truncated: int = 0
+    cut_tokens: int = 0
+    counts: dict[Reason, int] = field(default_factory=dict)
+    examples: dict[Reason, list[Skipped]] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def records(self) -> int:
+        return self.used + self.skipped
+
+    def skip(self, where: str, problem: UnusableRecord) -> None:
+        self._add(problem.reason, 1, [Skipped(where, problem.detail)])
+
+    def reject(self, where: str, problem: UnusableRecord) -> None:
+        """Leave out a record that has been counted as used until now."""
+        self.used -= 1
+        self.skip(where, problem)
+
+    def merge(self, other: "DataReport") -> None:
+        """Add the counts of another part of the same data (another source, another worker)."""
+        self.used += other.used
+        self.truncated += other.truncated
+        self.cut_tokens += other.cut_tokens
+        for reason, count in other.counts.items():
+            self._add(reason, count, other.examples[reason])
+
+    def _add(self, reason: Reason, count: int, examples: list[Skipped]) -> None:
+        self.counts[reason] = self.counts.get(reason, 0) + count
+        kept = self.examples.setdefault(reason, [])
+        kept.extend(examples[: EXAMPLES_PER_REASON - len(kept)])
+
+    def require_used(self, source: str) -> None:
+        """
+        Raises:
+            DataError: there was no record at all, or none could be used; the message holds the table.
+        """
+        if not self.records:
+            raise DataError(f"{source} holds no records")
+        if not self.used:
+            raise DataError(f"none of the {self.records} records of {source} can be used\n{self}")
+
+    def _lines(self) -> Iterator[str]:
+        yield f"{'records':>9}  what became of them"
+        yield f"{self.used:>9}  used"
+        if self.truncated:
+            yield f"{self.truncated:>9}    of these truncated ({self.cut_tokens} tokens cut)"
+        for reason, count in sorted(self.counts.items(), key=lambda item: (-item[1], item[0])):
+            yield f"{count:>9}  skipped: {reason}"
+            for example in self.examples[reason]:
+                detail = example.detail
+                short = detail if len(detail) <= DETAIL_WIDTH else detail[: DETAIL_WIDTH - 1] + "…"
+                yield f"{'':>9}    {example.where}" + (f": {short}" if short else "")
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens to train on, with the ones that carry loss marked."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from training.chat_templates import ChatTemplate, resolve_chat_template
+from training.conversations import Conversation
+from training.data_report import DataError, DataReport, Reason, UnusableRecord
+
+
+@dataclass(frozen=True)
+class Example:
+    """One document, or a piece of one: its tokens, and which of them are to be learned.
+
+    The first token carries no loss: nothing predicts it. `cut` tokens were left off at the end.
+    """
+
+    where: str
+    tokens: Tensor  # [n] int32
+    loss: Tensor  # [n] bool
+    cut: int = 0
+
+    def __post_init__(self) -> None:
+        if self.tokens.shape != self.loss.shape or self.tokens.dim() != 1:
+            raise ValueError(f"{self.where}: need tokens and loss [n], got {self.tokens.shape} and {self.loss.shape}")
+        if not self.loss.any() or self.loss[0]:
+            raise ValueError(f"{self.where}: some token must carry loss, and not the first")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class ExampleEncoder:
+    """Turns conversations into examples of at most `max_length` tokens.
+
+    The chat template is looked up when the first conversation with turns comes: plain text needs none.
+    `chat_template` and `options` are those of `resolve_chat_template`.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    chat_template: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.max_length < 2:
+            raise ValueError(f"max_length must be at least 2, got {self.max_length}")
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        if not self.tokenizer.is_fast:
+            label = self.tokenizer.name_or_path or type(self.tokenizer).__name__
+            raise DataError(f"the tokenizer of {label} does not tell where its tokens stand; a fast one is needed")
+        return resolve_chat_template(self.tokenizer, self.chat_template, self.options)
+
+    @cached_property
+    def bos(self) -> int | None:
+        """BOS, if the tokenizer puts it in front of a text."""
+        ids = self.tokenizer("a")["input_ids"]
+        return ids[0] if ids and ids[0] == self.tokenizer.bos_token_id else None
+
+    def encode(self, conversation: Conversation) -> list[Example]:
+        """The conversation's example, or the pieces of a raw text.
+
+        A conversation ends with its last token that carries loss, or at `max_length`. A raw text ends with EOS, is cut
+        into pieces of `max_length` tokens, each with BOS where the tokenizer uses it, and all of it carries loss.
+
+        Raises:
+            DataError: there is no chat template for a conversation with turns.
+            UnusableRecord: the chat template and the conversation do not go together, or no token carries loss.
+        """
+        if conversation.text is not None:
+            return self._encode_text(conversation.where, conversation.text)
+        return [self._encode_turns(conversation)]
+
+    def _encode_turns(self, conversation: Conversation) -> Example:
+        rendered = self.template.render(conversation)
+        encoded = self.tokenizer(
+            rendered.text,
+            add_special_tokens=self.template.adds_special_tokens,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        loss = torch.tensor(tokens_inside(rendered.text, encoded["offset_mapping"], rendered.spans))
+        loss[0] = False
+        length = int(loss.nonzero().max()) + 1 if loss.any() else 0
+        kept = min(length, self.max_length)
+        if not loss[:kept].any():
+            raise UnusableRecord(Reason.NOTHING_TO_LEARN, f"{length} tokens, maximum {self.max_length}")
+        tokens = torch.tensor(encoded["input_ids"][:kept], dtype=torch.int32)
+        return Example(conversation.where, tokens, loss[:kept].clone(), cut=length - kept)
+
+    def _encode_text(self, where: str, text: str) -> list[Example]:
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if self.tokenizer.eos_token_id is not None:
+            ids = [*ids, self.tokenizer.eos_token_id]
+        front = [] if self.bos is None else [self.bos]
+        body = self.max_length - len(front)
+        pieces = [[*front, *ids[first : first + body]] for first in range(0, len(ids), body)]
+        # A last piece of a single token without BOS has nothing before it that could predict it.
+        examples = [_fully_learned(where, piece) for piece in pieces if len(piece) > 1]
+        if not examples:
+            raise UnusableRecord(Reason.NOTHING_TO_LEARN, f"{len(ids)} tokens")
+        return examples
+
+
+def _fully_learned(where: str, ids: Sequence[int]) -> Example:
+    loss = torch.ones(len(ids), dtype=torch.bool)
+    loss[0] = False
+    return Example(where, torch.tensor(ids, dtype=torch.int32), loss)
+
+
+def tokens_inside(text: str, offsets: Iterable[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """For each token, whether all of it lies in one of the spans [start, end) of the text, which ascend.
+
+    A token that straddles a span's start is outside: after the prompt alone, the target could not have emitted it.
+    """
+    inside, span, before = [], 0, 0
+    for start, end in offsets:
+        # Some byte-level tokenizers leave a token's leading spaces out of its offsets.
+        if before < start and text[before:start].isspace():
+            start = before
+        before = max(before, end)
+        while span < len(spans) and spans[span][1] < end:
+            span += 1
+        inside.append(span < len(spans) and spans[span][0] <= start < end <= spans[span][1])
+    return inside
+
+
+def encode_all(
+    conversations: Sequence[Conversation], encoder: ExampleEncoder, report: DataReport, *, quiet: bool = False
+) -> list[Example]:
+    """All examples of the conversations, in order; those that turn out to be unusable move to the report's skipped.
+
+    Raises:
+        DataError: there is no chat template where one is needed, or no conversation gives an example.
+    """
+    examples = []
+    for conversation in tqdm(conversations, desc="tokenise", unit="record", disable=quiet):
+        try:
+            made = encoder.encode(conversation)
+        except UnusableRecord as problem:
+            report.reject(conversation.where, problem)
+            continue
+        cut = sum(example.cut for example in made)
+        report.truncated += cut > 0
+        report.cut_tokens += cut
+        examples.extend(made)
+    report.require_used("the data")
+    return examples

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Raw records out of local files and Hugging Face data sets, each with the place where it stands."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.data_report import DataError, Reason, UnusableRecord
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record as it was found; `problem` is set, and `value` None, where it could not even be read."""
+
+    where: str
+    value: Any = None
+    problem: UnusableRecord | None = None
+
+
+def read_records(source: str, *, config: str | None = None, split: str = "train") -> Iterator[Record]:
+    """Every record of `source`, in order: a local file, a folder, or the name of a data set on the hub.
+
+    Args:
+        source: a `.json`, `.jsonl`, `.parquet` or `.txt` file (a text file is one record), or what
+            `datasets.load_dataset` takes.
+        config: a hub data set's configuration ("subset").
+        split: which split of a folder or hub data set to read.
+
+    Raises:
+        DataError: the source does not exist or, as a whole, cannot be read.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        reader = _READERS.get(path.suffix.lower())
+        if reader is None:
+            raise DataError(f"{source}: unknown kind of file; known are {', '.join(_READERS)}")
+        return reader(path)
+    if path.suffix.lower() in _READERS:
+        raise DataError(f"{source}: no such file")
+    return _read_dataset(source, config, split)
+
+
+def _read_json(path: Path) -> Iterator[Record]:
+    """A JSON array of records, a single one, or lines of them under the wrong name."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error})") from error
+    except json.JSONDecodeError as error:
+        if text.lstrip()[:1] == "{":
+            yield from _read_jsonl(path)
+            return
+        if not text.strip():
+            return
+        raise DataError(f"{path}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
+    for index, value in enumerate(content if isinstance(content, list) else [content]):
+        yield Record(f"{path.name}[{index}]", value)
+
+
+def _read_jsonl(path: Path) -> Iterator[Record]:
+    # Bytes, because text mode and splitlines() also break lines at characters that JSON strings may hold.
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"{path.name}:{number}"
+            try:
+                text = line.rstrip().decode("utf-8-sig" if number == 1 else "utf-8")
+                yield Record(where, json.loads(text))
+            except UnicodeDecodeError as error:
+                yield Record(where, problem=UnusableRecord(Reason.BROKEN_TEXT, str(error)))
+            except json.JSONDecodeError as error:
+                yield Record(where, problem=UnusableRecord(Reason.BROKEN_JSON, f"column {error.colno}: {error.msg}"))
+            except (ValueError, RecursionError) as error:
+                # Numbers of thousands of digits, brackets in thousands of brackets.
+                yield Record(where, problem=UnusableRecord(Reason.BROKEN_JSON, str(error)))
+
+
+def _read_text(path: Path) -> Iterator[Record]:
+    try:
+        yield Record(path.name, {"text": path.read_text(encoding="utf-8-sig")})
+    except UnicodeDecodeError as error:
+        yield Record(path.name, problem=UnusableRecord(Reason.BROKEN_TEXT, str(error)))
+
+
+def _read_parquet(path: Path) -> Iterator[Record]:
+    try:
+        import pyarrow  # type: ignore[import-untyped,import-not-found,unused-ignore]
+        import pyarrow.parquet  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    except ImportError as error:
+        raise DataError(f"{path}: reading Parquet needs pyarrow; install redrafter-vllm[train]") from error
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a Parquet file ({error})") from error
+    index = 0
+    for batch in file.iter_batches(batch_size=1024):
+        for value in batch.to_pylist():
+            yield Record(f"{path.name}[{index}]", value)
+            index += 1
+
+
+def _read_dataset(name: str, config: str | None, split: str) -> Iterator[Record]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise DataError(f"{name}: not a local file, and data sets need redrafter-vllm[train]") from error
+    try:
+        rows = load_dataset(name, config, split=split)
+    except Exception as error:
+        # The library raises dozens of types, from network failures to broken loaders: all mean the same here.
+        message = f"{name}: neither a local file nor a data set that could be loaded (split {split!r}): {error}"
+        raise DataError(message) from error
+    for index, value in enumerate(rows):
+        yield Record(f"{name}[{index}]", value)
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".parquet": _read_parquet,
+    ".txt": _read_text,
+}
