@@ -177,7 +177,8 @@ class _HeadLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grad_features, grad_weight = ctx.saved_tensors
-        return grad_total * grad_features, grad_total * grad_weight, None, None, None, None
+        # In place: a second copy of the weight's gradient would be the largest tensor of all. Going back twice raises.
+        return grad_features.mul_(grad_total), grad_weight.mul_(grad_total), None, None, None, None
 
 
 def _terms(logits: Tensor, rows: _Rows, seen: slice, config: LossConfig) -> tuple[Tensor, Tensor]:

@@ -190,6 +190,16 @@ def test_gradient_follows_what_is_made_of_the_total() -> None:
     torch.testing.assert_close(weight.grad, 3 * weight_grad)
 
 
+def test_going_back_twice_is_refused() -> None:
+    case = make_case("spread")
+    total = head_loss(
+        case.features.requires_grad_(), case.weight.requires_grad_(), case.truth, case.scale, LossConfig()
+    )
+    total.total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.total.backward()
+
+
 def test_without_gradient() -> None:
     case = make_case("spread")
     expected = value_and_gradients(case, LossConfig())[0]
