@@ -88,23 +88,28 @@ def straightforward_head_loss(
 ) -> HeadLoss:
     """What `head_loss` computes, written down as defined and left to autograd: all logits of all depths at once."""
     logits = linear(features, weight).float()
-    depths, _, positions, size = logits.shape
-
-    def by_depth(x: Tensor) -> Tensor:  # [B, Q, ...] -> [T, B, P, ...]
-        return torch.stack([x[:, t : t + positions] for t in range(depths)])
-
-    restricted = truth.logits if draft_tokens is None else truth.logits[..., draft_tokens]
-    log_p = by_depth((restricted.float() / config.temperature).log_softmax(-1))
-    log_q = (logits / config.temperature).log_softmax(-1)
-    kl = config.temperature**2 * kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+    positions = logits.shape[2]
     favourites = truth.logits.argmax(-1)
-    labels = by_depth(_draft_ids(favourites if config.labels == "target" else truth.next_tokens, draft_tokens))
-    ce = cross_entropy(logits.view(-1, size), labels.flatten(), ignore_index=-1, reduction="none").view_as(labels)
-    terms = (1 - config.label_share) * kl + config.label_share * ce
-    loss = (terms * by_depth(truth.valid)).sum((1, 2))
-    best = logits.argmax(-1) if draft_tokens is None else draft_tokens[logits.argmax(-1)]
-    agreements = ((best == by_depth(favourites)) & by_depth(truth.valid)).sum((1, 2))
-    return HeadLoss((loss * depth_scale).sum(), loss.detach(), agreements)
+    labels = _draft_ids(favourites if config.labels == "target" else truth.next_tokens, draft_tokens)
+    if config.label_share < 1:
+        restricted = truth.logits if draft_tokens is None else truth.logits[..., draft_tokens]
+        log_p = (restricted.float() / config.temperature).log_softmax(-1)
+        log_q = (logits / config.temperature).log_softmax(-1)
+    loss, agreements = [], []
+    for t, logits_BPD in enumerate(logits):
+        seen = slice(t, t + positions)
+        terms = torch.zeros((), device=logits.device)
+        if config.label_share < 1:
+            divergence = kl_div(log_q[t], log_p[:, seen], reduction="none", log_target=True).sum(-1)
+            terms = terms + (1 - config.label_share) * config.temperature**2 * divergence
+        if config.label_share > 0:
+            ce = cross_entropy(logits_BPD.transpose(1, 2), labels[:, seen], ignore_index=-1, reduction="none")
+            terms = terms + config.label_share * ce
+        loss.append((terms * truth.valid[:, seen]).sum())
+        best = logits_BPD.argmax(-1) if draft_tokens is None else draft_tokens[logits_BPD.argmax(-1)]
+        agreements.append(((best == favourites[:, seen]) & truth.valid[:, seen]).sum())
+    loss_T = torch.stack(loss)
+    return HeadLoss((loss_T * depth_scale).sum(), loss_T.detach(), torch.stack(agreements))
 
 
 @dataclass(frozen=True)
