@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass, field
 
+from training.head_loss import LossConfig
 from training.schedule import Budget
 
 
@@ -46,6 +47,7 @@ class DistillConfig:
         exit_dim: width of the drafter's head (default: twice the target's hidden size).
         num_draft_layers: residual blocks in the drafter's head.
         rnn: whether the state is a recurrence; false sums embeddings.
+        draft_vocab_size: trim the drafter's vocabulary to so many tokens, the most frequent of the data.
         window: tokens per row.
         batch_size: rows per step, over all workers together.
         response_fraction: part of the rows that the target has written itself.
@@ -63,6 +65,8 @@ class DistillConfig:
     exit_dim: int | None = None
     num_draft_layers: int = 2
     rnn: bool = True
+    draft_vocab_size: int | None = None
+    loss: LossConfig = field(default_factory=LossConfig)
     window: int = 256
     batch_size: int = 4
     response_fraction: float = 0.5
@@ -79,6 +83,8 @@ class DistillConfig:
             raise ValueError(f"need 1 <= beam_length < window, got {self.beam_length} and {self.window}")
         if not 0 < self.depth_decay <= 1:
             raise ValueError(f"depth_decay must be in (0, 1], got {self.depth_decay}")
+        if self.draft_vocab_size is not None and self.draft_vocab_size < 1:
+            raise ValueError(f"draft_vocab_size must be at least 1, got {self.draft_vocab_size}")
         if not 0 <= self.response_fraction <= 1:
             raise ValueError(f"response_fraction must be in [0, 1], got {self.response_fraction}")
         if self.response_fraction and self.responses.max_prompt >= self.window:

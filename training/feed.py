@@ -4,8 +4,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from training.config import DistillConfig
 from training.context import TrainContext
 from training.corpus import extract_prompts, load_corpus, split
 from training.data import Windows, encode_files, mixed_batches, text_batches
+from training.draft_vocabulary import token_frequencies
 from training.evaluate import held_out_windows
 from training.frozen_target import FrozenTarget
 from training.generate import make_responses
@@ -30,6 +32,7 @@ class Feed:
     batches: Iterator[Windows]  # of the whole job, endless, the same in every process and run
     held_out: Windows
     prompts: list[Tensor]  # held out too; the target continues them when tokens per step are measured
+    frequencies: Callable[[int], Tensor]  # of the tokens 0..V-1 in training, [V], for a vocabulary size V
     facts: dict[str, object]  # for the record: where from, how much
 
 
@@ -67,6 +70,7 @@ def source_code_feed(
         mixed_batches(text, responses, config.batch_size, config.response_fraction, config.seed),
         held_out_windows(tokenizer, settings.held_out_windows, length=config.window, corpus=root),
         [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in prompts],
+        partial(token_frequencies, files, responses, config.response_fraction),
         {"data": settings.data, "files": len(files), "tokens": sum(map(len, files))},
     )
 

@@ -27,25 +27,28 @@ class StepFigures:
     """Means over one batch."""
 
     loss: float  # weighted over depths, nats
-    kl: tuple[float, ...]  # by depth
-    agreement: tuple[float, ...]  # by depth, fraction of positions with the target's favourite on top
+    loss_by_depth: tuple[float, ...]
+    agreement: tuple[float, ...]  # by depth, fraction of positions with the target's favourite on top; where the draft
+    # vocabulary lacks that favourite, the two disagree
 
     @classmethod
     def from_row(cls, row: list[float]) -> "StepFigures":
-        """From loss, divergences and agreements in one list."""
+        """From loss, losses by depth and agreements in one list."""
         depths = (len(row) - 1) // 2
         return cls(row[0], tuple(row[1 : 1 + depths]), tuple(row[1 + depths :]))
 
     def named(self) -> dict[str, float]:
         """`train/loss`, and loss and agreement by depth."""
         named = {"train/loss": self.loss}
-        for depth, (kl, agreement) in enumerate(zip(self.kl, self.agreement, strict=True), 1):
-            named |= {f"train/redrafter{depth}_loss": kl, f"train/redrafter{depth}_top1": agreement}
+        for depth, (loss, agreement) in enumerate(zip(self.loss_by_depth, self.agreement, strict=True), 1):
+            named |= {f"train/redrafter{depth}_loss": loss, f"train/redrafter{depth}_top1": agreement}
         return named
 
 
-def build_drafter(target: FrozenTarget, config: DistillConfig) -> Drafter:
+def build_drafter(target: FrozenTarget, config: DistillConfig, draft_tokens: Tensor | None = None) -> Drafter:
     """A seeded drafter of the target's sizes, in float32 on the target's device.
+
+    `draft_tokens` [D], ascending target ids, are what it is to propose where `config` has a `draft_vocab_size`.
 
     Without an input projection the RNN state reaches the output layer at its own width: that half of the layer starts
     as the target's LM head and the context's half at zero, which saves much of a short training (docs/log.md).
@@ -58,14 +61,18 @@ def build_drafter(target: FrozenTarget, config: DistillConfig) -> Drafter:
             exit_dim=config.exit_dim or 2 * target.hidden_size,
             num_draft_layers=config.num_draft_layers,
             rnn=config.rnn,
+            draft_vocab_size=config.draft_vocab_size,
         )
     ).to(target.device)
-    output = drafter.lm_head[-1]
-    assert isinstance(output, nn.Linear)
+    if draft_tokens is not None:
+        drafter.set_draft_tokens(draft_tokens)
     if not drafter.config.has_input_proj:
+        kept = drafter.draft_tokens
         with torch.no_grad():
-            output.weight.zero_()
-            output.weight[:, target.hidden_size :] = target.head_weight
+            drafter.output.weight.zero_()
+            drafter.output.weight[:, target.hidden_size :] = (
+                target.head_weight if kept is None else target.head_weight[kept]
+            )
     return drafter
 
 
@@ -113,28 +120,38 @@ def accumulate_gradients(
     positions = num_positions(batch.tokens.shape[1], config.beam_length)
     own = torch.stack([batch.valid[:, t : t + positions].sum() for t in range(1, config.beam_length + 1)])
     counts = context.total(own).clamp(min=1)
-    kl, agreements = torch.zeros_like(weights), torch.zeros_like(weights)
+    # Data parallelism averages over processes; the counts are already those of all of them.
+    scale = weights / counts * context.world_size
+    loss, agreements = torch.zeros_like(weights), torch.zeros_like(weights)
     for first in range(0, positions, config.chunk):
         last = min(first + config.chunk, positions)
 
         def compute(drafter: Drafter, first: int = first, last: int = last) -> DepthSums:
             with torch.autocast(batch.tokens.device.type, torch.bfloat16):
                 return unrolled_loss(
-                    drafter, embedding, signals, batch.tokens, batch.valid, config.beam_length, first, last
+                    drafter,
+                    embedding,
+                    signals,
+                    batch.tokens,
+                    batch.valid,
+                    config.beam_length,
+                    first,
+                    last,
+                    depth_scale=scale,
+                    config=config.loss,
                 )
 
         sums = replica(compute, last=last == positions)
-        # Data parallelism averages over processes; the counts are already those of all of them.
-        (sums.kl / counts * weights * context.world_size).sum().backward()
-        kl += sums.kl.detach()
+        sums.total.backward()
+        loss += sums.loss
         agreements += sums.agreements
-    kl_T, agreement_T = context.total(torch.stack([kl, agreements])) / counts
-    return StepFigures(float((kl_T * weights).sum()), tuple(kl_T.tolist()), tuple(agreement_T.tolist()))
+    loss_T, agreement_T = context.total(torch.stack([loss, agreements])) / counts
+    return StepFigures(float((loss_T * weights).sum()), tuple(loss_T.tolist()), tuple(agreement_T.tolist()))
 
 
 def inner_matrices(drafter: Drafter) -> list[nn.Parameter]:
     """The matrices that Muon may train: all but the output layer."""
-    return [p for p in drafter.parameters() if p.dim() == 2 and p.shape[0] != drafter.config.vocab_size]
+    return [p for p in drafter.parameters() if p.dim() == 2 and p is not drafter.output.weight]
 
 
 Evaluate = Callable[[Drafter, int], Mapping[str, float]]
@@ -204,7 +221,7 @@ def distill(
         scale = learning_rate_scale(tick.used, config.warmup)
         optimizer.step(scale)
         progress.step, progress.seconds = tick.step + 1, tick.seconds
-        progress.history.append([figures.loss, *figures.kl, *figures.agreement])
+        progress.history.append([figures.loss, *figures.loss_by_depth, *figures.agreement])
         tick.bar.set_postfix(loss=f"{figures.loss:.3f}", first=f"{figures.agreement[0]:.2f}", refresh=False)
         if _due(progress.step, hooks.log_every):
             hooks.log(progress.step, figures.named() | {"learning_rate": config.learning_rate * scale})

@@ -20,7 +20,7 @@ TOP = 5
 class DepthFigures:
     """Means over positions, by depth 1..T. The truth is what the target says, not what the text holds."""
 
-    loss: tuple[float, ...]  # KL divergence from the target's distribution, nats
+    loss: tuple[float, ...]  # KL divergence from the target's distribution over the draft vocabulary, nats
     top: tuple[tuple[float, ...], ...]  # [T][k]: fraction with the target's favourite among the k + 1 best drafts
     positions: int  # at depth 1
 
@@ -61,6 +61,7 @@ def depth_figures(
 def _batch_sums(drafter: Drafter, target: FrozenTarget, batch: Windows, beam_length: int, chunk: int) -> Tensor:
     signals = target.signals(batch.tokens)
     embedding = target.embedding.to(drafter.dtype)
+    kept = drafter.draft_tokens
     positions = num_positions(batch.tokens.shape[1], beam_length)
     sums = torch.zeros(beam_length, 2 + TOP, dtype=torch.float64, device=batch.tokens.device)
     for first in range(0, positions, chunk):
@@ -73,11 +74,14 @@ def _batch_sums(drafter: Drafter, target: FrozenTarget, batch: Windows, beam_len
             valid_BP = batch.valid[:, fed]
             state_BPH = drafter.next_state(state_BPH, lookup(batch.tokens[:, fed], embedding))
             log_q_BPV = drafter.logits(share_BPS, state_BPH).float().log_softmax(-1)
-            log_p_BPV = signals.logits[:, fed].float().log_softmax(-1)
+            logits_BPV = signals.logits[:, fed].float()
+            best_BP1 = logits_BPV.argmax(-1, keepdim=True)
+            kept_BPV = logits_BPV if kept is None else logits_BPV[..., kept]
+            log_p_BPV = kept_BPV.log_softmax(-1)
             # -inf in q only counts where p has mass; 0 * inf would be NaN.
             terms_BPV = torch.where(log_p_BPV > -torch.inf, log_p_BPV.exp() * (log_p_BPV - log_q_BPV), 0.0)
-            best_BP1 = log_p_BPV.argmax(-1, keepdim=True)
-            hit_BPk = log_q_BPV.topk(min(TOP, log_q_BPV.shape[-1]), dim=-1).indices == best_BP1
+            top_BPk = log_q_BPV.topk(min(TOP, log_q_BPV.shape[-1]), dim=-1).indices
+            hit_BPk = drafter.target_ids(top_BPk) == best_BP1
             sums[t - 1, 0] += valid_BP.sum()
             sums[t - 1, 1] += (terms_BPV.sum(-1) * valid_BP).sum()
             sums[t - 1, 2 : 2 + hit_BPk.shape[-1]] += (hit_BPk & valid_BP[..., None]).sum((0, 1))

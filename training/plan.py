@@ -49,6 +49,7 @@ def make_plan(job: Job, config: DistillConfig, device: torch.device) -> Plan:
             exit_dim=config.exit_dim or 2 * text.hidden_size,
             num_draft_layers=config.num_draft_layers,
             rnn=config.rnn,
+            draft_vocab_size=config.draft_vocab_size,
         )
     )
     with torch.device("meta"):
@@ -69,10 +70,11 @@ def estimate_memory(
     """Bytes of one worker by purpose: an estimate from the shapes, without allocator overhead and attention.
 
     Weights, gradients, one moment per inner matrix (Muon), two for all other parameters (AdamW), the target's logits
-    of the whole batch in half precision, and a chunk's logits at every depth in float32, kept for the backward pass.
+    of the whole batch in half precision, and a chunk's logits in float32: the drafter's at one depth with its softmax
+    and gradient, the target's with its softmax.
     """
     shape = drafter.config
-    output = sum(p.numel() for p in drafter.parameters() if p.dim() != 2 or p.shape[0] == shape.vocab_size)
+    output = sum(p.numel() for p in drafter.parameters() if p.dim() != 2 or p is drafter.output.weight)
     inner = _count(drafter) - output
     chunk = rows * min(config.chunk, config.window)
     return {
@@ -81,7 +83,7 @@ def estimate_memory(
         "drafter's weights and gradients": 2 * _count(drafter) * FLOAT32,
         "optimizer": (inner + 2 * output) * FLOAT32,
         "target's logits": rows * config.window * shape.vocab_size * 2,
-        "logits of a chunk": chunk * (3 * config.beam_length + 2) * shape.vocab_size * FLOAT32,
+        "logits of a chunk": chunk * 5 * shape.output_size * FLOAT32,
     }
 
 
@@ -104,7 +106,7 @@ def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, console
         ("recipe", recipe),
         (
             "drafter",
-            f"{plan.drafter_parameters:,} parameters: hidden {shape.hidden_size}, vocabulary {shape.vocab_size}, head "
+            f"{plan.drafter_parameters:,} parameters: hidden {shape.hidden_size}, vocabulary {shape.output_size}, head "
             f"{shape.exit_dim} x {shape.num_draft_layers}{', from ' + str(job.init_from) if job.init_from else ''}",
         ),
         ("steps", f"{budget.max_steps:,}{clock}"),

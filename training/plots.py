@@ -40,10 +40,10 @@ def plot_training(history: Sequence[StepFigures], evaluations: Evaluations, path
     steps = torch.arange(1, len(history) + 1)
     width = max(1, len(history) // 50)
     evaluated = [step for step, _ in evaluations]
-    for depth in range(1, len(history[0].kl) + 1):
+    for depth in range(1, len(history[0].loss_by_depth) + 1):
         colour = f"C{depth - 1}"
         for axes, column, name in (
-            (left, [figures.kl[depth - 1] for figures in history], f"redrafter{depth}_loss"),
+            (left, [figures.loss_by_depth[depth - 1] for figures in history], f"redrafter{depth}_loss"),
             (right, [figures.agreement[depth - 1] for figures in history], f"redrafter{depth}_top1"),
         ):
             values = torch.tensor(column, dtype=torch.float64)

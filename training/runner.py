@@ -16,6 +16,7 @@ from redrafter_vllm.drafter import Drafter, DrafterConfig
 from training import checkpoints
 from training.config import DistillConfig
 from training.context import LocalContext, TrainContext
+from training.draft_vocabulary import choose_draft_vocabulary
 from training.evaluate import Drafting, measure
 from training.export import export, provenance
 from training.feed import Feed, FeedSettings, open_feed
@@ -54,7 +55,7 @@ def train_worker(job: Job, config: DistillConfig, context: TrainContext) -> Outc
     tokenizer = AutoTokenizer.from_pretrained(job.target)
     settings = FeedSettings(job.data, config, job.run_folder, job.evaluate_windows)
     feed = open_feed(settings, target, tokenizer, context)
-    drafter = initial_drafter(target, job, config)
+    drafter, facts = initial_drafter(target, feed, job, config)
     first = context.rank == 0
     recorder = Recorder(job.run_folder / "logs" if first else None, purge_step=_last_step(job) if first else None)
     hooks = Hooks(
@@ -74,7 +75,7 @@ def train_worker(job: Job, config: DistillConfig, context: TrainContext) -> Outc
     finally:
         recorder.close()
     measured = tokens_per_step(target, drafter, feed, config) if job.evaluate and first else {}
-    return Outcome(asdict(drafter.config), feed.facts, measured)
+    return Outcome(asdict(drafter.config), feed.facts | facts, measured)
 
 
 def load_target(job: Job, device: torch.device) -> FrozenTarget:
@@ -82,17 +83,22 @@ def load_target(job: Job, device: torch.device) -> FrozenTarget:
     return FrozenTarget(model.to(device))
 
 
-def initial_drafter(target: FrozenTarget, job: Job, config: DistillConfig) -> Drafter:
-    """A new drafter, or the one to start from.
+def initial_drafter(
+    target: FrozenTarget, feed: Feed, job: Job, config: DistillConfig
+) -> tuple[Drafter, dict[str, object]]:
+    """A new drafter, or the one to start from; and what there is to say about its vocabulary.
 
     Raises:
         TargetMismatchError: the drafter to start from belongs to a target of other sizes.
     """
-    if job.init_from is None:
-        return build_drafter(target, config)
-    drafter = Drafter.from_pretrained(job.init_from, device=target.device)
-    check_against_target(drafter.config, hidden_size=target.hidden_size, vocab_size=target.vocab_size)
-    return drafter
+    if job.init_from is not None:
+        drafter = Drafter.from_pretrained(job.init_from, device=target.device)
+        check_against_target(drafter.config, hidden_size=target.hidden_size, vocab_size=target.vocab_size)
+        return drafter, {}
+    if config.draft_vocab_size is None:
+        return build_drafter(target, config), {}
+    chosen = choose_draft_vocabulary(feed.frequencies(target.vocab_size), config.draft_vocab_size)
+    return build_drafter(target, config, chosen.tokens), {"draft_vocabulary_coverage": chosen.coverage}
 
 
 def tokens_per_step(
@@ -141,7 +147,7 @@ def tail_means(history: list[StepFigures]) -> dict[str, object]:
     tail = history[-TAIL:]
     return {
         "loss": sum(f.loss for f in tail) / len(tail),
-        "kl_by_depth": [sum(column) / len(tail) for column in zip(*(f.kl for f in tail), strict=True)],
+        "loss_by_depth": [sum(column) / len(tail) for column in zip(*(f.loss_by_depth for f in tail), strict=True)],
         "agreement_by_depth": [sum(column) / len(tail) for column in zip(*(f.agreement for f in tail), strict=True)],
     }
 

@@ -7,6 +7,7 @@ import pytest
 
 from training.cli import attribute_help, parse
 from training.config import RECIPES, DistillConfig, ResponseConfig
+from training.head_loss import LossConfig
 from training.job import Job
 from training.schedule import Budget
 
@@ -32,7 +33,7 @@ def test_flags_override_the_file_and_the_file_the_recipe(tmp_path: Path) -> None
     assert parse(["--config", str(file)])[:3] == (job, config, recipe)
 
 
-@pytest.mark.parametrize("holder", [Job, DistillConfig, Budget, ResponseConfig])
+@pytest.mark.parametrize("holder", [Job, DistillConfig, Budget, ResponseConfig, LossConfig])
 def test_every_key_is_explained(holder: type) -> None:
     hints = get_type_hints(holder)
     flags = {entry.name for entry in fields(holder) if not is_dataclass(hints[entry.name])}

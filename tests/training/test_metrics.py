@@ -47,6 +47,26 @@ def test_equals_position_by_position(tiny_target: FrozenTarget) -> None:
     assert len(named) == 2 * 6
 
 
+def test_trimmed_vocabulary_is_compared_over_its_tokens_and_ranked_over_all(tiny_target: FrozenTarget) -> None:
+    kept = torch.arange(3, 39, 3)
+    drafter = build_drafter(tiny_target, DistillConfig(Budget(1), draft_vocab_size=12), kept)
+    tokens = torch.randint(40, (1, 8))
+    signals = tiny_target.signals(tokens)
+    loss, hits = 0.0, [0] * 5
+    for p in range(7):
+        with torch.no_grad():
+            state = drafter.next_state(torch.zeros(16), tiny_target.embedding[tokens[0, p + 1]])
+            q = drafter(signals.hidden[0, p], state).softmax(-1)
+        among = signals.logits[0, p + 1][kept].softmax(-1)
+        loss += sum(float(a) * math.log(float(a) / float(b)) for a, b in zip(among, q, strict=True))
+        ranked = [int(kept[d]) for d in sorted(range(12), key=lambda d: -float(q[d]))]
+        for k in range(5):
+            hits[k] += int(signals.logits[0, p + 1].argmax()) in ranked[: k + 1]
+    figures = depth_figures(drafter, tiny_target, Windows.full(tokens), 1)
+    assert figures.loss[0] == pytest.approx(loss / 7, rel=1e-4)
+    assert figures.top[0] == pytest.approx([h / 7 for h in hits])
+
+
 def test_shares_add_up(tiny_target: FrozenTarget) -> None:
     drafter = build_drafter(tiny_target, DistillConfig(Budget(1)))
     windows = Windows(torch.randint(40, (3, 12)), torch.arange(12) < torch.tensor([[12], [5], [9]]))
