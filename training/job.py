@@ -17,7 +17,9 @@ class Job:
 
     Attributes:
         target: folder or hub name of the frozen target.
-        data: `stdlib` for the Python standard library's sources, or a folder of Python files.
+        data: `stdlib` for the Python standard library's sources, a folder of Python files, a JSON, JSONL, Parquet or
+            text file of conversations, or the name of a data set on the hub.
+        chat_template: `vicuna`, or a file of Jinja source (default: the tokenizer's own).
         out: where the drafter goes (default: <target>/redrafter for a target on disk, else the registry).
         run_dir: where checkpoints, logs and plots go; storage that all machines share (default: <out>.run).
         init_from: folder of a drafter to start from instead of a new one; its shape replaces the recipe's.
@@ -38,6 +40,7 @@ class Job:
 
     target: str
     data: str
+    chat_template: str | None = None
     out: Path | None = None
     run_dir: Path | None = None
     init_from: Path | None = None
@@ -104,6 +107,7 @@ class Job:
         return {
             "target": str(target.resolve()) if target.is_dir() else self.target,
             "data": self.data,
+            "chat_template": self.chat_template,
             "init_from": str(self.init_from) if self.init_from else None,
             "target_dtype": self.target_dtype,
             "config": asdict(config),

@@ -53,7 +53,7 @@ def train_worker(job: Job, config: DistillConfig, context: TrainContext) -> Outc
     """
     target = load_target(job, context.device)
     tokenizer = AutoTokenizer.from_pretrained(job.target)
-    settings = FeedSettings(job.data, config, job.run_folder, job.evaluate_windows)
+    settings = FeedSettings(job.data, job.chat_template, config, job.run_folder, job.evaluate_windows)
     feed = open_feed(settings, target, tokenizer, context)
     drafter, facts = initial_drafter(target, feed, job, config)
     first = context.rank == 0
