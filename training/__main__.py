@@ -10,8 +10,8 @@ from rich.console import Console
 from redrafter_vllm.checkpoint import CheckpointError
 from training.checkpoints import CheckpointWriteError
 from training.cli import parse
+from training.context import WorkersFailedError
 from training.plan import make_plan, print_plan
-from training.resume import ResumeError
 from training.runner import run
 from training.summary import print_summary
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "training") -> int
     (job.run_folder / "config.yaml").write_text(keys)
     try:
         report = run(job, config, recipe, program=program)
-    except (CheckpointError, CheckpointWriteError, ResumeError, FloatingPointError, ValueError) as problem:
+    except (CheckpointError, CheckpointWriteError, FloatingPointError, ValueError, WorkersFailedError) as problem:
         print(problem, file=sys.stderr)
         return 1
     print_summary(job, report, console)

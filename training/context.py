@@ -14,6 +14,10 @@ from training import checkpoints
 from training.checkpoints import Write
 
 
+class WorkersFailedError(RuntimeError):
+    """The workers of a training failed more often than allowed; checkpoints are intact."""
+
+
 class TrainContext(ABC):
     """One process among `world_size` equal ones. All of them call every method, in the same order."""
 

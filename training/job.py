@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one training is asked to do, apart from the recipe: target, data, machines, places."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,6 +95,18 @@ class Job:
     def checkpoints(self) -> Path:
         return (self.run_folder / "checkpoints").resolve()
 
+    def absolute(self) -> "Job":
+        """The same job for a process that runs in another folder."""
+        return replace(
+            self,
+            target=_absolute(self.target),
+            data=_absolute(self.data),
+            chat_template=self.chat_template and _absolute(self.chat_template),
+            out=self.out_dir.absolute(),
+            run_dir=self.run_folder.absolute(),
+            init_from=self.init_from and self.init_from.absolute(),
+        )
+
     def dtype_on(self, device: torch.device) -> torch.dtype:
         """What the target computes in on `device`."""
         if self.target_dtype != "auto":
@@ -103,15 +115,21 @@ class Job:
 
     def identity(self, config: DistillConfig) -> dict[str, Any]:
         """What must be the same for a checkpoint to be continued."""
-        target = Path(self.target)
+        absolute = self.absolute()
         return {
-            "target": str(target.resolve()) if target.is_dir() else self.target,
-            "data": self.data,
-            "chat_template": self.chat_template,
-            "init_from": str(self.init_from) if self.init_from else None,
+            "target": absolute.target,
+            "data": absolute.data,
+            "chat_template": absolute.chat_template,
+            "init_from": str(absolute.init_from) if absolute.init_from else None,
             "target_dtype": self.target_dtype,
             "config": asdict(config),
         }
+
+
+def _absolute(place: str) -> str:
+    """A path made absolute; a name, such as a model's on the hub, as it is."""
+    path = Path(place).expanduser()
+    return str(path.absolute()) if path.exists() else place
 
 
 def check_rows(job: Job, config: DistillConfig) -> None:

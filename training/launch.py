@@ -12,7 +12,15 @@ from typing import Any
 import ray
 import ray.train
 import torch.distributed as dist
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
+)
 from ray.train.collective import barrier, broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from torch import Tensor, nn
@@ -20,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training import checkpoints
 from training.checkpoints import CheckpointWriteError, Write
-from training.context import TrainContext
+from training.context import TrainContext, WorkersFailedError
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 
@@ -109,7 +117,7 @@ def run_on_ray(train: Callable[[TrainContext], Any], directory: Path, fleet: Fle
         directory: checkpoints and Ray's own record of the run; on a cluster, storage that all nodes share.
 
     Raises:
-        ray.train.TrainingFailedError: the workers failed more often than allowed; names the last failure.
+        WorkersFailedError: the workers failed more often than allowed; names the last failure.
     """
     directory = directory.resolve()
     if not resume:
@@ -130,7 +138,17 @@ def run_on_ray(train: Callable[[TrainContext], Any], directory: Path, fleet: Fle
             checkpoint_config=CheckpointConfig(num_to_keep=fleet.keep),
         ),
     )
-    return trainer.fit().return_value
+    try:
+        return trainer.fit().return_value
+    except TrainingFailedError as problem:
+        raise WorkersFailedError(_reason(problem)) from problem
+
+
+def _reason(problem: TrainingFailedError) -> str:
+    """The last failure in a sentence; the traceback has the rest."""
+    failures = problem.worker_failures if isinstance(problem, WorkerGroupError) else {}
+    told = [f"worker {rank}: {str(failure).strip().splitlines()[-1]}" for rank, failure in sorted(failures.items())]
+    return "; ".join(told) or str(problem).strip()
 
 
 def connect(address: str | None, *, num_cpus: int | None = None) -> None:

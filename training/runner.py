@@ -167,7 +167,7 @@ def _launch(job: Job, config: DistillConfig) -> Outcome:
     connect(job.ray_address, num_cpus=job.workers[1])
     use_gpu = job.device == "cuda" or (job.device == "auto" and has_gpus(job.workers[0]))
     fleet = Fleet(job.num_workers, use_gpu, job.max_failures)
-    return run_on_ray(partial(train_worker, job, config), job.checkpoints, fleet, resume=job.resume)
+    return run_on_ray(partial(train_worker, job.absolute(), config), job.checkpoints, fleet, resume=job.resume)
 
 
 def _held_out_figures(

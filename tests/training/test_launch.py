@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from training.config import DistillConfig, ResponseConfig
-from training.context import LocalContext, TrainContext
+from training.context import LocalContext, TrainContext, WorkersFailedError
 from training.data import Windows
 from training.frozen_target import FrozenTarget
 from training.loop import Hooks, build_drafter, distill
@@ -116,7 +116,7 @@ def test_deaths_of_a_worker_and_of_the_job_change_nothing(
     def killed(context: TrainContext) -> dict[str, Any]:
         return train(context, (9, 15), markers)
 
-    with pytest.raises(ray.train.TrainingFailedError):
+    with pytest.raises(WorkersFailedError):
         run_on_ray(killed, run, Fleet(num_workers=2, max_failures=1))
     # The first death was made up for, from step 6 on: the second came after the checkpoint of step 12.
     assert sorted(path.name for path in markers.iterdir()) == ["15", "9"]

@@ -154,3 +154,16 @@ def test_default_places(target: Path, monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert Job(str(target), "stdlib").out_dir == target / "redrafter"
     assert Job("lmsys/vicuna-7b-v1.3", "stdlib").out_dir == tmp_path / "lmsys--vicuna-7b-v1.3"
     assert Job("lmsys/vicuna-7b-v1.3", "stdlib").out_dir == registry_dir("lmsys/vicuna-7b-v1.3")
+
+
+def test_relative_places_mean_the_same_elsewhere(target: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from training.job import Job
+
+    monkeypatch.chdir(target.parent)
+    job = Job(target.name, "stdlib", run_dir=Path("run"))
+    elsewhere = job.absolute()
+    monkeypatch.chdir(tmp_path)
+    assert elsewhere.target == str(target)
+    assert elsewhere.data == "stdlib"
+    assert elsewhere.out_dir == target / "redrafter"
+    assert elsewhere.checkpoints == target.parent / "run" / "checkpoints"
