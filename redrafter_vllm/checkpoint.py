@@ -19,6 +19,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from redrafter_vllm.checkpoint_errors import (
+    CheckpointConfigError,
+    CheckpointNotFoundError,
+    MissingTensorsError,
+    NonFiniteTensorError,
+    PickleCheckpointError,
+    SurplusTensorsError,
+    TargetMismatchError,
+    TensorShapeError,
+    UnreadableWeightsError,
+)
+from redrafter_vllm.checkpoint_errors import CheckpointError as CheckpointError
+from redrafter_vllm.checkpoint_errors import DraftVocabularyError as DraftVocabularyError
+from redrafter_vllm.draft_vocabulary import MAP, check_map, check_map_header
 from redrafter_vllm.drafter import Drafter, DrafterConfig
 from redrafter_vllm.spellings import CONFIG_KEYS, MODEL_TYPE, PREFIX, canonical_name, drafter_fields, is_inside_target
 
@@ -28,46 +42,6 @@ INDEX_FILE = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
 _WEIGHT_STEMS = ("pytorch_model", "model", "drafter")
 _FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
-
-
-class CheckpointError(ValueError):
-    """A drafter checkpoint that cannot be used."""
-
-
-class CheckpointNotFoundError(CheckpointError):
-    """No directory, no config, or no weights where a checkpoint was expected."""
-
-
-class PickleCheckpointError(CheckpointError):
-    """The weights are a pickle, which may run code when it is read."""
-
-
-class CheckpointConfigError(CheckpointError):
-    """`config.json` is unreadable, lacks a key, or holds an impossible value."""
-
-
-class UnreadableWeightsError(CheckpointError):
-    """A weights file is damaged or holds something other than floating-point tensors."""
-
-
-class MissingTensorsError(CheckpointError):
-    """The config asks for tensors that the files do not hold."""
-
-
-class SurplusTensorsError(CheckpointError):
-    """The files hold tensors that the config has no place for."""
-
-
-class TensorShapeError(CheckpointError):
-    """A tensor's shape differs from what the config implies."""
-
-
-class NonFiniteTensorError(CheckpointError):
-    """A tensor holds NaN or infinity."""
-
-
-class TargetMismatchError(CheckpointError):
-    """The drafter was trained for a target of another hidden size or vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +54,7 @@ class _Entry:
 
 
 def check_checkpoint(path: str | PathLike[str]) -> DrafterConfig:
-    """Checks config, tensor names, types and shapes from the files' headers, reading no weights."""
+    """Checks config, tensor names, types and shapes from the files' headers, reading no tensor."""
     return _read_header(Path(path))[0]
 
 
@@ -107,7 +81,8 @@ def load_checkpoint(
         with safe_open(file, framework="pt") as weights:
             for name, entry in entries.items():
                 if entry.file == file:
-                    tensors[name] = _converted(weights.get_tensor(entry.name), f"{entry.name} in {file}", dtype, device)
+                    where = f"{entry.name} in {file}"
+                    tensors[name] = _converted(name, weights.get_tensor(entry.name), where, config, dtype, device)
     return config, tensors
 
 
@@ -116,8 +91,9 @@ def save_checkpoint(path: str | PathLike[str], config: DrafterConfig, tensors: M
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    dtype = str(next(iter(stored.values())).dtype).removeprefix("torch.")
-    described = {"architectures": ["Drafter"], "model_type": MODEL_TYPE, "dtype": dtype} | asdict(config)
+    dtype = str(next(tensor.dtype for name, tensor in stored.items() if name != MAP)).removeprefix("torch.")
+    fields = {name: value for name, value in asdict(config).items() if value is not None}
+    described = {"architectures": ["Drafter"], "model_type": MODEL_TYPE, "dtype": dtype} | fields
     with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as scratch:
         save_file(stored, Path(scratch, WEIGHTS_FILE), metadata={"format": "pt"})
         Path(scratch, CONFIG_FILE).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
@@ -166,8 +142,12 @@ def canonical_entries(where: str, names: Iterable[str], config: DrafterConfig, i
 
 
 def check_shapes(where: str, config: DrafterConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises unless `shapes` holds exactly the tensors, in exactly the shapes, that `config` implies."""
+    """Raises unless `shapes` holds exactly the tensors, in exactly the shapes, that `config` implies.
+
+    The draft vocabulary's map is left to `check_map_header`.
+    """
     expected = _expected_shapes(config)
+    shapes = {name: shape for name, shape in shapes.items() if name != MAP}
     if missing := sorted(expected.keys() - shapes.keys()):
         raise MissingTensorsError(
             f"{where} lacks {_listed(missing)}: check num_draft_layers, exit_dim and rnn in {CONFIG_FILE}, or export "
@@ -216,8 +196,10 @@ def _read_header(directory: Path) -> tuple[DrafterConfig, dict[str, _Entry]]:
     stored = canonical_entries(str(directory), found, config, inside_target)
     entries = {name: found[stored_name] for name, stored_name in stored.items()}
     check_shapes(str(directory), config, {name: entry.shape for name, entry in entries.items()})
-    for entry in entries.values():
-        if dtypes[entry.name] not in _FLOAT_DTYPES:
+    stored_map = None if MAP not in entries else (entries[MAP].name, entries[MAP].shape, dtypes[entries[MAP].name])
+    check_map_header(str(directory), config.draft_vocab_size, stored_map)
+    for name, entry in entries.items():
+        if name != MAP and dtypes[entry.name] not in _FLOAT_DTYPES:
             raise UnreadableWeightsError(
                 f"{entry.name} in {entry.file} is stored as {dtypes[entry.name]}, expected one of "
                 f"{', '.join(_FLOAT_DTYPES)}: export the drafter without quantisation."
@@ -271,10 +253,20 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _expected_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in Drafter(config).state_dict().items()}
+        return {name: tuple(tensor.shape) for name, tensor in Drafter(config).state_dict().items() if name != MAP}
 
 
-def _converted(tensor: Tensor, where: str, dtype: torch.dtype | None, device: str | torch.device) -> Tensor:
+def _converted(
+    name: str,
+    tensor: Tensor,
+    where: str,
+    config: DrafterConfig,
+    dtype: torch.dtype | None,
+    device: str | torch.device,
+) -> Tensor:
+    if name == MAP:
+        check_map(where, tensor, config.vocab_size)
+        return tensor.to(device=device, dtype=torch.int64)
     converted = tensor.to(device=device, dtype=dtype)
     check_finite(where, converted)
     return converted

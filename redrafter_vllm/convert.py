@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from redrafter_vllm import checkpoint
+from redrafter_vllm.draft_vocabulary import MAP, check_map, check_map_header
 from redrafter_vllm.drafter import DrafterConfig
+
+_INTEGERS = {torch.int32: "I32", torch.int64: "I64"}
 
 
 def convert(source: Path, destination: Path, *, allow_pickle: bool = False) -> DrafterConfig:
@@ -44,6 +47,13 @@ def _load_pickle(source: Path) -> tuple[DrafterConfig, dict[str, Tensor]]:
     names = checkpoint.canonical_entries(str(source), stored, config, inside_target)
     tensors = {name: stored[stored_name] for name, stored_name in names.items()}
     checkpoint.check_shapes(str(source), config, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    offsets = tensors.get(MAP)
+    if offsets is None:
+        check_map_header(str(source), config.draft_vocab_size, None)
+    else:
+        dtype = _INTEGERS.get(offsets.dtype, str(offsets.dtype))
+        check_map_header(str(source), config.draft_vocab_size, (MAP, tuple(offsets.shape), dtype))
+        check_map(f"{MAP} in {source}", offsets, config.vocab_size)
     for name, tensor in tensors.items():
         checkpoint.check_finite(f"{name} in {source}", tensor)
     return config, tensors

@@ -9,13 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
+from redrafter_vllm.draft_vocabulary import MAP, check_target_ids, to_offsets, to_target_ids
+
 
 @dataclass(frozen=True)
 class DrafterConfig:
     """Shape of a drafter; the names are those of Apple's `config.json`.
 
-    Raises ValueError for sizes that are not positive integers (`num_draft_layers` may be 0) and for an `rnn` that is
-    not a boolean.
+    `draft_vocab_size`, the key that EAGLE-3 checkpoints use, trims the output layer to so many of the target's tokens.
+
+    Raises ValueError for sizes that are not positive integers (`num_draft_layers` may be 0), for an `rnn` that is not
+    a boolean and for a draft vocabulary larger than the vocabulary.
     """
 
     vocab_size: int
@@ -23,6 +27,7 @@ class DrafterConfig:
     exit_dim: int
     num_draft_layers: int
     rnn: bool = True
+    draft_vocab_size: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("vocab_size", 1), ("hidden_size", 1), ("exit_dim", 1), ("num_draft_layers", 0)):
@@ -31,6 +36,16 @@ class DrafterConfig:
                 raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
         if type(self.rnn) is not bool:
             raise ValueError(f"rnn must be true or false, not {self.rnn!r}")
+        trimmed = self.draft_vocab_size
+        if trimmed is not None and (type(trimmed) is not int or not 1 <= trimmed <= self.vocab_size):
+            raise ValueError(
+                f"draft_vocab_size must be null or an integer from 1 to vocab_size {self.vocab_size}, not {trimmed!r}"
+            )
+
+    @property
+    def output_size(self) -> int:
+        """Rows of the output layer: the draft vocabulary, or else the whole one."""
+        return self.vocab_size if self.draft_vocab_size is None else self.draft_vocab_size
 
     @property
     def has_input_proj(self) -> bool:
@@ -55,8 +70,13 @@ class Drafter(nn.Module):
     logits_t = LMHead(ResBlocks(c ⊕ s_t)), with E the target's embedding. Because `c` does not change during a round,
     its product with the first linear layer is computed once, by `context_share`, and `logits` adds the state's part.
 
+    With a draft vocabulary, logits are over draft ids, and `target_ids` says which tokens they mean; the map is the
+    buffer `d2t`, at first that of the lowest ids. Embeddings are always those of target ids.
+
     Parameter names are those of Apple's checkpoints.
     """
+
+    d2t: Tensor
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__()
@@ -65,11 +85,13 @@ class Drafter(nn.Module):
             self.input_proj = nn.Linear(2 * config.hidden_size, config.exit_dim)
         self.lm_head = nn.Sequential(
             *(ResBlock(config.exit_dim) for _ in range(config.num_draft_layers)),
-            nn.Linear(config.exit_dim, config.vocab_size, bias=False),
+            nn.Linear(config.exit_dim, config.output_size, bias=False),
         )
         if config.rnn:
             self.rnn_u = nn.Linear(config.hidden_size, config.hidden_size)
             self.rnn_w = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        if config.draft_vocab_size is not None:
+            self.register_buffer(MAP, torch.zeros(config.draft_vocab_size, dtype=torch.int64))
 
     @classmethod
     def from_pretrained(
@@ -93,6 +115,28 @@ class Drafter(nn.Module):
 
         save_checkpoint(path, self.config, self.state_dict())
 
+    @property
+    def draft_tokens(self) -> Tensor | None:
+        """Target ids of the draft vocabulary, ascending, [D]; None where it is the whole vocabulary."""
+        return None if self.config.draft_vocab_size is None else to_target_ids(self.d2t)
+
+    def set_draft_tokens(self, target_ids: Tensor) -> None:
+        """Makes `target_ids` [D], strictly increasing, the draft vocabulary; the output layer's rows stay as they are.
+
+        Raises ValueError when there is none, for another number of ids, and for ids out of order or range.
+        """
+        if self.config.draft_vocab_size is None or tuple(target_ids.shape) != (self.config.draft_vocab_size,):
+            raise ValueError(
+                f"target ids of shape {list(target_ids.shape)} do not fit draft_vocab_size "
+                f"{self.config.draft_vocab_size}"
+            )
+        check_target_ids(target_ids, self.config.vocab_size)
+        self.d2t.copy_(to_offsets(target_ids.long()))
+
+    def target_ids(self, draft_ids: Tensor) -> Tensor:
+        """The target's token ids for indices into `logits`, any shape."""
+        return draft_ids if self.config.draft_vocab_size is None else draft_ids + self.d2t[draft_ids]
+
     def initial_state(self, context: Tensor) -> Tensor:
         """s_0 for `context` [..., H]: zeros [..., H]."""
         return torch.zeros_like(context)
@@ -107,28 +151,34 @@ class Drafter(nn.Module):
         """What `context` [..., H] contributes to every step of a round: [..., S], an opaque input of `logits`.
 
         The first S' entries are the context's half of the first linear layer, bias included. Without an input
-        projection that layer sits inside the first ResBlock, whose skip also needs the context: it is appended.
+        projection the context itself also goes on to later layers, by the first ResBlock's skip: it is appended.
         """
         first = self._first_linear
         share = linear(context, first.weight[:, : self.config.hidden_size], first.bias)
-        return torch.cat((share, context), -1) if self._starts_with_block else share
+        return share if self.config.has_input_proj else torch.cat((share, context), -1)
 
     def logits(self, share: Tensor, state: Tensor) -> Tensor:
-        """Next-token logits [..., V] for a `context_share` [..., S] and a state [..., H].
+        """Next-token logits [..., V], or [..., D] over a draft vocabulary, for a `context_share` [..., S] and a state
+        [..., H].
 
         The leading dimensions broadcast; a `share` with one dimension less than `state` serves all beams:
         [B, S] with [B, W, H] gives [B, W, V].
         """
-        if share.dim() < state.dim():
-            share = share.unsqueeze(-2)
-        first = self._first_linear
-        x = share[..., : first.out_features] + linear(state, first.weight[:, self.config.hidden_size :])
+        if self._first_linear is self.output:
+            return self._first_product(share, state)
+        return self.output(self.features(share, state))
+
+    def features(self, share: Tensor, state: Tensor) -> Tensor:
+        """What `logits` feeds to its last layer, `output`: [..., exit_dim]."""
         if self.config.has_input_proj:
-            return self.lm_head(x)
-        if not self._starts_with_block:
+            return self.lm_head[:-1](self._first_product(share, state))
+        context = share[..., self._first_linear.out_features :]
+        if context.dim() < state.dim():
+            context = context.unsqueeze(-2)
+        x = torch.cat(torch.broadcast_tensors(context, state), -1)
+        if self._first_linear is self.output:
             return x
-        skip = torch.cat(torch.broadcast_tensors(share[..., first.out_features :], state), -1)
-        return self.lm_head[1:](skip + silu(x))
+        return self.lm_head[1:-1](x + silu(self._first_product(share, state)))
 
     def forward(self, context: Tensor, state: Tensor) -> Tensor:
         """What `logits(context_share(context), state)` computes, with the first linear layer in one piece."""
@@ -142,13 +192,22 @@ class Drafter(nn.Module):
         return next(self.parameters()).dtype
 
     @property
-    def _starts_with_block(self) -> bool:
-        return not self.config.has_input_proj and self.config.num_draft_layers > 0
+    def output(self) -> nn.Linear:
+        """The layer that gives the logits."""
+        output = self.lm_head[-1]
+        assert isinstance(output, nn.Linear)
+        return output
 
     @property
     def _first_linear(self) -> nn.Linear:
         if self.config.has_input_proj:
             return self.input_proj
-        head = self.lm_head[0].linear if self._starts_with_block else self.lm_head[0]
+        head = self.lm_head[0].linear if self.config.num_draft_layers else self.output
         assert isinstance(head, nn.Linear)
         return head
+
+    def _first_product(self, share: Tensor, state: Tensor) -> Tensor:
+        if share.dim() < state.dim():
+            share = share.unsqueeze(-2)
+        first = self._first_linear
+        return share[..., : first.out_features] + linear(state, first.weight[:, self.config.hidden_size :])

@@ -60,8 +60,8 @@ def _look_up(target: str) -> Path:
         looked_at.append(str(place))
     raise DrafterNotFoundError(
         f"No ReDrafter checkpoint for {target!r}; looked at {', '.join(looked_at)}. Train one with "
-        f"`python -m training.distill --target {target} --out {registry_dir(target)}`, or pass its directory or hub id "
-        "instead of the word 'redrafter'."
+        f"`python -m training --target {target} --data DATA`, or pass its directory or hub id instead of the word "
+        "'redrafter'."
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 MODEL_TYPE = "recurrent_drafting_drafter"
 PREFIX = "drafter."
 CONFIG_KEYS = ("vocab_size", "hidden_size", "exit_dim", "num_draft_layers", "rnn")
+OPTIONAL_KEYS = ("draft_vocab_size",)
 
 _BLOCK = "redrafter"
 _BLOCK_ALIASES = {"num_layers": "num_draft_layers", "is_rnn": "rnn"}
@@ -28,7 +29,7 @@ def drafter_fields(config: Mapping[str, Any]) -> dict[str, Any] | None:
     target's, `exit_dim` is twice the hidden size and the recurrence is on.
     """
     if config.get("model_type") == MODEL_TYPE:
-        return {key: config[key] for key in CONFIG_KEYS if key in config}
+        return {key: config[key] for key in (*CONFIG_KEYS, *OPTIONAL_KEYS) if key in config}
     if not is_inside_target(config):
         return None
     fields = {key: config[key] for key in ("vocab_size", "hidden_size") if key in config} | {"rnn": True}
@@ -36,7 +37,7 @@ def drafter_fields(config: Mapping[str, Any]) -> dict[str, Any] | None:
     for key, value in block.items():
         bare = key.removeprefix("redrafter_")
         name = _BLOCK_ALIASES.get(bare, bare)
-        if name in CONFIG_KEYS and (block is not config or bare != key):
+        if name in (*CONFIG_KEYS, *OPTIONAL_KEYS) and (block is not config or bare != key):
             fields[name] = value
     if "exit_dim" not in fields and isinstance(fields.get("hidden_size"), int):
         fields["exit_dim"] = 2 * fields["hidden_size"]

@@ -3,12 +3,21 @@
 
 from dataclasses import dataclass, field
 
+from training.head_loss import LossConfig
 from training.schedule import Budget
 
 
 @dataclass(frozen=True)
 class ResponseConfig:
-    """Text that the target writes itself from training prompts: serving drafts for such text, not for the corpus."""
+    """Text that the target writes itself from training prompts: serving drafts for such text, not for the corpus.
+
+    Attributes:
+        count: how many texts.
+        temperatures: sampling temperatures, taken in turn; 0 is greedy.
+        min_prompt: fewest tokens of a prompt.
+        max_prompt: most tokens of a prompt.
+        batch_size: texts written at once.
+    """
 
     count: int = 256
     temperatures: tuple[float, ...] = (0.0, 0.0, 0.8)
@@ -30,17 +39,34 @@ class DistillConfig:
     """One distillation: the drafter's shape, the data it sees, the schedule.
 
     `depth_decay` weights the loss at depth t by depth_decay**(t-1): a deep draft only counts when the ones above it
-    are accepted. `temperature` divides the target's logits: below 1, drafts are for greedy decoding first (measured in
-    docs/log.md). `chunk` is the number of context positions per window that are in memory at once.
+    are accepted.
+
+    Attributes:
+        beam_length: drafted tokens to train for, the root not counted.
+        depth_decay: the loss at depth t counts depth_decay^(t-1).
+        exit_dim: width of the drafter's head (default: twice the target's hidden size).
+        num_draft_layers: residual blocks in the drafter's head.
+        rnn: whether the state is a recurrence; false sums embeddings.
+        draft_vocab_size: trim the drafter's vocabulary to so many tokens, the most frequent of the data.
+        window: tokens per row.
+        batch_size: rows per step, over all workers together.
+        response_fraction: part of the rows that the target has written itself.
+        learning_rate: peak learning rate.
+        warmup: part of the training over which the learning rate rises.
+        weight_decay: of the inner matrices.
+        max_grad_norm: gradients are scaled down to this norm.
+        chunk: context positions per row whose logits are in memory at once.
+        seed: of the drafter's first weights and of the data's order.
     """
 
     budget: Budget
     beam_length: int = 4
     depth_decay: float = 0.8
-    temperature: float = 0.3
     exit_dim: int | None = None
     num_draft_layers: int = 2
     rnn: bool = True
+    draft_vocab_size: int | None = None
+    loss: LossConfig = field(default_factory=lambda: LossConfig(target_temperature=0.3))
     window: int = 256
     batch_size: int = 4
     response_fraction: float = 0.5
@@ -57,8 +83,8 @@ class DistillConfig:
             raise ValueError(f"need 1 <= beam_length < window, got {self.beam_length} and {self.window}")
         if not 0 < self.depth_decay <= 1:
             raise ValueError(f"depth_decay must be in (0, 1], got {self.depth_decay}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if self.draft_vocab_size is not None and self.draft_vocab_size < 1:
+            raise ValueError(f"draft_vocab_size must be at least 1, got {self.draft_vocab_size}")
         if not 0 <= self.response_fraction <= 1:
             raise ValueError(f"response_fraction must be in [0, 1], got {self.response_fraction}")
         if self.response_fraction and self.responses.max_prompt >= self.window:
@@ -76,6 +102,8 @@ class DistillConfig:
 
 
 RECIPES = {
+    # What `long` does, ended by steps alone, so that it can be repeated to the bit.
+    "standard": DistillConfig(Budget(max_steps=6000), response_fraction=0.75, responses=ResponseConfig(count=3072)),
     "short": DistillConfig(Budget(max_steps=400, max_seconds=90), responses=ResponseConfig(count=192)),
     "long": DistillConfig(
         Budget(max_steps=6000, max_seconds=1200), response_fraction=0.75, responses=ResponseConfig(count=3072)

@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,13 @@ class Windows:
 
     def rows(self, index: Tensor) -> "Windows":
         return Windows(self.tokens[index], self.valid[index])
+
+    def share(self, rank: int, world_size: int) -> "Windows":
+        """Every `world_size`-th row from `rank` on; where there is none, a row that does not count."""
+        if rank < len(self):
+            return self.rows(torch.arange(rank, len(self), world_size))
+        first = self.rows(torch.zeros(1, dtype=torch.long))
+        return replace(first, valid=torch.zeros_like(first.valid))
 
     def to(self, device: torch.device) -> "Windows":
         return Windows(self.tokens.to(device), self.valid.to(device))

@@ -1,152 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a drafter for a frozen target: `python -m training.distill --target DIR`.
+"""`python -m training.distill`: `python -m training` on the standard library's sources with the `short` recipe."""
 
-The text is the Python standard library's (or another folder of Python files), half of it continued by the target
-itself. The drafter goes to `<target>/redrafter`, where serving looks for it, unless `--out` says otherwise.
-"""
-
-import argparse
-import json
-import platform
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Sequence
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from training.__main__ import main as train
+from training.feed import STDLIB
 
-from redrafter_vllm.drafter import Drafter
-from redrafter_vllm.resolve import WORD, registry_dir
-from training.config import RECIPES, DistillConfig
-from training.corpus import load_corpus, split
-from training.data import Windows, encode_files, mixed_batches, text_batches
-from training.evaluate import Drafting, held_out_texts, measure
-from training.frozen_target import FrozenTarget
-from training.generate import make_responses
-from training.loop import StepFigures, build_drafter, distill
-from training.schedule import Budget
+DEFAULTS = ("--data", STDLIB, "--recipe", "short")
 
 
-@dataclass(frozen=True)
-class Job:
-    """What the command line asks for."""
-
-    target: str
-    out: Path
-    corpus: Path | None
-    recipe: str
-    device: str
-    evaluate: bool
-    config: DistillConfig
-
-
-def make_batches(target: FrozenTarget, tokenizer: AutoTokenizer, job: Job) -> Iterator[Windows]:
-    """Batches of corpus text and of the target's own responses to it."""
-    config, bos = job.config, tokenizer.bos_token_id
-    files = encode_files(split(load_corpus(job.corpus))[0], tokenizer)
-    responses = None
-    if config.response_fraction:
-        responses = make_responses(target, files, config.window, bos, config.responses, config.seed)
-    rows = config.batch_size - round(config.batch_size * config.response_fraction)
-    text = text_batches(files, config.window, bos, max(rows, 1), config.seed)
-    return mixed_batches(text, responses, config.batch_size, config.response_fraction, config.seed)
-
-
-def tail_means(history: list[StepFigures], count: int = 50) -> dict[str, object]:
-    """Means over the last steps, which one batch alone would leave noisy."""
-    tail = history[-count:]
-    return {
-        "loss": sum(f.loss for f in tail) / len(tail),
-        "kl_by_depth": [sum(column) / len(tail) for column in zip(*(f.kl for f in tail), strict=True)],
-        "agreement_by_depth": [sum(column) / len(tail) for column in zip(*(f.agreement for f in tail), strict=True)],
-    }
-
-
-def held_out_figures(target: FrozenTarget, drafter: Drafter, tokenizer: AutoTokenizer, job: Job) -> dict[str, object]:
-    """Greedy tokens per step on held-out prompts, by number of beams."""
-    texts = held_out_texts(target, tokenizer, prompts=32, new_tokens=96, seed=1, corpus=job.corpus)
-    length = job.config.beam_length
-    shapes = [Drafting(width, length, width * length) for width in (1, 4)]
-    return {f"{s.beam_width}x{s.beam_length}": asdict(measure(target, drafter, texts, s)) for s in shapes}
-
-
-def run(job: Job) -> dict[str, object]:
-    """Train, store the drafter in bfloat16 with its `training.json`, return the latter's content."""
-    started = time.monotonic()
-    tokenizer = AutoTokenizer.from_pretrained(job.target)
-    model = AutoModelForCausalLM.from_pretrained(job.target, dtype=torch.float32)
-    target = FrozenTarget(model.to(job.device))
-    drafter = build_drafter(target, job.config)
-    history = distill(drafter, target, make_batches(target, tokenizer, job), job.config)
-    drafter.to(torch.bfloat16).save_pretrained(job.out)
-    versions = {"python": platform.python_version()} | {name: version(name) for name in ("torch", "transformers")}
-    report: dict[str, object] = {
-        "command": " ".join(["python -m training.distill", *sys.argv[1:]]),
-        "recipe": job.recipe,
-        "versions": versions,
-        "config": asdict(job.config),
-        "parameters": sum(p.numel() for p in drafter.parameters()),
-        "steps": len(history),
-        "training": tail_means(history),
-        "seconds": round(time.monotonic() - started),
-    }
-    if job.evaluate:
-        report["held_out"] = held_out_figures(target, drafter.float(), tokenizer, job)
-    (job.out / "training.json").write_text(json.dumps(report, indent=2) + "\n")
-    return report
-
-
-def default_place(target: str) -> Path:
-    """Where serving looks for the drafter: beside a target on disk, in the registry for one from a hub."""
-    return Path(target) / WORD if Path(target).is_dir() else registry_dir(target)
-
-
-def parse_args(argv: list[str] | None = None) -> Job:
-    parser = argparse.ArgumentParser(prog="python -m training.distill", description=__doc__.splitlines()[0])
-    parser.add_argument("--target", required=True, help="folder or hub name of the frozen target")
-    parser.add_argument(
-        "--out", type=Path, help="where the drafter goes (default: <target>/redrafter, for a hub's target the registry)"
-    )
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="short", help="short: under 2 min on 2 cores")
-    parser.add_argument("--corpus", type=Path, help="folder of Python files (default: the standard library)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--no-evaluate", dest="evaluate", action="store_false", help="skip the held-out figures")
-    parser.add_argument("--max-steps", type=int, help="instead of the recipe's")
-    parser.add_argument("--max-seconds", type=float, help="instead of the recipe's; the schedule still runs to its end")
-    for name, kind in (
-        ("beam_length", int),
-        ("exit_dim", int),
-        ("num_draft_layers", int),
-        ("window", int),
-        ("batch_size", int),
-        ("response_fraction", float),
-        ("depth_decay", float),
-        ("temperature", float),
-        ("learning_rate", float),
-        ("seed", int),
-    ):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="instead of the recipe's")
-    parser.add_argument("--responses", type=int, help="how many texts the target writes, instead of the recipe's")
-    args = parser.parse_args(argv)
-    config = RECIPES[args.recipe]
-    fields = set(config.__dataclass_fields__) - {"budget", "responses"}
-    given = {k: v for k, v in vars(args).items() if k in fields and v is not None}
-    budget = Budget(args.max_steps or config.budget.max_steps, args.max_seconds or config.budget.max_seconds)
-    count = config.responses.count if args.responses is None else args.responses
-    config = replace(config, budget=budget, responses=replace(config.responses, count=count), **given)
-    out = args.out or default_place(args.target)
-    return Job(args.target, out, args.corpus, args.recipe, args.device, args.evaluate, config)
-
-
-def main(argv: list[str] | None = None) -> None:
-    report = run(parse_args(argv))
-    print(json.dumps({key: report[key] for key in ("steps", "training", "seconds") if key in report}))
-    if "held_out" in report:
-        print(json.dumps(report["held_out"]))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Takes the same flags; later ones win over its defaults."""
+    return train([*DEFAULTS, *(sys.argv[1:] if argv is None else argv)], program="training.distill")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

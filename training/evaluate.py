@@ -4,6 +4,8 @@
 Exact verification emits what the target emits anyway. So the target's text is generated first, and the steps that
 decoding with drafts would have needed for it are counted afterwards: at every position the beams are drawn, packed
 into a tree and followed along the text.
+
+One JSON line per number of beams, and one with `redrafter{i}_loss` and `redrafter{i}_top{k}` by depth i.
 """
 
 import argparse
@@ -18,10 +20,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from redrafter_vllm.drafter import Drafter
 from redrafter_vllm.ops.beam_search import beam_search
+from redrafter_vllm.resolve import resolve_drafter
 from redrafter_vllm.tree import DraftTree
 from training.corpus import extract_prompts, load_corpus, split
+from training.data import Windows, cut_windows, encode_files
 from training.frozen_target import FrozenTarget
 from training.generate import continue_prompts
+from training.metrics import depth_figures
 
 
 @dataclass(frozen=True)
@@ -135,24 +140,32 @@ def held_out_texts(
     return [(text, len(prompt)) for text, prompt in zip(texts, encoded, strict=True)]
 
 
+def held_out_windows(tokenizer: AutoTokenizer, count: int, *, length: int = 256, corpus: Path | None = None) -> Windows:
+    """At most `count` windows of the files that no training has seen, the same ones every time."""
+    files = encode_files(split(load_corpus(corpus))[1], tokenizer)
+    return Windows.full(cut_windows(files, length, tokenizer.bos_token_id, torch.Generator().manual_seed(0))[:count])
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("--target", type=Path, required=True, help="folder or hub name of the target")
-    parser.add_argument("--drafter", type=Path, help="the drafter's folder (default: <target>/redrafter)")
+    parser.add_argument("--target", required=True, help="folder or hub name of the target")
+    parser.add_argument("--drafter", help="the drafter's folder (default: where serving finds it)")
     parser.add_argument("--beam-width", type=int, nargs="+", default=[1, 2, 4, 8], help="one row of figures each")
     parser.add_argument("--beam-length", type=int, default=4, help="drafted tokens per beam, the root not counted")
     parser.add_argument("--max-nodes", type=int, help="nodes per tree (default: all that the beams hold)")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--windows", type=int, default=32, help="windows of held-out text for the figures by depth")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--corpus", type=Path, help="folder of Python files (default: the standard library)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
     target = FrozenTarget(AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32))
-    drafter = Drafter.from_pretrained(args.drafter or args.target / "redrafter")
+    drafter = Drafter.from_pretrained(resolve_drafter(args.drafter, args.target))
+    tokenizer = AutoTokenizer.from_pretrained(args.target)
     texts = held_out_texts(
         target,
-        AutoTokenizer.from_pretrained(args.target),
+        tokenizer,
         prompts=args.prompts,
         new_tokens=args.new_tokens,
         seed=args.seed,
@@ -162,6 +175,8 @@ def main(argv: list[str] | None = None) -> None:
     for width in args.beam_width:
         drafting = Drafting(width, args.beam_length, args.max_nodes or width * args.beam_length)
         print(json.dumps(asdict(drafting) | asdict(measure(target, drafter, texts, drafting))))
+    windows = held_out_windows(tokenizer, args.windows, corpus=args.corpus)
+    print(json.dumps(depth_figures(drafter, target, windows, args.beam_length).named()))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The drafter's training loop. It knows nothing of processes, machines or files."""
+"""The drafter's training loop. Of processes and storage it knows what its context tells it."""
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from redrafter_vllm.drafter import Drafter, DrafterConfig
 from training.config import DistillConfig
+from training.context import LocalContext, TrainContext
 from training.data import Windows
 from training.frozen_target import FrozenTarget
-from training.losses import num_positions, unrolled_loss
+from training.guard import Guard
+from training.losses import DepthSums, num_positions, unrolled_loss
 from training.optimizer import SplitOptimizer
+from training.resume import Progress, capture, read_state, restore, write_state
 from training.schedule import learning_rate_scale, steps
 
 
@@ -22,12 +27,28 @@ class StepFigures:
     """Means over one batch."""
 
     loss: float  # weighted over depths, nats
-    kl: tuple[float, ...]  # by depth
-    agreement: tuple[float, ...]  # by depth, fraction of positions with the target's favourite on top
+    loss_by_depth: tuple[float, ...]
+    agreement: tuple[float, ...]  # by depth, fraction of positions with the target's favourite on top; where the draft
+    # vocabulary lacks that favourite, the two disagree
+
+    @classmethod
+    def from_row(cls, row: list[float]) -> "StepFigures":
+        """From loss, losses by depth and agreements in one list."""
+        depths = (len(row) - 1) // 2
+        return cls(row[0], tuple(row[1 : 1 + depths]), tuple(row[1 + depths :]))
+
+    def named(self) -> dict[str, float]:
+        """`train/loss`, and loss and agreement by depth."""
+        named = {"train/loss": self.loss}
+        for depth, (loss, agreement) in enumerate(zip(self.loss_by_depth, self.agreement, strict=True), 1):
+            named |= {f"train/redrafter{depth}_loss": loss, f"train/redrafter{depth}_top1": agreement}
+        return named
 
 
-def build_drafter(target: FrozenTarget, config: DistillConfig) -> Drafter:
+def build_drafter(target: FrozenTarget, config: DistillConfig, draft_tokens: Tensor | None = None) -> Drafter:
     """A seeded drafter of the target's sizes, in float32 on the target's device.
+
+    `draft_tokens` [D], ascending target ids, are what it is to propose where `config` has a `draft_vocab_size`.
 
     Without an input projection the RNN state reaches the output layer at its own width: that half of the layer starts
     as the target's LM head and the context's half at zero, which saves much of a short training (docs/log.md).
@@ -40,82 +61,200 @@ def build_drafter(target: FrozenTarget, config: DistillConfig) -> Drafter:
             exit_dim=config.exit_dim or 2 * target.hidden_size,
             num_draft_layers=config.num_draft_layers,
             rnn=config.rnn,
+            draft_vocab_size=config.draft_vocab_size,
         )
     ).to(target.device)
-    output = drafter.lm_head[-1]
-    assert isinstance(output, nn.Linear)
+    if draft_tokens is not None:
+        drafter.set_draft_tokens(draft_tokens)
     if not drafter.config.has_input_proj:
+        kept = drafter.draft_tokens
         with torch.no_grad():
-            output.weight.zero_()
-            output.weight[:, target.hidden_size :] = target.head_weight
+            drafter.output.weight.zero_()
+            drafter.output.weight[:, target.hidden_size :] = (
+                target.head_weight if kept is None else target.head_weight[kept]
+            )
     return drafter
 
 
+class Replica:
+    """One process's copy of the drafter, whose gradients meet those of the other processes once per batch."""
+
+    def __init__(self, drafter: Drafter, context: TrainContext) -> None:
+        self.drafter = drafter
+        self._module = context.wrap(_Applied(drafter))
+
+    def __call__(self, compute: Callable[[Drafter], DepthSums], *, last: bool) -> DepthSums:
+        """`compute(drafter)`; the backward pass of the `last` call of a batch exchanges what has been accumulated."""
+        if last or not isinstance(self._module, nn.parallel.DistributedDataParallel):
+            return self._module(compute)
+        with self._module.no_sync():
+            return self._module(compute)
+
+
+class _Applied(nn.Module):
+    """The drafter behind a `forward`, which is where data parallelism hooks in."""
+
+    def __init__(self, drafter: Drafter) -> None:
+        super().__init__()
+        self.drafter = drafter
+
+    def forward(self, compute: Callable[[Drafter], DepthSums]) -> DepthSums:
+        return compute(self.drafter)
+
+
 def accumulate_gradients(
-    drafter: Drafter, embedding: Tensor, target: FrozenTarget, batch: Windows, config: DistillConfig
+    replica: Replica,
+    embedding: Tensor,
+    target: FrozenTarget,
+    batch: Windows,
+    config: DistillConfig,
+    context: TrainContext,
 ) -> StepFigures:
-    """Adds the batch's gradient, chunk by chunk, so that only one chunk's logits are in memory at a time."""
+    """Adds the batch's gradient, chunk by chunk, so that only one chunk's logits are in memory at a time.
+
+    Gradient and figures are means over the positions of all processes' batches together, however they are spread.
+    """
     with torch.autocast(batch.tokens.device.type, torch.bfloat16):
         signals = target.signals(batch.tokens)
     weights = torch.tensor(config.depth_weights, device=batch.tokens.device)
     positions = num_positions(batch.tokens.shape[1], config.beam_length)
-    counts = torch.stack([batch.valid[:, t : t + positions].sum() for t in range(1, config.beam_length + 1)]).clamp(
-        min=1
-    )
-    kl, agreements = torch.zeros_like(weights), torch.zeros_like(weights)
+    own = torch.stack([batch.valid[:, t : t + positions].sum() for t in range(1, config.beam_length + 1)])
+    counts = context.total(own).clamp(min=1)
+    # Data parallelism averages over processes; the counts are already those of all of them.
+    scale = weights / counts * context.world_size
+    loss, agreements = torch.zeros_like(weights), torch.zeros_like(weights)
     for first in range(0, positions, config.chunk):
         last = min(first + config.chunk, positions)
-        with torch.autocast(batch.tokens.device.type, torch.bfloat16):
-            sums = unrolled_loss(
-                drafter,
-                embedding,
-                signals,
-                batch.tokens,
-                batch.valid,
-                config.beam_length,
-                first,
-                last,
-                config.temperature,
-            )
-        (sums.kl / counts * weights).sum().backward()
-        kl += sums.kl.detach()
+
+        def compute(drafter: Drafter, first: int = first, last: int = last) -> DepthSums:
+            with torch.autocast(batch.tokens.device.type, torch.bfloat16):
+                return unrolled_loss(
+                    drafter,
+                    embedding,
+                    signals,
+                    batch.tokens,
+                    batch.valid,
+                    config.beam_length,
+                    first,
+                    last,
+                    depth_scale=scale,
+                    config=config.loss,
+                )
+
+        sums = replica(compute, last=last == positions)
+        sums.total.backward()
+        loss += sums.loss
         agreements += sums.agreements
-    kl_T = kl / counts
-    return StepFigures(float((kl_T * weights).sum()), tuple(kl_T.tolist()), tuple((agreements / counts).tolist()))
+    loss_T, agreement_T = context.total(torch.stack([loss, agreements])) / counts
+    return StepFigures(float((loss_T * weights).sum()), tuple(loss_T.tolist()), tuple(agreement_T.tolist()))
 
 
 def inner_matrices(drafter: Drafter) -> list[nn.Parameter]:
     """The matrices that Muon may train: all but the output layer."""
-    return [p for p in drafter.parameters() if p.dim() == 2 and p.shape[0] != drafter.config.vocab_size]
+    return [p for p in drafter.parameters() if p.dim() == 2 and p is not drafter.output.weight]
+
+
+Evaluate = Callable[[Drafter, int], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What happens beside the steps. All processes need the same."""
+
+    evaluate: Evaluate | None = None  # named figures of the drafter after so many steps
+    evaluate_every: int = 0  # 0: only at the end
+    checkpoint_every: int = 0  # 0: only at the end
+    log_every: int = 10
+    log: Callable[[int, Mapping[str, float]], None] = lambda step, figures: None
+    identity: Mapping[str, Any] = field(default_factory=dict)  # what a checkpoint must agree on to be continued
+    max_rise: float = 3.0  # see `Guard`
 
 
 def distill(
-    drafter: Drafter, target: FrozenTarget, batches: Iterator[Windows], config: DistillConfig, *, quiet: bool = False
+    drafter: Drafter,
+    target: FrozenTarget,
+    batches: Iterator[Windows],
+    config: DistillConfig,
+    *,
+    context: TrainContext | None = None,
+    hooks: Hooks | None = None,
+    quiet: bool = False,
 ) -> list[StepFigures]:
-    """Trains `drafter` in place until the budget is used; returns the figures of every step made.
+    """Trains `drafter` in place until the budget is used; returns the figures of every step, resumed ones included.
+
+    Args:
+        batches: the batches of the whole job, from the first on, the same in every process and every run: a process
+            takes its share of each batch's rows, and a resumed run passes over the batches it has seen.
+        context: the processes and the storage; by default this process alone, which keeps no checkpoints.
 
     Raises:
-        FloatingPointError: a loss or gradient is not finite; names the step. The drafter keeps its last good weights.
+        DivergedError: a loss or gradient is not finite, or the loss has risen far; names the step and holds the
+            batch. The drafter keeps its last good weights.
+        ResumeError: the context's checkpoint belongs to another training.
+        CheckpointWriteError: a checkpoint could not be stored.
     """
+    context = context or LocalContext(device=target.device)
+    hooks = hooks or Hooks()
     optimizer = SplitOptimizer(
         drafter,
         inner_matrices(drafter),
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
     )
+    progress = Progress()
+    if checkpoint := context.latest_checkpoint():
+        progress = restore(read_state(checkpoint, context.device), drafter, optimizer, hooks.identity, context)
+    replica = Replica(drafter, context)
     embedding = target.embedding.float()
-    history: list[StepFigures] = []
+    guard = Guard(hooks.max_rise, [row[0] for row in progress.history])
+    saved = progress.step if checkpoint else -1
+    remaining = islice(batches, progress.step, None)
     drafter.train()
-    for tick in steps(config.budget, "drafter", quiet=quiet):
-        figures = accumulate_gradients(drafter, embedding, target, next(batches).to(target.device), config)
+    ticks = steps(
+        config.budget, "drafter", quiet=quiet, first=progress.step, seconds=progress.seconds, agree=context.of_first
+    )
+    for tick in ticks:
+        batch = next(remaining).share(context.rank, context.world_size).to(context.device)
+        figures = accumulate_gradients(replica, embedding, target, batch, config, context)
         norm = float(nn.utils.clip_grad_norm_(drafter.parameters(), config.max_grad_norm))
-        if not (math.isfinite(figures.loss) and math.isfinite(norm)):
-            raise FloatingPointError(
-                f"step {tick.step}: the loss is {figures.loss} and the gradient's norm {norm}; "
-                "lower the learning rate or check the target's weights"
-            )
-        optimizer.step(learning_rate_scale(tick.used, config.warmup))
-        history.append(figures)
+        guard.check(tick.step, figures.loss, norm, batch)
+        scale = learning_rate_scale(tick.used, config.warmup)
+        optimizer.step(scale)
+        progress.step, progress.seconds = tick.step + 1, tick.seconds
+        progress.history.append([figures.loss, *figures.loss_by_depth, *figures.agreement])
         tick.bar.set_postfix(loss=f"{figures.loss:.3f}", first=f"{figures.agreement[0]:.2f}", refresh=False)
+        if _due(progress.step, hooks.log_every):
+            hooks.log(progress.step, figures.named() | {"learning_rate": config.learning_rate * scale})
+        if _due(progress.step, hooks.evaluate_every):
+            _evaluate(drafter, progress, hooks)
+        if _due(progress.step, hooks.checkpoint_every):
+            _save(drafter, optimizer, progress, hooks, context)
+            saved = progress.step
+    if not progress.evaluations or progress.evaluations[-1][0] != progress.step:
+        _evaluate(drafter, progress, hooks)
+    if saved != progress.step:
+        _save(drafter, optimizer, progress, hooks, context)
     drafter.eval()
-    return history
+    return [StepFigures.from_row(row) for row in progress.history]
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _evaluate(drafter: Drafter, progress: Progress, hooks: Hooks) -> None:
+    if hooks.evaluate is None:
+        return
+    drafter.eval()
+    figures = dict(hooks.evaluate(drafter, progress.step))
+    drafter.train()
+    progress.evaluations.append((progress.step, figures))
+    hooks.log(progress.step, figures)
+
+
+def _save(drafter: Drafter, optimizer: SplitOptimizer, progress: Progress, hooks: Hooks, context: TrainContext) -> None:
+    state = capture(drafter, optimizer, progress, hooks.identity, context)
+    metrics = StepFigures.from_row(progress.history[-1]).named() if progress.history else {}
+    if progress.evaluations:
+        metrics = metrics | progress.evaluations[-1][1]
+    context.report(progress.step, metrics, partial(write_state, state))

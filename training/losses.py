@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The distillation loss: the drafter's unrolled predictions against the target's own distributions."""
+"""The training loss: the drafter's unrolled predictions against the target's, or the text's, next tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding as lookup
+from torch.nn.functional import pad
 
 from redrafter_vllm.drafter import Drafter
 from training.frozen_target import Signals
+from training.head_loss import HeadLoss, LossConfig, Truth, head_loss
+
+DISTILLATION = LossConfig()
 
 
 @dataclass(frozen=True)
 class DepthSums:
     """Sums over positions, by depth 1..T; divide by `count` for means."""
 
-    kl: Tensor  # [T] nats, carries the gradient
-    agreements: Tensor  # [T] positions at which drafter and target prefer the same token
+    total: Tensor  # [], the sum over depths of depth_scale · loss; carries the gradient
+    loss: Tensor  # [T] nats
+    agreements: Tensor  # [T] positions at which drafter and target prefer the same token of the whole vocabulary
     count: Tensor  # [T] positions
 
 
@@ -34,39 +39,58 @@ def unrolled_loss(
     beam_length: int,
     first: int,
     last: int,
-    temperature: float = 1.0,
+    *,
+    depth_scale: Tensor | None = None,  # [T]
+    config: LossConfig = DISTILLATION,
 ) -> DepthSums:
-    """KL(target || drafter) of arXiv 2403.09919's distillation, at context positions first <= p < last.
+    """The loss of arXiv 2403.09919's unrolled RNN at context positions first <= p < last; see `LossConfig`.
 
     At position p the context is the target's hidden state h_p and the root is token x_{p+1}. For t = 1..T the drafter
-    is fed x_{p+1}..x_{p+t} and is compared with the target's distribution of x_{p+t+1}, the target's logits at p+t. A
-    term counts when x_{p+t} is valid.
+    is fed x_{p+1}..x_{p+t} and is compared with the target's distribution of x_{p+t+1}, the target's logits at p+t, or
+    with that token itself. A term counts when x_{p+t} is valid; a token past the window or its valid part is no label.
 
-    `temperature` divides the target's logits, not the drafter's. Below 1 the drafter learns how likely a token is to be
-    the target's favourite rather than a sample of it: what greedy decoding emits, and what beams should be ranked by.
+    The RNN's states of all depths are kept for the backward pass, the logits of one depth only.
+
+    Args:
+        depth_scale: what each depth's sum is multiplied by in `total`, the weight over the count; default 1.
 
     Raises:
         ValueError: the range leaves the window's `num_positions`.
     """
     if not 0 <= first < last <= num_positions(tokens.shape[1], beam_length):
         raise ValueError(f"positions [{first}, {last}) do not fit {tokens.shape[1]} tokens and length {beam_length}")
-    context_BPH = signals.hidden[:, first:last].to(embedding.dtype)
+    scale = torch.ones(beam_length, device=tokens.device) if depth_scale is None else depth_scale
+    features = unrolled_features(drafter, embedding, signals.hidden, tokens, beam_length, first, last)
+    truth = truth_of(signals, tokens, valid, beam_length, first, last)
+    if config.target_temperature != 1:
+        truth = replace(truth, logits=truth.logits / config.target_temperature)
+    result: HeadLoss = head_loss(features, drafter.output.weight, truth, scale, config, drafter.draft_tokens)
+    count = torch.stack([truth.valid[:, t : t + last - first].sum() for t in range(beam_length)])
+    return DepthSums(result.total, result.loss, result.agreements, count)
+
+
+def unrolled_features(
+    drafter: Drafter,
+    embedding: Tensor,  # [V, H]
+    hidden: Tensor,  # [B, L, H]
+    tokens: Tensor,  # [B, L]
+    beam_length: int,
+    first: int,
+    last: int,
+) -> Tensor:
+    """What the drafter's output layer is fed at depths 1..T of positions first <= p < last: [T, B, P, E]."""
+    context_BPH = hidden[:, first:last].to(embedding.dtype)
     share_BPS = drafter.context_share(context_BPH)
     state_BPH = drafter.initial_state(context_BPH)
-    # One log-softmax serves all depths: depth t of position p and depth t-1 of position p+1 look at the same row.
-    log_p_BQV = (signals.logits[:, first + 1 : last + beam_length].float() / temperature).log_softmax(-1)
-    p_BQV = log_p_BQV.exp()
-    negentropy_BQ = (p_BQV * log_p_BQV).sum(-1)
-    best_BQ = log_p_BQV.argmax(-1)
-
-    kl, agreements, count = [], [], []
+    features = []
     for t in range(1, beam_length + 1):
-        fed = slice(first + t, last + t)
-        seen = slice(t - 1, t - 1 + last - first)
-        state_BPH = drafter.next_state(state_BPH, lookup(tokens[:, fed], embedding))
-        log_q_BPV = drafter.logits(share_BPS, state_BPH).float().log_softmax(-1)
-        kl_BP = negentropy_BQ[:, seen] - (p_BQV[:, seen] * log_q_BPV).sum(-1)
-        kl.append((kl_BP * valid[:, fed]).sum())
-        agreements.append(((log_q_BPV.argmax(-1) == best_BQ[:, seen]) & valid[:, fed]).sum())
-        count.append(valid[:, fed].sum())
-    return DepthSums(torch.stack(kl), torch.stack(agreements), torch.stack(count))
+        state_BPH = drafter.next_state(state_BPH, lookup(tokens[:, first + t : last + t], embedding))
+        features.append(drafter.features(share_BPS, state_BPH))
+    return torch.stack(features)
+
+
+def truth_of(signals: Signals, tokens: Tensor, valid: Tensor, beam_length: int, first: int, last: int) -> Truth:
+    """What positions first <= p < last are compared with; `tokens` and `valid` are [B, L]."""
+    rows = slice(first + 1, last + beam_length)
+    labels = pad(torch.where(valid, tokens, -1)[:, 1:], (0, 1), value=-1)
+    return Truth(signals.logits[:, rows], valid[:, rows], labels[:, rows])

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Muon for inner matrices and AdamW for the rest, as one object with one learning rate."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,3 +39,11 @@ class SplitOptimizer:
                 group["lr"] = self.learning_rate * scale
             optimizer.step()
             optimizer.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step depends on besides the parameters."""
+        return {"optimizers": [optimizer.state_dict() for optimizer in self._optimizers]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for optimizer, stored in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)

@@ -3,7 +3,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -15,6 +15,10 @@ class Budget:
 
     The schedule follows the fraction used of the scarcer of the two, so that it always runs to its end. A run that
     the clock ended is not repeatable to the bit: the number of steps then depends on the machine.
+
+    Attributes:
+        max_steps: most steps.
+        max_seconds: most seconds of wall clock (.inf: any); the schedule still runs to its end.
     """
 
     max_steps: int
@@ -41,20 +45,38 @@ def learning_rate_scale(used: float, warmup: float, floor: float = 0.02) -> floa
 
 @dataclass(frozen=True)
 class Tick:
-    """One step about to be made: its number from 0, the budget used so far and the bar to report figures on."""
+    """One step about to be made: its number from 0, the budget and seconds used so far, the bar for figures."""
 
     step: int
     used: float
+    seconds: float
     bar: tqdm
 
 
-def steps(budget: Budget, description: str, *, quiet: bool = False) -> Iterator[Tick]:
-    """Count steps under a progress bar until the budget is used."""
-    start = time.monotonic()
-    with tqdm(total=budget.max_steps, desc=description, unit="step", disable=quiet, mininterval=2.0) as bar:
-        for step in range(budget.max_steps):
-            used = budget.used(step, time.monotonic() - start)
+def steps(
+    budget: Budget,
+    description: str,
+    *,
+    quiet: bool = False,
+    first: int = 0,
+    seconds: float = 0.0,
+    agree: Callable[[float], float] = float,
+) -> Iterator[Tick]:
+    """Count steps from `first` under a progress bar until the budget is used.
+
+    Args:
+        seconds: wall clock that the steps before `first` took.
+        agree: turns a process's own clock into the one that all processes go by.
+    """
+    start = time.monotonic() - seconds
+    clocked = math.isfinite(budget.max_seconds)
+    with tqdm(
+        total=budget.max_steps, desc=description, unit="step", disable=quiet, mininterval=2.0, initial=first
+    ) as bar:
+        for step in range(first, budget.max_steps):
+            elapsed = time.monotonic() - start
+            used = budget.used(step, agree(elapsed) if clocked else 0.0)
             if used >= 1.0:
                 break
-            yield Tick(step, used, bar)
+            yield Tick(step, used, elapsed, bar)
             bar.update()

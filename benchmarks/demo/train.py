@@ -31,8 +31,10 @@ def obtain_drafter(target: Path, options: DemoOptions, console: Console) -> Path
         return options.drafter
     made = options.out / "drafter"
     console.print(f"training a drafter for it ({options.recipe} recipe)")
+    places = ("--target", str(target), "--out", str(made))
+    # A drafter of an earlier demonstration may have another recipe or target.
     _python(
-        "training.distill", "--target", str(target), "--out", str(made), "--recipe", options.recipe, "--no-evaluate"
+        "training", "--data", "stdlib", "--recipe", options.recipe, "--evaluate", "false", "--resume", "false", *places
     )
     return made
 

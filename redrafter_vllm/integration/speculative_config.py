@@ -83,7 +83,7 @@ def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeCon
     check_target(target, drafting)
     check_parallelism(engine["target_parallel_config"])
     checkpoint = resolve_drafter(kept.get("model"), target.model)
-    _check_checkpoint(checkpoint, target)
+    _check_checkpoint(checkpoint, target, drafting)
     logger.info("ReDrafter: drafter %s, %s", checkpoint, drafting)
     return RedrafterSpeculativeConfig(
         model=str(checkpoint),
@@ -97,6 +97,11 @@ def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeCon
     )
 
 
-def _check_checkpoint(checkpoint: Path, target: Any) -> None:
+def _check_checkpoint(checkpoint: Path, target: Any, drafting: DraftingConfig) -> None:
     drafter_config = check_checkpoint(checkpoint)
     check_against_target(drafter_config, hidden_size=target.get_hidden_size(), vocab_size=target.get_vocab_size())
+    if drafting.beam_width > drafter_config.output_size:
+        raise OptionError(
+            f"beam_width={drafting.beam_width} is out of range; the drafter at {checkpoint} proposes from "
+            f"{drafter_config.output_size} tokens only."
+        )

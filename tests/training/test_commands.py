@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both commands from start to end, at a size that trains in seconds."""
+"""The commands from start to end, at a size that trains in seconds."""
 
 import json
 from dataclasses import replace
@@ -58,7 +58,7 @@ def test_distilled_drafter_round_trip(
 ) -> None:
     out, _ = made
     distill_command.main(
-        f"--target {out} --corpus {corpus_root} --max-steps 3 --responses 4 --batch-size 4 --beam-length 2"
+        f"--target {out} --data {corpus_root} --max-steps 3 --responses.count 4 --batch-size 4 --beam-length 2"
         " --device cpu --seed 5".split()
     )
     report = json.loads((out / "redrafter" / "training.json").read_text())
@@ -78,8 +78,32 @@ def test_distilled_drafter_round_trip(
         f"--target {out} --corpus {corpus_root} --beam-width 1 2 --beam-length 2 --prompts 3 --new-tokens 8".split()
     )
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [r["beam_width"] for r in rows] == [1, 2]
-    assert all(len(r["acceptance_by_depth"]) == 2 for r in rows)
+    assert [r["beam_width"] for r in rows[:-1]] == [1, 2]
+    assert all(len(r["acceptance_by_depth"]) == 2 for r in rows[:-1])
+    assert rows[-1].keys() == report["metrics"].keys()
+    assert {"redrafter1_loss", "redrafter2_top5"} < rows[-1].keys()
+
+
+def test_trimmed_drafter_from_text_and_labels(
+    made: tuple[Path, dict[str, object]], corpus_root: Path, tmp_path: Path
+) -> None:
+    out, _ = made
+    distill_command.main(
+        f"--target {out} --data {corpus_root} --out {tmp_path} --max-steps 3 --responses.count 4 --beam-length 2"
+        " --draft-vocab-size 60 --loss.label-share 0.25 --loss.labels data --loss.temperature 1.5"
+        " --device cpu".split()
+    )
+    report = json.loads((tmp_path / "training.json").read_text())
+    loss = {"label_share": 0.25, "labels": "data", "temperature": 1.5, "target_temperature": 0.3}
+    assert report["config"]["loss"] == loss
+    assert 0.3 < report["data"]["draft_vocabulary_coverage"] < 1
+    assert report["held_out"]["4x2"]["tokens_per_step"] >= 1
+    drafter = Drafter.from_pretrained(tmp_path)
+    assert drafter.config.draft_vocab_size == 60
+    assert list(drafter.output.weight.shape) == [60, 64]
+    assert drafter.draft_tokens is not None
+    # The lowest ids are special tokens and control characters, which a choice by frequency leaves out.
+    assert drafter.draft_tokens.max() > 100
 
 
 def test_target_options(tmp_path: Path) -> None:

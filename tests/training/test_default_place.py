@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from redrafter_vllm.resolve import resolve_drafter
-from training.distill import parse_args
+from training.job import Job
 
 
 def test_serving_looks_where_training_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,7 +16,7 @@ def test_serving_looks_where_training_writes(tmp_path: Path, monkeypatch: pytest
     elsewhere.mkdir()
     for target in (str(local), "org/name"):
         monkeypatch.chdir(tmp_path)
-        out = parse_args(["--target", target]).out
+        out = Job(target, "stdlib").out_dir
         out.mkdir(parents=True)
         (out / "config.json").write_text("{}")
         monkeypatch.chdir(elsewhere)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from training.config import DistillConfig, ResponseConfig
+from training.context import LocalContext
 from training.data import Windows
 from training.frozen_target import FrozenTarget, Signals
-from training.loop import accumulate_gradients, build_drafter, distill
+from training.head_loss import LossConfig
+from training.loop import Replica, accumulate_gradients, build_drafter, distill
 from training.schedule import Budget, learning_rate_scale, steps
 
 CONFIG = DistillConfig(
@@ -40,8 +42,37 @@ def test_overfits_one_batch(tiny_target: FrozenTarget) -> None:
     history = distill(build_drafter(tiny_target, CONFIG), tiny_target, repeat(one_batch()), CONFIG, quiet=True)
     assert len(history) == 60
     assert history[-1].loss < 0.6 * history[0].loss
-    assert all(after < before for before, after in zip(history[0].kl, history[-1].kl, strict=True))
+    assert all(
+        after < before for before, after in zip(history[0].loss_by_depth, history[-1].loss_by_depth, strict=True)
+    )
     assert history[-1].agreement[0] > 0.3
+
+
+@pytest.mark.parametrize(
+    "labels", [LossConfig(1.0, "data"), LossConfig(1.0), LossConfig(0.5, temperature=2.0)], ids=str
+)
+def test_other_losses_overfit_too(tiny_target: FrozenTarget, labels: LossConfig) -> None:
+    config = replace(CONFIG, loss=labels)
+    history = distill(build_drafter(tiny_target, config), tiny_target, repeat(one_batch()), config, quiet=True)
+    assert history[-1].loss < 0.7 * history[0].loss
+
+
+def test_trimmed_drafter_overfits_and_agrees_no_more_than_it_can(tiny_target: FrozenTarget) -> None:
+    config = replace(CONFIG, draft_vocab_size=12)
+    kept = torch.arange(3, 39, 3)
+    drafter = build_drafter(tiny_target, config, kept)
+    assert torch.equal(drafter.output.weight[:, 16:], tiny_target.head_weight[kept])
+    history = distill(drafter, tiny_target, repeat(one_batch()), config, quiet=True)
+    assert history[-1].loss < 0.6 * history[0].loss
+    favourites = tiny_target.signals(one_batch().tokens).logits[:, 1:-2].argmax(-1)
+    possible = float(torch.isin(favourites, kept).float().mean())
+    assert 0 < possible < 0.6
+    assert 0.5 * possible < history[-1].agreement[0] <= possible + 0.01
+
+
+def test_draft_tokens_must_fit_the_configuration(tiny_target: FrozenTarget) -> None:
+    with pytest.raises(ValueError, match="draft_vocab_size"):
+        build_drafter(tiny_target, CONFIG, torch.arange(3))
 
 
 def test_same_seed_same_drafter(tiny_target: FrozenTarget) -> None:
@@ -57,7 +88,10 @@ def test_chunks_do_not_change_the_gradient(tiny_target: FrozenTarget) -> None:
     gradients = []
     for chunk in (4, 21, 100):
         drafter = build_drafter(tiny_target, CONFIG)
-        accumulate_gradients(drafter, tiny_target.embedding, tiny_target, one_batch(), replace(CONFIG, chunk=chunk))
+        context = LocalContext()
+        replica = Replica(drafter, context)
+        config = replace(CONFIG, chunk=chunk)
+        accumulate_gradients(replica, tiny_target.embedding, tiny_target, one_batch(), config, context)
         gradients.append(torch.cat([p.grad.flatten() for p in drafter.parameters() if p.grad is not None]))
     scale = gradients[0].abs().max()
     for other in gradients[1:]:
@@ -108,6 +142,7 @@ def test_budget_ends_by_the_scarcer_of_two() -> None:
         ({"response_fraction": 1.1}, "response_fraction"),
         ({"window": 8}, "max_prompt"),
         ({"chunk": 0}, "chunk"),
+        ({"draft_vocab_size": 0}, "draft_vocab_size"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"warmup": 1.0}, "warmup"),
     ],

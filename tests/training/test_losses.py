@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch.nn.functional import silu
 
 from redrafter_vllm.drafter import Drafter, DrafterConfig
 from training.frozen_target import FrozenTarget, Signals
+from training.head_loss import LossConfig
 from training.losses import num_positions, unrolled_loss
 
 SHARP = 60.0
@@ -37,8 +39,59 @@ def test_hand_worked_alignment() -> None:
     valid = torch.ones_like(tokens, dtype=torch.bool)
     sums = unrolled_loss(successor_drafter(), torch.eye(3), cyclic_signals(tokens), tokens, valid, 3, 0, 4)
     assert sums.count.tolist() == [4, 4, 4]
-    torch.testing.assert_close(sums.kl / sums.count, torch.tensor([0.0, math.log(2), math.log(3)]))
+    torch.testing.assert_close(sums.loss / sums.count, torch.tensor([0.0, math.log(2), math.log(3)]))
     assert sums.agreements[0] == 4
+
+
+@pytest.mark.parametrize(("labels", "last_row"), [("target", 1), ("data", 0)])
+def test_hand_worked_labels(labels: Literal["target", "data"], last_row: int) -> None:
+    """The text is what the target would write, so both kinds of label cost the same where there is a label.
+
+    The deepest draft of the last position is of the token after the window, which the target foretells and the text
+    lacks. The token after a row's valid part is no label either.
+    """
+    tokens = torch.tensor([[0, 1, 2, 0, 1, 2, 0]])
+    valid = torch.ones_like(tokens, dtype=torch.bool)
+    config = LossConfig(label_share=1.0, labels=labels)
+    arguments = (successor_drafter(), torch.eye(3), cyclic_signals(tokens), tokens)
+    sums = unrolled_loss(*arguments, valid, 3, 0, 4, config=config)
+    expected = torch.tensor([0.0, 4 * math.log(2), (3 + last_row) * math.log(3)])
+    torch.testing.assert_close(sums.loss, expected)
+    assert sums.count.tolist() == [4, 4, 4]
+
+    valid[0, 5:] = False
+    sums = unrolled_loss(*arguments, valid, 3, 0, 4, config=config)
+    expected = torch.tensor([0.0, (2 + last_row) * math.log(2), (1 + last_row) * math.log(3)])
+    torch.testing.assert_close(sums.loss, expected)
+    assert sums.count.tolist() == [4, 3, 2]
+
+
+def test_trimmed_drafter_learns_the_target_restricted_to_its_tokens() -> None:
+    """Tokens 1 and 2 of three are drafted; the target gives them 0.1 and 0.3, which is 1/4 and 3/4 of their own."""
+    drafter = Drafter(
+        DrafterConfig(vocab_size=3, hidden_size=3, exit_dim=6, num_draft_layers=0, rnn=False, draft_vocab_size=2)
+    )
+    drafter.set_draft_tokens(torch.tensor([1, 2]))
+    with torch.no_grad():
+        drafter.output.weight.zero_()
+    tokens = torch.tensor([[0, 1, 2, 0, 1]])
+    logits = torch.tensor([0.6, 0.1, 0.3]).log().expand(1, 5, 3)
+    valid = torch.ones_like(tokens, dtype=torch.bool)
+    signals = Signals(torch.zeros(1, 5, 3), logits)
+    sums = unrolled_loss(drafter, torch.eye(3), signals, tokens, valid, 1, 0, 4)
+    divergence = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    torch.testing.assert_close(sums.loss, torch.tensor([4 * divergence]))
+    # The target's favourite cannot be drafted: no agreement, and no label of its own.
+    assert sums.agreements.tolist() == [0]
+    label_loss = unrolled_loss(
+        drafter, torch.eye(3), signals, tokens, valid, 1, 0, 4, config=LossConfig(label_share=1.0)
+    )
+    assert label_loss.loss.tolist() == [0.0]
+    # The text's tokens at these rows are 2, 0, 1 and, past the window, none; each costs log 2 where it can be drafted.
+    data = unrolled_loss(
+        drafter, torch.eye(3), signals, tokens, valid, 1, 0, 4, config=LossConfig(label_share=1.0, labels="data")
+    )
+    torch.testing.assert_close(data.loss, torch.tensor([2 * math.log(2)]))
 
 
 def slow_loss(
@@ -48,7 +101,7 @@ def slow_loss(
     tokens: Tensor,
     valid: Tensor,
     depths: int,
-    temperature: float,
+    target_temperature: float,
 ) -> Tensor:
     """Position by position, from the paper's formulas: [T] sums."""
     total = [torch.zeros(()) for _ in range(depths)]
@@ -63,14 +116,14 @@ def slow_loss(
                 x = torch.cat([signals.hidden[b, p], state])
                 x = x + silu(params["lm_head.0.linear.weight"] @ x + params["lm_head.0.linear.bias"])
                 log_q = torch.log_softmax(params["lm_head.1.weight"] @ x, 0)
-                log_p = torch.log_softmax(signals.logits[b, p + t] / temperature, 0)
+                log_p = torch.log_softmax(signals.logits[b, p + t] / target_temperature, 0)
                 if valid[b, p + t]:
                     total[t - 1] = total[t - 1] + sum(log_p[v].exp() * (log_p[v] - log_q[v]) for v in range(len(log_p)))
     return torch.stack(total)
 
 
-@pytest.mark.parametrize(("chunk", "temperature"), [(1, 1.0), (3, 1.0), (5, 1.0), (3, 0.3), (3, 2.0)])
-def test_equals_a_slow_loop_in_value_and_gradient(chunk: int, temperature: float) -> None:
+@pytest.mark.parametrize(("chunk", "target_temperature"), [(1, 1.0), (3, 1.0), (5, 1.0), (3, 0.3), (3, 2.0)])
+def test_equals_a_slow_loop_in_value_and_gradient(chunk: int, target_temperature: float) -> None:
     torch.manual_seed(0)
     batch, length, hidden, vocab, depths = 2, 8, 3, 5, 3
     drafter = Drafter(DrafterConfig(vocab_size=vocab, hidden_size=hidden, exit_dim=6, num_draft_layers=1))
@@ -82,7 +135,8 @@ def test_equals_a_slow_loop_in_value_and_gradient(chunk: int, temperature: float
     weights = torch.tensor([0.5, 0.3, 0.2])
 
     params = {name: p.detach().clone().requires_grad_() for name, p in drafter.named_parameters()}
-    expected = slow_loss(params, embedding, signals, tokens, valid, depths, temperature)
+    expected = slow_loss(params, embedding, signals, tokens, valid, depths, target_temperature)
+    config = LossConfig(target_temperature=target_temperature)
     (expected * weights).sum().backward()
 
     positions = num_positions(length, depths)
@@ -91,9 +145,11 @@ def test_equals_a_slow_loop_in_value_and_gradient(chunk: int, temperature: float
     count = torch.zeros(depths)
     for first in range(0, positions, chunk):
         last = min(first + chunk, positions)
-        sums = unrolled_loss(drafter, embedding, signals, tokens, valid, depths, first, last, temperature)
-        (sums.kl * weights).sum().backward()
-        kl += sums.kl.detach()
+        sums = unrolled_loss(
+            drafter, embedding, signals, tokens, valid, depths, first, last, depth_scale=weights, config=config
+        )
+        sums.total.backward()
+        kl += sums.loss
         count += sums.count
     torch.testing.assert_close(kl, expected.detach())
     assert count.tolist() == [5 + 4, 5 + 3, 5 + 2]
@@ -110,7 +166,7 @@ def test_padding_has_no_influence() -> None:
     other[0, 4:] = 2
     second = unrolled_loss(successor_drafter(), torch.eye(3), cyclic_signals(other), other, valid, 2, 0, 5)
     assert first.count.tolist() == [3, 2]
-    torch.testing.assert_close(first.kl, second.kl)
+    torch.testing.assert_close(first.loss, second.loss)
 
 
 @pytest.mark.parametrize(("first", "last"), [(-1, 2), (0, 5), (2, 2)])

@@ -50,7 +50,8 @@ def beam_search(
     embedding: the target's [V, H], or a function from token ids to embeddings; context: the target's last hidden
     state [B, H]; root_tokens: the tokens it has sampled, [B], not counted in `beam_length`. B may be 0.
 
-    Scores are log-probabilities over the whole vocabulary, in fp32. `logits_top_k` is for parity with Apple's
+    A trimmed drafter proposes from its draft vocabulary; the beams hold the target's ids either way. Scores are
+    log-probabilities over all that the drafter can propose, in fp32. `logits_top_k` is for parity with Apple's
     implementation, which uses 50: it renormalises over each beam's highest logits (ties of the last included) and
     forgoes the split of the first linear layer, because sums in another order would move large logits by more than
     the parity asked for. Equal scores go to the better beam, then to the lower token id, on any device.
@@ -84,7 +85,7 @@ def beam_search(
         score_BW, chosen_BW = top_k_stable(total_BWW.flatten(1), beam_width)
         parent_BW = chosen_BW // beam_width
 
-        last_BW = candidate_BWW.flatten(1).gather(1, chosen_BW)
+        last_BW = drafter.target_ids(candidate_BWW.flatten(1).gather(1, chosen_BW))
         step_BW = step_BWW.flatten(1).gather(1, chosen_BW)
         state_BWH = _follow(state_BWH, parent_BW)
         tokens_BWt = torch.cat((_follow(tokens_BWt, parent_BW), last_BW.unsqueeze(-1)), -1)
@@ -132,8 +133,12 @@ def _check(
     hidden, vocab = drafter.config.hidden_size, drafter.config.vocab_size
     if beam_width < 1 or beam_length < 1:
         raise ValueError(f"beam_width and beam_length must be at least 1, not {beam_width} and {beam_length}")
-    if beam_width > vocab:
-        raise ValueError(f"beam_width is {beam_width} but the drafter's vocabulary has only {vocab} tokens")
+    if beam_width > drafter.config.output_size:
+        trimmed = "" if drafter.config.draft_vocab_size is None else "draft "
+        raise ValueError(
+            f"beam_width is {beam_width} but the drafter's {trimmed}vocabulary has only {drafter.config.output_size} "
+            "tokens"
+        )
     if logits_top_k is not None and logits_top_k < beam_width:
         raise ValueError(f"logits_top_k is {logits_top_k}: it must be at least beam_width, which is {beam_width}")
     if root_tokens.dim() != 1 or tuple(context.shape) != (root_tokens.shape[0], hidden):

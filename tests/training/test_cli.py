@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from training.cli import attribute_help, parse
+from training.config import RECIPES, DistillConfig, ResponseConfig
+from training.head_loss import LossConfig
+from training.job import Job
+from training.schedule import Budget
+
+GIVEN = ["--target", "t", "--data", "stdlib"]
+
+
+def test_defaults_are_the_standard_recipe() -> None:
+    job, config, recipe, _ = parse(GIVEN)
+    assert job == Job("t", "stdlib")
+    assert config == RECIPES["standard"]
+    assert recipe == "standard"
+
+
+def test_flags_override_the_file_and_the_file_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "keys.yaml"
+    file.write_text("recipe: long\nlearning_rate: 0.5\nseed: 4\nresponses: {count: 9}\nnum_workers: [1, 3]\n")
+    job, config, recipe, keys = parse([*GIVEN, "--config", str(file), "--seed", "7", "--responses.min-prompt", "3"])
+    assert recipe == "long"
+    assert job.workers == (1, 3)
+    responses = replace(RECIPES["long"].responses, count=9, min_prompt=3)
+    assert config == replace(RECIPES["long"], learning_rate=0.5, seed=7, responses=responses)
+    file.write_text(keys)
+    assert parse(["--config", str(file)])[:3] == (job, config, recipe)
+
+
+@pytest.mark.parametrize("holder", [Job, DistillConfig, Budget, ResponseConfig, LossConfig])
+def test_every_key_is_explained(holder: type) -> None:
+    hints = get_type_hints(holder)
+    flags = {entry.name for entry in fields(holder) if not is_dataclass(hints[entry.name])}
+    assert flags == attribute_help(holder).keys()
+
+
+def test_help_shows_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    for flag in ("--num-workers", "--dry-run", "--init-from", "--max-steps", "--beam-length", "--responses.count"):
+        assert flag in shown

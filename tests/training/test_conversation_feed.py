@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.__main__ import main
+from training.config import ResponseConfig
+from training.conversation_feed import (
+    answer_example,
+    collate,
+    conversation_batches,
+    first_prompt,
+    hold_out,
+    write_answers,
+)
+from training.data_report import DataError
+from training.examples import Example
+from training.frozen_target import FrozenTarget
+
+ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
+
+
+def example(number: int, length: int = 5, learned: tuple[int, ...] = (2, 3)) -> Example:
+    loss = torch.zeros(length, dtype=torch.bool)
+    loss[list(learned)] = True
+    return Example(str(number), torch.full((length,), number, dtype=torch.int32), loss)
+
+
+def test_rows_by_hand() -> None:
+    windows = collate([example(7, 5, (2, 4)), example(9, 3, (1,))], least=4)
+    assert windows.tokens.shape == (2, 16)
+    assert windows.tokens[:, :6].tolist() == [[7, 7, 7, 7, 7, 0], [9, 9, 9, 0, 0, 0]]
+    # The tokens to be learned are numbers 2 and 4: what is predicted after 1 and after 3.
+    assert windows.valid[:, :6].int().tolist() == [[0, 1, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0]]
+    assert collate([example(1)], least=17).tokens.shape == (1, 32)
+
+
+def test_shares_and_passes() -> None:
+    conversations, answers = [example(n) for n in range(1, 4)], [example(n) for n in range(11, 14)]
+    batches = conversation_batches(conversations, answers, batch_size=4, answer_fraction=0.25, least=4, seed=0)
+    rows = [batch.tokens[:, 0].tolist() for batch in islice(batches, 6)]
+    assert all(sorted(row[:3]) == [1, 2, 3] and row[3] > 10 for row in rows)
+    assert sorted(row[3] for row in rows[:3]) == sorted(row[3] for row in rows[3:]) == [11, 12, 13]
+    with pytest.raises(ValueError, match="empty"):
+        next(conversation_batches(conversations, [], batch_size=4, answer_fraction=0.5, least=4, seed=0))
+
+
+def test_held_out_conversations() -> None:
+    examples = [example(n) for n in range(1, 61)]
+    training, held_out = hold_out(examples)
+    assert (len(training), len(held_out)) == (57, 3)
+    assert {e.where for e in training} | {e.where for e in held_out} == {e.where for e in examples}
+    assert len(hold_out(examples[:2])[1]) == 1
+    with pytest.raises(DataError, match="too little"):
+        hold_out(examples[:1])
+
+
+def test_answers_are_the_targets_own(tiny_target: FrozenTarget) -> None:
+    generator = torch.Generator().manual_seed(0)
+    conversations = [
+        Example(str(n), torch.randint(3, 40, (n + 4,), generator=generator).int(), torch.arange(n + 4) >= n)
+        for n in (3, 5, 9)
+    ]
+    config = ResponseConfig(count=4, temperatures=(0.0,), batch_size=2)
+    texts = write_answers(tiny_target, conversations, 14, config, 0)
+    assert len(texts) == 4
+    prompts = [first_prompt(c).tolist() for c in conversations[:2]]  # the third leaves less than half
+    for text, start in texts:
+        assert text[:start].tolist() in prompts
+        for place in range(start, len(text)):
+            assert text[place] == tiny_target.model(input_ids=text[None, :place]).logits[0, -1].argmax()
+        made = answer_example(text, start)
+        assert made.loss.tolist() == [place >= start for place in range(len(text))]
+    with pytest.raises(DataError, match="--window"):
+        write_answers(tiny_target, conversations, 4, config, 0)
+
+
+def test_conversations_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [
+        {
+            "messages": [
+                {"role": "user", "content": f"def double_{n}(x):"},
+                {"role": "assistant", "content": f"    return {n} * x"},
+            ]
+        }
+        for n in range(30)
+    ]
+    data = tmp_path / "conversations.jsonl"
+    data.write_text("\n".join([*map(json.dumps, records), '{"messages": []}']))
+    target = tmp_path / "target"
+    target.mkdir()
+    for file in ASSET.iterdir():
+        if file.is_file():
+            (target / file.name).symlink_to(file)
+    arguments = (
+        f"--target {target} --data {data} --chat-template vicuna --max-steps 4 --window 384 --batch-size 4 "
+        "--beam-length 2 --responses.count 4 --responses.max-prompt 40 --evaluate-windows 2 --device cpu"
+    ).split()
+    assert main([*arguments, "--out", str(tmp_path / "drafter")]) == 0
+    report = json.loads((tmp_path / "drafter" / "training.json").read_text())
+    assert report["data"]["used"] == 30
+    assert report["data"]["skipped"] == 1
+    assert report["data"]["held_out"] == 1
+    assert report["held_out"]["4x2"]["tokens_per_step"] >= 1
+    capsys.readouterr()
+
+    data.write_text('{"messages": [{"role": "user", "content": "x"}]}\n')
+    assert main([*arguments, "--out", str(tmp_path / "none")]) == 1
+    assert "none of the 1 records" in capsys.readouterr().err
+    assert main([*arguments, "--data", str(tmp_path / "nowhere.json"), "--out", str(tmp_path / "none")]) == 1
+    assert "nowhere.json" in capsys.readouterr().err

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training that was interrupted ends as one that was not."""
+
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from redrafter_vllm.drafter import Drafter
+from training import checkpoints
+from training.checkpoints import CheckpointWriteError
+from training.config import DistillConfig, ResponseConfig
+from training.context import LocalContext
+from training.data import Windows
+from training.frozen_target import FrozenTarget
+from training.loop import Hooks, build_drafter, distill
+from training.resume import ResumeError, read_state
+from training.schedule import Budget
+
+CONFIG = DistillConfig(
+    Budget(12), beam_length=3, window=24, batch_size=4, chunk=7, responses=ResponseConfig(max_prompt=8, min_prompt=2)
+)
+HOOKS = Hooks(checkpoint_every=3, evaluate_every=4, evaluate=lambda drafter, step: {"step": float(step)})
+
+
+class Interruption(Exception):  # noqa: N818
+    """Stands for a kill."""
+
+
+def batches(stop_at: int | None = None) -> Iterator[Windows]:
+    generator = torch.Generator().manual_seed(0)
+    step = 0
+    while True:
+        if step == stop_at:
+            raise Interruption
+        # Global random numbers too, as a target that samples would take.
+        yield Windows.full(torch.randint(40, (4, 24), generator=generator))
+        step += 1
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def train(target: FrozenTarget, directory: Path | None, stop_at: int | None = None, hooks: Hooks = HOOKS) -> Drafter:
+    drafter = build_drafter(target, CONFIG)
+    context = LocalContext(directory)
+    distill(drafter, target, batches(stop_at), CONFIG, context=context, hooks=hooks, quiet=True)
+    return drafter
+
+
+def assert_same(first: Drafter, second: Drafter) -> None:
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 8, 11])
+def test_ends_bit_identical_to_an_uninterrupted_run(tiny_target: FrozenTarget, tmp_path: Path, stop_at: int) -> None:
+    expected = train(tiny_target, tmp_path / "whole")
+    with pytest.raises(Interruption):
+        train(tiny_target, tmp_path / "cut", stop_at)
+    torch.manual_seed(99)
+    assert_same(train(tiny_target, tmp_path / "cut"), expected)
+    whole, cut = (read_state(tmp_path / name / "step-00000012") for name in ("whole", "cut"))
+    assert torch.equal(whole["history"], cut["history"])
+    assert len(cut["history"]) == 12
+    assert [step for step, _ in cut["evaluations"]] == [4, 8, 12]
+    assert torch.equal(whole["rng"][0]["torch"], cut["rng"][0]["torch"])
+
+
+def test_finished_training_is_not_repeated(tiny_target: FrozenTarget, tmp_path: Path) -> None:
+    expected = train(tiny_target, tmp_path)
+    assert_same(train(tiny_target, tmp_path, stop_at=0), expected)
+
+
+def test_other_settings_are_refused(tiny_target: FrozenTarget, tmp_path: Path) -> None:
+    train(tiny_target, tmp_path, hooks=replace(HOOKS, identity={"config": {"seed": 0}, "data": "a"}))
+    with pytest.raises(ResumeError, match=r"config\.seed: 0 -> 1.*--resume false"):
+        train(tiny_target, tmp_path, hooks=replace(HOOKS, identity={"config": {"seed": 1}, "data": "a"}))
+
+
+@contextmanager
+def disk_of(size: int) -> Iterator[None]:
+    """Writes past `size` bytes of a file fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_leaves_the_last_checkpoint(tiny_target: FrozenTarget, tmp_path: Path) -> None:
+    with pytest.raises(Interruption):
+        train(tiny_target, tmp_path, stop_at=5)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with disk_of(10_000), pytest.raises(CheckpointWriteError, match=r"step 6 could not be written.*are intact"):
+        train(tiny_target, tmp_path)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert_same(train(tiny_target, tmp_path), train(tiny_target, None))
+
+
+def test_only_complete_checkpoints_count_and_two_are_kept(tmp_path: Path) -> None:
+    def write(directory: Path) -> None:
+        (directory / "a").write_text("abc")
+
+    for step in (1, 2, 10):
+        checkpoints.store(tmp_path, step, write)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000010"]
+    assert json.loads((tmp_path / "step-00000010" / checkpoints.MANIFEST).read_text()) == {"a": 3}
+    (tmp_path / "step-00000010" / "a").write_text("ab")
+    (tmp_path / "step-00000011").mkdir()
+    assert checkpoints.latest(tmp_path) == tmp_path / "step-00000002"
+
+
+def test_previous_checkpoint_stays_until_the_next_is_whole(tmp_path: Path) -> None:
+    def write(directory: Path) -> None:
+        (directory / "a").write_text("abc")
+
+    def fail(directory: Path) -> None:
+        write(directory)
+        assert checkpoints.latest(tmp_path) == tmp_path / "step-00000001"
+        raise OSError(28, "No space left on device")
+
+    checkpoints.store(tmp_path, 1, write, keep=1)
+    with pytest.raises(CheckpointWriteError, match="No space left"):
+        checkpoints.store(tmp_path, 2, fail, keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_unreadable_state(tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_bytes(b"nothing")
+    with pytest.raises(ResumeError, match="cannot be read"):
+        read_state(tmp_path)

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m training` as a user meets it: plan, training, a kill in the middle, what is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from redrafter_vllm.resolve import registry_dir
+from training import checkpoints
+from training import target as target_command
+from training.__main__ import main
+from training.schedule import Budget
+from training.target import RECIPES
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = "--max-steps 40 --responses.count 4 --responses.max-prompt 20 --window 32 --batch-size 4 --beam-length 2"
+EVERY = "--checkpoint-every 4 --evaluate-every 20 --evaluate-windows 4 --evaluate false --device cpu --max-seconds .inf"
+
+
+@pytest.fixture(scope="module")
+def target(corpus_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("target")
+    sizes = {"vocab_size": 300, "hidden_size": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1}
+    config = replace(RECIPES["short"], budget=Budget(1), window=32, head_dim=16, intermediate_size=48, **sizes)
+    target_command.make_target("tiny", config, out, corpus_root, quiet=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def arguments(target: Path, corpus_root: Path) -> list[str]:
+    return f"--target {target} --data {corpus_root} --recipe short {SIZES} {EVERY}".split()
+
+
+def test_killed_command_ends_like_an_uninterrupted_one(arguments: list[str], tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "training", *arguments, "--out", str(tmp_path / "cut")]
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+        deadline = time.monotonic() + 240
+        while checkpoints.latest(tmp_path / "cut.run" / "checkpoints") is None and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, (tmp_path / "output").read_text()
+    assert not (tmp_path / "cut").exists()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert main([*arguments, "--out", str(tmp_path / "cut")]) == 0
+        assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("cut", "whole")]
+    assert weights[0] == weights[1]
+    reports = [json.loads((tmp_path / name / "training.json").read_text()) for name in ("cut", "whole")]
+    assert reports[0]["steps"] == 40
+    assert reports[0]["metrics"] == reports[1]["metrics"]
+    assert reports[0]["training"] == reports[1]["training"]
+
+
+def test_what_a_run_leaves(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], target: Path
+) -> None:
+    out = tmp_path / "drafter"
+    short = [*arguments, "--max-steps", "6", "--evaluate", "true", "--log-every", "2", "--out", str(out)]
+    assert main(short) == 0
+    shown = capsys.readouterr().out
+    assert "tokens per step" in shown
+    assert "top 5" in shown
+    report = json.loads((out / "training.json").read_text())
+    assert report["config"]["budget"]["max_steps"] == 6
+    assert report["data"]["files"] > 0
+    assert {"redrafter1_loss", "redrafter2_top5"} < report["metrics"].keys()
+    assert report["held_out"]["4x2"]["tokens_per_step"] >= 1
+    run = tmp_path / "drafter.run"
+    assert "max_steps: 6" in (run / "config.yaml").read_text()
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (the `train` extra)")
+    with Image.open(run / "training.png") as picture:
+        assert picture.size[0] > 600
+        assert len(set(picture.convert("RGB").getdata())) > 50
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed (the `train` extra)")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "logs")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
+    assert [event.step for event in events.Scalars("held_out/redrafter2_top3")] == [6]
+
+    # The stored keys alone repeat the run, and a finished run is not trained again.
+    assert main(["--config", str(run / "config.yaml")]) == 0
+    assert main(["--config", str(run / "config.yaml"), "--seed", "3"]) == 1
+    assert "config.seed: 0 -> 3" in capsys.readouterr().err
+    further = [*short, "--init-from", str(out), "--out", str(tmp_path / "further")]
+    assert main(further) == 0
+    assert (tmp_path / "further" / "model.safetensors").read_bytes() != (out / "model.safetensors").read_bytes()
+
+
+def test_divergence_names_the_batch(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "drafter"
+    assert main([*arguments, "--learning-rate", "1e30", "--out", str(out)]) == 1
+    message = capsys.readouterr().err
+    (stored,) = (tmp_path / "drafter.run").glob("failed-step-*-rank-0.pt")
+    assert str(stored) in message
+    batch = torch.load(stored, weights_only=True)
+    assert batch["tokens"].shape == batch["valid"].shape == (4, 32)
+    assert not out.exists()
+
+
+def test_dry_run_writes_nothing(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], target: Path
+) -> None:
+    assert main([*arguments, "--dry-run", "--out", str(tmp_path / "drafter"), "--num-workers", "[1, 4]"]) == 0
+    shown = capsys.readouterr().out
+    # 2 x (32 x 32) + 32 of the RNN, 2 x (64 x 64 + 64) of the blocks, 300 x 64 of the output layer
+    assert f"{2 * 32 * 32 + 32 + 2 * (64 * 64 + 64) + 300 * 64:,} parameters" in shown
+    assert "1 to 4 Ray workers" in shown
+    assert "GiB" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_are_told(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], target: Path
+) -> None:
+    unknown = tmp_path / "unknown.yaml"
+    unknown.write_text("learning_rat: 1\n")
+    for wrong, message in (
+        (["--config", str(unknown)], "learning_rat"),
+        (["--num-workers", "5"], "batch_size counts the rows of all workers"),
+        (["--num-workers", "[3, 2]"], "least, most"),
+        (["--beam-length", "0"], "beam_length"),
+        (["--recipe", "best"], "best"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main([*arguments, *wrong])
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
+    assert main([*arguments, "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")]) == 1
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_default_places(target: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from training.job import Job
+
+    monkeypatch.setenv("REDRAFTER_HOME", str(tmp_path))
+    assert Job(str(target), "stdlib").out_dir == target / "redrafter"
+    assert Job("lmsys/vicuna-7b-v1.3", "stdlib").out_dir == tmp_path / "lmsys--vicuna-7b-v1.3"
+    assert Job("lmsys/vicuna-7b-v1.3", "stdlib").out_dir == registry_dir("lmsys/vicuna-7b-v1.3")
+
+
+def test_relative_places_mean_the_same_elsewhere(target: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from training.job import Job
+
+    monkeypatch.chdir(target.parent)
+    job = Job(target.name, "stdlib", run_dir=Path("run"))
+    elsewhere = job.absolute()
+    monkeypatch.chdir(tmp_path)
+    assert elsewhere.target == str(target)
+    assert elsewhere.data == "stdlib"
+    assert elsewhere.out_dir == target / "redrafter"
+    assert elsewhere.checkpoints == target.parent / "run" / "checkpoints"

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One flat set of keys, as flags and as YAML, built from the dataclasses that hold them."""
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, TypeGuard, get_type_hints
+
+from jsonargparse import ArgumentParser, Namespace
+
+from training.config import RECIPES, DistillConfig
+from training.job import Job, check_rows
+
+DEFAULT_RECIPE = "standard"
+FLAT = frozenset({"budget"})  # whose keys stand among those of the class around it
+
+
+def attribute_help(holder: type) -> dict[str, str]:
+    """The entries of the `Attributes:` section in a class's docstring, by name."""
+    _, _, section = (inspect.getdoc(holder) or "").partition("Attributes:\n")
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def build_parser(recipe: str = DEFAULT_RECIPE) -> ArgumentParser:
+    """All flags, with the recipe's values as defaults."""
+    parser = ArgumentParser(
+        prog="python -m training",
+        description="Train a drafter for a frozen target and put it where serving finds it.",
+        epilog="A YAML file given with --config holds the same keys, with underscores; flags after it override it.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file of the keys below")
+    parser.add_argument(
+        "--recipe",
+        choices=sorted(RECIPES),
+        default=DEFAULT_RECIPE,
+        help="named defaults of everything under `recipe`: short trains a minute on two cores, long a quarter of an "
+        "hour, standard as long as max_steps says",
+    )
+    _add(parser, "job", Job, None)
+    _add(parser, "recipe", DistillConfig, RECIPES[recipe])
+    return parser
+
+
+def parse(argv: Sequence[str] | None = None) -> tuple[Job, DistillConfig, str, str]:
+    """(job, recipe, recipe's name, everything as YAML). Exits with a message for what cannot be."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    recipe = build_parser().parse_args(argv).recipe
+    parser = build_parser(recipe)
+    given = parser.parse_args(argv)
+    try:
+        job, config = _build(Job, given), _build(DistillConfig, given)
+        check_rows(job, config)
+    except ValueError as problem:
+        parser.error(str(problem))
+    return job, config, recipe, parser.dump(given, skip_none=False)
+
+
+def _fields(holder: type, prefix: str) -> Iterator[tuple[Field, Any, str]]:
+    """Each field with its type and what stands before its name, or before the names inside it."""
+    hints = get_type_hints(holder)
+    for entry in fields(holder):
+        nested = _is_nested(hints[entry.name]) and entry.name not in FLAT
+        yield entry, hints[entry.name], f"{prefix}{entry.name}." if nested else prefix
+
+
+def _is_nested(kind: Any) -> TypeGuard[type]:
+    return is_dataclass(kind)
+
+
+def _build(holder: type, given: Namespace, prefix: str = "") -> Any:
+    return holder(
+        **{
+            entry.name: _build(kind, given, within) if _is_nested(kind) else given[within + entry.name]
+            for entry, kind, within in _fields(holder, prefix)
+        }
+    )
+
+
+def _add(parser: ArgumentParser, title: str, holder: type, defaults: Any, prefix: str = "") -> None:
+    group = parser.add_argument_group(title)
+    described = attribute_help(holder)
+    for entry, kind, within in _fields(holder, prefix):
+        if _is_nested(kind):
+            _add(parser, f"{title}: {entry.name}", kind, getattr(defaults, entry.name), within)
+            continue
+        options: dict[str, Any] = {"help": described.get(entry.name, "")}
+        default = entry.default if defaults is None else getattr(defaults, entry.name)
+        if default is False:
+            options["action"] = "store_true"
+        else:
+            options |= {"type": kind} | ({"required": True} if default is MISSING else {"default": default})
+        group.add_argument(f"--{within}{entry.name}".replace("_", "-"), **options)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the training loop knows of the processes and the storage around it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training import checkpoints
+from training.checkpoints import Write
+
+
+class WorkersFailedError(RuntimeError):
+    """The workers of a training failed more often than allowed; checkpoints are intact."""
+
+
+class TrainContext(ABC):
+    """One process among `world_size` equal ones. All of them call every method, in the same order."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @abstractmethod
+    def latest_checkpoint(self) -> Path | None:
+        """Directory of the checkpoint to continue from."""
+
+    @abstractmethod
+    def report(self, step: int, metrics: Mapping[str, float], write: Write | None = None) -> None:
+        """Publish rank 0's figures after `step` steps and, with `write`, a checkpoint that rank 0 fills.
+
+        Raises:
+            CheckpointWriteError: the checkpoint could not be stored; earlier ones are intact.
+        """
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Wait for all processes."""
+
+    @abstractmethod
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of `values` over all processes, in all of them."""
+
+    @abstractmethod
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's `value`, by rank."""
+
+    @abstractmethod
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """`module` with its gradients averaged over the processes during backward passes."""
+
+    def of_first(self, value: float) -> float:
+        """Rank 0's value, in all processes: clocks differ, and what they decide must not."""
+        mine = value if self.rank == 0 else 0.0
+        return float(self.total(torch.tensor(mine, dtype=torch.float64, device=self.device)))
+
+
+@dataclass
+class LocalContext(TrainContext):
+    """A single process. Without a `directory` it keeps no checkpoints."""
+
+    directory: Path | None = None
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+    keep: int = 2
+    rank = 0
+    world_size = 1
+
+    def latest_checkpoint(self) -> Path | None:
+        return checkpoints.latest(self.directory) if self.directory is not None else None
+
+    def report(self, step: int, metrics: Mapping[str, float], write: Write | None = None) -> None:
+        if write is not None and self.directory is not None:
+            checkpoints.store(self.directory, step, write, keep=self.keep)
+
+    def barrier(self) -> None:
+        return
+
+    def total(self, values: Tensor) -> Tensor:
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        return module

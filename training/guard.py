@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stops a training that has gone wrong, and keeps the batch that it went wrong on."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from training.data import Windows
+
+SMOOTHING = 0.95
+MIN_STEPS = 50
+
+
+class DivergedError(FloatingPointError):
+    """A loss or gradient that training cannot go on with; `batch` is this process's part of what caused it."""
+
+    def __init__(self, message: str, step: int, batch: Windows) -> None:
+        super().__init__(message)
+        self.step, self.batch = step, batch
+
+    def store_batch(self, directory: Path, rank: int) -> Path:
+        """Writes the batch to a file under `directory`, which `torch.load` reads as `tokens` and `valid`."""
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / f"failed-step-{self.step:08d}-rank-{rank}.pt"
+        torch.save({name: tensor.cpu() for name, tensor in asdict(self.batch).items()}, path)
+        return path
+
+
+class Guard:
+    """Watches the loss: it must be finite, and its running mean must stay below `max_rise` times its lowest value.
+
+    A run needs `MIN_STEPS` steps before a rise counts: the first losses say nothing yet.
+    """
+
+    def __init__(self, max_rise: float, history: Iterable[float] = ()) -> None:
+        self.max_rise = max_rise
+        self._mean, self._lowest, self._seen = 0.0, math.inf, 0
+        for loss in history:
+            self._follow(loss)
+
+    def check(self, step: int, loss: float, norm: float, batch: Windows) -> None:
+        """Raises DivergedError for the loss and gradient norm of `step`, which `batch` gave."""
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            problem = f"the loss is {loss} and the gradient's norm {norm}"
+        else:
+            self._follow(loss)
+            if self._seen < MIN_STEPS or self._mean <= self.max_rise * self._lowest:
+                return
+            problem = f"the running loss has risen to {self._mean:.3g} from {self._lowest:.3g}"
+        raise DivergedError(
+            f"step {step}: {problem}; lower the learning rate or check the target's weights", step, batch
+        )
+
+    def _follow(self, loss: float) -> None:
+        self._mean = loss if not self._seen else SMOOTHING * self._mean + (1 - SMOOTHING) * loss
+        self._seen += 1
+        if self._seen >= MIN_STEPS:
+            self._lowest = min(self._lowest, self._mean)

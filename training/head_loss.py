@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Output layer and loss in one: value and gradient at all depths, the logits of one depth at a time.
+
+The straightforward form, beside it, keeps logits and their gradients [T, B, P, V] for the backward pass. Here each
+depth's logits turn into their gradient, and that into gradients of the layer's input and weight, before the next
+depth's are computed. Splitting over the vocabulary as well would save nothing more: a caller with too many positions
+for [B, P, V] hands them over in parts, at no cost but smaller products.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import cross_entropy, kl_div, linear
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """(1 − label_share) · τ² · KL(p_τ || q_τ) + label_share · cross-entropy of labels under q, in nats.
+
+    p and q are what target and drafter say about a position, p_τ and q_τ at temperature τ; the factor τ² keeps the
+    gradient's size (arXiv 1503.02531). Labels are the target's own favourites (`target`) or the text's tokens
+    (`data`): `label_share=1, labels="data"` is the published recipe.
+
+    Over a trimmed draft vocabulary p is restricted to it and renormalised. The drafter has no probability elsewhere, so
+    against all of p the divergence is infinite whatever it does; against the restricted one the drafter that ranks its
+    own tokens as the target does has 0. A label outside the draft vocabulary adds nothing.
+
+    Attributes:
+        label_share: cross-entropy's share of the loss; the rest is divergence from the target.
+        labels: the target's favourite tokens, or those of the data.
+        temperature: of the divergence.
+        target_temperature: divides the target's logits alone, before all else. Below 1 the drafter learns how likely a
+            token is to be the target's favourite rather than a sample of it: what greedy decoding emits, and what
+            beams should be ranked by (docs/log.md).
+    """
+
+    label_share: float = 0.0
+    labels: Literal["target", "data"] = "target"
+    temperature: float = 1.0
+    target_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_share <= 1:
+            raise ValueError(f"label_share must be in [0, 1], got {self.label_share}")
+        if self.labels not in ("target", "data"):
+            raise ValueError(f"labels must be 'target' or 'data', got {self.labels!r}")
+        for name in ("temperature", "target_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the drafter is compared with; depth t = 1..T at position p looks at row p + t − 1, so Q = P + T − 1."""
+
+    logits: Tensor  # [B, Q, V], the target's
+    valid: Tensor  # [B, Q] bool, rows that count
+    next_tokens: Tensor  # [B, Q], the text's tokens at these rows, −1 where there is none
+
+
+@dataclass(frozen=True)
+class HeadLoss:
+    """`total` is the sum over depths of depth_scale · loss."""
+
+    total: Tensor  # [], carries the gradient
+    loss: Tensor  # [T], sums over the rows that count
+    agreements: Tensor  # [T], rows at which the drafter's favourite is the target's, of its whole vocabulary
+
+
+def head_loss(
+    features: Tensor,  # [T, B, P, E]
+    weight: Tensor,  # [V, E], or [D, E] with a draft vocabulary
+    truth: Truth,
+    depth_scale: Tensor,  # [T]
+    config: LossConfig,
+    draft_tokens: Tensor | None = None,  # [D]
+) -> HeadLoss:
+    """The loss of the logits `features @ weight.T`, in fp32; the products are in autocast's type where it is on."""
+    device = features.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
+    with torch.autocast(device, enabled=False):
+        total, loss, agreements = _HeadLoss.apply(
+            features, weight, _Rows.of(truth, config, draft_tokens), depth_scale, config, dtype
+        )
+    return HeadLoss(total, loss, agreements)
+
+
+def straightforward_head_loss(
+    features: Tensor,  # [T, B, P, E]
+    weight: Tensor,  # [V, E], or [D, E] with a draft vocabulary
+    truth: Truth,
+    depth_scale: Tensor,  # [T]
+    config: LossConfig,
+    draft_tokens: Tensor | None = None,  # [D]
+) -> HeadLoss:
+    """What `head_loss` computes, written down as defined and left to autograd: all logits of all depths at once."""
+    logits = linear(features, weight).float()
+    positions = logits.shape[2]
+    favourites = truth.logits.argmax(-1)
+    labels = _draft_ids(favourites if config.labels == "target" else truth.next_tokens, draft_tokens)
+    if config.label_share < 1:
+        restricted = truth.logits if draft_tokens is None else truth.logits[..., draft_tokens]
+        log_p = (restricted.float() / config.temperature).log_softmax(-1)
+        log_q = (logits / config.temperature).log_softmax(-1)
+    loss, agreements = [], []
+    for t, logits_BPD in enumerate(logits):
+        seen = slice(t, t + positions)
+        terms = torch.zeros((), device=logits.device)
+        if config.label_share < 1:
+            divergence = kl_div(log_q[t], log_p[:, seen], reduction="none", log_target=True).sum(-1)
+            terms = terms + (1 - config.label_share) * config.temperature**2 * divergence
+        if config.label_share > 0:
+            ce = cross_entropy(logits_BPD.transpose(1, 2), labels[:, seen], ignore_index=-1, reduction="none")
+            terms = terms + config.label_share * ce
+        loss.append((terms * truth.valid[:, seen]).sum())
+        best = logits_BPD.argmax(-1) if draft_tokens is None else draft_tokens[logits_BPD.argmax(-1)]
+        agreements.append(((best == favourites[:, seen]) & truth.valid[:, seen]).sum())
+    loss_T = torch.stack(loss)
+    return HeadLoss((loss_T * depth_scale).sum(), loss_T.detach(), torch.stack(agreements))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The truth in the form that every depth takes a slice of: depths share rows, so each is worked out once."""
+
+    valid: Tensor  # [B, Q] bool
+    favourites: Tensor  # [B, Q] target ids
+    labels: Tensor | None  # [B, Q] draft ids, −1 for none; None when labels have no share
+    p: Tensor | None  # [B, Q, D] fp32; None when the divergence has no share
+    negentropy: Tensor  # [B, Q] of p
+    draft_tokens: Tensor | None
+
+    @classmethod
+    def of(cls, truth: Truth, config: LossConfig, draft_tokens: Tensor | None) -> "_Rows":
+        favourites = truth.logits.argmax(-1)
+        labels, p, negentropy = None, None, torch.empty(0)
+        if config.label_share > 0:
+            labels = _draft_ids(favourites if config.labels == "target" else truth.next_tokens, draft_tokens)
+        if config.label_share < 1:
+            logits = truth.logits if draft_tokens is None else truth.logits.index_select(-1, draft_tokens)
+            logits = logits if config.temperature == 1 else logits.float() / config.temperature
+            log_p = logits.log_softmax(-1, dtype=torch.float32)
+            p = log_p.exp()
+            # Where the target rules a token out, 0 · −inf must be 0.
+            negentropy = log_p.clamp_(min=torch.finfo(torch.float32).min).mul_(p).sum(-1)
+        return cls(truth.valid, favourites, labels, p, negentropy, draft_tokens)
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Works the gradient out on the way forward, where the logits are at hand, and scales it on the way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, rows: _Rows, scale: Tensor, config: LossConfig, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        depths, batch, positions, _ = features.shape
+        needs_gradient = any(ctx.needs_input_grad)
+        grad_features = torch.empty_like(features) if needs_gradient else None
+        grad_weight = torch.zeros_like(weight) if needs_gradient else None
+        weight_DE = weight.to(dtype)
+        loss, agreements = [], []
+        for t in range(depths):
+            seen = slice(t, t + positions)
+            x_BPE = features[t].to(dtype)
+            logits_BPD = (x_BPE @ weight_DE.T).float()
+            best_BP = logits_BPD.argmax(-1)
+            if rows.draft_tokens is not None:
+                best_BP = rows.draft_tokens[best_BP]
+            valid_BP = rows.valid[:, seen]
+            agreements.append(((best_BP == rows.favourites[:, seen]) & valid_BP).sum())
+            terms_BP, grad_BPD = _terms(logits_BPD, rows, seen, config)
+            del logits_BPD
+            loss.append(torch.where(valid_BP, terms_BP, 0.0).sum())
+            if grad_features is not None and grad_weight is not None:
+                grad_BPD.mul_((scale[t] * valid_BP).unsqueeze(-1))
+                grad_RD, x_RE = grad_BPD.to(dtype).view(batch * positions, -1), x_BPE.reshape(batch * positions, -1)
+                grad_features[t] = (grad_RD @ weight_DE).view_as(x_BPE)
+                if grad_weight.dtype == dtype:
+                    grad_weight.addmm_(grad_RD.T, x_RE)
+                else:
+                    grad_weight += grad_RD.T @ x_RE
+            del grad_BPD
+        ctx.save_for_backward(grad_features, grad_weight)
+        loss_T, agreements_T = torch.stack(loss), torch.stack(agreements)
+        ctx.mark_non_differentiable(loss_T, agreements_T)
+        return (loss_T * scale).sum(), loss_T, agreements_T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        grad_features, grad_weight = ctx.saved_tensors
+        # In place: a second copy of the weight's gradient would be the largest tensor of all. Going back twice raises.
+        return grad_features.mul_(grad_total), grad_weight.mul_(grad_total), None, None, None, None
+
+
+def _terms(logits: Tensor, rows: _Rows, seen: slice, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """One depth's loss [B, P] and its gradient by `logits` [B, P, D], which are used up."""
+    if rows.labels is None:
+        return _divergence(logits, rows, seen, config.temperature)
+    ce, ce_grad = _label_term(logits, rows.labels[:, seen])
+    if rows.p is None:
+        return ce, ce_grad
+    kl, kl_grad = _divergence(logits, rows, seen, config.temperature)
+    return kl.lerp(ce, config.label_share), kl_grad.lerp_(ce_grad, config.label_share)
+
+
+def _divergence(logits: Tensor, rows: _Rows, seen: slice, temperature: float) -> tuple[Tensor, Tensor]:
+    assert rows.p is not None
+    p = rows.p[:, seen]
+    log_q = (logits if temperature == 1 else logits.div_(temperature)).log_softmax(-1)
+    kl = rows.negentropy[:, seen] - torch.mul(p, log_q, out=logits).sum(-1)
+    gradient = log_q.exp_().sub_(p)
+    return (kl, gradient) if temperature == 1 else (kl * temperature**2, gradient.mul_(temperature))
+
+
+def _label_term(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    log_q = logits.log_softmax(-1)
+    is_label = (labels >= 0).unsqueeze(-1)
+    label = labels.clamp(min=0).unsqueeze(-1)
+    ce = torch.where(is_label, -log_q.gather(-1, label), 0.0).squeeze(-1)
+    gradient = log_q.exp_().scatter_add_(-1, label, -torch.ones_like(label, dtype=log_q.dtype))
+    return ce, gradient.mul_(is_label)
+
+
+def _draft_ids(target_ids: Tensor, draft_tokens: Tensor | None) -> Tensor:
+    """Draft ids of `target_ids`, −1 for those outside the draft vocabulary."""
+    if draft_tokens is None:
+        return target_ids
+    place = torch.searchsorted(draft_tokens, target_ids.contiguous()).clamp(max=len(draft_tokens) - 1)
+    return torch.where(draft_tokens[place] == target_ids, place, -1)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one training is asked to do, apart from the recipe: target, data, machines, places."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from redrafter_vllm.resolve import WORD, registry_dir
+from training.config import DistillConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training from the target to the exported drafter.
+
+    Attributes:
+        target: folder or hub name of the frozen target.
+        data: `stdlib` for the Python standard library's sources, a folder of Python files, a JSON, JSONL, Parquet or
+            text file of conversations, or the name of a data set on the hub.
+        chat_template: `vicuna`, or a file of Jinja source (default: the tokenizer's own).
+        out: where the drafter goes (default: <target>/redrafter for a target on disk, else the registry).
+        run_dir: where checkpoints, logs and plots go; storage that all machines share (default: <out>.run).
+        init_from: folder of a drafter to start from instead of a new one; its shape replaces the recipe's.
+        num_workers: processes to train with, or an elastic range [least, most]; above 1 they are Ray workers.
+        ray_address: cluster to use (auto: the one this machine belongs to); uses Ray for one worker, too.
+        max_failures: how often Ray may restart the workers from the last checkpoint.
+        device: cpu, cuda, or auto for cuda where there is one.
+        target_dtype: what the target computes in; auto is bfloat16 on cuda and float32 on the CPU.
+        resume: continue from the last checkpoint in the run's folder; false starts over.
+        evaluate: measure simulated tokens per step on held-out prompts at the end.
+        evaluate_every: steps between evaluations by depth.
+        evaluate_windows: held-out windows per evaluation.
+        checkpoint_every: steps between checkpoints.
+        log_every: steps between log entries.
+        max_rise: stop when the running loss exceeds so many times its lowest value.
+        dry_run: print the resolved plan and stop.
+    """
+
+    target: str
+    data: str
+    chat_template: str | None = None
+    out: Path | None = None
+    run_dir: Path | None = None
+    init_from: Path | None = None
+    num_workers: int | tuple[int, int] = 1
+    ray_address: str | None = None
+    max_failures: int = 3
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    target_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    resume: bool = True
+    evaluate: bool = True
+    evaluate_every: int = 200
+    evaluate_windows: int = 16
+    checkpoint_every: int = 200
+    log_every: int = 10
+    max_rise: float = 3.0
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        least, most = self.workers
+        if not 1 <= least <= most:
+            raise ValueError(f"num_workers must be at least 1, or a range [least, most], got {self.num_workers}")
+        if min(self.evaluate_every, self.checkpoint_every, self.log_every, self.max_failures) < 0:
+            raise ValueError("evaluate_every, checkpoint_every, log_every and max_failures must not be negative")
+        if self.evaluate_windows < 1:
+            raise ValueError(f"evaluate_windows must be at least 1, got {self.evaluate_windows}")
+        if not self.max_rise > 1:
+            raise ValueError(f"max_rise must be above 1, got {self.max_rise}")
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """Least and most workers."""
+        return (self.num_workers, self.num_workers) if isinstance(self.num_workers, int) else self.num_workers
+
+    @property
+    def on_ray(self) -> bool:
+        return self.workers[1] > 1 or self.ray_address is not None
+
+    @property
+    def out_dir(self) -> Path:
+        """Where serving looks for the drafter first, unless `out` says otherwise."""
+        if self.out is not None:
+            return self.out
+        folder = Path(self.target)
+        return folder / WORD if folder.is_dir() else registry_dir(self.target)
+
+    @property
+    def run_folder(self) -> Path:
+        out = self.out_dir
+        return self.run_dir or out.with_name(f"{out.name}.run")
+
+    @property
+    def checkpoints(self) -> Path:
+        return (self.run_folder / "checkpoints").resolve()
+
+    def absolute(self) -> "Job":
+        """The same job for a process that runs in another folder."""
+        return replace(
+            self,
+            target=_absolute(self.target),
+            data=_absolute(self.data),
+            chat_template=self.chat_template and _absolute(self.chat_template),
+            out=self.out_dir.absolute(),
+            run_dir=self.run_folder.absolute(),
+            init_from=self.init_from and self.init_from.absolute(),
+        )
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """What the target computes in on `device`."""
+        if self.target_dtype != "auto":
+            return getattr(torch, self.target_dtype)
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+    def identity(self, config: DistillConfig) -> dict[str, Any]:
+        """What must be the same for a checkpoint to be continued."""
+        absolute = self.absolute()
+        return {
+            "target": absolute.target,
+            "data": absolute.data,
+            "chat_template": absolute.chat_template,
+            "init_from": str(absolute.init_from) if absolute.init_from else None,
+            "target_dtype": self.target_dtype,
+            "config": asdict(config),
+        }
+
+
+def _absolute(place: str) -> str:
+    """A path made absolute; a name, such as a model's on the hub, as it is."""
+    path = Path(place).expanduser()
+    return str(path.absolute()) if path.exists() else place
+
+
+def check_rows(job: Job, config: DistillConfig) -> None:
+    """Raises ValueError when a worker would have no row of a batch."""
+    if config.batch_size < job.workers[1]:
+        raise ValueError(
+            f"batch_size counts the rows of all workers together: {config.batch_size} leave some of "
+            f"{job.workers[1]} workers without any"
+        )

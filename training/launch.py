@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop's processes as Ray Train workers. The only module that knows Ray."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch.distributed as dist
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
+)
+from ray.train.collective import barrier, broadcast_from_rank_zero
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from training import checkpoints
+from training.checkpoints import CheckpointWriteError, Write
+from training.context import TrainContext, WorkersFailedError
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """How many workers a training gets, and how often they may die."""
+
+    num_workers: int | tuple[int, int] = 1  # a pair is an elastic range
+    use_gpu: bool = False
+    max_failures: int = 3
+    keep: int = 2
+
+    @property
+    def backend(self) -> str:
+        return "nccl" if self.use_gpu else "gloo"
+
+
+class RayContext(TrainContext):
+    """One worker of a Ray Train group.
+
+    Ray stores what rank 0 reports and remembers the newest checkpoint. Should its record be lost, by a kill in the
+    middle of writing it, the newest complete checkpoint in the run's directory takes its place.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        around = ray.train.get_context()
+        self.rank = around.get_world_rank()
+        self.world_size = around.get_world_size()
+        self.device = get_device()
+        self._directory = directory
+
+    def latest_checkpoint(self) -> Path | None:
+        recorded = ray.train.get_checkpoint()
+        offered = [checkpoints.latest(self._directory), Path(recorded.path) if recorded is not None else None]
+        newest = max((path for path in offered if path is not None), key=lambda path: path.name, default=None)
+        chosen: Path | None = broadcast_from_rank_zero(newest)
+        if chosen is not None and not chosen.is_dir():
+            raise FileNotFoundError(
+                f"{chosen} is not on worker {self.rank}'s machine: --run-dir must be shared storage"
+            )
+        return chosen
+
+    def report(self, step: int, metrics: Mapping[str, float], write: Write | None = None) -> None:
+        published = {**metrics, "step": step, "world_size": self.world_size}
+        if write is None or self.rank != 0:
+            ray.train.report(published)
+            return
+        with tempfile.TemporaryDirectory(prefix="redrafter-") as scratch:
+            try:
+                checkpoints.fill(Path(scratch), write)
+                ray.train.report(
+                    published,
+                    checkpoint=Checkpoint.from_directory(scratch),
+                    checkpoint_dir_name=checkpoints.checkpoint_name(step),
+                )
+            except OSError as problem:
+                raise CheckpointWriteError(checkpoints.write_failure(step, self._directory, problem)) from problem
+
+    def barrier(self) -> None:
+        barrier()
+
+    def total(self, values: Tensor) -> Tensor:
+        if self.world_size == 1:
+            return values
+        summed = values.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    def gather(self, value: Any) -> list[Any]:
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        return DistributedDataParallel(module, broadcast_buffers=False) if self.world_size > 1 else module
+
+
+def run_on_ray(train: Callable[[TrainContext], Any], directory: Path, fleet: Fleet, *, resume: bool = True) -> Any:
+    """Runs `train` in every worker of a new group, from its last checkpoint on; returns what rank 0's call returns.
+
+    A worker that dies takes its group with it, and the group starts again, up to `fleet.max_failures` times; an
+    elastic one with as many workers as there is room for. The same call after the death of the whole job continues.
+
+    Args:
+        directory: checkpoints and Ray's own record of the run; on a cluster, storage that all nodes share.
+
+    Raises:
+        WorkersFailedError: the workers failed more often than allowed; names the last failure.
+    """
+    directory = directory.resolve()
+    if not resume:
+        shutil.rmtree(directory, ignore_errors=True)
+    _set_broken_record_aside(directory)
+
+    def worker() -> Any:
+        return train(RayContext(directory))
+
+    trainer = TorchTrainer(
+        worker,
+        torch_config=TorchConfig(backend=fleet.backend),
+        scaling_config=ScalingConfig(num_workers=fleet.num_workers, use_gpu=fleet.use_gpu),
+        run_config=RunConfig(
+            name=directory.name,
+            storage_path=str(directory.parent),
+            failure_config=FailureConfig(max_failures=fleet.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=fleet.keep),
+        ),
+    )
+    try:
+        return trainer.fit().return_value
+    except TrainingFailedError as problem:
+        raise WorkersFailedError(_reason(problem)) from problem
+
+
+def _reason(problem: TrainingFailedError) -> str:
+    """The last failure in a sentence; the traceback has the rest."""
+    failures = problem.worker_failures if isinstance(problem, WorkerGroupError) else {}
+    told = [f"worker {rank}: {str(failure).strip().splitlines()[-1]}" for rank, failure in sorted(failures.items())]
+    return "; ".join(told) or str(problem).strip()
+
+
+def connect(address: str | None, *, num_cpus: int | None = None) -> None:
+    """Joins the cluster at `address` (`auto`: the one this machine is part of) or starts one here; once per process."""
+    if not ray.is_initialized():
+        ray.init(address=address, num_cpus=num_cpus, log_to_driver=True, include_dashboard=False)
+
+
+def has_gpus(workers: int) -> bool:
+    """Whether the cluster has a GPU for each worker."""
+    return float(ray.cluster_resources().get("GPU", 0)) >= workers
+
+
+def _set_broken_record_aside(directory: Path) -> None:
+    # Ray writes its record in place; a kill in that moment would stop every later run.
+    record = directory / SNAPSHOT
+    if not record.is_file():
+        return
+    try:
+        named = json.loads(record.read_text())
+        names = [result["checkpoint_dir_name"] for result in named.get("checkpoint_results", [])]
+        sound = all((directory / name).is_dir() for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        record.replace(record.with_suffix(".broken"))

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well a drafter predicts its target, by depth, on windows that training has not seen."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding as lookup
+
+from redrafter_vllm.drafter import Drafter
+from training.data import Windows
+from training.frozen_target import FrozenTarget
+from training.losses import num_positions
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class DepthFigures:
+    """Means over positions, by depth 1..T. The truth is what the target says, not what the text holds."""
+
+    loss: tuple[float, ...]  # KL divergence from the target's distribution over the draft vocabulary, nats
+    top: tuple[tuple[float, ...], ...]  # [T][k]: fraction with the target's favourite among the k + 1 best drafts
+    positions: int  # at depth 1
+
+    def named(self) -> dict[str, float]:
+        """`redrafter{i}_loss` and `redrafter{i}_top{k}` for every depth i and k from 1 to 5."""
+        named = {}
+        for depth, (loss, top) in enumerate(zip(self.loss, self.top, strict=True), 1):
+            named[f"redrafter{depth}_loss"] = loss
+            named |= {f"redrafter{depth}_top{k}": value for k, value in enumerate(top, 1)}
+        return named
+
+
+@torch.inference_mode()
+def depth_figures(
+    drafter: Drafter,
+    target: FrozenTarget,
+    windows: Windows,
+    beam_length: int,
+    *,
+    batch_size: int = 4,
+    chunk: int = 128,
+    total: Callable[[Tensor], Tensor] = lambda sums: sums,
+) -> DepthFigures:
+    """Measures `drafter` on `windows` [B, L], fed with their own tokens as in training.
+
+    Args:
+        total: adds up what several processes have measured on their shares.
+    """
+    sums = torch.zeros(beam_length, 2 + TOP, dtype=torch.float64)  # per depth: positions, divergence, hits by rank
+    for batch in (windows.rows(rows) for rows in torch.arange(len(windows)).split(batch_size)):
+        sums += _batch_sums(drafter, target, batch.to(target.device), beam_length, chunk).cpu()
+    sums = total(sums.to(target.device)).cpu()
+    means = sums[:, 1:] / sums[:, :1].clamp(min=1)
+    top = means[:, 1:].cumsum(1)
+    return DepthFigures(tuple(means[:, 0].tolist()), tuple(map(tuple, top.tolist())), int(sums[0, 0]))
+
+
+def _batch_sums(drafter: Drafter, target: FrozenTarget, batch: Windows, beam_length: int, chunk: int) -> Tensor:
+    signals = target.signals(batch.tokens)
+    embedding = target.embedding.to(drafter.dtype)
+    kept = drafter.draft_tokens
+    positions = num_positions(batch.tokens.shape[1], beam_length)
+    sums = torch.zeros(beam_length, 2 + TOP, dtype=torch.float64, device=batch.tokens.device)
+    for first in range(0, positions, chunk):
+        last = min(first + chunk, positions)
+        context_BPH = signals.hidden[:, first:last].to(drafter.dtype)
+        share_BPS = drafter.context_share(context_BPH)
+        state_BPH = drafter.initial_state(context_BPH)
+        for t in range(1, beam_length + 1):
+            fed = slice(first + t, last + t)
+            valid_BP = batch.valid[:, fed]
+            state_BPH = drafter.next_state(state_BPH, lookup(batch.tokens[:, fed], embedding))
+            log_q_BPV = drafter.logits(share_BPS, state_BPH).float().log_softmax(-1)
+            logits_BPV = signals.logits[:, fed].float()
+            best_BP1 = logits_BPV.argmax(-1, keepdim=True)
+            kept_BPV = logits_BPV if kept is None else logits_BPV[..., kept]
+            log_p_BPV = kept_BPV.log_softmax(-1)
+            # -inf in q only counts where p has mass; 0 * inf would be NaN.
+            terms_BPV = torch.where(log_p_BPV > -torch.inf, log_p_BPV.exp() * (log_p_BPV - log_q_BPV), 0.0)
+            top_BPk = log_q_BPV.topk(min(TOP, log_q_BPV.shape[-1]), dim=-1).indices
+            hit_BPk = drafter.target_ids(top_BPk) == best_BP1
+            sums[t - 1, 0] += valid_BP.sum()
+            sums[t - 1, 1] += (terms_BPV.sum(-1) * valid_BP).sum()
+            sums[t - 1, 2 : 2 + hit_BPk.shape[-1]] += (hit_BPk & valid_BP[..., None]).sum((0, 1))
+    return sums

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training will be, before it is: sizes, steps, memory."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from redrafter_vllm.checkpoint import check_checkpoint
+from redrafter_vllm.drafter import Drafter, DrafterConfig
+from training.config import DistillConfig
+from training.job import Job
+
+GIB = 1 << 30
+FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes in parameters and bytes; memory is per worker."""
+
+    drafter: DrafterConfig
+    target_parameters: int
+    drafter_parameters: int
+    tokens_per_step: int
+    memory: dict[str, int]
+
+    @property
+    def total_memory(self) -> int:
+        return sum(self.memory.values())
+
+
+def make_plan(job: Job, config: DistillConfig, device: torch.device) -> Plan:
+    """Reads the target's config, not its weights."""
+    described = AutoConfig.from_pretrained(job.target)
+    with torch.device("meta"):
+        target = AutoModelForCausalLM.from_config(described)
+    text = described.get_text_config()
+    shape = (
+        check_checkpoint(job.init_from)
+        if job.init_from is not None
+        else DrafterConfig(
+            vocab_size=text.vocab_size,
+            hidden_size=text.hidden_size,
+            exit_dim=config.exit_dim or 2 * text.hidden_size,
+            num_draft_layers=config.num_draft_layers,
+            rnn=config.rnn,
+            draft_vocab_size=config.draft_vocab_size,
+        )
+    )
+    with torch.device("meta"):
+        drafter = Drafter(shape)
+    rows = math.ceil(config.batch_size / job.workers[0])
+    return Plan(
+        shape,
+        _count(target),
+        _count(drafter),
+        config.batch_size * config.window,
+        estimate_memory(target, drafter, config, rows, job.dtype_on(device).itemsize),
+    )
+
+
+def estimate_memory(
+    target: nn.Module, drafter: Drafter, config: DistillConfig, rows: int, target_itemsize: int
+) -> dict[str, int]:
+    """Bytes of one worker by purpose: an estimate from the shapes, without allocator overhead and attention.
+
+    Weights, gradients, one moment per inner matrix (Muon), two for all other parameters (AdamW), the target's logits
+    of the whole batch in half precision, and a chunk's logits in float32: the drafter's at one depth with its softmax
+    and gradient, the target's with its softmax.
+    """
+    shape = drafter.config
+    output = sum(p.numel() for p in drafter.parameters() if p.dim() != 2 or p is drafter.output.weight)
+    inner = _count(drafter) - output
+    chunk = rows * min(config.chunk, config.window)
+    return {
+        "target's weights": _count(target) * target_itemsize,
+        "embedding in float32": shape.vocab_size * shape.hidden_size * FLOAT32,
+        "drafter's weights and gradients": 2 * _count(drafter) * FLOAT32,
+        "optimizer": (inner + 2 * output) * FLOAT32,
+        "target's logits": rows * config.window * shape.vocab_size * 2,
+        "logits of a chunk": chunk * 5 * shape.output_size * FLOAT32,
+    }
+
+
+def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, console: Console) -> None:
+    least, most = job.workers
+    where = (
+        "this process"
+        if not job.on_ray
+        else f"{least} to {most} Ray workers"
+        if least < most
+        else f"{most} Ray workers"
+    )
+    shape = plan.drafter
+    budget = config.budget
+    clock = "" if math.isinf(budget.max_seconds) else f" or {budget.max_seconds:g} s, whichever ends first"
+    table = Table(title="plan", show_header=False, title_justify="left")
+    for name, value in (
+        ("target", f"{job.target}: {plan.target_parameters:,} parameters"),
+        ("data", job.data),
+        ("recipe", recipe),
+        (
+            "drafter",
+            f"{plan.drafter_parameters:,} parameters: hidden {shape.hidden_size}, vocabulary {shape.output_size}, head "
+            f"{shape.exit_dim} x {shape.num_draft_layers}{', from ' + str(job.init_from) if job.init_from else ''}",
+        ),
+        ("steps", f"{budget.max_steps:,}{clock}"),
+        ("per step", f"{config.batch_size} rows of {config.window} tokens = {plan.tokens_per_step:,} tokens"),
+        ("all steps", f"at most {budget.max_steps * plan.tokens_per_step:,} tokens, {config.beam_length} drafts each"),
+        ("workers", where),
+        ("drafter goes to", str(job.out_dir)),
+        ("run's folder", str(job.run_folder)),
+    ):
+        table.add_row(name, value)
+    console.print(table)
+    memory = Table(title="memory per worker, estimated", show_header=False, title_justify="left")
+    memory.add_column()
+    memory.add_column(justify="right")
+    for name, size in plan.memory.items():
+        memory.add_row(name, f"{size / GIB:.2f} GiB")
+    memory.add_section()
+    memory.add_row("together", f"{plan.total_memory / GIB:.2f} GiB")
+    console.print(memory)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

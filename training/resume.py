@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that a training's next step depends on, to and from a file."""
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from redrafter_vllm.drafter import Drafter
+from training.context import TrainContext
+from training.optimizer import SplitOptimizer
+
+STATE_FILE = "state.pt"
+
+
+class ResumeError(ValueError):
+    """A checkpoint that this training cannot continue from."""
+
+
+@dataclass
+class Progress:
+    """How far a training is. The data position is `step`: each step takes one batch of the (repeatable) data."""
+
+    step: int = 0
+    seconds: float = 0.0
+    history: list[list[float]] = field(default_factory=list)  # one row of figures per step
+    evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # (step, named figures)
+
+
+def capture(
+    drafter: Drafter,
+    optimizer: SplitOptimizer,
+    progress: Progress,
+    identity: Mapping[str, Any],
+    context: TrainContext,
+) -> dict[str, Any]:
+    """The state to store. All processes take part: each has its own random numbers."""
+    return {
+        "drafter": drafter.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": progress.step,
+        "seconds": progress.seconds,
+        "history": torch.tensor(progress.history, dtype=torch.float64),
+        "evaluations": progress.evaluations,
+        "identity": json.dumps(identity, sort_keys=True, default=str),
+        "rng": context.gather(_random_state(context.device)),
+    }
+
+
+def write_state(state: Mapping[str, Any], directory: Path) -> None:
+    torch.save(dict(state), directory / STATE_FILE)
+
+
+def read_state(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """A stored state, its weights on `device`.
+
+    Raises:
+        ResumeError: the file cannot be read.
+    """
+    try:
+        return torch.load(directory / STATE_FILE, map_location=device, weights_only=True)
+    except Exception as problem:  # torch.load raises whatever its parts do
+        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        raise ResumeError(f"{directory / STATE_FILE} cannot be read ({reason}): remove {directory}") from problem
+
+
+def restore(
+    state: Mapping[str, Any],
+    drafter: Drafter,
+    optimizer: SplitOptimizer,
+    identity: Mapping[str, Any],
+    context: TrainContext,
+) -> Progress:
+    """Puts a stored state back into `drafter`, `optimizer` and the random number generators.
+
+    Raises:
+        ResumeError: the checkpoint belongs to another target, data or configuration.
+    """
+    wanted = json.loads(json.dumps(identity, sort_keys=True, default=str))
+    if changed := _differences(json.loads(state["identity"]), wanted):
+        raise ResumeError(
+            f"the checkpoint of step {state['step']} was made with other settings ({', '.join(changed)}): restore "
+            "them, choose another --run-dir, or start over with --resume false"
+        )
+    drafter.load_state_dict(state["drafter"])
+    optimizer.load_state_dict(state["optimizer"])
+    if context.rank < len(state["rng"]):
+        _set_random_state(state["rng"][context.rank], context.device)
+    history = state["history"].tolist()
+    evaluations = [(int(step), dict(figures)) for step, figures in state["evaluations"]]
+    return Progress(state["step"], state["seconds"], history, evaluations)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`key: old -> new` for every leaf that differs."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += _differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}: {before} -> {after}")
+    return found
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["torch"].cpu())
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

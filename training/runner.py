@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training from start to end: what each process does, and what is done once afterwards."""
+
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from redrafter_vllm.checkpoint import check_against_target
+from redrafter_vllm.drafter import Drafter, DrafterConfig
+from training import checkpoints
+from training.config import DistillConfig
+from training.context import LocalContext, TrainContext
+from training.draft_vocabulary import choose_draft_vocabulary
+from training.evaluate import Drafting, measure
+from training.export import export, provenance
+from training.feed import Feed, FeedSettings, open_feed
+from training.frozen_target import FrozenTarget
+from training.generate import continue_prompts
+from training.guard import DivergedError
+from training.job import Job
+from training.loop import Hooks, StepFigures, build_drafter, distill
+from training.metrics import depth_figures
+from training.plots import plot_training
+from training.recorder import Recorder
+from training.resume import STATE_FILE, read_state
+
+EXPORT_DTYPE = torch.bfloat16
+EVALUATED_TOKENS = 96
+TAIL = 50
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished training leaves to its launcher."""
+
+    drafter_config: dict[str, Any]
+    facts: dict[str, object]  # about the data
+    tokens_per_step: dict[str, dict[str, Any]]  # by shape of the draft, empty when it was not asked for
+
+
+def train_worker(job: Job, config: DistillConfig, context: TrainContext) -> Outcome:
+    """Everything that one process does.
+
+    Raises:
+        FloatingPointError: the training has diverged; names the file with the batch that did it.
+        ResumeError, CheckpointWriteError, ValueError: see `distill`, `open_feed` and `initial_drafter`.
+    """
+    target = load_target(job, context.device)
+    tokenizer = AutoTokenizer.from_pretrained(job.target)
+    settings = FeedSettings(job.data, job.chat_template, config, job.run_folder, job.evaluate_windows)
+    feed = open_feed(settings, target, tokenizer, context)
+    drafter, facts = initial_drafter(target, feed, job, config)
+    first = context.rank == 0
+    recorder = Recorder(job.run_folder / "logs" if first else None, purge_step=_last_step(job) if first else None)
+    hooks = Hooks(
+        evaluate=partial(_held_out_figures, feed=feed, target=target, config=config, context=context),
+        evaluate_every=job.evaluate_every,
+        checkpoint_every=job.checkpoint_every,
+        log_every=job.log_every,
+        log=recorder.log,
+        identity=job.identity(config),
+        max_rise=job.max_rise,
+    )
+    try:
+        distill(drafter, target, feed.batches, config, context=context, hooks=hooks, quiet=not first)
+    except DivergedError as problem:
+        path = problem.store_batch(job.run_folder, context.rank)
+        raise FloatingPointError(f"{problem}; its batch is in {path}") from None
+    finally:
+        recorder.close()
+    measured = tokens_per_step(target, drafter, feed, config) if job.evaluate and first else {}
+    return Outcome(asdict(drafter.config), feed.facts | facts, measured)
+
+
+def load_target(job: Job, device: torch.device) -> FrozenTarget:
+    model = AutoModelForCausalLM.from_pretrained(job.target, dtype=job.dtype_on(device))
+    return FrozenTarget(model.to(device))
+
+
+def initial_drafter(
+    target: FrozenTarget, feed: Feed, job: Job, config: DistillConfig
+) -> tuple[Drafter, dict[str, object]]:
+    """A new drafter, or the one to start from; and what there is to say about its vocabulary.
+
+    Raises:
+        TargetMismatchError: the drafter to start from belongs to a target of other sizes.
+    """
+    if job.init_from is not None:
+        drafter = Drafter.from_pretrained(job.init_from, device=target.device)
+        check_against_target(drafter.config, hidden_size=target.hidden_size, vocab_size=target.vocab_size)
+        return drafter, {}
+    if config.draft_vocab_size is None:
+        return build_drafter(target, config), {}
+    chosen = choose_draft_vocabulary(feed.frequencies(target.vocab_size), config.draft_vocab_size)
+    return build_drafter(target, config, chosen.tokens), {"draft_vocabulary_coverage": chosen.coverage}
+
+
+def tokens_per_step(
+    target: FrozenTarget, drafter: Drafter, feed: Feed, config: DistillConfig
+) -> dict[str, dict[str, Any]]:
+    """What greedy decoding of held-out prompts would gain from the drafter as it is exported, by shape of the draft."""
+    rounded = drafter.to(EXPORT_DTYPE).to(target.embedding.dtype)
+    continued = continue_prompts(target, feed.prompts, EVALUATED_TOKENS)
+    texts = [(text.to(target.device), len(prompt)) for text, prompt in zip(continued, feed.prompts, strict=True)]
+    length = config.beam_length
+    shapes = [Drafting(width, length, width * length) for width in (1, 4)]
+    return {f"{s.beam_width}x{s.beam_length}": asdict(measure(target, rounded, texts, s)) for s in shapes}
+
+
+def run(job: Job, config: DistillConfig, recipe: str, *, program: str = "training") -> dict[str, Any]:
+    """Trains, exports the drafter with its `training.json` and returns what that holds."""
+    started = time.monotonic()
+    outcome = _launch(job, config)
+    newest = checkpoints.latest(job.checkpoints)
+    if newest is None:
+        raise FileNotFoundError(f"the training left no checkpoint in {job.checkpoints}")
+    state = read_state(newest)
+    history = [StepFigures.from_row(row) for row in state["history"].tolist()]
+    evaluations = state["evaluations"]
+    drafter = Drafter(DrafterConfig(**outcome.drafter_config))
+    drafter.load_state_dict(state["drafter"])
+    report = provenance(program) | {
+        "recipe": recipe,
+        "target": job.target,
+        "data": outcome.facts,
+        "config": asdict(config),
+        "parameters": sum(p.numel() for p in drafter.parameters()),
+        "steps": len(history),
+        "training": tail_means(history),
+        "metrics": evaluations[-1][1] if evaluations else {},
+        "held_out": outcome.tokens_per_step,
+        "seconds": round(time.monotonic() - started),
+    }
+    plot_training(history, evaluations, job.run_folder / "training.png")
+    export(drafter, job.out_dir, report, EXPORT_DTYPE)
+    return report
+
+
+def tail_means(history: list[StepFigures]) -> dict[str, object]:
+    """Means over the last steps, which one batch alone would leave noisy."""
+    tail = history[-TAIL:]
+    return {
+        "loss": sum(f.loss for f in tail) / len(tail),
+        "loss_by_depth": [sum(column) / len(tail) for column in zip(*(f.loss_by_depth for f in tail), strict=True)],
+        "agreement_by_depth": [sum(column) / len(tail) for column in zip(*(f.agreement for f in tail), strict=True)],
+    }
+
+
+def _launch(job: Job, config: DistillConfig) -> Outcome:
+    if not job.on_ray:
+        device = torch.device("cuda" if job.device != "cpu" and torch.cuda.is_available() else "cpu")
+        if job.device == "cuda" and device.type != "cuda":
+            raise ValueError("--device cuda was asked for, and torch finds no GPU here")
+        if not job.resume:
+            shutil.rmtree(job.checkpoints, ignore_errors=True)
+        return train_worker(job, config, LocalContext(job.checkpoints, device))
+    try:
+        from training.launch import Fleet, connect, has_gpus, run_on_ray
+    except ImportError as problem:
+        raise ValueError(f"several workers need Ray: pip install 'redrafter-vllm[train]' ({problem})") from None
+    connect(job.ray_address, num_cpus=job.workers[1])
+    use_gpu = job.device == "cuda" or (job.device == "auto" and has_gpus(job.workers[0]))
+    fleet = Fleet(job.num_workers, use_gpu, job.max_failures)
+    return run_on_ray(partial(train_worker, job.absolute(), config), job.checkpoints, fleet, resume=job.resume)
+
+
+def _held_out_figures(
+    drafter: Drafter, step: int, *, feed: Feed, target: FrozenTarget, config: DistillConfig, context: TrainContext
+) -> dict[str, float]:
+    share = feed.held_out.share(context.rank, context.world_size)
+    return depth_figures(
+        drafter,
+        target,
+        share,
+        config.beam_length,
+        batch_size=config.batch_size,
+        chunk=config.chunk,
+        total=context.total,
+    ).named()
+
+
+def _last_step(job: Job) -> int | None:
+    newest: Path | None = checkpoints.latest(job.checkpoints) if job.resume else None
+    return int(read_state(newest)["step"]) if newest is not None and (newest / STATE_FILE).is_file() else None

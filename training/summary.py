@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The end of a training, as a table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from training.job import Job
+from training.metrics import TOP
+
+
+def figures_table(metrics: Mapping[str, float]) -> Table:
+    """Loss and top-k agreement, one row per depth, from `redrafter{i}_loss` and `redrafter{i}_top{k}`."""
+    table = Table(title="held-out text: does the drafter predict the target?", title_justify="left")
+    table.add_column("depth", justify="right")
+    table.add_column("loss, nats", justify="right")
+    for k in range(1, TOP + 1):
+        table.add_column(f"top {k}", justify="right")
+    depth = 1
+    while (loss := metrics.get(f"redrafter{depth}_loss")) is not None:
+        tops = [f"{metrics[f'redrafter{depth}_top{k}']:.1%}" for k in range(1, TOP + 1)]
+        table.add_row(str(depth), f"{loss:.3f}", *tops)
+        depth += 1
+    return table
+
+
+def drafting_table(held_out: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Simulated tokens per step, one row per shape of the draft."""
+    table = Table(title="held-out prompts, greedy: what a drafting round saves", title_justify="left")
+    for name in ("beams x length", "tokens per step", "accepted at depth 1, 2, ...", "steps"):
+        table.add_column(name, justify="right")
+    for shape, figures in held_out.items():
+        accepted = " ".join(f"{rate:.0%}" for rate in figures["acceptance_by_depth"])
+        table.add_row(shape, f"{figures['tokens_per_step']:.2f}", accepted, str(figures["steps"]))
+    return table
+
+
+def print_summary(job: Job, report: Mapping[str, Any], console: Console) -> None:
+    console.print(f"{report['steps']} steps, last loss {report['training']['loss']:.3f}, {report['seconds']} s")
+    if report["metrics"]:
+        console.print(figures_table(report["metrics"]))
+    if report["held_out"]:
+        console.print(drafting_table(report["held_out"]))
+    for what, where in (("drafter", job.out_dir), ("plot and logs", job.run_folder)):
+        console.print(f"{what}: {where}", soft_wrap=True)
