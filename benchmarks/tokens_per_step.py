@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokens per step as training simulates them and as vLLM counts them.
 
-`python -m benchmarks.tokens_per_step --target DIR` takes the same held-out prompts for both, greedily, in float32, at each
-number of beams. Served figures come from vLLM's own speculative-decoding counters. They are not the same number by
+`python -m benchmarks.tokens_per_step --target DIR` takes the same held-out prompts for both, greedily, in float32, at
+each number of beams. Served figures come from vLLM's own speculative-decoding counters. They are not the same number by
 construction: a request's last verification counts whole in vLLM, and only as far as the request goes in the simulation.
 """
 
