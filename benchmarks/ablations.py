@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each part of the training recipe is worth: `python -m benchmarks.ablations --target DIR`.
+
+Every variant differs from ours in the one thing that its name says, and all have the same data, steps, drafter size and
+seeds. `published` is the published recipe: cross-entropy on the data set's own tokens, nothing regenerated. What is
+measured is the number of drafted tokens accepted per verification step, greedy, on held-out prompts, by simulation with
+serving's beam search and tree. Finished trainings are kept in the output folder and not repeated, so an interrupted
+command goes on, and `--seeds` can be shared out over several processes.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.demo.report import store, versions
+from benchmarks.machine import hardware
+from training.config import RECIPES, DistillConfig
+from training.corpus import load_corpus, split
+from training.data import Windows, encode_files, mixed_batches, text_batches
+from training.draft_vocabulary import choose_draft_vocabulary, token_frequencies
+from training.evaluate import Drafting, held_out_texts, measure
+from training.frozen_target import FrozenTarget
+from training.generate import make_responses
+from training.head_loss import LossConfig
+from training.loop import build_drafter, distill
+from training.schedule import Budget
+
+RESULTS = Path(__file__).parent / "results"
+OURS, PUBLISHED = "ours", "published"
+DRAFTINGS = {"1x4": Drafting(1, 4, 4), "4x4": Drafting(4, 4, 16)}
+RESPONSE_SEED = 0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One change to our recipe."""
+
+    group: str
+    name: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def file_stem(self) -> str:
+        return f"{self.group}-{self.name}".replace(" ", "-").replace("/", "-")
+
+
+DATA_LABELS = LossConfig(label_share=1.0, labels="data")
+VARIANTS = (
+    Variant(OURS, "KL at target temperature 0.3"),
+    Variant(PUBLISHED, "cross-entropy on the data", {"loss": DATA_LABELS, "response_fraction": 0.0}),
+    Variant("loss", "cross-entropy on data and responses", {"loss": DATA_LABELS}),
+    Variant("loss", "cross-entropy on the target's favourites", {"loss": LossConfig(label_share=1.0)}),
+    Variant("loss", "KL", {"loss": LossConfig()}),
+    Variant("loss", "KL and the favourites, half each", {"loss": LossConfig(label_share=0.5)}),
+    Variant("depth weights", "equal", {"depth_decay": 1.0}),
+    Variant("depth weights", "decay 0.6", {"depth_decay": 0.6}),
+    Variant("regenerated", "none", {"response_fraction": 0.0}),
+    Variant("regenerated", "half", {"response_fraction": 0.5}),
+    Variant("draft vocabulary", "half", {"draft_vocab_size": 1 / 2}),
+    Variant("draft vocabulary", "quarter", {"draft_vocab_size": 1 / 4}),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    target: Path
+    steps: int = 400
+    seeds: tuple[int, ...] = (0, 1, 2)
+    responses: int = 1024
+    prompts: int = 64
+    new_tokens: int = 96
+    work: Path = Path("build/ablations")
+    out: Path = RESULTS
+
+    def config(self, variant: Variant, seed: int, vocab_size: int) -> DistillConfig:
+        """Ours with the variant's change; a draft vocabulary is given as a part of the target's."""
+        ours = RECIPES["standard"]
+        changes = dict(variant.changes)
+        if part := changes.get("draft_vocab_size"):
+            changes["draft_vocab_size"] = round(vocab_size * part)
+        responses = replace(ours.responses, count=self.responses)
+        return replace(ours, budget=Budget(self.steps), responses=responses, seed=seed, **changes)
+
+
+class Bench:
+    """What all trainings share: the target, its data, its own responses to it and the texts to measure on."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.target = FrozenTarget(AutoModelForCausalLM.from_pretrained(options.target, dtype=torch.float32))
+        tokenizer = AutoTokenizer.from_pretrained(options.target)
+        self.bos = tokenizer.bos_token_id
+        self.files = encode_files(split(load_corpus())[0], tokenizer)
+        self.responses = self._stored_responses()
+        self.texts: list[tuple[Tensor, int]] = held_out_texts(
+            self.target, tokenizer, prompts=options.prompts, new_tokens=options.new_tokens, seed=1
+        )
+
+    def _stored_responses(self) -> Windows:
+        path = self.options.work / f"responses-{self.options.responses}.pt"
+        if not path.is_file():
+            ours = RECIPES["standard"]
+            asked = replace(ours.responses, count=self.options.responses)
+            made = make_responses(self.target, self.files, ours.window, self.bos, asked, RESPONSE_SEED)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".part")
+            torch.save(asdict(made), partial)
+            partial.replace(path)
+        return Windows(**torch.load(path, weights_only=True))
+
+    def train_and_measure(self, variant: Variant, seed: int) -> dict[str, Any]:
+        """One training: its figures by shape of the draft."""
+        config = self.options.config(variant, seed, self.target.vocab_size)
+        draft_tokens, coverage = None, 1.0
+        responses = self.responses if config.response_fraction else None
+        if config.draft_vocab_size is not None:
+            frequencies = token_frequencies(self.files, responses, config.response_fraction, self.target.vocab_size)
+            chosen = choose_draft_vocabulary(frequencies, config.draft_vocab_size)
+            draft_tokens, coverage = chosen.tokens, chosen.coverage
+        drafter = build_drafter(self.target, config, draft_tokens)
+        rows = config.batch_size - round(config.batch_size * config.response_fraction)
+        text = text_batches(self.files, config.window, self.bos, max(rows, 1), seed)
+        batches = mixed_batches(text, responses, config.batch_size, config.response_fraction, seed)
+        history = distill(drafter, self.target, batches, config, quiet=True)
+        return {
+            "group": variant.group,
+            "name": variant.name,
+            "seed": seed,
+            "steps": len(history),
+            "coverage": coverage,
+            "config": asdict(config),
+            "held_out": {
+                shape: asdict(measure(self.target, drafter, self.texts, drafting))
+                for shape, drafting in DRAFTINGS.items()
+            },
+        }
+
+
+def run(options: Options, variants: Sequence[Variant] = VARIANTS) -> list[dict[str, Any]]:
+    """One result per variant and seed, those of earlier runs included."""
+    planned = [(variant, seed) for seed in options.seeds for variant in variants]
+    files = {key: options.work / f"{options.steps}-{key[0].file_stem}-{key[1]}.json" for key in planned}
+    due = [key for key in planned if not files[key].is_file()]
+    if due:
+        options.work.mkdir(parents=True, exist_ok=True)
+        bench = Bench(options)
+        for key in tqdm(due, desc="trainings", unit="run"):
+            if not files[key].is_file():
+                store(files[key], bench.train_and_measure(*key))
+    return [json.loads(files[key].read_text()) for key in planned]
+
+
+def summarise(results: Sequence[dict[str, Any]], shape: str) -> list[dict[str, Any]]:
+    """Drafted tokens accepted per step by variant: mean and standard deviation over seeds, and against `published`."""
+    accepted: dict[tuple[str, str], list[float]] = {}
+    for result in results:
+        key = (result["group"], result["name"])
+        accepted.setdefault(key, []).append(result["held_out"][shape]["tokens_per_step"] - 1)
+    means = {key: statistics.mean(values) for key, values in accepted.items()}
+    published = next((mean for (group, _), mean in means.items() if group == PUBLISHED), None)
+    return [
+        {
+            "group": key[0],
+            "name": key[1],
+            "accepted_per_step": means[key],
+            "standard_deviation": statistics.stdev(values) if len(values) > 1 else None,
+            "seeds": len(values),
+            "over_published": means[key] / published - 1 if published else None,
+        }
+        for key, values in accepted.items()
+    ]
+
+
+def print_table(rows: Sequence[dict[str, Any]], shape: str, console: Console) -> None:
+    table = Table(title=f"drafted tokens accepted per step, beams {shape}", title_justify="left")
+    for column in ("group", "variant", "accepted", "± over seeds", "against published"):
+        table.add_column(column)
+    for row in rows:
+        deviation, gain = row["standard_deviation"], row["over_published"]
+        table.add_row(
+            row["group"],
+            row["name"],
+            f"{row['accepted_per_step']:.3f}",
+            "" if deviation is None else f"{deviation:.3f}",
+            "" if gain is None else f"{gain:+.1%}",
+        )
+    console.print(table)
+
+
+def parse_args(argv: Sequence[str]) -> Options:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ablations",
+        description="What each part of the training recipe is worth.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--target", type=Path, required=True, help="folder of the target")
+    parser.add_argument("--steps", type=int, default=400, help="of every training")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="each variant is trained once with each"
+    )
+    parser.add_argument("--responses", type=int, default=1024, help="texts that the target writes itself, once")
+    parser.add_argument("--prompts", type=int, default=64, help="held-out prompts to measure on")
+    parser.add_argument("--new-tokens", type=int, default=96, help="tokens that each is continued by")
+    parser.add_argument("--work", type=Path, default=Path("build/ablations"), help="folder for finished trainings")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file")
+    args = parser.parse_args(argv)
+    return Options(**{**vars(args), "seeds": tuple(args.seeds)})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    options, console = parse_args(argv), Console()
+    results = run(options)
+    summaries = {shape: summarise(results, shape) for shape in DRAFTINGS}
+    for shape, rows in summaries.items():
+        print_table(rows, shape, console)
+    report = {
+        "command": shlex.join(["python", "-m", "benchmarks.ablations", *argv]),
+        "date": date.today().isoformat(),
+        "versions": versions(),
+        "hardware": hardware("cpu")[1],
+        "summary": summaries,
+        "results": results,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / f"ablations_{hardware('cpu')[0]}_{report['date']}.json"
+    store(file, report)
+    console.print(file)
+
+
+if __name__ == "__main__":
+    main()

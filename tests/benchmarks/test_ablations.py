@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.ablations import PUBLISHED, VARIANTS, Options, Variant, run, summarise
+from benchmarks.demo.options import ASSET
+from training.head_loss import LossConfig
+
+
+def result(group: str, tokens_per_step: float) -> dict[str, Any]:
+    return {"group": group, "name": "x", "held_out": {"4x4": {"tokens_per_step": tokens_per_step}}}
+
+
+def test_gains_count_accepted_drafts_only() -> None:
+    results = [result("ours", 2.4), result(PUBLISHED, 2.0), result("ours", 2.6), result(PUBLISHED, 2.0)]
+    ours, published = summarise(results, "4x4")
+    # 1.4 and 1.6 drafts per step on average are 1.5, half as many again as the published recipe's 1.0.
+    assert ours["accepted_per_step"] == pytest.approx(1.5)
+    assert ours["over_published"] == pytest.approx(0.5)
+    assert ours["standard_deviation"] == pytest.approx(0.02**0.5)
+    assert published["over_published"] == 0.0
+    assert ours["seeds"] == 2
+
+
+def test_variants_change_what_they_name() -> None:
+    options = Options(Path("t"), steps=7)
+    configs = {v.file_stem: options.config(v, 3, 1000) for v in VARIANTS}
+    assert len(configs) == len(VARIANTS)
+    ours = options.config(VARIANTS[0], 3, 1000)
+    assert (ours.budget.max_steps, ours.seed, ours.draft_vocab_size) == (7, 3, None)
+    for variant in VARIANTS[1:]:
+        assert options.config(variant, 3, 1000) != ours, variant.name
+    published = next(v for v in VARIANTS if v.group == PUBLISHED)
+    config = options.config(published, 3, 1000)
+    assert config.loss == LossConfig(label_share=1.0, labels="data")
+    assert config.response_fraction == 0
+    assert options.config(VARIANTS[-1], 3, 1000).draft_vocab_size == 250
+
+
+@pytest.mark.skipif(not ASSET.is_dir(), reason="the small target is not committed here")
+def test_finished_trainings_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variants = [Variant("a", "full"), Variant("b", "quarter", {"draft_vocab_size": 1 / 4})]
+    options = Options(ASSET, steps=2, seeds=(0,), responses=4, prompts=2, new_tokens=12, work=tmp_path)
+    first = run(options, variants)
+    assert [(r["group"], r["steps"]) for r in first] == [("a", 2), ("b", 2)]
+    assert first[0]["coverage"] == 1.0 > first[1]["coverage"] > 0.5
+    assert all(r["held_out"]["4x4"]["tokens_per_step"] >= 1 for r in first)
+    stamps = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    wider = Options(ASSET, steps=2, seeds=(0, 1), responses=4, prompts=2, new_tokens=12, work=tmp_path)
+    second = run(wider, variants)
+    assert second[:2] == first and len(second) == 4
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in stamps} == stamps
