@@ -9,6 +9,7 @@ command goes on, and `--seeds` can be shared out over several processes.
 """
 
 import argparse
+import hashlib
 import json
 import shlex
 import statistics
@@ -97,6 +98,14 @@ class Options:
         responses = replace(ours.responses, count=self.responses)
         return replace(ours, budget=Budget(self.steps), responses=responses, seed=seed, **changes)
 
+    def file(self, variant: Variant, seed: int) -> Path:
+        """Where the result of one training is kept; the name changes with everything that it depends on."""
+        weights = (self.target / "model.safetensors").stat()
+        asked = [str(self.target), weights.st_size, weights.st_mtime_ns, self.prompts, self.new_tokens]
+        asked += [asdict(self.config(variant, seed, 1 << 16))]
+        digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
+        return self.work / f"{variant.file_stem}-{seed}-{digest}.json"
+
 
 class Bench:
     """What all trainings share: the target, its data, its own responses to it and the texts to measure on."""
@@ -113,7 +122,8 @@ class Bench:
         )
 
     def _stored_responses(self) -> Windows:
-        path = self.options.work / f"responses-{self.options.responses}.pt"
+        weights = (self.options.target / "model.safetensors").stat()
+        path = self.options.work / f"responses-{self.options.responses}-{weights.st_mtime_ns}.pt"
         if not path.is_file():
             ours = RECIPES["standard"]
             asked = replace(ours.responses, count=self.options.responses)
@@ -154,16 +164,15 @@ class Bench:
 
 def run(options: Options, variants: Sequence[Variant] = VARIANTS) -> list[dict[str, Any]]:
     """One result per variant and seed, those of earlier runs included."""
-    planned = [(variant, seed) for seed in options.seeds for variant in variants]
-    files = {key: options.work / f"{options.steps}-{key[0].file_stem}-{key[1]}.json" for key in planned}
-    due = [key for key in planned if not files[key].is_file()]
+    planned = [(variant, seed, options.file(variant, seed)) for seed in options.seeds for variant in variants]
+    due = [job for job in planned if not job[2].is_file()]
     if due:
         options.work.mkdir(parents=True, exist_ok=True)
         bench = Bench(options)
-        for key in tqdm(due, desc="trainings", unit="run"):
-            if not files[key].is_file():
-                store(files[key], bench.train_and_measure(*key))
-    return [json.loads(files[key].read_text()) for key in planned]
+        for variant, seed, file in tqdm(due, desc="trainings", unit="run"):
+            if not file.is_file():  # another process may have done it meanwhile
+                store(file, bench.train_and_measure(variant, seed))
+    return [json.loads(file.read_text()) for _, _, file in planned]
 
 
 def summarise(results: Sequence[dict[str, Any]], shape: str) -> list[dict[str, Any]]:
