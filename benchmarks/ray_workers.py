@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training steps per second of Ray workers, one against several: `python -m benchmarks.ray_workers --target DIR`.
+
+Batches are the same whatever the number of workers, which share their rows. Every worker computes with one thread.
+Rounds alternate between the fleets; each is a Ray Train run of its own, whose first steps, start-up included, do not count.
+"""
+
+import argparse
+import os
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+from benchmarks.demo.report import store, versions
+from benchmarks.machine import hardware
+from training.config import RECIPES
+from training.context import TrainContext
+from training.data import Windows
+from training.frozen_target import FrozenTarget
+from training.loop import build_drafter, distill
+from training.schedule import Budget
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    target: Path
+    workers: int = 2
+    batch_size: int = 8
+    warm_up: int = 5
+    steps: int = 30
+    rounds: int = 3
+    out: Path = RESULTS
+
+
+def stamped_batches(vocab_size: int, options: Options, window: int, stamps: list[float]) -> Iterator[Windows]:
+    """Random rows, the same in every process; notes when each batch was asked for."""
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        stamps.append(time.perf_counter())
+        yield Windows.full(torch.randint(vocab_size, (options.batch_size, window), generator=generator))
+
+
+def train(options: Options, context: TrainContext) -> list[float]:
+    """What one worker does; the seconds of each step after the warm-up."""
+    torch.set_num_threads(1)
+    target = FrozenTarget(AutoModelForCausalLM.from_pretrained(options.target, dtype=torch.float32))
+    recipe = replace(
+        RECIPES["standard"], budget=Budget(options.warm_up + options.steps + 1), batch_size=options.batch_size
+    )
+    stamps: list[float] = []
+    batches = stamped_batches(target.vocab_size, options, recipe.window, stamps)
+    distill(build_drafter(target, recipe), target, batches, recipe, context=context, quiet=True)
+    return [after - before for before, after in pairwise(stamps)][options.warm_up :]
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Median seconds per step by round and number of workers, and the ratio of the medians over all rounds."""
+    import ray
+
+    from training.launch import Fleet, run_on_ray
+
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}}
+    ray.init(num_cpus=options.workers, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+    medians: dict[int, list[float]] = {1: [], options.workers: []}
+    with tempfile.TemporaryDirectory(prefix="redrafter-") as scratch:
+        for number in range(options.rounds):
+            for workers, found in medians.items():
+                folder = Path(scratch) / f"{number}-{workers}"
+                absolute = replace(options, target=options.target.resolve())
+                seconds = run_on_ray(partial(train, absolute), folder, Fleet(num_workers=workers, max_failures=0))
+                found.append(statistics.median(seconds))
+    ray.shutdown()
+    overall = {workers: statistics.median(found) for workers, found in medians.items()}
+    return {
+        "seconds_per_step": {str(workers): found for workers, found in medians.items()},
+        "median": {str(workers): value for workers, value in overall.items()},
+        "speedup": overall[1] / overall[options.workers],
+    }
+
+
+def parse_args(argv: Sequence[str]) -> Options:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ray_workers",
+        description="Training steps per second of Ray workers, one against several.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--target", type=Path, required=True, help="folder of the target")
+    parser.add_argument("--workers", type=int, default=2, help="against one")
+    parser.add_argument("--batch-size", type=int, default=8, help="rows per step, over all workers together")
+    parser.add_argument("--warm-up", type=int, default=5, help="steps of each run that do not count")
+    parser.add_argument("--steps", type=int, default=30, help="steps of each run that count")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each fleet")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file")
+    options = Options(**vars(parser.parse_args(argv)))
+    if options.workers < 2 or min(options.warm_up, options.steps, options.rounds) < 1:
+        parser.error("needs at least 2 workers and 1 warm-up step, step and round")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    options, console = parse_args(argv), Console()
+    report = {
+        "command": shlex.join(["python", "-m", "benchmarks.ray_workers", *argv]),
+        "date": date.today().isoformat(),
+        "versions": versions(),
+        "hardware": hardware("cpu")[1],
+        "options": {key: str(value) for key, value in asdict(options).items() if key != "out"},
+        **run(options),
+    }
+    for workers, seconds in report["median"].items():
+        console.print(f"{workers} worker(s): {seconds:.3f} s per step of {options.batch_size} rows")
+    console.print(f"{options.workers} workers are {report['speedup']:.2f} times as fast as one")
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / f"ray-workers_{hardware('cpu')[0]}_{report['date']}.json"
+    store(file, report)
+    console.print(file)
+
+
+if __name__ == "__main__":
+    main()
