@@ -2,7 +2,7 @@
 """Training steps per second of Ray workers, one against several: `python -m benchmarks.ray_workers --target DIR`.
 
 Batches are the same whatever the number of workers, which share their rows. Every worker computes with one thread.
-Rounds alternate between the fleets; each is a Ray Train run of its own, whose first steps, start-up included, do not count.
+Rounds alternate between the fleets; each is a Ray Train run of its own, whose first steps do not count.
 """
 
 import argparse
