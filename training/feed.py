@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from training.borders import show_borders
 from training.config import DistillConfig
 from training.context import TrainContext
 from training.conversation_feed import (
     answer_example,
-    collate,
     conversation_batches,
     first_prompt,
+    held_out_rows,
     hold_out,
     write_answers,
 )
@@ -111,6 +112,8 @@ def conversation_feed(
 
         answers = [answer_example(*text) for text in _once_per_run(settings, len(training), write, context)]
     least = config.beam_length + 1
+    packed = config.packing and _can_pack(target, context)
+    window = config.window if packed else None
     return Feed(
         conversation_batches(
             training,
@@ -119,8 +122,9 @@ def conversation_feed(
             answer_fraction=config.response_fraction,
             least=least,
             seed=config.seed,
+            window=window,
         ),
-        collate(held_out[: settings.held_out_windows], least),
+        held_out_rows(held_out[: settings.held_out_windows], least, window),
         [prompt for prompt in map(first_prompt, held_out) if len(prompt)][:EVALUATION_PROMPTS],
         partial(_frequencies, training, answers, config.response_fraction),
         {
@@ -130,8 +134,17 @@ def conversation_feed(
             "truncated": report.truncated,
             "training": len(training),
             "held_out": len(held_out),
+            "packed": packed,
         },
     )
+
+
+def _can_pack(target: FrozenTarget, context: TrainContext) -> bool:
+    """Whether the target keeps the documents of a row apart, as rank 0 finds it."""
+    found = bool(context.of_first(float(show_borders(target))))
+    if not found and context.rank == 0:
+        print(f"{type(target.model).__name__} does not keep packed documents apart: each gets a row of its own")
+    return found
 
 
 def _frequencies(
