@@ -25,14 +25,14 @@ from training.conversation_feed import (
     hold_out,
     write_answers,
 )
-from training.conversations import load_conversations
 from training.corpus import extract_prompts, load_corpus, split
 from training.data import Windows, encode_files, mixed_batches, text_batches
 from training.draft_vocabulary import token_frequencies
 from training.evaluate import held_out_windows
-from training.examples import Example, ExampleEncoder, encode_all
+from training.examples import Example
 from training.frozen_target import FrozenTarget
 from training.generate import make_responses
+from training.prepared import load_examples
 
 STDLIB = "stdlib"
 EVALUATION_PROMPTS = 32
@@ -58,6 +58,7 @@ class FeedSettings:
     config: DistillConfig
     folder: Path  # for what is made once per run
     held_out_windows: int
+    examples: Path | None = None  # where prepared conversations are, if they are
 
 
 def is_source_code(data: str) -> bool:
@@ -98,9 +99,9 @@ def conversation_feed(
 ) -> Feed:
     """Conversations, and the target's own answers to their first prompts."""
     config, quiet = settings.config, context.rank != 0
-    conversations, report = load_conversations([settings.data])
-    encoder = ExampleEncoder(tokenizer, config.window, settings.chat_template)
-    examples = encode_all(conversations, encoder, report, quiet=quiet)
+    examples, report = load_examples(
+        settings.examples, settings.data, tokenizer, config.window, settings.chat_template, quiet=quiet
+    )
     if not quiet:
         print(report)
     training, held_out = hold_out(examples)
