@@ -5,19 +5,23 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from training.__main__ import main
 from training.conversations import load_conversations
 from training.data_report import DataError, DataReport
 from training.examples import Example, ExampleEncoder, encode_all
+from training.job import Job
 from training.pieces import Piece, cut
+from training.prepared import examples_file, load_examples, prepare_examples, wants_ray
 from training.sources import read_records
 from training.tokenizer import train_tokenizer
 
@@ -27,6 +31,7 @@ pytest.importorskip("pyarrow", reason="pyarrow is not installed (the `train` ext
 from training.example_store import read_store, write_store  # noqa: E402
 from training.ingest import EncodePieces, ingest  # noqa: E402
 
+ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
 Examples = tuple[list[Example], DataReport]
 
 
@@ -156,7 +161,10 @@ def test_hub_data_sets(session: None, encoder: ExampleEncoder, tmp_path: Path, m
     assert_same(read_store(tmp_path / "store.parquet"), expected)
 
 
-def test_useless_data_is_told_and_leaves_nothing(session: None, encoder: ExampleEncoder, tmp_path: Path) -> None:
+def test_useless_data_is_told_and_leaves_nothing(
+    encoder: ExampleEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.ingest._encoded", InTurn)
     source, store = tmp_path / "data.jsonl", tmp_path / "store.parquet"
     source.write_text('{"messages": [{"role": "user", "content": "x"}]}\n' * 3)
     with pytest.raises(DataError, match="none of the 3 records"):
@@ -168,6 +176,54 @@ def test_useless_data_is_told_and_leaves_nothing(session: None, encoder: Example
     with pytest.raises(DataError, match="chat template"):
         ingest(str(source), ExampleEncoder(encoder.tokenizer, 300), store)
     assert not store.exists()
+
+
+def test_the_command_trains_the_same_drafter_either_way(
+    session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, data = tmp_path / "target", tmp_path / "data.jsonl"
+    shutil.copytree(ASSET, target, ignore=shutil.ignore_patterns("redrafter*"))
+    data.write_text("\n".join(broken_lines()))
+    arguments = (
+        f"--target {target} --data {data} --chat-template vicuna --max-steps 3 --window 320 --batch-size 2 "
+        "--beam-length 2 --response-fraction 0 --evaluate-windows 2 --evaluate false --device cpu"
+    ).split()
+    shown, weights = [], []
+    for way in ("ray", "direct"):
+        assert main([*arguments, "--ingest", way, "--out", str(tmp_path / way)]) == 0
+        shown.append([line for line in capsys.readouterr().out.splitlines() if "lines.jsonl" in line or "used" in line])
+        weights.append((tmp_path / way / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    assert shown[0] == shown[1] != []
+    reports = [json.loads((tmp_path / way / "training.json").read_text())["data"] for way in ("ray", "direct")]
+    assert reports[0] == reports[1]
+    assert reports[0]["packed"]
+    # Seven are broken, and one has a prompt that leaves no room for the answer.
+    assert reports[0]["skipped"] == 8
+    (stored,) = (tmp_path / "ray.run").glob("examples-*.parquet")
+    assert not list((tmp_path / "direct.run").glob("examples-*"))
+
+    # What is stored is what counts from then on, whatever has become of the source.
+    job = Job(str(target), str(data), chat_template="vicuna", ingest="ray", out=tmp_path / "ray")
+    assert examples_file(job, 320) == stored
+    data.unlink()
+    prepare_examples(job, 320)
+    examples, _ = load_examples(stored, str(data), train_tokenizer(["x"], 300), 320, "vicuna", quiet=True)
+    assert len(examples) == reports[0]["training"] + reports[0]["held_out"]
+    with pytest.raises(DataError, match="no such file"):
+        prepare_examples(replace(job, resume=False), 320)
+    assert not stored.exists()
+
+
+def test_who_ingests_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_bytes(b"x" * 100)
+    assert not wants_ray(Job("target", str(data)))
+    assert wants_ray(Job("target", str(data), num_workers=2))
+    assert wants_ray(Job("target", str(data), ingest="ray"))
+    assert not wants_ray(Job("target", str(data), ingest="direct", num_workers=2))
+    monkeypatch.setattr("training.prepared.LARGE", 100)
+    assert wants_ray(Job("target", str(data)))
 
 
 def test_a_store_is_whole_or_not_there(tmp_path: Path) -> None:
