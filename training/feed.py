@@ -67,6 +67,11 @@ def is_source_code(data: str) -> bool:
     return data == STDLIB or (folder.is_dir() and next(folder.rglob("*.py"), None) is not None)
 
 
+def holds_conversations(data: str) -> bool:
+    """Whether `data` is to be read, templated and tokenised by conversations."""
+    return not is_source_code(data)
+
+
 def source_code_feed(
     settings: FeedSettings, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, context: TrainContext
 ) -> Feed:
@@ -113,8 +118,7 @@ def conversation_feed(
 
         answers = [answer_example(*text) for text in _once_per_run(settings, len(training), write, context)]
     least = config.beam_length + 1
-    packed = config.packing and _can_pack(target, context)
-    window = config.window if packed else None
+    window = packed_window(config, target, context)
     return Feed(
         conversation_batches(
             training,
@@ -135,17 +139,20 @@ def conversation_feed(
             "truncated": report.truncated,
             "training": len(training),
             "held_out": len(held_out),
-            "packed": packed,
+            "packed": window is not None,
         },
     )
 
 
-def _can_pack(target: FrozenTarget, context: TrainContext) -> bool:
-    """Whether the target keeps the documents of a row apart, as rank 0 finds it."""
-    found = bool(context.of_first(float(show_borders(target))))
-    if not found and context.rank == 0:
+def packed_window(config: DistillConfig, target: FrozenTarget, context: TrainContext) -> int | None:
+    """Tokens of a row to pack conversations into; None for a row each, as wanted or as the target needs it."""
+    if not config.packing:
+        return None
+    if context.of_first(float(show_borders(target))):
+        return config.window
+    if context.rank == 0:
         print(f"{type(target.model).__name__} does not keep packed documents apart: each gets a row of its own")
-    return found
+    return None
 
 
 def _frequencies(
@@ -182,6 +189,6 @@ def open_feed(
     Raises:
         DataError: it names nothing that can be read or used.
     """
-    if is_source_code(settings.data):
-        return source_code_feed(settings, target, tokenizer, context)
-    return conversation_feed(settings, target, tokenizer, context)
+    if holds_conversations(settings.data):
+        return conversation_feed(settings, target, tokenizer, context)
+    return source_code_feed(settings, target, tokenizer, context)

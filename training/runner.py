@@ -19,7 +19,7 @@ from training.context import LocalContext, TrainContext
 from training.draft_vocabulary import choose_draft_vocabulary
 from training.evaluate import Drafting, measure
 from training.export import export, provenance
-from training.feed import Feed, FeedSettings, is_source_code, open_feed
+from training.feed import Feed, FeedSettings, holds_conversations, open_feed
 from training.frozen_target import FrozenTarget
 from training.generate import continue_prompts
 from training.guard import DivergedError
@@ -175,7 +175,7 @@ def _launch(job: Job, config: DistillConfig) -> Outcome:
 
 
 def _prepare(job: Job, config: DistillConfig) -> None:
-    if not is_source_code(job.data):
+    if holds_conversations(job.data):
         prepare_examples(job, config.window)
 
 

@@ -2,6 +2,7 @@
 """A packed row teaches what its documents teach alone."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from training.context import LocalContext
 from training.conversation_feed import collate, conversation_batches, held_out_rows
 from training.data import Windows
 from training.examples import Example
+from training.feed import packed_window
 from training.frozen_target import FrozenTarget
 from training.head_loss import LossConfig
 from training.loop import Hooks, build_drafter, distill
@@ -124,12 +126,6 @@ def test_packed_logits_are_those_of_the_documents_alone(name: str, attention: st
         leaky = target.signals(batch.tokens, batch.positions).logits[0, 7:14]
         alone = target.signals(rows[0][1].tokens[None].long()).logits[0]
         assert (leaky - alone).abs().max() > 0.1
-
-
-def test_a_recurrent_target_is_not_packed() -> None:
-    torch.manual_seed(0)
-    config = MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, state_size=4, initializer_range=0.5)
-    assert not show_borders(FrozenTarget(MambaForCausalLM(config)))
 
 
 def sum_over_terms(
@@ -294,3 +290,13 @@ def test_resume_is_bit_identical(tmp_path: Path) -> None:
         state = read_state(tmp_path / name / "step-00000008")
         weights.append(torch.cat([tensor.flatten() for tensor in state["drafter"].values()]))
     assert torch.equal(*weights)
+
+
+def test_rows_are_packed_where_wanted_and_heeded(capsys: pytest.CaptureFixture[str]) -> None:
+    assert packed_window(CONFIG, make_target("llama"), LocalContext()) == 24
+    assert packed_window(replace(CONFIG, packing=False), make_target("llama"), LocalContext()) is None
+    assert capsys.readouterr().out == ""
+    config = MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, state_size=4, initializer_range=0.5)
+    torch.manual_seed(0)
+    assert packed_window(CONFIG, FrozenTarget(MambaForCausalLM(config)), LocalContext()) is None
+    assert "MambaForCausalLM" in capsys.readouterr().out
