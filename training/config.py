@@ -49,6 +49,7 @@ class DistillConfig:
         rnn: whether the state is a recurrence; false sums embeddings.
         draft_vocab_size: trim the drafter's vocabulary to so many tokens, the most frequent of the data.
         window: tokens per row.
+        packing: fill each row with several conversations; false gives each a row of its own.
         batch_size: rows per step, over all workers together.
         response_fraction: part of the rows that the target has written itself.
         learning_rate: peak learning rate.
@@ -68,6 +69,7 @@ class DistillConfig:
     draft_vocab_size: int | None = None
     loss: LossConfig = field(default_factory=lambda: LossConfig(target_temperature=0.3))
     window: int = 256
+    packing: bool = True
     batch_size: int = 4
     response_fraction: float = 0.5
     responses: ResponseConfig = field(default_factory=ResponseConfig)

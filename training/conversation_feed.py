@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversations as training batches: one document per row, loss on the answers only, first answers also rewritten.
+"""Conversations as training batches: loss on the answers only, first answers also rewritten.
 
-Rows are as long as the longest of their batch. Of the conversations 5 % are held out, the same ones for every seed.
+Rows are packed with several conversations, or hold one each and are as long as the longest of their batch. Of the
+conversations 5 % are held out, the same ones for every seed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from training.data_report import DataError
 from training.examples import Example
 from training.frozen_target import FrozenTarget
 from training.generate import continue_prompts
+from training.packing import Packing, arrange
 
 HELD_OUT_SHARE = 20
 ROW_MULTIPLE = 16  # row lengths repeat, which spares allocators and compilers new shapes
@@ -36,12 +38,7 @@ def hold_out(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]
 def collate(examples: Sequence[Example], least: int) -> Windows:
     """Rows of one example each, padded; a position counts when the token after it is to be learned. [B, L >= least]"""
     longest = max(least, *(len(example) for example in examples))
-    shape = (len(examples), -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE)
-    tokens, valid = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
-    for row, example in enumerate(examples):
-        tokens[row, : len(example)] = example.tokens
-        valid[row, : len(example) - 1] = example.loss[1:]
-    return Windows(tokens, valid)
+    return arrange([[example] for example in examples], -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE)
 
 
 def conversation_batches(
@@ -52,17 +49,31 @@ def conversation_batches(
     answer_fraction: float,
     least: int,
     seed: int,
+    window: int | None = None,
 ) -> Iterator[Windows]:
     """Endless batches of which `answer_fraction` of the rows come from `answers`; each source in a new order per pass.
+
+    Args:
+        least: fewest tokens of a row.
+        window: pack several examples into each row of so many tokens; None gives each example a row of its own.
 
     Raises:
         ValueError: rows of a source are wanted that is empty.
     """
     wanted = round(batch_size * answer_fraction)
     sources = [(conversations, batch_size - wanted), (answers, wanted)]
-    streams = [(_shuffled(source, seed + number), rows) for number, (source, rows) in enumerate(sources) if rows]
+    streams = [(_row_stream(source, seed + number, window), rows) for number, (source, rows) in enumerate(sources)]
     while True:
-        yield collate([next(stream) for stream, rows in streams for _ in range(rows)], least)
+        chosen = [next(stream) for stream, rows in streams for _ in range(rows)]
+        yield collate([example for (example,) in chosen], least) if window is None else arrange(chosen, window)
+
+
+def held_out_rows(examples: Sequence[Example], least: int, window: int | None) -> Windows:
+    """The examples to measure on, in rows like those of the batches."""
+    if window is None:
+        return collate(examples, least)
+    packing = Packing(examples, window, seed=0)
+    return packing.rows(range(len(packing)))
 
 
 def first_prompt(example: Example) -> Tensor:
@@ -103,10 +114,14 @@ def answer_example(text: Tensor, start: int) -> Example:
     return Example("written by the target", text.int(), torch.arange(len(text)) >= start)
 
 
-def _shuffled(source: Sequence[Example], seed: int) -> Iterator[Example]:
+def _row_stream(source: Sequence[Example], seed: int, window: int | None) -> Iterator[Sequence[Example]]:
+    """The examples of each row, pass after pass over the source, endlessly."""
     if not source:
         raise ValueError("rows of a batch should come from a source of data that is empty")
     generator = torch.Generator().manual_seed(seed)
     while True:
-        for index in torch.randperm(len(source), generator=generator).tolist():
-            yield source[index]
+        if window is None:
+            yield from ([source[index]] for index in torch.randperm(len(source), generator=generator).tolist())
+        else:
+            packing = Packing(source, window, int(torch.randint(2**31, (), generator=generator)))
+            yield from map(packing.members, range(len(packing)))

@@ -177,6 +177,17 @@ def normalise(record: Record, form: Form) -> Conversation:
     return Conversation(record.where, turns=_check_turns(content))
 
 
+def usable(record: Record, form: Form, *, need_answers: bool = True) -> Conversation:
+    """
+    Raises:
+        UnusableRecord: as `normalise`; or there is no answer, and one is needed.
+    """
+    conversation = normalise(record, form)
+    if need_answers and conversation.text is None and not conversation.answers:
+        raise UnusableRecord(Reason.NO_ASSISTANT)
+    return conversation
+
+
 def _check_turns(raw: list[tuple[str, Any]]) -> tuple[Turn, ...]:
     turns = [_check_turn(number, role, content) for number, (role, content) in enumerate(raw)]
     if turns and turns[0].role == "system" and not turns[0].content.strip():
@@ -227,9 +238,7 @@ def iter_conversations(
     try:
         for record in chain(head, records):
             try:
-                conversation = normalise(record, form)
-                if need_answers and conversation.text is None and not conversation.answers:
-                    raise UnusableRecord(Reason.NO_ASSISTANT)
+                conversation = usable(record, form, need_answers=need_answers)
             except UnusableRecord as problem:
                 own.skip(record.where, problem)
                 continue

@@ -2,26 +2,34 @@
 """Windows of tokens to train on."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from training import documents
 from training.corpus import SourceFile
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Token windows and which of their tokens count (padding after the end of a response does not)."""
+    """Token windows and which of their tokens count (padding after the end of a response does not).
+
+    With `document` a row may hold several documents, and the tokens that count are those whose next one is of the same
+    document and to be learned.
+    """
 
     tokens: Tensor  # [B, L] int64
-    valid: Tensor  # [B, L] bool, a prefix of each row
+    valid: Tensor  # [B, L] bool, a prefix of each row unless there are documents
+    document: Tensor | None = None  # [B, L] int64, see `training.documents`
 
     def __post_init__(self) -> None:
         if self.tokens.shape != self.valid.shape or self.tokens.dim() != 2:
             raise ValueError(f"windows need tokens and valid [B, L], got {self.tokens.shape} and {self.valid.shape}")
+        if self.document is not None and self.document.shape != self.tokens.shape:
+            raise ValueError(f"documents of {tuple(self.document.shape)} do not fit tokens {tuple(self.tokens.shape)}")
 
     @classmethod
     def full(cls, tokens: Tensor) -> "Windows":
@@ -30,8 +38,17 @@ class Windows:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def positions(self) -> Tensor | None:
+        """What to show the target of the borders between documents. [B, L]"""
+        return None if self.document is None else documents.positions_in(self.document)
+
+    def terms(self, depth: int, first: int, last: int) -> Tensor:
+        """Which context positions first <= p < last count at a depth, see `documents.terms`. [B, last - first]"""
+        return documents.terms(self.valid, self.document, depth, first, last)
+
     def rows(self, index: Tensor) -> "Windows":
-        return Windows(self.tokens[index], self.valid[index])
+        return self._each(lambda tensor: tensor[index])
 
     def share(self, rank: int, world_size: int) -> "Windows":
         """Every `world_size`-th row from `rank` on; where there is none, a row that does not count."""
@@ -41,7 +58,11 @@ class Windows:
         return replace(first, valid=torch.zeros_like(first.valid))
 
     def to(self, device: torch.device) -> "Windows":
-        return Windows(self.tokens.to(device), self.valid.to(device))
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Windows":
+        document = None if self.document is None else change(self.document)
+        return Windows(change(self.tokens), change(self.valid), document)
 
 
 def encode_files(files: list[SourceFile], tokenizer: PreTrainedTokenizerBase) -> list[Tensor]:

@@ -14,24 +14,25 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from training.borders import show_borders
 from training.config import DistillConfig
 from training.context import TrainContext
 from training.conversation_feed import (
     answer_example,
-    collate,
     conversation_batches,
     first_prompt,
+    held_out_rows,
     hold_out,
     write_answers,
 )
-from training.conversations import load_conversations
 from training.corpus import extract_prompts, load_corpus, split
 from training.data import Windows, encode_files, mixed_batches, text_batches
 from training.draft_vocabulary import token_frequencies
 from training.evaluate import held_out_windows
-from training.examples import Example, ExampleEncoder, encode_all
+from training.examples import Example
 from training.frozen_target import FrozenTarget
 from training.generate import make_responses
+from training.prepared import load_examples
 
 STDLIB = "stdlib"
 EVALUATION_PROMPTS = 32
@@ -57,12 +58,18 @@ class FeedSettings:
     config: DistillConfig
     folder: Path  # for what is made once per run
     held_out_windows: int
+    examples: Path | None = None  # where prepared conversations are, if they are
 
 
 def is_source_code(data: str) -> bool:
     """Whether `data` names Python sources: the standard library, or a folder with some."""
     folder = Path(data)
     return data == STDLIB or (folder.is_dir() and next(folder.rglob("*.py"), None) is not None)
+
+
+def holds_conversations(data: str) -> bool:
+    """Whether `data` is to be read, templated and tokenised by conversations."""
+    return not is_source_code(data)
 
 
 def source_code_feed(
@@ -97,9 +104,9 @@ def conversation_feed(
 ) -> Feed:
     """Conversations, and the target's own answers to their first prompts."""
     config, quiet = settings.config, context.rank != 0
-    conversations, report = load_conversations([settings.data])
-    encoder = ExampleEncoder(tokenizer, config.window, settings.chat_template)
-    examples = encode_all(conversations, encoder, report, quiet=quiet)
+    examples, report = load_examples(
+        settings.examples, settings.data, tokenizer, config.window, settings.chat_template, quiet=quiet
+    )
     if not quiet:
         print(report)
     training, held_out = hold_out(examples)
@@ -111,6 +118,7 @@ def conversation_feed(
 
         answers = [answer_example(*text) for text in _once_per_run(settings, len(training), write, context)]
     least = config.beam_length + 1
+    window = packed_window(config, target, context)
     return Feed(
         conversation_batches(
             training,
@@ -119,8 +127,9 @@ def conversation_feed(
             answer_fraction=config.response_fraction,
             least=least,
             seed=config.seed,
+            window=window,
         ),
-        collate(held_out[: settings.held_out_windows], least),
+        held_out_rows(held_out[: settings.held_out_windows], least, window),
         [prompt for prompt in map(first_prompt, held_out) if len(prompt)][:EVALUATION_PROMPTS],
         partial(_frequencies, training, answers, config.response_fraction),
         {
@@ -130,8 +139,20 @@ def conversation_feed(
             "truncated": report.truncated,
             "training": len(training),
             "held_out": len(held_out),
+            "packed": window is not None,
         },
     )
+
+
+def packed_window(config: DistillConfig, target: FrozenTarget, context: TrainContext) -> int | None:
+    """Tokens of a row to pack conversations into; None for a row each, as wanted or as the target needs it."""
+    if not config.packing:
+        return None
+    if context.of_first(float(show_borders(target))):
+        return config.window
+    if context.rank == 0:
+        print(f"{type(target.model).__name__} does not keep packed documents apart: each gets a row of its own")
+    return None
 
 
 def _frequencies(
@@ -168,6 +189,6 @@ def open_feed(
     Raises:
         DataError: it names nothing that can be read or used.
     """
-    if is_source_code(settings.data):
-        return source_code_feed(settings, target, tokenizer, context)
-    return conversation_feed(settings, target, tokenizer, context)
+    if holds_conversations(settings.data):
+        return conversation_feed(settings, target, tokenizer, context)
+    return source_code_feed(settings, target, tokenizer, context)

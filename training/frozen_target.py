@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from training.borders import Borders, by_positions
+
 
 @dataclass(frozen=True)
 class Signals:
@@ -34,6 +36,7 @@ class FrozenTarget:
         self.model = model.eval().requires_grad_(False)
         self.embedding: Tensor = embedding.weight.detach()  # [V, H]
         self._head = head
+        self.borders: Borders = by_positions  # how packed rows are shown; see `show_borders`
 
     @property
     def vocab_size(self) -> int:
@@ -53,8 +56,12 @@ class FrozenTarget:
         return self.embedding.device
 
     @torch.no_grad()
-    def signals(self, tokens: Tensor) -> Signals:
-        """One forward pass over `tokens` [B, L] (padding, if any, at the end of rows)."""
+    def signals(self, tokens: Tensor, positions: Tensor | None = None) -> Signals:
+        """One forward pass over `tokens` [B, L] (padding, if any, at the end of rows).
+
+        `positions` [B, L] begin anew at 0 with every document of a row; without them a row is one document.
+        """
+        borders = {} if positions is None else self.borders(positions, self.model.dtype)
         caught: list[Tensor] = []
 
         def catch(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -62,7 +69,7 @@ class FrozenTarget:
 
         handle = self._head.register_forward_pre_hook(catch)
         try:
-            logits = self.model(input_ids=tokens, use_cache=False).logits
+            logits = self.model(input_ids=tokens, use_cache=False, **borders).logits
         finally:
             handle.remove()
         (hidden,) = caught

@@ -22,10 +22,14 @@ class DivergedError(FloatingPointError):
         self.step, self.batch = step, batch
 
     def store_batch(self, directory: Path, rank: int) -> Path:
-        """Writes the batch to a file under `directory`, which `torch.load` reads as `tokens` and `valid`."""
+        """Writes the batch to a file under `directory`.
+
+        `torch.load` reads it as `tokens`, `valid` and, where rows hold conversations, `document`.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"failed-step-{self.step:08d}-rank-{rank}.pt"
-        torch.save({name: tensor.cpu() for name, tensor in asdict(self.batch).items()}, path)
+        batch = asdict(self.batch.to(torch.device("cpu")))
+        torch.save({name: tensor for name, tensor in batch.items() if tensor is not None}, path)
         return path
 
 

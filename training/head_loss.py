@@ -59,6 +59,16 @@ class Truth:
     logits: Tensor  # [B, Q, V], the target's
     valid: Tensor  # [B, Q] bool, rows that count
     next_tokens: Tensor  # [B, Q], the text's tokens at these rows, −1 where there is none
+    inside: Tensor | None = None  # [T, B, P] bool, whether row p + t − 1 is of the document of p; None: always
+
+    def terms(self, t: int, positions: int) -> Tensor:
+        """The positions that count at depth t + 1. [B, P] bool"""
+        return _terms_that_count(self.valid, self.inside, t, positions)
+
+
+def _terms_that_count(valid: Tensor, inside: Tensor | None, t: int, positions: int) -> Tensor:
+    seen = valid[:, t : t + positions]
+    return seen if inside is None else seen & inside[t]
 
 
 @dataclass(frozen=True)
@@ -115,9 +125,10 @@ def straightforward_head_loss(
         if config.label_share > 0:
             ce = cross_entropy(logits_BPD.transpose(1, 2), labels[:, seen], ignore_index=-1, reduction="none")
             terms = terms + config.label_share * ce
-        loss.append((terms * truth.valid[:, seen]).sum())
+        counted = truth.terms(t, positions)
+        loss.append((terms * counted).sum())
         best = logits_BPD.argmax(-1) if draft_tokens is None else draft_tokens[logits_BPD.argmax(-1)]
-        agreements.append(((best == favourites[:, seen]) & truth.valid[:, seen]).sum())
+        agreements.append(((best == favourites[:, seen]) & counted).sum())
     loss_T = torch.stack(loss)
     return HeadLoss((loss_T * depth_scale).sum(), loss_T.detach(), torch.stack(agreements))
 
@@ -127,6 +138,7 @@ class _Rows:
     """The truth in the form that every depth takes a slice of: depths share rows, so each is worked out once."""
 
     valid: Tensor  # [B, Q] bool
+    inside: Tensor | None  # [T, B, P] bool
     favourites: Tensor  # [B, Q] target ids
     labels: Tensor | None  # [B, Q] draft ids, −1 for none; None when labels have no share
     p: Tensor | None  # [B, Q, D] fp32; None when the divergence has no share
@@ -146,7 +158,7 @@ class _Rows:
             p = log_p.exp()
             # Where the target rules a token out, 0 · −inf must be 0.
             negentropy = log_p.clamp_(min=torch.finfo(torch.float32).min).mul_(p).sum(-1)
-        return cls(truth.valid, favourites, labels, p, negentropy, draft_tokens)
+        return cls(truth.valid, truth.inside, favourites, labels, p, negentropy, draft_tokens)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -169,7 +181,7 @@ class _HeadLoss(torch.autograd.Function):
             best_BP = logits_BPD.argmax(-1)
             if rows.draft_tokens is not None:
                 best_BP = rows.draft_tokens[best_BP]
-            valid_BP = rows.valid[:, seen]
+            valid_BP = _terms_that_count(rows.valid, rows.inside, t, positions)
             agreements.append(((best_BP == rows.favourites[:, seen]) & valid_BP).sum())
             terms_BP, grad_BPD = _terms(logits_BPD, rows, seen, config)
             del logits_BPD

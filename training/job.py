@@ -21,6 +21,8 @@ class Job:
             text file of conversations, or the name of a data set on the hub.
         chat_template: `vicuna`, or a file of Jinja source (default: the tokenizer's own).
         out: where the drafter goes (default: <target>/redrafter for a target on disk, else the registry).
+        ingest: ray reads and tokenises conversations through Ray Data, direct in each process by itself; auto takes
+            ray for several workers, a cluster or a large file.
         run_dir: where checkpoints, logs and plots go; storage that all machines share (default: <out>.run).
         init_from: folder of a drafter to start from instead of a new one; its shape replaces the recipe's.
         num_workers: processes to train with, or an elastic range [least, most]; above 1 they are Ray workers.
@@ -41,6 +43,7 @@ class Job:
     target: str
     data: str
     chat_template: str | None = None
+    ingest: Literal["auto", "ray", "direct"] = "auto"
     out: Path | None = None
     run_dir: Path | None = None
     init_from: Path | None = None

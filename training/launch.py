@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop's processes as Ray Train workers. The only module that knows Ray."""
+"""The training loop's processes as Ray Train workers. Only this module and `ingest` know Ray."""
 
 import json
 import shutil

@@ -115,10 +115,10 @@ def accumulate_gradients(
     Gradient and figures are means over the positions of all processes' batches together, however they are spread.
     """
     with torch.autocast(batch.tokens.device.type, torch.bfloat16):
-        signals = target.signals(batch.tokens)
+        signals = target.signals(batch.tokens, batch.positions)
     weights = torch.tensor(config.depth_weights, device=batch.tokens.device)
     positions = num_positions(batch.tokens.shape[1], config.beam_length)
-    own = torch.stack([batch.valid[:, t : t + positions].sum() for t in range(1, config.beam_length + 1)])
+    own = torch.stack([batch.terms(t, 0, positions).sum() for t in range(1, config.beam_length + 1)])
     counts = context.total(own).clamp(min=1)
     # Data parallelism averages over processes; the counts are already those of all of them.
     scale = weights / counts * context.world_size
@@ -139,6 +139,7 @@ def accumulate_gradients(
                     last,
                     depth_scale=scale,
                     config=config.loss,
+                    document=batch.document,
                 )
 
         sums = replica(compute, last=last == positions)

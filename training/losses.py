@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding as lookup
-from torch.nn.functional import pad
 
 from redrafter_vllm.drafter import Drafter
+from training import documents
 from training.frozen_target import Signals
 from training.head_loss import HeadLoss, LossConfig, Truth, head_loss
 
@@ -42,17 +42,20 @@ def unrolled_loss(
     *,
     depth_scale: Tensor | None = None,  # [T]
     config: LossConfig = DISTILLATION,
+    document: Tensor | None = None,  # [B, L]
 ) -> DepthSums:
     """The loss of arXiv 2403.09919's unrolled RNN at context positions first <= p < last; see `LossConfig`.
 
     At position p the context is the target's hidden state h_p and the root is token x_{p+1}. For t = 1..T the drafter
     is fed x_{p+1}..x_{p+t} and is compared with the target's distribution of x_{p+t+1}, the target's logits at p+t, or
     with that token itself. A term counts when x_{p+t} is valid; a token past the window or its valid part is no label.
+    Where rows hold several documents, a term counts only when x_p and x_{p+t} are of the same one.
 
     The RNN's states of all depths are kept for the backward pass, the logits of one depth only.
 
     Args:
         depth_scale: what each depth's sum is multiplied by in `total`, the weight over the count; default 1.
+        document: see `training.documents`.
 
     Raises:
         ValueError: the range leaves the window's `num_positions`.
@@ -61,11 +64,11 @@ def unrolled_loss(
         raise ValueError(f"positions [{first}, {last}) do not fit {tokens.shape[1]} tokens and length {beam_length}")
     scale = torch.ones(beam_length, device=tokens.device) if depth_scale is None else depth_scale
     features = unrolled_features(drafter, embedding, signals.hidden, tokens, beam_length, first, last)
-    truth = truth_of(signals, tokens, valid, beam_length, first, last)
+    truth = truth_of(signals, tokens, valid, beam_length, first, last, document)
     if config.target_temperature != 1:
         truth = replace(truth, logits=truth.logits / config.target_temperature)
     result: HeadLoss = head_loss(features, drafter.output.weight, truth, scale, config, drafter.draft_tokens)
-    count = torch.stack([truth.valid[:, t : t + last - first].sum() for t in range(beam_length)])
+    count = torch.stack([truth.terms(t, last - first).sum() for t in range(beam_length)])
     return DepthSums(result.total, result.loss, result.agreements, count)
 
 
@@ -89,8 +92,19 @@ def unrolled_features(
     return torch.stack(features)
 
 
-def truth_of(signals: Signals, tokens: Tensor, valid: Tensor, beam_length: int, first: int, last: int) -> Truth:
-    """What positions first <= p < last are compared with; `tokens` and `valid` are [B, L]."""
+def truth_of(
+    signals: Signals,
+    tokens: Tensor,  # [B, L]
+    valid: Tensor,  # [B, L]
+    beam_length: int,
+    first: int,
+    last: int,
+    document: Tensor | None = None,  # [B, L]
+) -> Truth:
+    """What positions first <= p < last are compared with."""
     rows = slice(first + 1, last + beam_length)
-    labels = pad(torch.where(valid, tokens, -1)[:, 1:], (0, 1), value=-1)
-    return Truth(signals.logits[:, rows], valid[:, rows], labels[:, rows])
+    labels = documents.next_tokens(tokens, valid, document)
+    inside = None
+    if document is not None:
+        inside = torch.stack([documents.inside(document, t, first, last) for t in range(1, beam_length + 1)])
+    return Truth(signals.logits[:, rows], valid[:, rows], labels[:, rows], inside)

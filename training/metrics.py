@@ -59,7 +59,7 @@ def depth_figures(
 
 
 def _batch_sums(drafter: Drafter, target: FrozenTarget, batch: Windows, beam_length: int, chunk: int) -> Tensor:
-    signals = target.signals(batch.tokens)
+    signals = target.signals(batch.tokens, batch.positions)
     embedding = target.embedding.to(drafter.dtype)
     kept = drafter.draft_tokens
     positions = num_positions(batch.tokens.shape[1], beam_length)
@@ -71,7 +71,7 @@ def _batch_sums(drafter: Drafter, target: FrozenTarget, batch: Windows, beam_len
         state_BPH = drafter.initial_state(context_BPH)
         for t in range(1, beam_length + 1):
             fed = slice(first + t, last + t)
-            valid_BP = batch.valid[:, fed]
+            valid_BP = batch.terms(t, first, last)
             state_BPH = drafter.next_state(state_BPH, lookup(batch.tokens[:, fed], embedding))
             log_q_BPV = drafter.logits(share_BPS, state_BPH).float().log_softmax(-1)
             logits_BPV = signals.logits[:, fed].float()

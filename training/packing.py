@@ -3,65 +3,39 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from training.data import Windows
 from training.examples import Example
 
 # Windows held open at a time. More fill a little better and cost time in proportion.
 OPEN_WINDOWS = 64
 
 
-@dataclass(frozen=True)
-class PackedWindows:
-    """Windows of tokens in which several documents stand one after the other, padding at the end.
+def arrange(rows: Sequence[Sequence[Example]], length: int, pad: int = 0) -> Windows:
+    """Each row's examples one after the other, padding at the end. [B, length]
 
-    Padding counts as one more document, without loss.
+    A token counts when the next one is of the same example and to be learned.
+
+    Raises:
+        ValueError: the examples of a row do not fit into it.
     """
-
-    tokens: Tensor  # [B, L] int64
-    loss: Tensor  # [B, L] bool: this token is to be learned
-    start: Tensor  # [B, L] int64: where in the window the token's document begins
-
-    def __post_init__(self) -> None:
-        if not self.tokens.shape == self.loss.shape == self.start.shape or self.tokens.dim() != 2:
-            shapes = f"{self.tokens.shape}, {self.loss.shape} and {self.start.shape}"
-            raise ValueError(f"packed windows need tokens, loss and start [B, L], got {shapes}")
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def positions(self) -> Tensor:
-        """Each token's position in its own document, for the target's rotary embedding and mask. [B, L]"""
-        return torch.arange(self.tokens.shape[1], device=self.start.device) - self.start
-
-    @property
-    def valid(self) -> Tensor:
-        """Whether the prediction made *after* a token counts: the next token is of its document and has loss. [B, L]"""
-        valid = torch.zeros_like(self.loss)
-        valid[:, :-1] = self.loss[:, 1:] & (self.start[:, 1:] == self.start[:, :-1])
-        return valid
-
-    def terms(self, depth: int, first: int, last: int) -> Tensor:
-        """Which context positions first <= p < last count at a depth. [B, last - first] bool
-
-        At position p and depth t >= 1 the drafter, with the target's hidden state at p, has been fed x_{p+1}..x_{p+t}
-        and predicts x_{p+t+1}: that token must carry loss, and all of p..p+t+1 be of one document.
-
-        Raises:
-            ValueError: the predicted tokens leave the window.
-        """
-        ahead = depth + 1
-        if depth < 1 or not 0 <= first <= last <= self.tokens.shape[1] - ahead:
-            raise ValueError(f"positions [{first}, {last}) at depth {depth} do not fit {self.tokens.shape[1]} tokens")
-        predicted = slice(first + ahead, last + ahead)
-        return self.loss[:, predicted] & (self.start[:, predicted] == self.start[:, first:last])
-
-    def to(self, device: torch.device) -> "PackedWindows":
-        return PackedWindows(self.tokens.to(device), self.loss.to(device), self.start.to(device))
+    shape = (len(rows), length)
+    tokens = torch.full(shape, pad, dtype=torch.long)
+    valid = torch.zeros(shape, dtype=torch.bool)
+    document = torch.full(shape, -1, dtype=torch.long)
+    for row, examples in enumerate(rows):
+        begin = 0
+        for number, example in enumerate(examples):
+            end = begin + len(example)
+            if end > length:
+                raise ValueError(f"{sum(map(len, examples))} tokens do not fit a row of {length}")
+            tokens[row, begin:end] = example.tokens
+            valid[row, begin : end - 1] = example.loss[1:]
+            document[row, begin:end] = number
+            begin = end
+    return Windows(tokens, valid, document)
 
 
 def plan_windows(lengths: Sequence[int], length: int, seed: int) -> list[tuple[int, ...]]:
@@ -118,20 +92,10 @@ class Packing:
         """The fraction of the windows' tokens that is not padding."""
         return sum(map(len, self._examples)) / (len(self.windows) * self.length)
 
-    def rows(self, numbers: Sequence[int]) -> PackedWindows:
+    def members(self, number: int) -> list[Example]:
+        """The examples of one window, in order."""
+        return [self._examples[index] for index in self.windows[number]]
+
+    def rows(self, numbers: Sequence[int]) -> Windows:
         """The windows of these numbers. B = len(numbers)"""
-        shape = (len(numbers), self.length)
-        tokens = torch.full(shape, self._pad, dtype=torch.long)
-        loss = torch.zeros(shape, dtype=torch.bool)
-        start = torch.zeros(shape, dtype=torch.long)
-        for row, number in enumerate(numbers):
-            begin = 0
-            for index in self.windows[number]:
-                example = self._examples[index]
-                end = begin + len(example)
-                tokens[row, begin:end] = example.tokens
-                loss[row, begin:end] = example.loss
-                start[row, begin:end] = begin
-                begin = end
-            start[row, begin:] = begin
-        return PackedWindows(tokens, loss, start)
+        return arrange([self.members(number) for number in numbers], self.length, self._pad)

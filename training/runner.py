@@ -19,7 +19,7 @@ from training.context import LocalContext, TrainContext
 from training.draft_vocabulary import choose_draft_vocabulary
 from training.evaluate import Drafting, measure
 from training.export import export, provenance
-from training.feed import Feed, FeedSettings, open_feed
+from training.feed import Feed, FeedSettings, holds_conversations, open_feed
 from training.frozen_target import FrozenTarget
 from training.generate import continue_prompts
 from training.guard import DivergedError
@@ -27,6 +27,7 @@ from training.job import Job
 from training.loop import Hooks, StepFigures, build_drafter, distill
 from training.metrics import depth_figures
 from training.plots import plot_training
+from training.prepared import examples_file, prepare_examples
 from training.recorder import Recorder
 from training.resume import STATE_FILE, read_state
 
@@ -53,7 +54,8 @@ def train_worker(job: Job, config: DistillConfig, context: TrainContext) -> Outc
     """
     target = load_target(job, context.device)
     tokenizer = AutoTokenizer.from_pretrained(job.target)
-    settings = FeedSettings(job.data, job.chat_template, config, job.run_folder, job.evaluate_windows)
+    examples = examples_file(job, config.window)
+    settings = FeedSettings(job.data, job.chat_template, config, job.run_folder, job.evaluate_windows, examples)
     feed = open_feed(settings, target, tokenizer, context)
     drafter, facts = initial_drafter(target, feed, job, config)
     first = context.rank == 0
@@ -159,15 +161,22 @@ def _launch(job: Job, config: DistillConfig) -> Outcome:
             raise ValueError("--device cuda was asked for, and torch finds no GPU here")
         if not job.resume:
             shutil.rmtree(job.checkpoints, ignore_errors=True)
+        _prepare(job, config)
         return train_worker(job, config, LocalContext(job.checkpoints, device))
     try:
         from training.launch import Fleet, connect, has_gpus, run_on_ray
     except ImportError as problem:
         raise ValueError(f"several workers need Ray: pip install 'redrafter-vllm[train]' ({problem})") from None
     connect(job.ray_address, num_cpus=job.workers[1])
+    _prepare(job, config)
     use_gpu = job.device == "cuda" or (job.device == "auto" and has_gpus(job.workers[0]))
     fleet = Fleet(job.num_workers, use_gpu, job.max_failures)
     return run_on_ray(partial(train_worker, job.absolute(), config), job.checkpoints, fleet, resume=job.resume)
+
+
+def _prepare(job: Job, config: DistillConfig) -> None:
+    if holds_conversations(job.data):
+        prepare_examples(job, config.window)
 
 
 def _held_out_figures(

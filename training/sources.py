@@ -2,7 +2,7 @@
 """Raw records out of local files and Hugging Face data sets, each with the place where it stands."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,20 +63,25 @@ def _read_json(path: Path) -> Iterator[Record]:
 def _read_jsonl(path: Path) -> Iterator[Record]:
     # Bytes, because text mode and splitlines() also break lines at characters that JSON strings may hold.
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path.name}:{number}"
-            try:
-                text = line.rstrip().decode("utf-8-sig" if number == 1 else "utf-8")
-                yield Record(where, json.loads(text))
-            except UnicodeDecodeError as error:
-                yield Record(where, problem=UnusableRecord(Reason.BROKEN_TEXT, str(error)))
-            except json.JSONDecodeError as error:
-                yield Record(where, problem=UnusableRecord(Reason.BROKEN_JSON, f"column {error.colno}: {error.msg}"))
-            except (ValueError, RecursionError) as error:
-                # Numbers of thousands of digits, brackets in thousands of brackets.
-                yield Record(where, problem=UnusableRecord(Reason.BROKEN_JSON, str(error)))
+        yield from parse_lines(file, path.name, 1)
+
+
+def parse_lines(lines: Iterable[bytes], name: str, first: int) -> Iterator[Record]:
+    """Lines of JSON of the file `name`, of which the first here is its line number `first`."""
+    for number, line in enumerate(lines, start=first):
+        if not line.strip():
+            continue
+        where = f"{name}:{number}"
+        try:
+            text = line.rstrip().decode("utf-8-sig" if number == 1 else "utf-8")
+            yield Record(where, json.loads(text))
+        except UnicodeDecodeError as error:
+            yield Record(where, problem=UnusableRecord(Reason.BROKEN_TEXT, str(error)))
+        except json.JSONDecodeError as error:
+            yield Record(where, problem=UnusableRecord(Reason.BROKEN_JSON, f"column {error.colno}: {error.msg}"))
+        except (ValueError, RecursionError) as error:
+            # Numbers of thousands of digits, brackets in thousands of brackets.
+            yield Record(where, problem=UnusableRecord(Reason.BROKEN_JSON, str(error)))
 
 
 def _read_text(path: Path) -> Iterator[Record]:
@@ -86,42 +91,65 @@ def _read_text(path: Path) -> Iterator[Record]:
         yield Record(path.name, problem=UnusableRecord(Reason.BROKEN_TEXT, str(error)))
 
 
-def _read_parquet(path: Path) -> Iterator[Record]:
+def open_parquet(path: Path) -> Any:
+    """The file as pyarrow's `ParquetFile`.
+
+    Raises:
+        DataError: it is none, or pyarrow is missing.
+    """
     try:
         import pyarrow  # type: ignore[import-untyped,import-not-found,unused-ignore]
         import pyarrow.parquet  # type: ignore[import-untyped,import-not-found,unused-ignore]
     except ImportError as error:
         raise DataError(f"{path}: reading Parquet needs pyarrow; install redrafter-vllm[train]") from error
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: not a Parquet file ({error})") from error
-    index = 0
-    for batch in file.iter_batches(batch_size=1024):
+
+
+def _read_parquet(path: Path) -> Iterator[Record]:
+    return parquet_rows(path, None, 0)
+
+
+def parquet_rows(path: Path, group: int | None, first: int) -> Iterator[Record]:
+    """The rows of one row group, or of all; `first` is the number of the first one."""
+    groups = None if group is None else [group]
+    index = first
+    for batch in open_parquet(path).iter_batches(batch_size=1024, row_groups=groups):
         for value in batch.to_pylist():
             yield Record(f"{path.name}[{index}]", value)
             index += 1
 
 
 def _read_dataset(name: str, config: str | None, split: str) -> Iterator[Record]:
+    for index, value in enumerate(load_rows(name, config, split)):
+        yield Record(f"{name}[{index}]", value)
+
+
+def load_rows(name: str, config: str | None, split: str) -> Any:
+    """A data set as the `datasets` library gives it.
+
+    Raises:
+        DataError: it cannot be loaded, or the library is missing.
+    """
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise DataError(f"{name}: not a local file, and data sets need redrafter-vllm[train]") from error
     try:
-        rows = load_dataset(name, config, split=split)
+        return load_dataset(name, config, split=split)
     except Exception as error:
         # The library raises dozens of types, from network failures to broken loaders: all mean the same here.
         message = f"{name}: neither a local file nor a data set that could be loaded (split {split!r}): {error}"
         raise DataError(message) from error
-    for index, value in enumerate(rows):
-        yield Record(f"{name}[{index}]", value)
 
 
+LINES = (".jsonl", ".ndjson")
+PARQUET = ".parquet"
 _READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".json": _read_json,
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".parquet": _read_parquet,
+    **dict.fromkeys(LINES, _read_jsonl),
+    PARQUET: _read_parquet,
     ".txt": _read_text,
 }

@@ -32,8 +32,8 @@ class FailingTarget(FrozenTarget):
         super().__init__(target.model)
         self.calls_left = fail_at
 
-    def signals(self, tokens: Tensor) -> Signals:
-        signals = super().signals(tokens)
+    def signals(self, tokens: Tensor, positions: Tensor | None = None) -> Signals:
+        signals = super().signals(tokens, positions)
         self.calls_left -= 1
         return signals if self.calls_left >= 0 else Signals(signals.hidden * float("nan"), signals.logits)
 

@@ -4,8 +4,9 @@ import random
 import pytest
 import torch
 
+from training.data import Windows
 from training.examples import Example
-from training.packing import PackedWindows, Packing, plan_windows
+from training.packing import Packing, arrange, plan_windows
 
 
 def example(first: int, loss: str) -> Example:
@@ -14,7 +15,7 @@ def example(first: int, loss: str) -> Example:
     return Example(f"{first}", tokens, torch.tensor([mark == "+" for mark in loss]))
 
 
-def by_hand() -> PackedWindows:
+def by_hand() -> Windows:
     """Two documents and padding: a prompt of two and an answer of three, then one and one, then three of padding."""
     packing = Packing([example(10, "--+++"), example(20, "-+")], 10, seed=0, pad=7)
     assert len(packing) == 1
@@ -32,9 +33,11 @@ def marks(mask: torch.Tensor) -> str:
 def test_a_window_by_hand() -> None:
     windows = by_hand()
     assert windows.tokens.tolist() == [[10, 11, 12, 13, 14, 20, 21, 7, 7, 7]]
-    assert marks(windows.loss) == "--+++-+---"
-    assert windows.start.tolist() == [[0, 0, 0, 0, 0, 5, 5, 7, 7, 7]]
-    assert windows.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 0, 1, 2]]
+    assert windows.document is not None
+    assert windows.document.tolist() == [[0, 0, 0, 0, 0, 1, 1, -1, -1, -1]]
+    assert windows.positions is not None
+    # Padding goes on after the last document, so that it makes no border of its own.
+    assert windows.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 4]]
     # After token 11 comes 12, which is to be learned; after 14 comes another document.
     assert marks(windows.valid) == "-+++-+----"
 
@@ -48,16 +51,9 @@ def test_terms_by_hand() -> None:
     assert marks(windows.terms(3, 0, 6)) == "+-----"
     assert marks(windows.terms(4, 0, 5)) == "-----"
     assert marks(windows.terms(1, 2, 4)) == "+-"
-    for depth, first, last in [(0, 0, 1), (1, 0, 9), (1, -1, 2), (2, 3, 2)]:
+    for depth, first, last in [(0, 0, 1), (1, 0, 10), (1, -1, 2), (2, 3, 2)]:
         with pytest.raises(ValueError, match="do not fit"):
             windows.terms(depth, first, last)
-
-
-def test_a_documents_first_token_is_nobodys_target() -> None:
-    start = torch.tensor([[0, 0, 2, 2, 2]])
-    windows = PackedWindows(torch.arange(5)[None], torch.ones(1, 5, dtype=torch.bool), start)
-    assert marks(windows.valid) == "+-++-"
-    assert marks(windows.terms(1, 0, 3)) == "--+"
 
 
 def random_examples(rng: random.Random, length: int) -> list[Example]:
@@ -79,7 +75,7 @@ def test_every_token_once_and_no_term_across_documents(seed: int) -> None:
     windows = packing.rows(range(len(packing)))
     # Tokens are numbered through all examples, from 1; padding is 0.
     learned = [int(t) for e in examples for t in e.tokens[e.loss]]
-    assert sorted(windows.tokens[windows.loss].tolist()) == learned
+    assert sorted(windows.tokens[:, 1:][windows.valid[:, :-1]].tolist()) == learned
     assert sorted(t for t in windows.tokens.flatten().tolist() if t) == list(range(1, sum(map(len, examples)) + 1))
     owner = {int(t): number for number, e in enumerate(examples) for t in e.tokens}
     for depth in (1, 2):
@@ -87,7 +83,7 @@ def test_every_token_once_and_no_term_across_documents(seed: int) -> None:
         for row, place in torch.cartesian_prod(torch.arange(len(windows)), torch.arange(length - depth - 1)).tolist():
             root, predicted = int(windows.tokens[row, place]), int(windows.tokens[row, place + depth + 1])
             same = root and predicted and owner[root] == owner[predicted]
-            assert terms[row, place] == bool(same and windows.loss[row, place + depth + 1])
+            assert terms[row, place] == bool(same and int(windows.tokens[row, place + depth + 1]) in learned)
     # What a document teaches alone, it teaches in company: its learned tokens at least depth + 1 after its first.
     for depth in (1, 2):
         alone = sum(int(e.loss[depth + 1 :].sum()) for e in examples)
@@ -100,7 +96,8 @@ def test_windows_in_any_order_are_the_same_windows() -> None:
     every = packing.rows(range(len(packing)))
     some = packing.rows([len(packing) - 1, 0])
     assert torch.equal(some.tokens, every.tokens[[-1, 0]])
-    assert torch.equal(some.start, every.start[[-1, 0]])
+    assert some.document is not None and every.document is not None
+    assert torch.equal(some.document, every.document[[-1, 0]])
 
 
 def test_seeds_decide() -> None:
@@ -130,8 +127,10 @@ def test_what_cannot_be_packed() -> None:
         Packing([], 8, seed=0)
     with pytest.raises(ValueError, match="example 1 has 9 tokens and windows have 8"):
         Packing([example(0, "-+"), example(5, "-++++++++")], 8, seed=0)
-    with pytest.raises(ValueError, match=r"\[B, L\]"):
-        PackedWindows(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(3))
+    with pytest.raises(ValueError, match="9 tokens do not fit a row of 8"):
+        arrange([[example(0, "-+"), example(5, "-++++++")]], 8)
+    with pytest.raises(ValueError, match="documents of"):
+        Windows(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(3))
     for loss in ("---", "+-+"):
         with pytest.raises(ValueError, match="some token must carry loss"):
             example(0, loss)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conversations packed into rows against a row each: `python -m benchmarks.packing --data FILE --tokenizer DIR`.
+
+Both ways train the same drafter shape from the same conversations, with a random target of the tokenizer's vocabulary;
+their steps alternate. A packed step does more work and learns from more positions, so positions per second compare.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from itertools import islice
+
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from benchmarks.machine import hardware
+from training.borders import show_borders
+from training.config import DistillConfig
+from training.context import LocalContext
+from training.conversation_feed import conversation_batches
+from training.conversations import load_conversations
+from training.data import Windows
+from training.examples import Example, ExampleEncoder, encode_all
+from training.frozen_target import FrozenTarget
+from training.loop import Replica, accumulate_gradients, build_drafter, inner_matrices
+from training.optimizer import SplitOptimizer
+from training.schedule import Budget
+
+PADDING_BATCHES = 50
+
+
+def batches(examples: Sequence[Example], config: DistillConfig, count: int) -> list[Windows]:
+    endless = conversation_batches(
+        examples,
+        [],
+        batch_size=config.batch_size,
+        answer_fraction=0.0,
+        least=config.beam_length + 1,
+        seed=config.seed,
+        window=config.window if config.packing else None,
+    )
+    return list(islice(endless, count))
+
+
+def padding_share(made: Sequence[Windows]) -> float:
+    padding = sum(int((batch.document < 0).sum()) for batch in made if batch.document is not None)
+    return padding / sum(batch.tokens.numel() for batch in made)
+
+
+def positions(batch: Windows, config: DistillConfig) -> int:
+    """Positions that the first depth learns from."""
+    return int(batch.terms(1, 0, batch.tokens.shape[1] - config.beam_length).sum())
+
+
+class Way:
+    """One of the two, with its own drafter."""
+
+    def __init__(self, target: FrozenTarget, examples: Sequence[Example], config: DistillConfig, steps: int) -> None:
+        self.target, self.config = target, config
+        self.drafter = build_drafter(target, config)
+        self.replica = Replica(self.drafter, LocalContext())
+        self.optimizer = SplitOptimizer(
+            self.drafter, inner_matrices(self.drafter), learning_rate=1e-3, weight_decay=0.01
+        )
+        self.batches = batches(examples, config, max(steps, PADDING_BATCHES))
+
+    def step(self, number: int) -> tuple[float, float]:
+        """CPU seconds of this process and seconds by the clock."""
+        started, cpu_started = time.perf_counter(), time.process_time()
+        embedding = self.target.embedding.float()
+        accumulate_gradients(self.replica, embedding, self.target, self.batches[number], self.config, LocalContext())
+        nn.utils.clip_grad_norm_(self.drafter.parameters(), self.config.max_grad_norm)
+        self.optimizer.step(1.0)
+        return time.process_time() - cpu_started, time.perf_counter() - started
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.packing", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", required=True, help="conversations")
+    parser.add_argument("--tokenizer", required=True, help="folder or hub name")
+    parser.add_argument("--window", type=int, default=1024)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--hidden-size", type=int, default=64, help="of the random target")
+    parser.add_argument("--steps", type=int, default=8, help="of each way, after one that is not counted")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    conversations, report = load_conversations([args.data])
+    examples = encode_all(conversations, ExampleEncoder(tokenizer, args.window, "vicuna"), report, quiet=True)
+    torch.manual_seed(0)
+    shape = {"hidden_size": args.hidden_size, "intermediate_size": 2 * args.hidden_size, "num_hidden_layers": 2}
+    target = FrozenTarget(
+        LlamaForCausalLM(
+            LlamaConfig(vocab_size=len(tokenizer), num_attention_heads=4, max_position_embeddings=args.window, **shape)
+        )
+    )
+    if not show_borders(target):
+        raise RuntimeError("the target mixes packed documents up")
+    ways = {}
+    for name in ("one per row", "packed"):
+        config = DistillConfig(
+            Budget(1), window=args.window, batch_size=args.batch_size, response_fraction=0.0, packing=name == "packed"
+        )
+        ways[name] = Way(target, examples, config, args.steps + 1)
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for number in tqdm(range(args.steps + 1), unit="round"):
+        for name, way in ways.items():
+            measured[name].append(way.step(number))
+    figures: dict[str, object] = {"examples": len(examples), "config": vars(args)}
+    rates = []
+    for name, way in ways.items():
+        counted = way.batches[1 : args.steps + 1]
+        cpu = sum(step[0] for step in measured[name][1:])
+        learned = sum(positions(batch, way.config) for batch in counted)
+        rates.append(learned / cpu)
+        figures[name] = {
+            "padding_share": padding_share(way.batches[:PADDING_BATCHES]),
+            "steps_per_cpu_second": args.steps / cpu,
+            "steps_per_second": 1 / statistics.median(step[1] for step in measured[name][1:]),
+            "positions_per_step": learned / args.steps,
+            "positions_per_cpu_second": rates[-1],
+        }
+    figures["positions_per_cpu_second_ratio"] = rates[1] / rates[0]
+    figures["machine"] = {
+        "hardware": hardware("cpu")[1],
+        "load_average": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+    }
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

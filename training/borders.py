@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a target is shown that a row holds several documents, and whether it heeds that."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from training.frozen_target import FrozenTarget
+
+# From positions [B, L] that begin anew with every document, and the type of the attention's scores, the arguments of
+# the target's forward pass.
+Borders = Callable[[Tensor, torch.dtype], dict[str, Tensor]]
+
+PROBED = ((5, 9), (8, 6))  # lengths of the documents in the rows of the probe; two rows, as some kernels pack only one
+TOLERANCE = 0.05  # of the hidden states' norm: above the rounding of bfloat16, far below what a neighbour changes
+
+
+def by_positions(positions: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Positions alone: transformers makes the mask from them where it is given none."""
+    return {"position_ids": positions}
+
+
+def by_mask(positions: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Positions and a mask to be added to the attention's scores, in place of the one that the target would make."""
+    return {"position_ids": positions, "attention_mask": document_mask(positions, dtype)}
+
+
+def document_mask(positions: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a token may look, the lowest number elsewhere: back, and within its document. [B, 1, L, L]"""
+    document = (positions == 0).cumsum(1)
+    allowed = (document[:, :, None] == document[:, None, :]).tril()
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=positions.device)
+    return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def show_borders(target: "FrozenTarget") -> bool:
+    """Finds out how `target` can be shown borders and has it done so; false when none of the ways works.
+
+    A packed row must give the hidden states that its documents give alone. A recurrent target, which carries its state
+    across every border, cannot be shown any.
+    """
+    # A mask of ours would take the place of a sliding window's.
+    slides = getattr(target.model.config.get_text_config(), "sliding_window", None) is not None
+    for way in (by_positions,) if slides else (by_positions, by_mask):
+        target.borders = way
+        try:
+            if _keeps_apart(target):
+                return True
+        except (TypeError, ValueError, RuntimeError):  # the target does not take these arguments
+            continue
+    target.borders = by_positions
+    return False
+
+
+def _keeps_apart(target: "FrozenTarget") -> bool:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(target.vocab_size, (len(PROBED), sum(PROBED[0])), generator=generator).to(target.device)
+    positions = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in PROBED]).to(target.device)
+    packed = target.signals(tokens, positions).hidden
+    for row, lengths in enumerate(PROBED):
+        ends = torch.tensor(lengths).cumsum(0).tolist()
+        for length, end in zip(lengths, ends, strict=True):
+            alone = target.signals(tokens[row : row + 1, end - length : end]).hidden[0].float()
+            distance = (packed[row, end - length : end].float() - alone).norm()
+            if not distance <= TOLERANCE * alone.norm():
+                return False
+    return True

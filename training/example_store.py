@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The examples of a run in one Parquet file: every worker and every restart reads the same ones in the same order."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow as pa  # type: ignore[import-untyped,import-not-found,unused-ignore]
+import pyarrow.parquet as parquet  # type: ignore[import-untyped,import-not-found,unused-ignore]
+import torch
+
+from training.data_report import DataReport, Reason, Skipped
+from training.examples import Example
+
+SCHEMA = pa.schema(
+    [
+        ("where", pa.string()),
+        ("tokens", pa.list_(pa.int32())),
+        ("loss", pa.list_(pa.bool_())),
+        ("cut", pa.int32()),
+    ]
+)
+REPORT = "data_report"
+
+
+def write_store(path: Path, fill: Callable[[Callable[[pa.Table], None]], DataReport]) -> None:
+    """Makes `path` of the tables, of `SCHEMA`, that `fill` hands to its argument; `path` is whole or not there.
+
+    Args:
+        fill: returns what became of the records, which is stored, too.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = path.with_suffix(".writing")
+    with parquet.ParquetWriter(partial_file, SCHEMA) as writer:
+        report = fill(writer.write_table)
+        writer.add_key_value_metadata({REPORT: json.dumps(asdict(report))})
+    os.replace(partial_file, path)
+
+
+def read_store(path: Path) -> tuple[list[Example], DataReport]:
+    """All examples in order, and what became of the records that they come from."""
+    file = parquet.ParquetFile(path)
+    report = json.loads(file.metadata.metadata[REPORT.encode()])
+    report["counts"] = {Reason(reason): count for reason, count in report["counts"].items()}
+    report["examples"] = {
+        Reason(reason): [Skipped(**skipped) for skipped in examples] for reason, examples in report["examples"].items()
+    }
+    examples = [example for batch in file.iter_batches() for example in _examples(batch)]
+    return examples, DataReport(**report)
+
+
+def _examples(batch: pa.RecordBatch) -> list[Example]:
+    tokens, loss = batch.column("tokens"), batch.column("loss")
+    ends = tokens.value_lengths().to_numpy().cumsum().tolist()
+    # A copy, since torch does not take memory that must not be written to.
+    all_tokens = torch.from_numpy(tokens.flatten().to_numpy().copy())
+    all_loss = torch.from_numpy(loss.flatten().to_numpy(zero_copy_only=False).copy())
+    wheres, cuts = batch.column("where").to_pylist(), batch.column("cut").to_pylist()
+    made = []
+    for where, cut, first, last in zip(wheres, cuts, [0, *ends], ends, strict=False):
+        made.append(Example(where, all_tokens[first:last], all_loss[first:last], cut))
+    return made

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conversations read, templated and tokenised by all machines of a Ray cluster, through Ray Data."""
+
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa  # type: ignore[import-untyped,import-not-found,unused-ignore]
+import pyarrow.compute as compute  # type: ignore[import-untyped,import-not-found,unused-ignore]
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+
+from training.conversations import DETECTION_RECORDS, FORMS, detect_form, usable
+from training.data_report import DataError, DataReport, Reason, UnusableRecord
+from training.example_store import SCHEMA, write_store
+from training.examples import Example, ExampleEncoder
+from training.launch import connect
+from training.pieces import Piece, cut
+from training.sources import Record
+
+# A row is an example, or a record that cannot be used, which has a reason.
+ROW = pa.schema(
+    [
+        *SCHEMA,
+        ("piece", pa.int64()),
+        ("new", pa.bool_()),  # the first example of its record
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """The Ray session at hand, or one for the while."""
+    own = not ray.is_initialized()
+    connect(None)
+    try:
+        yield
+    finally:
+        if own:
+            ray.shutdown()
+
+
+class EncodePieces:
+    """What one process of the cluster does with its pieces of the data."""
+
+    def __init__(self, encoder: ExampleEncoder, form: str) -> None:
+        self.encoder = encoder
+        (self.form,) = (known for known in FORMS if known.name == form)
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+        for number, piece in zip(batch["number"], batch["piece"], strict=True):
+            rows = [{**row, "piece": int(number)} for record in pickle.loads(piece)() for row in self._rows(record)]
+            yield pa.Table.from_pylist(rows, schema=ROW)
+
+    def _rows(self, record: Record) -> list[dict[str, Any]]:
+        try:
+            examples = self.encoder.encode(usable(record, self.form))
+        except UnusableRecord as problem:
+            return [{"where": record.where, "reason": problem.reason, "detail": problem.detail}]
+        return [_row(example, new=number == 0) for number, example in enumerate(examples)]
+
+
+def _row(example: Example, *, new: bool) -> dict[str, Any]:
+    return {
+        "where": example.where,
+        "tokens": example.tokens.numpy(),
+        "loss": example.loss.numpy(),
+        "cut": example.cut,
+        "new": new,
+    }
+
+
+def ingest(source: str, encoder: ExampleEncoder, path: Path, **sizes: int) -> None:
+    """Stores the examples of `source` at `path`, as `load_conversations` and `encode_all` would make them in turn.
+
+    Needs a Ray session, whose processes must see `source` where it is a file. `sizes` are those of `pieces.cut`.
+
+    Raises:
+        DataError: as `load_conversations` and `encode_all`; nothing is stored.
+    """
+    pieces = list(cut(source, **sizes))
+    head = list(islice(chain.from_iterable(piece() for piece in pieces), DETECTION_RECORDS))
+    if not head:
+        raise DataError(f"{source} holds no records")
+    form = detect_form(head, source)
+    if form.columns != ("text",):
+        _ = encoder.template  # that there is none is better told here than by a process on some machine
+    encoded = _encoded(pieces, encoder, form.name)
+    write_store(path, lambda write: _collect(encoded, source, write))
+
+
+def _encoded(pieces: list[Piece], encoder: ExampleEncoder, form: str) -> Dataset:
+    rows = ray.data.from_items(
+        [{"number": number, "piece": pickle.dumps(piece)} for number, piece in enumerate(pieces)],
+        override_num_blocks=len(pieces),
+    )
+    # Without this, whichever process is first comes first.
+    rows.context.execution_options.preserve_order = True
+    most = max(1, min(len(pieces), int(ray.cluster_resources().get("CPU", 1))))
+    return rows.map_batches(
+        EncodePieces,
+        # A fresh copy: what the encoder has looked up already need not fit through a pickle.
+        fn_constructor_args=(replace(encoder), form),
+        compute=ActorPoolStrategy(min_size=1, max_size=most),
+        batch_size=1,
+        num_cpus=1,
+    )
+
+
+def _collect(encoded: Dataset, source: str, write: Any) -> DataReport:
+    report, before = DataReport(), 0
+    for table in encoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        for number in compute.unique(table["piece"]).to_pylist():
+            if number < before:
+                raise RuntimeError(f"Ray Data gave piece {number} of {source} after piece {before}")
+            before = number
+        used = table.filter(compute.is_null(table["reason"]))
+        for row in table.filter(compute.is_valid(table["reason"])).select(["where", "reason", "detail"]).to_pylist():
+            report.skip(row["where"], UnusableRecord(Reason(row["reason"]), row["detail"]))
+        if len(used):
+            report.used += compute.sum(used["new"]).as_py()
+            report.truncated += compute.sum(compute.greater(used["cut"], 0)).as_py()
+            report.cut_tokens += compute.sum(used["cut"]).as_py()
+            write(used.select(SCHEMA.names).cast(SCHEMA))
+    report.require_used(source)
+    return report

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A data set cut into pieces that processes can read apart from each other: the records of `sources`, in their order.
+
+Ray Data's own readers are not used: one broken line fails a whole file there, columns of mixed types are unified, and
+no record knows where it stood.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from training.sources import LINES, PARQUET, Record, load_rows, open_parquet, parquet_rows, parse_lines, read_records
+
+PIECE_BYTES = 8 << 20
+PIECE_RECORDS = 256
+
+Piece = Callable[[], Iterator[Record]]  # can be pickled; gives the same records on every machine that sees the files
+
+
+def cut(source: str, *, piece_bytes: int = PIECE_BYTES, piece_records: int = PIECE_RECORDS) -> Iterator[Piece]:
+    """Pieces that hold, one after the other, the records of `read_records(source)`.
+
+    Lines and Parquet are read where the piece is; the rest is read here and travels with the piece.
+
+    Raises:
+        DataError: as `read_records`.
+    """
+    path = Path(source).expanduser().absolute()
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix in LINES:
+        return _cut_lines(path, piece_bytes)
+    if path.is_file() and suffix == PARQUET:
+        return _cut_parquet(path)
+    if path.is_file() or suffix in (*LINES, PARQUET, ".json", ".txt"):
+        return _cut_records(read_records(source), piece_records)
+    return _cut_rows(source, piece_records)
+
+
+def _cut_lines(path: Path, size: int) -> Iterator[Piece]:
+    start = end = 0
+    first = number = 1
+    with path.open("rb") as file:
+        for line in file:
+            end, number = end + len(line), number + 1
+            if end - start >= size:
+                yield partial(_read_lines, path, start, end, first)
+                start, first = end, number
+    if end > start:
+        yield partial(_read_lines, path, start, end, first)
+
+
+def _read_lines(path: Path, start: int, end: int, first: int) -> Iterator[Record]:
+    with path.open("rb") as file:
+        file.seek(start)
+        yield from parse_lines(BytesIO(file.read(end - start)), path.name, first)
+
+
+def _cut_parquet(path: Path) -> Iterator[Piece]:
+    file = open_parquet(path)
+    first = 0
+    for group in range(file.num_row_groups):
+        yield partial(parquet_rows, path, group, first)
+        first += file.metadata.row_group(group).num_rows
+
+
+def _cut_records(records: Iterator[Record], size: int) -> Iterator[Piece]:
+    while some := list(islice(records, size)):
+        yield partial(iter, some)
+
+
+def _cut_rows(name: str, size: int) -> Iterator[Piece]:
+    rows = load_rows(name, None, "train")
+    arrow = rows.with_format("arrow")
+    for first in range(0, len(rows), size):
+        yield partial(_decode_rows, name, first, _to_bytes(arrow[first : first + size]), rows.features)
+
+
+def _to_bytes(table: Any) -> bytes:
+    """A table by itself: pickling a slice would take all of its columns' memory along."""
+    import pyarrow as pa  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def _decode_rows(name: str, first: int, table: bytes, features: Any) -> Iterator[Record]:
+    import pyarrow as pa  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    from datasets import Dataset, DatasetInfo
+
+    with pa.ipc.open_stream(table) as stream:
+        rows = Dataset(stream.read_all(), info=DatasetInfo(features=features))
+    for index, value in enumerate(rows, start=first):
+        yield Record(f"{name}[{index}]", value)

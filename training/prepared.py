@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the examples of conversations come from: prepared once on Ray, or made by the process that needs them."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from training.conversations import load_conversations
+from training.data_report import DataReport
+from training.examples import Example, ExampleEncoder, encode_all
+from training.job import Job
+
+LARGE = 256 << 20  # bytes of a file that one process would take minutes to tokenise
+
+
+def examples_file(job: Job, window: int) -> Path:
+    """Where in its run's folder a job's prepared examples are, if they are."""
+    job = job.absolute()
+    made_from = [job.target, job.data, job.chat_template, window]
+    name = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
+    return job.run_folder / f"examples-{name}.parquet"
+
+
+def wants_ray(job: Job) -> bool:
+    """Whether a job's conversations are to be ingested through Ray Data."""
+    if job.ingest != "auto":
+        return job.ingest == "ray"
+    path = Path(job.data).expanduser()
+    return job.on_ray or (path.is_file() and path.stat().st_size >= LARGE)
+
+
+def prepare_examples(job: Job, window: int) -> None:
+    """Ingests a job's conversations through Ray Data, if wanted, unless an earlier start of the run has done so.
+
+    Raises:
+        DataError: the data cannot be used.
+        ValueError: Ray is missing.
+    """
+    path = examples_file(job, window)
+    if not job.resume:
+        path.unlink(missing_ok=True)
+    if path.is_file() or not wants_ray(job):
+        return
+    try:
+        from training.ingest import ingest, session
+    except ImportError as problem:
+        if job.ingest == "auto":
+            return
+        raise ValueError(f"--ingest ray needs Ray: pip install 'redrafter-vllm[train]' ({problem})") from None
+    job = job.absolute()
+    encoder = ExampleEncoder(AutoTokenizer.from_pretrained(job.target), window, job.chat_template)
+    with session():
+        ingest(job.data, encoder, path)
+
+
+def load_examples(
+    path: Path | None,
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    window: int,
+    chat_template: str | None,
+    *,
+    quiet: bool,
+) -> tuple[list[Example], DataReport]:
+    """The examples of `source` from the file at `path`, or, where there is none, made here: the same ones.
+
+    Raises:
+        DataError: the data cannot be used.
+    """
+    if path is not None and path.is_file():
+        from training.example_store import read_store
+
+        return read_store(path)
+    conversations, report = load_conversations([source])
+    examples = encode_all(conversations, ExampleEncoder(tokenizer, window, chat_template), report, quiet=quiet)
+    return examples, report
