@@ -5,6 +5,7 @@ Rows are as long as the longest of their batch. Of the conversations 5 % are hel
 """
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,11 +17,13 @@ from training.examples import Example
 from training.frozen_target import FrozenTarget
 from training.generate import continue_prompts
 
+Held = TypeVar("Held")
+
 HELD_OUT_SHARE = 20
 ROW_MULTIPLE = 16  # row lengths repeat, which spares allocators and compilers new shapes
 
 
-def hold_out(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+def hold_out(examples: Sequence[Held]) -> tuple[list[Held], list[Held]]:
     """(training, held out): every twentieth in a fixed random order, at least one.
 
     Raises:

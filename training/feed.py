@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from training.answer_store import is_regenerated
 from training.config import DistillConfig
 from training.context import TrainContext
 from training.conversation_feed import (
@@ -32,6 +33,7 @@ from training.evaluate import held_out_windows
 from training.examples import Example, ExampleEncoder, encode_all
 from training.frozen_target import FrozenTarget
 from training.generate import make_responses
+from training.regenerated import load_regenerated
 
 STDLIB = "stdlib"
 EVALUATION_PROMPTS = 32
@@ -134,6 +136,22 @@ def conversation_feed(
     )
 
 
+def regenerated_feed(settings: FeedSettings, tokenizer: PreTrainedTokenizerBase) -> Feed:
+    """Texts that the target has written beforehand; every row is one of them."""
+    config = settings.config
+    texts = load_regenerated(Path(settings.data), tokenizer, config.window)
+    least = config.beam_length + 1
+    return Feed(
+        conversation_batches(
+            texts.training, [], batch_size=config.batch_size, answer_fraction=0, least=least, seed=config.seed
+        ),
+        collate(texts.held_out[: settings.held_out_windows], least),
+        [first_prompt(example) for example in texts.held_out][:EVALUATION_PROMPTS],
+        partial(_frequencies, texts.training, [], 0.0),
+        {"data": settings.data, **texts.facts},
+    )
+
+
 def _frequencies(
     training: Sequence[Example], answers: Sequence[Example], response_fraction: float, vocab_size: int
 ) -> Tensor:
@@ -168,6 +186,8 @@ def open_feed(
     Raises:
         DataError: it names nothing that can be read or used.
     """
+    if is_regenerated(settings.data):
+        return regenerated_feed(settings, tokenizer)
     if is_source_code(settings.data):
         return source_code_feed(settings, target, tokenizer, context)
     return conversation_feed(settings, target, tokenizer, context)
