@@ -8,9 +8,8 @@ goes through the engine turn by turn, and it does not know which rows an earlier
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from training.answers import Answered
+from training.answers import Answered, Task
 from training.context import WorkersFailedError
-from training.regeneration_tasks import Task
 
 AnswerTasks = Callable[[Sequence[Task]], list[Answered]]
 
@@ -76,10 +75,8 @@ def answer_on_ray(
     try:
         yield from ActorPool(actors).map_unordered(lambda actor, shard: actor.answer.remote(shard), shards)
     except RayError as problem:
-        lines = str(problem).strip().splitlines()
-        raise WorkersFailedError(
-            f"a worker failed: {lines[-1].strip() if lines else type(problem).__name__}"
-        ) from problem
+        reason = (str(problem).strip() or type(problem).__name__).splitlines()[-1].strip()
+        raise WorkersFailedError(f"a worker failed, the finished shards are intact: {reason}") from problem
     finally:
         for actor in actors:
             ray.kill(actor)

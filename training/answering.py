@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
-from training.answers import Answer, Answered
+from training.answers import Answer, Answered, Task
 from training.chat_templates import ChatTemplate, resolve_chat_template
 from training.conversations import Turn
 from training.data_report import Reason, UnusableRecord
 from training.regeneration import Regeneration
-from training.regeneration_tasks import Task
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts that the target has written, token by token as it was asked and as it answered."""
+"""Texts to be written by the target, and what it has written, token by token."""
 
 from dataclasses import dataclass
 
+from training.conversations import Turn
 from training.data_report import Reason
+
+
+@dataclass(frozen=True)
+class Task:
+    """One text to be written: after a piece of another, or as the assistant of a conversation; exactly one of the two.
+
+    The user's side of `turns` is kept, the assistant's is what the data has and will be replaced.
+    """
+
+    index: int  # its place among all texts of the regeneration, whatever shards and workers there are
+    where: str
+    held_out: bool
+    prompt_ids: tuple[int, ...] = ()
+    turns: tuple[Turn, ...] = ()
+
+    def __post_init__(self) -> None:
+        if bool(self.prompt_ids) == bool(self.turns):
+            raise ValueError(f"{self.where}: a text is written either after a piece of text or in a conversation")
 
 
 @dataclass(frozen=True)

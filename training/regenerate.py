@@ -16,13 +16,13 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from training.answer_engine import has_vllm, make_answerer
 from training.answer_store import AnswerStore, StoreError, StoreWriteError, vocabulary_fingerprint
 from training.answer_workers import Crew, Shard, answer_here, answer_on_ray
-from training.answers import Answered
+from training.answers import Answered, Task
 from training.cli import parse_keys
 from training.context import WorkersFailedError
 from training.data_report import DataError, DataReport, UnusableRecord
 from training.export import provenance
 from training.regeneration import Regeneration
-from training.regeneration_tasks import Task, fingerprint, load_tasks
+from training.regeneration_tasks import fingerprint, load_tasks
 
 DESCRIPTION = "Have the target itself answer the prompts of some data, for its drafter to be trained on."
 

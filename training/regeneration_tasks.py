@@ -5,39 +5,22 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from training.answers import Task
 from training.chat_templates import resolve_chat_template
 from training.conversation_feed import HELD_OUT_SHARE, hold_out
-from training.conversations import Conversation, Turn, load_conversations
+from training.conversations import Conversation, load_conversations
 from training.corpus import SourceFile, load_corpus, split
 from training.data_report import DataError, DataReport
 from training.feed import STDLIB, is_source_code
 from training.regeneration import Regeneration
 
 SOURCE_TEXTS = 3072
-
-
-@dataclass(frozen=True)
-class Task:
-    """One text to be written: after a piece of another, or as the assistant of a conversation; exactly one of the two.
-
-    The user's side of `turns` is kept, the assistant's is what the data has and will be replaced.
-    """
-
-    index: int  # its place among all texts of the regeneration, whatever shards and workers there are
-    where: str
-    held_out: bool
-    prompt_ids: tuple[int, ...] = ()
-    turns: tuple[Turn, ...] = ()
-
-    def __post_init__(self) -> None:
-        if bool(self.prompt_ids) == bool(self.turns):
-            raise ValueError(f"{self.where}: a text is written either after a piece of text or in a conversation")
 
 
 def load_tasks(job: Regeneration, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Task], DataReport]:
