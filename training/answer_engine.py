@@ -20,8 +20,16 @@ def has_vllm() -> bool:
     return importlib.util.find_spec("vllm") is not None
 
 
+class EngineError(ValueError):
+    """vLLM does not start: it does not know the target or its arguments, or has not enough memory."""
+
+
 class VllmComplete:
-    """Samples batches of requests with one engine, which it keeps."""
+    """Samples batches of requests with one engine, which it keeps.
+
+    Raises:
+        EngineError: the engine does not start.
+    """
 
     def __init__(self, job: Regeneration, ends: Sequence[int]) -> None:
         # Within this process: an engine in a process of its own may outlive a killed one and keep its memory.
@@ -43,7 +51,10 @@ class VllmComplete:
             **job.engine,
         }
         self._ends = list(ends)
-        self._engine = LLM(job.target, **options)
+        try:
+            self._engine = LLM(job.target, **options)
+        except Exception as problem:  # of dozens of types, and the causes are as many
+            raise EngineError(f"vLLM cannot start with {job.target}: {str(problem).strip()}") from problem
 
     def __call__(self, requests: Sequence[Request]) -> list[Completion]:
         outputs = self._engine.generate(

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from training.answer_engine import has_vllm, make_answerer
-from training.answer_store import AnswerStore, StoreError, StoreWriteError, vocabulary_fingerprint
+from training.answer_store import AnswerStore, StoreError, StoreWriteError, target_fingerprint, vocabulary_fingerprint
 from training.answer_workers import Crew, Shard, answer_here, answer_on_ray
 from training.answers import Answered, Task
 from training.cli import parse_keys
@@ -74,13 +74,17 @@ def regenerate(job: Regeneration) -> Summary:
         StoreWriteError: a shard could not be written; the finished ones are intact.
         WorkersFailedError: Ray's workers failed.
     """
-    tokenizer = load_tokenizer(job)
+    tokenizer, commit = load_tokenizer(job)
     tasks, report = load_tasks(job, tokenizer)
     if report.skipped:
         print(report)
     store = AnswerStore(job.out)
     shards = cut_shards(tasks, job.shard_size)
-    settings = job.identity() | {"prompts": fingerprint(tasks), "vocabulary": vocabulary_fingerprint(tokenizer)}
+    settings = job.identity() | {
+        "weights": target_fingerprint(job.target, commit),
+        "prompts": fingerprint(tasks),
+        "vocabulary": vocabulary_fingerprint(tokenizer),
+    }
     facts = {"records": {"used": report.used, "skipped": report.skipped}} | provenance("training.regenerate")
     store.open(settings, len(tasks), len(shards), facts)
     pending = [shard for shard in shards if not store.has(shard.number)]
@@ -93,8 +97,8 @@ def regenerate(job: Regeneration) -> Summary:
     return summary
 
 
-def load_tokenizer(job: Regeneration) -> PreTrainedTokenizerBase:
-    """The target's, after a look whether there is such a target and vLLM to run it.
+def load_tokenizer(job: Regeneration) -> tuple[PreTrainedTokenizerBase, str | None]:
+    """The target's, and its commit on the hub, after a look whether there is such a target and vLLM to run it.
 
     Raises:
         DataError: there is not, or it cannot have so long a text.
@@ -109,7 +113,7 @@ def load_tokenizer(job: Regeneration) -> PreTrainedTokenizerBase:
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and job.window > longest:
         raise DataError(f"{job.target} takes texts of at most {longest} tokens, --window is {job.window}")
-    return tokenizer
+    return tokenizer, getattr(config, "_commit_hash", None)
 
 
 def cut_shards(tasks: Sequence[Task], size: int) -> list[Shard]:
@@ -137,7 +141,7 @@ def _answered(job: Regeneration, pending: list[Shard]) -> Iterator[tuple[int, li
         from training.launch import connect, has_gpus
     except ImportError as problem:
         raise DataError(f"several workers need Ray: pip install 'redrafter-vllm[train]' ({problem})") from None
-    connect(job.ray_address, num_cpus=job.num_workers if job.ray_address is None else None)
+    connect(job.ray_address, num_cpus=job.num_workers)
     on_cuda = job.device == "cuda" or (job.device == "auto" and has_gpus(job.num_workers * job.gpus_per_worker))
     crew = Crew(job.num_workers, job.gpus_per_worker if on_cuda else 0, job.max_failures)
     return answer_on_ray(partial(make_answerer, job.absolute()), pending, crew)

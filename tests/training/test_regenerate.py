@@ -14,7 +14,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
-from training.answer_store import AnswerStore, StoreError, StoreWriteError, is_regenerated, vocabulary_fingerprint
+from training.answer_store import (
+    AnswerStore,
+    StoreError,
+    StoreWriteError,
+    is_regenerated,
+    target_fingerprint,
+    vocabulary_fingerprint,
+)
 from training.answering import Answerer, Completion, Request, request_seed
 from training.answers import Answer, Answered, Task
 from training.cli import attribute_help, parse_keys
@@ -193,6 +200,18 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="not a folder"):
         open_store(tmp_path / "other" / "thesis.txt", [], 1)
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.txt"]
+
+
+def test_another_target_in_the_same_place(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(300_000))
+    (tmp_path / "notes.txt").touch()
+    before = target_fingerprint(str(tmp_path))
+    (tmp_path / "notes.txt").write_text("other notes")
+    assert target_fingerprint(str(tmp_path)) == before
+    weights.write_bytes(bytes(299_999) + b"x")
+    assert target_fingerprint(str(tmp_path)) != before
+    assert target_fingerprint("lmsys/vicuna-7b-v1.3", "abc") == "abc"
 
 
 def test_training_reads_answers_only(tmp_path: Path, tiny_target: FrozenTarget) -> None:
