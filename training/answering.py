@@ -105,7 +105,9 @@ class Answerer:
         )
 
     def _take(self, dialogue: "_Dialogue", completion: Completion) -> None:
-        text = self._tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        text = self._tokenizer.decode(
+            completion.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         dialogue.answers.append(Answer(dialogue.asked, completion.token_ids, text, completion.ended))
         dialogue.said.append(Turn("assistant", text))
         dialogue.over = not (completion.ended and text.strip())

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.models import save_random_llama
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
 from training import regenerate as command
-from training.answer_engine import VllmComplete, end_tokens
+from training.answer_engine import VllmComplete, end_tokens, make_answerer
 from training.answer_store import AnswerStore
 from training.answer_workers import Crew, Shard, answer_on_ray
 from training.answering import Answerer, Completion, Request
@@ -185,7 +185,11 @@ def test_source_code_through_the_command(job: Regeneration, corpus_root: Path, t
 
 
 def test_mistakes_are_told(
-    job: Regeneration, tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: Counted
+    job: Regeneration,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    engine: Counted,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine.batches = 0
     nothing = tmp_path / "nothing.jsonl"
@@ -202,6 +206,9 @@ def test_mistakes_are_told(
         assert message in capsys.readouterr().err
     assert engine.batches == 0
     assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(command, "make_answerer", make_answerer)
+    assert main([*arguments(job, tmp_path / "out"), "--engine", '{"no_such_argument": 1}']) == 1
+    assert "vLLM cannot start" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -255,8 +262,6 @@ def test_failures_on_ray_are_told(session: None) -> None:
 def test_ray_writes_the_same(
     session: None, whole: Path, job: Regeneration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training.answer_engine import make_answerer
-
     monkeypatch.setattr(command, "make_answerer", make_answerer)
     assert main(arguments(job, tmp_path / "out", "--ray-address", "auto")) == 0
     assert shards(tmp_path / "out") == shards(whole)
