@@ -6,12 +6,14 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any, TypeGuard, get_type_hints
+from typing import Any, TypeGuard, TypeVar, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
 from training.config import RECIPES, DistillConfig
 from training.job import Job, check_rows
+
+Keys = TypeVar("Keys")
 
 DEFAULT_RECIPE = "standard"
 FLAT = frozenset({"budget"})  # whose keys stand among those of the class around it
@@ -26,12 +28,7 @@ def attribute_help(holder: type) -> dict[str, str]:
 
 def build_parser(recipe: str = DEFAULT_RECIPE) -> ArgumentParser:
     """All flags, with the recipe's values as defaults."""
-    parser = ArgumentParser(
-        prog="python -m training",
-        description="Train a drafter for a frozen target and put it where serving finds it.",
-        epilog="A YAML file given with --config holds the same keys, with underscores; flags after it override it.",
-    )
-    parser.add_argument("--config", action="config", help="YAML file of the keys below")
+    parser = _empty_parser("training", "Train a drafter for a frozen target and put it where serving finds it.")
     parser.add_argument(
         "--recipe",
         choices=sorted(RECIPES),
@@ -56,6 +53,33 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Job, DistillConfig, str, s
     except ValueError as problem:
         parser.error(str(problem))
     return job, config, recipe, parser.dump(given, skip_none=False)
+
+
+def parse_keys(holder: type[Keys], program: str, description: str, argv: Sequence[str] | None = None) -> Keys:
+    """The keys of `holder` alone, for a command without recipes. Exits with a message for what cannot be."""
+    parser = _empty_parser(program, description)
+    _add(parser, "keys", holder, None)
+    given = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
+    try:
+        return _build(holder, given)
+    except ValueError as problem:
+        parser.error(str(problem))
+
+
+def _empty_parser(program: str, description: str) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog=f"python -m {program}",
+        description=description,
+        epilog="A YAML file given with --config holds the same keys, with underscores; flags after it override it.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file of the keys below")
+    return parser
+
+
+def _default(entry: Field, defaults: Any) -> Any:
+    if defaults is not None:
+        return getattr(defaults, entry.name)
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
 
 
 def _fields(holder: type, prefix: str) -> Iterator[tuple[Field, Any, str]]:
@@ -87,7 +111,7 @@ def _add(parser: ArgumentParser, title: str, holder: type, defaults: Any, prefix
             _add(parser, f"{title}: {entry.name}", kind, getattr(defaults, entry.name), within)
             continue
         options: dict[str, Any] = {"help": described.get(entry.name, "")}
-        default = entry.default if defaults is None else getattr(defaults, entry.name)
+        default = _default(entry, defaults)
         if default is False:
             options["action"] = "store_true"
         else:

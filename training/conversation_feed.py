@@ -6,6 +6,7 @@ conversations 5 % are held out, the same ones for every seed.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,11 +19,13 @@ from training.frozen_target import FrozenTarget
 from training.generate import continue_prompts
 from training.packing import Packing, arrange
 
+Held = TypeVar("Held")
+
 HELD_OUT_SHARE = 20
 ROW_MULTIPLE = 16  # row lengths repeat, which spares allocators and compilers new shapes
 
 
-def hold_out(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+def hold_out(examples: Sequence[Held]) -> tuple[list[Held], list[Held]]:
     """(training, held out): every twentieth in a fixed random order, at least one.
 
     Raises:

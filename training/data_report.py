@@ -25,6 +25,7 @@ class Reason(StrEnum):
     ROLE_ORDER = "roles out of order"
     REFUSED_BY_TEMPLATE = "refused by the chat template"
     TEMPLATE_MISMATCH = "chat template changes the turns"
+    PROMPT_TOO_LONG = "prompt too long"
     NOTHING_TO_LEARN = "no loss token within the maximum length"
 
 

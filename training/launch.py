@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop's processes as Ray Train workers. Only this module and `ingest` know Ray."""
+"""The training loop's processes as Ray Train workers. Beside this module, `ingest` and `answer_workers` know Ray."""
 
 import json
 import shutil
@@ -152,9 +152,14 @@ def _reason(problem: TrainingFailedError) -> str:
 
 
 def connect(address: str | None, *, num_cpus: int | None = None) -> None:
-    """Joins the cluster at `address` (`auto`: the one this machine is part of) or starts one here; once per process."""
+    """Joins the cluster at `address` (`auto`: the one this machine is part of) or starts one here; once per process.
+
+    `num_cpus` is the size of the one started here.
+    """
     if not ray.is_initialized():
-        ray.init(address=address, num_cpus=num_cpus, log_to_driver=True, include_dashboard=False)
+        # Ray refuses a size for a cluster that is there already.
+        size = num_cpus if address is None else None
+        ray.init(address=address, num_cpus=size, log_to_driver=True, include_dashboard=False)
 
 
 def has_gpus(workers: int) -> bool:

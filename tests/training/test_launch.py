@@ -22,7 +22,7 @@ from training.schedule import Budget
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the `train` extra)")
 
-from training.launch import SNAPSHOT, Fleet, run_on_ray  # noqa: E402
+from training.launch import SNAPSHOT, Fleet, connect, run_on_ray  # noqa: E402
 
 CONFIG = DistillConfig(
     Budget(20),
@@ -129,3 +129,12 @@ def test_deaths_of_a_worker_and_of_the_job_change_nothing(
     assert result["world_size"] == 2
     assert result["losses"] == two_workers[0]
     assert torch.equal(weights(run), weights(two_workers[1]))
+
+
+def test_a_cluster_that_is_there_keeps_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[Any, Any]] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: given.append((options["address"], options["num_cpus"])))
+    connect(None, num_cpus=3)
+    connect("auto", num_cpus=3)
+    assert given == [(None, 3), ("auto", None)]

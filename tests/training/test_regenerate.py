@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Regeneration without an engine: prompts, turns, shards, and what the training reads."""
+
+import errno
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from tests.training.chat_tokenizers import CHATML, byte_tokenizer
+from training.answer_store import (
+    AnswerStore,
+    StoreError,
+    StoreWriteError,
+    is_regenerated,
+    target_fingerprint,
+    vocabulary_fingerprint,
+)
+from training.answering import Answerer, Completion, Request, request_seed
+from training.answers import Answer, Answered, Task
+from training.cli import attribute_help, parse_keys
+from training.config import DistillConfig
+from training.context import LocalContext
+from training.conversations import Turn
+from training.corpus import load_corpus
+from training.data_report import DataError, Reason
+from training.feed import FeedSettings, open_feed
+from training.frozen_target import FrozenTarget
+from training.regenerate import cut_shards
+from training.regenerated import examples_of, load_regenerated
+from training.regeneration import Regeneration
+from training.regeneration_tasks import fingerprint, load_tasks
+from training.schedule import Budget
+
+JOB = Regeneration("target", "stdlib", Path("out"), window=100, min_prompt=4, max_prompt=20, temperatures=(0.0, 0.7))
+END = 4  # <|im_end|>
+
+
+def spoken(*contents: str) -> tuple[Turn, ...]:
+    """A conversation that the user begins."""
+    return tuple(Turn("assistant" if n % 2 else "user", content) for n, content in enumerate(contents))
+
+
+class Script:
+    """Says one prepared thing per request and remembers what it was asked."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *lines: str) -> None:
+        self.tokenizer = tokenizer
+        self.lines = list(lines)
+        self.asked: list[list[Request]] = []
+
+    def __call__(self, requests: Sequence[Request]) -> list[Completion]:
+        self.asked.append(list(requests))
+        made = []
+        for request in requests:
+            ids = [*self.tokenizer(self.lines.pop(0))["input_ids"], END]
+            made.append(Completion(tuple(ids[: request.max_tokens]), len(ids) <= request.max_tokens))
+        return made
+
+
+def test_source_prompts_are_pieces_of_the_right_files(corpus_root: Path) -> None:
+    tokenizer = byte_tokenizer()
+    job = replace(JOB, data=str(corpus_root), count=50, seed=3)
+    tasks, report = load_tasks(job, tokenizer)
+    assert report.used == len(tasks) == 52
+    files = {file.path: file for file in load_corpus(corpus_root)}
+    for number, task in enumerate(tasks):
+        path, _, start = task.where.partition(" token ")
+        assert task.index == number
+        assert task.held_out == (number >= 50) == files[path].held_out
+        bos, *ids = task.prompt_ids
+        assert bos == tokenizer.bos_token_id
+        assert 4 <= len(ids) <= 20
+        # A token is a byte.
+        assert tokenizer.decode(ids).encode() == files[path].text.encode()[int(start) : int(start) + len(ids)]
+    assert load_tasks(job, tokenizer)[0] == tasks
+    assert fingerprint(tasks) != fingerprint(load_tasks(replace(job, seed=4), tokenizer)[0])
+
+
+def test_record_prompts(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(CHATML)
+    data = tmp_path / "records.jsonl"
+    records = [{"messages": [{"role": "user", "content": f"question {n}"}]} for n in range(40)]
+    data.write_text("\n".join([*map(json.dumps, records), '{"messages": []}']))
+    tasks, report = load_tasks(replace(JOB, data=str(data)), tokenizer)
+    assert (report.used, report.skipped) == (40, 1)
+    assert [task.held_out for task in tasks] == [False] * 38 + [True] * 2
+    assert sorted(task.turns[0].content for task in tasks) == sorted(f"question {n}" for n in range(40))
+    some, _ = load_tasks(replace(JOB, data=str(data), count=10), tokenizer)
+    assert [task.held_out for task in some] == [False] * 10 + [True]
+    assert {task.turns for task in some[:10]} < {task.turns for task in tasks[:38]}
+    with pytest.raises(DataError, match="chat template"):
+        load_tasks(replace(JOB, data=str(data)), byte_tokenizer())
+    data.write_text("")
+    with pytest.raises(DataError, match="holds no records"):
+        load_tasks(replace(JOB, data=str(data)), tokenizer)
+
+    data.write_text("\n".join(json.dumps({"text": letter * 50}) for letter in "ab"))
+    tasks, _ = load_tasks(replace(JOB, data=str(data)), tokenizer)
+    assert all(4 <= len(task.prompt_ids) <= 20 for task in tasks)
+    assert {tokenizer.decode(task.prompt_ids)[:4] for task in tasks} == {"aaaa", "bbbb"}
+
+
+def test_every_turn_is_answered_after_the_answers_before() -> None:
+    tokenizer = byte_tokenizer(CHATML)
+    script = Script(tokenizer, "Alpha", "Beta", "Gamma")
+    tasks = [Task(5, "two", False, turns=spoken("a?", "data's own", "b?")), Task(8, "one", True, turns=spoken("c?"))]
+    two, one = Answerer(replace(JOB, window=200), tokenizer, script)(tasks)
+    prompts = [[tokenizer.decode(request.prompt_ids) for request in batch] for batch in script.asked]
+    start, reply = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+    first = f"{start}a?{reply}"
+    assert prompts == [[first, f"{start}c?{reply}"], [f"{first}Alpha<|im_end|>\n{start}b?{reply}"]]
+    assert [answer.text for answer in two.answers] == ["Alpha", "Gamma"]
+    assert tokenizer.decode(two.answers[0].answer_ids) == "Alpha<|im_end|>"
+    assert (two.temperature, one.temperature) == (0.7, 0.0)  # 5 and 8 of two temperatures in turn
+    assert one.held_out and one.answers[0].ended and one.left_out == 0
+    seeds = [request.seed for batch in script.asked for request in batch]
+    assert seeds == [request_seed(0, 5, 0), request_seed(0, 8, 0), request_seed(0, 5, 1)]
+    assert len(set(seeds)) == 3 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_what_cannot_be_answered_is_named() -> None:
+    tokenizer = byte_tokenizer(CHATML)
+    long = Task(0, "long", False, turns=spoken("x" * 80))  # more than half of 100
+    cut = Task(1, "cut", False, turns=spoken("a?", "", "b?", "", "c?"))
+    mute = Task(2, "mute", False, turns=spoken("a?", "", "b?"))
+    texts = Answerer(JOB, tokenizer, Script(tokenizer, "y" * 90, "  "))([long, cut, mute])
+    assert [text.skipped for text in texts] == [Reason.PROMPT_TOO_LONG, None, None]
+    assert "most 50" in texts[0].detail
+    assert [len(text.answers) for text in texts] == [0, 1, 1]
+    assert [text.left_out for text in texts] == [0, 2, 1]
+    answer = texts[1].answers[0]
+    assert not answer.ended
+    assert len(answer.prompt_ids) + len(answer.answer_ids) == 100
+
+
+def answered(index: int, answers: Sequence[tuple[str, str]] = (("ask", "tell"),), held_out: bool = False) -> Answered:
+    ids = [(tuple(prompt.encode()), tuple(answer.encode())) for prompt, answer in answers]
+    return Answered(index, f"w{index}", held_out, 0.5, tuple(Answer(p, a, "t", True) for p, a in ids))
+
+
+def test_examples_by_hand() -> None:
+    (joined,) = examples_of(answered(0, (("ab", "cd"), ("abcdef", "g"))))
+    assert bytes(joined.tokens.tolist()) == b"abcdefg"
+    assert joined.loss.int().tolist() == [0, 0, 1, 1, 0, 0, 1]
+    # The second prompt spells the first answer differently: each keeps its own tokens.
+    apart = list(examples_of(answered(0, (("ab", "cd"), ("abXdef", "g")))))
+    assert [bytes(example.tokens.tolist()) for example in apart] == [b"abcd", b"abXdefg"]
+    assert [example.loss.int().tolist() for example in apart] == [[0, 0, 1, 1], [0, 0, 0, 0, 0, 0, 1]]
+
+
+def open_store(folder: Path, texts: Sequence[Answered], shards: int, seed: int = 1) -> AnswerStore:
+    settings = {"target": "t", "seed": seed, "vocabulary": vocabulary_fingerprint(byte_tokenizer())}
+    store = AnswerStore(folder)
+    store.open(settings, len(texts), shards, {})
+    return store
+
+
+def test_shards_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [answered(0), replace(answered(1, ()), skipped=Reason.EMPTY, detail="\u2028 in it")]
+    store = open_store(tmp_path / "out", texts, 2)
+    store.write(0, texts)
+    assert store.read(0) == texts
+    before = (tmp_path / "out" / "shard-00000.jsonl").read_bytes()
+    with pytest.raises(DataError, match="1 of 2 shards"):
+        list(store.read_all())
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(StoreWriteError, match=r"No space left.*intact"):
+            store.write(1, texts)
+    assert sorted(path.name for path in store.folder.iterdir()) == ["regenerated.json", "shard-00000.jsonl"]
+    # What a kill in the middle of writing leaves.
+    (store.folder / "shard-00001.jsonl.writing").write_text('{"index": 7')
+    again = open_store(store.folder, texts, 2)
+    assert again.has(0) and not again.has(1)
+    assert not (store.folder / "shard-00001.jsonl.writing").exists()
+    again.write(1, [answered(2)])
+    assert [text.index for text in again.read_all()] == [0, 1, 2]
+    assert (store.folder / "shard-00000.jsonl").read_bytes() == before
+
+
+def test_folders_that_are_refused(tmp_path: Path) -> None:
+    open_store(tmp_path / "out", [], 1)
+    with pytest.raises(StoreError, match="seed: 1 -> 2"):
+        open_store(tmp_path / "out", [], 1, seed=2)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    with pytest.raises(StoreError, match="something else"):
+        open_store(tmp_path / "other", [], 1)
+    with pytest.raises(StoreError, match="not a folder"):
+        open_store(tmp_path / "other" / "thesis.txt", [], 1)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.txt"]
+
+
+def test_another_target_in_the_same_place(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(300_000))
+    (tmp_path / "notes.txt").touch()
+    before = target_fingerprint(str(tmp_path))
+    (tmp_path / "notes.txt").write_text("other notes")
+    assert target_fingerprint(str(tmp_path)) == before
+    weights.write_bytes(bytes(299_999) + b"x")
+    assert target_fingerprint(str(tmp_path)) != before
+    assert target_fingerprint("lmsys/vicuna-7b-v1.3", "abc") == "abc"
+
+
+def test_training_reads_answers_only(tmp_path: Path, tiny_target: FrozenTarget) -> None:
+    texts = [answered(n, ((f"{n:02}", "abcdefgh"),), held_out=n == 9) for n in range(10)]
+    store = open_store(tmp_path / "out", texts, 2)
+    store.write(0, texts[:4])
+    store.write(1, texts[4:])
+    assert is_regenerated(str(store.folder)) and not is_regenerated("stdlib")
+    config = DistillConfig(Budget(1), window=8, beam_length=2, batch_size=3, response_fraction=0)
+    tokenizer = byte_tokenizer()
+    settings = FeedSettings(str(store.folder), None, config, tmp_path, 4)
+    feed = open_feed(settings, tiny_target, tokenizer, LocalContext())
+    seen = torch.cat([batch.tokens for batch in islice(feed.batches, 3)])
+    assert sorted(bytes(row[:8].tolist()) for row in seen) == [f"{n:02}abcdef".encode() for n in range(9)]
+    assert feed.held_out.valid[0].int().tolist() == [0, 1, 1, 1, 1, 1, 1, 0] + [0] * 8
+    assert bytes(feed.prompts[0].tolist()) == b"09"
+    assert (feed.facts["training"], feed.facts["held_out"], feed.facts["truncated"]) == (9, 1, 10)
+    with pytest.raises(DataError, match="no text for --window 2"):
+        load_regenerated(store.folder, tokenizer, 2)
+    tokenizer.add_tokens(["new"])
+    with pytest.raises(DataError, match="other tokens"):
+        load_regenerated(store.folder, tokenizer, 8)
+
+
+def test_shards_cover_the_tasks_in_order() -> None:
+    tasks = [Task(n, str(n), False, prompt_ids=(1,)) for n in range(7)]
+    shards = cut_shards(tasks, 3)
+    assert [[task.index for task in shard.tasks] for shard in shards] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [shard.number for shard in shards] == [0, 1, 2]
+
+
+def test_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert {entry.name for entry in fields(Regeneration)} == attribute_help(Regeneration).keys()
+    parse: Callable[[list[str]], Regeneration] = lambda argv: parse_keys(Regeneration, "x", "y", argv)  # noqa: E731
+    file = tmp_path / "keys.yaml"
+    file.write_text("target: t\ndata: stdlib\nout: o\ntemperatures: [0.0, 1.0]\nengine: {max_num_seqs: 4}\n")
+    job = parse(["--config", str(file), "--seed", "3"])
+    wanted = Regeneration("t", "stdlib", Path("o"), temperatures=(0.0, 1.0), seed=3, engine={"max_num_seqs": 4})
+    assert job == wanted
+    # The engine's size and the workers may change between two starts, what is written may not.
+    assert job.identity() == replace(wanted, engine={}, num_workers=4).identity()
+    assert job.identity() != replace(wanted, engine={"quantization": "fp8"}).identity()
+    for wrong in (["--shard-size", "0"], ["--window", "100"], ["--temperatures", "[-1.0]"]):
+        with pytest.raises(SystemExit):
+            parse(["--config", str(file), *wrong])
+    capsys.readouterr()

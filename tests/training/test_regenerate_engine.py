@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Regeneration with vLLM: what the target says, whatever the shards, workers, kills. One engine here, one in Ray."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.models import save_random_llama
+from tests.training.chat_tokenizers import CHATML, byte_tokenizer
+from training import regenerate as command
+from training.answer_engine import VllmComplete, end_tokens, make_answerer
+from training.answer_store import AnswerStore
+from training.answer_workers import Crew, Shard, answer_on_ray
+from training.answering import Answerer, Completion, Request
+from training.answers import Answered, Task
+from training.context import WorkersFailedError
+from training.frozen_target import FrozenTarget
+from training.generate import continue_prompts
+from training.regenerate import main
+from training.regeneration import Regeneration
+
+ray = pytest.importorskip("ray", reason="Ray is not installed (the `train` extra)")
+pytestmark = pytest.mark.engine
+
+ENGINE = {"kv_cache_memory_bytes": 1 << 25, "max_num_seqs": 8, "enforce_eager": True}
+# Among 261 tokens these let about half of the answers end by themselves.
+ENDS = [1, 4, 37, 101, 170, 222]
+
+
+class Counted:
+    """The engine, how many batches it was asked for, and when to give up as a kill would."""
+
+    def __init__(self, engine: VllmComplete) -> None:
+        self.engine = engine
+        self.batches = 0
+        self.last = sys.maxsize
+
+    def __call__(self, requests: Sequence[Request]) -> list[Completion]:
+        if self.batches >= self.last:
+            raise KeyboardInterrupt
+        self.batches += 1
+        return self.engine(requests)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("regenerate") / "target"
+    tokenizer = byte_tokenizer(CHATML)
+    save_random_llama(path, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=ENDS)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def conversations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty-four of one turn and six of two, and one that is too long."""
+    records = [[f"question {n}" * (1 + n % 3)] + ["data's own", "and then?"] * (n % 5 == 0) for n in range(30)]
+    records.insert(7, ["long" * 40])
+    path = tmp_path_factory.mktemp("data") / "conversations.jsonl"
+    turns = [[{"role": ("user", "assistant")[i % 2], "content": c} for i, c in enumerate(r)] for r in records]
+    path.write_text("\n".join(json.dumps({"messages": messages}) for messages in turns))
+    return path
+
+
+@pytest.fixture(scope="module")
+def job(target: Path, conversations: Path) -> Regeneration:
+    return Regeneration(
+        str(target),
+        str(conversations),
+        Path("unset"),
+        window=224,
+        temperatures=(0.0, 0.9),
+        shard_size=8,
+        target_dtype="float32",
+        engine=ENGINE,
+    )
+
+
+@pytest.fixture(scope="module")
+def engine(job: Regeneration, target: Path) -> Counted:
+    return Counted(VllmComplete(job, end_tokens(str(target), AutoTokenizer.from_pretrained(target))))
+
+
+@pytest.fixture(autouse=True)
+def one_engine(engine: Counted, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    monkeypatch.setattr(command, "make_answerer", lambda job: Answerer(job, tokenizer, engine))
+
+
+def arguments(job: Regeneration, out: Path, *further: str) -> list[str]:
+    return [
+        *("--target", job.target, "--data", job.data, "--out", str(out), "--window", str(job.window)),
+        *("--temperatures", "[0.0,0.9]", "--shard-size", str(job.shard_size), "--target-dtype", "float32"),
+        *("--engine", json.dumps(ENGINE), *further),
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(job: Regeneration, engine: Counted, target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The answers of one uninterrupted run."""
+    out = tmp_path_factory.mktemp("whole") / "answers"
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(command, "make_answerer", lambda job: Answerer(job, tokenizer, engine))
+        assert main(arguments(job, out)) == 0
+    return out
+
+
+def texts(out: Path) -> list[Answered]:
+    return list(AnswerStore(out).read_all())
+
+
+def shards(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.glob("shard-*"))}
+
+
+def test_greedy_answers_are_the_targets(whole: Path, target: Path) -> None:
+    model = FrozenTarget(AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32))
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    read = texts(whole)
+    assert [text.index for text in read] == list(range(31))
+    greedy = [answer for text in read if text.temperature == 0 for answer in text.answers]
+    assert 5 < sum(answer.ended for answer in greedy) < len(greedy)
+    for answer in greedy:
+        prompt = torch.tensor(answer.prompt_ids)
+        (continued,) = continue_prompts(model, [prompt], 224 - len(prompt))
+        assert continued[len(prompt) :].tolist() == list(answer.answer_ids)
+        assert answer.ended == (answer.answer_ids[-1] in ENDS)
+        assert answer.text == tokenizer.decode(answer.answer_ids, skip_special_tokens=True)
+    sampled = [answer for text in read if text.temperature == 0.9 for answer in text.answers]
+    likeliest = [model.model(input_ids=torch.tensor([a.prompt_ids])).logits[0, -1].argmax() for a in sampled]
+    assert any(first != answer.answer_ids[0] for first, answer in zip(likeliest, sampled, strict=True))
+    assert any(len(text.answers) == 2 for text in read)
+
+
+def test_shards_and_order_change_no_text(whole: Path, job: Regeneration, tmp_path: Path) -> None:
+    assert main(arguments(job, tmp_path / "out", "--shard-size", "5")) == 0
+    assert texts(tmp_path / "out") == texts(whole)
+
+
+def test_kill_and_resume(
+    whole: Path, job: Regeneration, engine: Counted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    engine.batches, engine.last = 0, 4  # of two per shard: both rounds of the first two
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main(arguments(job, out))
+    finally:
+        engine.last = sys.maxsize
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*")}
+    assert sorted(before) == ["shard-00000.jsonl", "shard-00001.jsonl"]
+    assert main(arguments(job, out, "--seed", "1")) == 1
+    assert "seed: 0 -> 1" in capsys.readouterr().err
+
+    engine.batches = 0
+    assert main(arguments(job, out)) == 0
+    shown = capsys.readouterr().out
+    assert "4 shards, 2 of them finished before" in shown
+    assert "1  skipped: prompt too long" in shown and "conversations.jsonl:8" in shown
+    assert shards(out) == shards(whole)
+    assert {name: (out / name).stat().st_mtime_ns for name in before} == before
+    resumed = engine.batches
+    assert 2 <= resumed <= 4
+    assert main(arguments(job, out)) == 0
+    assert engine.batches == resumed
+    assert "none now" in capsys.readouterr().out
+
+
+def test_source_code_through_the_command(job: Regeneration, corpus_root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    source = replace(job, data=str(corpus_root))
+    assert main(arguments(source, out, "--count", "6", "--max-prompt", "30", "--temperatures", "[0.0]")) == 0
+    read = texts(out)
+    assert [text.held_out for text in read] == [False] * 6 + [True]
+    assert all(17 <= len(text.answers[0].prompt_ids) <= 31 for text in read)
+
+
+def test_mistakes_are_told(
+    job: Regeneration,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    engine: Counted,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine.batches = 0
+    nothing = tmp_path / "nothing.jsonl"
+    nothing.touch()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").touch()
+    for wrong, message in (
+        (["--target", str(tmp_path / "nowhere")], "nowhere cannot be loaded"),
+        (["--data", str(nothing)], "holds no records"),
+        (["--window", "4096"], "at most 1024 tokens"),
+        (["--out", str(tmp_path / "taken")], "something else"),
+    ):
+        assert main([*arguments(job, tmp_path / "out"), *wrong]) == 1
+        assert message in capsys.readouterr().err
+    assert engine.batches == 0
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(command, "make_answerer", make_answerer)
+    assert main([*arguments(job, tmp_path / "out"), "--engine", '{"no_such_argument": 1}']) == 1
+    assert "vLLM cannot start" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    # The workers cannot import this module by name.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+    yield
+    ray.shutdown()
+
+
+def tasks(count: int) -> list[Task]:
+    return [Task(n, str(n), False, prompt_ids=(n,)) for n in range(count)]
+
+
+def test_a_dead_workers_shard_is_done_again(session: None, tmp_path: Path) -> None:
+    def fragile(name: str, max_failures: int) -> list[tuple[int, list[Answered]]]:
+        killed = tmp_path / name
+
+        def answer(given: Sequence[Task]) -> list[Answered]:
+            if given[0].index == 2 and not killed.exists():
+                killed.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return [Answered(task.index, task.where, False, 0.0, ()) for task in given]
+
+        parts = [Shard(n, tuple(tasks(6)[2 * n : 2 * n + 2])) for n in range(3)]
+        return sorted(answer_on_ray(lambda: answer, parts, Crew(max_failures=max_failures)))
+
+    made = fragile("once", 1)
+    assert [(number, [text.index for text in texts]) for number, texts in made] == [
+        (0, [0, 1]),
+        (1, [2, 3]),
+        (2, [4, 5]),
+    ]
+    with pytest.raises(WorkersFailedError, match=r"finished shards are intact: The actor.*died"):
+        fragile("too often", 0)
+
+
+def test_failures_on_ray_are_told(session: None) -> None:
+    def no_engine() -> None:
+        raise MemoryError("no room for the engine")
+
+    part = [Shard(0, tuple(tasks(1)))]
+    with pytest.raises(WorkersFailedError, match="no room for the engine"):
+        list(answer_on_ray(no_engine, part, Crew()))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="8 workers need 8 CPUs, and the cluster has 2"):
+        list(answer_on_ray(no_engine, part, Crew(8)))  # type: ignore[arg-type]
+
+
+def test_ray_writes_the_same(
+    session: None, whole: Path, job: Regeneration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "make_answerer", make_answerer)
+    assert main(arguments(job, tmp_path / "out", "--ray-address", "auto")) == 0
+    assert shards(tmp_path / "out") == shards(whole)

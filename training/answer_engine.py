@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM as the one who answers. The only module of training that knows vLLM."""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from training.answering import Answerer, Completion, Request
+from training.regeneration import Regeneration
+
+# Small enough for a machine without a GPU, where vLLM would take nearly all of its memory and compile for long.
+ON_CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30}
+
+
+def has_vllm() -> bool:
+    return importlib.util.find_spec("vllm") is not None
+
+
+class EngineError(ValueError):
+    """vLLM does not start: it does not know the target or its arguments, or has not enough memory."""
+
+
+class VllmComplete:
+    """Samples batches of requests with one engine, which it keeps.
+
+    Raises:
+        EngineError: the engine does not start.
+    """
+
+    def __init__(self, job: Regeneration, ends: Sequence[int]) -> None:
+        # Within this process: an engine in a process of its own may outlive a killed one and keep its memory.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        # Pages of settings would drown the progress bar; the variable brings them back.
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        from vllm import LLM
+
+        on_cuda = job.device != "cpu" and torch.cuda.is_available()
+        if job.device == "cuda" and not on_cuda:
+            raise ValueError("--device cuda was asked for, and torch finds no GPU here")
+        dtype = job.target_dtype if job.target_dtype != "auto" else "bfloat16" if on_cuda else "float32"
+        options: dict[str, Any] = {
+            "dtype": dtype,
+            "max_model_len": job.window,
+            "skip_tokenizer_init": True,
+            "seed": job.seed,
+            **({} if on_cuda else ON_CPU),
+            **job.engine,
+        }
+        self._ends = list(ends)
+        try:
+            self._engine = LLM(job.target, **options)
+        except Exception as problem:  # of dozens of types, and the causes are as many
+            raise EngineError(f"vLLM cannot start with {job.target}: {str(problem).strip()}") from problem
+
+    def __call__(self, requests: Sequence[Request]) -> list[Completion]:
+        outputs = self._engine.generate(
+            [{"prompt_token_ids": list(request.prompt_ids)} for request in requests],
+            [self._sampling(request) for request in requests],
+            use_tqdm=False,
+        )
+        first = [output.outputs[0] for output in outputs]
+        return [Completion(tuple(made.token_ids), made.finish_reason == "stop") for made in first]
+
+    def _sampling(self, request: Request) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=request.temperature,
+            seed=request.seed,
+            max_tokens=request.max_tokens,
+            stop_token_ids=self._ends,
+            detokenize=False,
+        )
+
+
+def end_tokens(target: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: those of the generation config and the tokenizer's EOS."""
+    try:
+        config = GenerationConfig.from_pretrained(target)
+    except OSError:
+        config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(target))
+    named = config.eos_token_id
+    ends = {named} if isinstance(named, int) else set(named or ())
+    return sorted(ends | ({tokenizer.eos_token_id} - {None}))
+
+
+def make_answerer(job: Regeneration) -> Answerer:
+    """An answerer with an engine of its own."""
+    tokenizer = AutoTokenizer.from_pretrained(job.target)
+    return Answerer(job, tokenizer, VllmComplete(job, end_tokens(job.target, tokenizer)))

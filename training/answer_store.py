@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a regeneration: a manifest of how it is made, and shards that are either whole or not there.
+
+Each line of a shard is an `Answered` as JSON. A file is written under another name, flushed, and put in its place at
+once; what a kill leaves under the other name is never read.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from training.answers import Answer, Answered
+from training.data_report import DataError, Reason
+from training.resume import differences
+
+MANIFEST = "regenerated.json"
+WRITING = ".writing"
+WEIGHTS = frozenset({".safetensors", ".bin"})
+SAMPLE = 1 << 16
+
+
+class StoreError(ValueError):
+    """The folder cannot take or give these answers."""
+
+
+class StoreWriteError(OSError):
+    """A file of the folder could not be written; the finished shards are intact."""
+
+
+def is_regenerated(data: str) -> bool:
+    """Whether `data` is a folder of answers."""
+    return (Path(data) / MANIFEST).is_file()
+
+
+def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The same for tokenizers whose ids mean the same."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
+
+
+def target_fingerprint(target: str, commit: str | None = None) -> str | None:
+    """Of a folder's weights and config, so that another target in the same place is noticed; of a hub name its commit.
+
+    Beginning and end of each file stand for it: retrained weights differ there, and nobody waits for gigabytes.
+    """
+    folder = Path(target)
+    if not folder.is_dir():
+        return commit
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.name == "config.json" or path.suffix in WEIGHTS):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {size} ".encode() + file.read(SAMPLE))
+            file.seek(max(size - SAMPLE, 0))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+class AnswerStore:
+    """Shards of answers in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def open(self, settings: Mapping[str, Any], texts: int, shards: int, facts: Mapping[str, Any]) -> None:
+        """Makes the folder, or checks that it is the one of an earlier start with the same `settings`.
+
+        Raises:
+            StoreError: the folder holds something else, or answers made with other settings.
+            StoreWriteError: it cannot be written.
+        """
+        wanted = json.loads(json.dumps(settings))
+        if (self.folder / MANIFEST).is_file():
+            if changed := differences(self.manifest()["settings"], wanted):
+                raise StoreError(
+                    f"{self.folder} holds answers made with other settings ({', '.join(changed)}): restore them, or "
+                    "choose another --out"
+                )
+        elif self.folder.exists() and not self.folder.is_dir():
+            raise StoreError(f"{self.folder} is not a folder")
+        elif any(not path.name.endswith(WRITING) for path in self._entries()):
+            raise StoreError(f"{self.folder} holds something else than answers: choose another --out")
+        for path in self._entries():
+            if path.name.endswith(WRITING):
+                path.unlink()
+        if not (self.folder / MANIFEST).is_file():
+            manifest = {"settings": wanted, "texts": texts, "shards": shards, **facts}
+            self._put(MANIFEST, json.dumps(manifest, indent=2, default=str) + "\n")
+
+    def manifest(self) -> dict[str, Any]:
+        """
+        Raises:
+            StoreError: it cannot be read.
+        """
+        try:
+            return json.loads((self.folder / MANIFEST).read_text())
+        except (OSError, ValueError) as problem:
+            raise StoreError(f"{self.folder / MANIFEST} cannot be read ({problem})") from problem
+
+    def has(self, number: int) -> bool:
+        return (self.folder / _shard_name(number)).is_file()
+
+    def write(self, number: int, texts: Sequence[Answered]) -> None:
+        """
+        Raises:
+            StoreWriteError: the shard could not be written, because the disk is full for instance.
+        """
+        lines = (json.dumps(asdict(text), ensure_ascii=False, separators=(",", ":")) + "\n" for text in texts)
+        self._put(_shard_name(number), "".join(lines))
+
+    def read(self, number: int) -> list[Answered]:
+        path = self.folder / _shard_name(number)
+        try:
+            return [_from_json(json.loads(line)) for line in path.read_text().split("\n") if line]
+        except (ValueError, KeyError, TypeError) as problem:
+            raise StoreError(f"{path} is not a shard of answers ({problem}): remove it and make it again") from problem
+
+    def read_all(self) -> Iterator[Answered]:
+        """Every text, in order.
+
+        Raises:
+            DataError: shards are missing.
+        """
+        count = self.manifest()["shards"]
+        if missing := [number for number in range(count) if not self.has(number)]:
+            raise DataError(
+                f"{self.folder}: {len(missing)} of {count} shards are not written yet; the command that began them "
+                "continues"
+            )
+        for number in range(count):
+            yield from self.read(number)
+
+    def _entries(self) -> list[Path]:
+        return sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+
+    def _put(self, name: str, content: str) -> None:
+        scratch = self.folder / (name + WRITING)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with scratch.open("w", encoding="utf-8") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, self.folder / name)
+        except OSError as problem:
+            scratch.unlink(missing_ok=True)
+            raise StoreWriteError(
+                f"{self.folder / name} could not be written ({problem.strerror or problem}); finished shards are "
+                "intact: make room there and give the same command again"
+            ) from problem
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:05d}.jsonl"
+
+
+def _from_json(stored: dict[str, Any]) -> Answered:
+    answers = tuple(
+        Answer(tuple(a["prompt_ids"]), tuple(a["answer_ids"]), a["text"], a["ended"]) for a in stored.pop("answers")
+    )
+    reason = stored.pop("skipped")
+    return Answered(**stored, answers=answers, skipped=Reason(reason) if reason else None)

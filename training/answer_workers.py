@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shards of tasks answered in this process, or by Ray actors that each keep an engine.
+
+Ray Data has a vLLM stage of its own (`ray.data.llm`). It is not used: it answers each row once, while a conversation
+goes through the engine turn by turn, and it does not know which rows an earlier start has finished.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from training.answers import Answered, Task
+from training.context import WorkersFailedError
+
+AnswerTasks = Callable[[Sequence[Task]], list[Answered]]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Tasks that are stored together."""
+
+    number: int
+    tasks: tuple[Task, ...]
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Which Ray workers there are to be."""
+
+    num_workers: int = 1
+    gpus_per_worker: int = 0  # without GPUs, a CPU each
+    max_failures: int = 3
+
+
+def answer_here(make: Callable[[], AnswerTasks], shards: Sequence[Shard]) -> Iterator[tuple[int, list[Answered]]]:
+    """Each shard's number and texts."""
+    answer = make()
+    for shard in shards:
+        yield shard.number, answer(shard.tasks)
+
+
+class ShardWorker:
+    """An actor's body."""
+
+    def __init__(self, make: Callable[[], AnswerTasks]) -> None:
+        self._answer = make()
+
+    def answer(self, shard: Shard) -> tuple[int, list[Answered]]:
+        return shard.number, self._answer(shard.tasks)
+
+
+def answer_on_ray(
+    make: Callable[[], AnswerTasks], shards: Sequence[Shard], crew: Crew
+) -> Iterator[tuple[int, list[Answered]]]:
+    """Each shard's number and texts, as they are finished. Ray is to be connected.
+
+    A worker that dies is started again, and its shard with it, up to `crew.max_failures` times each.
+
+    Raises:
+        ValueError: the cluster is too small.
+        WorkersFailedError: a worker could not do its work, or died too often; names the reason.
+    """
+    import ray
+    from ray.exceptions import RayError
+    from ray.util import ActorPool
+
+    _check_room(ray.cluster_resources(), crew)
+    options = {
+        "num_cpus": 1,
+        "num_gpus": crew.gpus_per_worker,
+        "max_restarts": crew.max_failures,
+        "max_task_retries": crew.max_failures,
+    }
+    worker = ray.remote(ShardWorker).options(**options)
+    actors = [worker.remote(make) for _ in range(min(crew.num_workers, len(shards)))]
+    try:
+        yield from ActorPool(actors).map_unordered(lambda actor, shard: actor.answer.remote(shard), shards)
+    except RayError as problem:
+        reason = (str(problem).strip() or type(problem).__name__).splitlines()[-1].strip()
+        raise WorkersFailedError(f"a worker failed, the finished shards are intact: {reason}") from problem
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def _check_room(resources: dict[str, float], crew: Crew) -> None:
+    # Actors that find no room wait without a word, with the shards given to them.
+    for kind, each in (("CPU", 1), ("GPU", crew.gpus_per_worker)):
+        if (there := resources.get(kind, 0)) < (needed := crew.num_workers * each):
+            raise ValueError(f"{crew.num_workers} workers need {needed} {kind}s, and the cluster has {there:g}")

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m training.regenerate --target MODEL --data DATA --out DIR`: have the target itself answer the prompts.
+
+A drafter has to foresee the target's text, not a data set's. The folder is then the training's `--data`.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from tqdm import tqdm
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from training.answer_engine import has_vllm, make_answerer
+from training.answer_store import AnswerStore, StoreError, StoreWriteError, target_fingerprint, vocabulary_fingerprint
+from training.answer_workers import Crew, Shard, answer_here, answer_on_ray
+from training.answers import Answered, Task
+from training.cli import parse_keys
+from training.context import WorkersFailedError
+from training.data_report import DataError, DataReport, UnusableRecord
+from training.export import provenance
+from training.regeneration import Regeneration
+from training.regeneration_tasks import fingerprint, load_tasks
+
+DESCRIPTION = "Have the target itself answer the prompts of some data, for its drafter to be trained on."
+
+
+@dataclass
+class Summary:
+    """What the folder holds, and what this start has added to it."""
+
+    report: DataReport  # of the data's records, then also of the texts
+    texts: int = 0
+    answers: int = 0
+    tokens: int = 0
+    cut: int = 0
+    left_out: int = 0
+    finished_before: int = 0
+    shards: int = 0
+    new_tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, text: Answered) -> None:
+        if text.skipped is not None:
+            self.report.reject(text.where, UnusableRecord(text.skipped, text.detail))
+            return
+        self.texts += 1
+        self.answers += len(text.answers)
+        self.tokens += text.tokens
+        self.cut += not text.answers[-1].ended
+        self.left_out += text.left_out
+
+    def __str__(self) -> str:
+        speed = f"{self.new_tokens / self.seconds:,.0f} tokens/s" if self.new_tokens and self.seconds else "none now"
+        return "\n".join(
+            (
+                str(self.report),
+                f"{self.texts:,} texts with {self.answers:,} answers of {self.tokens:,} tokens",
+                f"  {self.cut:,} cut by the window; {self.left_out:,} later answers of conversations left out",
+                f"  {self.shards} shards, {self.finished_before} of them finished before; {self.new_tokens:,} tokens "
+                f"in {self.seconds:,.0f} s with the engine's start: {speed}",
+            )
+        )
+
+
+def regenerate(job: Regeneration) -> Summary:
+    """Writes all shards that are not there yet.
+
+    Raises:
+        DataError: the data or the target cannot be used.
+        StoreError: the folder holds something else, or answers made with other settings.
+        StoreWriteError: a shard could not be written; the finished ones are intact.
+        WorkersFailedError: Ray's workers failed.
+    """
+    tokenizer, commit = load_tokenizer(job)
+    tasks, report = load_tasks(job, tokenizer)
+    if report.skipped:
+        print(report)
+    store = AnswerStore(job.out)
+    shards = cut_shards(tasks, job.shard_size)
+    settings = job.identity() | {
+        "weights": target_fingerprint(job.target, commit),
+        "prompts": fingerprint(tasks),
+        "vocabulary": vocabulary_fingerprint(tokenizer),
+    }
+    facts = {"records": {"used": report.used, "skipped": report.skipped}} | provenance("training.regenerate")
+    store.open(settings, len(tasks), len(shards), facts)
+    pending = [shard for shard in shards if not store.has(shard.number)]
+    summary = Summary(report, finished_before=len(shards) - len(pending), shards=len(shards))
+    if pending:
+        _write(job, store, pending, len(tasks), summary)
+    report.used = len(tasks)
+    for text in store.read_all():
+        summary.add(text)
+    return summary
+
+
+def load_tokenizer(job: Regeneration) -> tuple[PreTrainedTokenizerBase, str | None]:
+    """The target's, and its commit on the hub, after a look whether there is such a target and vLLM to run it.
+
+    Raises:
+        DataError: there is not, or it cannot have so long a text.
+    """
+    if not has_vllm():
+        raise DataError("answers are written with vLLM: pip install 'redrafter-vllm[cuda]', or see README for a CPU")
+    try:
+        config = AutoConfig.from_pretrained(job.target)
+        tokenizer = AutoTokenizer.from_pretrained(job.target)
+    except (OSError, ValueError) as problem:
+        raise DataError(f"the target {job.target} cannot be loaded: {str(problem).splitlines()[0]}") from problem
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and job.window > longest:
+        raise DataError(f"{job.target} takes texts of at most {longest} tokens, --window is {job.window}")
+    return tokenizer, getattr(config, "_commit_hash", None)
+
+
+def cut_shards(tasks: Sequence[Task], size: int) -> list[Shard]:
+    """The tasks in order, `size` to a shard."""
+    return [Shard(n, tuple(tasks[first : first + size])) for n, first in enumerate(range(0, len(tasks), size))]
+
+
+def _write(job: Regeneration, store: AnswerStore, pending: list[Shard], texts: int, summary: Summary) -> None:
+    missing = sum(len(shard.tasks) for shard in pending)
+    answered = _answered(job, pending)
+    started = time.monotonic()
+    with tqdm(total=texts, initial=texts - missing, desc="answers", unit="text") as bar:
+        for number, made in answered:
+            store.write(number, made)
+            summary.new_tokens += sum(text.tokens for text in made)
+            summary.seconds = time.monotonic() - started
+            bar.set_postfix_str(f"{summary.new_tokens / summary.seconds:,.0f} tokens/s", refresh=False)
+            bar.update(len(made))
+
+
+def _answered(job: Regeneration, pending: list[Shard]) -> Iterator[tuple[int, list[Answered]]]:
+    if not job.on_ray:
+        return answer_here(partial(make_answerer, job), pending)
+    try:
+        from training.launch import connect, has_gpus
+    except ImportError as problem:
+        raise DataError(f"several workers need Ray: pip install 'redrafter-vllm[train]' ({problem})") from None
+    connect(job.ray_address, num_cpus=job.num_workers)
+    on_cuda = job.device == "cuda" or (job.device == "auto" and has_gpus(job.num_workers * job.gpus_per_worker))
+    crew = Crew(job.num_workers, job.gpus_per_worker if on_cuda else 0, job.max_failures)
+    return answer_on_ray(partial(make_answerer, job.absolute()), pending, crew)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    job = parse_keys(Regeneration, "training.regenerate", DESCRIPTION, argv)
+    try:
+        summary = regenerate(job)
+    except (DataError, StoreError, StoreWriteError, WorkersFailedError, ValueError) as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    print(summary)
+    print(f"train on them with: python -m training --target {job.target} --data {job.out} --window {job.window}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

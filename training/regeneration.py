@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one regeneration is asked to do: target, data, sampling, machines, place."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from training.job import absolute_place
+
+# Arguments of the engine that change its speed and memory, not what it writes.
+NEUTRAL = frozenset(
+    {
+        "enforce_eager",
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "tensor_parallel_size",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Regeneration:
+    """The target's own answers to the prompts of some data.
+
+    Attributes:
+        target: folder or hub name of the target.
+        data: what the training takes; `stdlib`, a folder of Python files, conversations, or a data set on the hub.
+        out: folder for the answers; give it to the training as --data.
+        chat_template: `vicuna`, or a file of Jinja source (default: the tokenizer's own).
+        count: texts to write for training; one for every twenty comes on top, from held-out prompts (default: 3072
+            from source code, one per record from anything else, which is also the most).
+        window: most tokens of a text, prompt and answers together; the --window to train with.
+        temperatures: sampling temperatures, taken in turn; 0 is greedy.
+        min_prompt: fewest tokens of a prompt cut from a text.
+        max_prompt: most tokens of a prompt cut from a text.
+        seed: of the choice of prompts and of all sampling.
+        shard_size: texts per file, and what is lost when a worker dies.
+        num_workers: engines to write with; above 1 they are Ray workers.
+        ray_address: cluster to use (auto: the one this machine belongs to); uses Ray for one worker, too.
+        max_failures: how often Ray may restart each worker.
+        device: cpu, cuda, or auto for cuda where there is one.
+        target_dtype: what the target computes in; auto is bfloat16 on cuda and float32 on the CPU.
+        engine: further arguments of vLLM's `LLM`, as JSON; tensor_parallel_size is also the GPUs of each worker.
+    """
+
+    target: str
+    data: str
+    out: Path
+    chat_template: str | None = None
+    count: int | None = None
+    window: int = 256
+    temperatures: tuple[float, ...] = (0.0, 0.0, 0.8)
+    min_prompt: int = 16
+    max_prompt: int = 160
+    seed: int = 0
+    shard_size: int = 512
+    num_workers: int = 1
+    ray_address: str | None = None
+    max_failures: int = 3
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    target_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    engine: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if min(self.shard_size, self.num_workers) < 1 or self.max_failures < 0:
+            raise ValueError("shard_size and num_workers must be at least 1, max_failures not negative")
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"count must be at least 1, got {self.count}")
+        if not self.temperatures or min(self.temperatures) < 0:
+            raise ValueError(f"temperatures must be given and not negative, got {self.temperatures}")
+        if not 1 <= self.min_prompt <= self.max_prompt < self.window - 1:
+            raise ValueError(
+                f"need 1 <= min_prompt <= max_prompt < window - 1, got {self.min_prompt}, {self.max_prompt} and "
+                f"{self.window}"
+            )
+
+    @property
+    def on_ray(self) -> bool:
+        return self.num_workers > 1 or self.ray_address is not None
+
+    @property
+    def gpus_per_worker(self) -> int:
+        return int(self.engine.get("tensor_parallel_size", 1))
+
+    def absolute(self) -> "Regeneration":
+        """The same for a process that runs in another folder."""
+        return replace(
+            self,
+            target=absolute_place(self.target),
+            data=absolute_place(self.data),
+            out=self.out.absolute(),
+            chat_template=self.chat_template and absolute_place(self.chat_template),
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for finished shards to be kept."""
+        absolute = self.absolute()
+        return {
+            "target": absolute.target,
+            "data": absolute.data,
+            "chat_template": absolute.chat_template,
+            "count": self.count,
+            "window": self.window,
+            "temperatures": list(self.temperatures),
+            "min_prompt": self.min_prompt,
+            "max_prompt": self.max_prompt,
+            "seed": self.seed,
+            "shard_size": self.shard_size,
+            "target_dtype": self.target_dtype,
+            "engine": {key: value for key, value in self.engine.items() if key not in NEUTRAL},
+        }
