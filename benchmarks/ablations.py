@@ -61,12 +61,13 @@ class Variant:
 
 DATA_LABELS = LossConfig(label_share=1.0, labels="data")
 VARIANTS = (
-    Variant(OURS, "KL at target temperature 0.3"),
+    Variant(OURS, "KL, target and drafts sharpened"),
     Variant(PUBLISHED, "cross-entropy on the data", {"loss": DATA_LABELS, "response_fraction": 0.0}),
     Variant("loss", "cross-entropy on data and responses", {"loss": DATA_LABELS}),
     Variant("loss", "cross-entropy on the target's favourites", {"loss": LossConfig(label_share=1.0)}),
     Variant("loss", "KL", {"loss": LossConfig()}),
-    Variant("loss", "KL and the favourites, half each", {"loss": LossConfig(label_share=0.5)}),
+    Variant("loss", "KL, target sharpened", {"loss": LossConfig(target_temperature=0.3)}),
+    Variant("loss", "KL and cross-entropy on favourites, half each", {"loss": LossConfig(label_share=0.5)}),
     Variant("depth weights", "equal", {"depth_decay": 1.0}),
     Variant("depth weights", "decay 0.6", {"depth_decay": 0.6}),
     Variant("regenerated", "none", {"response_fraction": 0.0}),
