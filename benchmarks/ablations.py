@@ -2,10 +2,10 @@
 """What each part of the training recipe is worth: `python -m benchmarks.ablations --target DIR`.
 
 Every variant differs from ours in the one thing that its name says, and all have the same data, steps, drafter size and
-seeds. `published` is the published recipe: cross-entropy on the data set's own tokens, nothing regenerated. What is
-measured is the number of drafted tokens accepted per verification step, greedy, on held-out prompts, by simulation with
-serving's beam search and tree. Finished trainings are kept in the output folder and not repeated, so an interrupted
-command goes on, and `--seeds` can be shared out over several processes.
+seeds. `published` is the published recipe: cross-entropy on the data set's own tokens, all depths of equal weight,
+nothing regenerated. What is measured is the number of drafted tokens accepted per verification step, greedy, on
+held-out prompts, by simulation with serving's beam search and tree. Finished trainings are kept in the output folder and not
+repeated, so an interrupted command goes on, and `--seeds` can be shared out over several processes.
 """
 
 import argparse
@@ -60,15 +60,16 @@ class Variant:
 
 
 DATA_LABELS = LossConfig(label_share=1.0, labels="data")
+EQUAL_DEPTHS = {"depth_decay": 1.0}
 VARIANTS = (
     Variant(OURS, "KL, target and drafts sharpened"),
-    Variant(PUBLISHED, "cross-entropy on the data", {"loss": DATA_LABELS, "response_fraction": 0.0}),
+    Variant(PUBLISHED, "cross-entropy on the data", {"loss": DATA_LABELS, **EQUAL_DEPTHS, "response_fraction": 0.0}),
     Variant("loss", "cross-entropy on data and responses", {"loss": DATA_LABELS}),
     Variant("loss", "cross-entropy on the target's favourites", {"loss": LossConfig(label_share=1.0)}),
     Variant("loss", "KL", {"loss": LossConfig()}),
     Variant("loss", "KL, target sharpened", {"loss": LossConfig(target_temperature=0.3)}),
     Variant("loss", "KL and cross-entropy on favourites, half each", {"loss": LossConfig(label_share=0.5)}),
-    Variant("depth weights", "equal", {"depth_decay": 1.0}),
+    Variant("depth weights", "equal", EQUAL_DEPTHS),
     Variant("depth weights", "decay 0.6", {"depth_decay": 0.6}),
     Variant("regenerated", "none", {"response_fraction": 0.0}),
     Variant("regenerated", "half", {"response_fraction": 0.5}),

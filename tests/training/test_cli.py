@@ -47,3 +47,13 @@ def test_help_shows_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for flag in ("--num-workers", "--dry-run", "--init-from", "--max-steps", "--beam-length", "--responses.count"):
         assert flag in shown
+
+
+@pytest.mark.parametrize("name", ["vicuna-7b", "vicuna-7b-published"])
+def test_shipped_recipes_are_valid(name: str) -> None:
+    file = Path(__file__).parents[2] / "training" / "recipes" / f"{name}.yaml"
+    job, config, _, _ = parse(["--config", str(file)])
+    assert job.target == "lmsys/vicuna-7b-v1.3"
+    assert (config.beam_length, config.num_draft_layers, config.window, config.batch_size) == (5, 2, 2048, 128)
+    published = LossConfig(label_share=1.0, labels="data", temperature=1.5, target_temperature=0.2)
+    assert (config.loss == published) == (name == "vicuna-7b-published")
