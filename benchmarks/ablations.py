@@ -4,8 +4,8 @@
 Every variant differs from ours in the one thing that its name says, and all have the same data, steps, drafter size and
 seeds. `published` is the published recipe: cross-entropy on the data set's own tokens, all depths of equal weight,
 nothing regenerated. What is measured is the number of drafted tokens accepted per verification step, greedy, on
-held-out prompts, by simulation with serving's beam search and tree. Finished trainings are kept in the output folder and not
-repeated, so an interrupted command goes on, and `--seeds` can be shared out over several processes.
+held-out prompts, by simulation with serving's beam search and tree. Finished trainings are kept in the output folder
+and not repeated, so an interrupted command goes on, and `--seeds` can be shared out over several processes.
 """
 
 import argparse
