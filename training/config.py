@@ -49,6 +49,8 @@ class DistillConfig:
         rnn: whether the state is a recurrence; false sums embeddings.
         draft_vocab_size: trim the drafter's vocabulary to so many tokens, the most frequent of the data.
         window: tokens per row.
+        fixed_windows: cut source files into windows once and shuffle these anew in each pass, instead of cutting anew;
+            always so with a hidden_cache.
         batch_size: rows per step, over all workers together.
         response_fraction: part of the rows that the target has written itself.
         learning_rate: peak learning rate.
@@ -68,6 +70,7 @@ class DistillConfig:
     draft_vocab_size: int | None = None
     loss: LossConfig = field(default_factory=lambda: LossConfig(target_temperature=0.3))
     window: int = 256
+    fixed_windows: bool = False
     batch_size: int = 4
     response_fraction: float = 0.5
     responses: ResponseConfig = field(default_factory=ResponseConfig)

@@ -4,7 +4,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from training.conversation_feed import (
 )
 from training.conversations import load_conversations
 from training.corpus import extract_prompts, load_corpus, split
-from training.data import Windows, encode_files, mixed_batches, text_batches
+from training.data import Repeated, Windows, encode_files, mixed_batches, text_batches
 from training.draft_vocabulary import token_frequencies
 from training.evaluate import held_out_windows
 from training.examples import Example, ExampleEncoder, encode_all
@@ -41,7 +41,7 @@ EVALUATION_PROMPTS = 32
 class Feed:
     """Data of one training."""
 
-    batches: Iterator[Windows]  # of the whole job, endless, the same in every process and run
+    batches: Iterable[Windows]  # of the whole job, endless, the same in every process and run, and each time again
     held_out: Windows
     prompts: list[Tensor]  # held out too; the target continues them when tokens per step are measured
     frequencies: Callable[[int], Tensor]  # of the tokens 0..V-1 in training, [V], for a vocabulary size V
@@ -81,10 +81,14 @@ def source_code_feed(
 
         responses = Windows(**_once_per_run(settings, len(files), write, context))
     rows = config.batch_size - round(config.batch_size * config.response_fraction)
-    text = text_batches(files, config.window, bos, max(rows, 1), config.seed)
+
+    def batches() -> Iterator[Windows]:
+        text = text_batches(files, config.window, bos, max(rows, 1), config.seed, fixed=config.fixed_windows)
+        return mixed_batches(text, responses, config.batch_size, config.response_fraction, config.seed)
+
     prompts = extract_prompts(held_out, EVALUATION_PROMPTS, seed=1, max_chars=600)
     return Feed(
-        mixed_batches(text, responses, config.batch_size, config.response_fraction, config.seed),
+        Repeated(batches),
         held_out_windows(tokenizer, settings.held_out_windows, length=config.window, corpus=root),
         [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in prompts],
         partial(token_frequencies, files, responses, config.response_fraction),
@@ -111,15 +115,17 @@ def conversation_feed(
 
         answers = [answer_example(*text) for text in _once_per_run(settings, len(training), write, context)]
     least = config.beam_length + 1
+    batches = partial(
+        conversation_batches,
+        training,
+        answers,
+        batch_size=config.batch_size,
+        answer_fraction=config.response_fraction,
+        least=least,
+        seed=config.seed,
+    )
     return Feed(
-        conversation_batches(
-            training,
-            answers,
-            batch_size=config.batch_size,
-            answer_fraction=config.response_fraction,
-            least=least,
-            seed=config.seed,
-        ),
+        Repeated(batches),
         collate(held_out[: settings.held_out_windows], least),
         [prompt for prompt in map(first_prompt, held_out) if len(prompt)][:EVALUATION_PROMPTS],
         partial(_frequencies, training, answers, config.response_fraction),

@@ -35,8 +35,11 @@ class Teacher(ABC):
         """The LM head's matrix [V, H]."""
 
     @abstractmethod
-    def signals(self, tokens: Tensor) -> Signals:
-        """What the target says about `tokens` [B, L] (padding, if any, at the end of rows)."""
+    def signals(self, tokens: Tensor, positions: Tensor | None = None) -> Signals:
+        """What the target says about `tokens` [B, L] (padding, if any, at the end of rows).
+
+        `positions` [B, L] begin anew at 0 with every document of a row; without them a row is one document.
+        """
 
     @property
     def vocab_size(self) -> int:
@@ -94,14 +97,15 @@ class FrozenTarget(Teacher):
         return self._head.weight.detach().to(self.device)
 
     @torch.no_grad()
-    def signals(self, tokens: Tensor) -> Signals:
-        """One forward pass over `tokens` [B, L] (padding, if any, at the end of rows).
+    def signals(self, tokens: Tensor, positions: Tensor | None = None) -> Signals:
+        """One forward pass; see `Teacher`.
 
         Raises:
             ValueError: the model's LM head is not fed one hidden state per token.
         """
+        borders = {} if positions is None else {"position_ids": positions.to(self.device)}
         with self._at_the_head(lambda hidden: hidden) as caught:
-            logits = self.model(input_ids=tokens.to(self.device), use_cache=False).logits
+            logits = self.model(input_ids=tokens.to(self.device), use_cache=False, **borders).logits
         return Signals(self._one_per_token(caught, tokens), logits.to(self.device))
 
     @torch.no_grad()
@@ -153,7 +157,8 @@ class FrozenTarget(Teacher):
         if [tuple(hidden.shape) for hidden in caught] != [wanted]:
             raise ValueError(
                 f"{type(self.model).__name__} feeds its LM head {[list(hidden.shape) for hidden in caught]} for "
-                f"tokens {list(tokens.shape)}, not one hidden state [{self.hidden_size}] per token: it cannot be a target"
+                f"tokens {list(tokens.shape)}, not one hidden state [{self.hidden_size}] per token: no drafter can be "
+                "trained for it"
             )
         return caught[0].to(self.device)
 
@@ -165,14 +170,16 @@ class DeferredTarget(FrozenTarget):
         self._load = load
 
     def __getattr__(self, name: str) -> Any:
-        if name not in ("model", "embedding", "_head"):
+        if name == "_load" or name.startswith("__"):
             raise AttributeError(name)
-        self.__dict__.update(vars(self._load()))
-        return self.__dict__[name]
+        for key, value in vars(self._load()).items():
+            self.__dict__.setdefault(key, value)
+        return object.__getattribute__(self, name)
 
     def release(self) -> None:
         """Gives its memory back, until it is needed again."""
-        self.__dict__ = {"_load": self._load}
+        for key in [key for key, value in vars(self).items() if isinstance(value, Tensor | nn.Module)]:
+            del self.__dict__[key]
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -185,6 +192,6 @@ def _check_matrix(module: nn.Module, what: str, name: str) -> None:
         raise ValueError(f"{name}'s {what} has been moved out of memory: give the target more GPUs, or quantise it")
     if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise ValueError(
-            f"{name}'s {what} is quantised ({str(weight.dtype).removeprefix('torch.')}); a drafter needs it in floating "
-            "point: leave it out of the quantisation"
+            f"{name}'s {what} is quantised ({str(weight.dtype).removeprefix('torch.')}); a drafter needs it in "
+            "floating point: leave it out of the quantisation"
         )

@@ -81,7 +81,7 @@ def restore(
         ResumeError: the checkpoint belongs to another target, data or configuration.
     """
     wanted = json.loads(json.dumps(identity, sort_keys=True, default=str))
-    if changed := _differences(json.loads(state["identity"]), wanted):
+    if changed := differences(json.loads(state["identity"]), wanted):
         raise ResumeError(
             f"the checkpoint of step {state['step']} was made with other settings ({', '.join(changed)}): restore "
             "them, choose another --run-dir, or start over with --resume false"
@@ -95,13 +95,13 @@ def restore(
     return Progress(state["step"], state["seconds"], history, evaluations)
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """`key: old -> new` for every leaf that differs."""
     found = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            found += _differences(before, after, f"{prefix}{key}.")
+            found += differences(before, after, f"{prefix}{key}.")
         elif before != after:
             found.append(f"{prefix}{key}: {before} -> {after}")
     return found

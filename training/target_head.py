@@ -44,7 +44,9 @@ class TargetHead:
         """On `device`; a tied embedding stays one tensor."""
         weight = self.weight.to(device)
         embedding = weight if self.embedding is self.weight else self.embedding.to(device)
-        return replace(self, weight=weight, bias=None if self.bias is None else self.bias.to(device), embedding=embedding)
+        return replace(
+            self, weight=weight, bias=None if self.bias is None else self.bias.to(device), embedding=embedding
+        )
 
 
 def find_rule(config: Any, raw: Tensor, logits: Tensor, name: str) -> LogitRule:

@@ -84,7 +84,7 @@ def test_logits_beyond_the_rules_are_refused() -> None:
 
     model.forward = shifted
     assert target.signals(torch.zeros(1, 3, dtype=torch.long)).logits.shape == (1, 3, 50)
-    with pytest.raises(ValueError, match="LlamaForCausalLM does more to its logits .* --hidden-cache"):
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM does more to its logits .* --hidden-cache"):
         target.head()
 
 
@@ -98,7 +98,7 @@ def test_rule_by_hand() -> None:
 def test_unusable_models_are_refused() -> None:
     narrow = build("opt", word_embed_proj_dim=16)
     narrow.lm_head = nn.Linear(32, 50, bias=False)
-    with pytest.raises(ValueError, match="embeds tokens in 16 dimensions .* takes 32"):
+    with pytest.raises(ValueError, match=r"embeds tokens in 16 dimensions .* takes 32"):
         FrozenTarget(narrow)
     quantised = build("llama")
     quantised.lm_head.weight = nn.Parameter(torch.zeros(50, 32, dtype=torch.int8), requires_grad=False)
