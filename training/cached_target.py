@@ -17,7 +17,7 @@ from training.config import DistillConfig
 from training.context import TrainContext
 from training.data import Windows
 from training.frozen_target import DeferredTarget, FrozenTarget, Signals, Teacher
-from training.hidden_cache import DTYPE, HiddenCache, HiddenCacheError, free_space
+from training.hidden_cache import DTYPE, SHARD_BYTES, HiddenCache, HiddenCacheError, free_space
 from training.job import Job, absolute_place
 from training.memory import GIB
 from training.target_head import TargetHead
@@ -60,6 +60,8 @@ def open_cached_target(
     target: DeferredTarget,
     batches: Iterable[Windows],
     held_out: Windows,
+    *,
+    shard_bytes: int = SHARD_BYTES,
 ) -> CachedTarget:
     """The cache of this training, filled by all processes together where it is not full yet; `target` is let go again.
 
@@ -69,7 +71,7 @@ def open_cached_target(
     assert job.hidden_cache is not None
     index, trained = texts_of(batches, config.budget.max_steps, held_out)
     text_config = AutoConfig.from_pretrained(job.target).get_text_config()
-    cache = HiddenCache(job.hidden_cache, index.lengths, text_config.hidden_size)
+    cache = HiddenCache(job.hidden_cache, index.lengths, text_config.hidden_size, shard_bytes=shard_bytes)
     identity = cache_identity(job, index, context.device)
     settings = text_settings(job, config)
     begun = cache.check_identity(identity, settings) and cache.has_head()
