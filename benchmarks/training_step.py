@@ -70,7 +70,7 @@ class RecordedTarget(FrozenTarget):
     def __init__(self, signals: Signals) -> None:
         self._signals = signals
 
-    def signals(self, tokens: Tensor) -> Signals:
+    def signals(self, tokens: Tensor, positions: Tensor | None = None) -> Signals:
         return self._signals
 
 

@@ -75,9 +75,11 @@ def open_cached_target(
     identity = cache_identity(job, index, context.device)
     settings = text_settings(job, config)
     begun = cache.check_identity(identity, settings) and cache.has_head()
-    begun, missing = context.gather((begun, cache.missing()))[0]
+    everything = list(range(cache.num_shards))
+    begun, missing = context.gather((begun, cache.missing() if begun else everything))[0]
     if missing or not begun:
         if context.rank == 0:
+            cache.clear_unfinished()
             print(describe(cache, len(index), missing))
         head_bytes = 0 if begun else 2 * text_config.vocab_size * text_config.hidden_size * 4
         check_space(cache, cache.size(missing) + head_bytes, context)

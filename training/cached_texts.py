@@ -17,7 +17,7 @@ from training.data import Windows
 PADDING = 0  # what rows are filled up with
 
 
-class UnknownTextError(KeyError):
+class UnknownTextError(ValueError):
     """A text that no training was announced to show."""
 
 

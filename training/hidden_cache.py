@@ -12,6 +12,7 @@ import secrets
 import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -119,14 +120,14 @@ class HiddenCache:
         return True
 
     def begin(self, identity: Mapping[str, Any], settings: Mapping[str, Any], head: TargetHead) -> None:
-        """Makes the folder and writes all but the shards; clears away what a killed process left unfinished.
+        """Makes the folder and writes all but the shards; clears away shards of which nothing is known.
 
         Raises:
             HiddenCacheError: as `write`.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in self.folder.glob(".*.writing"):
-            unfinished.unlink(missing_ok=True)
+        for path in self.folder.glob("hidden-*.safetensors"):
+            path.unlink()
         text = json.dumps({"identity": _plain(identity), "settings": _plain(settings)}, indent=2) + "\n"
         self._write_whole(self.folder / MANIFEST, lambda path: path.write_text(text))
         tensors = {"weight": head.weight}
@@ -135,8 +136,13 @@ class HiddenCache:
         if head.embedding is not head.weight:
             tensors["embedding"] = head.embedding
         stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        rule = {"scale": json.dumps(head.rule.scale), "softcap": json.dumps(head.rule.softcap)}
+        rule = {"rule": json.dumps(asdict(head.rule))}
         self._write_whole(self.folder / HEAD, lambda path: save_file(stored, path, metadata=rule))
+
+    def clear_unfinished(self) -> None:
+        """Gives back the room that a killed process took for what it did not finish."""
+        for path in self.folder.glob(".*.writing"):
+            path.unlink(missing_ok=True)
 
     def has_head(self) -> bool:
         return (self.folder / HEAD).is_file()
@@ -146,7 +152,7 @@ class HiddenCache:
         path = self.folder / HEAD
         tensors = load_file(path)
         with safe_open(path, "pt") as file:
-            rule = {name: json.loads(value) for name, value in file.metadata().items()}
+            rule = json.loads(file.metadata()["rule"])
         weight = tensors["weight"]
         return TargetHead(weight, tensors.get("bias"), tensors.get("embedding", weight), LogitRule(**rule))
 
@@ -163,7 +169,7 @@ class HiddenCache:
 
     def _is_whole(self, shard: int) -> bool:
         try:
-            stored = self._open_shard(shard)
+            stored = self._open_shard(shard)  # not kept open: what is not whole will be replaced
         except (OSError, SafetensorError):
             return False
         return stored.get_shape() == [self._tokens(shard), self.hidden_size]

@@ -203,7 +203,7 @@ def test_interrupted_fill_keeps_its_shards(tiny_target: FrozenTarget, tmp_path: 
     assert kept
     cache = HiddenCache(tmp_path / "parts", index.lengths, 16, shard_bytes=2000)
     assert cache.missing() == [0, 1, *everything[2::2]]
-    cache.begin({}, {}, tiny_target.head())
+    cache.clear_unfinished()
     part(0, 1)
     assert not cache.missing()
     assert all((tmp_path / "parts" / name).stat().st_mtime_ns == time for name, time in kept.items())
@@ -231,6 +231,20 @@ def test_full_disk_leaves_whole_shards(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["hidden-00000.safetensors"]
     assert cache.missing() == [1]
     assert torch.equal(cache.read(0), torch.ones(10, 16, dtype=torch.bfloat16))
+
+
+def test_shards_of_unknown_origin_go(tiny_target: FrozenTarget, tmp_path: Path) -> None:
+    cache = HiddenCache(tmp_path, [10], 16)
+    cache.begin({"dtype": "float32"}, {}, tiny_target.head())
+    cache.write(0, torch.ones(10, 16))
+    assert cache.check_identity({"dtype": "float32"}, {})
+    (tmp_path / "cache.json").unlink()
+    assert not cache.check_identity({"dtype": "float32"}, {})
+    cache.begin({"dtype": "bfloat16"}, {}, tiny_target.head())
+    assert cache.missing() == [0]
+    (tmp_path / "cache.json").write_text("{")
+    with pytest.raises(HiddenCacheError, match=r"cache\.json cannot be read"):
+        cache.check_identity({}, {})
 
 
 def test_upper_bound_by_hand() -> None:
