@@ -19,7 +19,7 @@ from training.data import Windows
 from training.frozen_target import DeferredTarget, FrozenTarget, Signals, Teacher
 from training.hidden_cache import DTYPE, SHARD_BYTES, HiddenCache, HiddenCacheError, free_space
 from training.job import Job, absolute_place
-from training.memory import GIB
+from training.memory import readable
 from training.target_head import TargetHead
 
 FORMAT = 1
@@ -144,7 +144,7 @@ def check_space(cache: HiddenCache, needed: int, context: TrainContext) -> None:
     free = context.gather(free_space(cache.folder))[0]
     if needed > free:
         raise HiddenCacheError(
-            f"the hidden states need {needed / GIB:.2f} GiB more and {cache.folder} has {free / GIB:.2f} GiB free: "
+            f"the hidden states need {readable(needed)} more and {cache.folder} has {readable(free)} free: "
             "choose another --hidden-cache, fewer steps or data, or train without a cache"
         )
 
@@ -153,9 +153,9 @@ def describe(cache: HiddenCache, texts: int, missing: list[int]) -> str:
     """What a fill is about to do."""
     everything = list(range(cache.num_shards))
     return (
-        f"hidden states of {texts:,} texts in {cache.folder}: {cache.size(everything) / GIB:.2f} GiB in "
-        f"{cache.num_shards} shards, of which {len(missing)} with {cache.size(missing) / GIB:.2f} GiB are to be made; "
-        f"{free_space(cache.folder) / GIB:.2f} GiB free"
+        f"hidden states of {texts:,} texts in {cache.folder}: {readable(cache.size(everything))} in "
+        f"{cache.num_shards} shards, of which {len(missing)} with {readable(cache.size(missing))} are to be made; "
+        f"{readable(free_space(cache.folder))} free"
     )
 
 

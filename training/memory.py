@@ -44,6 +44,15 @@ def stored_bits(config: Any) -> int | None:
     return int(found.get("bits") or (4 if found.get("load_in_4bit") or found.get("_load_in_4bit") else 8))
 
 
+def readable(size: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that can still be used on `device`, for the CPU in this container; None where nothing tells."""
     if device.type == "cuda":

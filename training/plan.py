@@ -15,7 +15,7 @@ from redrafter_vllm.drafter import Drafter, DrafterConfig
 from training.config import DistillConfig
 from training.hidden_cache import free_space, most_bytes
 from training.job import Job
-from training.memory import GIB, weight_bytes
+from training.memory import GIB, readable, weight_bytes
 
 FLOAT32 = 4
 
@@ -143,7 +143,7 @@ def _cache_line(job: Job, plan: Plan) -> str:
     assert job.hidden_cache is not None
     free = free_space(job.hidden_cache)
     full = ", which is not enough for that" if plan.hidden_cache > free else ""
-    return f"{job.hidden_cache}: at most {plan.hidden_cache / GIB:.2f} GiB; {free / GIB:.2f} GiB free{full}"
+    return f"{job.hidden_cache}: at most {readable(plan.hidden_cache)}; {readable(free)} free{full}"
 
 
 def _count(module: nn.Module) -> int:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from training.config import DistillConfig
 from training.frozen_target import FrozenTarget
 from training.job import Job
-from training.memory import GIB, free_memory, stored_bits, weight_bytes
+from training.memory import free_memory, readable, stored_bits, weight_bytes
 from training.plan import make_plan, target_on_paper
 
 HEADROOM = 0.95  # of a GPU's free memory may hold layers; the rest is for what flows through them
@@ -95,11 +95,11 @@ def check_fits(job: Job, devices: Sequence[torch.device]) -> None:
     needed = target_bytes(job, dtype) * copies
     if needed <= available:
         return
-    several = f" in each of {copies} processes, {needed / GIB:.2f} GiB together," if copies > 1 else ""
+    several = f" in each of {copies} processes, {readable(needed)} together," if copies > 1 else ""
     kind = str(dtype).removeprefix("torch.") if job.target_quantization == "none" else job.target_quantization
     raise TargetLoadError(
-        f"the target {job.target} needs {needed / copies / GIB:.2f} GiB for its weights in {kind}{several} and "
-        f"{' and '.join(map(str, devices))} {'has' if len(devices) == 1 else 'have'} {available / GIB:.2f} GiB free: "
+        f"the target {job.target} needs {readable(needed / copies)} for its weights in {kind}{several} and "
+        f"{' and '.join(map(str, devices))} {'has' if len(devices) == 1 else 'have'} {readable(available)} free: "
         + "; ".join(remedies(job, devices))
     )
 

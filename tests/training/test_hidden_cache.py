@@ -289,14 +289,14 @@ def test_command_with_a_cache(
     with_cache = [*command, "--hidden-cache", str(cache)]
     assert main([*with_cache, "--dry-run", "--out", str(tmp_path / "none")]) == 0
     shown = capsys.readouterr().out
-    # 24 steps with 2 rows of text, 4 answers, 4 rows held out; 32 tokens of 32 numbers of 2 bytes: 0.1 MiB
-    assert "at most 0.00 GiB" in shown
+    # 24 steps with 2 rows of text, 4 answers, 4 rows held out; 32 tokens of 32 numbers of 2 bytes
+    assert "at most 112.0 KiB" in shown
     assert not cache.exists()
 
     assert main([*with_cache, "--out", str(tmp_path / "first")]) == 0
     shown = capsys.readouterr().out
     assert "hidden states of 56 texts" in shown
-    assert "0.00 GiB in 1 shards, of which 1" in shown
+    assert "112.0 KiB in 1 shards, of which 1 with 112.0 KiB are to be made" in shown
 
     assert main([*command, "--fixed-windows", "--out", str(tmp_path / "online")]) == 0
     losses = [read_state(tmp_path / f"{name}.run/checkpoints/step-00000024")["history"] for name in ("first", "online")]
@@ -325,13 +325,14 @@ def test_command_with_a_cache(
 
     monkeypatch.setattr("training.cached_target.free_space", lambda folder: 1000)
     assert main([*command, "--hidden-cache", str(tmp_path / "small"), "--out", str(tmp_path / "x")]) == 1
-    assert "small has 0.00 GiB free" in capsys.readouterr().err
+    assert "small has 1000 bytes free" in capsys.readouterr().err
     assert not (tmp_path / "small").exists()
 
 
 def test_killed_fill_goes_on(command: list[str], tmp_path: Path) -> None:
     """kill -9 after the first shards; the same command does not make them again, and ends as if nothing had been."""
-    script = "import sys, training.hidden_cache as h; h.HiddenCache.__init__.__kwdefaults__['shard_bytes'] = 4096\n"
+    script = "import sys, training.hidden_cache as h, training.cached_target as c\n"
+    script += "c.open_cached_target.__kwdefaults__['shard_bytes'] = 4096\n"
     slow = "import time; w = h.HiddenCache.write\nh.HiddenCache.write = lambda *a: (w(*a), time.sleep(0.2))\n"
     run = "from training.__main__ import main; sys.exit(main(sys.argv[1:]))"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -56,19 +56,14 @@ def test_weights_by_hand(target: str) -> None:
 
 
 def test_target_that_does_not_fit(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    # 4 (98304 + 41280) bytes
-    needed = 4 * (LINEAR + OTHER)
+    needed = 4 * (LINEAR + OTHER)  # 4 (98304 + 41280) = 545.25 · 1024 bytes
     free(monkeypatch, needed)
     assert load_target(job, CONFIG, CPU).vocab_size == VOCAB
-    monkeypatch.setattr(target_loading, "GIB", 1000)
     free(monkeypatch, needed - 1)
     with pytest.raises(TargetLoadError) as caught:
         load_target(job, CONFIG, CPU)
     message = str(caught.value)
-    assert (
-        f"needs {needed / 1000:.2f} GiB for its weights in float32 and cpu has {(needed - 1) / 1000:.2f} GiB free"
-        in message
-    )
+    assert "needs 545.2 KiB for its weights in float32 and cpu has 545.2 KiB free" in message
     for remedy in ("--target-dtype bfloat16", "--target-quantization 8bit or 4bit", "--hidden-cache"):
         assert remedy in message
     assert "--target-gpus" not in message
@@ -177,3 +172,8 @@ def test_free_memory_of_machine_and_container(tmp_path: Path, monkeypatch: pytes
     assert memory.free_memory(CPU) == 7000 * 1024
     machine.unlink()
     assert memory.free_memory(CPU) is None
+
+
+def test_sizes_for_people() -> None:
+    sizes = (1000, 545.25 * 1024, 13.5 * 2**30, 2.0 * 2**40)
+    assert list(map(memory.readable, sizes)) == ["1000 bytes", "545.2 KiB", "13.5 GiB", "2048.0 GiB"]
