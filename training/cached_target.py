@@ -72,7 +72,7 @@ def open_cached_target(
     index, trained = texts_of(batches, config.budget.max_steps, held_out)
     text_config = AutoConfig.from_pretrained(job.target).get_text_config()
     cache = HiddenCache(job.hidden_cache, index.lengths, text_config.hidden_size, shard_bytes=shard_bytes)
-    identity = cache_identity(job, index, context.device)
+    identity = cache_identity(job, index, context.device) | {"shard_bytes": shard_bytes}
     settings = text_settings(job, config)
     begun = cache.check_identity(identity, settings) and cache.has_head()
     everything = list(range(cache.num_shards))
@@ -88,12 +88,12 @@ def open_cached_target(
         context.barrier()
         fill(cache, index, target, missing, context, rows=rows_at_once(job, config), trained=trained)
         context.barrier()
-        target.release()
         if left := cache.missing():
             raise HiddenCacheError(
                 f"{len(left)} shards are not to be seen in {cache.folder} by worker {context.rank}: --hidden-cache "
                 "must be storage that all workers share"
             )
+    target.release()
     index.forget_tokens()
     return CachedTarget(cache, index, cache.head(), context.device)
 
