@@ -83,7 +83,13 @@ class TextIndex:
 
 
 def texts_of(batches: Iterable[Windows], steps: int, held_out: Windows) -> tuple[TextIndex, int]:
-    """The texts of the first `steps` batches, then those held out; and how many are the batches'."""
+    """The texts of the first `steps` batches, then those held out; and how many are the batches'.
+
+    Raises:
+        TypeError: `batches` would be used up; training needs them again, from the first one on.
+    """
+    if isinstance(batches, Iterator):
+        raise TypeError("batches that are gone through beforehand must start over each time: see `Repeated`")
     index = TextIndex()
     for windows in islice(batches, steps):
         index.add(windows)

@@ -147,6 +147,8 @@ def test_training_from_the_cache_is_training_online(tiny_target: FrozenTarget, t
     data = batches()
     repeated = [data[step % 3] for step in range(8)]
     held_out = batches(5)[4]
+    with pytest.raises(TypeError, match="Repeated"):
+        texts_of(iter(repeated), 8, held_out)
     index, trained = texts_of(repeated, 8, held_out)
     assert (trained, len(index)) == (12, 16)
     cache = HiddenCache(tmp_path, index.lengths, 16)
