@@ -30,7 +30,7 @@ def fill(directory: Path, write: Write) -> None:
     sizes = {file.name: file.stat().st_size for file in sorted(directory.iterdir())}
     (directory / MANIFEST).write_text(json.dumps(sizes))
     for path in (*directory.iterdir(), directory):
-        _flush(path)
+        flush(path)
 
 
 def is_complete(directory: Path) -> bool:
@@ -62,7 +62,7 @@ def store(root: Path, step: int, write: Write, *, keep: int = 2) -> Path:
         fill(scratch, write)
         shutil.rmtree(final, ignore_errors=True)  # only ever the same step of a run that was told to start over
         scratch.rename(final)
-        _flush(root)
+        flush(root)
     except (OSError, RuntimeError) as problem:  # torch reports a failed write as RuntimeError
         shutil.rmtree(scratch, ignore_errors=True)
         raise CheckpointWriteError(write_failure(step, root, problem)) from problem
@@ -80,7 +80,8 @@ def write_failure(step: int, where: Path | str, problem: Exception) -> str:
     )
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Waits until a file's, or a directory's, contents are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

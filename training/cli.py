@@ -5,7 +5,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from typing import Any, TypeGuard, TypeVar, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
@@ -50,6 +50,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Job, DistillConfig, str, s
     try:
         job, config = _build(Job, given), _build(DistillConfig, given)
         check_rows(job, config)
+        if job.hidden_cache is not None:
+            config = replace(config, fixed_windows=True)
     except ValueError as problem:
         parser.error(str(problem))
     return job, config, recipe, parser.dump(given, skip_none=False)

@@ -50,6 +50,8 @@ class DistillConfig:
         draft_vocab_size: trim the drafter's vocabulary to so many tokens, the most frequent of the data.
         window: tokens per row.
         packing: fill each row with several conversations; false gives each a row of its own.
+        fixed_windows: cut source files into windows once and shuffle these anew in each pass, instead of cutting anew;
+            always so with a hidden_cache.
         batch_size: rows per step, over all workers together.
         response_fraction: part of the rows that the target has written itself.
         learning_rate: peak learning rate.
@@ -71,6 +73,7 @@ class DistillConfig:
     loss: LossConfig = field(default_factory=lambda: LossConfig(temperature=1.5, target_temperature=0.2))
     window: int = 256
     packing: bool = True
+    fixed_windows: bool = False
     batch_size: int = 4
     response_fraction: float = 0.5
     responses: ResponseConfig = field(default_factory=ResponseConfig)

@@ -2,7 +2,7 @@
 """What the training loop knows of the processes and the storage around it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ class TrainContext(ABC):
     rank: int
     world_size: int
     device: torch.device
+    devices: Sequence[torch.device] | None = None  # all that this process may use, `device` first; None: not divided
 
     @abstractmethod
     def latest_checkpoint(self) -> Path | None:

@@ -2,8 +2,9 @@
 """Windows of tokens to train on."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from training import documents
 from training.corpus import SourceFile
+
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,28 @@ def cut_windows(files: list[Tensor], length: int, bos: int | None, generator: to
     return cut if bos is None else torch.cat([torch.full((count, 1), bos), cut], dim=1)
 
 
-def text_batches(files: list[Tensor], length: int, bos: int | None, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Endless batches [B, length] of windows of text, epoch after epoch in a new order."""
+def text_batches(
+    files: list[Tensor], length: int, bos: int | None, batch_size: int, seed: int, *, fixed: bool = False
+) -> Iterator[Tensor]:
+    """Endless batches [B, length] of windows of text, epoch after epoch cut anew, or, if `fixed`, in a new order."""
     generator = torch.Generator().manual_seed(seed)
+    windows = cut_windows(files, length, bos, generator)
     while True:
-        yield from cut_windows(files, length, bos, generator).split(batch_size)
+        yield from windows.split(batch_size)
+        if fixed:
+            windows = windows[torch.randperm(len(windows), generator=generator)]
+        else:
+            windows = cut_windows(files, length, bos, generator)
+
+
+class Repeated(Iterable[Batch]):
+    """Batches that start over whenever they are iterated."""
+
+    def __init__(self, start: Callable[[], Iterator[Batch]]) -> None:
+        self._start = start
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._start()
 
 
 def mixed_batches(

@@ -4,7 +4,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from training.conversation_feed import (
     write_answers,
 )
 from training.corpus import extract_prompts, load_corpus, split
-from training.data import Windows, encode_files, mixed_batches, text_batches
+from training.data import Repeated, Windows, encode_files, mixed_batches, text_batches
 from training.draft_vocabulary import token_frequencies
 from training.evaluate import held_out_windows
 from training.examples import Example
@@ -44,7 +44,7 @@ EVALUATION_PROMPTS = 32
 class Feed:
     """Data of one training."""
 
-    batches: Iterator[Windows]  # of the whole job, endless, the same in every process and run
+    batches: Iterable[Windows]  # of the whole job, endless, the same in every process and run, and each time again
     held_out: Windows
     prompts: list[Tensor]  # held out too; the target continues them when tokens per step are measured
     frequencies: Callable[[int], Tensor]  # of the tokens 0..V-1 in training, [V], for a vocabulary size V
@@ -61,6 +61,7 @@ class FeedSettings:
     folder: Path  # for what is made once per run
     held_out_windows: int
     examples: Path | None = None  # where prepared conversations are, if they are
+    hidden_cache: bool = False  # the target's hidden states come from the disk
 
 
 def is_source_code(data: str) -> bool:
@@ -90,10 +91,14 @@ def source_code_feed(
 
         responses = Windows(**_once_per_run(settings, len(files), write, context))
     rows = config.batch_size - round(config.batch_size * config.response_fraction)
-    text = text_batches(files, config.window, bos, max(rows, 1), config.seed)
+
+    def batches() -> Iterator[Windows]:
+        text = text_batches(files, config.window, bos, max(rows, 1), config.seed, fixed=config.fixed_windows)
+        return mixed_batches(text, responses, config.batch_size, config.response_fraction, config.seed)
+
     prompts = extract_prompts(held_out, EVALUATION_PROMPTS, seed=1, max_chars=600)
     return Feed(
-        mixed_batches(text, responses, config.batch_size, config.response_fraction, config.seed),
+        Repeated(batches),
         held_out_windows(tokenizer, settings.held_out_windows, length=config.window, corpus=root),
         [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in prompts],
         partial(token_frequencies, files, responses, config.response_fraction),
@@ -120,17 +125,19 @@ def conversation_feed(
 
         answers = [answer_example(*text) for text in _once_per_run(settings, len(training), write, context)]
     least = config.beam_length + 1
-    window = packed_window(config, target, context)
+    window = packed_window(settings, target, context)
+    batches = partial(
+        conversation_batches,
+        training,
+        answers,
+        batch_size=config.batch_size,
+        answer_fraction=config.response_fraction,
+        least=least,
+        seed=config.seed,
+        window=window,
+    )
     return Feed(
-        conversation_batches(
-            training,
-            answers,
-            batch_size=config.batch_size,
-            answer_fraction=config.response_fraction,
-            least=least,
-            seed=config.seed,
-            window=window,
-        ),
+        Repeated(batches),
         held_out_rows(held_out[: settings.held_out_windows], least, window),
         [prompt for prompt in map(first_prompt, held_out) if len(prompt)][:EVALUATION_PROMPTS],
         partial(_frequencies, training, answers, config.response_fraction),
@@ -146,12 +153,13 @@ def conversation_feed(
     )
 
 
-def packed_window(config: DistillConfig, target: FrozenTarget, context: TrainContext) -> int | None:
+def packed_window(settings: FeedSettings, target: FrozenTarget, context: TrainContext) -> int | None:
     """Tokens of a row to pack conversations into; None for a row each, as wanted or as the target needs it."""
-    if not config.packing:
+    if not settings.config.packing:
         return None
-    if context.of_first(float(show_borders(target))):
-        return config.window
+    # With a cache the target reads every document alone.
+    if settings.hidden_cache or context.of_first(float(show_borders(target))):
+        return settings.config.window
     if context.rank == 0:
         print(f"{type(target.model).__name__} does not keep packed documents apart: each gets a row of its own")
     return None
@@ -164,17 +172,19 @@ def regenerated_feed(
     config = settings.config
     texts = load_regenerated(Path(settings.data), tokenizer, config.window)
     least = config.beam_length + 1
-    window = packed_window(config, target, context)
+    window = packed_window(settings, target, context)
+    batches = partial(
+        conversation_batches,
+        texts.training,
+        [],
+        batch_size=config.batch_size,
+        answer_fraction=0,
+        least=least,
+        seed=config.seed,
+        window=window,
+    )
     return Feed(
-        conversation_batches(
-            texts.training,
-            [],
-            batch_size=config.batch_size,
-            answer_fraction=0,
-            least=least,
-            seed=config.seed,
-            window=window,
-        ),
+        Repeated(batches),
         held_out_rows(texts.held_out[: settings.held_out_windows], least, window),
         [first_prompt(example) for example in texts.held_out][:EVALUATION_PROMPTS],
         partial(_frequencies, texts.training, [], 0.0),

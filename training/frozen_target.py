@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a drafter is taught from: a frozen causal language model's hidden states, logits and embedding."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from training.borders import Borders, by_positions
+from training.target_head import TargetHead, find_rule
+
+PROBED_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -19,22 +25,63 @@ class Signals:
     logits: Tensor  # [B, L, V], row p is about token p + 1
 
 
-class FrozenTarget:
+class Teacher(ABC):
+    """What the training loop asks of a target, wherever its hidden states come from."""
+
+    embedding: Tensor  # [V, H]
+
+    @property
+    @abstractmethod
+    def head_weight(self) -> Tensor:
+        """The LM head's matrix [V, H]."""
+
+    @abstractmethod
+    def signals(self, tokens: Tensor, positions: Tensor | None = None) -> Signals:
+        """What the target says about `tokens` [B, L] (padding, if any, at the end of rows).
+
+        `positions` [B, L] begin anew at 0 with every document of a row; without them a row is one document.
+        """
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.head_weight.shape[0])
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.head_weight.shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+
+class FrozenTarget(Teacher):
     """Any Hugging Face causal language model, used for inference only.
 
     Its hidden states are caught at the entrance of the LM head, which is where a serving engine hands them to the
-    drafter, whatever norm or scaling the architecture puts before or after.
+    drafter, whatever norm or scaling the architecture puts before or after. The logits are the model's own. Layers
+    may live on several devices: tokens go in, and signals come out, where the embedding is.
 
     Raises:
-        ValueError: the model has no LM head or no input embedding.
+        ValueError: the model has no LM head or no input embedding of its hidden size in floating point and in memory.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
+        name = type(model).__name__
         head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        if model.config.is_encoder_decoder:
+            raise ValueError(f"{name} is an encoder with a decoder; a drafter needs a decoder-only language model")
         if head is None or embedding is None:
-            raise ValueError(f"{type(model).__name__} has no LM head or no input embedding to train a drafter for")
+            raise ValueError(f"{name} has no LM head or no input embedding to train a drafter for")
+        _check_matrix(head, "LM head", name)
+        _check_matrix(embedding, "input embedding", name)
+        if embedding.weight.shape[1] != head.weight.shape[1]:
+            raise ValueError(
+                f"{name} embeds tokens in {embedding.weight.shape[1]} dimensions and its LM head takes "
+                f"{head.weight.shape[1]}: the drafter adds up both and needs the same"
+            )
         self.model = model.eval().requires_grad_(False)
-        self.embedding: Tensor = embedding.weight.detach()  # [V, H]
+        self.embedding: Tensor = embedding.weight.detach()
         self._head = head
         self.borders: Borders = by_positions  # how packed rows are shown; see `show_borders`
 
@@ -48,29 +95,105 @@ class FrozenTarget:
 
     @property
     def head_weight(self) -> Tensor:
-        """The LM head's matrix [V, H]."""
-        return self._head.weight.detach()
-
-    @property
-    def device(self) -> torch.device:
-        return self.embedding.device
+        """The LM head's matrix [V, H]; a copy, where the head lives on another device than the embedding."""
+        return self._head.weight.detach().to(self.device)
 
     @torch.no_grad()
     def signals(self, tokens: Tensor, positions: Tensor | None = None) -> Signals:
-        """One forward pass over `tokens` [B, L] (padding, if any, at the end of rows).
+        """One forward pass; see `Teacher`.
 
-        `positions` [B, L] begin anew at 0 with every document of a row; without them a row is one document.
+        Raises:
+            ValueError: the model's LM head is not fed one hidden state per token.
         """
-        borders = {} if positions is None else self.borders(positions, self.model.dtype)
+        borders = {} if positions is None else self.borders(positions.to(self.device), self.model.dtype)
+        with self._at_the_head(lambda hidden: hidden) as caught:
+            logits = self.model(input_ids=tokens.to(self.device), use_cache=False, **borders).logits
+        return Signals(self._one_per_token(caught, tokens), logits.to(self.device))
+
+    @torch.no_grad()
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """The hidden states of `signals` alone, [B, L, H]: the head is given nothing to do.
+
+        Raises:
+            ValueError: as `signals`.
+        """
+        with self._at_the_head(lambda hidden: hidden[..., :0, :]) as caught:
+            self.model(input_ids=tokens.to(self.device), use_cache=False)
+        return self._one_per_token(caught, tokens)
+
+    def head(self) -> TargetHead:
+        """The head and the embedding by themselves.
+
+        Raises:
+            ValueError: they do not give the model's logits; see `find_rule`.
+        """
+        weight = self.head_weight
+        tied = weight.data_ptr() == self.embedding.data_ptr()
+        bias = getattr(self._head, "bias", None)
+        plain = TargetHead(
+            weight, None if bias is None else bias.detach().to(self.device), weight if tied else self.embedding
+        )
+        tokens = torch.arange(min(PROBED_TOKENS, len(self.embedding)), device=self.device)[None]
+        probed = self.signals(tokens)
+        described = self.model.config.get_text_config()
+        rule = find_rule(described, plain.logits(probed.hidden), probed.logits, type(self.model).__name__)
+        return TargetHead(plain.weight, plain.bias, plain.embedding, rule)
+
+    @contextmanager
+    def _at_the_head(self, give: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
+        """Collects what the head is fed, and feeds it what `give` makes of it."""
         caught: list[Tensor] = []
 
-        def catch(module: nn.Module, args: tuple[Any, ...]) -> None:
+        def catch(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             caught.append(args[0])
+            return (give(args[0]), *args[1:])
 
         handle = self._head.register_forward_pre_hook(catch)
         try:
-            logits = self.model(input_ids=tokens, use_cache=False, **borders).logits
+            yield caught
         finally:
             handle.remove()
-        (hidden,) = caught
-        return Signals(hidden, logits)
+
+    def _one_per_token(self, caught: list[Tensor], tokens: Tensor) -> Tensor:
+        wanted = (*tokens.shape, self.hidden_size)
+        if [tuple(hidden.shape) for hidden in caught] != [wanted]:
+            raise ValueError(
+                f"{type(self.model).__name__} feeds its LM head {[list(hidden.shape) for hidden in caught]} for "
+                f"tokens {list(tokens.shape)}, not one hidden state [{self.hidden_size}] per token: no drafter can be "
+                "trained for it"
+            )
+        return caught[0].to(self.device)
+
+
+class DeferredTarget(FrozenTarget):
+    """A target that is loaded when something of it is needed, and can be let go again."""
+
+    def __init__(self, load: Callable[[], FrozenTarget]) -> None:
+        self._load = load
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_load" or name.startswith("__"):
+            raise AttributeError(name)
+        for key, value in vars(self._load()).items():
+            self.__dict__.setdefault(key, value)
+        return object.__getattribute__(self, name)
+
+    def release(self) -> None:
+        """Gives its memory back, until it is needed again."""
+        for key in [key for key, value in vars(self).items() if isinstance(value, Tensor | nn.Module)]:
+            del self.__dict__[key]
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _check_matrix(module: nn.Module, what: str, name: str) -> None:
+    weight = module.weight
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        raise ValueError(f"{name}'s {what} is no matrix")
+    if weight.is_meta:
+        raise ValueError(f"{name}'s {what} has been moved out of memory: give the target more GPUs, or quantise it")
+    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise ValueError(
+            f"{name}'s {what} is quantised ({str(weight.dtype).removeprefix('torch.')}); a drafter needs it in "
+            "floating point: leave it out of the quantisation"
+        )

@@ -30,6 +30,10 @@ class Job:
         max_failures: how often Ray may restart the workers from the last checkpoint.
         device: cpu, cuda, or auto for cuda where there is one.
         target_dtype: what the target computes in; auto is bfloat16 on cuda and float32 on the CPU.
+        target_quantization: weights of the target's layers in 8 or 4 bits (bitsandbytes); head and embedding stay.
+        target_gpus: GPUs per worker that the target's layers are spread over.
+        hidden_cache: folder for the target's hidden states, computed once instead of in every step; storage that all
+            machines share.
         resume: continue from the last checkpoint in the run's folder; false starts over.
         evaluate: measure simulated tokens per step on held-out prompts at the end.
         evaluate_every: steps between evaluations by depth.
@@ -52,6 +56,9 @@ class Job:
     max_failures: int = 3
     device: Literal["auto", "cpu", "cuda"] = "auto"
     target_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    target_quantization: Literal["none", "8bit", "4bit"] = "none"
+    target_gpus: int = 1
+    hidden_cache: Path | None = None
     resume: bool = True
     evaluate: bool = True
     evaluate_every: int = 200
@@ -67,6 +74,8 @@ class Job:
             raise ValueError(f"num_workers must be at least 1, or a range [least, most], got {self.num_workers}")
         if min(self.evaluate_every, self.checkpoint_every, self.log_every, self.max_failures) < 0:
             raise ValueError("evaluate_every, checkpoint_every, log_every and max_failures must not be negative")
+        if self.target_gpus < 1:
+            raise ValueError(f"target_gpus must be at least 1, got {self.target_gpus}")
         if self.evaluate_windows < 1:
             raise ValueError(f"evaluate_windows must be at least 1, got {self.evaluate_windows}")
         if not self.max_rise > 1:
@@ -108,6 +117,7 @@ class Job:
             out=self.out_dir.absolute(),
             run_dir=self.run_folder.absolute(),
             init_from=self.init_from and self.init_from.absolute(),
+            hidden_cache=self.hidden_cache and self.hidden_cache.absolute(),
         )
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
@@ -125,6 +135,8 @@ class Job:
             "chat_template": absolute.chat_template,
             "init_from": str(absolute.init_from) if absolute.init_from else None,
             "target_dtype": self.target_dtype,
+            "target_quantization": self.target_quantization,
+            "hidden_cache": self.hidden_cache is not None,
             "config": asdict(config),
         }
 

@@ -22,7 +22,7 @@ from ray.train import (
     WorkerGroupError,
 )
 from ray.train.collective import barrier, broadcast_from_rank_zero
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchConfig, TorchTrainer, get_device, get_devices
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -41,10 +41,16 @@ class Fleet:
     use_gpu: bool = False
     max_failures: int = 3
     keep: int = 2
+    gpus_per_worker: int = 1
 
     @property
     def backend(self) -> str:
         return "nccl" if self.use_gpu else "gloo"
+
+    @property
+    def resources(self) -> dict[str, float] | None:
+        """Of each worker; None leaves it to Ray."""
+        return {"GPU": self.gpus_per_worker} if self.use_gpu and self.gpus_per_worker > 1 else None
 
 
 class RayContext(TrainContext):
@@ -59,6 +65,7 @@ class RayContext(TrainContext):
         self.rank = around.get_world_rank()
         self.world_size = around.get_world_size()
         self.device = get_device()
+        self.devices = get_devices()
         self._directory = directory
 
     def latest_checkpoint(self) -> Path | None:
@@ -130,7 +137,9 @@ def run_on_ray(train: Callable[[TrainContext], Any], directory: Path, fleet: Fle
     trainer = TorchTrainer(
         worker,
         torch_config=TorchConfig(backend=fleet.backend),
-        scaling_config=ScalingConfig(num_workers=fleet.num_workers, use_gpu=fleet.use_gpu),
+        scaling_config=ScalingConfig(
+            num_workers=fleet.num_workers, use_gpu=fleet.use_gpu, resources_per_worker=fleet.resources
+        ),
         run_config=RunConfig(
             name=directory.name,
             storage_path=str(directory.parent),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The drafter's training loop. Of processes and storage it knows what its context tells it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -14,7 +14,7 @@ from redrafter_vllm.drafter import Drafter, DrafterConfig
 from training.config import DistillConfig
 from training.context import LocalContext, TrainContext
 from training.data import Windows
-from training.frozen_target import FrozenTarget
+from training.frozen_target import Teacher
 from training.guard import Guard
 from training.losses import DepthSums, num_positions, unrolled_loss
 from training.optimizer import SplitOptimizer
@@ -45,7 +45,7 @@ class StepFigures:
         return named
 
 
-def build_drafter(target: FrozenTarget, config: DistillConfig, draft_tokens: Tensor | None = None) -> Drafter:
+def build_drafter(target: Teacher, config: DistillConfig, draft_tokens: Tensor | None = None) -> Drafter:
     """A seeded drafter of the target's sizes, in float32 on the target's device.
 
     `draft_tokens` [D], ascending target ids, are what it is to propose where `config` has a `draft_vocab_size`.
@@ -105,7 +105,7 @@ class _Applied(nn.Module):
 def accumulate_gradients(
     replica: Replica,
     embedding: Tensor,
-    target: FrozenTarget,
+    target: Teacher,
     batch: Windows,
     config: DistillConfig,
     context: TrainContext,
@@ -173,8 +173,8 @@ class Hooks:
 
 def distill(
     drafter: Drafter,
-    target: FrozenTarget,
-    batches: Iterator[Windows],
+    target: Teacher,
+    batches: Iterable[Windows],
     config: DistillConfig,
     *,
     context: TrainContext | None = None,

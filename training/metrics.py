@@ -10,7 +10,7 @@ from torch.nn.functional import embedding as lookup
 
 from redrafter_vllm.drafter import Drafter
 from training.data import Windows
-from training.frozen_target import FrozenTarget
+from training.frozen_target import Teacher
 from training.losses import num_positions
 
 TOP = 5
@@ -36,7 +36,7 @@ class DepthFigures:
 @torch.inference_mode()
 def depth_figures(
     drafter: Drafter,
-    target: FrozenTarget,
+    target: Teacher,
     windows: Windows,
     beam_length: int,
     *,
@@ -58,7 +58,7 @@ def depth_figures(
     return DepthFigures(tuple(means[:, 0].tolist()), tuple(map(tuple, top.tolist())), int(sums[0, 0]))
 
 
-def _batch_sums(drafter: Drafter, target: FrozenTarget, batch: Windows, beam_length: int, chunk: int) -> Tensor:
+def _batch_sums(drafter: Drafter, target: Teacher, batch: Windows, beam_length: int, chunk: int) -> Tensor:
     signals = target.signals(batch.tokens, batch.positions)
     embedding = target.embedding.to(drafter.dtype)
     kept = drafter.draft_tokens

@@ -8,14 +8,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from redrafter_vllm.checkpoint import check_checkpoint
 from redrafter_vllm.drafter import Drafter, DrafterConfig
 from training.config import DistillConfig
+from training.hidden_cache import free_space, most_bytes
 from training.job import Job
+from training.memory import GIB, readable, weight_bytes
 
-GIB = 1 << 30
 FLOAT32 = 4
 
 
@@ -28,6 +29,7 @@ class Plan:
     drafter_parameters: int
     tokens_per_step: int
     memory: dict[str, int]
+    hidden_cache: int  # bytes on disk at most
 
     @property
     def total_memory(self) -> int:
@@ -36,10 +38,8 @@ class Plan:
 
 def make_plan(job: Job, config: DistillConfig, device: torch.device) -> Plan:
     """Reads the target's config, not its weights."""
-    described = AutoConfig.from_pretrained(job.target)
-    with torch.device("meta"):
-        target = AutoModelForCausalLM.from_config(described)
-    text = described.get_text_config()
+    target = target_on_paper(job.target)
+    text = target.config.get_text_config()
     shape = (
         check_checkpoint(job.init_from)
         if job.init_from is not None
@@ -60,13 +60,23 @@ def make_plan(job: Job, config: DistillConfig, device: torch.device) -> Plan:
         _count(target),
         _count(drafter),
         config.batch_size * config.window,
-        estimate_memory(target, drafter, config, rows, job.dtype_on(device).itemsize),
+        estimate_memory(
+            drafter,
+            config,
+            rows,
+            weight_bytes(target, job.dtype_on(device).itemsize, job.target_quantization),
+        ),
+        most_bytes(config, text.hidden_size, job.evaluate_windows) if job.hidden_cache else 0,
     )
 
 
-def estimate_memory(
-    target: nn.Module, drafter: Drafter, config: DistillConfig, rows: int, target_itemsize: int
-) -> dict[str, int]:
+def target_on_paper(target: str) -> PreTrainedModel:
+    """The target's layers without their weights, from its configuration alone."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(target))
+
+
+def estimate_memory(drafter: Drafter, config: DistillConfig, rows: int, target_bytes: int) -> dict[str, int]:
     """Bytes of one worker by purpose: an estimate from the shapes, without allocator overhead and attention.
 
     Weights, gradients, one moment per inner matrix (Muon), two for all other parameters (AdamW), the target's logits
@@ -78,7 +88,7 @@ def estimate_memory(
     inner = _count(drafter) - output
     chunk = rows * min(config.chunk, config.window)
     return {
-        "target's weights": _count(target) * target_itemsize,
+        "target's weights": target_bytes,
         "embedding in float32": shape.vocab_size * shape.hidden_size * FLOAT32,
         "drafter's weights and gradients": 2 * _count(drafter) * FLOAT32,
         "optimizer": (inner + 2 * output) * FLOAT32,
@@ -115,6 +125,7 @@ def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, console
         ("workers", where),
         ("drafter goes to", str(job.out_dir)),
         ("run's folder", str(job.run_folder)),
+        *((("hidden states", _cache_line(job, plan)),) if job.hidden_cache else ()),
     ):
         table.add_row(name, value)
     console.print(table)
@@ -126,6 +137,13 @@ def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, console
     memory.add_section()
     memory.add_row("together", f"{plan.total_memory / GIB:.2f} GiB")
     console.print(memory)
+
+
+def _cache_line(job: Job, plan: Plan) -> str:
+    assert job.hidden_cache is not None
+    free = free_space(job.hidden_cache)
+    full = ", which is not enough for that" if plan.hidden_cache > free else ""
+    return f"{job.hidden_cache}: at most {readable(plan.hidden_cache)}; {readable(free)} free{full}"
 
 
 def _count(module: nn.Module) -> int:

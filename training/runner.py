@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from redrafter_vllm.checkpoint import check_against_target
 from redrafter_vllm.drafter import Drafter, DrafterConfig
 from training import checkpoints
+from training.cached_target import open_cached_target
 from training.config import DistillConfig
 from training.context import LocalContext, TrainContext
 from training.draft_vocabulary import choose_draft_vocabulary
 from training.evaluate import Drafting, measure
 from training.export import export, provenance
 from training.feed import Feed, FeedSettings, holds_conversations, open_feed
-from training.frozen_target import FrozenTarget
+from training.frozen_target import DeferredTarget, FrozenTarget, Teacher
 from training.generate import continue_prompts
 from training.guard import DivergedError
 from training.job import Job
@@ -30,6 +31,7 @@ from training.plots import plot_training
 from training.prepared import examples_file, prepare_examples
 from training.recorder import Recorder
 from training.resume import STATE_FILE, read_state
+from training.target_loading import load_target
 
 EXPORT_DTYPE = torch.bfloat16
 EVALUATED_TOKENS = 96
@@ -52,16 +54,27 @@ def train_worker(job: Job, config: DistillConfig, context: TrainContext) -> Outc
         FloatingPointError: the training has diverged; names the file with the batch that did it.
         ResumeError, CheckpointWriteError, ValueError: see `distill`, `open_feed` and `initial_drafter`.
     """
-    target = load_target(job, context.device)
+    target = DeferredTarget(partial(load_target, job, config, context.device, context.devices))
     tokenizer = AutoTokenizer.from_pretrained(job.target)
     examples = examples_file(job, config.window)
-    settings = FeedSettings(job.data, job.chat_template, config, job.run_folder, job.evaluate_windows, examples)
+    settings = FeedSettings(
+        job.data,
+        job.chat_template,
+        config,
+        job.run_folder,
+        job.evaluate_windows,
+        examples,
+        hidden_cache=job.hidden_cache is not None,
+    )
     feed = open_feed(settings, target, tokenizer, context)
-    drafter, facts = initial_drafter(target, feed, job, config)
+    teacher: Teacher = target
+    if job.hidden_cache is not None:
+        teacher = open_cached_target(job, config, context, target, feed.batches, feed.held_out)
+    drafter, facts = initial_drafter(teacher, feed, job, config)
     first = context.rank == 0
     recorder = Recorder(job.run_folder / "logs" if first else None, purge_step=_last_step(job) if first else None)
     hooks = Hooks(
-        evaluate=partial(_held_out_figures, feed=feed, target=target, config=config, context=context),
+        evaluate=partial(_held_out_figures, feed=feed, target=teacher, config=config, context=context),
         evaluate_every=job.evaluate_every,
         checkpoint_every=job.checkpoint_every,
         log_every=job.log_every,
@@ -70,7 +83,7 @@ def train_worker(job: Job, config: DistillConfig, context: TrainContext) -> Outc
         max_rise=job.max_rise,
     )
     try:
-        distill(drafter, target, feed.batches, config, context=context, hooks=hooks, quiet=not first)
+        distill(drafter, teacher, feed.batches, config, context=context, hooks=hooks, quiet=not first)
     except DivergedError as problem:
         path = problem.store_batch(job.run_folder, context.rank)
         raise FloatingPointError(f"{problem}; its batch is in {path}") from None
@@ -80,14 +93,7 @@ def train_worker(job: Job, config: DistillConfig, context: TrainContext) -> Outc
     return Outcome(asdict(drafter.config), feed.facts | facts, measured)
 
 
-def load_target(job: Job, device: torch.device) -> FrozenTarget:
-    model = AutoModelForCausalLM.from_pretrained(job.target, dtype=job.dtype_on(device))
-    return FrozenTarget(model.to(device))
-
-
-def initial_drafter(
-    target: FrozenTarget, feed: Feed, job: Job, config: DistillConfig
-) -> tuple[Drafter, dict[str, object]]:
+def initial_drafter(target: Teacher, feed: Feed, job: Job, config: DistillConfig) -> tuple[Drafter, dict[str, object]]:
     """A new drafter, or the one to start from; and what there is to say about its vocabulary.
 
     Raises:
@@ -169,8 +175,8 @@ def _launch(job: Job, config: DistillConfig) -> Outcome:
         raise ValueError(f"several workers need Ray: pip install 'redrafter-vllm[train]' ({problem})") from None
     connect(job.ray_address, num_cpus=job.workers[1])
     _prepare(job, config)
-    use_gpu = job.device == "cuda" or (job.device == "auto" and has_gpus(job.workers[0]))
-    fleet = Fleet(job.num_workers, use_gpu, job.max_failures)
+    use_gpu = job.device == "cuda" or (job.device == "auto" and has_gpus(job.workers[0] * job.target_gpus))
+    fleet = Fleet(job.num_workers, use_gpu, job.max_failures, gpus_per_worker=job.target_gpus)
     return run_on_ray(partial(train_worker, job.absolute(), config), job.checkpoints, fleet, resume=job.resume)
 
 
@@ -180,7 +186,7 @@ def _prepare(job: Job, config: DistillConfig) -> None:
 
 
 def _held_out_figures(
-    drafter: Drafter, step: int, *, feed: Feed, target: FrozenTarget, config: DistillConfig, context: TrainContext
+    drafter: Drafter, step: int, *, feed: Feed, target: Teacher, config: DistillConfig, context: TrainContext
 ) -> dict[str, float]:
     share = feed.held_out.share(context.rank, context.world_size)
     return depth_figures(

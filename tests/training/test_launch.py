@@ -12,10 +12,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from training.cached_target import open_cached_target
 from training.config import DistillConfig, ResponseConfig
 from training.context import LocalContext, TrainContext, WorkersFailedError
-from training.data import Windows
-from training.frozen_target import FrozenTarget
+from training.data import Repeated, Windows
+from training.frozen_target import DeferredTarget, FrozenTarget
+from training.job import Job
 from training.loop import Hooks, build_drafter, distill
 from training.resume import read_state
 from training.schedule import Budget
@@ -86,6 +88,23 @@ def train(context: TrainContext, kill_at: tuple[int, ...] = (), markers: Path = 
     return {"losses": [figures.loss for figures in history], "world_size": context.world_size}
 
 
+def train_from_cache(context: TrainContext, folder: Path) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    job = Job(str(folder / "target"), "made up", num_workers=2, hidden_cache=folder / "states", target_dtype="float32")
+    held_out = next(batches()).rows(torch.arange(3))
+    loaded: list[str] = []
+
+    def load() -> FrozenTarget:
+        loaded.append("target")
+        return make_target()
+
+    deferred, data = DeferredTarget(load), Repeated(batches)
+    target = open_cached_target(job, CONFIG, context, deferred, data, held_out, shard_bytes=20_000)
+    drafter = build_drafter(target, CONFIG)
+    history = distill(drafter, target, batches(), CONFIG, context=context, quiet=True)
+    return {"losses": [figures.loss for figures in history], "loaded": loaded}
+
+
 def weights(directory: Path) -> torch.Tensor:
     state = read_state(directory / "step-00000020")
     return torch.cat([tensor.flatten() for tensor in state["drafter"].values()])
@@ -138,3 +157,21 @@ def test_a_cluster_that_is_there_keeps_its_size(monkeypatch: pytest.MonkeyPatch)
     connect(None, num_cpus=3)
     connect("auto", num_cpus=3)
     assert given == [(None, 3), ("auto", None)]
+
+
+def test_workers_fill_a_cache_together(two_workers: tuple[list[float], Path], tmp_path: Path) -> None:
+    make_target().model.save_pretrained(tmp_path / "target")
+
+    def cached(context: TrainContext) -> dict[str, Any]:
+        return train_from_cache(context, tmp_path)
+
+    filled = run_on_ray(cached, tmp_path / "first" / "checkpoints", Fleet(num_workers=2))
+    assert filled["loaded"] == ["target"]
+    assert len(list((tmp_path / "states").glob("hidden-*"))) > 4
+    shards = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "states").iterdir()}
+    assert filled["losses"] == pytest.approx(two_workers[0], rel=0.01)
+    # One process reads what two have written, and leaves it as it is.
+    alone = train_from_cache(LocalContext(), tmp_path)
+    assert alone["loaded"] == []
+    assert alone["losses"] == pytest.approx(filled["losses"], rel=0.01)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "states").iterdir()} == shards

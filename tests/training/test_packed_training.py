@@ -32,7 +32,7 @@ from training.context import LocalContext
 from training.conversation_feed import collate, conversation_batches, held_out_rows
 from training.data import Windows
 from training.examples import Example
-from training.feed import packed_window
+from training.feed import FeedSettings, packed_window
 from training.frozen_target import FrozenTarget
 from training.head_loss import LossConfig
 from training.loop import Hooks, build_drafter, distill
@@ -292,11 +292,16 @@ def test_resume_is_bit_identical(tmp_path: Path) -> None:
     assert torch.equal(*weights)
 
 
-def test_rows_are_packed_where_wanted_and_heeded(capsys: pytest.CaptureFixture[str]) -> None:
-    assert packed_window(CONFIG, make_target("llama"), LocalContext()) == 24
-    assert packed_window(replace(CONFIG, packing=False), make_target("llama"), LocalContext()) is None
+def test_rows_are_packed_where_wanted_and_heeded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = FeedSettings("data", None, CONFIG, tmp_path, 1)
+    unwanted = replace(wanted, config=replace(CONFIG, packing=False))
+    assert packed_window(wanted, make_target("llama"), LocalContext()) == 24
+    assert packed_window(unwanted, make_target("llama"), LocalContext()) is None
     assert capsys.readouterr().out == ""
     config = MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, state_size=4, initializer_range=0.5)
     torch.manual_seed(0)
-    assert packed_window(CONFIG, FrozenTarget(MambaForCausalLM(config)), LocalContext()) is None
+    mamba = FrozenTarget(MambaForCausalLM(config))
+    assert packed_window(wanted, mamba, LocalContext()) is None
     assert "MambaForCausalLM" in capsys.readouterr().out
+    # Where its hidden states come from the disk, it has read each document alone.
+    assert packed_window(replace(wanted, hidden_cache=True), mamba, LocalContext()) == 24

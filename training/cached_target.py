@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A teacher whose hidden states were computed once: filling the cache, and training from it without the body."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoConfig
+
+from training.cached_texts import TextIndex, texts_of
+from training.config import DistillConfig
+from training.context import TrainContext
+from training.data import Windows
+from training.frozen_target import DeferredTarget, FrozenTarget, Signals, Teacher
+from training.hidden_cache import DTYPE, SHARD_BYTES, HiddenCache, HiddenCacheError, free_space
+from training.job import Job, absolute_place
+from training.memory import readable
+from training.target_head import TargetHead
+
+FORMAT = 1
+SAMPLES = 16  # pieces of each weight file that its fingerprint is made from
+SAMPLE_BYTES = 1 << 16
+WEIGHT_FILES = ("*.safetensors", "*.bin")
+
+
+class CachedTarget(Teacher):
+    """Hidden states from the cache, logits from the target's own head; padding has hidden states of zero.
+
+    Raises:
+        UnknownTextError: (from `signals`) a text is not in the cache.
+    """
+
+    def __init__(self, cache: HiddenCache, index: TextIndex, head: TargetHead, device: torch.device) -> None:
+        self._cache, self._index, self._head = cache, index, head.to(device)
+        self.embedding = self._head.embedding
+
+    @property
+    def head_weight(self) -> Tensor:
+        return self._head.weight
+
+    @torch.no_grad()
+    def signals(self, tokens: Tensor, positions: Tensor | None = None) -> Signals:
+        hidden = torch.zeros(*tokens.shape, self.hidden_size, dtype=DTYPE)
+        for row, first, text in self._index.find(tokens, positions):
+            stored = self._cache.read(text)
+            hidden[row, first : first + len(stored)] = stored[: tokens.shape[1] - first]
+        hidden = hidden.to(self.device, non_blocking=True)
+        return Signals(hidden, self._head.logits(hidden))
+
+
+def open_cached_target(
+    job: Job,
+    config: DistillConfig,
+    context: TrainContext,
+    target: DeferredTarget,
+    batches: Iterable[Windows],
+    held_out: Windows,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> CachedTarget:
+    """The cache of this training, filled by all processes together where it is not full yet; `target` is let go again.
+
+    Raises:
+        HiddenCacheError: the folder holds other states, there is no room for these, or they could not be written.
+    """
+    assert job.hidden_cache is not None
+    index, trained = texts_of(batches, config.budget.max_steps, held_out)
+    text_config = AutoConfig.from_pretrained(job.target).get_text_config()
+    cache = HiddenCache(job.hidden_cache, index.lengths, text_config.hidden_size, shard_bytes=shard_bytes)
+    identity = cache_identity(job, index, context.device) | {"shard_bytes": shard_bytes}
+    settings = text_settings(job, config)
+    begun = cache.check_identity(identity, settings) and cache.has_head()
+    everything = list(range(cache.num_shards))
+    begun, missing = context.gather((begun, cache.missing() if begun else everything))[0]
+    if missing or not begun:
+        if context.rank == 0:
+            cache.clear_unfinished()
+            print(describe(cache, len(index), missing))
+        head_bytes = 0 if begun else 2 * text_config.vocab_size * text_config.hidden_size * 4
+        check_space(cache, cache.size(missing) + head_bytes, context)
+        if context.rank == 0 and not begun:
+            cache.begin(identity, settings, target.head())
+        context.barrier()
+        fill(cache, index, target, missing, context, rows=rows_at_once(job, config), trained=trained)
+        context.barrier()
+        if left := cache.missing():
+            raise HiddenCacheError(
+                f"{len(left)} shards are not to be seen in {cache.folder} by worker {context.rank}: --hidden-cache "
+                "must be storage that all workers share"
+            )
+    target.release()
+    index.forget_tokens()
+    return CachedTarget(cache, index, cache.head(), context.device)
+
+
+def fill(
+    cache: HiddenCache,
+    index: TextIndex,
+    target: FrozenTarget,
+    shards: list[int],
+    context: TrainContext,
+    *,
+    rows: int,
+    trained: int,
+) -> None:
+    """Computes and stores this process's part of `shards`, `rows` texts at a time.
+
+    The first `trained` texts are computed as the training loop computes them, in bfloat16 where that is safe, the
+    others, on which is measured, in the target's own type. What a shard holds depends on its number alone, not on the
+    number of processes or on what was there before.
+    """
+    own = shards[context.rank :: context.world_size]
+    for shard in tqdm(own, desc="hidden states", unit="shard", disable=context.rank != 0):
+        texts = cache.texts(shard)
+        states: dict[int, Tensor] = {}
+        for mixed in (True, False):
+            # Texts of similar length share a batch.
+            chosen = sorted((text for text in texts if (text < trained) == mixed), key=lambda text: cache.length(text))
+            for batch in (chosen[first : first + rows] for first in range(0, len(chosen), rows)):
+                with torch.autocast(context.device.type, torch.bfloat16, enabled=mixed):
+                    states |= zip(batch, _states(index, batch, target), strict=True)
+        cache.write(shard, torch.cat([states[text] for text in texts]))
+
+
+def _states(index: TextIndex, texts: list[int], target: FrozenTarget) -> list[Tensor]:
+    contents = [torch.from_numpy(index.tokens(text)).long() for text in texts]
+    padded = torch.nn.utils.rnn.pad_sequence(contents, batch_first=True)
+    hidden = target.hidden(padded.to(target.device)).to(DTYPE).cpu()
+    return [row[: len(content)] for row, content in zip(hidden, contents, strict=True)]
+
+
+def rows_at_once(job: Job, config: DistillConfig) -> int:
+    """What a worker computes at once when the target runs in every step."""
+    return -(-config.batch_size // job.workers[0])
+
+
+def check_space(cache: HiddenCache, needed: int, context: TrainContext) -> None:
+    """Raises HiddenCacheError in all processes when `needed` bytes do not fit where rank 0 sees the cache."""
+    free = context.gather(free_space(cache.folder))[0]
+    if needed > free:
+        raise HiddenCacheError(
+            f"the hidden states need {readable(needed)} more and {cache.folder} has {readable(free)} free: "
+            "choose another --hidden-cache, fewer steps or data, or train without a cache"
+        )
+
+
+def describe(cache: HiddenCache, texts: int, missing: list[int]) -> str:
+    """What a fill is about to do."""
+    everything = list(range(cache.num_shards))
+    return (
+        f"hidden states of {texts:,} texts in {cache.folder}: {readable(cache.size(everything))} in "
+        f"{cache.num_shards} shards, of which {len(missing)} with {readable(cache.size(missing))} are to be made; "
+        f"{readable(free_space(cache.folder))} free"
+    )
+
+
+def cache_identity(job: Job, index: TextIndex, device: torch.device) -> dict[str, Any]:
+    """What determines the hidden states."""
+    return {
+        "format": FORMAT,
+        "target": target_fingerprint(job.target),
+        "dtype": str(job.dtype_on(device)).removeprefix("torch."),
+        "quantization": job.target_quantization,
+        "texts": {"count": len(index), "tokens": index.total, "digest": index.digest()},
+    }
+
+
+def text_settings(job: Job, config: DistillConfig) -> dict[str, Any]:
+    """What the texts were chosen by."""
+    keys = ("window", "packing", "batch_size", "response_fraction", "fixed_windows", "seed")
+    return {
+        "target": absolute_place(job.target),
+        "data": absolute_place(job.data),
+        "chat_template": job.chat_template,
+        "evaluate_windows": job.evaluate_windows,
+        "max_steps": config.budget.max_steps,
+        "responses": asdict(config.responses),
+        **{key: getattr(config, key) for key in keys},
+    }
+
+
+def target_fingerprint(target: str) -> str:
+    """The commit of a hub's target; of a folder's, a digest of its configuration and of samples of its weights.
+
+    A copy of the folder has the same fingerprint, and a target trained further another.
+    """
+    folder = Path(target)
+    if not folder.is_dir():
+        commit = getattr(AutoConfig.from_pretrained(target), "_commit_hash", None)
+        return f"{target}@{commit}"
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(path for pattern in WEIGHT_FILES for path in folder.glob(pattern)):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            for sample in range(SAMPLES + 1):
+                file.seek(max(0, size - SAMPLE_BYTES) * sample // SAMPLES)
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:32]

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A target's hidden states on disk: bfloat16, in shards that are either whole or not there.
+
+<folder>/cache.json                  what the states were made from
+<folder>/head.safetensors            the target's LM head and embedding
+<folder>/hidden-00000.safetensors    `hidden` [tokens, H], text after text
+"""
+
+import json
+import os
+import secrets
+import shutil
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from training.checkpoints import flush
+from training.config import DistillConfig
+from training.resume import differences
+from training.target_head import LogitRule, TargetHead
+
+MANIFEST = "cache.json"
+HEAD = "head.safetensors"
+SHARD_BYTES = 256 << 20
+OPEN_SHARDS = 256
+DTYPE = torch.bfloat16
+
+
+class HiddenCacheError(ValueError):
+    """A cache of hidden states that cannot be used or filled."""
+
+
+class HiddenCache:
+    """Hidden states of texts of known lengths.
+
+    Args:
+        lengths: tokens of each text.
+        shard_bytes: size that a shard does not exceed, unless a single text does.
+    """
+
+    def __init__(
+        self, folder: Path, lengths: Sequence[int], hidden_size: int, *, shard_bytes: int = SHARD_BYTES
+    ) -> None:
+        self.folder = folder
+        self.hidden_size = hidden_size
+        self._starts = [0, *accumulate(lengths)]  # of the texts, in tokens
+        self._firsts = _cut(lengths, max(1, shard_bytes // (hidden_size * DTYPE.itemsize)))  # text of each shard
+        self._open = lru_cache(OPEN_SHARDS)(self._open_shard)
+
+    @property
+    def num_shards(self) -> int:
+        return len(self._firsts) - 1
+
+    def texts(self, shard: int) -> range:
+        """The texts of a shard."""
+        return range(self._firsts[shard], self._firsts[shard + 1])
+
+    def length(self, text: int) -> int:
+        return self._starts[text + 1] - self._starts[text]
+
+    def size(self, shards: Sequence[int]) -> int:
+        """Bytes of these shards."""
+        return sum(self._tokens(shard) for shard in shards) * self.hidden_size * DTYPE.itemsize
+
+    def missing(self) -> list[int]:
+        """The shards that are not there, or cannot be read."""
+        return [shard for shard in range(self.num_shards) if not self._is_whole(shard)]
+
+    def write(self, shard: int, hidden: Tensor) -> None:
+        """Stores the states [tokens, H] of a shard's texts, in any type, whole or not at all.
+
+        Raises:
+            HiddenCacheError: they could not be written, because the disk is full for instance.
+        """
+        expected = [self._tokens(shard), self.hidden_size]
+        assert list(hidden.shape) == expected, (hidden.shape, expected)
+        stored = {"hidden": hidden.to("cpu", DTYPE).contiguous()}
+        self._write_whole(self._path(shard), lambda path: save_file(stored, path))
+
+    def read(self, text: int) -> Tensor:
+        """The states of one text. [n, H]"""
+        shard = bisect_right(self._firsts, text) - 1
+        base = self._starts[self._firsts[shard]]
+        return self._open(shard)[self._starts[text] - base : self._starts[text + 1] - base]
+
+    def check_identity(self, identity: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+        """Whether the folder holds a cache already, which was made from the same.
+
+        Args:
+            identity: what determines the states.
+            settings: what the texts were chosen by; named where the identity differs.
+
+        Raises:
+            HiddenCacheError: it was made from something else; says from what.
+        """
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            return False
+        try:
+            found = json.loads(path.read_text())
+            before, chosen = dict(found["identity"]), found["settings"]
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            raise HiddenCacheError(f"{path} cannot be read ({problem}): remove the folder") from problem
+        if changed := differences(before, _plain(identity)):
+            if named := differences(chosen, _plain(settings)):
+                changed = [change for change in changed if not change.startswith("texts.")] + named
+            raise HiddenCacheError(
+                f"the hidden states in {self.folder} were made from something else ({', '.join(changed)}): choose "
+                "another --hidden-cache, or remove the folder"
+            )
+        return True
+
+    def begin(self, identity: Mapping[str, Any], settings: Mapping[str, Any], head: TargetHead) -> None:
+        """Makes the folder and writes all but the shards; clears away shards of which nothing is known.
+
+        Raises:
+            HiddenCacheError: as `write`.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.glob("hidden-*.safetensors"):
+            path.unlink()
+        text = json.dumps({"identity": _plain(identity), "settings": _plain(settings)}, indent=2) + "\n"
+        self._write_whole(self.folder / MANIFEST, lambda path: path.write_text(text))
+        tensors = {"weight": head.weight}
+        if head.bias is not None:
+            tensors["bias"] = head.bias
+        if head.embedding is not head.weight:
+            tensors["embedding"] = head.embedding
+        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        rule = {"rule": json.dumps(asdict(head.rule))}
+        self._write_whole(self.folder / HEAD, lambda path: save_file(stored, path, metadata=rule))
+
+    def clear_unfinished(self) -> None:
+        """Gives back the room that a killed process took for what it did not finish."""
+        for path in self.folder.glob(".*.writing"):
+            path.unlink(missing_ok=True)
+
+    def has_head(self) -> bool:
+        return (self.folder / HEAD).is_file()
+
+    def head(self) -> TargetHead:
+        """The target's head as it was when the cache was begun."""
+        path = self.folder / HEAD
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            rule = json.loads(file.metadata()["rule"])
+        weight = tensors["weight"]
+        return TargetHead(weight, tensors.get("bias"), tensors.get("embedding", weight), LogitRule(**rule))
+
+    def _tokens(self, shard: int) -> int:
+        texts = self.texts(shard)
+        return self._starts[texts.stop] - self._starts[texts.start]
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"hidden-{shard:05d}.safetensors"
+
+    def _open_shard(self, shard: int) -> Any:
+        """A view that reads from the disk what it is asked for."""
+        return safe_open(self._path(shard), "pt").get_slice("hidden")
+
+    def _is_whole(self, shard: int) -> bool:
+        try:
+            stored = self._open_shard(shard)  # not kept open: what is not whole will be replaced
+        except (OSError, SafetensorError):
+            return False
+        return stored.get_shape() == [self._tokens(shard), self.hidden_size]
+
+    def _write_whole(self, path: Path, write: Callable[[Path], object]) -> None:
+        scratch = path.with_name(f".{path.name}-{secrets.token_hex(4)}.writing")
+        try:
+            write(scratch)
+            flush(scratch)
+            os.replace(scratch, path)
+            flush(self.folder)
+        except (OSError, SafetensorError) as problem:
+            scratch.unlink(missing_ok=True)
+            raise HiddenCacheError(
+                f"{path} could not be written ({problem}); the shards before it are whole: make room there and give "
+                "the same command again"
+            ) from problem
+
+
+def free_space(folder: Path) -> int:
+    """Bytes free where `folder` is, or will be."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def most_bytes(config: DistillConfig, hidden_size: int, held_out_windows: int) -> int:
+    """An upper bound of the cache's size, as if no text of the data came twice; the target's own texts do."""
+    answers = round(config.batch_size * config.response_fraction)
+    steps = config.budget.max_steps
+    rows = steps * (config.batch_size - answers) + min(steps * answers, config.responses.count) + held_out_windows
+    return rows * config.window * hidden_size * DTYPE.itemsize
+
+
+def _cut(lengths: Sequence[int], room: int) -> list[int]:
+    """The first text of each shard of at most `room` tokens, and the number of texts at the end."""
+    firsts, used = [0], 0
+    for text, length in enumerate(lengths):
+        if used and used + length > room:
+            firsts.append(text)
+            used = 0
+        used += length
+    return [*firsts, len(lengths)] if lengths else [0]
+
+
+def _plain(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(mapping, default=str))

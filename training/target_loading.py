@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The target's weights into memory: on one device or over several, quantised if asked for, and only if they fit."""
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from training.config import DistillConfig
+from training.frozen_target import FrozenTarget
+from training.job import Job
+from training.memory import free_memory, readable, stored_bits, weight_bytes
+from training.plan import make_plan, target_on_paper
+
+HEADROOM = 0.95  # of a GPU's free memory may hold layers; the rest is for what flows through them
+
+
+class TargetLoadError(ValueError):
+    """A target that cannot be loaded as asked for."""
+
+
+def load_target(
+    job: Job, config: DistillConfig, device: torch.device, devices: Sequence[torch.device] | None = None
+) -> FrozenTarget:
+    """The job's target, its embedding on `device`.
+
+    Args:
+        devices: all that this process may use, `device` first; default: `job.target_gpus` GPUs from `device` on.
+
+    Raises:
+        TargetLoadError: it does not fit, a library is missing, or there are too few GPUs.
+    """
+    chosen = list(devices or visible_devices(job, device))
+    check_target_options(job)
+    check_fits(job, chosen)
+    arguments: dict[str, Any] = {"dtype": job.dtype_on(device)}
+    if job.target_quantization != "none":
+        _require("bitsandbytes", "a quantised target")
+        arguments["quantization_config"] = quantization(job.target_quantization, job.dtype_on(device))
+    if len(chosen) > 1:
+        _require("accelerate", "a target on several GPUs")
+        arguments |= {"device_map": "auto", "max_memory": memory_shares(job, config, chosen)}
+    elif job.target_quantization != "none":
+        _require("accelerate", "a quantised target")
+        arguments["device_map"] = {"": device}
+    model = AutoModelForCausalLM.from_pretrained(job.target, **arguments)
+    return FrozenTarget(model if "device_map" in arguments else model.to(device))
+
+
+def quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """What `--target-quantization` means; products are in `dtype`."""
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def visible_devices(job: Job, device: torch.device) -> list[torch.device]:
+    """The devices for the target's layers in a process that has been given none.
+
+    Raises:
+        TargetLoadError: there are fewer GPUs than asked for.
+    """
+    if job.target_gpus == 1:
+        return [device]
+    found = torch.cuda.device_count() if device.type == "cuda" else 0
+    if found < job.target_gpus:
+        raise TargetLoadError(f"--target-gpus {job.target_gpus} was asked for, and there are {found} here")
+    return [torch.device("cuda", number) for number in range(job.target_gpus)]
+
+
+def check_target_options(job: Job) -> None:
+    """Raises TargetLoadError for a quantisation of what is quantised already."""
+    if job.target_quantization == "none":
+        return
+    if bits := stored_bits(target_on_paper(job.target).config):
+        raise TargetLoadError(
+            f"{job.target} is stored quantised to {bits} bits already: leave --target-quantization away"
+        )
+
+
+def check_fits(job: Job, devices: Sequence[torch.device]) -> None:
+    """Raises TargetLoadError when the target's weights are larger than the free memory of `devices` together.
+
+    On the CPU, each process of a machine holds a copy, and all of them have to fit.
+    """
+    free = [free_memory(device) for device in devices]
+    if any(size is None for size in free):
+        return
+    available = sum(size for size in free if size is not None)
+    copies = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if devices[0].type == "cpu" else 1
+    dtype = job.dtype_on(devices[0])
+    needed = target_bytes(job, dtype) * copies
+    if needed <= available:
+        return
+    several = f" in each of {copies} processes, {readable(needed)} together," if copies > 1 else ""
+    kind = str(dtype).removeprefix("torch.") if job.target_quantization == "none" else job.target_quantization
+    raise TargetLoadError(
+        f"the target {job.target} needs {readable(needed / copies)} for its weights in {kind}{several} and "
+        f"{' and '.join(map(str, devices))} {'has' if len(devices) == 1 else 'have'} {readable(available)} free: "
+        + "; ".join(remedies(job, devices))
+    )
+
+
+def remedies(job: Job, devices: Sequence[torch.device]) -> list[str]:
+    """What could still be done about a target that does not fit."""
+    ways = []
+    if job.dtype_on(devices[0]) == torch.float32:
+        ways.append("halve it with --target-dtype bfloat16")
+    if job.target_quantization != "4bit":
+        ways.append(
+            f"quantise it with --target-quantization {'8bit or 4bit' if job.target_quantization == 'none' else '4bit'}"
+        )
+    if devices[0].type == "cuda":
+        ways.append(f"spread it over more GPUs with --target-gpus {2 * len(devices)}")
+    elif job.workers[1] > 1:
+        ways.append("use fewer workers per machine")
+    ways.append("compute a --hidden-cache where it fits, and train from that with --evaluate false")
+    return ways
+
+
+def target_bytes(job: Job, dtype: torch.dtype) -> int:
+    """Bytes of the target's weights in memory, from their shapes."""
+    return weight_bytes(target_on_paper(job.target), dtype.itemsize, job.target_quantization)
+
+
+def memory_shares(job: Job, config: DistillConfig, devices: Sequence[torch.device]) -> dict[int, int]:
+    """Most bytes of the target by GPU: the first one keeps room for the drafter's training."""
+    plan = make_plan(job, config, devices[0])
+    training = plan.total_memory - plan.memory["target's weights"]
+    shares = {}
+    for number, device in enumerate(devices):
+        free = free_memory(device) or 0
+        shares[device.index or 0] = max(0, int(free * HEADROOM) - (0 if number else training))
+    return shares
+
+
+def _require(library: str, purpose: str) -> None:
+    if find_spec(library) is None:
+        raise TargetLoadError(f"{purpose} needs {library}: pip install {library}")
