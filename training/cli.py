@@ -33,8 +33,8 @@ def build_parser(recipe: str = DEFAULT_RECIPE) -> ArgumentParser:
         "--recipe",
         choices=sorted(RECIPES),
         default=DEFAULT_RECIPE,
-        help="named defaults of everything under `recipe`: short trains a minute on two cores, long a quarter of an "
-        "hour, standard as long as max_steps says",
+        help="named defaults of everything under `recipe`: short trains a minute on two cores, long half an hour, "
+        "standard as long as max_steps says",
     )
     _add(parser, "job", Job, None)
     _add(parser, "recipe", DistillConfig, RECIPES[recipe])
