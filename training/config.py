@@ -2,6 +2,7 @@
 """How a drafter is shaped and distilled."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from training.head_loss import LossConfig
 from training.schedule import Budget
@@ -17,6 +18,7 @@ class ResponseConfig:
         min_prompt: fewest tokens of a prompt.
         max_prompt: most tokens of a prompt.
         batch_size: texts written at once.
+        folders: texts that `training.regenerate` has written, to take all of instead of writing any.
     """
 
     count: int = 256
@@ -24,6 +26,7 @@ class ResponseConfig:
     min_prompt: int = 16
     max_prompt: int = 160
     batch_size: int = 64
+    folders: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.count < 0 or self.batch_size < 1:
@@ -99,6 +102,11 @@ class DistillConfig:
             raise ValueError(f"batch_size and chunk must be at least 1, got {self.batch_size} and {self.chunk}")
         if not (self.learning_rate > 0 and self.max_grad_norm > 0 and 0 < self.warmup < 1):
             raise ValueError("learning_rate and max_grad_norm must be positive, warmup a fraction in (0, 1)")
+
+    def absolute(self) -> "DistillConfig":
+        """The same for a process that runs in another folder."""
+        folders = tuple(str(Path(folder).expanduser().absolute()) for folder in self.responses.folders)
+        return replace(self, responses=replace(self.responses, folders=folders))
 
     @property
     def depth_weights(self) -> tuple[float, ...]:

@@ -28,6 +28,7 @@ from training.conversation_feed import (
 )
 from training.corpus import extract_prompts, load_corpus, split
 from training.data import Repeated, Windows, encode_files, mixed_batches, text_batches
+from training.data_report import DataError
 from training.draft_vocabulary import token_frequencies
 from training.evaluate import held_out_windows
 from training.examples import Example
@@ -84,7 +85,9 @@ def source_code_feed(
     training, held_out = split(load_corpus(root))
     files = encode_files(training, tokenizer)
     responses = None
-    if config.response_fraction:
+    if config.response_fraction and config.responses.folders:
+        responses = full_rows(_written_before(settings, tokenizer), config.window)
+    elif config.response_fraction:
 
         def write() -> dict[str, Tensor]:
             return asdict(make_responses(target, files, config.window, bos, config.responses, config.seed))
@@ -117,8 +120,10 @@ def conversation_feed(
     if not quiet:
         print(report)
     training, held_out = hold_out(examples)
-    answers: list[Example] = []
-    if config.response_fraction:
+    answers: Sequence[Example] = []
+    if config.response_fraction and config.responses.folders:
+        answers = _written_before(settings, tokenizer)
+    elif config.response_fraction:
 
         def write() -> list[tuple[Tensor, int]]:
             return write_answers(target, training, config.window, config.responses, config.seed)
@@ -190,6 +195,29 @@ def regenerated_feed(
         partial(_frequencies, texts.training, [], 0.0),
         {"data": settings.data, **texts.facts, "packed": window is not None},
     )
+
+
+def _written_before(settings: FeedSettings, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    """The texts for training of all folders of responses.
+
+    Raises:
+        DataError: a folder is none of `training.regenerate`'s, or see `load_regenerated`.
+    """
+    texts: list[Example] = []
+    for folder in settings.config.responses.folders:
+        if not is_regenerated(folder):
+            raise DataError(f"{folder}: no folder of answers; python -m training.regenerate --out {folder} makes one")
+        texts += load_regenerated(Path(folder), tokenizer, settings.config.window).training
+    return texts
+
+
+def full_rows(texts: Sequence[Example], length: int) -> Windows:
+    """A row per text in which all of its tokens count, prompts too. [texts, length]"""
+    tokens, valid = torch.zeros(len(texts), length, dtype=torch.long), torch.zeros(len(texts), length, dtype=torch.bool)
+    for row, text in enumerate(texts):
+        tokens[row, : len(text)] = text.tokens
+        valid[row, : len(text)] = True
+    return Windows(tokens, valid)
 
 
 def _frequencies(

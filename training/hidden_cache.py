@@ -201,7 +201,8 @@ def most_bytes(config: DistillConfig, hidden_size: int, held_out_windows: int) -
     """An upper bound of the cache's size, as if no text of the data came twice; the target's own texts do."""
     answers = round(config.batch_size * config.response_fraction)
     steps = config.budget.max_steps
-    rows = steps * (config.batch_size - answers) + min(steps * answers, config.responses.count) + held_out_windows
+    texts = steps * answers if config.responses.folders else min(steps * answers, config.responses.count)
+    rows = steps * (config.batch_size - answers) + texts + held_out_windows
     return rows * config.window * hidden_size * DTYPE.itemsize
 
 

@@ -137,7 +137,7 @@ class Job:
             "target_dtype": self.target_dtype,
             "target_quantization": self.target_quantization,
             "hidden_cache": self.hidden_cache is not None,
-            "config": asdict(config),
+            "config": asdict(config.absolute()),
         }
 
 

@@ -177,7 +177,9 @@ def _launch(job: Job, config: DistillConfig) -> Outcome:
     _prepare(job, config)
     use_gpu = job.device == "cuda" or (job.device == "auto" and has_gpus(job.workers[0] * job.target_gpus))
     fleet = Fleet(job.num_workers, use_gpu, job.max_failures, gpus_per_worker=job.target_gpus)
-    return run_on_ray(partial(train_worker, job.absolute(), config), job.checkpoints, fleet, resume=job.resume)
+    return run_on_ray(
+        partial(train_worker, job.absolute(), config.absolute()), job.checkpoints, fleet, resume=job.resume
+    )
 
 
 def _prepare(job: Job, config: DistillConfig) -> None:

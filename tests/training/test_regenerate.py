@@ -25,13 +25,14 @@ from training.answer_store import (
 from training.answering import Answerer, Completion, Request, request_seed
 from training.answers import Answer, Answered, Task
 from training.cli import attribute_help, parse_keys
-from training.config import DistillConfig
+from training.config import DistillConfig, ResponseConfig
 from training.context import LocalContext
 from training.conversations import Turn
 from training.corpus import load_corpus
 from training.data_report import DataError, Reason
 from training.feed import FeedSettings, open_feed
 from training.frozen_target import FrozenTarget
+from training.job import Job
 from training.regenerate import cut_shards
 from training.regenerated import examples_of, load_regenerated
 from training.regeneration import Regeneration
@@ -234,6 +235,36 @@ def test_training_reads_answers_only(tmp_path: Path, tiny_target: FrozenTarget) 
     tokenizer.add_tokens(["new"])
     with pytest.raises(DataError, match="other tokens"):
         load_regenerated(store.folder, tokenizer, 8)
+
+
+def test_answers_written_before_stand_beside_source_code(tmp_path: Path, corpus_root: Path) -> None:
+    texts = [answered(n, ((f"{n:02}", "abcdef"),), held_out=n > 2) for n in range(5)]
+    folders = []
+    for name, part in (("one", [*texts[:2], texts[3]]), ("two", [texts[2], texts[4]])):
+        store = open_store(tmp_path / name, part, 1)
+        store.write(0, part)
+        folders.append(str(store.folder))
+    responses = ResponseConfig(min_prompt=2, max_prompt=4, folders=tuple(folders))
+    config = DistillConfig(
+        Budget(1), window=12, beam_length=2, batch_size=4, response_fraction=0.75, responses=responses
+    )
+    tokenizer = byte_tokenizer()
+    settings = FeedSettings(str(corpus_root), None, config, tmp_path, 4)
+    # Nothing is left for a target to write: there is none.
+    feed = open_feed(settings, None, tokenizer, LocalContext())  # type: ignore[arg-type]
+    batch = next(iter(feed.batches))
+    assert batch.valid.sum(1).tolist() == [12, 8, 8, 8]
+    assert sorted(bytes(row[:8].tolist()) for row in batch.tokens[1:]) == [b"00abcdef", b"01abcdef", b"02abcdef"]
+    wrong = replace(config, responses=replace(responses, folders=(str(tmp_path / "none"),)))
+    with pytest.raises(DataError, match="no folder of answers"):
+        open_feed(replace(settings, config=wrong), None, tokenizer, LocalContext())  # type: ignore[arg-type]
+
+
+def test_folders_are_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = DistillConfig(Budget(1), responses=ResponseConfig(folders=("answers",)))
+    assert config.absolute().responses.folders == (str(tmp_path / "answers"),)
+    assert Job("t", "stdlib").identity(config) == Job("t", "stdlib").identity(config.absolute())
 
 
 def test_shards_cover_the_tasks_in_order() -> None:
