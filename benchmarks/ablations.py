@@ -88,6 +88,7 @@ class Options:
     responses: int = 1024
     prompts: int = 64
     new_tokens: int = 96
+    groups: tuple[str, ...] = ()
     work: Path = Path("build/ablations")
     out: Path = RESULTS
 
@@ -166,7 +167,8 @@ class Bench:
 
 def run(options: Options, variants: Sequence[Variant] = VARIANTS) -> list[dict[str, Any]]:
     """One result per variant and seed, those of earlier runs included."""
-    planned = [(variant, seed, options.file(variant, seed)) for seed in options.seeds for variant in variants]
+    wanted = [variant for variant in variants if not options.groups or variant.group in options.groups]
+    planned = [(variant, seed, options.file(variant, seed)) for seed in options.seeds for variant in wanted]
     due = [job for job in planned if not job[2].is_file()]
     if due:
         options.work.mkdir(parents=True, exist_ok=True)
@@ -228,10 +230,13 @@ def parse_args(argv: Sequence[str]) -> Options:
     parser.add_argument("--responses", type=int, default=1024, help="texts that the target writes itself, once")
     parser.add_argument("--prompts", type=int, default=64, help="held-out prompts to measure on")
     parser.add_argument("--new-tokens", type=int, default=96, help="tokens that each is continued by")
+    parser.add_argument(
+        "--groups", nargs="+", default=[], choices=list(dict.fromkeys(v.group for v in VARIANTS)), help="only these"
+    )
     parser.add_argument("--work", type=Path, default=Path("build/ablations"), help="folder for finished trainings")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file")
     args = parser.parse_args(argv)
-    return Options(**{**vars(args), "seeds": tuple(args.seeds)})
+    return Options(**{**vars(args), "seeds": tuple(args.seeds), "groups": tuple(args.groups)})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

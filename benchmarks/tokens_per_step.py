@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.demo.acceptance import DraftCounters, acceptance_by_depth
 from benchmarks.demo.compare import compare
 from benchmarks.demo.offline import run_engine, with_redrafter
+from benchmarks.demo.options import ROOT
 from benchmarks.demo.report import store, versions
 from benchmarks.demo.workload import Workload
 from benchmarks.machine import hardware
@@ -75,7 +76,7 @@ def served(options: Options, drafting: Drafting, texts: Sequence[tuple[torch.Ten
         "beam_length": drafting.beam_length,
         "num_speculative_tokens": drafting.max_nodes,
     }
-    folder = options.out / "build" / f"{drafting.beam_width}x{drafting.beam_length}"
+    folder = ROOT / "build" / "tokens-per-step" / f"{drafting.beam_width}x{drafting.beam_length}"
     run = run_engine(with_redrafter(speculative), options.target, workload, folder, console).greedy
     expected = [text[start:].tolist() for text, start in texts]
     return Served(
