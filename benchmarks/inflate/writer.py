@@ -100,7 +100,7 @@ def _write_piece(out: BinaryIO, start: int, piece: Piece, shape: tuple[int, ...]
         dense = piece.dense_rows(first, first + block).to(dtype)
         for begin, end in pairwise(_run_borders(rows)):
             out.seek(start + int(rows[begin]) * row_bytes)
-            out.write(memoryview(dense[begin:end].contiguous().view(torch.uint8).numpy()))
+            out.write(dense[begin:end].contiguous().view(torch.uint8).numpy().data)
 
 
 def _run_borders(rows: Tensor) -> list[int]:
