@@ -17,6 +17,7 @@ What is not the small model is zero, with these exceptions:
   rounding of frequencies. A key-value head is copied where the large shape shares one among fewer query heads.
 - *Layers* beyond the small model's add zero to the residual stream, ResBlocks beyond the small drafter's likewise.
 
-In float32 it is the same function up to rounding. In bfloat16 the weights that are multiplied by a root are rounded
-again, unless the ratio is a power of four.
+In float32 it is the same function up to rounding: with the committed model, whose logits reach 18, they move by 2e-5 at
+most, which is also how far the model itself is from its own float64.
+In bfloat16 the weights that are multiplied by a root are rounded again, unless the ratio is a power of four.
 """
