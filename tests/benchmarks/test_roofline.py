@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.roofline import Workload, compare, least_round, main, naive_round, target_step
+from benchmarks.shapes import SHAPES, LlamaShape, ShapeError, find_shape, published_drafter
+from redrafter_vllm.config import DraftingConfig
+from redrafter_vllm.drafter import DrafterConfig
+
+ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
+# Vocabulary 10, hidden 4, one ResBlock of 8: W 16, U 16 and its bias 4, L 64 and its bias 8, head 80 numbers.
+SMALL = DrafterConfig(10, 4, 8, 1)
+TWO_BEAMS_OF_THREE = Workload(DraftingConfig(2, 3))
+# Embedding rows: the root's, and two beams' at two more steps; 4 numbers each, of 2 bytes.
+ROWS = 5 * 4 * 2
+
+
+def test_a_naive_round_reads_everything_at_every_step() -> None:
+    assert naive_round(SMALL, TWO_BEAMS_OF_THREE).total == 3 * (16 + 16 + 4 + 64 + 8 + 80) * 2 + ROWS
+
+
+def test_the_context_half_is_read_once() -> None:
+    reads = least_round(SMALL, TWO_BEAMS_OF_THREE)
+    assert reads.parts == {
+        "context half, once": (32 + 8) * 2,
+        "rest of the residual blocks": 3 * 32 * 2,
+        "recurrence": 3 * 36 * 2,
+        "head": 3 * 80 * 2,
+        "embedding rows": ROWS,
+    }
+
+
+def test_a_projection_is_the_first_linear_layer() -> None:
+    # Projection 8 -> 6 (48 and 6), one ResBlock of 6 (36 and 6), a head of 7 draft tokens (42), no recurrence.
+    config = DrafterConfig(10, 4, 6, 1, rnn=False, draft_vocab_size=7)
+    reads = least_round(config, TWO_BEAMS_OF_THREE)
+    assert reads.parts == {
+        "context half, once": (24 + 6) * 2,
+        "rest of the residual blocks": 3 * (24 + 36 + 6) * 2,
+        "recurrence": 0,
+        "head": 3 * 42 * 2,
+        "embedding rows": ROWS,
+    }
+
+
+def test_without_residual_blocks_the_head_is_the_first_linear_layer() -> None:
+    reads = least_round(DrafterConfig(10, 4, 8, 0, rnn=False), TWO_BEAMS_OF_THREE)
+    assert reads.parts["context half, once"] == 40 * 2
+    assert reads.parts["head"] == 3 * 40 * 2
+    assert reads.parts["rest of the residual blocks"] == 0
+
+
+def test_byte_weights_keep_a_scale_per_row_and_biases_as_they_are() -> None:
+    reads = least_round(SMALL, TWO_BEAMS_OF_THREE, byte_weights=True)
+    assert reads.parts == {
+        "context half, once": 32 + 8 * 4 + 8 * 2,
+        "rest of the residual blocks": 3 * (32 + 8 * 4),
+        "recurrence": 3 * (16 + 4 * 4 + 16 + 4 * 4 + 4 * 2),
+        "head": 3 * (80 + 10 * 4),
+        "embedding rows": ROWS,
+    }
+
+
+def test_a_batch_shares_weights_but_not_rows() -> None:
+    batch = Workload(DraftingConfig(2, 3), batch=7)
+    assert least_round(SMALL, batch).total - least_round(SMALL, TWO_BEAMS_OF_THREE).total == 6 * ROWS
+
+
+def test_a_target_step() -> None:
+    # Two layers of: q 8x4, k and v 4x4, o 4x8, three MLP matrices 4x5, two norms of 4; final norm 4, head 10x4.
+    shape = LlamaShape(10, 4, 5, 2, 4, 2, 2)
+    work = Workload(DraftingConfig(2, 3), batch=3, context=100)
+    reads = target_step(shape, work, 6)
+    assert reads.parts == {
+        "weights": (2 * (32 + 16 + 16 + 32 + 60 + 8) + 4 + 40) * 2,
+        "embedding rows": 3 * 7 * 4 * 2,
+        # 107 tokens of 2 layers, keys and values, 2 heads of 2.
+        "cache": 3 * 107 * 2 * 2 * 4 * 2,
+    }
+    tied = LlamaShape(10, 4, 5, 2, 4, 2, 2, tie_word_embeddings=True)
+    assert target_step(tied, work, 6).parts["weights"] == reads.parts["weights"]
+
+
+def test_vicuna_with_a_trimmed_vocabulary_reads_less_than_half() -> None:
+    """Issue 4's floor, worked out by hand in millions of numbers: at every step half of the first ResBlock 33.55,
+    the second 67.11 + 0.01, recurrence 33.55 + 0.004, head of 8,000 tokens 65.54; once the other half, 33.55 + 0.01."""
+    shape = SHAPES["vicuna-7b"]
+    work = Workload(DraftingConfig(4, 5))
+    lines = {line.name: line for line in compare(shape, published_drafter(shape), work, 8000)}
+    trimmed = lines["and 8,000 draft tokens"]
+    assert trimmed.round_bytes.total / 1e6 == pytest.approx(2 * (5 * 199.77 + 33.56) + 0.14, rel=1e-3)
+    assert trimmed.part_of_naive < 0.5
+    assert lines["whole drafter at every step"].round_bytes.total / 1e6 == pytest.approx(5 * 859.9, rel=1e-3)
+    assert trimmed.seconds == pytest.approx(trimmed.round_bytes.total / 3.35e12)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "report" / "roofline.json"
+    command = ["--target", str(ASSET), "--drafter", str(ASSET / "redrafter"), "--draft-vocab-size", "500"]
+    assert main([*command, "--json", str(file)]) == 0
+    assert "and 500 draft tokens" in capsys.readouterr().out
+    stored = json.loads(file.read_text())
+    assert stored["drafting_rounds"][0]["way"] == "whole drafter at every step"
+    assert stored["drafter"]["exit_dim"] == 512
+    assert stored["workload"]["drafting"]["num_speculative_tokens"] == 16
+    assert main(["--target", "vicuna-7b"]) == 0
+    assert main(["--target", "vicuna-7b", "--drafter", str(ASSET / "redrafter")]) == 1
+    assert "other sizes" in capsys.readouterr().err
+    assert main(["--target", "vicuna-7b", "--batch", "0"]) == 1
+
+
+def test_shapes_by_name_or_file(tmp_path: Path) -> None:
+    assert find_shape(str(ASSET)) == LlamaShape(2048, 256, 704, 4, 4, 2, 64, True)
+    # As Hugging Face writes Llama 1: no key-value heads, no size of a head.
+    old = {"model_type": "llama", "vocab_size": 8, "hidden_size": 12, "intermediate_size": 9, "num_hidden_layers": 1}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(old | {"num_attention_heads": 3}))
+    assert find_shape(str(tmp_path)) == LlamaShape(8, 12, 9, 1, 3, 3, 4)
+    file.write_text(json.dumps(old))
+    with pytest.raises(ShapeError, match="lacks num_attention_heads"):
+        find_shape(str(file))
+    file.write_text(json.dumps(old | {"num_attention_heads": 3, "num_key_value_heads": 2}))
+    with pytest.raises(ShapeError, match="evenly"):
+        find_shape(str(file))
