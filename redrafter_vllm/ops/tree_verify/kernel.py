@@ -38,7 +38,7 @@ def tree_verify_into(out: Walk, sampled: Tensor, tokens: Tensor, parents: Tensor
         return
     valid = valid.view(torch.uint8)
     strides = [x.stride(0) for x in (sampled, tokens, parents, valid)]
-    if num_nodes > 0 and any(x.stride(-1) != 1 for x in (sampled, tokens, parents, valid)):
+    if any(x.stride(-1) != 1 and x.shape[-1] > 1 for x in (sampled, tokens, parents, valid)):
         raise ValueError("sampled, tokens, parents and valid must be contiguous in their last dimension")
     max_depth = out.path.shape[1]
     _walk_kernel[(num_reqs,)](
