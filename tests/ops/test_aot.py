@@ -18,7 +18,10 @@ from redrafter_vllm.ops import aot  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = [
-    (op, variant.name, target) for op in aot.ops_with_kernels() for variant in aot.variants(op) for target in aot.TARGETS
+    (op, variant.name, target)
+    for op in aot.ops_with_kernels()
+    for variant in aot.variants(op)
+    for target in aot.TARGETS
 ]
 
 
