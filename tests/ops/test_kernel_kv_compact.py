@@ -127,10 +127,11 @@ def test_offsets_beyond_two_billion() -> None:
     from redrafter_vllm.ops.kv_compact import kernel
 
     # Memory is not touched, so not taken, but for the pages of the four slots.
-    cache = torch.empty(2**25 + 3, 1, 16, 8, dtype=torch.uint8, device=DEVICE)
+    cache = torch.empty(2**27 + 3, 1, 16, 1, dtype=torch.uint8, device=DEVICE)
     last = (cache.shape[0] - 1) * 16
-    source = torch.tensor([[last + 5, 3]], dtype=torch.int32, device=DEVICE)
-    target = torch.tensor([[2, last + 1]], dtype=torch.int32, device=DEVICE)
+    # In int64 as vLLM has them; the block's offset overflows int32 although the block's number does not.
+    source = torch.tensor([[last + 5, 3]], device=DEVICE)
+    target = torch.tensor([[2, last + 1]], device=DEVICE)
     cache[-1, :, 5], cache[0, :, 3] = 7, 9
     kernel.kv_compact([cache], source, target)
     assert cache[0, :, 2].eq(7).all() and cache[-1, :, 1].eq(9).all()

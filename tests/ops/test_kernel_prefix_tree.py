@@ -86,3 +86,7 @@ def test_masks_of_random_trees(capacity: int) -> None:
     rows = [[rng.randrange(max(-1, n - reach), n) for n in range(capacity)] for reach in (1, 3, capacity)]
     counts = [capacity, rng.randint(0, capacity), 0]
     check_mask(torch.tensor(rows), torch.tensor(counts))
+
+
+def test_a_path_ends_at_padding() -> None:
+    check_mask(torch.tensor([[-1, 3, 0, 2, -1]]), torch.tensor([3]))

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# mypy: disable-error-code="no-untyped-def"
 """Prefix trees as one launch, one program a request, and their ancestor masks as another."""
 
 from typing import NamedTuple
