@@ -1,6 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Move the keys and values of an accepted path to the slots that plain decoding would have used."""
 
-from redrafter_vllm.ops.kv_compact.reference import kv_compact
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from redrafter_vllm.ops.kv_compact import reference
 
 __all__ = ["kv_compact"]
+
+
+def kv_compact(kv_caches: Sequence[Tensor], source_slots: Tensor, target_slots: Tensor) -> None:
+    """See `reference.kv_compact`; on CUDA devices by a kernel, for which requests must not share slots."""
+    if source_slots.is_cuda:
+        from redrafter_vllm.ops.kv_compact import kernel
+
+        kernel.kv_compact(kv_caches, source_slots, target_slots)
+    else:
+        reference.kv_compact(kv_caches, source_slots, target_slots)

@@ -1,6 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact verification of a draft tree: walk it along the tokens that the target itself emits."""
 
-from redrafter_vllm.ops.tree_verify.reference import Walk, tree_verify
+from torch import Tensor
+
+from redrafter_vllm.ops.tree_verify import reference
+from redrafter_vllm.ops.tree_verify.reference import Walk
 
 __all__ = ["Walk", "tree_verify"]
+
+
+def tree_verify(sampled: Tensor, tokens: Tensor, parents: Tensor, valid: Tensor, max_depth: int) -> Walk:
+    """See `reference.tree_verify`; on CUDA devices by a kernel."""
+    if sampled.is_cuda:
+        from redrafter_vllm.ops.tree_verify import kernel
+
+        return kernel.tree_verify(sampled, tokens, parents, valid, max_depth)
+    return reference.tree_verify(sampled, tokens, parents, valid, max_depth)
