@@ -7,12 +7,15 @@ beam become its K best continuations; the W·W continuations of a request become
 unique, and of equal values the one with the lower index is the greater key.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from redrafter_vllm.ops.beam_search.reference import BeamStep
+from redrafter_vllm.ops.variant import Variant
 
 MAX_CANDIDATES = 64
 MAX_VOCABULARY = 2**18
@@ -219,3 +222,28 @@ def _request_kernel(
         tl.store(out_tokens_ptr + out, tl.load(columns_ptr + chosen))
         tl.store(out_log_probs_ptr + out, tl.load(log_probs_ptr + chosen))
         key = tl.where(key == best, _LOWEST_KEY, key)
+
+
+def variants() -> list[Variant]:
+    """Compiled ahead of time in the tests: both softmaxes, four beams and the largest sizes."""
+    return [
+        _variant("tile_bf16", _tile_kernel, _TILE, {"ONLY_TOP": False, "TILE": _TILE}, "*bf16"),
+        _variant("tile_fp32_top", _tile_kernel, _TILE, {"ONLY_TOP": True, "TILE": _TILE}, "*fp32"),
+        _variant("beam_w4", _beam_kernel, 32, {"ONLY_TOP": False, "LISTED": 32, "TILES": 8}),
+        _variant("beam_w64", _beam_kernel, 4096, {"ONLY_TOP": False, "LISTED": 4096, "TILES": 64}),
+        _variant("beam_w64_top", _beam_kernel, 4096, {"ONLY_TOP": True, "LISTED": 4096, "TILES": 64}),
+        _variant("request_w4", _request_kernel, 16, {"CANDIDATES": 16}),
+        _variant("request_w64", _request_kernel, 4096, {"CANDIDATES": 4096}),
+    ]
+
+
+def _variant(name: str, kernel: Any, num_keys: int, constants: dict[str, Any], logits: str = "*fp32") -> Variant:
+    integers = {"keys_ptr", "columns_ptr", "out_parents_ptr", "out_tokens_ptr"}
+    types = {
+        argument: "*i64" if argument in integers else "*fp32" if argument.endswith("_ptr") else "i32"
+        for argument in kernel.arg_names
+        if argument not in constants
+    }
+    if "logits_ptr" in types:
+        types["logits_ptr"] = logits
+    return Variant(name, kernel, types, constants, num_warps_for(num_keys))

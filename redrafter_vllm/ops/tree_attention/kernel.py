@@ -15,11 +15,14 @@ import triton.language as tl
 from torch import Tensor
 
 from redrafter_vllm.ops.tree_attention.reference import TreeBatch
+from redrafter_vllm.ops.variant import Variant
 
 MAX_HEAD_SIZE = 256
 _LOG2_E = tl.constexpr(1.4426950408889634)
 # Below all scores, but finite, so that differences from it are numbers.
 _LOWEST = tl.constexpr(-1.0e30)
+# The interpreter multiplies the bit patterns of bf16.
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Tiling:
         if padded > 128:
             return cls(min(rows, 64), 32, 4 if rows <= 16 else 8)
         rows = min(rows, 128)
-        return cls(rows, 64 if rows <= 64 else 32, 4 if rows <= 64 else 8)
+        return cls(rows, 64 if rows <= 32 else 32, 4 if rows <= 64 else 8)
 
 
 def padded_head_size(head_size: int) -> int:
@@ -189,11 +192,19 @@ def _rows_of(query_start_ptr, request, num_kv_heads, GROUP: tl.constexpr, ROWS: 
 
 @triton.jit
 def _decoded(entry, dtype: tl.constexpr, FP8: tl.constexpr):
-    """Bytes as e4m3, which fp16 holds exactly at 2^-8 of the value; done by hand, as capability 8.0 has no such type."""
+    """Bytes as e4m3: shifted, they are fp16 of 2^-8 the value. By hand, as capability 8.0 has no such type."""
     if FP8:
         bits = ((entry & 0x80).to(tl.uint16) << 8) | ((entry & 0x7F).to(tl.uint16) << 7)
-        return (bits.to(tl.float16, bitcast=True) * 256.0).to(dtype)
+        entry = (bits.to(tl.float16, bitcast=True) * 256.0).to(dtype)
     return entry
+
+
+@triton.jit
+def _plus_product(sum_, left, right):
+    """Sum and products in fp32."""
+    if _INTERPRETED:
+        left, right = left.to(tl.float32), right.to(tl.float32)
+    return tl.dot(left, right, sum_, input_precision="ieee")
 
 
 @triton.jit
@@ -222,14 +233,15 @@ def _absorb(
     entry_ptr = head_ptr + place[:, None] + dim[None, :]
     entry_ok = slot_ok[:, None] & (dim < HEAD)[None, :]
     key = _decoded(tl.load(entry_ptr, mask=entry_ok, other=0), query.dtype, FP8)
-    score = tl.dot(query, tl.trans(key), input_precision="ieee") * score_scale
+    score = tl.zeros([query.shape[0], key.shape[0]], tl.float32)
+    score = _plus_product(score, query, tl.trans(key)) * score_scale
     score = tl.where(visible, score, -float("inf"))
     new_highest = tl.maximum(highest, tl.max(score, axis=1))
     weight = tl.exp2(score - new_highest[:, None])
     shrink = tl.exp2(highest - new_highest)
     total = total * shrink + tl.sum(weight, axis=1)
     value = _decoded(tl.load(entry_ptr + HEAD, mask=entry_ok, other=0), query.dtype, FP8)
-    mean = tl.dot(weight.to(query.dtype), value, mean * shrink[:, None], input_precision="ieee")
+    mean = _plus_product(mean * shrink[:, None], weight.to(query.dtype), value)
     return mean, new_highest, total
 
 
@@ -408,3 +420,52 @@ def _nodes_kernel(
     out_at = query_row * out_token_stride + head * out_head_stride
     mean = mean / total[:, None]
     tl.store(out_ptr + out_at[:, None] + dim[None, :], mean.to(out_ptr.dtype.element_ty), mask=out_ok)
+
+
+def variants() -> list[Variant]:
+    """Compiled ahead of time in the tests: for each type and padded head size the tiling that needs most registers."""
+    cases: list[tuple[str, torch.dtype, int, int, bool]] = [
+        ("bf16_d64_rows16", torch.bfloat16, 64, 16, False),
+        ("fp16_d80_rows64", torch.float16, 80, 64, False),
+        ("bf16_d128_rows128", torch.bfloat16, 128, 128, False),
+        ("bf16_fp8_d128_rows128", torch.bfloat16, 128, 128, True),
+        ("bf16_d256_rows64", torch.bfloat16, 256, 64, False),
+        ("fp32_d128", torch.float32, 128, 16, False),
+        ("fp32_d256", torch.float32, 256, 16, False),
+    ]
+    return [_variant(part, *case) for case in cases for part in ("context", "nodes")]
+
+
+def _variant(part: str, name: str, dtype: torch.dtype, head_size: int, rows: int, is_fp8: bool) -> Variant:
+    tiling = Tiling.choose(dtype, head_size, rows)
+    kernel = _context_kernel if part == "context" else _nodes_kernel
+    of_query = "*" + {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
+    pointers = {"query_ptr": of_query, "cache_ptr": "*u8" if is_fp8 else of_query, "out_ptr": of_query}
+    pointers |= {"context_ptr": "*fp32", "log_sum_ptr": "*fp32", "ancestors_ptr": "*u8"}
+    constants: dict[str, Any] = {
+        "GROUP": 4,
+        "BLOCK_SIZE": 16,
+        "HEAD": head_size,
+        "HEAD_PAD": padded_head_size(head_size),
+        "FP8": is_fp8,
+        "ROWS": tiling.rows,
+        "KEYS": tiling.keys,
+    }
+    if not is_fp8:
+        constants |= {"k_scale_ptr": None, "v_scale_ptr": None}
+    types = {
+        argument: pointers.get(argument, _kind(argument)) for argument in kernel.arg_names if argument not in constants
+    }
+    # Entries and rows of heads lie at multiples of 16 elements, as the strides of tables and masks do not.
+    wide = frozenset(
+        a for a in types if a.endswith("_stride") and a.split("_")[0] in ("query", "cache", "out", "context")
+    )
+    return Variant(
+        f"{part}_{name}", kernel, types, constants, tiling.num_warps, tiling.num_stages, multiples_of_16=wide
+    )
+
+
+def _kind(argument: str) -> str:
+    if argument == "scale" or argument.endswith("scale_ptr"):
+        return "fp32" if argument == "scale" else "*fp32"
+    return "*i32" if argument.endswith("_ptr") else "i32"

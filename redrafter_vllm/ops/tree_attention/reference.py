@@ -2,6 +2,7 @@
 """Plain-torch tree attention over a paged cache, one request at a time."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -170,7 +171,7 @@ def _requests(batch: TreeBatch) -> list[tuple[int, slice, int]]:
     starts, lengths = batch.query_start_loc.tolist(), batch.seq_lens.tolist()
     return [
         (index, slice(start, end), lengths[index] - (end - start))
-        for index, (start, end) in enumerate(zip(starts[:-1], starts[1:], strict=True))
+        for index, (start, end) in enumerate(pairwise(starts))
         if end > start
     ]
 

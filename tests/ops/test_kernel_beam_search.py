@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from redrafter_vllm.ops.beam_search import BeamStep
+from redrafter_vllm.ops.beam_search import BeamStep, reference
 from redrafter_vllm.ops.beam_search import kernel as kernels
-from redrafter_vllm.ops.beam_search import reference
 from tests.ops.devices import DEVICE, runs_kernels
 from tests.ops.poison import poison_empty
 
@@ -27,9 +26,7 @@ def oracle(logits: Tensor, scores: Tensor, top_k: int | None) -> list[list[tuple
             threshold = sorted(beam, reverse=True)[min(top_k, len(beam)) - 1] if top_k else -math.inf
             log_total = math.log(sum(math.exp(x - max(beam)) for x in beam if x >= threshold)) + max(beam)
             grown += [
-                (score + x - log_total, parent, token, x - log_total)
-                for token, x in enumerate(beam)
-                if x >= threshold
+                (score + x - log_total, parent, token, x - log_total) for token, x in enumerate(beam) if x >= threshold
             ]
         result.append(sorted(grown, key=lambda one: -one[0])[: scores.shape[1]])
     return result
