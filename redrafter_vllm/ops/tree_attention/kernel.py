@@ -41,7 +41,7 @@ class Tiling:
         if dtype == torch.float32:
             return cls(16, 16, 4 if padded <= 128 else 8, 1)
         if padded > 128:
-            return cls(min(rows, 64), 32, 4 if rows <= 16 else 8)
+            return cls(min(rows, 32), 32, 4 if rows <= 16 else 8)
         rows = min(rows, 128)
         return cls(rows, 64 if rows <= 32 else 32, 4 if rows <= 64 else 8)
 
@@ -429,7 +429,7 @@ def variants() -> list[Variant]:
         ("fp16_d80_rows64", torch.float16, 80, 64, False),
         ("bf16_d128_rows128", torch.bfloat16, 128, 128, False),
         ("bf16_fp8_d128_rows128", torch.bfloat16, 128, 128, True),
-        ("bf16_d256_rows64", torch.bfloat16, 256, 64, False),
+        ("bf16_d256_rows32", torch.bfloat16, 256, 32, False),
         ("fp32_d128", torch.float32, 128, 16, False),
         ("fp32_d256", torch.float32, 256, 16, False),
     ]
