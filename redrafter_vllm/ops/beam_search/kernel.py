@@ -225,14 +225,15 @@ def _request_kernel(
 
 
 def variants() -> list[Variant]:
-    """Compiled ahead of time in the tests: both softmaxes, four beams and the largest sizes."""
+    """Compiled ahead of time in the tests: both softmaxes, chains, whose sizes of 1 Triton compiles in, and the most."""
+    chain = {"beam_width": 1, "num_kept": 1, "num_tiles": 1, "ONLY_TOP": False, "LISTED": 1, "TILES": 1}
     return [
         _variant("tile_bf16", _tile_kernel, _TILE, {"ONLY_TOP": False, "TILE": _TILE}, "*bf16"),
         _variant("tile_fp32_top", _tile_kernel, _TILE, {"ONLY_TOP": True, "TILE": _TILE}, "*fp32"),
-        _variant("beam_w4", _beam_kernel, 32, {"ONLY_TOP": False, "LISTED": 32, "TILES": 8}),
+        _variant("beam_w1", _beam_kernel, 1, chain),
         _variant("beam_w64", _beam_kernel, 4096, {"ONLY_TOP": False, "LISTED": 4096, "TILES": 64}),
         _variant("beam_w64_top", _beam_kernel, 4096, {"ONLY_TOP": True, "LISTED": 4096, "TILES": 64}),
-        _variant("request_w4", _request_kernel, 16, {"CANDIDATES": 16}),
+        _variant("request_w1", _request_kernel, 1, {"beam_width": 1, "CANDIDATES": 1}),
         _variant("request_w64", _request_kernel, 4096, {"CANDIDATES": 4096}),
     ]
 

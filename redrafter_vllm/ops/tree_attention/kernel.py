@@ -13,6 +13,8 @@ from redrafter_vllm.ops.tree_attention.reference import TreeBatch
 from redrafter_vllm.ops.variant import Variant
 
 MAX_HEAD_SIZE = 256
+# The merge takes registers, and the query's own keys are few: reading them again for each block of rows costs little.
+_NODE_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def attend_nodes(
     out: Tensor | None = None,
 ) -> Tensor:
     """Attention of the query to itself, merged with that to S parts of the context, as the reference."""
-    tiling, arguments = _arguments(query, kv_cache, batch, scale, k_scale, v_scale)
+    tiling, arguments = _arguments(query, kv_cache, batch, scale, k_scale, v_scale, _NODE_ROWS)
     out = torch.empty_like(query) if out is None else out
     if out.stride(2) != 1 or context.stride(3) != 1 or context_log_sum.stride(2) != 1:
         raise ValueError("the last dimension of out, context and context_log_sum must be contiguous")
@@ -125,7 +127,13 @@ def _row_blocks(query: Tensor, kv_cache: Tensor, batch: TreeBatch, tiling: Tilin
 
 
 def _arguments(
-    query: Tensor, kv_cache: Tensor, batch: TreeBatch, scale: float, k_scale: Tensor | None, v_scale: Tensor | None
+    query: Tensor,
+    kv_cache: Tensor,
+    batch: TreeBatch,
+    scale: float,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    most_rows: int = 64,
 ) -> tuple[Tiling, dict[str, Any]]:
     """What both kernels take."""
     (_, num_heads, head_size), (_, num_kv_heads, block_size, entry_size) = query.shape, kv_cache.shape
@@ -140,7 +148,7 @@ def _arguments(
     if query.stride(2) != 1 or kv_cache.stride(3) != 1:
         raise ValueError("the last dimension of query and kv_cache must be contiguous")
     group = num_heads // num_kv_heads
-    tiling = Tiling.choose(query.dtype, head_size, batch.max_query_len * group)
+    tiling = Tiling.choose(query.dtype, head_size, min(batch.max_query_len * group, most_rows))
     return tiling, {
         "query_ptr": query,
         "query_token_stride": query.stride(0),
@@ -171,20 +179,25 @@ def _arguments(
 
 def variants() -> list[Variant]:
     """Compiled ahead of time in the tests: for each type and padded head size the tiling that needs most registers."""
-    cases: list[tuple[str, torch.dtype, int, int, bool]] = [
-        ("bf16_d64_rows16", torch.bfloat16, 64, 16, False),
-        ("fp16_fp8_d112_rows32", torch.float16, 112, 32, True),
-        ("bf16_d128_rows64", torch.bfloat16, 128, 64, False),
-        ("bf16_fp8_d128_rows64", torch.bfloat16, 128, 64, True),
-        ("bf16_d256_rows32", torch.bfloat16, 256, 32, False),
-        ("fp32_d128", torch.float32, 128, 16, False),
-        ("fp32_d256", torch.float32, 256, 16, False),
+    cases: list[tuple[str, str, torch.dtype, int, int, bool]] = [
+        ("context", "bf16_d64_rows16", torch.bfloat16, 64, 16, False),
+        ("context", "fp16_fp8_d112_rows32", torch.float16, 112, 32, True),
+        ("context", "bf16_d128_rows64", torch.bfloat16, 128, 64, False),
+        ("context", "bf16_fp8_d128_rows64", torch.bfloat16, 128, 64, True),
+        ("context", "bf16_fp8_d256_rows32", torch.bfloat16, 256, 32, True),
+        ("context", "fp32_d256", torch.float32, 256, 16, False),
+        ("nodes", "fp16_d80_rows16", torch.float16, 80, 16, False),
+        ("nodes", "bf16_d128_rows32", torch.bfloat16, 128, 32, False),
+        ("nodes", "bf16_fp8_d128_rows32", torch.bfloat16, 128, 32, True),
+        ("nodes", "bf16_fp8_d256_rows32", torch.bfloat16, 256, 32, True),
+        ("nodes", "fp32_d128", torch.float32, 128, 16, False),
+        ("nodes", "fp32_d256", torch.float32, 256, 16, False),
     ]
-    return [_variant(part, *case) for case in cases for part in ("context", "nodes")]
+    return [_variant(*case) for case in cases]
 
 
 def _variant(part: str, name: str, dtype: torch.dtype, head_size: int, rows: int, is_fp8: bool) -> Variant:
-    tiling = Tiling.choose(dtype, head_size, rows)
+    tiling = Tiling.choose(dtype, head_size, rows if part == "context" else min(rows, _NODE_ROWS))
     kernel = context_kernel if part == "context" else nodes_kernel
     of_query = "*" + {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
     pointers = {"query_ptr": of_query, "cache_ptr": "*u8" if is_fp8 else of_query, "out_ptr": of_query}
@@ -199,7 +212,9 @@ def _variant(part: str, name: str, dtype: torch.dtype, head_size: int, rows: int
         "KEYS": tiling.keys,
     }
     if not is_fp8:
-        constants |= {"k_scale_ptr": None, "v_scale_ptr": None}
+        # Triton compiles an argument of 1 in.
+        constants |= {"k_scale_ptr": None, "v_scale_ptr": None, "num_kv_heads": 1}
+        constants |= {} if part == "context" else {"num_parts": 1}
     types = {
         argument: pointers.get(argument, _kind(argument)) for argument in kernel.arg_names if argument not in constants
     }
