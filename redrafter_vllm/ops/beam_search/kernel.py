@@ -225,7 +225,7 @@ def _request_kernel(
 
 
 def variants() -> list[Variant]:
-    """Compiled ahead of time in the tests: both softmaxes, chains, whose sizes of 1 Triton compiles in, and the most."""
+    """Compiled ahead of time in the tests: both softmaxes, chains (sizes of 1 are compiled in), the largest sizes."""
     chain = {"beam_width": 1, "num_kept": 1, "num_tiles": 1, "ONLY_TOP": False, "LISTED": 1, "TILES": 1}
     return [
         _variant("tile_bf16", _tile_kernel, _TILE, {"ONLY_TOP": False, "TILE": _TILE}, "*bf16"),
