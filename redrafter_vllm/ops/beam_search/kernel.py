@@ -60,10 +60,10 @@ def beam_step(
     )
     if rows == 0:
         return step
-    only_top = logits_top_k is not None
+    only_top, tile = logits_top_k is not None, min(_TILE, triton.next_power_of_2(vocab_size))
     _tile_kernel[(num_tiles, rows)](
         logits, logits.stride(0), logits.stride(1), keys, highest, share, beam_width, vocab_size, num_kept,
-        ONLY_TOP=only_top, TILE=min(_TILE, triton.next_power_of_2(vocab_size)), num_warps=8,
+        ONLY_TOP=only_top, TILE=tile, num_warps=num_warps_for(tile),
     )  # fmt: skip
     num_listed = triton.next_power_of_2(num_tiles * num_kept)
     _beam_kernel[(rows,)](
@@ -80,8 +80,8 @@ def beam_step(
 
 
 def num_warps_for(num_keys: int) -> int:
-    """At most 16 keys a thread, which registers hold."""
-    return min(8, max(1, num_keys // 512))
+    """At most 8 keys a thread, which registers hold on every target."""
+    return min(16, max(1, num_keys // 256))
 
 
 @triton.jit
