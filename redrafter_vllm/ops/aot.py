@@ -105,9 +105,7 @@ def _alignment(variant: Variant) -> dict[tuple[int, ...], list[list[object]]]:
     aligned = {name for name, kind in variant.types.items() if kind.startswith("*")} - variant.unaligned
     divisible = aligned | variant.multiples_of_16
     return {
-        (place,): [["tt.divisibility", 16]]
-        for place, name in enumerate(variant.kernel.arg_names)
-        if name in divisible
+        (place,): [["tt.divisibility", 16]] for place, name in enumerate(variant.kernel.arg_names) if name in divisible
     }
 
 

@@ -18,7 +18,10 @@ from redrafter_vllm.ops import aot  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = [
-    (op, variant.name, target) for op in aot.ops_with_kernels() for variant in aot.variants(op) for target in aot.TARGETS
+    (op, variant.name, target)
+    for op in aot.ops_with_kernels()
+    for variant in aot.variants(op)
+    for target in aot.TARGETS
 ]
 
 
@@ -74,8 +77,8 @@ def test_a_variant_must_name_every_argument() -> None:
     from redrafter_vllm.ops.variant import Variant
 
     good = kernel.variants()[0]
+    types = {name: kind for name, kind in good.types.items() if name != "max_depth"}
     with pytest.raises(ValueError, match="max_depth"):
-        types = {name: kind for name, kind in good.types.items() if name != "max_depth"}
         Variant("short", good.kernel, types, good.constants)
     with pytest.raises(ValueError, match="nonsense"):
         Variant("long", good.kernel, good.types, {**good.constants, "nonsense": 1})

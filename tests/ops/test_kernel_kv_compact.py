@@ -123,6 +123,20 @@ def test_slots_in_int32_and_in_columns() -> None:
     check([cache], source.int().t().contiguous().t(), target.int())
 
 
+def test_offsets_beyond_two_billion() -> None:
+    from redrafter_vllm.ops.kv_compact import kernel
+
+    # Memory is not touched, so not taken, but for the pages of the four slots.
+    cache = torch.empty(2**27 + 3, 1, 16, 1, dtype=torch.uint8, device=DEVICE)
+    last = (cache.shape[0] - 1) * 16
+    # In int64 as vLLM has them; the block's offset overflows int32 although the block's number does not.
+    source = torch.tensor([[last + 5, 3]], device=DEVICE)
+    target = torch.tensor([[2, last + 1]], device=DEVICE)
+    cache[-1, :, 5], cache[0, :, 3] = 7, 9
+    kernel.kv_compact([cache], source, target)
+    assert cache[0, :, 2].eq(7).all() and cache[-1, :, 1].eq(9).all()
+
+
 def test_addresses_are_found_once() -> None:
     from redrafter_vllm.ops.kv_compact import kernel
 

@@ -47,7 +47,9 @@ def random_beams(size: tuple[int, int, int], vocab: int, seed: int) -> tuple[tor
     return tokens.to(DEVICE), log_probs.to(DEVICE)
 
 
-@pytest.mark.parametrize("size", [(1, 1, 1), (2, 1, 5), (2, 6, 1), (3, 4, 4), (2, 7, 3), (1, 16, 5), (1, 33, 4)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(1, 1, 1), (2, 1, 5), (2, 6, 1), (3, 4, 4), (2, 7, 3), (1, 16, 5), (1, 33, 4)], ids=str
+)
 @pytest.mark.parametrize("vocab", [1, 2, 30])
 def test_random_beams(size: tuple[int, int, int], vocab: int) -> None:
     most = size[1] * size[2]
@@ -56,6 +58,7 @@ def test_random_beams(size: tuple[int, int, int], vocab: int) -> None:
         check_mask(tree[1], tree[4])
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # numpy's, which interprets the kernel
 def test_hopeless_and_undefined_log_probs() -> None:
     tokens = torch.tensor([[[1, 2, 3], [1, 2, 4], [5, 2, 3], [6, 6, 6]]], device=DEVICE)
     log_probs = torch.tensor(
@@ -83,3 +86,7 @@ def test_masks_of_random_trees(capacity: int) -> None:
     rows = [[rng.randrange(max(-1, n - reach), n) for n in range(capacity)] for reach in (1, 3, capacity)]
     counts = [capacity, rng.randint(0, capacity), 0]
     check_mask(torch.tensor(rows), torch.tensor(counts))
+
+
+def test_a_path_ends_at_padding() -> None:
+    check_mask(torch.tensor([[-1, 3, 0, 2, -1]]), torch.tensor([3]))

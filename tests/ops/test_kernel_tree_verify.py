@@ -59,10 +59,10 @@ def test_chains_accepted_whole_and_not_at_all(num_nodes: int) -> None:
 
 
 def test_large_token_ids_are_compared_in_full() -> None:
-    tokens = torch.tensor([[2**33 + 5, 5]], device=DEVICE)
-    parents = torch.tensor([[-1, -1]], device=DEVICE)
-    sampled = torch.tensor([[5, 1, 2**40 + 7]], device=DEVICE)
-    check(sampled, (tokens, parents, torch.ones_like(tokens, dtype=torch.bool)), 2)
+    tokens = torch.tensor([[2**33 + 5, 5, 2**33 + 6, 6]], device=DEVICE)
+    parents = torch.tensor([[-1, -1, 1, 1]], device=DEVICE)
+    sampled = torch.tensor([[5, 0, 6, 0, 2**40 + 7]], device=DEVICE)
+    check(sampled, (tokens, parents, torch.ones_like(tokens, dtype=torch.bool)), 4)
 
 
 def test_no_requests_no_nodes_no_depth() -> None:

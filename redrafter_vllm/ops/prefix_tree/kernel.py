@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# mypy: disable-error-code="no-untyped-def"
 """Prefix trees as one launch, one program a request, and their ancestor masks as another."""
 
 from typing import NamedTuple
@@ -10,8 +11,7 @@ from torch import Tensor
 
 from redrafter_vllm.ops.variant import Variant
 
-_CHUNK = 64
-_ROWS = 16
+_ROWS = 16  # of an ancestor mask, one program
 
 
 class TreeArrays(NamedTuple):
@@ -49,7 +49,7 @@ def prefix_tree_into(out: TreeArrays, tokens: Tensor, token_log_probs: Tensor) -
     # Written and read by the same program only.
     sums = torch.empty(batch, length * width, dtype=torch.float32, device=tokens.device)
     owner_and_place = torch.empty(2, batch, length * width, dtype=torch.int32, device=tokens.device)
-    block_w = triton.next_power_of_2(width)
+    block_w, chunk, num_warps = _sizes(width, length)
     _build_kernel[(batch,)](
         tokens,
         token_log_probs,
@@ -63,8 +63,8 @@ def prefix_tree_into(out: TreeArrays, tokens: Tensor, token_log_probs: Tensor) -
         length,
         out.tokens.shape[1],
         BLOCK_W=block_w,
-        CHUNK=_CHUNK,
-        num_warps=_num_warps(block_w),
+        CHUNK=chunk,
+        num_warps=num_warps,
         num_stages=1,
     )
 
@@ -95,8 +95,11 @@ def ancestor_mask_into(out: Tensor, parents: Tensor, num_nodes: Tensor) -> None:
     )
 
 
-def _num_warps(block_w: int) -> int:
-    return 4 if block_w <= 64 else 8
+def _sizes(width: int, length: int) -> tuple[int, int, int]:
+    """Beams and prefixes that are compared at once, and the warps for it; one warp never waits for another."""
+    block_w = triton.next_power_of_2(width)
+    chunk = min(max(triton.next_power_of_2(width * length), 16), 64)
+    return block_w, chunk, 8 if block_w > 64 else 4 if block_w > 16 or chunk > 32 else 1
 
 
 @triton.jit
@@ -238,17 +241,19 @@ def _ancestor_kernel(
         seen_RN = seen_RN | (here_R[:, None] == column_N[None, :])
         climbed += 1
     offset_RN = req * capacity * capacity + row_R[:, None] * capacity + column_N[None, :]
-    tl.store(mask_ptr + offset_RN, seen_RN.to(tl.uint8), mask=(row_R < capacity)[:, None] & (column_N < capacity)[None, :])
+    tl.store(
+        mask_ptr + offset_RN, seen_RN.to(tl.uint8), mask=(row_R < capacity)[:, None] & (column_N < capacity)[None, :]
+    )
 
 
 def variants() -> list[Variant]:
-    """Compiled ahead of time in the tests: 5, 16 and 64 beams; masks of 16 and 128 nodes."""
-    beams = [_build_variant("w5", 5), _build_variant("w16", 16), _build_variant("w64", 64)]
-    return beams + [_ancestor_variant("mask_n16", 16), _ancestor_variant("mask_n128", 128)]
+    """Compiled ahead of time in the tests: few and many beams; masks of 16 and 128 nodes."""
+    sizes = [(5, 5), (4, 4), (10, 10), (64, 8)]
+    beams = [_build_variant(f"w{width}_t{length}", *_sizes(width, length)) for width, length in sizes]
+    return [*beams, _ancestor_variant("mask_n16", 16), _ancestor_variant("mask_n128", 128)]
 
 
-def _build_variant(name: str, width: int) -> Variant:
-    block_w = triton.next_power_of_2(width)
+def _build_variant(name: str, block_w: int, chunk: int, num_warps: int) -> Variant:
     counts = ("width", "length", "max_nodes")
     strides = ("token_req_stride", "token_beam_stride", "log_prob_req_stride", "log_prob_beam_stride")
     types = {
@@ -263,9 +268,9 @@ def _build_variant(name: str, width: int) -> Variant:
         "node_log_probs_ptr": "*fp32",
         "num_nodes_ptr": "*i64",
     } | dict.fromkeys((*counts, *strides), "i32")
-    constants = {"token_step_stride": 1, "log_prob_step_stride": 1, "BLOCK_W": block_w, "CHUNK": _CHUNK}
+    constants = {"token_step_stride": 1, "log_prob_step_stride": 1, "BLOCK_W": block_w, "CHUNK": chunk}
     unaligned = frozenset({"place_ptr"})
-    return Variant(name, _build_kernel, types, constants, _num_warps(block_w), 1, unaligned)
+    return Variant(name, _build_kernel, types, constants, num_warps, 1, unaligned)
 
 
 def _ancestor_variant(name: str, capacity: int) -> Variant:

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# mypy: disable-error-code="no-untyped-def"
 """The walk through a draft tree as one launch, one program a request."""
 
 from typing import Any
