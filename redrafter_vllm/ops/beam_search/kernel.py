@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# mypy: disable-error-code="no-untyped-def"
 """The beam step in Triton: log-softmax and top-k over the vocabulary in one reading of the logits.
 
 Three launches: each tile of the vocabulary leaves its K best logits and its share of the softmax's sum; the tiles of a

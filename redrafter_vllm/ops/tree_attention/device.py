@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# mypy: disable-error-code="no-untyped-def"
 """The kernels of tree attention; `kernel` launches them.
 
 `context_kernel` splits the context among programs, each of which leaves its own weighted mean and log-sum.
