@@ -184,6 +184,7 @@ def variants() -> list[Variant]:
         ("context", "fp16_fp8_d112_rows32", torch.float16, 112, 32, True),
         ("context", "bf16_d128_rows64", torch.bfloat16, 128, 64, False),
         ("context", "bf16_fp8_d128_rows64", torch.bfloat16, 128, 64, True),
+        ("context", "bf16_d256_rows32", torch.bfloat16, 256, 32, False),
         ("context", "bf16_fp8_d256_rows32", torch.bfloat16, 256, 32, True),
         ("context", "fp32_d256", torch.float32, 256, 16, False),
         ("nodes", "fp16_d80_rows16", torch.float16, 80, 16, False),
@@ -212,9 +213,9 @@ def _variant(part: str, name: str, dtype: torch.dtype, head_size: int, rows: int
         "KEYS": tiling.keys,
     }
     if not is_fp8:
+        constants |= {"k_scale_ptr": None, "v_scale_ptr": None}
         # Triton compiles an argument of 1 in.
-        constants |= {"k_scale_ptr": None, "v_scale_ptr": None, "num_kv_heads": 1}
-        constants |= {} if part == "context" else {"num_parts": 1}
+        constants |= {} if part == "context" else {"num_parts": 1, "num_kv_heads": 1}
     types = {
         argument: pointers.get(argument, _kind(argument)) for argument in kernel.arg_names if argument not in constants
     }
