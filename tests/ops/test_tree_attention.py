@@ -7,36 +7,8 @@ import random
 import pytest
 import torch
 
-from redrafter_vllm.ops.tree_attention import paged_attention, query_visibility
-
-
-def random_parents(rng: random.Random, num_nodes: int) -> list[int]:
-    return [rng.randrange(-1, node) for node in range(num_nodes)]
-
-
-def path_of(parents: list[int], node: int) -> list[int]:
-    return [] if node < 0 else [*path_of(parents, parents[node]), node]
-
-
-def visible_slots(query_len: int, seq_len: int, parents: list[int], row: int) -> list[int]:
-    """Storage positions that a query row attends to, worked out from the tree's definition."""
-    first_node_row = query_len - len(parents)
-    if row < first_node_row:
-        return list(range(seq_len - query_len + row + 1))
-    root = seq_len - len(parents) - 1
-    return [*range(root + 1), *(root + 1 + node for node in path_of(parents, row - first_node_row))]
-
-
-def ancestor_matrix(parents: list[int]) -> torch.Tensor:
-    matrix = torch.zeros(len(parents), len(parents), dtype=torch.bool)
-    for node in range(len(parents)):
-        matrix[node, path_of(parents, node)] = True
-    return matrix
-
-
-def dense_row(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    weights = torch.softmax(keys.double() @ query.double() / math.sqrt(len(query)), dim=0)
-    return weights @ values.double()
+from redrafter_vllm.ops.tree_attention import TreeBatch, paged_attention, query_visibility, reference
+from tests.ops.attention_steps import MIXED, Step, ancestor_matrix, dense_row, random_parents, visible_slots
 
 
 @pytest.mark.parametrize("block_size", [1, 16, 48])
@@ -82,3 +54,25 @@ def test_more_columns_than_keys_stay_hidden() -> None:
     padded = query_visibility(4, 16, torch.tensor(10), ancestor_matrix(parents))
     assert torch.equal(padded[:, :10], exact)
     assert not padded[:, 10:].any()
+
+
+@pytest.mark.parametrize("heads", [(2, 2), (6, 2)])
+def test_a_whole_step_against_dense_attention(heads: tuple[int, int]) -> None:
+    step = Step(MIXED, heads, 20, torch.float32)
+    out = reference.tree_attention(step.query, step.cache, step.batch, step.scale, out=step.poisoned_out())
+    for index, query_len in enumerate(step.query_lens):
+        for row in range(query_len):
+            slots = visible_slots(query_len, step.seq_lens[index], step.parents[index], row)
+            for head in range(heads[0]):
+                entry = step.entries[index][slots, head * heads[1] // heads[0]]
+                at = step.starts[index] + row
+                expected = dense_row(step.query[at, head].cpu(), *entry.chunk(2, dim=-1))
+                torch.testing.assert_close(out[at, head].double().cpu(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"num_drafts": 3}, {"query_start_loc": 2}, {"block_table": 1}])
+def test_a_batch_of_unequal_rows(change: dict[str, int]) -> None:
+    step = Step([(4, 0, 2), (1, 0, 0)], (1, 1), 16, torch.float32)
+    fields = vars(step.batch) | {name: getattr(step.batch, name).new_zeros(n) for name, n in change.items()}
+    with pytest.raises(ValueError, match="must have"):
+        TreeBatch(**fields)

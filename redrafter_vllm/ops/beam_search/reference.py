@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +35,43 @@ class Beams:
         )
 
 
+class BeamStep(NamedTuple):
+    """The best W continuations of W beams, best first."""
+
+    scores: Tensor  # [B, W] fp32, log-probability of the whole beam
+    parents: Tensor  # [B, W] int64, the beam that each one continues
+    tokens: Tensor  # [B, W] int64, column of the logits
+    log_probs: Tensor  # [B, W] fp32, of that token alone
+
+
+def beam_step(
+    logits: Tensor,  # [B, W, V]
+    scores: Tensor,  # [B, W] fp32
+    logits_top_k: int | None = None,
+) -> BeamStep:
+    """Scores and ranks the W·V continuations of W beams; V must be at least W.
+
+    Within a beam the order is that of its logits, equal ones by ascending column: log-probabilities keep that order,
+    except that rounding makes neighbours equal, differently on each device. Between beams the order is that of the
+    total, equal ones by beam, then by the order within the beam. `logits_top_k` (at least W): `beam_search`.
+    """
+    beam_width = scores.shape[1]
+    logits_BWV = logits.float()
+    # The best W of all W·V continuations are among the best W of each beam.
+    candidate_BWW = top_k_stable(logits_BWV, beam_width)[1]
+    if logits_top_k is not None:
+        logits_BWV = _only_top(logits_BWV, logits_top_k)
+    step_BWW = logits_BWV.log_softmax(-1).gather(-1, candidate_BWW)
+    total_BWW = scores.unsqueeze(-1) + step_BWW
+    score_BW, chosen_BW = top_k_stable(total_BWW.flatten(1), beam_width)
+    return BeamStep(
+        scores=score_BW,
+        parents=chosen_BW // beam_width,
+        tokens=candidate_BWW.flatten(1).gather(1, chosen_BW),
+        log_probs=step_BWW.flatten(1).gather(1, chosen_BW),
+    )
+
+
 @torch.no_grad()
 def beam_search(
     drafter: Drafter,
@@ -44,6 +82,7 @@ def beam_search(
     beam_width: int,
     beam_length: int,
     logits_top_k: int | None = None,
+    step: Callable[[Tensor, Tensor, int | None], BeamStep] = beam_step,
 ) -> Beams:
     """Drafts `beam_length` tokens on each of `beam_width` beams.
 
@@ -54,7 +93,8 @@ def beam_search(
     log-probabilities over all that the drafter can propose, in fp32. `logits_top_k` is for parity with Apple's
     implementation, which uses 50: it renormalises over each beam's highest logits (ties of the last included) and
     forgoes the split of the first linear layer, because sums in another order would move large logits by more than
-    the parity asked for. Equal scores go to the better beam, then to the lower token id, on any device.
+    the parity asked for. Equal scores go to the better beam, then to the lower token id, on any device. `step` ranks
+    the continuations: `beam_step`, or a kernel of its signature.
 
     Raises ValueError for impossible shapes, lengths or widths.
     """
@@ -76,17 +116,11 @@ def beam_search(
     for _ in range(beam_length):
         state_BWH = drafter.next_state(state_BWH, embed(last_BW).to(dtype))
         if logits_top_k is None:
-            log_probs_BWV = drafter.logits(share_BS, state_BWH).float().log_softmax(-1)
+            logits_BWV = drafter.logits(share_BS, state_BWH)
         else:
-            log_probs_BWV = _log_probs_of_top(drafter(context_BH, state_BWH).float(), logits_top_k)
-        # The best W of all W·V continuations are among the best W of each beam.
-        step_BWW, candidate_BWW = top_k_stable(log_probs_BWV, beam_width)
-        total_BWW = score_BW.unsqueeze(-1) + step_BWW
-        score_BW, chosen_BW = top_k_stable(total_BWW.flatten(1), beam_width)
-        parent_BW = chosen_BW // beam_width
-
-        last_BW = drafter.target_ids(candidate_BWW.flatten(1).gather(1, chosen_BW))
-        step_BW = step_BWW.flatten(1).gather(1, chosen_BW)
+            logits_BWV = drafter(context_BH, state_BWH)
+        score_BW, parent_BW, draft_BW, step_BW = step(logits_BWV, score_BW, logits_top_k)
+        last_BW = drafter.target_ids(draft_BW)
         state_BWH = _follow(state_BWH, parent_BW)
         tokens_BWt = torch.cat((_follow(tokens_BWt, parent_BW), last_BW.unsqueeze(-1)), -1)
         log_probs_BWt = torch.cat((_follow(log_probs_BWt, parent_BW), step_BW.unsqueeze(-1)), -1)
@@ -111,9 +145,9 @@ def top_k_stable(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return top, index.gather(-1, order)
 
 
-def _log_probs_of_top(logits: Tensor, top_k: int) -> Tensor:
+def _only_top(logits: Tensor, top_k: int) -> Tensor:
     lowest_kept = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
-    return logits.masked_fill(logits < lowest_kept, -torch.inf).log_softmax(-1)
+    return logits.masked_fill(logits < lowest_kept, -torch.inf)
 
 
 def _follow(per_beam: Tensor, parent_BW: Tensor) -> Tensor:
