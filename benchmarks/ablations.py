@@ -11,12 +11,10 @@ and not repeated, so an interrupted command goes on, and `--seeds` can be shared
 import argparse
 import hashlib
 import json
-import shlex
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.demo.report import store, versions
-from benchmarks.machine import hardware
+from benchmarks.demo.report import store
+from benchmarks.record import RESULTS, record
 from training.config import RECIPES, DistillConfig
 from training.corpus import load_corpus, split
 from training.data import Windows, encode_files, mixed_batches, text_batches
@@ -40,7 +38,6 @@ from training.head_loss import LossConfig
 from training.loop import build_drafter, distill
 from training.schedule import Budget
 
-RESULTS = Path(__file__).parent / "results"
 OURS, PUBLISHED = "ours", "published"
 DRAFTINGS = {"1x4": Drafting(1, 4, 4), "4x4": Drafting(4, 4, 16)}
 RESPONSE_SEED = 0
@@ -246,17 +243,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     summaries = {shape: summarise(results, shape) for shape in DRAFTINGS}
     for shape, rows in summaries.items():
         print_table(rows, shape, console)
-    report = {
-        "command": shlex.join(["python", "-m", "benchmarks.ablations", *argv]),
-        "date": date.today().isoformat(),
-        "versions": versions(),
-        "hardware": hardware("cpu")[1],
-        "summary": summaries,
-        "results": results,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / f"ablations_{hardware('cpu')[0]}_{report['date']}.json"
-    store(file, report)
+    file = record("ablations", argv, {"summary": summaries, "results": results}, options.out)
     console.print(file)
 
 

@@ -7,14 +7,12 @@ Rounds alternate between the fleets; each is a Ray Train run of its own, whose f
 
 import argparse
 import os
-import shlex
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import date
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -24,16 +22,13 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from benchmarks.demo.report import store, versions
-from benchmarks.machine import hardware
+from benchmarks.record import RESULTS, record
 from training.config import RECIPES
 from training.context import TrainContext
 from training.data import Windows
 from training.frozen_target import FrozenTarget
 from training.loop import build_drafter, distill
 from training.schedule import Budget
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -117,20 +112,11 @@ def parse_args(argv: Sequence[str]) -> Options:
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     options, console = parse_args(argv), Console()
-    report = {
-        "command": shlex.join(["python", "-m", "benchmarks.ray_workers", *argv]),
-        "date": date.today().isoformat(),
-        "versions": versions(),
-        "hardware": hardware("cpu")[1],
-        "options": {key: str(value) for key, value in asdict(options).items() if key != "out"},
-        **run(options),
-    }
+    report = {"options": {key: str(value) for key, value in asdict(options).items() if key != "out"}, **run(options)}
     for workers, seconds in report["median"].items():
         console.print(f"{workers} worker(s): {seconds:.3f} s per step of {options.batch_size} rows")
     console.print(f"{options.workers} workers are {report['speedup']:.2f} times as fast as one")
-    options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / f"ray-workers_{hardware('cpu')[0]}_{report['date']}.json"
-    store(file, report)
+    file = record("ray_workers", argv, report, options.out)
     console.print(file)
 
 

@@ -8,11 +8,9 @@ construction: a request's last verification counts whole in vLLM, and only as fa
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +23,13 @@ from benchmarks.demo.acceptance import DraftCounters, acceptance_by_depth
 from benchmarks.demo.compare import compare
 from benchmarks.demo.offline import run_engine, with_redrafter
 from benchmarks.demo.options import ROOT
-from benchmarks.demo.report import store, versions
 from benchmarks.demo.workload import Workload
-from benchmarks.machine import hardware
+from benchmarks.record import RESULTS, record
 from redrafter_vllm.drafter import Drafter
 from redrafter_vllm.resolve import resolve_drafter
 from training.evaluate import Acceptance, Drafting, held_out_texts, measure
 from training.frozen_target import FrozenTarget
 
-RESULTS = Path(__file__).parent / "results"
 AGREEMENT = 0.03
 
 
@@ -121,14 +117,7 @@ def run(options: Options, console: Console) -> dict[str, Any]:
                 "difference": difference(simulated, counted),
             }
         )
-    return {
-        "date": date.today().isoformat(),
-        "versions": versions(),
-        "hardware": hardware("cpu")[1],
-        "prompts": options.prompts,
-        "new_tokens": options.new_tokens,
-        "results": rows,
-    }
+    return {"prompts": options.prompts, "new_tokens": options.new_tokens, "results": rows}
 
 
 def print_table(report: dict[str, Any], console: Console) -> None:
@@ -176,9 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     options, console = parse_args(argv), Console()
-    report = run(options, console) | {"command": shlex.join(["python", "-m", "benchmarks.tokens_per_step", *argv])}
-    file = options.out / f"tokens-per-step_{hardware('cpu')[0]}_{report['date']}.json"
-    store(file, report)
+    report = run(options, console)
+    file = record("tokens_per_step", argv, report, options.out)
     print_table(report, console)
     console.print(file)
     return 0 if agreed(report) else 1
