@@ -25,8 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.demo.report import store
-from benchmarks.record import RESULTS, record
+from benchmarks.record import RESULTS, record, store
 from training.config import RECIPES, DistillConfig
 from training.corpus import load_corpus, split
 from training.data import Windows, encode_files, mixed_batches, text_batches

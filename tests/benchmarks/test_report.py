@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks.demo.report import as_json, evaluate, print_tables, relative_to_here, store
+from benchmarks.demo.report import as_json, evaluate, print_tables, relative_to_here
+from benchmarks.record import store
 from tests.benchmarks.evidence import GREEDY, SEEDED, make_evidence
 
 

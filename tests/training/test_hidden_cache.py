@@ -3,14 +3,11 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.training.full_disk import disk_of
 from training import target as target_command
 from training.__main__ import main
 from training.cached_target import CachedTarget, fill, target_fingerprint
@@ -36,18 +34,12 @@ from training.resume import read_state
 from training.schedule import Budget
 from training.target import RECIPES
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = DistillConfig(
     Budget(8), beam_length=3, window=24, batch_size=4, chunk=7, responses=ResponseConfig(max_prompt=8, min_prompt=2)
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def batches(count: int = 3) -> list[Windows]:
@@ -212,17 +204,6 @@ def test_interrupted_fill_keeps_its_shards(tiny_target: FrozenTarget, tmp_path: 
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "parts" / path.name).read_bytes()
     assert len(list((tmp_path / "whole").iterdir())) == len(list((tmp_path / "parts").iterdir()))
-
-
-@contextmanager
-def disk_of(size: int) -> Iterator[None]:
-    """Writes past `size` bytes of a file fail, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_full_disk_leaves_whole_shards(tmp_path: Path) -> None:

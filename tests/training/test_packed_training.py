@@ -42,15 +42,9 @@ from training.packing import arrange
 from training.resume import read_state
 from training.schedule import Budget
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 T = 3
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 SIZES = {

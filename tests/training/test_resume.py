@@ -2,9 +2,7 @@
 """A training that was interrupted ends as one that was not."""
 
 import json
-import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 
 from redrafter_vllm.drafter import Drafter
+from tests.training.full_disk import disk_of
 from training import checkpoints
 from training.checkpoints import CheckpointWriteError
 from training.config import DistillConfig, ResponseConfig
@@ -21,6 +20,8 @@ from training.frozen_target import FrozenTarget
 from training.loop import Hooks, build_drafter, distill
 from training.resume import ResumeError, read_state
 from training.schedule import Budget
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CONFIG = DistillConfig(
     Budget(12), beam_length=3, window=24, batch_size=4, chunk=7, responses=ResponseConfig(max_prompt=8, min_prompt=2)
@@ -41,14 +42,6 @@ def batches(stop_at: int | None = None) -> Iterator[Windows]:
         # Global random numbers too, as a target that samples would take.
         yield Windows.full(torch.randint(40, (4, 24), generator=generator))
         step += 1
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def train(target: FrozenTarget, directory: Path | None, stop_at: int | None = None, hooks: Hooks = HOOKS) -> Drafter:
@@ -86,17 +79,6 @@ def test_other_settings_are_refused(tiny_target: FrozenTarget, tmp_path: Path) -
     train(tiny_target, tmp_path, hooks=replace(HOOKS, identity={"config": {"seed": 0}, "data": "a"}))
     with pytest.raises(ResumeError, match=r"config\.seed: 0 -> 1.*--resume false"):
         train(tiny_target, tmp_path, hooks=replace(HOOKS, identity={"config": {"seed": 1}, "data": "a"}))
-
-
-@contextmanager
-def disk_of(size: int) -> Iterator[None]:
-    """Writes past `size` bytes of a file fail, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_full_disk_leaves_the_last_checkpoint(tiny_target: FrozenTarget, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from redrafter_vllm.ops.kv_compact import reference
 
-__all__ = ["kv_compact"]
+__all__ = ["kv_compact", "prepare"]
 
 
 def kv_compact(kv_caches: Sequence[Tensor], source_slots: Tensor, target_slots: Tensor) -> None:
@@ -18,3 +18,11 @@ def kv_compact(kv_caches: Sequence[Tensor], source_slots: Tensor, target_slots: 
         kernel.kv_compact(kv_caches, source_slots, target_slots)
     else:
         reference.kv_compact(kv_caches, source_slots, target_slots)
+
+
+def prepare(kv_caches: Sequence[Tensor]) -> None:
+    """What `kv_compact` needs once for these caches: on CUDA devices a copy from the host, which no step may make."""
+    if any(cache.is_cuda for cache in kv_caches):
+        from redrafter_vllm.ops.kv_compact import kernel
+
+        kernel.layer_groups(kv_caches)
