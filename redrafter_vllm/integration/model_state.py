@@ -14,14 +14,13 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.mm.encoder_cache import EncoderCache
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.model_states.interface import ModelSpecificAttnMetadata
-from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
 from redrafter_vllm.integration.requests import needs_chain
 from redrafter_vllm.integration.sampler import TreeSampler
 from redrafter_vllm.integration.speculator import RedrafterSpeculator
 from redrafter_vllm.integration.step import DraftStep
-from redrafter_vllm.ops.kv_compact import kv_compact, prepare
+from redrafter_vllm.ops.kv_compact import prepare
 
 
 class TreeAttnMetadata(ModelSpecificAttnMetadata):
@@ -43,8 +42,8 @@ class TreeAttnMetadata(ModelSpecificAttnMetadata):
 class RedrafterModelState(DefaultModelState):
     """Gives nodes their rotary positions and attention, verifies by walking, and compacts the cache.
 
-    Order within a step, as vLLM's runner calls it: `prepare_attn`, `prepare_inputs`, the forward pass, the sampler
-    from `custom_sampler`, `postprocess_state`, then the speculator's `propose`.
+    Order within a step, as vLLM's runner calls it: `prepare_attn`, the forward pass, the sampler from
+    `custom_sampler`, `postprocess_state`, then the speculator's `propose`.
     """
 
     def __init__(
@@ -104,13 +103,6 @@ class RedrafterModelState(DefaultModelState):
             None if self.is_chain else TreeAttnMetadata(step),
         )
 
-    def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
-        # A dummy run may skip `prepare_attn`; the step then on record is an earlier one.
-        step = self.speculator.step
-        if step is not None and step.batch is input_batch:
-            step.set_rotary_positions()
-        return super().prepare_inputs(input_batch, req_states)
-
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
         return sampler, TreeSampler(sampler, self.speculator)
 
@@ -120,6 +112,4 @@ class RedrafterModelState(DefaultModelState):
         step = self.speculator.step
         if self.is_chain or step is None:
             return
-        slots = step.compaction_slots()
-        if slots is not None:
-            kv_compact(self.kv_caches, *slots)
+        step.compact(self.kv_caches)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from redrafter_vllm.ops.kv_compact import kv_compact
+from redrafter_vllm.ops.kv_compact import kv_compact, prepare
 from redrafter_vllm.ops.prefix_tree import ancestor_mask, prefix_tree
 from redrafter_vllm.ops.tree_verify import tree_verify
 from tests.ops.devices import DEVICE, HAS_GPU
@@ -18,11 +18,10 @@ def step(cache: torch.Tensor, beams: torch.Tensor, log_probs: torch.Tensor, samp
     """Draw trees, walk them along `sampled`, and compact; gives the numbers of emitted tokens."""
     tokens, parents, _, _, num_nodes = prefix_tree(beams, log_probs, sampled.shape[1] - 1)
     valid = ancestor_mask(parents, num_nodes).diagonal(dim1=1, dim2=2).contiguous()
-    walk = tree_verify(sampled, tokens, parents, valid, beams.shape[2])
-    first = torch.arange(beams.shape[0], device=DEVICE)[:, None] * 32
-    source = first + walk.path + 1
-    target = torch.where(walk.path >= 0, first + torch.arange(1, beams.shape[2] + 1, device=DEVICE), source)
-    kv_compact([cache], source, target)
+    first_row = torch.arange(beams.shape[0], device=DEVICE) * sampled.shape[1]
+    walk = tree_verify(sampled.flatten(), first_row, tokens, parents, valid, beams.shape[2])
+    slots = torch.arange(cache.shape[0] * cache.shape[2], device=DEVICE)
+    kv_compact([cache], walk.path, torch.arange(beams.shape[0], device=DEVICE) * 32, slots)
     return walk.num_emitted
 
 
@@ -46,8 +45,8 @@ def test_replays_as_it_ran() -> None:
     step(*arguments())
     wanted_inputs = [x.clone() for x in inputs]
     # The first call for a cache copies its address; the graph below is of a cache that is known.
-    kv_compact([inputs[0]], torch.zeros(1, 1, device=DEVICE).long(), torch.zeros(1, 1, device=DEVICE).long())
-    kv_compact([wanted_inputs[0]], torch.zeros(1, 1, device=DEVICE).long(), torch.zeros(1, 1, device=DEVICE).long())
+    prepare([inputs[0]])
+    prepare([wanted_inputs[0]])
     wanted = without_waiting(lambda: step(*wanted_inputs))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

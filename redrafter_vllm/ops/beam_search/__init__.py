@@ -5,6 +5,7 @@ from torch import Tensor
 
 from redrafter_vllm.ops.beam_search import reference
 from redrafter_vllm.ops.beam_search.reference import Beams, BeamStep, beam_search
+from redrafter_vllm.ops.dispatch import use_kernel
 
 __all__ = ["BeamStep", "Beams", "beam_search", "beam_step"]
 
@@ -15,7 +16,7 @@ def beam_step(
     logits_top_k: int | None = None,
 ) -> BeamStep:
     """One step of the beam search: the kernel on a GPU, for sizes that it takes, and the reference elsewhere."""
-    if logits.is_cuda:
+    if use_kernel(logits):
         from redrafter_vllm.ops.beam_search import kernel
 
         if kernel.supports(logits, logits_top_k):
