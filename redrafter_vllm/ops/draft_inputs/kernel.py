@@ -37,8 +37,13 @@ def draft_inputs(
         num_nodes,
         BLOCK_N=triton.next_power_of_2(num_nodes),
         NODES=_NODES,
-        num_warps=1,
+        num_warps=_num_warps(num_nodes),
     )
+
+
+def _num_warps(num_nodes: int) -> int:
+    """Registers hold 16 cells of the ancestors' matrix a thread."""
+    return 1 if num_nodes <= 32 else 4
 
 
 def _bytes(tensors: StoredTrees | BatchDrafts) -> list[Tensor]:
@@ -121,4 +126,4 @@ def _variant(name: str, num_nodes: int) -> Variant:
     types = {argument: "*i64" for argument in _prepare_kernel.arg_names if argument.endswith("_ptr")}
     types |= dict.fromkeys(("stored_ancestors_ptr", "ancestors_ptr", "valid_ptr"), "*u8")
     types |= {"cu_num_logits_ptr": "*i32", "num_nodes": "i32"}
-    return Variant(name, _prepare_kernel, types, {"BLOCK_N": num_nodes, "NODES": _NODES}, num_warps=1)
+    return Variant(name, _prepare_kernel, types, {"BLOCK_N": num_nodes, "NODES": _NODES}, num_warps=_num_warps(num_nodes))
