@@ -126,4 +126,6 @@ def _variant(name: str, num_nodes: int) -> Variant:
     types = {argument: "*i64" for argument in _prepare_kernel.arg_names if argument.endswith("_ptr")}
     types |= dict.fromkeys(("stored_ancestors_ptr", "ancestors_ptr", "valid_ptr"), "*u8")
     types |= {"cu_num_logits_ptr": "*i32", "num_nodes": "i32"}
-    return Variant(name, _prepare_kernel, types, {"BLOCK_N": num_nodes, "NODES": _NODES}, num_warps=_num_warps(num_nodes))
+    return Variant(
+        name, _prepare_kernel, types, {"BLOCK_N": num_nodes, "NODES": _NODES}, num_warps=_num_warps(num_nodes)
+    )
