@@ -9,6 +9,7 @@ from redrafter_vllm.drafter import Drafter
 from redrafter_vllm.ops.beam_search import reference
 from redrafter_vllm.ops.beam_search.reference import Beams, BeamStep
 from redrafter_vllm.ops.dispatch import use_kernel
+from redrafter_vllm.ops.grow_beams import grow_beams
 
 __all__ = ["BeamStep", "Beams", "beam_search", "beam_step"]
 
@@ -38,7 +39,7 @@ def beam_search(
     logits_top_k: int | None = None,
     step: Callable[[Tensor, Tensor, int | None], BeamStep] = beam_step,
 ) -> Beams:
-    """See `reference.beam_search`; continuations are ranked by kernels where there are any for the device."""
+    """See `reference.beam_search`; beams are ranked and grown by kernels where there are any for the device."""
     return reference.beam_search(
         drafter,
         embedding,
@@ -48,4 +49,5 @@ def beam_search(
         beam_length=beam_length,
         logits_top_k=logits_top_k,
         step=step,
+        grow=grow_beams,
     )
