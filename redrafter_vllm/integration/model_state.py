@@ -55,7 +55,7 @@ class RedrafterModelState(DefaultModelState):
         self.is_chain = self.speculator.drafting.is_chain
         # A custom logits processor may look at any earlier token, and only it knows.
         self.chains_only = bool(vllm_config.model_config.logits_processors)
-        self.kv_caches: list[Tensor] = []
+        self.cache_layers: list[Any] = []
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         super().add_request(req_index, new_req_data)
@@ -72,10 +72,15 @@ class RedrafterModelState(DefaultModelState):
                 f"{len(kv_cache_config.kv_cache_groups)} groups; use beam_width=1."
             )
         layers = self.vllm_config.compilation_config.static_forward_context
-        caches = [layers[name].kv_cache for name in kv_cache_config.kv_cache_groups[0].layer_names]
+        own = [layers[name] for name in kv_cache_config.kv_cache_groups[0].layer_names]
         # Layers may share a cache; moving its entries twice would undo the move.
-        self.kv_caches = list({cache.data_ptr(): cache for cache in caches}.values())
+        self.cache_layers = list({layer.kv_cache.data_ptr(): layer for layer in own}.values())
         prepare(self.kv_caches)
+
+    @property
+    def kv_caches(self) -> list[Tensor]:
+        """The caches of all layers. Not kept: vLLM frees those that it only measured graphs with through the layers."""
+        return [layer.kv_cache for layer in self.cache_layers]
 
     def prepare_attn(
         self,

@@ -87,3 +87,15 @@ def test_dummy_runs_between_steps(make_engine: MakeEngine, random_target: Path) 
         steps += 1
     assert [outputs[f"dummy-{number}"] for number in range(len(prompts))] == expected
     assert steps > 3
+
+
+def test_caches_are_not_kept(make_engine: MakeEngine, random_target: Path) -> None:
+    """vLLM frees the caches of its memory profiling by replacing the layers' tensors; nothing else may hold them."""
+    state = runner(make_engine(random_target, TREE)).model_state
+    layer = state.vllm_config.compilation_config.static_forward_context["model.layers.1.self_attn.attn"]
+    kept = layer.kv_cache
+    try:
+        layer.kv_cache = torch.empty(0)
+        assert all(cache is not kept for cache in state.kv_caches)
+    finally:
+        layer.kv_cache = kept
