@@ -6,9 +6,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from redrafter_vllm.config import DraftingConfig
+from redrafter_vllm.drafter import Drafter, DrafterConfig
+from redrafter_vllm.ops.draft_round import RoundSource
 from redrafter_vllm.ops.kv_compact import kv_compact, prepare
 from redrafter_vllm.ops.prefix_tree import ancestor_mask, prefix_tree
 from redrafter_vllm.ops.tree_verify import tree_verify
+from redrafter_vllm.speculator import draw_trees
+from redrafter_vllm.state import DraftRows, RoundBuffers
 from tests.ops.devices import DEVICE, HAS_GPU
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")]
@@ -54,3 +59,60 @@ def test_replays_as_it_ran() -> None:
     graph.replay()
     assert torch.equal(emitted, wanted)
     assert torch.equal(inputs[0], wanted_inputs[0])
+
+
+SIZE, HIDDEN, VOCAB = 4, 64, 5000
+CONFIG = DraftingConfig(beam_width=4, beam_length=4)
+
+
+class Round:
+    """A drafting round of `SIZE` requests on buffers of its own, as the speculator runs it."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.drafter = Drafter(DrafterConfig(VOCAB, HIDDEN, exit_dim=2 * HIDDEN, num_draft_layers=1)).to(DEVICE)
+        for parameter in self.drafter.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        self.embedding = torch.randn(VOCAB, HIDDEN, device=DEVICE)
+        self.rows = DraftRows(8, CONFIG.num_speculative_tokens, DEVICE)
+        self.buffers = RoundBuffers(8, CONFIG.num_speculative_tokens, HIDDEN, torch.float32, DEVICE)
+
+    def fill(self, num_reqs: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        source = RoundSource(
+            hidden=torch.randn(20, HIDDEN, generator=generator).to(DEVICE),
+            root_token=torch.arange(num_reqs, device=DEVICE) * 5,
+            leaf=None,
+            idx_mapping=torch.randperm(8, generator=generator)[:num_reqs].to(DEVICE),
+            last_sampled=torch.randint(VOCAB, (8, 1), generator=generator).to(DEVICE),
+            num_sampled=torch.ones(num_reqs, dtype=torch.int32, device=DEVICE),
+            chain_only=self.rows.chain_only,
+        )
+        self.buffers.fill(SIZE, source, 16, num_reqs, self.rows.spare)
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        own = self.buffers.first(SIZE)
+        tree = draw_trees(self.drafter, self.embedding, own.context, own.roots, own.chain_only, CONFIG)
+        self.rows.write(own.rows, tree, own.room, self.buffers.draft_tokens[:SIZE])
+
+
+def test_a_round_replays_as_it_ran() -> None:
+    """Other requests, and fewer of them, in each replay; nothing is allocated or waited for."""
+    plain, recorded = Round(), Round()
+    recorded.fill(SIZE, seed=0)
+    recorded.run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded.run()
+    for seed, num_reqs in enumerate((SIZE, 1, 3)):
+        plain.fill(num_reqs, seed)
+        recorded.fill(num_reqs, seed)
+        allocated = torch.cuda.memory_stats()["allocation.all.allocated"]
+        without_waiting(lambda: graph.replay() or recorded.buffers.draft_tokens)
+        assert torch.cuda.memory_stats()["allocation.all.allocated"] == allocated
+        plain.run()
+        assert torch.equal(recorded.buffers.draft_tokens[:num_reqs], plain.buffers.draft_tokens[:num_reqs])
+        rows = recorded.buffers.inputs.rows[:num_reqs]
+        for mine, theirs in zip(recorded.rows.trees, plain.rows.trees, strict=True):
+            assert torch.equal(mine[rows], theirs[rows])
