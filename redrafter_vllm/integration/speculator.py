@@ -91,7 +91,7 @@ class RedrafterSpeculator(BaseSpeculator):
         aux_hidden_states: list[Tensor] | None,
         num_sampled: Tensor,  # [B]
         num_rejected: Tensor,  # [B]
-        last_sampled: Tensor,  # [R, 1]
+        last_sampled: Tensor,  # [P, 1]
         next_prefill_tokens: Tensor,
         temperature: Tensor,
         seeds: Tensor,

@@ -93,11 +93,11 @@ def _gather_kernel(
     last_sampled_ptr,  # [P, 1]
     num_sampled_ptr,  # [B]
     is_chain_ptr,  # [P] uint8
-    context_ptr,  # [S, H]
-    roots_ptr,  # [S]
-    rows_ptr,  # [S]
-    room_ptr,  # [S]
-    chain_only_ptr,  # [S] uint8
+    context_ptr,  # [Z, H]
+    roots_ptr,  # [Z]
+    rows_ptr,  # [Z]
+    room_ptr,  # [Z]
+    chain_only_ptr,  # [Z] uint8
     num_reqs,
     num_stored,
     spare_row,

@@ -13,14 +13,14 @@ from redrafter_vllm.ops.prefix_tree.reference import ancestor_mask
 class RoundInputs(NamedTuple):
     """What a round reads, in buffers of fixed address: a recorded round finds each step's inputs there.
 
-    S requests, of which those beyond the step's B only fill up the size that was recorded.
+    Z requests, of which those beyond the step's B only fill up the size that was recorded.
     """
 
-    context: Tensor  # [S, H] the target's hidden state at the last accepted token
-    roots: Tensor  # [S] int64, the token that the target has sampled there
-    rows: Tensor  # [S] int64, persistent row that gets the tree
-    room: Tensor  # [S] int64, nodes that the next step may verify
-    chain_only: Tensor  # [S] bool
+    context: Tensor  # [Z, H] the target's hidden state at the last accepted token
+    roots: Tensor  # [Z] int64, the token that the target has sampled there
+    rows: Tensor  # [Z] int64, persistent row that gets the tree
+    room: Tensor  # [Z] int64, nodes that the next step may verify
+    chain_only: Tensor  # [Z] bool
 
 
 class RoundSource(NamedTuple):
@@ -39,8 +39,8 @@ def round_inputs(out: RoundInputs, source: RoundSource, room: int, num_stored: i
     """Gather the inputs of a round.
 
     Args:
-        out: Written, all S rows. What fills up has context 0, root 0, no room, and the spare row.
-        source: Of the step's B requests, B ≤ S.
+        out: Written, all Z rows. What fills up has context 0, root 0, no room, and the spare row.
+        source: Of the step's B requests, B ≤ Z.
         room: Nodes that the scheduler takes at most. A request that has not sampled a token to draft from gets no room:
             its tree is not one.
         num_stored: Trees of the first so many requests are kept: B, or 0 in a dummy run, whose requests own no row.
