@@ -11,7 +11,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from benchmarks.demo.compare import compare
 from benchmarks.demo.offline import EngineKind, as_users_run_it, with_redrafter
 from benchmarks.demo.options import ROOT
 from benchmarks.record import RESULTS, record
-from benchmarks.speedup.engine import EngineProcess, Job
+from benchmarks.speedup.engine import EngineProcess, Job, Turn
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.resolve import resolve_drafter
 from training.corpus import extract_prompts, load_corpus, split
@@ -42,25 +42,31 @@ class Options:
     prompts: int = 8
     prompt_tokens: int = 128
     new_tokens: int = 64
-    batch: int = 1
+    batches: tuple[int, ...] = (1,)
     rounds: int = 5
     device: str = "cpu"
     eager: bool = False
     out: Path = RESULTS
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "prompt_tokens", "batch", "rounds"):
+        for name in ("prompts", "prompt_tokens", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.batches or min(self.batches) < 1:
+            raise ValueError(f"batches must be positive, not {list(self.batches)}")
         if self.new_tokens < 2:
             raise ValueError(f"new_tokens must be at least 2, not {self.new_tokens}: the first comes with the prompt")
+
+    def turn(self, batch: int) -> Turn:
+        """As many full batches as hold `prompts` prompts."""
+        return Turn(prompts=batch * -(-self.prompts // batch), batch=batch)
 
     @property
     def engine(self) -> dict[str, Any]:
         return {
             "dtype": self.dtype,
             "max_model_len": self.prompt_tokens + self.new_tokens,
-            "max_num_seqs": self.batch,
+            "max_num_seqs": max(self.batches),
             "enforce_eager": self.eager,
             "kv_cache_memory_bytes": 1 << 30,
             "disable_log_stats": False,
@@ -71,7 +77,8 @@ class Options:
 def held_out_prompts(options: Options) -> list[list[int]]:
     """From files that the small target was not trained on."""
     tokenizer = AutoTokenizer.from_pretrained(options.target)
-    texts = extract_prompts(split(load_corpus())[1], options.prompts, seed=1, max_chars=8 * options.prompt_tokens)
+    count = max(options.turn(batch).prompts for batch in options.batches)
+    texts = extract_prompts(split(load_corpus())[1], count, seed=1, max_chars=8 * options.prompt_tokens)
     return [list(tokenizer(text)["input_ids"])[: options.prompt_tokens] for text in texts]
 
 
@@ -85,14 +92,27 @@ def run(options: Options) -> dict[str, Any]:
     ]
     with ExitStack() as stack:
         engines = [stack.enter_context(start(kind, options, prompts)) for kind in kinds]
-        runners = [engine.wait_until_ready() for engine in engines]
-        turns: list[list[dict[str, Any]]] = [[] for _ in engines]
-        for number in tqdm(range(options.rounds), desc="rounds", unit="round"):
-            # Whoever goes second finds the machine as the first has left it, so the order alternates.
-            for index in (0, 1) if number % 2 == 0 else (1, 0):
-                turns[index].append(engines[index].turn())
-        timed = engines[1].turn(phases=True) if options.device == "cpu" else None
-    return judge(options, kinds, runners, turns, timed)
+        runners = {kind.name: engine.wait_until_ready() for kind, engine in zip(kinds, engines, strict=True)}
+        with tqdm(total=2 * options.rounds * len(options.batches), desc="turns", unit="turn") as bar:
+            results = [compared(engines, options, batch, bar) for batch in options.batches]
+    return {
+        "config": {key: str(value) for key, value in asdict(options).items() if key != "out"},
+        "runners": runners,
+        "results": results,
+    }
+
+
+def compared(engines: Sequence[EngineProcess], options: Options, batch: int, bar: tqdm) -> dict[str, Any]:
+    """Plain vLLM and ours at one batch size."""
+    turn = options.turn(batch)
+    taken: list[list[dict[str, Any]]] = [[] for _ in engines]
+    for number in range(options.rounds):
+        # Whoever goes second finds the machine as the first has left it, so the order alternates.
+        for index in (0, 1) if number % 2 == 0 else (1, 0):
+            taken[index].append(engines[index].take(turn))
+            bar.update()
+    timed = engines[1].take(replace(turn, phases=True)) if options.device == "cpu" else None
+    return {"batch": batch} | judge(taken[0], taken[1], options.drafting.beam_length, timed)
 
 
 def start(kind: EngineKind, options: Options, prompts: list[list[int]]) -> EngineProcess:
@@ -103,65 +123,65 @@ def start(kind: EngineKind, options: Options, prompts: list[list[int]]) -> Engin
         options.engine,
         prompts,
         options.new_tokens,
-        options.batch,
         kind.env,
     )
     return EngineProcess(job, ROOT / "build" / "speedup" / f"{kind.name.lower().replace(' ', '-')}.log")
 
 
 def judge(
-    options: Options,
-    kinds: Sequence[EngineKind],
-    runners: Sequence[str],
-    turns: Sequence[Sequence[dict[str, Any]]],
-    timed: dict[str, Any] | None,
+    plain: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]], beam_length: int, timed: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Figures from the turns' raw counts."""
-    seconds = [[turn["seconds"] for turn in engine] for engine in turns]
-    medians = [statistics.median(engine) for engine in seconds]
-    emitted = sum(map(len, turns[1][0]["tokens"]))
-    per_step = tokens_per_step(turns[1][0]["steps"])
-    speedup = medians[0] / medians[1]
-    counters = DraftCounters.from_dict(turns[1][0]["counters"])
-    same = compare(turns[0][0]["tokens"], turns[1][0]["tokens"])
-    report: dict[str, Any] = {
-        "config": {key: str(value) for key, value in asdict(options).items() if key != "out"},
-        "engines": {
-            kind.name: {"runner": runner, "seconds": each, "median": median, "tokens_per_second": emitted / median}
-            for kind, runner, each, median in zip(kinds, runners, seconds, medians, strict=True)
-        },
+    """Figures from the turns' raw counts. Speed is in tokens, as in less than fp32 the texts may differ, and end."""
+    speeds = [[_emitted(turn) / turn["seconds"] for turn in engine] for engine in (plain, ours)]
+    speedup = statistics.median(speeds[1]) / statistics.median(speeds[0])
+    per_step = tokens_per_step(ours[0]["steps"])
+    same = compare(plain[0]["tokens"], ours[0]["tokens"])
+    figures: dict[str, Any] = {
+        "tokens_per_second": {"plain": speeds[0], "redrafter": speeds[1]},
         "speedup": speedup,
-        "speedup_by_round": [plain / ours for plain, ours in zip(*seconds, strict=True)],
+        "speedup_by_round": [b / a for a, b in zip(*speeds, strict=True)],
         "tokens_per_step": per_step,
         "efficiency": speedup / per_step,
-        "acceptance_by_depth": acceptance_by_depth(counters, options.drafting.beam_length),
+        "acceptance_by_depth": acceptance_by_depth(DraftCounters.from_dict(ours[0]["counters"]), beam_length),
         "same_requests": same.same_requests,
         "requests": same.requests,
     }
     if timed is not None:
-        report["milliseconds_per_step"] = {name: 1e3 * value for name, value in timed["phases"].items()}
-    return report
+        figures["milliseconds_per_step"] = {name: 1e3 * value for name, value in timed["phases"].items()}
+    return figures
+
+
+def _emitted(turn: dict[str, Any]) -> int:
+    return sum(map(len, turn["tokens"]))
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
-    table = Table(title="LLM.generate, greedy, held-out prompts", title_justify="left")
-    for column in ("engine", "runner", "median s", "tokens/s"):
-        table.add_column(column)
-    for name, engine in report["engines"].items():
-        table.add_row(name, engine["runner"], f"{engine['median']:.2f}", f"{engine['tokens_per_second']:.1f}")
+    table = Table(title="LLM.generate, greedy, held-out prompts; medians of tokens per second", title_justify="left")
+    for column in ("batch", "plain", "ReDrafter", "speed-up", "by round", "tokens/step", "efficiency", "same texts"):
+        table.add_column(column, justify="right")
+    for row in report["results"]:
+        table.add_row(
+            str(row["batch"]),
+            *(f"{statistics.median(speeds):.1f}" for speeds in row["tokens_per_second"].values()),
+            f"{row['speedup']:.2f}",
+            " ".join(f"{ratio:.2f}" for ratio in row["speedup_by_round"]),
+            f"{row['tokens_per_step']:.2f}",
+            f"{row['efficiency']:.2f}",
+            f"{row['same_requests']} of {row['requests']}",
+        )
     console.print(table)
-    rounds = ", ".join(f"{ratio:.2f}" for ratio in report["speedup_by_round"])
-    console.print(
-        f"{report['speedup']:.2f} times as fast (rounds: {rounds}); {report['tokens_per_step']:.2f} tokens per step; "
-        f"{report['same_requests']} of {report['requests']} requests with the same tokens"
-    )
-    if "milliseconds_per_step" in report:
-        phases = Table(title="a decode step of ReDrafter", title_justify="left")
-        phases.add_column("phase")
-        phases.add_column("ms", justify="right")
-        for name, value in sorted(report["milliseconds_per_step"].items(), key=lambda item: -item[1]):
-            phases.add_row(name, f"{value:.2f}")
-        console.print(phases)
+    for row in report["results"]:
+        if "milliseconds_per_step" in row:
+            print_phases(row, console)
+
+
+def print_phases(row: dict[str, Any], console: Console) -> None:
+    phases = Table(title=f"a decode step of ReDrafter, batch {row['batch']}", title_justify="left")
+    phases.add_column("phase")
+    phases.add_column("ms", justify="right")
+    for name, value in sorted(row["milliseconds_per_step"].items(), key=lambda item: -item[1]):
+        phases.add_row(name, f"{value:.2f}")
+    console.print(phases)
 
 
 def parse_args(argv: Sequence[str]) -> Options:
@@ -176,10 +196,10 @@ def parse_args(argv: Sequence[str]) -> Options:
     parser.add_argument("--beam-length", type=int, default=4, help="drafted tokens per beam, the root not counted")
     parser.add_argument("--nodes", type=int, default=0, help="node slots of the draft tree (0: as serving chooses)")
     parser.add_argument("--dtype", default="bfloat16", help="of weights and cache")
-    parser.add_argument("--prompts", type=int, default=8, help="prompts from files held out of all training")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts from files held out of all training, at least")
     parser.add_argument("--prompt-tokens", type=int, default=128, help="longest prompt")
     parser.add_argument("--new-tokens", type=int, default=64, help="tokens that each prompt is continued by")
-    parser.add_argument("--batch", type=int, default=1, help="requests at a time")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="requests at a time; a row for each number")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each engine")
     parser.add_argument(
         "--device", default="cpu", help="cpu or cuda: which engines are compared, and the record's name"
@@ -198,7 +218,7 @@ def parse_args(argv: Sequence[str]) -> Options:
             prompts=args.prompts,
             prompt_tokens=args.prompt_tokens,
             new_tokens=args.new_tokens,
-            batch=args.batch,
+            batches=tuple(args.batch),
             rounds=args.rounds,
             device=args.device,
             eager=args.eager,

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An engine in a process of its own that generates when it is told to, so that two can take turns."""
+"""An engine in a process of its own that generates when it is told to, so that several can take turns."""
 
 import os
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from benchmarks.demo.engine import read_counters, run
 from benchmarks.demo.processes import GRACE_SECONDS, QUIET, ChildError, tail
 
 START_SECONDS = 900.0
@@ -20,7 +21,7 @@ TURN_SECONDS = 1800.0
 
 @dataclass(frozen=True)
 class Job:
-    """What an engine is and what it generates, request by request, greedily."""
+    """What an engine is, and the prompts that it continues."""
 
     name: str
     target: str
@@ -28,8 +29,18 @@ class Job:
     engine: Mapping[str, Any]
     prompts: list[list[int]]
     max_tokens: int
-    batch: int
     env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How the prompts are continued once. With a temperature, request i samples with seed i."""
+
+    prompts: int  # the first so many
+    batch: int = 1  # of them at a time
+    temperature: float = 0.0
+    logprobs: int | None = None  # so many best log-probabilities of each emitted token's place
+    phases: bool = False  # time the phases of decode steps, which takes a little time itself
 
 
 class EngineProcess:
@@ -61,9 +72,9 @@ class EngineProcess:
         """The runner that vLLM chose: V1 or V2."""
         return self._receive(START_SECONDS)
 
-    def turn(self, *, phases: bool = False) -> dict[str, Any]:
-        """Generate once: tokens, steps, seconds, counters; with `phases`, also the seconds of each per decode step."""
-        self._pipe.send(phases)
+    def take(self, turn: Turn) -> dict[str, Any]:
+        """Generate: tokens, steps, seconds, counters; where asked, log-probabilities and seconds of a step's phases."""
+        self._pipe.send(turn)
         return self._receive(TURN_SECONDS)
 
     def _receive(self, limit: float) -> Any:
@@ -86,7 +97,7 @@ def _serve(job: Job, log: Path, pipe: Connection) -> None:
         llm = _start(job)
         pipe.send("V2" if llm.llm_engine.vllm_config.use_v2_model_runner else "V1")
         while True:
-            pipe.send(_generate(llm, job, phases=pipe.recv()))
+            pipe.send(_generate(llm, job, pipe.recv()))
     except (EOFError, BrokenPipeError):
         return
     except Exception:
@@ -104,16 +115,40 @@ def _start(job: Job) -> Any:
     return llm
 
 
-def _generate(llm: Any, job: Job, *, phases: bool) -> dict[str, Any]:
-    from vllm import SamplingParams
-
-    from benchmarks.demo.engine import run
+def _generate(llm: Any, job: Job, turn: Turn) -> dict[str, Any]:
     from benchmarks.speedup.phases import decode_phases
 
-    sampling = SamplingParams(temperature=0.0, max_tokens=job.max_tokens, detokenize=False)
     llm.reset_prefix_cache()
-    if not phases:
-        return run(llm, job.prompts, sampling)
+    if not turn.phases:
+        return _continue(llm, job, turn)
     with decode_phases(llm) as steps:
-        found = run(llm, job.prompts, sampling)
+        found = _continue(llm, job, turn)
     return {**found, "phases": {name: value / steps.count for name, value in steps.watch.seconds.items()}}
+
+
+def _continue(llm: Any, job: Job, turn: Turn) -> dict[str, Any]:
+    from vllm import SamplingParams
+
+    assert turn.prompts % turn.batch == 0 and turn.prompts <= len(job.prompts)
+    sampling = [
+        SamplingParams(
+            temperature=turn.temperature,
+            seed=index if turn.temperature else None,
+            max_tokens=job.max_tokens,
+            logprobs=turn.logprobs,
+            detokenize=False,
+        )
+        for index in range(turn.prompts)
+    ]
+    before = read_counters(llm)
+    groups = [
+        run(llm, job.prompts[start : start + turn.batch], sampling[start : start + turn.batch])
+        for start in range(0, turn.prompts, turn.batch)
+    ]
+    return {
+        "tokens": [tokens for group in groups for tokens in group["tokens"]],
+        "steps": [steps for group in groups for steps in group["steps"]],
+        "logprobs": [logprobs for group in groups for logprobs in group["logprobs"]],
+        "seconds": sum(group["seconds"] for group in groups),
+        "counters": asdict(read_counters(llm) - before),
+    }

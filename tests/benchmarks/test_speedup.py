@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from benchmarks.demo.offline import EngineKind
 from benchmarks.demo.processes import ChildError
 from benchmarks.speedup.__main__ import Options, judge, parse_args
 from benchmarks.speedup.engine import EngineProcess, Job
@@ -65,22 +64,24 @@ def turn(seconds: float, tokens: list[list[int]], steps: list[list[int]], accept
 
 
 def test_figures() -> None:
-    options = Options(Path("t"), Path("d"), DraftingConfig(2, 2), prompts=2, rounds=3)
-    kinds = [EngineKind("plain", None, {}), EngineKind("ours", {}, {})]
-    texts = [[1, 2, 3, 4, 5], [1, 2, 3, 4]]
-    plain = [turn(seconds, texts, [[1] * 5, [1] * 4], ()) for seconds in (9.0, 12.0, 10.0)]
-    # Two verifications of 3 and 1 tokens, and one of 3.
-    ours = [turn(seconds, [texts[0], [1, 2, 9, 9]], [[1, 3, 1], [1, 3]], (2, 2)) for seconds in (4.0, 6.0, 5.0)]
-    timed = {**ours[0], "phases": {"draft": 0.0125}}
-    report = judge(options, kinds, ["V1", "V2"], [plain, ours], timed)
-    assert report["speedup"] == pytest.approx(10 / 5)
-    assert report["speedup_by_round"] == pytest.approx([9 / 4, 12 / 6, 10 / 5])
-    assert report["tokens_per_step"] == pytest.approx(7 / 3)
-    assert report["efficiency"] == pytest.approx(2 / (7 / 3))
-    assert report["acceptance_by_depth"] == pytest.approx([2 / 3, 2 / 3])
-    assert (report["same_requests"], report["requests"]) == (1, 2)
-    assert report["engines"]["ours"]["tokens_per_second"] == pytest.approx(9 / 5)
+    plain = [turn(seconds, [[1] * 6, [1] * 4], [[1] * 6, [1] * 4], ()) for seconds in (10.0, 20.0, 5.0)]
+    # Two verifications, of 3 and 1 tokens, and one of 2.
+    ours = [turn(seconds, [[1] * 5, [1, 1, 9]], [[1, 3, 1], [1, 2]], (2, 1)) for seconds in (4.0, 1.0, 8.0)]
+    report = judge(plain, ours, 2, {**ours[0], "phases": {"draft": 0.0125}})
+    assert report["tokens_per_second"] == {"plain": [1.0, 0.5, 2.0], "redrafter": [2.0, 8.0, 1.0]}
+    assert report["speedup"] == pytest.approx(2.0)  # of the medians 2 and 1
+    assert report["speedup_by_round"] == pytest.approx([2.0, 16.0, 0.5])
+    assert report["tokens_per_step"] == pytest.approx(2.0)
+    assert report["efficiency"] == pytest.approx(1.0)
+    assert report["acceptance_by_depth"] == pytest.approx([2 / 3, 1 / 3])
+    assert (report["same_requests"], report["requests"]) == (0, 2)
     assert report["milliseconds_per_step"] == {"draft": pytest.approx(12.5)}
+
+
+def test_batches_are_full() -> None:
+    options = Options(Path("t"), Path("d"), DraftingConfig(2, 2), prompts=6, batches=(1, 4, 16))
+    assert [options.turn(batch).prompts for batch in options.batches] == [6, 8, 16]
+    assert options.engine["max_num_seqs"] == 16
 
 
 def test_options_from_the_command_line() -> None:
@@ -90,14 +91,16 @@ def test_options_from_the_command_line() -> None:
     assert options.engine["enforce_eager"] is True
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--rounds", "0"), ("--new-tokens", "1"), ("--beam-width", "65")])
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--rounds", "0"), ("--new-tokens", "1"), ("--batch", "0"), ("--beam-width", "65")]
+)
 def test_impossible_options_are_refused(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_args(["--target", str(ASSET), flag, value])
-    assert flag.strip("-").replace("-", "_") in capsys.readouterr().err
+    assert flag.strip("-").replace("-", "_").rstrip("s") in capsys.readouterr().err
 
 
 def test_failed_engine_shows_its_log(tmp_path: Path) -> None:
-    job = Job("broken", str(tmp_path / "nowhere"), None, {}, [[1, 2]], 2, 1, {"HF_HUB_OFFLINE": "1"})
+    job = Job("broken", str(tmp_path / "nowhere"), None, {}, [[1, 2]], 2, {"HF_HUB_OFFLINE": "1"})
     with EngineProcess(job, tmp_path / "log") as engine, pytest.raises(ChildError, match=r"(?s)broken failed.*nowhere"):
         engine.wait_until_ready()
