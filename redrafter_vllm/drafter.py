@@ -105,9 +105,11 @@ class Drafter(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | PathLike[str], *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+        cls, path: str | PathLike[str], *, dtype: torch.dtype | None = torch.float32, device: str | torch.device = "cpu"
     ) -> Self:
         """Loads a checkpoint directory in any of the spellings in circulation; see `redrafter_vllm.checkpoint`.
+
+        `dtype` None keeps what is stored.
 
         Raises a `CheckpointError` that says what is wrong, where, and what to do about it.
         """
