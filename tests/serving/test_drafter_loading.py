@@ -67,7 +67,7 @@ def test_refused(
 @pytest.mark.parametrize("rows", [0, 1, 12])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_products(dtype: torch.dtype, rows: int, with_bias: bool) -> None:
-    """vLLM's own linear kernels against torch's product: any leading shape, an expanded input, with and without bias."""
+    """vLLM's own linear kernels against torch's product: any leading shape, an expanded input, with a bias or not."""
     generator = torch.Generator().manual_seed(rows)
     weight = (torch.randn(96, 64, generator=generator) / 8).to(dtype)
     bias = torch.randn(96, generator=generator).to(dtype) if with_bias else None
