@@ -240,9 +240,7 @@ class Drafter(nn.Module):
         return linear(state, self.first_linear.weight[:, self.config.hidden_size :])
 
     def _blocks(self, x: Tensor, first: int) -> Tensor:
-        for block in self.lm_head[first:-1]:
-            x = block(x)
-        return x
+        return self.lm_head[first:-1](x)
 
     def _output_product(self, x: Tensor) -> Tensor:
         return self.output(x)

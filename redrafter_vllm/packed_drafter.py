@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from redrafter_vllm.draft_vocabulary import MAP
-from redrafter_vllm.drafter import Drafter
+from redrafter_vllm.drafter import Drafter, ResBlock
 
 Linear = Callable[[Tensor], Tensor]  # [..., K] -> [..., N]
 MakeLinear = Callable[[Tensor, Tensor | None], Linear]  # from a weight [N, K] and a bias [N] or None
@@ -61,9 +61,9 @@ class PackedDrafter(Drafter):
             bias = None if first.bias is None else first.bias.detach()
             self._context_linear = make_linear(first.weight[:, :hidden].detach().contiguous(), bias)
             self._state_linear = make_linear(first.weight[:, hidden:].detach().contiguous(), None)
+            blocks = [block.linear for block in drafter.lm_head if isinstance(block, ResBlock)]
             self._block_linears = [
-                None if block.linear is first else make_linear(block.linear.weight.detach(), block.linear.bias.detach())
-                for block in drafter.lm_head[:-1]
+                None if block is first else make_linear(block.weight.detach(), block.bias.detach()) for block in blocks
             ]
             if not config.starts_with_output:
                 self._output_linear = make_linear(drafter.output.weight.detach(), None)

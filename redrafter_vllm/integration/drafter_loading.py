@@ -79,15 +79,19 @@ def _quantized_linear(quantization: str, weight: Tensor, bias: Tensor | None) ->
     return lambda x: scheme.apply_weights(layer, x, layer.bias)
 
 
-def _layer(bias: Tensor | None) -> nn.Module:
+def _layer(bias: Tensor | None) -> Any:
     layer = nn.Module()
     # A kernel may reorder the bias along with the weight.
-    layer.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
+    layer.register_parameter("bias", None if bias is None else nn.Parameter(bias.clone(), requires_grad=False))
     return layer
 
 
 def _scheme(quantization: str) -> Any:
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationStrategy, QuantizationType
+    from compressed_tensors.quantization import (  # type: ignore[import-untyped]
+        QuantizationArgs,
+        QuantizationStrategy,
+        QuantizationType,
+    )
     from vllm.model_executor.layers.quantization.compressed_tensors import schemes
 
     channel = QuantizationStrategy.CHANNEL
@@ -99,10 +103,10 @@ def _scheme(quantization: str) -> Any:
     return schemes.CompressedTensorsWNA16(strategy=channel.value, num_bits=8)
 
 
-def _fill(layer: nn.Module, codes: Tensor, scales: Tensor) -> None:
+def _fill(layer: Any, codes: Tensor, scales: Tensor) -> None:
     """Puts codes and scales where the scheme wants them."""
     if hasattr(layer, "weight_packed"):
-        from compressed_tensors.compressors import pack_to_int32
+        from compressed_tensors.compressors import pack_to_int32  # type: ignore[import-untyped]
 
         layer.weight_packed.data.copy_(pack_to_int32(codes, 8))
     else:
