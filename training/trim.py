@@ -29,6 +29,8 @@ from training.feed import STDLIB, is_source_code
 from training.prepared import load_examples
 from training.regenerated import load_regenerated
 
+WINDOW = 2048  # tokens of a conversation that count
+
 
 def trim(drafter: Drafter, tokens: Tensor) -> Drafter:
     """A drafter that proposes from `tokens` [D] alone, ascending target ids, as `drafter` would.
@@ -92,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", required=True, help="folder or hub name of the target, for its tokenizer")
     parser.add_argument("--data", required=True, help="stdlib, a folder of Python sources or of answers, conversations")
     parser.add_argument("--draft-vocab-size", type=int, required=True, help="tokens to keep")
-    parser.add_argument("--window", type=int, default=2048, help="tokens of a conversation that count")
+    parser.add_argument("--window", type=int, default=WINDOW, help="tokens of a conversation that count")
     parser.add_argument("--chat-template", help="as for training")
     args = parser.parse_args(argv)
     try:

@@ -59,7 +59,8 @@ def _unquantized_linear(weight: Tensor, bias: Tensor | None) -> Linear:
     layer, method = _layer(bias), UnquantizedLinearMethod()
     layer.weight = nn.Parameter(weight, requires_grad=False)
     method.process_weights_after_loading(layer)
-    return lambda x: method.apply(layer, x, layer.bias)
+    # Of the first state all beams are views of one row, which oneDNN takes and then needs half a second for.
+    return lambda x: method.apply(layer, x.contiguous(), layer.bias)
 
 
 def _quantized_linear(quantization: str, weight: Tensor, bias: Tensor | None) -> Linear:
@@ -76,7 +77,7 @@ def _quantized_linear(quantization: str, weight: Tensor, bias: Tensor | None) ->
     )
     _fill(layer, *quantize_rows(weight, CODE_TYPES[quantization]))
     scheme.process_weights_after_loading(layer)
-    return lambda x: scheme.apply_weights(layer, x, layer.bias)
+    return lambda x: scheme.apply_weights(layer, x.contiguous(), layer.bias)
 
 
 def _layer(bias: Tensor | None) -> Any:
