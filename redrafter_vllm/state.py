@@ -34,13 +34,15 @@ class DraftRows:
         self.depths = torch.zeros(shape, dtype=torch.int64, device=device)
         self.ancestors = torch.zeros(*shape, max_nodes, dtype=torch.bool, device=device)
         self.num_nodes = torch.zeros(max_num_reqs, dtype=torch.int64, device=device)
-        self.chain_only = torch.zeros(max_num_reqs, dtype=torch.bool, device=device)
+        self.beam_limit = torch.ones(max_num_reqs, dtype=torch.int64, device=device)
+        self.node_limit = torch.full((max_num_reqs,), max_nodes, dtype=torch.int64, device=device)
         self._node = torch.arange(max_nodes, device=device)
 
-    def open(self, row: int, *, chain_only: bool) -> None:
-        """Hand a row to a request that nothing has been drafted for yet."""
+    def open(self, row: int, *, beam_limit: int, node_limit: int) -> None:
+        """Hand a row to a request that nothing has been drafted for yet; its trees keep to these limits."""
         self.num_nodes[row].zero_()
-        self.chain_only[row].fill_(chain_only)
+        self.beam_limit[row].fill_(beam_limit)
+        self.node_limit[row].fill_(node_limit)
 
     def clear(self, rows: Tensor) -> None:  # [B]
         """Drop the trees of these rows."""
@@ -59,7 +61,8 @@ class DraftRows:
         self.parents[rows] = tree.parents.to(self.parents.dtype)
         self.depths[rows] = tree.depths.to(self.depths.dtype)
         self.ancestors[rows] = tree.ancestor_mask()
-        self.num_nodes[rows] = torch.where(drawn, tree.num_nodes.clamp(max=limit), 0).to(self.num_nodes.dtype)
+        num_nodes = torch.minimum(tree.num_nodes.to(self.num_nodes.dtype), self.node_limit[rows].clamp(max=limit))
+        self.num_nodes[rows] = torch.where(drawn, num_nodes, 0)
 
     def gather(self, rows: Tensor, num_scheduled: Tensor) -> BatchDrafts:
         """Drafts of a batch; `valid` leaves out what was not drawn or not scheduled (`num_scheduled` [B])."""

@@ -9,6 +9,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from redrafter_vllm.request_settings import KEY, parse_request_settings
+
 BACKEND_PATH = "redrafter_vllm.integration.attention_backend.TreeAttentionBackend"
 _MARK = "_redrafter_original"
 
@@ -79,6 +81,59 @@ def install_runner() -> None:
     # vLLM's rejection sampler ignores min_p and logit_bias, so it refuses them; the walk runs its whole sampler.
     # Can go when the refusal asks the method.
     rebind(SamplingParams, "_validate_spec_decode", _validate_spec_decode, "self speculative_config")
+    install_request_settings()
+    install_metrics()
+
+
+def install_request_settings() -> None:
+    """A request's own settings: from the body of an HTTP request to the slots that the scheduler gives it."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    from redrafter_vllm.integration import draft_limits
+
+    # `vllm_xargs`, vLLM's own way to extra arguments, takes no nested objects. Can go when it does.
+    parameters = "self max_tokens default_sampling_params"
+    rebind(ChatCompletionRequest, "to_sampling_params", _to_sampling_params, parameters)
+    rebind(CompletionRequest, "to_sampling_params", _to_sampling_params, parameters)
+    rebind(
+        ResponsesRequest, "to_sampling_params", _to_sampling_params, "self default_max_tokens default_sampling_params"
+    )
+    # Every request gets as many draft slots as the engine has. Can go when a request can ask for fewer.
+    rebind(Scheduler, "update_draft_token_ids", draft_limits.limit_after_drafting, "self draft_token_ids")
+    rebind(AsyncScheduler, "_update_after_schedule", draft_limits.limit_placeholders, "self scheduler_output")
+
+
+def install_metrics() -> None:
+    """Our counters, and what vLLM's own need to count nodes instead of slots."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.spec_decode.metrics import SpecDecodingProm
+    from vllm.v1.worker.gpu.async_utils import AsyncOutput
+
+    from redrafter_vllm.integration import metrics, metrics_prometheus
+
+    # All can go when a speculator can hand statistics of its own to the scheduler, and these reach the stat loggers.
+    metrics.let_stats_pass()
+    rebind(AsyncOutput, "get_output", metrics.report_from_worker, "self")
+    rebind(Scheduler, "update_from_output", metrics.read_report, "self scheduler_output model_runner_output")
+    rebind(
+        Scheduler,
+        "make_spec_decoding_stats",
+        metrics.count_slots,
+        "self spec_decoding_stats num_draft_tokens num_accepted_tokens num_invalid_spec_tokens request_id",
+    )
+    rebind(
+        SpecDecodingProm,
+        "__init__",
+        metrics_prometheus.create_counters,
+        "self speculative_config labelnames per_engine_labelvalues is_diffusion",
+    )
+    rebind(
+        SpecDecodingProm, "observe", metrics_prometheus.observe_counters, "self spec_decoding_stats engine_idx"
+    )
 
 
 def install_refusal(message: str) -> None:
@@ -219,8 +274,22 @@ def _validate_spec_decode(original: Callable) -> Callable:
     def _validate_spec_decode(self: Any, speculative_config: Any) -> None:
         if getattr(speculative_config, "method", None) != "redrafter":
             original(self, speculative_config)
+            return
+        # Here and not in the engine: an error becomes that of the call, or the server's status 400.
+        parse_request_settings(self.extra_args, speculative_config.drafting)
 
     return _validate_spec_decode
+
+
+def _to_sampling_params(original: Callable) -> Callable:
+    def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        params = original(self, *args, **kwargs)
+        settings = (self.model_extra or {}).get(KEY)
+        if settings is not None:
+            params.extra_args = {**(params.extra_args or {}), KEY: settings}
+        return params
+
+    return to_sampling_params
 
 
 def _is_ours(vllm_config: Any) -> bool:

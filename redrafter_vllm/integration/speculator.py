@@ -4,6 +4,7 @@
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
@@ -12,6 +13,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 
+from redrafter_vllm.draft_timer import DraftTimer
 from redrafter_vllm.drafter import Drafter
 from redrafter_vllm.integration.speculative_config import RedrafterSpeculativeConfig
 from redrafter_vllm.integration.step import DraftStep
@@ -41,6 +43,9 @@ class RedrafterSpeculator(BaseSpeculator):
         self.embedding: Tensor | None = None  # [V, H]
         max_num_reqs = vllm_config.scheduler_config.max_num_seqs
         self.rows = DraftRows(max_num_reqs, self.drafting.num_speculative_tokens, device)
+        # On the host: a round that no request of the batch wants is not drawn.
+        self.drafts_wanted = np.ones(max_num_reqs, dtype=np.bool_)
+        self.timer = DraftTimer(device)
         self.step: DraftStep | None = None
         RedrafterSpeculator._built[id(vllm_config)] = self
 
@@ -48,6 +53,11 @@ class RedrafterSpeculator(BaseSpeculator):
     def of(cls, vllm_config: VllmConfig) -> "RedrafterSpeculator":
         """The speculator that the runner built from this configuration."""
         return cls._built[id(vllm_config)]
+
+    def open_row(self, row: int, beam_limit: int, node_limit: int) -> None:
+        """A request has got this row; its trees keep to these limits."""
+        self.rows.open(row, beam_limit=beam_limit, node_limit=node_limit)
+        self.drafts_wanted[row] = node_limit > 0
 
     def bind_target(self, model: nn.Module) -> None:
         """Share the target's input embedding."""
@@ -93,9 +103,12 @@ class RedrafterSpeculator(BaseSpeculator):
         assert self.embedding is not None
         rows = input_batch.idx_mapping
         limit = self.drafting.num_speculative_tokens if num_speculative_tokens is None else num_speculative_tokens
-        if limit == 0 and not dummy_run:
-            self.rows.clear(rows)
-            return self.rows.tokens[rows]
+        if not dummy_run:
+            self.timer.begin_drafting()
+            if limit == 0 or not self.drafts_wanted[input_batch.idx_mapping_np].any():
+                self.rows.clear(rows)
+                self.timer.end_step()
+                return self.rows.tokens[rows]
         step = self.step
         if step is not None and step.batch is input_batch:
             context_tokens = step.context_tokens()
@@ -106,10 +119,11 @@ class RedrafterSpeculator(BaseSpeculator):
             self.embedding,
             last_hidden_states[context_tokens],
             last_sampled[rows, 0],
-            self.rows.chain_only[rows],
+            self.rows.beam_limit[rows],
             self.drafting,
         )
         if not dummy_run:
             self.rows.write(rows, tree, num_sampled > 0, limit)
+            self.timer.end_step()
         self.step = None
         return tree.tokens.long()

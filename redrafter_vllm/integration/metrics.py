@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is counted about drafting, from the worker that drafts to the process that exports it.
+
+The worker knows how many nodes a tree has and how long drafting takes, the scheduler which requests count, the front
+end the counters. On the way: `DraftReport` rides on the runner's output, `RedrafterStats` takes the place of vLLM's own
+`SpecDecodingStats` in the scheduler's statistics.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from vllm.v1.metrics.stats import SchedulerStats
+from vllm.v1.spec_decode.metrics import SpecDecodingStats
+from vllm.v1.worker.gpu.sample.output import SamplerOutput
+
+from redrafter_vllm.draft_timer import StepTimes
+
+_REPORT = "redrafter_report"
+
+
+@dataclass
+class VerifiedOutput(SamplerOutput):
+    """A sampler's output with what the verification was about.
+
+    `num_nodes` [B] may still be on its way to the host: it is there when the sampled tokens are.
+    """
+
+    num_nodes: np.ndarray | None = None
+    times: StepTimes = StepTimes()
+
+
+@dataclass(frozen=True)
+class DraftReport:
+    """Goes with a `ModelRunnerOutput`: nodes of every request's tree, in batch order, and times of finished steps."""
+
+    num_nodes: list[int]
+    times: StepTimes
+
+
+@dataclass
+class RedrafterStats(SpecDecodingStats):
+    """vLLM's statistics of one step, and ours.
+
+    vLLM's count for trees what they say: `num_draft_tokens` nodes, `num_accepted_tokens_per_pos` depths.
+    """
+
+    num_slots: int = 0
+    draft_us: int = 0
+    step_us: int = 0
+
+
+def let_stats_pass() -> None:
+    """Make `RedrafterStats` survive the trip to the front end, which decodes by the types that are declared."""
+    SchedulerStats.__annotations__["spec_decoding_stats"] = RedrafterStats | None
+    # The decoder's description of the type, where one has been made already.
+    if "__msgspec_cache__" in vars(SchedulerStats):
+        del SchedulerStats.__msgspec_cache__
+
+
+def report_from_worker(original: Callable) -> Callable:
+    """Wrap `AsyncOutput.get_output`, which waits until the step's copies to the host are complete."""
+
+    def get_output(self: Any) -> Any:
+        output = original(self)
+        verified = self.sampler_output
+        if isinstance(verified, VerifiedOutput) and verified.num_nodes is not None:
+            setattr(output, _REPORT, DraftReport(verified.num_nodes.tolist(), verified.times))
+        return output
+
+    return get_output
+
+
+def read_report(original: Callable) -> Callable:
+    """Wrap `Scheduler.update_from_output`: slots without a node are no draft tokens, in vLLM's own counters, too."""
+
+    def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
+        report: DraftReport | None = getattr(model_runner_output, _REPORT, None)
+        if report is not None:
+            scheduled = scheduler_output.scheduled_spec_decode_tokens
+            scheduler_output.num_invalid_spec_tokens = {
+                req_id: len(scheduled[req_id]) - num_nodes
+                for req_id, num_nodes in zip(model_runner_output.req_ids, report.num_nodes, strict=True)
+                if req_id in scheduled
+            }
+            self.redrafter_times = report.times
+        return original(self, scheduler_output, model_runner_output)
+
+    return update_from_output
+
+
+def count_slots(original: Callable) -> Callable:
+    """Wrap `Scheduler.make_spec_decoding_stats`, called for every request whose drafts were verified."""
+
+    def make_spec_decoding_stats(
+        self: Any,
+        spec_decoding_stats: Any,
+        num_draft_tokens: int,
+        num_accepted_tokens: int,
+        num_invalid_spec_tokens: dict[str, int] | None,
+        request_id: str,
+    ) -> Any:
+        spec = self.vllm_config.speculative_config
+        if self.log_stats and spec is not None and spec.method == "redrafter":
+            if spec_decoding_stats is None:
+                spec_decoding_stats = RedrafterStats.new(self.num_spec_tokens)
+                times: StepTimes = getattr(self, "redrafter_times", StepTimes())
+                spec_decoding_stats.draft_us, spec_decoding_stats.step_us = times
+                self.redrafter_times = StepTimes()
+            spec_decoding_stats.num_slots += num_draft_tokens
+        return original(
+            self, spec_decoding_stats, num_draft_tokens, num_accepted_tokens, num_invalid_spec_tokens, request_id
+        )
+
+    return make_spec_decoding_stats
