@@ -24,7 +24,8 @@ _REPORT = "redrafter_report"
 class VerifiedOutput(SamplerOutput):
     """A sampler's output with what the verification was about.
 
-    `num_nodes` [B] may still be on its way to the host: it is there when the sampled tokens are.
+    `num_nodes` [2, B], nodes drawn and those that a grammar has not refused, may still be on its way to the host: it is
+    there when the sampled tokens are.
     """
 
     num_nodes: np.ndarray | None = None
@@ -33,8 +34,9 @@ class VerifiedOutput(SamplerOutput):
 
 @dataclass(frozen=True)
 class DraftReport:
-    """Goes with a `ModelRunnerOutput`: nodes of every request's tree, in batch order, and times of finished steps."""
+    """Goes with a `ModelRunnerOutput`: the trees of the requests in batch order, and times of finished steps."""
 
+    num_drawn: list[int]
     num_nodes: list[int]
     times: StepTimes
 
@@ -66,7 +68,7 @@ def report_from_worker(original: Callable) -> Callable:
         output = original(self)
         verified = self.sampler_output
         if isinstance(verified, VerifiedOutput) and verified.num_nodes is not None:
-            setattr(output, _REPORT, DraftReport(verified.num_nodes.tolist(), verified.times))
+            setattr(output, _REPORT, DraftReport(*verified.num_nodes.tolist(), verified.times))
         return output
 
     return get_output
@@ -79,12 +81,16 @@ def read_report(original: Callable) -> Callable:
         report: DraftReport | None = getattr(model_runner_output, _REPORT, None)
         if report is not None:
             scheduled = scheduler_output.scheduled_spec_decode_tokens
+            req_ids = model_runner_output.req_ids
             scheduler_output.num_invalid_spec_tokens = {
                 req_id: len(scheduled[req_id]) - num_nodes
-                for req_id, num_nodes in zip(model_runner_output.req_ids, report.num_nodes, strict=True)
+                for req_id, num_nodes in zip(req_ids, report.num_nodes, strict=True)
                 if req_id in scheduled
             }
             self.redrafter_times = report.times
+            self.redrafter_without_tree = {
+                req_id for req_id, num_drawn in zip(req_ids, report.num_drawn, strict=True) if num_drawn == 0
+            }
         return original(self, scheduler_output, model_runner_output)
 
     return update_from_output
@@ -103,6 +109,9 @@ def count_slots(original: Callable) -> Callable:
     ) -> Any:
         spec = self.vllm_config.speculative_config
         if self.log_stats and spec is not None and spec.method == "redrafter":
+            # The scheduler pads a request that joins the batch with slots that nothing has been drafted for.
+            if request_id in getattr(self, "redrafter_without_tree", ()):
+                return spec_decoding_stats
             if spec_decoding_stats is None:
                 spec_decoding_stats = RedrafterStats.new(self.num_spec_tokens)
                 times: StepTimes = getattr(self, "redrafter_times", StepTimes())

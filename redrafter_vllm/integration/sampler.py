@@ -72,7 +72,7 @@ class TreeSampler:
             num_nans=num_nans,
             num_sampled=num_sampled,
             num_rejected=num_rejected,
-            num_nodes=async_copy_to_np(drafts.valid.sum(1)),
+            num_nodes=async_copy_to_np(torch.stack((step.drafts.valid.sum(1), drafts.valid.sum(1)))),
             times=self.speculator.timer.take(),
         )
 

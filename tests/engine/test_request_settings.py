@@ -56,7 +56,7 @@ def verified(llm: Any) -> Iterator[list[tuple[str, int, int]]]:
     def record(self: TreeSampler, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
         output = verify(self, logits, input_batch, *args, **kwargs)
         slots = input_batch.num_draft_tokens_per_req.tolist()
-        seen.extend(zip(input_batch.req_ids, slots, output.num_nodes.tolist(), strict=True))
+        seen.extend(zip(input_batch.req_ids, slots, output.num_nodes[0].tolist(), strict=True))
         return output
 
     with patch.object(TreeSampler, "__call__", record):
@@ -143,8 +143,9 @@ def test_preempted_requests_keep_their_settings(make_engine: MakeEngine, random_
     assert preempted
     assert tokens(outputs) == tokens(expected)
     most = [16, 0, 2, 4] * 2
-    for request_id, num_slots, _ in seen:
-        assert num_slots <= most[position(request_id, outputs)]
+    for request_id, num_slots, num_nodes in seen:
+        # vLLM pads a request that comes back with slots that hold no node.
+        assert num_slots <= most[position(request_id, outputs)] or num_nodes == 0
 
 
 @pytest.mark.parametrize(
