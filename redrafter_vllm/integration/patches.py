@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from redrafter_vllm.config import OptionError
 from redrafter_vllm.request_settings import KEY, parse_request_settings
 
 BACKEND_PATH = "redrafter_vllm.integration.attention_backend.TreeAttentionBackend"
@@ -276,7 +277,12 @@ def _validate_spec_decode(original: Callable) -> Callable:
             original(self, speculative_config)
             return
         # Here and not in the engine: an error becomes that of the call, or the server's status 400.
-        parse_request_settings(self.extra_args, speculative_config.drafting)
+        from vllm.exceptions import VLLMValidationError
+
+        try:
+            parse_request_settings(self.extra_args, speculative_config.drafting)
+        except OptionError as error:
+            raise VLLMValidationError(str(error), parameter=KEY) from error
 
     return _validate_spec_decode
 

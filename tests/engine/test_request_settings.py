@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests that draft less than the engine does, or not at all: the same tokens, and the work that was asked for."""
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -164,10 +165,32 @@ def test_preempted_requests_keep_their_settings(make_engine: MakeEngine, random_
 def test_errors_come_before_the_engine(
     make_engine: MakeEngine, random_target: Path, given: Any, message: str
 ) -> None:
+    from vllm.exceptions import VLLMValidationError
+
     tree = make_engine(random_target, TREE)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(VLLMValidationError, match=message):
         generate(tree, [[5, 6, 7]], params(extra_args={"redrafter": given}))
     assert scheduler(tree).get_num_unfinished_requests() == 0
+
+
+@pytest.mark.parametrize(
+    ("place", "body", "max_tokens"),
+    [
+        ("completion.protocol:CompletionRequest", {"prompt": "x"}, 5),
+        ("chat_completion.protocol:ChatCompletionRequest", {"messages": [{"role": "user", "content": "x"}]}, 5),
+        ("responses.protocol:ResponsesRequest", {"input": "x"}, 5),
+    ],
+)
+def test_the_body_of_every_kind_of_request(
+    make_engine: MakeEngine, random_target: Path, place: str, body: dict[str, Any], max_tokens: int
+) -> None:
+    make_engine(random_target, TREE)
+    module, name = place.split(":")
+    kind = getattr(importlib.import_module(f"vllm.entrypoints.openai.{module}"), name)
+    settings = {"enabled": False, "beam_width": 2}
+    given = kind.model_validate({**body, "model": "m", "redrafter": settings, "vllm_xargs": {"other": 1}})
+    assert given.to_sampling_params(max_tokens, {}).extra_args == {"other": 1, "redrafter": settings}
+    assert not kind.model_validate({**body, "model": "m"}).to_sampling_params(max_tokens, {}).extra_args
 
 
 def test_plain_engines_do_not_read_the_settings(make_engine: MakeEngine, random_target: Path) -> None:

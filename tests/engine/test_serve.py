@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 
+from redrafter_vllm.integration.metrics_prometheus import ACCEPTED, COUNTERS
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import generate, params, tokens
 
@@ -98,3 +99,37 @@ def test_streaming_and_metrics(server: str, asset: Path) -> None:
     metrics = urllib.request.urlopen(f"{server}/metrics").read().decode()
     accepted = [line for line in metrics.splitlines() if line.startswith("vllm:spec_decode_num_accepted_tokens_total")]
     assert accepted and float(accepted[0].split()[-1]) > 0
+
+
+def test_drafting_metrics_cross_the_processes(server: str, asset: Path) -> None:
+    client = OpenAI(base_url=f"{server}/v1", api_key="none")
+    client.completions.create(model=str(asset), prompt=PROMPTS[0], max_tokens=30, temperature=0)
+    values: dict[str, float] = {}
+    for line in urllib.request.urlopen(f"{server}/metrics").read().decode().splitlines():
+        if line.startswith("vllm:redrafter_") and "_created" not in line:
+            name, value = line.rsplit(" ", 1)
+            assert f'engine="0",model_name="{asset}"' in name or f'model_name="{asset}"' in name
+            values[name.split("{")[0]] = values.get(name.split("{")[0], 0.0) + float(value)
+    assert values.keys() == {f"{name}_total" for name in (*COUNTERS, ACCEPTED)}
+    assert values["vllm:redrafter_tokens_total"] > values["vllm:redrafter_verifications_total"] > 0
+    assert 0 < values["vllm:redrafter_nodes_total"] <= values["vllm:redrafter_node_slots_total"]
+    assert 0 < values["vllm:redrafter_draft_microseconds_total"] < values["vllm:redrafter_step_microseconds_total"]
+
+
+def test_settings_in_the_body(server: str, asset: Path) -> None:
+    client = OpenAI(base_url=f"{server}/v1", api_key="none")
+
+    def complete(redrafter: object) -> tuple[str, int]:
+        options = {"model": str(asset), "prompt": PROMPTS[0], "max_tokens": 40, "temperature": 0, "stream": True}
+        chunks = [
+            chunk.choices[0].text
+            for chunk in client.completions.create(**options, extra_body={"redrafter": redrafter})
+        ]
+        return "".join(chunks), len(chunks)
+
+    (text, count), (plain_text, plain_count) = complete({}), complete({"enabled": False})
+    assert plain_text == text
+    # One chunk a token where nothing is drafted.
+    assert count < 35 < 40 <= plain_count
+    with pytest.raises(BadRequestError, match="Unknown setting 'beams' in 'redrafter'"):
+        client.completions.create(model=str(asset), prompt="x", extra_body={"redrafter": {"beams": 2}})
