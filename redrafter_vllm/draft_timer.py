@@ -15,6 +15,9 @@ class StepTimes(NamedTuple):
     whole: int = 0
 
 
+NO_TIME = StepTimes()
+
+
 class Clock(Protocol):
     """Marks points in the device's work. A mark is only good for one span and is given back with it."""
 
@@ -47,9 +50,7 @@ class CudaClock:
         event.record()
         return event
 
-    def seconds(
-        self, marks: tuple[torch.cuda.Event, torch.cuda.Event, torch.cuda.Event]
-    ) -> tuple[float, float] | None:
+    def seconds(self, marks: tuple[torch.cuda.Event, torch.cuda.Event, torch.cuda.Event]) -> tuple[float, float] | None:
         begin, draft, end = marks
         if not end.query():
             return None

@@ -15,6 +15,10 @@ from redrafter_vllm.integration.seams import SEAMS, Seam, Use
 from redrafter_vllm.integration.versions import UnsupportedVllmError, check_vllm_version
 from tools.vllm_source import Fact, Source, open_tree
 
+DOCUMENT = Path(__file__).parents[1] / "docs" / "vllm_seams.md"
+TABLE_BEGINS = "<!-- python -m tools.check_seams --document: begins -->"
+TABLE_ENDS = "<!-- ends -->"
+
 
 def problem(seam: Seam, fact: Fact) -> str | None:
     """Why a seam does not hold; None when it does."""
@@ -70,11 +74,30 @@ def load(path: Path) -> tuple[str, dict[str, Fact]]:
     return stored["vllm"], facts
 
 
+def with_table(text: str) -> str:
+    """The document with its table of all seams made anew."""
+    before, _, rest = text.partition(TABLE_BEGINS)
+    _, ends, after = rest.partition(TABLE_ENDS)
+    if not ends:
+        raise ValueError(f"the document has no {TABLE_BEGINS} … {TABLE_ENDS}")
+    rows = ["| use | name | parameters, or attributes that are read |", "|---|---|---|"]
+    for seam in SEAMS:
+        details = " ".join(
+            f"`{word}`" if word != "*" else "by name:" for word in (seam.parameters or seam.attributes).split()
+        )
+        rows.append(f"| {seam.use} | `{seam.module}.{seam.path}` | {details} |")
+    return "\n".join([before + TABLE_BEGINS, "", *rows, "", TABLE_ENDS + after])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.check_seams", description=__doc__)
     parser.add_argument("place", nargs="?", default="installed", help="installed, a wheel or a directory")
     parser.add_argument("--write", type=Path, metavar="FILE", help="also store what was found, for the tests")
+    parser.add_argument("--document", action="store_true", help="only renew the table in docs/vllm_seams.md")
     options = parser.parse_args(arguments)
+    if options.document:
+        DOCUMENT.write_text(with_table(DOCUMENT.read_text()))
+        return 0
     try:
         source = Source(open_tree(options.place))
     except FileNotFoundError as error:

@@ -55,9 +55,9 @@ def open_tree(place: str) -> Tree:
     path = Path(place)
     if path.suffix == ".whl":
         return Wheel(path)
-    for root in (path, path.parent):
-        if (root / "vllm" / "__init__.py").is_file():
-            return Directory(root)
+    root = path.parent if path.name == "vllm" and (path / "__init__.py").is_file() else path
+    if (root / "vllm" / "__init__.py").is_file():
+        return Directory(root)
     raise FileNotFoundError(f"{place} is neither a wheel nor a directory with vLLM's sources")
 
 
@@ -161,10 +161,7 @@ class Source:
                 names |= _assigned(node)
                 if isinstance(node, Function):
                     names.add(node.name)
-                    for inner in ast.walk(node):
-                        if isinstance(inner, ast.Attribute) and isinstance(inner.ctx, ast.Store):
-                            if isinstance(inner.value, ast.Name) and inner.value.id == "self":
-                                names.add(inner.attr)
+                    names |= {inner.attr for inner in ast.walk(node) if _sets_on_self(inner)}  # type: ignore[attr-defined]
         return names
 
 
@@ -183,7 +180,9 @@ def parameters(node: Function) -> tuple[str, ...]:
         names.append(f"*{spec.vararg.arg}")
     elif spec.kwonlyargs:
         names.append("*")
-    names += [arg.arg + "=" * (default is not None) for arg, default in zip(spec.kwonlyargs, spec.kw_defaults, strict=True)]
+    names += [
+        arg.arg + "=" * (default is not None) for arg, default in zip(spec.kwonlyargs, spec.kw_defaults, strict=True)
+    ]
     if spec.kwarg:
         names.append(f"**{spec.kwarg.arg}")
     return tuple(names)
@@ -206,6 +205,11 @@ def _assigned(node: ast.stmt) -> set[str]:
     elif isinstance(node, ast.AnnAssign):
         targets = [node.target]
     return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+
+
+def _sets_on_self(node: ast.AST) -> bool:
+    stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+    return stored and isinstance(node.value, ast.Name) and node.value.id == "self"
 
 
 def _origin(module: str, is_package: bool, node: ast.ImportFrom) -> str:

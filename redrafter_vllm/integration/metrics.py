@@ -15,7 +15,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.spec_decode.metrics import SpecDecodingStats
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
-from redrafter_vllm.draft_timer import StepTimes
+from redrafter_vllm.draft_timer import NO_TIME, StepTimes
 
 _REPORT = "redrafter_report"
 
@@ -29,7 +29,7 @@ class VerifiedOutput(SamplerOutput):
     """
 
     num_nodes: np.ndarray | None = None
-    times: StepTimes = StepTimes()
+    times: StepTimes = NO_TIME
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,9 @@ def count_slots(original: Callable) -> Callable:
                 return spec_decoding_stats
             if spec_decoding_stats is None:
                 spec_decoding_stats = RedrafterStats.new(self.num_spec_tokens)
-                times: StepTimes = getattr(self, "redrafter_times", StepTimes())
+                times: StepTimes = getattr(self, "redrafter_times", NO_TIME)
                 spec_decoding_stats.draft_us, spec_decoding_stats.step_us = times
-                self.redrafter_times = StepTimes()
+                self.redrafter_times = NO_TIME
             spec_decoding_stats.num_slots += num_draft_tokens
         return original(
             self, spec_decoding_stats, num_draft_tokens, num_accepted_tokens, num_invalid_spec_tokens, request_id

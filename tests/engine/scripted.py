@@ -67,7 +67,9 @@ def scripted_trees(llm: Any, truths: Mapping[tuple[int, ...], list[int]], *, see
         rows[:] = input_batch.idx_mapping.tolist()
         return propose(self, input_batch, *args, **kwargs)
 
-    def draw(drafter: Any, embedding: torch.Tensor, context: Any, roots: Any, beam_limit: Any, config: Any) -> DraftTree:
+    def draw(
+        drafter: Any, embedding: torch.Tensor, context: Any, roots: Any, beam_limit: Any, config: Any
+    ) -> DraftTree:
         shape = (len(rows), config.num_speculative_tokens)
         tree = DraftTree(
             tokens=torch.zeros(shape, dtype=torch.long),

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's counters and ours, against what was seen to happen at the walk."""
 
+import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,8 @@ from tests.models import VOCAB
 
 pytestmark = pytest.mark.engine
 
+DOCS = Path(__file__).parents[2] / "docs"
+METRIC = re.compile(r"vllm:[a-z_]+")
 ENGINE = {**TREE, "beam_length": 5, "num_speculative_tokens": 12}
 STATS = {"disable_log_stats": False, "per_request_spec_decode_metrics": "detailed"}
 
@@ -106,7 +110,11 @@ def assert_per_request(seen: list[tuple[str, int, int, int]], outputs: list[Any]
     for output in outputs:
         own = [(nodes, emitted - 1) for req, _, nodes, emitted in seen if req.split("-")[0] == output.request_id]
         figures = output.outputs[0].spec_decode_metrics.to_dict()
-        drafted = [pair for pair in zip(figures.get("per_step_drafted", []), figures.get("per_step_accepted", []), strict=True) if pair[0]]
+        drafted = [
+            pair
+            for pair in zip(figures.get("per_step_drafted", []), figures.get("per_step_accepted", []), strict=True)
+            if pair[0]
+        ]
         assert drafted == own
         assert figures["num_draft_tokens"] == sum(nodes for nodes, _ in own)
         assert figures["num_accepted_draft_tokens"] == sum(accepted for _, accepted in own)
@@ -139,7 +147,53 @@ def test_the_log_line_tells_the_same(
     assert f"Mean acceptance length: {1 + accepted / len(seen):.2f}" in lines[0]
 
 
+def test_dashboard_and_document_know_what_is_exported(make_engine: MakeEngine, random_target: Path) -> None:
+    metrics = make_engine(random_target, ENGINE, **STATS).get_metrics()
+    labels = {metric.name: {*metric.labels} for metric in metrics}
+    ours = {*COUNTERS, ACCEPTED}
+    dashboard = json.loads((DOCS / "grafana" / "redrafter.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    queries += [variable["definition"] for variable in dashboard["templating"]["list"] if "definition" in variable]
+    shown: set[str] = set()
+    for query in queries:
+        names = {name.removesuffix("_total") for name in METRIC.findall(query)}
+        assert names <= labels.keys(), query
+        shown |= names
+        for label in re.findall(r"by \((\w+)\)", query) + re.findall(r"(\w+)=~", query):
+            assert any(label in labels[name] for name in names), query
+    assert ours <= shown
+    document = (DOCS / "metrics.md").read_text()
+    assert {
+        name.removesuffix("_total") for name in METRIC.findall(document) if name != "vllm:redrafter_"
+    } <= labels.keys()
+    assert all(f"| `{name}` |" in document for name in ours)
+
+
+def test_dashboard_is_whole() -> None:
+    """What Grafana needs of a file to be imported: a schema, a data source to choose, panels that do not overlap."""
+    dashboard = json.loads((DOCS / "grafana" / "redrafter.json").read_text())
+    assert dashboard["schemaVersion"] >= 36 and dashboard["title"] and dashboard["uid"]
+    variables = {variable["name"] for variable in dashboard["templating"]["list"]}
+    assert {"datasource", "model_name", "engine"} == variables
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken and max(x for x, _ in cells) < 24
+        taken |= cells
+        assert panel["title"] and panel["description"]
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        for variable in re.findall(r"\$(\w+)", " ".join(target["expr"] for target in panel["targets"])):
+            assert variable in variables or variable == "__rate_interval"
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
 def test_plain_engines_have_none(make_engine: MakeEngine, random_target: Path) -> None:
+    """Last: every engine that counts takes the metrics of those before it out of the process's registry."""
     plain = make_engine(random_target, disable_log_stats=False)
     assert tokens(generate(plain, [[5, 6, 7]], params(max_tokens=3)))
     assert not any("redrafter" in metric.name for metric in plain.get_metrics())

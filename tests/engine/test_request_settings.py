@@ -117,7 +117,10 @@ def next_request_number(llm: Any) -> int:
 def test_a_batch_that_wants_no_drafts_draws_none(make_engine: MakeEngine, random_target: Path) -> None:
     plain, tree = make_engine(random_target), make_engine(random_target, TREE)
     prompts = random_prompts(4, VOCAB, seed=6)
-    with patch.object(speculator_module, "draw_trees", side_effect=AssertionError("drew a tree")), verified(tree) as seen:
+    with (
+        patch.object(speculator_module, "draw_trees", side_effect=AssertionError("drew a tree")),
+        verified(tree) as seen,
+    ):
         outputs = generate(tree, prompts, requests([OFF] * 4))
     assert seen == []
     assert tokens(outputs) == tokens(generate(plain, prompts, requests([OFF] * 4)))
@@ -129,7 +132,7 @@ def test_a_batch_that_wants_no_drafts_draws_none(make_engine: MakeEngine, random
 
 def test_preempted_requests_keep_their_settings(make_engine: MakeEngine, random_target: Path) -> None:
     small = {"num_gpu_blocks_override": 26, "block_size": 16, "max_model_len": 256}
-    plain, tree = make_engine(random_target), make_engine(random_target, TREE, disable_log_stats=False, **small)
+    plain, tree = make_engine(random_target), make_engine(random_target, TREE, **small)
     settings = [None, OFF, {"num_speculative_tokens": 2}, {"beam_width": 1}] * 2
     prompts = [prompt[:40] for prompt in random_prompts(len(settings), VOCAB, longest=90)]
     preempted = []
@@ -162,9 +165,7 @@ def test_preempted_requests_keep_their_settings(make_engine: MakeEngine, random_
         ({"beam_width": True}, "must be an integer, not True"),
     ],
 )
-def test_errors_come_before_the_engine(
-    make_engine: MakeEngine, random_target: Path, given: Any, message: str
-) -> None:
+def test_errors_come_before_the_engine(make_engine: MakeEngine, random_target: Path, given: Any, message: str) -> None:
     from vllm.exceptions import VLLMValidationError
 
     tree = make_engine(random_target, TREE)
@@ -201,7 +202,7 @@ def test_plain_engines_do_not_read_the_settings(make_engine: MakeEngine, random_
 
 
 def test_row_limits() -> None:
-    """The device keeps to a limit by itself, whatever was scheduled: a tree of five nodes cut to two, to none, to five."""
+    """The device keeps to a limit by itself, whatever was scheduled: five nodes cut to two, to none, to five."""
     from redrafter_vllm.state import DraftRows
     from redrafter_vllm.tree import DraftTree
 
