@@ -3,7 +3,7 @@
 
 import time
 from collections import deque
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -21,10 +21,10 @@ NO_TIME = StepTimes()
 class Clock(Protocol):
     """Marks points in the device's work. A mark is only good for one span and is given back with it."""
 
-    def mark(self) -> object:
+    def mark(self) -> Any:
         """The point that the work queued so far leads to."""
 
-    def seconds(self, marks: tuple[object, object, object]) -> tuple[float, float] | None:
+    def seconds(self, begin: Any, draft: Any, end: Any) -> tuple[float, float] | None:
         """From the second mark to the third and from the first to the third; None while the device is not there."""
 
 
@@ -34,8 +34,7 @@ class HostClock:
     def mark(self) -> float:
         return time.perf_counter()
 
-    def seconds(self, marks: tuple[float, float, float]) -> tuple[float, float]:
-        begin, draft, end = marks
+    def seconds(self, begin: float, draft: float, end: float) -> tuple[float, float]:
         return end - draft, end - begin
 
 
@@ -50,11 +49,12 @@ class CudaClock:
         event.record()
         return event
 
-    def seconds(self, marks: tuple[torch.cuda.Event, torch.cuda.Event, torch.cuda.Event]) -> tuple[float, float] | None:
-        begin, draft, end = marks
+    def seconds(
+        self, begin: torch.cuda.Event, draft: torch.cuda.Event, end: torch.cuda.Event
+    ) -> tuple[float, float] | None:
         if not end.query():
             return None
-        self._free.extend(marks)
+        self._free += (begin, draft, end)
         return draft.elapsed_time(end) / 1e3, begin.elapsed_time(end) / 1e3
 
 
@@ -65,10 +65,11 @@ class DraftTimer:
     """
 
     def __init__(self, device: torch.device, clock: Clock | None = None) -> None:
-        self._clock: Clock = clock or (CudaClock() if device.type == "cuda" else HostClock())
-        self._begin: object = None
-        self._draft: object = None
-        self._pending: deque[tuple[object, object, object]] = deque()
+        own: Clock = CudaClock() if device.type == "cuda" else HostClock()
+        self._clock = clock or own
+        self._begin: Any = None
+        self._draft: Any = None
+        self._pending: deque[tuple[Any, Any, Any]] = deque()
         self._seconds = [0.0, 0.0]
 
     def begin_step(self) -> None:
@@ -83,7 +84,7 @@ class DraftTimer:
             return
         self._pending.append((self._begin, self._draft, self._clock.mark()))
         self._begin = None
-        while self._pending and (spans := self._clock.seconds(self._pending[0])) is not None:
+        while self._pending and (spans := self._clock.seconds(*self._pending[0])) is not None:
             self._pending.popleft()
             self._seconds = [total + span for total, span in zip(self._seconds, spans, strict=True)]
 

@@ -90,7 +90,7 @@ class Source:
         name, _, member = path.partition(".")
         found = self._find(module, name)
         if found is None:
-            return Fact("missing")
+            return Fact("value" if not member and self._parse(f"{module}.{name}") else "missing")
         if member:
             if not isinstance(found.node, ast.ClassDef):
                 return Fact("missing")
@@ -139,8 +139,8 @@ class Source:
                 for alias in node.names:
                     if (alias.asname or alias.name) == name:
                         origin = _origin(module, parsed[1], node)
-                        # A module may be imported by name, too.
                         found = self._find(origin, alias.name)
+                        # A module may be imported by name, too.
                         return found or (Found(module, node) if self._parse(f"{origin}.{alias.name}") else None)
         return None
 
@@ -208,8 +208,9 @@ def _assigned(node: ast.stmt) -> set[str]:
 
 
 def _sets_on_self(node: ast.AST) -> bool:
-    stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-    return stored and isinstance(node.value, ast.Name) and node.value.id == "self"
+    if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Store):
+        return False
+    return isinstance(node.value, ast.Name) and node.value.id == "self"
 
 
 def _origin(module: str, is_package: bool, node: ast.ImportFrom) -> str:

@@ -2,16 +2,14 @@
 """What is counted about drafting, from the worker that drafts to the process that exports it.
 
 The worker knows how many nodes a tree has and how long drafting takes, the scheduler which requests count, the front
-end the counters. On the way: `DraftReport` rides on the runner's output, `RedrafterStats` takes the place of vLLM's own
-`SpecDecodingStats` in the scheduler's statistics.
+end the counters. On the way: `DraftReport` rides on the runner's output, `StepCounts` on vLLM's own statistics.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
-from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.spec_decode.metrics import SpecDecodingStats
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
@@ -41,24 +39,25 @@ class DraftReport:
     times: StepTimes
 
 
-@dataclass
-class RedrafterStats(SpecDecodingStats):
-    """vLLM's statistics of one step, and ours.
+class StepCounts(NamedTuple):
+    """What one step adds to vLLM's `SpecDecodingStats`, which count nodes and depths for trees already.
 
-    vLLM's count for trees what they say: `num_draft_tokens` nodes, `num_accepted_tokens_per_pos` depths.
+    These three stand behind vLLM's own entries of `num_draft_tokens_per_pos`: that list crosses the processes, and
+    nothing of vLLM's reads it. Fields that the type does not declare would be dropped on the way.
     """
 
     num_slots: int = 0
     draft_us: int = 0
     step_us: int = 0
 
+    @classmethod
+    def of(cls, stats: SpecDecodingStats) -> Self:
+        """The counts that statistics carry; zeros where they carry none."""
+        return cls(*stats.num_draft_tokens_per_pos[stats.num_spec_tokens :])
 
-def let_stats_pass() -> None:
-    """Make `RedrafterStats` survive the trip to the front end, which decodes by the types that are declared."""
-    SchedulerStats.__annotations__["spec_decoding_stats"] = RedrafterStats | None
-    # The decoder's description of the type, where one has been made already.
-    if "__msgspec_cache__" in vars(SchedulerStats):
-        del SchedulerStats.__msgspec_cache__
+    def put_into(self, stats: SpecDecodingStats) -> None:
+        """Let statistics carry these counts instead of what they carry."""
+        stats.num_draft_tokens_per_pos[stats.num_spec_tokens :] = self
 
 
 def report_from_worker(original: Callable) -> Callable:
@@ -68,7 +67,8 @@ def report_from_worker(original: Callable) -> Callable:
         output = original(self)
         verified = self.sampler_output
         if isinstance(verified, VerifiedOutput) and verified.num_nodes is not None:
-            setattr(output, _REPORT, DraftReport(*verified.num_nodes.tolist(), verified.times))
+            num_drawn, num_nodes = verified.num_nodes.tolist()
+            setattr(output, _REPORT, DraftReport(num_drawn, num_nodes, verified.times))
         return output
 
     return get_output
@@ -113,11 +113,12 @@ def count_slots(original: Callable) -> Callable:
             if request_id in getattr(self, "redrafter_without_tree", ()):
                 return spec_decoding_stats
             if spec_decoding_stats is None:
-                spec_decoding_stats = RedrafterStats.new(self.num_spec_tokens)
+                spec_decoding_stats = SpecDecodingStats.new(self.num_spec_tokens)
                 times: StepTimes = getattr(self, "redrafter_times", NO_TIME)
-                spec_decoding_stats.draft_us, spec_decoding_stats.step_us = times
+                StepCounts(0, times.drafting, times.whole).put_into(spec_decoding_stats)
                 self.redrafter_times = NO_TIME
-            spec_decoding_stats.num_slots += num_draft_tokens
+            counts = StepCounts.of(spec_decoding_stats)
+            counts._replace(num_slots=counts.num_slots + num_draft_tokens).put_into(spec_decoding_stats)
         return original(
             self, spec_decoding_stats, num_draft_tokens, num_accepted_tokens, num_invalid_spec_tokens, request_id
         )

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vllm.v1.metrics.utils import create_metric_per_engine
+from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
-from redrafter_vllm.integration.metrics import RedrafterStats
+from redrafter_vllm.integration.metrics import StepCounts
 
 DEPTH_LABEL = "depth"
 ACCEPTED = "vllm:redrafter_accepted"
@@ -48,15 +49,13 @@ class RedrafterProm:
             for engine, values in per_engine_labelvalues.items()
         }
 
-    def observe(self, stats: RedrafterStats, engine: int) -> None:
+    def observe(self, stats: SpecDecodingStats, engine: int) -> None:
         """Add one step of an engine."""
         counted = (
             stats.num_drafts,
             stats.num_drafts + stats.num_accepted_tokens,
             stats.num_draft_tokens,
-            stats.num_slots,
-            stats.draft_us,
-            stats.step_us,
+            *StepCounts.of(stats),
         )
         for counter, value in zip(self._counters.values(), counted, strict=True):
             counter[engine].inc(value)
@@ -88,7 +87,7 @@ def observe_counters(original: Callable) -> Callable:
 
     def observe(self: Any, spec_decoding_stats: Any, engine_idx: int = 0) -> None:
         original(self, spec_decoding_stats, engine_idx)
-        if isinstance(spec_decoding_stats, RedrafterStats) and hasattr(self, "redrafter"):
+        if hasattr(self, "redrafter"):
             self.redrafter.observe(spec_decoding_stats, engine_idx)
 
     return observe

@@ -109,7 +109,6 @@ def install_metrics() -> None:
     from redrafter_vllm.integration import metrics, metrics_prometheus
 
     # All can go when a speculator can hand statistics of its own to the scheduler, and these reach the stat loggers.
-    metrics.let_stats_pass()
     rebind_seam("vllm.v1.worker.gpu.async_utils:AsyncOutput.get_output", metrics.report_from_worker)
     scheduler = "vllm.v1.core.sched.scheduler:Scheduler"
     rebind_seam(f"{scheduler}.update_from_output", metrics.read_report)

@@ -259,11 +259,11 @@ _USED = (
     Seam("vllm.v1.outputs:DraftTokenIds", Use.USED, attributes="req_ids"),
     Seam("vllm.v1.outputs:ModelRunnerOutput", Use.USED, attributes="req_ids"),
     Seam("vllm.v1.outputs:LogprobsTensors", Use.USED),
-    Seam("vllm.v1.metrics.stats:SchedulerStats", Use.USED, attributes="spec_decoding_stats"),
     Seam(
         "vllm.v1.spec_decode.metrics:SpecDecodingStats",
         Use.USED,
-        attributes="new num_drafts num_draft_tokens num_accepted_tokens num_accepted_tokens_per_pos",
+        attributes="new num_spec_tokens num_drafts num_draft_tokens num_accepted_tokens num_accepted_tokens_per_pos "
+        "num_draft_tokens_per_pos",
     ),
     Seam("vllm.v1.spec_decode.metrics:SpecDecodingProm", Use.USED, attributes="_counter_cls"),
     Seam(f"{_GPU}.async_utils:AsyncOutput", Use.USED, attributes="sampler_output"),

@@ -13,12 +13,10 @@ class LateClock:
         self.marks = iter(marks)
         self.now = 0.0
 
-    def mark(self) -> object:
+    def mark(self) -> float:
         return next(self.marks)
 
-    def seconds(self, marks: tuple[object, object, object]) -> tuple[float, float] | None:
-        begin, draft, end = marks
-        assert isinstance(begin, float) and isinstance(draft, float) and isinstance(end, float)
+    def seconds(self, begin: float, draft: float, end: float) -> tuple[float, float] | None:
         return None if end > self.now else (end - draft, end - begin)
 
 

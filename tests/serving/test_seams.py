@@ -35,7 +35,7 @@ def test_they_hold_on_0_33() -> None:
     """Against what was read from its sources; after a change of the list, docs/vllm_seams.md says how to read again."""
     version, facts = load(FIXTURE)
     assert version.startswith("0.33.")
-    assert facts.keys() == {seam.target for seam in SEAMS}, "read the sources of 0.33 again: docs/vllm_seams.md"
+    assert facts.keys() >= {seam.target for seam in SEAMS}, "read the sources of 0.33 again: docs/vllm_seams.md"
     assert {seam.target: why for seam in SEAMS if (why := problem(seam, facts[seam.target]))} == {}
 
 
