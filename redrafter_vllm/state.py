@@ -31,13 +31,15 @@ class DraftRows:
             num_nodes=torch.zeros(max_num_reqs + 1, dtype=torch.int64, device=device),
         )
         self.tokens, self.parents, self.depths, self.ancestors, self.num_nodes = self.trees
-        self.chain_only = torch.zeros(max_num_reqs + 1, dtype=torch.bool, device=device)
+        self.beam_limit = torch.ones(max_num_reqs + 1, dtype=torch.int64, device=device)
+        self.node_limit = torch.full((max_num_reqs + 1,), max_nodes, dtype=torch.int64, device=device)
         self._drafts, self._layout = _step_buffers(max_num_reqs, max_nodes, device)
 
-    def open(self, row: int, *, chain_only: bool) -> None:
-        """Hand a row to a request that nothing has been drafted for yet."""
+    def open(self, row: int, *, beam_limit: int, node_limit: int) -> None:
+        """Hand a row to a request that nothing has been drafted for yet; its trees keep to these limits."""
         self.num_nodes[row].zero_()
-        self.chain_only[row].fill_(chain_only)
+        self.beam_limit[row].fill_(beam_limit)
+        self.node_limit[row].fill_(node_limit)
 
     def clear(self, rows: Tensor) -> None:  # [B]
         """Drop the trees of these rows."""
@@ -83,7 +85,7 @@ class RoundBuffers:
             roots=torch.zeros(max_num_reqs, dtype=torch.int64, device=device),
             rows=torch.zeros(max_num_reqs, dtype=torch.int64, device=device),
             room=torch.zeros(max_num_reqs, dtype=torch.int64, device=device),
-            chain_only=torch.zeros(max_num_reqs, dtype=torch.bool, device=device),
+            beam_limit=torch.ones(max_num_reqs, dtype=torch.int64, device=device),
         )
         self.draft_tokens = torch.zeros(max_num_reqs, max_nodes, dtype=torch.int64, device=device)
 
@@ -100,6 +102,7 @@ class RoundBuffers:
         for buffer in self.inputs:
             buffer.zero_()
         self.inputs.rows.fill_(spare_row)
+        self.inputs.beam_limit.fill_(1)
 
 
 def _step_buffers(max_num_reqs: int, max_nodes: int, device: torch.device) -> tuple[BatchDrafts, RowLayout]:

@@ -21,6 +21,7 @@ from redrafter_vllm.integration.sampler import TreeSampler
 from redrafter_vllm.integration.speculator import RedrafterSpeculator
 from redrafter_vllm.integration.step import DraftStep
 from redrafter_vllm.ops.kv_compact import prepare
+from redrafter_vllm.request_settings import parse_request_settings
 
 
 class TreeAttnMetadata(ModelSpecificAttnMetadata):
@@ -59,8 +60,13 @@ class RedrafterModelState(DefaultModelState):
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         super().add_request(req_index, new_req_data)
-        chain_only = self.chains_only or needs_chain(new_req_data.sampling_params)
-        self.speculator.rows.open(req_index, chain_only=chain_only)
+        params = new_req_data.sampling_params
+        drafting = self.speculator.drafting
+        settings = parse_request_settings(params.extra_args if params is not None else None, drafting)
+        chain_only = self.chains_only or needs_chain(params)
+        self.speculator.open_row(
+            req_index, 1 if chain_only else settings.beam_limit(drafting), settings.node_limit(drafting)
+        )
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
         super().initialize_kv_cache(kv_cache_config, block_tables)
@@ -94,6 +100,8 @@ class RedrafterModelState(DefaultModelState):
         ubatch_idx: int = 0,
         model_specific_attn_metadata: ModelSpecificAttnMetadata | None = None,
     ) -> dict[str, Any]:
+        if not for_capture:
+            self.speculator.timer.begin_step()
         step = DraftStep.begin(input_batch, slot_mappings, self.speculator.rows)
         self.speculator.step = step
         return super().prepare_attn(

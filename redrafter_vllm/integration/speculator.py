@@ -4,6 +4,7 @@
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
@@ -12,6 +13,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 
+from redrafter_vllm.draft_timer import DraftTimer
 from redrafter_vllm.integration.draft_graphs import DraftGraphs
 from redrafter_vllm.integration.drafter_loading import load_drafter
 from redrafter_vllm.integration.speculative_config import RedrafterSpeculativeConfig
@@ -52,6 +54,9 @@ class RedrafterSpeculator(BaseSpeculator):
         self.buffers = RoundBuffers(max_num_reqs, max_nodes, hidden_size, dtype, device)
         # vLLM finds it by its type, to free graphs that it had recorded only to see what memory they take.
         self.graphs: DraftGraphs | None = None
+        # On the host: a round that no request of the batch wants is not drawn.
+        self.drafts_wanted = np.ones(max_num_reqs, dtype=np.bool_)
+        self.timer = DraftTimer(device)
         self.step: DraftStep | None = None
         RedrafterSpeculator._built[id(vllm_config)] = self
 
@@ -59,6 +64,11 @@ class RedrafterSpeculator(BaseSpeculator):
     def of(cls, vllm_config: VllmConfig) -> "RedrafterSpeculator":
         """The speculator that the runner built from this configuration."""
         return cls._built[id(vllm_config)]
+
+    def open_row(self, row: int, beam_limit: int, node_limit: int) -> None:
+        """A request has got this row; its trees keep to these limits."""
+        self.rows.open(row, beam_limit=beam_limit, node_limit=node_limit)
+        self.drafts_wanted[row] = node_limit > 0
 
     def bind_target(self, model: nn.Module) -> None:
         """Share the target's input embedding, or keep the drafter's product with it."""
@@ -106,16 +116,18 @@ class RedrafterSpeculator(BaseSpeculator):
         num_reqs, idx_mapping = input_batch.num_reqs, input_batch.idx_mapping
         room = self.drafting.num_speculative_tokens if num_speculative_tokens is None else num_speculative_tokens
         step, self.step = self.step, None
-        if room == 0 and not dummy_run:
-            self.rows.clear(idx_mapping)
-            return self.buffers.draft_tokens[:num_reqs]
+        if not dummy_run:
+            self.timer.begin_drafting()
+            if room == 0 or not self.drafts_wanted[input_batch.idx_mapping_np].any():
+                self.rows.clear(idx_mapping)
+                self.timer.end_step()
+                return self.buffers.draft_tokens[:num_reqs]
         if step is not None and step.batch is input_batch:
             context_token = step.context_token()
         else:
             context_token = input_batch.logits_indices, None
-        source = RoundSource(
-            last_hidden_states, *context_token, idx_mapping, last_sampled, num_sampled, self.rows.chain_only
-        )
+        limits = self.rows.beam_limit, self.rows.node_limit
+        source = RoundSource(last_hidden_states, *context_token, idx_mapping, last_sampled, num_sampled, *limits)
         graph = None if self.graphs is None or is_profile else self.graphs.of(num_reqs)
         size = num_reqs if graph is None else graph.num_tokens
         # The requests of a dummy run own no rows.
@@ -125,11 +137,13 @@ class RedrafterSpeculator(BaseSpeculator):
         else:
             assert self.graphs is not None
             self.graphs.run_fullgraph(graph)
+        if not dummy_run:
+            self.timer.end_step()
         return self.buffers.draft_tokens[:num_reqs]
 
     def _run_round(self, size: int) -> None:
         """Draw and keep the trees of the first `size` requests in the buffers: what a graph records."""
         assert self.embedding is not None
         inputs = self.buffers.first(size)
-        tree = draw_trees(self.drafter, self.embedding, inputs.context, inputs.roots, inputs.chain_only, self.drafting)
+        tree = draw_trees(self.drafter, self.embedding, inputs.context, inputs.roots, inputs.beam_limit, self.drafting)
         self.rows.write(inputs.rows, tree, inputs.room, self.buffers.draft_tokens[:size])

@@ -14,8 +14,8 @@ SPARE = 6
 
 
 def buffers(size: int, hidden_size: int, dtype: torch.dtype) -> RoundInputs:
-    ids = [poisoned(size, dtype=torch.int64) for _ in range(3)]
-    return RoundInputs(poisoned(size, hidden_size, dtype=dtype), *ids, poisoned(size, dtype=torch.bool))
+    ids = [poisoned(size, dtype=torch.int64) for _ in range(4)]
+    return RoundInputs(poisoned(size, hidden_size, dtype=dtype), *ids)
 
 
 def source_of(num_reqs: int, hidden_size: int, dtype: torch.dtype, *, walked: bool) -> RoundSource:
@@ -27,7 +27,8 @@ def source_of(num_reqs: int, hidden_size: int, dtype: torch.dtype, *, walked: bo
         idx_mapping=rng.sample(range(SPARE), num_reqs),
         last_sampled=[[rng.randrange(2**40)] for _ in range(SPARE)],
         num_sampled=[rng.randrange(3) for _ in range(num_reqs)],
-        chain_only=[rng.random() < 0.5 for _ in range(SPARE + 1)],
+        beam_limit=[rng.randint(1, 5) for _ in range(SPARE + 1)],
+        node_limit=[rng.choice([0, 5, 99]) for _ in range(SPARE + 1)],
     )
     tensors = {name: None if value is None else torch.tensor(value, device=DEVICE) for name, value in values.items()}
     # Of no values torch makes floats.
@@ -47,17 +48,19 @@ def test_inputs_by_hand() -> None:
         idx_mapping=torch.tensor([4, 1], device=DEVICE),
         last_sampled=torch.tensor([[0], [71], [0], [0], [74], [0]], device=DEVICE),
         num_sampled=torch.tensor([2, 0], device=DEVICE),
-        chain_only=torch.tensor([False, True] + [False] * 5, device=DEVICE),
+        beam_limit=torch.tensor([4, 1, 4, 4, 3, 4, 4], device=DEVICE),
+        node_limit=torch.tensor([9, 9, 9, 9, 5, 9, 9], device=DEVICE),
     )
     out = buffers(3, 2, torch.float32)
     reference.round_inputs(out, source, room=7, num_stored=2, spare_row=SPARE)
     assert out.context.tolist() == [[5.0, 500.0], [9.0, 900.0], [0.0, 0.0]]
     assert out.roots.tolist() == [74, 71, 0]
     assert out.rows.tolist() == [4, 1, SPARE]
-    assert out.room.tolist() == [7, 0, 0]
-    assert out.chain_only.tolist() == [False, True, False]
-    reference.round_inputs(out, source, room=7, num_stored=0, spare_row=SPARE)
+    assert out.room.tolist() == [5, 0, 0]
+    assert out.beam_limit.tolist() == [3, 1, 1]
+    reference.round_inputs(out, source, room=4, num_stored=0, spare_row=SPARE)
     assert out.rows.tolist() == [SPARE] * 3
+    assert out.room.tolist() == [4, 0, 0]
 
 
 @runs_kernels

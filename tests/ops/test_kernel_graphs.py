@@ -75,6 +75,7 @@ class Round:
             torch.nn.init.normal_(parameter, std=0.3)
         self.embedding = torch.randn(VOCAB, HIDDEN, device=DEVICE)
         self.rows = DraftRows(8, CONFIG.num_speculative_tokens, DEVICE)
+        self.rows.beam_limit.fill_(CONFIG.beam_width)
         self.buffers = RoundBuffers(8, CONFIG.num_speculative_tokens, HIDDEN, torch.float32, DEVICE)
 
     def fill(self, num_reqs: int, seed: int) -> None:
@@ -86,14 +87,15 @@ class Round:
             idx_mapping=torch.randperm(8, generator=generator)[:num_reqs].to(DEVICE),
             last_sampled=torch.randint(VOCAB, (8, 1), generator=generator).to(DEVICE),
             num_sampled=torch.ones(num_reqs, dtype=torch.int32, device=DEVICE),
-            chain_only=self.rows.chain_only,
+            beam_limit=self.rows.beam_limit,
+            node_limit=self.rows.node_limit,
         )
         self.buffers.fill(SIZE, source, 16, num_reqs, self.rows.spare)
 
     @torch.inference_mode()
     def run(self) -> None:
         own = self.buffers.first(SIZE)
-        tree = draw_trees(self.drafter, self.embedding, own.context, own.roots, own.chain_only, CONFIG)
+        tree = draw_trees(self.drafter, self.embedding, own.context, own.roots, own.beam_limit, CONFIG)
         self.rows.write(own.rows, tree, own.room, self.buffers.draft_tokens[:SIZE])
 
 

@@ -76,7 +76,8 @@ def test_one_launch_and_no_memory_each(monkeypatch: pytest.MonkeyPatch) -> None:
     with ForbidAllocation():
         _, layout = rows.prepare(idx_mapping, cu_num_logits, logits_indices, positions)
         kv_compact(caches, path, layout.root_token, slots)
-        source = RoundSource(hidden, layout.root_token, leaf, idx_mapping, last_sampled, num_sampled, rows.chain_only)
+        limits = rows.beam_limit, rows.node_limit
+        source = RoundSource(hidden, layout.root_token, leaf, idx_mapping, last_sampled, num_sampled, *limits)
         buffers.fill(4, source, NODES, REQS, rows.spare)
         own = buffers.first(REQS)
         rows.write(own.rows, tree, own.room, buffers.draft_tokens[:REQS])

@@ -27,12 +27,12 @@ class Beams:
                 f"{list(self.tokens.shape)} and {list(self.token_log_probs.shape)}"
             )
 
-    def best_where(self, chain: Tensor) -> "Beams":
-        """Gives the rows with `chain` [B] (bool) the best beam in all W places, so that their tree is a chain."""
-        rows = chain[:, None, None]
+    def keep_best(self, limit: Tensor) -> "Beams":
+        """Puts the best beam in all places from `limit` [B] (int64, at least 1) on; a limit of 1 leaves a chain."""
+        beyond = torch.arange(self.tokens.shape[1], device=limit.device)[:, None] >= limit[:, None, None]
         return Beams(
-            torch.where(rows, self.tokens[:, :1], self.tokens),
-            torch.where(rows, self.token_log_probs[:, :1], self.token_log_probs),
+            torch.where(beyond, self.tokens[:, :1], self.tokens),
+            torch.where(beyond, self.token_log_probs[:, :1], self.token_log_probs),
         )
 
 

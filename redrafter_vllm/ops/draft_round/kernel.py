@@ -34,9 +34,9 @@ def round_inputs(out: RoundInputs, source: RoundSource, room: int, num_stored: i
         source.idx_mapping,
         source.last_sampled,
         source.num_sampled,
-        source.chain_only.view(torch.uint8),
-        *out[:-1],
-        out.chain_only.view(torch.uint8),
+        source.beam_limit,
+        source.node_limit,
+        *out,
         source.idx_mapping.shape[0],
         num_stored,
         spare_row,
@@ -92,12 +92,13 @@ def _gather_kernel(
     idx_mapping_ptr,  # [B]
     last_sampled_ptr,  # [P, 1]
     num_sampled_ptr,  # [B]
-    is_chain_ptr,  # [P] uint8
+    stored_beam_limit_ptr,  # [P]
+    stored_node_limit_ptr,  # [P]
     context_ptr,  # [Z, H]
     roots_ptr,  # [Z]
     rows_ptr,  # [Z]
     room_ptr,  # [Z]
-    chain_only_ptr,  # [Z] uint8
+    beam_limit_ptr,  # [Z]
     num_reqs,
     num_stored,
     spare_row,
@@ -126,8 +127,9 @@ def _gather_kernel(
         tl.store(roots_ptr + req, tl.load(last_sampled_ptr + row, mask=is_req, other=0))
         tl.store(rows_ptr + req, tl.where(req < num_stored, row, spare_row))
         has_root = tl.load(num_sampled_ptr + req, mask=is_req, other=0) > 0
-        tl.store(room_ptr + req, tl.where(has_root, room, 0))
-        tl.store(chain_only_ptr + req, tl.load(is_chain_ptr + row, mask=is_req, other=0))
+        own_room = tl.minimum(tl.load(stored_node_limit_ptr + row, mask=is_req, other=0), room)
+        tl.store(room_ptr + req, tl.where(has_root, own_room, 0))
+        tl.store(beam_limit_ptr + req, tl.load(stored_beam_limit_ptr + row, mask=is_req, other=1))
 
 
 @triton.jit
@@ -183,7 +185,6 @@ def variants() -> list[Variant]:
 def _gather_variant(name: str, hidden: str, constants: dict[str, int | bool]) -> Variant:
     types = {argument: "*i64" if argument.endswith("_ptr") else "i32" for argument in _gather_kernel.arg_names}
     types |= {"hidden_ptr": hidden, "context_ptr": hidden, "num_sampled_ptr": "*i32"}
-    types |= {"is_chain_ptr": "*u8", "chain_only_ptr": "*u8"}
     types = {argument: kind for argument, kind in types.items() if argument not in constants}
     return Variant(name, _gather_kernel, types, constants)
 

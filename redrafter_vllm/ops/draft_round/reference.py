@@ -20,7 +20,7 @@ class RoundInputs(NamedTuple):
     roots: Tensor  # [Z] int64, the token that the target has sampled there
     rows: Tensor  # [Z] int64, persistent row that gets the tree
     room: Tensor  # [Z] int64, nodes that the next step may verify
-    chain_only: Tensor  # [Z] bool
+    beam_limit: Tensor  # [Z] int64, beams that its tree may be made of
 
 
 class RoundSource(NamedTuple):
@@ -32,17 +32,18 @@ class RoundSource(NamedTuple):
     idx_mapping: Tensor  # [B] persistent row of each request
     last_sampled: Tensor  # [P, 1] by persistent row
     num_sampled: Tensor  # [B]
-    chain_only: Tensor  # [P] bool, by persistent row
+    beam_limit: Tensor  # [P] int64, by persistent row, at least 1
+    node_limit: Tensor  # [P] int64, by persistent row
 
 
 def round_inputs(out: RoundInputs, source: RoundSource, room: int, num_stored: int, spare_row: int) -> None:
     """Gather the inputs of a round.
 
     Args:
-        out: Written, all Z rows. What fills up has context 0, root 0, no room, and the spare row.
+        out: Written, all Z rows. What fills up has context 0, root 0, one beam, no room, and the spare row.
         source: Of the step's B requests, B ≤ Z.
-        room: Nodes that the scheduler takes at most. A request that has not sampled a token to draft from gets no room:
-            its tree is not one.
+        room: Nodes that the scheduler takes at most; a request may have a lower limit of its own. One that has not
+            sampled a token to draft from gets no room: its tree is not one.
         num_stored: Trees of the first so many requests are kept: B, or 0 in a dummy run, whose requests own no row.
         spare_row: A row that belongs to nobody.
     """
@@ -54,8 +55,9 @@ def round_inputs(out: RoundInputs, source: RoundSource, room: int, num_stored: i
     out.roots[:num_reqs].copy_(source.last_sampled[source.idx_mapping, 0])
     out.rows[:num_stored].copy_(source.idx_mapping[:num_stored])
     out.rows[num_stored:].fill_(spare_row)
-    out.room[:num_reqs].copy_((source.num_sampled > 0) * room)
-    out.chain_only[:num_reqs].copy_(source.chain_only[source.idx_mapping])
+    out.room[:num_reqs].copy_((source.num_sampled > 0) * source.node_limit[source.idx_mapping].clamp(max=room))
+    out.beam_limit.fill_(1)
+    out.beam_limit[:num_reqs].copy_(source.beam_limit[source.idx_mapping])
 
 
 def store_trees(
