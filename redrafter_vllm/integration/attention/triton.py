@@ -56,5 +56,7 @@ class TritonTreeImpl(TreeForward, TritonAttentionImpl):
         self, layer: AttentionLayer, query: Tensor, kv_cache: Tensor, metadata: TreeAttentionMetadata, output: Tensor
     ) -> None:
         assert metadata.trees is not None
-        scales = (layer._k_scale, layer._v_scale) if is_quantized_kv_cache(self.kv_cache_dtype) else (None, None)
-        kernel.tree_attention(query, kv_cache, metadata.trees, self.scale, *scales, out=output)
+        k_scale, v_scale = layer._k_scale, layer._v_scale
+        if not is_quantized_kv_cache(self.kv_cache_dtype):
+            k_scale = v_scale = None
+        kernel.tree_attention(query, kv_cache, metadata.trees, self.scale, k_scale, v_scale, output)
