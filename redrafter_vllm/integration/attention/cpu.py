@@ -149,8 +149,8 @@ class TreeAttentionImpl(AttentionImpl[TreeAttentionMetadata]):
         output_scale: Tensor | None = None,
         output_block_scale: Tensor | None = None,
     ) -> Tensor:
-        if attn_metadata is None:
-            return output
+        if attn_metadata is None:  # vLLM's profiling run; what it samples afterwards must be numbers
+            return output.fill_(0)
         for request in attn_metadata.requests:
             output[request.rows] = paged_attention(
                 query[request.rows], kv_cache, request.block_ids, request.num_keys, request.visible, self.scale
