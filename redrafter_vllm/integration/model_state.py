@@ -36,7 +36,7 @@ class TreeAttnMetadata(ModelSpecificAttnMetadata):
         if step.drafts is None or step.layout is None:
             return {}
         assert host_counts is not None
-        return {"trees": StepTrees(step.drafts.ancestors, step.drafts.valid, step.layout.num_drafts, host_counts)}
+        return {"trees": StepTrees(step.drafts.ancestors, step.layout.num_drafts, host_counts)}
 
 
 class RedrafterModelState(DefaultModelState):

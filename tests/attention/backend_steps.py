@@ -79,13 +79,7 @@ def common_metadata(step: Step) -> Any:
 def step_trees(step: Step, num_reqs: int | None = None) -> StepTrees:
     """The drafts of the first `num_reqs` requests; what lies behind them is padding."""
     counts = step.batch.num_drafts[:num_reqs]
-    node = torch.arange(step.batch.ancestors.shape[1])
-    return StepTrees(
-        ancestors=step.batch.ancestors[:num_reqs],
-        valid=node < counts[:, None],
-        num_drafts=counts.long(),
-        num_drafts_np=counts.numpy(),
-    )
+    return StepTrees(step.batch.ancestors[:num_reqs], counts.long(), counts.numpy())
 
 
 def layer_scales(q: float = 1.0, k: float = 1.0, v: float = 1.0) -> Any:

@@ -90,7 +90,6 @@ class TreeAttentionMetadataBuilder(AttentionMetadataBuilder[TreeAttentionMetadat
         assert common.seq_lens_cpu_upper_bound is not None
         upper_bounds = common.seq_lens_cpu_upper_bound.tolist()
         no_drafts = torch.zeros(0, 0, dtype=torch.bool, device=common.seq_lens.device)
-        ancestors = None if trees is None else trees.ancestors & trees.valid[:, :, None]
         num_drafts = [] if trees is None else trees.num_drafts_np.tolist()
         requests = []
         for index in range(common.num_reqs):
@@ -99,8 +98,8 @@ class TreeAttentionMetadataBuilder(AttentionMetadataBuilder[TreeAttentionMetadat
             if query_len == 0:
                 continue
             drafts = no_drafts
-            if ancestors is not None:
-                drafts = ancestors[index, : num_drafts[index], : num_drafts[index]]
+            if trees is not None:
+                drafts = trees.ancestors[index, : num_drafts[index], : num_drafts[index]]
             visible = None
             if query_len != num_keys or drafts.shape[0]:
                 visible = query_visibility(query_len, num_keys, common.seq_lens[index], drafts)

@@ -33,10 +33,13 @@ require_fields(
 
 @dataclass(frozen=True)
 class StepTrees:
-    """The trees of a step, in batch order, as the model state hands them to the builders."""
+    """The trees of a step, in batch order, as the model state hands them to the builders.
+
+    What a scheduled draft without a node sees does not matter, so nothing masks it: no node has it as an ancestor, and
+    it always sees its root.
+    """
 
     ancestors: Tensor  # [B, N, N] bool, a node's path, itself included
-    valid: Tensor  # [B, N] bool; a slot without a node sees what stood before the drafts
     num_drafts: Tensor  # [B]
     num_drafts_np: np.ndarray  # [B], the same on the host
 
@@ -70,7 +73,7 @@ class TreeBuffers:
         if trees is not None:
             num_trees = trees.num_drafts.shape[0]
             self.num_drafts[:num_trees] = trees.num_drafts
-            torch.logical_and(trees.ancestors, trees.valid[:, :, None], out=self.ancestors[:num_trees])
+            self.ancestors[:num_trees] = trees.ancestors
         self.num_drafts[num_trees:num_reqs] = 0
 
     def batch(self, common: CommonAttentionMetadata) -> TreeBatch:
