@@ -32,10 +32,10 @@ def run(device: str, scratch: Path) -> Outcome:
     for batch in BATCHES:
         with torch.device(device):
             context = torch.randn(batch, shape.hidden_size, dtype=dtype)
-            roots, chains = torch.arange(batch), torch.zeros(batch, dtype=torch.bool)
+            roots, beams = torch.arange(batch), torch.full((batch,), drafting.beam_width)
 
-        def draw(context: torch.Tensor = context, roots: torch.Tensor = roots, chains: torch.Tensor = chains) -> object:
-            return draw_trees(drafter, embedding, context, roots, chains, drafting)
+        def draw(context: torch.Tensor = context, roots: torch.Tensor = roots, beams: torch.Tensor = beams) -> object:
+            return draw_trees(drafter, embedding, context, roots, beams, drafting)
 
         with torch.inference_mode():
             times[batch] = seconds(draw, device)

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.engine
 
 
 def test_attention_without_metadata_gives_numbers() -> None:
-    from redrafter_vllm.integration.attention_backend import TreeAttentionImpl
+    from redrafter_vllm.integration.attention.cpu import TreeAttentionImpl
 
     attention = TreeAttentionImpl(num_heads=2, head_size=4, scale=0.5, num_kv_heads=1)
     query, key = torch.ones(3, 2, 4), torch.ones(3, 1, 4)
