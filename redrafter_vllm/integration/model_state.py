@@ -17,6 +17,7 @@ from vllm.v1.worker.gpu.model_states.interface import ModelSpecificAttnMetadata
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
+from redrafter_vllm.integration.attention.metadata import StepTrees
 from redrafter_vllm.integration.requests import needs_chain
 from redrafter_vllm.integration.sampler import TreeSampler
 from redrafter_vllm.integration.speculator import RedrafterSpeculator
@@ -31,13 +32,11 @@ class TreeAttnMetadata(ModelSpecificAttnMetadata):
         self.step = step
 
     def get_extra_attn_kwargs(self, attn_metadata_builder: Any, num_reqs: int) -> dict[str, Any]:
-        if self.step.drafts is None:
+        step, host_counts = self.step, self.step.batch.num_draft_tokens_per_req
+        if step.drafts is None or step.layout is None:
             return {}
-        assert self.step.batch.num_draft_tokens_per_req is not None
-        own = torch.eye(self.step.drafts.tokens.shape[1], dtype=torch.bool, device=self.step.drafts.ancestors.device)
-        # A slot without a node computes nothing that counts, but it must see something.
-        ancestors = (self.step.drafts.ancestors & self.step.drafts.valid[:, :, None]) | own
-        return {"ancestors": ancestors, "num_drafts": self.step.batch.num_draft_tokens_per_req.tolist()}
+        assert host_counts is not None
+        return {"trees": StepTrees(step.drafts.ancestors, step.layout.num_drafts, host_counts)}
 
 
 class RedrafterModelState(DefaultModelState):

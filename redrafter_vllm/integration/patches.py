@@ -9,7 +9,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-BACKEND_PATH = "redrafter_vllm.integration.attention_backend.TreeAttentionBackend"
 _MARK = "_redrafter_original"
 
 
@@ -62,18 +61,19 @@ def install_front() -> None:
 
 def install_runner() -> None:
     """What serving with the method needs; installed when its configuration is built or arrives in a process."""
-    from vllm.platforms.cpu import CpuPlatform
+    from vllm.platforms import current_platform
     from vllm.sampling_params import SamplingParams
     from vllm.v1.worker.gpu import model_runner
 
     # The runner imports these two by name. Can go when a method can name its speculator and model state.
     rebind(model_runner, "init_speculator", _init_speculator, "vllm_config device req_states")
     rebind(model_runner, "init_model_state", _init_model_state, "vllm_config model encoder_cache device")
-    # The CPU platform answers CPU_ATTN whatever is selected. Can go when it honours CUSTOM.
+    # CUSTOM names one class, and which of ours can serve depends on device, type and head size; besides, the CPU
+    # platform answers CPU_ATTN whatever is selected. Can go when a custom backend may choose, and is honoured on CPUs.
     rebind(
-        CpuPlatform,
+        _owner(type(current_platform), "get_attn_backend_cls"),
         "get_attn_backend_cls",
-        _cpu_attn_backend,
+        _attn_backend,
         "cls selected_backend attn_selector_config num_heads",
     )
     # vLLM's rejection sampler ignores min_p and logit_bias, so it refuses them; the walk runs its whole sampler.
@@ -144,16 +144,18 @@ def select_tree_attention(engine_args: Any) -> None:
 
 
 def register_tree_attention() -> None:
-    """Put our backend in vLLM's slot for custom backends of this process."""
+    """Put a backend of ours in vLLM's slot for custom backends of this process; which of them serves shows later."""
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
+    from redrafter_vllm.integration.attention.select import candidates, is_ours
+
     custom = AttentionBackendEnum.CUSTOM
-    if custom.is_overridden() and custom.get_path() != BACKEND_PATH:
+    if custom.is_overridden() and not is_ours(custom.get_path()):
         raise ValueError(
             f"ReDrafter's trees need vLLM's CUSTOM attention backend, which {custom.get_path()} has taken; unload that "
             "plugin or draft chains (beam_width=1)."
         )
-    register_backend(custom, BACKEND_PATH)
+    register_backend(custom, candidates()[0])
 
 
 def _add_cli_args(original: Callable) -> Callable:
@@ -203,14 +205,23 @@ def _init_model_state(original: Callable) -> Callable:
     return init_model_state
 
 
-def _cpu_attn_backend(original: Callable) -> Callable:
-    def get_attn_backend_cls(cls: Any, selected_backend: Any, *args: Any, **kwargs: Any) -> str:
+def _owner(cls: type, name: str) -> type:
+    """The class, of `cls` and its bases, that defines `name`."""
+    return next((base for base in cls.__mro__ if name in vars(base)), cls)
+
+
+def _attn_backend(original: Callable) -> Callable:
+    def get_attn_backend_cls(
+        cls: Any, selected_backend: Any, attn_selector_config: Any, *args: Any, **kwargs: Any
+    ) -> str:
         from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
+        from redrafter_vllm.integration.attention.select import is_ours, select
+
         custom = AttentionBackendEnum.CUSTOM
-        if selected_backend == custom and custom.is_overridden() and custom.get_path() == BACKEND_PATH:
-            return BACKEND_PATH
-        return original(cls, selected_backend, *args, **kwargs)
+        if selected_backend == custom and custom.is_overridden() and is_ours(custom.get_path()):
+            return select(attn_selector_config)
+        return original(cls, selected_backend, attn_selector_config, *args, **kwargs)
 
     return get_attn_backend_cls
 
