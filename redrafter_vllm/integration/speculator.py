@@ -12,7 +12,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 
-from redrafter_vllm.drafter import Drafter
+from redrafter_vllm.integration.drafter_loading import load_drafter
 from redrafter_vllm.integration.speculative_config import RedrafterSpeculativeConfig
 from redrafter_vllm.integration.step import DraftStep
 from redrafter_vllm.integration.target_support import UnsupportedTargetError
@@ -36,9 +36,9 @@ class RedrafterSpeculator(BaseSpeculator):
         spec = vllm_config.speculative_config
         assert isinstance(spec, RedrafterSpeculativeConfig)
         self.drafting = spec.drafting
-        self.drafter = Drafter.from_pretrained(spec.checkpoint, dtype=vllm_config.model_config.dtype, device=device)
+        self.drafter = load_drafter(spec.checkpoint, self.drafting, vllm_config, device)
         self.vocab_size = vllm_config.model_config.get_vocab_size()
-        self.embedding: Tensor | None = None  # [V, H]
+        self.embedding: Tensor | None = None  # what the drafter takes of each token, [V, H]
         max_num_reqs = vllm_config.scheduler_config.max_num_seqs
         self.rows = DraftRows(max_num_reqs, self.drafting.num_speculative_tokens, device)
         self.step: DraftStep | None = None
@@ -50,7 +50,7 @@ class RedrafterSpeculator(BaseSpeculator):
         return cls._built[id(vllm_config)]
 
     def bind_target(self, model: nn.Module) -> None:
-        """Share the target's input embedding."""
+        """Share the target's input embedding, or keep the drafter's product with it."""
         tables = [
             module
             for module in model.modules()
@@ -60,7 +60,7 @@ class RedrafterSpeculator(BaseSpeculator):
             raise UnsupportedTargetError(
                 f"ReDrafter shares the target's token embedding, but {type(model).__name__} has {len(tables)} of them."
             )
-        self.embedding = tables[0].weight[: self.vocab_size]
+        self.embedding = self.drafter.token_inputs(tables[0].weight[: self.vocab_size])
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
         return None
