@@ -49,7 +49,7 @@ def select(config: Any) -> str:
     Raises:
         ValueError: None of ours can serve it; the message has vLLM's reasons for each.
     """
-    reasons = {}
+    reasons: dict[str, str] = {}
     capability = current_platform.get_device_capability()
     for path in candidates():
         try:
