@@ -17,12 +17,14 @@ from tests.attention.fake_flash import FakeFlash
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, cpu_only, params, runner, tokens
 from tests.engine.scripted import run_both
+from tests.engine.simulated_graphs import simulated_graphs
 from tests.models import VOCAB
 
 pytestmark = [pytest.mark.engine, cpu_only]
 
 
 MAX_TOKENS = 8
+SHAPE = {"max_num_batched_tokens": 48, "max_num_seqs": 3}
 
 
 @pytest.fixture(params=["triton", "flash"])
@@ -55,22 +57,42 @@ def parts_of_steps(impl: type[Any], monkeypatch: pytest.MonkeyPatch) -> set[tupl
     return found
 
 
+def tree_engine(make_engine: MakeEngine, target: Path, backend: type[Any]) -> Any:
+    # Block sizes that every backend takes keep the engines of two backends apart.
+    tree = make_engine(target, TREE, block_size=32 if backend is FlashTreeBackend else 16, **SHAPE)
+    assert runner(tree).attn_groups[0][0].backend is backend
+    return tree
+
+
+def requests(*lengths: int) -> tuple[list[list[int]], list[Any]]:
+    """Prompts of these lengths, greedy and seeded in turns."""
+    rng = random.Random(3)
+    prompts = [[rng.randrange(3, VOCAB) for _ in range(length)] for length in lengths]
+    return prompts, [
+        params(temperature=0.8 * (index % 2), seed=index, ignore_eos=True, max_tokens=MAX_TOKENS)
+        for index in range(len(lengths))
+    ]
+
+
 def test_tokens_are_those_of_plain_vllm(
     make_engine: MakeEngine, random_target: Path, backend: type[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Greedy and seeded, random trees, prompts cut into pieces beside other requests' trees."""
-    shape = {"max_num_batched_tokens": 48, "max_num_seqs": 3}
-    plain = make_engine(random_target, **shape)
-    # The block size is one that every backend takes, and keeps the two engines apart.
-    tree = make_engine(random_target, TREE, block_size=32 if backend is FlashTreeBackend else 16, **shape)
-    assert runner(tree).attn_groups[0][0].backend is backend
+    plain, tree = make_engine(random_target, **SHAPE), tree_engine(make_engine, random_target, backend)
     found = parts_of_steps(backend.get_impl_cls(), monkeypatch)
-    rng = random.Random(3)
     # After the first step the second prompt still has a piece longer than any tree.
-    prompts = [[rng.randrange(3, VOCAB) for _ in range(length)] for length in (5, 100, 3)]
-    sampling = [
-        params(temperature=0.8 * (index % 2), seed=index, ignore_eos=True, max_tokens=MAX_TOKENS) for index in range(3)
-    ]
-    expected, outputs = run_both(plain, tree, prompts, sampling)
+    expected, outputs = run_both(plain, tree, *requests(5, 100, 3))
     assert tokens(outputs) == tokens(expected)
     assert {(True, False), (True, True), (False, True)} <= found
+
+
+@pytest.mark.parametrize("backend", ["flash"], indirect=True)
+def test_full_graphs_serve_the_same_tokens(make_engine: MakeEngine, random_target: Path, backend: type[Any]) -> None:
+    """Two requests, one of them longer: a graph of two serves both, and in the end one alone with padding."""
+    plain, tree = make_engine(random_target, **SHAPE), tree_engine(make_engine, random_target, backend)
+    prompts, sampling = requests(40, 4)
+    sampling[1].max_tokens += 8
+    with simulated_graphs(tree, [2]) as replays:
+        expected, outputs = run_both(plain, tree, prompts, sampling)
+    assert tokens(outputs) == tokens(expected)
+    assert set(replays) == {(1, 2), (2, 2)}
