@@ -230,6 +230,11 @@ def _init_speculator(original: Callable) -> Callable:
         if not _is_ours(vllm_config):
             return original(vllm_config, device, req_states)
         from redrafter_vllm.integration.speculator import RedrafterSpeculator
+        from redrafter_vllm.integration.target_support import check_pipeline
+
+        check_pipeline(
+            vllm_config.parallel_config.pipeline_parallel_size, vllm_config.scheduler_config.async_scheduling
+        )
 
         if not vllm_config.speculative_config.drafting.is_chain:
             register_tree_attention()
@@ -241,6 +246,14 @@ def _init_speculator(original: Callable) -> Callable:
 def _init_model_state(original: Callable) -> Callable:
     def init_model_state(vllm_config: Any, model: Any, encoder_cache: Any, device: Any) -> Any:
         if not _is_ours(vllm_config):
+            return original(vllm_config, model, encoder_cache, device)
+        from vllm.distributed.parallel_state import get_pp_group
+
+        if not get_pp_group().is_last_rank:
+            from redrafter_vllm.integration.parallel import send_embedding
+
+            # Only chains are drafted here, for which a stage that samples nothing has nothing to do.
+            send_embedding(model)
             return original(vllm_config, model, encoder_cache, device)
         from redrafter_vllm.integration.model_state import RedrafterModelState
 
