@@ -13,7 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.ops.devices import HAS_GPU
+
 _INTERFACE = "vllm.vllm_flash_attn.flash_attn_interface"
+
+
+def flash_attention(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> "FakeFlash | None":
+    """FlashAttention as this GPU has it (None), or without one its stand-in for such a device."""
+    return None if HAS_GPU else FakeFlash(monkeypatch, capability)
 
 
 class FakeFlash:
