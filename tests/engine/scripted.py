@@ -68,7 +68,13 @@ def scripted_trees(llm: Any, truths: Mapping[tuple[int, ...], list[int]], *, see
         return propose(self, input_batch, *args, **kwargs)
 
     def draw(
-        drafter: Any, embedding: torch.Tensor, context: Any, roots: Any, beam_limit: Any, config: Any
+        drafter: Any,
+        embedding: torch.Tensor,
+        context: Any,
+        roots: Any,
+        beam_limit: Any,
+        config: Any,
+        beam_step: Any = None,
     ) -> DraftTree:
         shape = (len(rows), config.num_speculative_tokens)
         tree = DraftTree(
