@@ -7,7 +7,7 @@ All were written for vLLM >=0.32,<0.34, and all answer as vLLM does unless the m
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 BACKEND_PATH = "redrafter_vllm.integration.attention_backend.TreeAttentionBackend"
 _MARK = "_redrafter_original"
@@ -65,6 +65,7 @@ def install_runner() -> None:
     from vllm.platforms.cpu import CpuPlatform
     from vllm.sampling_params import SamplingParams
     from vllm.v1.worker.gpu import model_runner
+    from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker
 
     # The runner imports these two by name. Can go when a method can name its speculator and model state.
     rebind(model_runner, "init_speculator", _init_speculator, "vllm_config device req_states")
@@ -79,6 +80,35 @@ def install_runner() -> None:
     # vLLM's rejection sampler ignores min_p and logit_bias, so it refuses them; the walk runs its whole sampler.
     # Can go when the refusal asks the method.
     rebind(SamplingParams, "_validate_spec_decode", _validate_spec_decode, "self speculative_config")
+    # A waiting request of one token is padded with placeholder drafts, and vLLM scores them as its prompt. No step of a
+    # plain engine has drafts. Can go when vLLM leaves them out.
+    rebind(
+        PromptLogprobsWorker,
+        "compute_prompt_logprobs",
+        _prompt_logprobs,
+        "self logits_fn hidden_states input_batch all_token_ids num_computed_tokens prompt_lens",
+    )
+    allow_async_scheduling()
+
+
+def allow_async_scheduling() -> None:
+    """Let `VllmConfig` schedule asynchronously with this method, as it does with EAGLE.
+
+    It knows the methods that it may do so with by closed lists, one of which it reads for nothing else. The method
+    meets what they do: drafts stay on the device, the scheduler counts placeholders, and no shape depends on how many
+    of them were accepted. Can go when the configuration asks the method.
+
+    Raises:
+        SeamChangedError: The list is gone or holds other methods.
+    """
+    from vllm.config import vllm as vllm_config
+
+    methods = get_args(getattr(vllm_config, "NgramGPUTypes", None))
+    if "redrafter" in methods:
+        return
+    if methods != ("ngram_gpu",):
+        raise _seam_changed("vllm.config.vllm.NgramGPUTypes", f"has as {methods}, not as ('ngram_gpu',)")
+    vllm_config.NgramGPUTypes = Literal["ngram_gpu", "redrafter"]
 
 
 def install_refusal(message: str) -> None:
@@ -221,6 +251,24 @@ def _validate_spec_decode(original: Callable) -> Callable:
             original(self, speculative_config)
 
     return _validate_spec_decode
+
+
+def _prompt_logprobs(original: Callable) -> Callable:
+    def compute_prompt_logprobs(
+        self: Any, logits_fn: Any, hidden_states: Any, input_batch: Any, *args: Any
+    ) -> dict[str, Any]:
+        found = original(self, logits_fn, hidden_states, input_batch, *args)
+        num_drafts = input_batch.num_draft_tokens_per_req
+        if not found or num_drafts is None:
+            return found
+        for req_id, count in zip(input_batch.req_ids, num_drafts.tolist(), strict=True):
+            if count and req_id in found:
+                scores = found.pop(req_id)
+                if scores.logprobs.shape[0] > count:
+                    found[req_id] = type(scores)(*(rows[:-count] for rows in scores[:3]))
+        return found
+
+    return compute_prompt_logprobs
 
 
 def _is_ours(vllm_config: Any) -> bool:
