@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hundreds of random requests against plain vLLM: parameters, arrivals and aborts at random, in a cache too small for all.
+"""Hundreds of random requests against plain vLLM: random parameters, arrivals and aborts, in a cache too small for all.
 
 Everything follows from one seed. For a longer run:
 
@@ -67,8 +67,14 @@ def expected(engines: dict[str, Any]) -> dict[str, Any]:
 def test_random_stream(engines: dict[str, Any], expected: dict[str, Any], variant: str) -> None:
     cases = random_cases(REQUESTS, SEED)
     plain, tree = engines["plain"], engines[variant]
+    blocks: dict[Any, list[torch.Tensor]] = {}
+
+    def collect_blocks(step: int) -> None:
+        if step % 20 == 0:
+            blocks.update(cached_blocks(tree))
+
     with row_invariant(tree), truthful_trees(tree, cases, expected), watched_rows(tree) as strangers:
-        stream = run_stream(tree, cases)
+        stream = run_stream(tree, cases, collect_blocks)
     differing = [
         f"seed {SEED}, {variant}, {case}: {what}"
         for case in cases
@@ -77,7 +83,7 @@ def test_random_stream(engines: dict[str, Any], expected: dict[str, Any], varian
     assert not differing, f"{len(differing)} of {REQUESTS}:\n" + "\n".join(differing[:5])
     assert not strangers
     assert not leaks(tree)
-    assert_cached_as_in(plain, tree)
+    assert_as_cached_by(plain, blocks)
     assert_not_idle(stream)
 
 
@@ -98,13 +104,13 @@ def truthful_trees(llm: Any, cases: list[Case], expected: dict[str, Any]) -> Any
     return trees_around(llm, continuation, seed=SEED)
 
 
-def assert_cached_as_in(plain: Any, tree: Any) -> None:
-    """Blocks that prefix caching may hand out hold, bit for bit, what plain decoding leaves in them."""
-    theirs, ours = cached_blocks(plain), cached_blocks(tree)
-    common = theirs.keys() & ours.keys()
-    assert len(common) > 10
+def assert_as_cached_by(plain: Any, blocks: dict[Any, list[torch.Tensor]]) -> None:
+    """Blocks that prefix caching might have handed out held, bit for bit, what plain decoding leaves in them."""
+    theirs = cached_blocks(plain)
+    common = theirs.keys() & blocks.keys()
+    assert len(common) > 40
     for key in common:
-        assert all(torch.equal(own, theirs[key][0]) for own in ours[key]), f"block {key} differs"
+        assert all(torch.equal(own, theirs[key][0]) for own in blocks[key]), f"block {key} differs"
 
 
 def assert_not_idle(stream: Stream) -> None:

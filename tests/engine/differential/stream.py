@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Feeding a stream of requests to an engine step by step, where nothing depends on the clock."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,18 +43,18 @@ class Stream:
         return tokens / self.updates
 
 
-def run_stream(llm: Any, cases: Sequence[Case]) -> Stream:
+def run_stream(llm: Any, cases: Sequence[Case], after_step: Callable[[int], None] | None = None) -> Stream:
     """Add each request at its step, abort those that give up, and step until nothing is left."""
     # A grammar that compiles beside the engine is ready whenever the clock says.
     core(llm).structured_output_manager._use_async_grammar_compilation = False
     stream = Stream({case.name: Answer() for case in cases})
     with counted_preemptions(llm, stream):
-        _feed(llm, cases, stream)
+        _feed(llm, cases, stream, after_step or (lambda step: None))
         settle(llm)
     return stream
 
 
-def _feed(llm: Any, cases: Sequence[Case], stream: Stream) -> None:
+def _feed(llm: Any, cases: Sequence[Case], stream: Stream, after_step: Callable[[int], None]) -> None:
     engine = llm.llm_engine
     waiting = list(reversed(cases))
     aborts: dict[int, list[Case]] = {}
@@ -84,6 +84,7 @@ def _feed(llm: Any, cases: Sequence[Case], stream: Stream) -> None:
                 key = output.request_id, one.index
                 stream.updates += len(one.token_ids) > sizes.get(key, 0)
                 sizes[key] = len(one.token_ids)
+        after_step(stream.steps)
         stream.steps += 1
 
 
