@@ -33,7 +33,13 @@ REQUESTS = int(os.environ.get("REDRAFTER_DIFFERENTIAL_REQUESTS", "500"))
 SEED = int(os.environ.get("REDRAFTER_DIFFERENTIAL_SEED", "0"))
 
 SHAPE = {"block_size": 16, "max_model_len": MAX_MODEL_LEN, "skip_tokenizer_init": False}
-TINY = {**SHAPE, "num_gpu_blocks_override": 18, "max_num_batched_tokens": 96, "scheduling_policy": "priority"}
+TINY = {
+    **SHAPE,
+    "num_gpu_blocks_override": 18,
+    "max_num_batched_tokens": 96,
+    "long_prefill_token_threshold": 40,
+    "scheduling_policy": "priority",
+}
 FEWER_NODES = [(1, 2, 16), (3, 5, 6), (6, 8, 3)]
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "synchronous": (TREE, {}),

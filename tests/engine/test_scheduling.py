@@ -15,7 +15,7 @@ from tests.engine.differential.cases import Case
 from tests.engine.differential.compare import logprobs_difference
 from tests.engine.differential.leaks import leaks
 from tests.engine.differential.stream import Stream, run_stream
-from tests.engine.generation import CHAIN, TREE, core, random_prompts, runner, scheduler
+from tests.engine.generation import CHAIN, TREE, core, cpu_only, random_prompts, runner, scheduler
 from tests.engine.scripted import assert_identical, scripted_trees
 from tests.models import VOCAB
 
@@ -66,6 +66,14 @@ def test_asynchronous_scheduling_is_on_unless_switched_off(random_target: Path) 
     assert not scheduling(None, ngram)
     with pytest.raises(ValueError, match="async scheduling is only supported with"):
         scheduling(True, ngram)
+
+
+@cpu_only
+def test_a_cpu_switches_asynchronous_scheduling_off(random_target: Path) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    args = EngineArgs(str(random_target), speculative_config=TREE, async_scheduling=True, max_model_len=64)
+    assert args.create_engine_config().scheduler_config.async_scheduling is False
 
 
 def test_a_changed_list_of_methods_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
