@@ -86,6 +86,11 @@ _REBOUND = (
         Use.REBOUND,
         "self default_max_tokens default_sampling_params",
     ),
+    Seam(
+        f"{_GPU}.sample.prompt_logprob:PromptLogprobsWorker.compute_prompt_logprobs",
+        Use.REBOUND,
+        "self logits_fn hidden_states input_batch all_token_ids num_computed_tokens prompt_lens",
+    ),
     Seam("vllm.v1.core.sched.scheduler:Scheduler.update_draft_token_ids", Use.REBOUND, "self draft_token_ids"),
     Seam(
         "vllm.v1.core.sched.async_scheduler:AsyncScheduler._update_after_schedule",
@@ -224,6 +229,7 @@ _USED = (
         Use.USED,
         attributes="speculative_config model_config scheduler_config compilation_config",
     ),
+    Seam("vllm.config.vllm:NgramGPUTypes", Use.USED),
     Seam("vllm.config.compilation:CUDAGraphMode", Use.USED),
     Seam("vllm.config.compilation:CompilationConfig", Use.USED, attributes="static_forward_context"),
     Seam("vllm.config.scheduler:SchedulerConfig", Use.USED, attributes="max_num_seqs"),
