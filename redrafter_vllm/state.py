@@ -42,6 +42,10 @@ class DraftRows:
         self.num_nodes[row].zero_()
         self.chain_only[row].fill_(chain_only)
 
+    def restrict_to_chain(self, row: int) -> None:
+        """Draw chains for the request that the row was opened for."""
+        self.chain_only[row].fill_(True)
+
     def clear(self, rows: Tensor) -> None:  # [B]
         """Drop the trees of these rows."""
         self.num_nodes.index_fill_(0, rows, 0)

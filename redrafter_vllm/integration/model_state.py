@@ -54,14 +54,11 @@ class RedrafterModelState(DefaultModelState):
         self.speculator = RedrafterSpeculator.of(vllm_config)
         self.speculator.bind_target(model)
         self.is_chain = self.speculator.drafting.is_chain
-        # A custom logits processor may look at any earlier token, and only it knows.
-        self.chains_only = bool(vllm_config.model_config.logits_processors)
         self.kv_caches: list[Tensor] = []
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         super().add_request(req_index, new_req_data)
-        chain_only = self.chains_only or needs_chain(new_req_data.sampling_params)
-        self.speculator.rows.open(req_index, chain_only=chain_only)
+        self.speculator.rows.open(req_index, chain_only=needs_chain(new_req_data.sampling_params))
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
         super().initialize_kv_cache(kv_cache_config, block_tables)
