@@ -31,6 +31,12 @@ class TreeSampler:
     """
 
     def __init__(self, sampler: Any, speculator: RedrafterSpeculator) -> None:
+        for option, is_on in (
+            ("enable_trace_replay", sampler.trace_replay_state is not None),
+            ("return_sampling_mask", sampler.return_sampling_mask),
+        ):
+            if is_on:
+                raise ValueError(f"ReDrafter does not record or replay samples: switch off {option} or ReDrafter.")
         self.sampler = sampler
         self.speculator = speculator
         self.max_depth = speculator.drafting.beam_length
