@@ -173,26 +173,6 @@ def test_prefix_cache_between_requests(make_engine: MakeEngine, random_target: P
     assert all(output.num_cached_tokens >= 48 for output in outputs)
 
 
-@pytest.mark.parametrize("mode", ["raw_logprobs", "processed_logprobs"])
-def test_logprobs_of_emitted_tokens(make_engine: MakeEngine, random_target: Path, mode: str) -> None:
-    options = {"logprobs_mode": mode}
-    plain, tree = make_engine(random_target, **options), make_engine(random_target, TREE, **options)
-    prompts = random_prompts(6, VOCAB)
-    kinds = [{}, {"temperature": 0.8}, {"logprobs": None}, {"temperature": 0.9, "top_k": 30}, {}, {"logprobs": 0}]
-    sampling = mixed_params([{"logprobs": 3, **kind} for kind in kinds], max_tokens=24)
-    sampling[0].prompt_logprobs = 2
-    expected, outputs = run_both(plain, tree, prompts, sampling)
-    assert tokens(outputs) == tokens(expected)
-    for output, wanted in zip(outputs, expected, strict=True):
-        own, theirs = output.outputs[0].logprobs, wanted.outputs[0].logprobs
-        assert (own is None) == (theirs is None)
-        for position, reference in zip(own or [], theirs or [], strict=True):
-            assert position.keys() == reference.keys()
-            for token, entry in reference.items():
-                assert position[token].logprob == pytest.approx(entry.logprob, abs=2e-4)
-                assert position[token].rank == entry.rank
-
-
 @cpu_only
 def test_a_plain_chain(make_engine: MakeEngine, random_target: Path) -> None:
     """One beam: stock attention, every kind of request."""
