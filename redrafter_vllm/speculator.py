@@ -14,20 +14,21 @@ def draw_trees(
     embedding: Tensor,  # [V, H]
     context: Tensor,  # [B, H]
     root_tokens: Tensor,  # [B]
-    chain_only: Tensor,  # [B] bool
+    beam_limit: Tensor,  # [B] int64
     config: DraftingConfig,
 ) -> DraftTree:
     """Beam-search from the roots and pack the beams.
 
-    A request that may only have a chain gets its best beam: all its beams are replaced by that one, and the packing
-    leaves a chain of it. A chain is a tree; there is no second path.
+    A request may have fewer beams than are searched: its best one takes the place of those beyond, and the packing
+    leaves nothing of them. Of a single beam it leaves a chain. A chain is a tree; there is no second path.
 
     Args:
         drafter: The RNN drafter.
         embedding: The target's input embedding.
         context: Target's hidden state (after its final norm) at the last accepted token.
         root_tokens: The token that the target has sampled there.
-        chain_only: Requests whose logits depend on the order of earlier tokens.
+        beam_limit: Beams that each request's tree may be made of, at least 1: 1 where logits depend on the order of
+            earlier tokens.
         config: Beam width and length, node slots, renormalisation.
     """
     beams = beam_search(
@@ -39,4 +40,4 @@ def draw_trees(
         beam_length=config.beam_length,
         logits_top_k=config.logits_top_k,
     )
-    return DraftTree.from_beams(beams.best_where(chain_only), config.num_speculative_tokens)
+    return DraftTree.from_beams(beams.keep_best(beam_limit), config.num_speculative_tokens)

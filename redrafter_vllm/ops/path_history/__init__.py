@@ -3,6 +3,7 @@
 
 from torch import Tensor
 
+from redrafter_vllm.ops.dispatch import use_kernel
 from redrafter_vllm.ops.path_history import reference
 from redrafter_vllm.ops.path_history.reference import BadWords, Paths, Penalties
 
@@ -11,7 +12,7 @@ __all__ = ["BadWords", "Paths", "Penalties", "forbid_bad_words", "penalise"]
 
 def penalise(logits: Tensor, paths: Paths, slot_of_row: Tensor, penalties: Penalties) -> None:
     """See `reference.penalise`; on CUDA devices by a kernel."""
-    if logits.is_cuda:
+    if use_kernel(logits):
         from redrafter_vllm.ops.path_history import kernel
 
         kernel.penalise(logits, paths, slot_of_row, penalties)
@@ -23,7 +24,7 @@ def forbid_bad_words(
     logits: Tensor, paths: Paths, slot_of_row: Tensor, words: BadWords, max_words: int, max_length: int
 ) -> None:
     """See `reference.forbid_bad_words`; on CUDA devices by a kernel."""
-    if logits.is_cuda:
+    if use_kernel(logits):
         from redrafter_vllm.ops.path_history import kernel
 
         kernel.forbid_bad_words(logits, paths, slot_of_row, words, max_words, max_length)
