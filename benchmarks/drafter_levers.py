@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.record import RESULTS, record
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(args.target)
     full = Drafter.from_pretrained(resolve_drafter(args.drafter, str(args.target)))
     frequencies = data_frequencies(args.data, tokenizer, full.config.vocab_size, WINDOW)
-    drafters = [(full, 1.0, None)]
+    drafters: list[tuple[Drafter, float, Tensor | None]] = [(full, 1.0, None)]
     for size in args.draft_vocab_size or [full.config.output_size // 4]:
         kept = choose_tokens(full, frequencies, size)
         drafters.append((trim(full, kept.tokens), kept.coverage, kept.tokens))

@@ -3,6 +3,7 @@
 
 Random weights: what a round costs does not depend on them. Every way runs once before the next has its second turn, so
 that other work on the machine meets all of them alike. On a GPU the rounds are eager: serving replays them as graphs.
+Nothing is timed before the logits of all ways have been found near those of the drafter as loaded.
 """
 
 import argparse
@@ -19,15 +20,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
+from vllm.config import set_current_vllm_config
 from vllm.distributed.parallel_state import (
     destroy_distributed_environment,
     destroy_model_parallel,
     init_distributed_environment,
     initialize_model_parallel,
 )
+from vllm.engine.arg_utils import EngineArgs
 from vllm.utils.torch_utils import set_default_torch_dtype
 
+from benchmarks.demo.options import ASSET
 from benchmarks.record import RESULTS, record
 from benchmarks.roofline import DTYPE_BYTES, Layout, Workload, kept_bytes, round_reads
 from benchmarks.shapes import ShapeError, find_shape, published_drafter
@@ -39,14 +42,20 @@ from redrafter_vllm.speculator import draw_trees
 
 WARM_UP = 2
 
+# Of the logits' own spread. Rounding to a byte moves each product by 1 % (INT8) or 3 % (FP8) of it, and there are four
+# in a row; a kernel that takes scales or codes for other ones is off by the whole.
+MOST_OFF = {None: 0.02, "int8": 0.05, "fp8": 0.15}
+
 
 @contextmanager
 def alone_in_vllm(device: str, dtype: torch.dtype) -> Iterator[None]:
-    """What vLLM's layers need around them: a configuration, and process groups of this process alone."""
+    """What vLLM's layers need around them: any model's configuration, and process groups of this process alone."""
     backend = "nccl" if device == "cuda" else "gloo"
+    name = str(dtype).removeprefix("torch.")
+    config = EngineArgs(model=str(ASSET), dtype=name, skip_tokenizer_init=True).create_engine_config()
     with (
         tempfile.TemporaryDirectory() as folder,
-        set_current_vllm_config(VllmConfig(device_config=DeviceConfig(device=device))),
+        set_current_vllm_config(config),
         set_default_torch_dtype(dtype),
         torch.device(device),
     ):
@@ -67,9 +76,12 @@ def random_drafter(config: DrafterConfig) -> Drafter:
     return drafter
 
 
-def ways(drafter: Drafter, dtype: torch.dtype) -> dict[str, tuple[Drafter, Layout]]:
-    """Drafters by name, and how they are held."""
-    found: dict[str, tuple[Drafter, Layout]] = {"as loaded": (drafter, Layout())}
+def ways(drafter: Drafter, dtype: torch.dtype) -> dict[str, tuple[Drafter, Layout, float]]:
+    """Drafters by name, how they are held, and how far their logits are off.
+
+    Raises ValueError where those are off by more than rounding explains.
+    """
+    found: dict[str, tuple[Drafter, Layout, float]] = {"as loaded": (drafter, Layout(), 0.0)}
     for quantization in (None, *QUANTIZATIONS):
         try:
             check_quantization(quantization, dtype)
@@ -78,8 +90,31 @@ def ways(drafter: Drafter, dtype: torch.dtype) -> dict[str, tuple[Drafter, Layou
         for table in (False, True):
             name = (quantization or "packed") + (", W·E as a table" if table else "")
             packed = PackedDrafter(drafter, linear_maker(quantization), project_embedding=table)
-            found[name] = (packed, Layout(quantization is not None, table))
+            off = checked(name, deviation(packed, drafter), MOST_OFF[quantization])
+            found[name] = (packed, Layout(quantization is not None, table), off)
     return found
+
+
+@torch.inference_mode()
+def deviation(drafter: Drafter, exact: Drafter) -> float:
+    """How far the logits of a second step are off, of their own spread."""
+    hidden = exact.config.hidden_size
+    embedding, context = torch.randn(3, hidden), torch.randn(2, hidden)
+    found = []
+    for each in (drafter, exact):
+        inputs = each.token_inputs(embedding)
+        state = each.initial_state(context)
+        for token in (1, 2):
+            state = each.next_state(state, inputs[token].expand(2, hidden))
+        found.append(each.logits(each.context_share(context), state).float())
+    return float((found[0] - found[1]).std() / found[1].std())
+
+
+def checked(name: str, off: float, most: float) -> float:
+    """`off`. Raises ValueError where it is more than `most`."""
+    if not off <= most:
+        raise ValueError(f"{name}: the logits are off by {off:.1%} of their spread, more than {most:.0%}")
+    return off
 
 
 @torch.inference_mode()
@@ -119,15 +154,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with alone_in_vllm(args.device, dtype):
         found = ways(random_drafter(config), dtype)
         embedding = torch.randn(shape.vocab_size, shape.hidden_size)
-        drafters = {name: drafter for name, (drafter, _) in found.items()}
+        drafters = {name: drafter for name, (drafter, _, _) in found.items()}
         for threads in args.threads:
             torch.set_num_threads(threads)
             for name, seconds in seconds_of(drafters, embedding, drafting, args.batch, args.rounds).items():
-                layout = found[name][1]
+                _, layout, off = found[name]
                 rows.append(
                     {
                         "threads": threads,
                         "way": name,
+                        "logits_off_by": off,
                         "median_seconds": statistics.median(seconds),
                         "least_seconds": min(seconds),
                         "bytes": round_reads(config, work, layout).total,
@@ -150,7 +186,7 @@ def print_table(report: dict[str, Any], console: Console) -> None:
         title=f"{report['shape']}, batch {report['batch']}, {report['draft_tokens']:,} draft tokens, {report['dtype']}",
         title_justify="left",
     )
-    for column in ("drafter", "threads", "median ms", "least ms", "MB read", "GB/s", "kept MB"):
+    for column in ("drafter", "threads", "median ms", "least ms", "MB read", "GB/s", "kept MB", "off by"):
         table.add_column(column, justify="left" if column == "drafter" else "right")
     for row in report["results"]:
         table.add_row(
@@ -161,6 +197,7 @@ def print_table(report: dict[str, Any], console: Console) -> None:
             f"{row['bytes'] / 1e6:.0f}",
             f"{row['bytes'] / row['median_seconds'] / 1e9:.0f}",
             f"{row['kept_bytes'] / 1e6:.0f}",
+            f"{row['logits_off_by']:.1%}",
         )
     console.print(table)
 

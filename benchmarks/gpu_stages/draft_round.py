@@ -7,10 +7,11 @@ import torch
 
 from benchmarks.gpu_stages import Outcome
 from benchmarks.gpu_stages.timing import bandwidth, seconds
-from benchmarks.roofline import Workload, least_round
+from benchmarks.roofline import Layout, Workload, round_reads
 from benchmarks.shapes import find_shape, published_drafter
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.drafter import Drafter
+from redrafter_vllm.packed_drafter import PackedDrafter
 from redrafter_vllm.speculator import draw_trees
 
 SLOWER = 1.3  # times its byte floor
@@ -25,7 +26,7 @@ def run(device: str, scratch: Path) -> Outcome:
     torch.manual_seed(0)
     config = published_drafter(shape, draft_vocab_size=DRAFT_TOKENS)
     with torch.device(device):
-        drafter = Drafter(config).to(dtype).eval()
+        drafter = PackedDrafter(Drafter(config).to(dtype).eval())
         embedding = torch.randn(shape.vocab_size, shape.hidden_size, dtype=dtype)
     drafting, speed = DraftingConfig(beam_width=4, beam_length=5), bandwidth(device, scratch)
     times, floors = {}, {}
@@ -40,7 +41,7 @@ def run(device: str, scratch: Path) -> Outcome:
         with torch.inference_mode():
             times[batch] = seconds(draw, device)
         work = Workload(drafting, batch, dtype=str(dtype).removeprefix("torch."), bandwidth=speed)
-        floors[batch] = least_round(config, work).total / speed
+        floors[batch] = round_reads(config, work, Layout()).total / speed
     listed = ", ".join(
         f"batch {batch}: {1e3 * times[batch]:.3f} ms, floor {1e3 * floors[batch]:.3f}" for batch in BATCHES
     )

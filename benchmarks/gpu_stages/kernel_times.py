@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernels of a decode step at Vicuna-7B's sizes: their times beside what the bandwidth needs for their bytes.
 
-Tree attention is set beside FlashAttention's causal attention of as many rows over the same cache.
+Tree attention, by our kernels alone and with FlashAttention for the context as it is served, is set beside
+FlashAttention's causal attention of as many rows over the same cache.
 """
 
 from collections.abc import Callable, Iterator
@@ -72,7 +73,7 @@ def run(device: str, scratch: Path) -> Outcome:
 
 
 def cases(device: str, shape: str, sizes: Sizes) -> Iterator[Case]:
-    yield attention_case(device, shape, sizes)
+    yield from attention_cases(device, shape, sizes)
     where = f"at batch {sizes.batch}"
     logits = torch.randn(sizes.batch, sizes.beams, sizes.draft_tokens, device=device, dtype=torch.bfloat16)
     scores = torch.zeros(sizes.batch, sizes.beams, device=device)
@@ -82,7 +83,7 @@ def cases(device: str, shape: str, sizes: Sizes) -> Iterator[Case]:
     yield Case(f"prefix tree {where}", lambda: _prefix_tree(tokens, log_probs, sizes.nodes), tokens.nbytes)
 
 
-def attention_case(device: str, shape_name: str, sizes: Sizes) -> Case:
+def attention_cases(device: str, shape_name: str, sizes: Sizes) -> Iterator[Case]:
     """One layer's attention of every request's root and drafts."""
     shape, dtype = find_shape(shape_name), torch.bfloat16 if device == "cuda" else torch.float32
     rows, length = 1 + sizes.nodes, sizes.context + 1 + sizes.nodes
@@ -95,8 +96,16 @@ def attention_case(device: str, shape_name: str, sizes: Sizes) -> Case:
     out = torch.empty_like(query)
     needed = sizes.batch * length * 2 * shape.num_key_value_heads * shape.head_dim * cache.itemsize + 2 * query.nbytes
     rival = (lambda: _flash_attention(query, cache, batch, length, scale)) if device == "cuda" else None
-    name = f"tree attention at batch {sizes.batch}, context {sizes.context}"
-    return Case(name, lambda: _tree_attention(query, cache, batch, scale, out), needed, rival)
+    where = f"at batch {sizes.batch}, context {sizes.context}"
+    yield Case(f"tree attention {where}", lambda: _tree_attention(query, cache, batch, scale, out), needed, rival)
+    if device == "cuda":
+        context = torch.full_like(batch.seq_lens, sizes.context)
+        yield Case(
+            f"tree attention on FlashAttention {where}",
+            lambda: _tree_attention_on_flash(query, cache, batch, context, length, scale, out),
+            needed,
+            rival,
+        )
 
 
 def step_of(sizes: Sizes, pages: int, device: str) -> TreeBatch:
@@ -121,7 +130,24 @@ def _tree_attention(query: Tensor, cache: Tensor, batch: TreeBatch, scale: float
     return tree_attention(query, cache, batch, scale, out=out)
 
 
-def _flash_attention(query: Tensor, cache: Tensor, batch: TreeBatch, length: int, scale: float) -> Any:
+def _tree_attention_on_flash(
+    query: Tensor, cache: Tensor, batch: TreeBatch, context: Tensor, length: int, scale: float, out: Tensor
+) -> object:
+    from redrafter_vllm.ops.tree_attention.kernel import attend_nodes
+
+    part, log_sum = _flash(query, cache, batch, context, length, scale, causal=False)
+    return attend_nodes(query, cache, batch, part[None], log_sum[None], scale, out=out)
+
+
+def _flash_attention(query: Tensor, cache: Tensor, batch: TreeBatch, length: int, scale: float) -> object:
+    return _flash(query, cache, batch, batch.seq_lens, length, scale, causal=True)
+
+
+def _flash(
+    query: Tensor, cache: Tensor, batch: TreeBatch, key_lens: Tensor, length: int, scale: float, causal: bool
+) -> Any:
+    """Output and log-sums, by the version of FlashAttention that serves on this GPU."""
+    from vllm.v1.attention.backends.fa_utils import get_flash_attn_version
     from vllm.vllm_flash_attn import flash_attn_varlen_func
 
     key, value = cache.transpose(1, 2).chunk(2, dim=-1)
@@ -132,10 +158,12 @@ def _flash_attention(query: Tensor, cache: Tensor, batch: TreeBatch, length: int
         max_seqlen_q=batch.max_query_len,
         cu_seqlens_q=batch.query_start_loc,
         max_seqlen_k=length,
-        seqused_k=batch.seq_lens,
+        seqused_k=key_lens,
         softmax_scale=scale,
-        causal=True,
+        causal=causal,
         block_table=batch.block_table,
+        return_softmax_lse=True,
+        fa_version=get_flash_attn_version(head_size=query.shape[2]),
     )
 
 

@@ -39,11 +39,10 @@ def check_quantization(quantization: str | None, dtype: torch.dtype) -> None:
         raise OptionError(f"{option} needs dtype bfloat16 or float16, not {dtype}; leave it out or change --dtype.")
 
 
-def load_drafter(path: str, drafting: DraftingConfig, vllm_config: VllmConfig, device: torch.device) -> PackedDrafter:
-    """The drafter at `path` in the target's type, packed for this device."""
-    dtype = vllm_config.model_config.dtype
-    drafter = Drafter.from_pretrained(path, dtype=dtype, device=device)
-    with set_current_vllm_config(vllm_config), set_default_torch_dtype(dtype), device:
+def pack_drafter(drafter: Drafter, drafting: DraftingConfig, vllm_config: VllmConfig) -> PackedDrafter:
+    """`drafter`, in the target's type, packed for the device that it is on."""
+    weight = drafter.output.weight
+    with set_current_vllm_config(vllm_config), set_default_torch_dtype(weight.dtype), weight.device:
         return PackedDrafter(
             drafter, linear_maker(drafting.drafter_quantization), project_embedding=drafting.project_embedding
         )

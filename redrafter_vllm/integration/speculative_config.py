@@ -93,7 +93,7 @@ def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeCon
         logger.warning("num_speculative_tokens=%d is more than %s can fill; it is cut.", asked, drafting)
     target = engine["target_model_config"]
     check_target(target, drafting)
-    check_parallelism(engine["target_parallel_config"])
+    check_parallelism(engine["target_parallel_config"], drafting, target.is_moe)
     check_quantization(drafting.drafter_quantization, target.dtype)
     checkpoint = resolve_drafter(kept.get("model"), target.model)
     _check_checkpoint(checkpoint, target, drafting)

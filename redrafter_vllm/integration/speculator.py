@@ -9,17 +9,16 @@ import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.config.compilation import CUDAGraphMode
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 
 from redrafter_vllm.draft_timer import DraftTimer
 from redrafter_vllm.integration.draft_graphs import DraftGraphs
-from redrafter_vllm.integration.drafter_loading import load_drafter
+from redrafter_vllm.integration.parallel import load_part, share_embedding
 from redrafter_vllm.integration.speculative_config import RedrafterSpeculativeConfig
 from redrafter_vllm.integration.step import DraftStep
-from redrafter_vllm.integration.target_support import UnsupportedTargetError
 from redrafter_vllm.ops.draft_round import RoundSource
+from redrafter_vllm.sharding import ShardedEmbedding
 from redrafter_vllm.speculator import draw_trees
 from redrafter_vllm.state import DraftRows, RoundBuffers
 
@@ -44,9 +43,8 @@ class RedrafterSpeculator(BaseSpeculator):
         assert isinstance(spec, RedrafterSpeculativeConfig)
         self.vllm_config, self.device = vllm_config, device
         self.drafting = spec.drafting
-        self.drafter = load_drafter(spec.checkpoint, self.drafting, vllm_config, device)
-        self.vocab_size = vllm_config.model_config.get_vocab_size()
-        self.embedding: Tensor | None = None  # what the drafter takes of each token, [V, H]
+        self.drafter, self.beam_step = load_part(spec.checkpoint, self.drafting, vllm_config, device)
+        self.embedding: Tensor | ShardedEmbedding | None = None  # what the drafter takes of each token, [V, H]
         max_num_reqs = vllm_config.scheduler_config.max_num_seqs
         max_nodes = self.drafting.num_speculative_tokens
         self.rows = DraftRows(max_num_reqs, max_nodes, device)
@@ -72,16 +70,7 @@ class RedrafterSpeculator(BaseSpeculator):
 
     def bind_target(self, model: nn.Module) -> None:
         """Share the target's input embedding, or keep the drafter's product with it."""
-        tables = [
-            module
-            for module in model.modules()
-            if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
-        ]
-        if len(tables) != 1:
-            raise UnsupportedTargetError(
-                f"ReDrafter shares the target's token embedding, but {type(model).__name__} has {len(tables)} of them."
-            )
-        self.embedding = self.drafter.token_inputs(tables[0].weight[: self.vocab_size])
+        self.embedding = share_embedding(model, self.drafter)
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
         self.graphs = DraftGraphs(self.vllm_config, self.device, cudagraph_mode)
@@ -145,5 +134,13 @@ class RedrafterSpeculator(BaseSpeculator):
         """Draw and keep the trees of the first `size` requests in the buffers: what a graph records."""
         assert self.embedding is not None
         inputs = self.buffers.first(size)
-        tree = draw_trees(self.drafter, self.embedding, inputs.context, inputs.roots, inputs.beam_limit, self.drafting)
+        tree = draw_trees(
+            self.drafter,
+            self.embedding,
+            inputs.context,
+            inputs.roots,
+            inputs.beam_limit,
+            self.drafting,
+            self.beam_step,
+        )
         self.rows.write(inputs.rows, tree, inputs.room, self.buffers.draft_tokens[:size])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from redrafter_vllm.integration.attention.metadata import StepTrees
 from tests.ops.attention_steps import Request, Step, dense_row, visible_slots
+from tests.ops.devices import DEVICE
 
 # Requests with drafts lead, as the runner sorts them; prompts of several lengths follow.
 MIXED: list[Request | None] = [(37, 0, 5), (0, 0, 3), (20, 2, 4), (64, 0, 1), (21, 0, 0), (0, 33, 0), (50, 20, 0)]
@@ -70,8 +71,8 @@ def common_metadata(step: Step) -> Any:
         max_query_len=max(step.query_lens),
         max_seq_len=int(lengths.max()) + 3,
         block_table_tensor=step.batch.block_table,
-        slot_mapping=torch.arange(step.starts[-1]),
-        positions=torch.arange(step.starts[-1]),
+        slot_mapping=torch.arange(step.starts[-1], device=DEVICE),
+        positions=torch.arange(step.starts[-1], device=DEVICE),
         is_prefilling=torch.zeros(len(step.requests), dtype=torch.bool),
     )
 
@@ -79,18 +80,24 @@ def common_metadata(step: Step) -> Any:
 def step_trees(step: Step, num_reqs: int | None = None) -> StepTrees:
     """The drafts of the first `num_reqs` requests; what lies behind them is padding."""
     counts = step.batch.num_drafts[:num_reqs]
-    return StepTrees(step.batch.ancestors[:num_reqs], counts.long(), counts.numpy())
+    return StepTrees(step.batch.ancestors[:num_reqs], counts.long(), counts.cpu().numpy())
 
 
 def layer_scales(q: float = 1.0, k: float = 1.0, v: float = 1.0) -> Any:
     """The part of vLLM's attention layer that implementations read."""
-    return SimpleNamespace(_q_scale=torch.tensor(q), _k_scale=torch.tensor(k), _v_scale=torch.tensor(v))
+    scales = {"_q_scale": q, "_k_scale": k, "_v_scale": v}
+    return SimpleNamespace(**{name: torch.tensor(value, device=DEVICE) for name, value in scales.items()})
 
 
 def forward(impl: Any, step: Step, metadata: Any, layer: Any, out: Tensor | None = None) -> Tensor:
-    """One layer's attention into a poisoned output; keys and values are in the cache already."""
+    """One layer's attention into a poisoned output; keys and values are in the cache already.
+
+    What no request has stored becomes a number first: vLLM's kernels multiply it by weights of 0.
+    """
+    if step.cache.is_floating_point():
+        step.cache.nan_to_num_()
     out = step.poisoned_out() if out is None else out
-    key = torch.empty(len(step.query), step.heads[1], step.query.shape[2], dtype=step.query.dtype)
+    key = torch.empty(len(step.query), step.heads[1], step.query.shape[2], dtype=step.query.dtype, device=DEVICE)
     result: Tensor = impl.forward(layer, step.query, key, key, step.cache, metadata, out)
     return result
 
@@ -98,7 +105,7 @@ def forward(impl: Any, step: Step, metadata: Any, layer: Any, out: Tensor | None
 def dense_attention(step: Step, layer: Any) -> Tensor:
     """Every row over exactly its visible keys; rows of no request keep the poison."""
     out, group = torch.full(step.query.shape, -777.0), step.heads[0] // step.heads[1]
-    query = step.query.float() * layer._q_scale
+    query, k_scale, v_scale = (step.query.float() * layer._q_scale).cpu(), layer._k_scale.cpu(), layer._v_scale.cpu()
     for index, entry in enumerate(step.entries):
         key, value = entry.chunk(2, dim=-1)
         for row in range(step.query_lens[index]):
@@ -106,5 +113,5 @@ def dense_attention(step: Step, layer: Any) -> Tensor:
             at = step.starts[index] + row
             for head in range(step.heads[0]):
                 keys, values = key[slots, head // group], value[slots, head // group]
-                out[at, head] = dense_row(query[at, head], keys * layer._k_scale, values * layer._v_scale).float()
-    return out
+                out[at, head] = dense_row(query[at, head], keys * k_scale, values * v_scale).float()
+    return out.to(DEVICE)

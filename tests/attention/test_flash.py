@@ -16,11 +16,11 @@ from tests.attention.backend_steps import (
     layer_scales,
     step_trees,
 )
-from tests.attention.fake_flash import FakeFlash
+from tests.attention.fake_flash import flash_attention
 from tests.ops.attention_steps import Request, Step
-from tests.ops.devices import HAS_GPU, runs_kernels
+from tests.ops.devices import DEVICE, HAS_GPU, runs_kernels
 
-pytestmark = [runs_kernels, pytest.mark.skipif(HAS_GPU, reason="replaces FlashAttention's CUDA extensions")]
+pytestmark = runs_kernels
 
 AMPERE, HOPPER = (8, 0), (9, 0)
 TREES: list[Request | None] = [(37, 0, 5), (0, 0, 3), (64, 0, 1), (21, 0, 0)]
@@ -30,7 +30,7 @@ PROMPTS: list[Request | None] = [(21, 0, 0), (0, 9, 0)]
 def builder(step: Step, **options: Any) -> Any:
     from redrafter_vllm.integration.attention.flash import FlashTreeMetadataBuilder
 
-    return FlashTreeMetadataBuilder(cache_spec(step), ["layer"], backend_config(step, **options), torch.device("cpu"))
+    return FlashTreeMetadataBuilder(cache_spec(step), ["layer"], backend_config(step, **options), DEVICE)
 
 
 def impl(step: Step, cache_dtype: str = "auto") -> Any:
@@ -55,7 +55,7 @@ def test_is_attention_by_definition(
     capability: tuple[int, int], requests: list[Request | None], heads: tuple[int, int], head_size: int,
     dtype: torch.dtype, block_size: int, full_graphs: bool, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    fake = FakeFlash(monkeypatch, capability)
+    fake = flash_attention(monkeypatch, capability)
     step, layer = Step(requests, heads, head_size, dtype, block_size), layer_scales()
     # In memory, a page's slots may come before its heads.
     step.cache = step.cache.transpose(1, 2).contiguous().transpose(1, 2)
@@ -67,24 +67,30 @@ def test_is_attention_by_definition(
     num_trees = {id(MIXED): 4, id(PROMPTS): 0}.get(id(requests), len(requests))
     wanted = [(*causal, len(requests) - num_trees, is_scheduled)] if num_trees < len(requests) else []
     wanted += [(*context, num_trees, is_scheduled)] if num_trees else []
-    assert fake.calls == wanted
+    assert fake is None or fake.calls == wanted
 
 
 def test_fp8_cache_and_query(monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeFlash(monkeypatch, HOPPER)
+    flash_attention(monkeypatch, HOPPER)
+    from vllm.v1.attention.backends.fa_utils import flash_attn_supports_kv_cache_dtype
+
+    if not flash_attn_supports_kv_cache_dtype("fp8", head_size=64):
+        pytest.skip("FlashAttention reads no FP8 cache on this GPU")
     step = Step(MIXED[:5], (4, 2), 64, torch.bfloat16, cache_dtype=torch.float8_e4m3fn)
     step.query = (step.query / 0.5).to(torch.float8_e4m3fn)
-    layer, out = layer_scales(0.5, 1.7, 0.4), torch.full(step.query.shape, -777, dtype=torch.bfloat16)
+    layer, out = layer_scales(0.5, 1.7, 0.4), torch.full(step.query.shape, -777.0, device=DEVICE).bfloat16()
     metadata = builder(step, cache_dtype="fp8").build(0, common_metadata(step), trees=step_trees(step))
     result = forward(impl(step, "fp8"), step, metadata, layer, out)
     rows = slice(0, step.starts[-1])
     expected = dense_attention(step, layer)
     assert (result[step.starts[-1] :] == -777).all()
-    torch.testing.assert_close(result[rows].float(), expected[rows], atol=4e-2, rtol=4e-2)
+    # FlashAttention also rounds the weights to 4 bits, the stand-in does not.
+    tolerance = 0.15 if HAS_GPU else 4e-2
+    torch.testing.assert_close(result[rows].float(), expected[rows], atol=tolerance, rtol=tolerance)
 
 
 def test_refuses_what_the_tree_part_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeFlash(monkeypatch, AMPERE)
+    flash_attention(monkeypatch, AMPERE)
     from redrafter_vllm.integration.attention.flash import FlashTreeImpl
 
     for asked, reason in (

@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Full CUDA graphs, as far as a CPU can show them: metadata of a capture serves every later step of that shape.
+"""Full CUDA graphs: metadata of a capture serves every later step of that shape.
 
-A graph runs again what ran at its capture: the same tensors, the same launch sizes. Here the forward pass runs again on
-the capture's metadata after the builder has prepared another step, in the input buffers that vLLM keeps.
+On a GPU a graph of the forward pass is captured and replayed. Elsewhere the forward pass runs again on the capture's
+metadata, which is what a replay does: the same tensors, the same launch sizes. Between two runs the builder prepares
+another step, in the input buffers that vLLM keeps.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from tests.attention.backend_steps import common_metadata, dense_attention, forward, layer_scales, step_trees
-from tests.attention.fake_flash import FakeFlash
+from tests.attention.fake_flash import flash_attention
 from tests.no_sync import forbid_host_sync
 from tests.ops.attention_steps import Request, Step
-from tests.ops.devices import HAS_GPU, runs_kernels
+from tests.ops.devices import DEVICE, HAS_GPU, runs_kernels
 
-pytestmark = [runs_kernels, pytest.mark.skipif(HAS_GPU, reason="builds its steps on the CPU")]
+pytestmark = runs_kernels
 
-QUERY_LEN = 6
+NUM_REQS, QUERY_LEN = 4, 6
 # Five drafts each; requests without a query pad the batch to the graph's size.
 STEPS: list[list[Request | None]] = [
     [(37, 0, 5), (64, 0, 5), (5, 0, 5), None],
@@ -28,34 +30,44 @@ STEPS: list[list[Request | None]] = [
 
 
 class InputBuffers:
-    """The runner's persistent tensors, written before each step."""
+    """The runner's persistent tensors and the cache; `step` reads them as if they were one step's."""
 
-    def __init__(self, num_reqs: int, pages: int) -> None:
-        self.query_start_loc = torch.zeros(num_reqs + 1, dtype=torch.int32)
-        self.seq_lens = torch.zeros(num_reqs, dtype=torch.int32)
-        self.block_table = torch.zeros(num_reqs, pages, dtype=torch.int32)
+    def __init__(self, like: Step) -> None:
+        self.query_start_loc = torch.zeros(NUM_REQS + 1, dtype=torch.int32, device=DEVICE)
+        self.seq_lens = torch.zeros(NUM_REQS, dtype=torch.int32, device=DEVICE)
+        self.block_table = torch.zeros(NUM_REQS, 16, dtype=torch.int32, device=DEVICE)
+        self.step = Step([(0, 0, 5)] * NUM_REQS, like.heads, like.query.shape[2], like.query.dtype)
+        self.step.query = self.step.query[: NUM_REQS * QUERY_LEN].clone()
+        self.step.cache = self.step.cache.new_zeros(64, *like.cache.shape[1:])
+        self.out = torch.empty_like(self.step.query)
 
-    def common(self, step: Step) -> Any:
-        """This step, in the persistent tensors; tokens beyond the requests' pad it to the graph's size."""
+    def load(self, step: Step) -> Any:
+        """Write this step; tokens beyond the requests' pad it to the graph's size."""
         common, table = common_metadata(step), step.batch.block_table
         self.query_start_loc.copy_(common.query_start_loc)
         self.seq_lens.copy_(common.seq_lens)
         self.block_table.zero_()
         self.block_table[:, : table.shape[1]] = table.where(table < 2**30, 0)
+        self.step.query[: step.starts[-1]] = step.query[: step.starts[-1]]
+        self.step.cache[: len(step.cache)] = step.cache.nan_to_num()
+        self.out.fill_(-777)
+        return self._persistent(common)
+
+    def dummy(self) -> Any:
+        """What vLLM captures with: nothing but queries, and no drafts among them."""
+        common = self._persistent(common_metadata(self.step))
+        self.query_start_loc.copy_(common.query_start_loc_cpu)
+        self.seq_lens.fill_(QUERY_LEN)
+        self.block_table.zero_()
+        return common.replace(seq_lens_cpu_upper_bound=None, max_seq_len=512)
+
+    def _persistent(self, common: Any) -> Any:
         return common.replace(
             query_start_loc=self.query_start_loc,
             seq_lens=self.seq_lens,
             block_table_tensor=self.block_table,
-            num_actual_tokens=common.num_reqs * QUERY_LEN,
+            num_actual_tokens=NUM_REQS * QUERY_LEN,
         )
-
-    def dummy(self, common: Any) -> Any:
-        """What vLLM captures with: nothing but queries, and no drafts among them."""
-        self.seq_lens.fill_(QUERY_LEN)
-        self.query_start_loc.copy_(torch.arange(len(self.query_start_loc)) * QUERY_LEN)
-        self.block_table.zero_()
-        starts = self.query_start_loc.clone()
-        return common.replace(query_start_loc_cpu=starts, seq_lens_cpu_upper_bound=None, max_seq_len=512)
 
 
 def backend(name: str, step: Step) -> tuple[Any, Any]:
@@ -66,54 +78,57 @@ def backend(name: str, step: Step) -> tuple[Any, Any]:
     return builder(step, full_graphs=True), impl(step)
 
 
-def padded(step: Step) -> Step:
-    """The step with a query as long as the graph's."""
-    query = torch.full((len(step.requests) * QUERY_LEN, *step.query.shape[1:]), 0.5, dtype=step.query.dtype)
-    query[: len(step.query) - 2] = step.query[:-2]
-    step.query = query
-    return step
+def captured(run: Callable[[], object]) -> Callable[[], object]:
+    """A graph of `run` on a GPU, after a warm-up as vLLM makes it; else `run`."""
+    run()
+    if not HAS_GPU:
+        return run
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
 
 
-@pytest.mark.parametrize(("name", "capability"), [("flash", (8, 0)), ("flash", (9, 0)), ("triton", None)])
+@pytest.mark.parametrize(("name", "capability"), [("flash", (8, 0)), ("flash", (9, 0)), ("triton", (8, 0))])
 def test_metadata_of_a_capture_serves_later_steps(
-    name: str, capability: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+    name: str, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if capability is not None:
-        FakeFlash(monkeypatch, capability)
-    steps = [padded(Step(requests, (4, 2), 64, torch.float16)) for requests in STEPS]
-    buffers, layer = InputBuffers(4, 16), layer_scales()
+    flash_attention(monkeypatch, capability)
+    steps = [Step(requests, (4, 2), 64, torch.float16) for requests in STEPS]
+    buffers, layer = InputBuffers(steps[0]), layer_scales()
     make, attention = backend(name, steps[0])
-    captured = make.build_for_cudagraph_capture(buffers.dummy(buffers.common(steps[0])))
-    assert captured.num_tree_tokens == 4 * QUERY_LEN and captured.causal is None
+    of_capture = make.build_for_cudagraph_capture(buffers.dummy())
+    assert of_capture.num_tree_tokens == NUM_REQS * QUERY_LEN and of_capture.causal is None
+    replay = captured(lambda: forward(attention, buffers.step, of_capture, layer, buffers.out))
     for step in steps:
-        num_reqs = len([r for r in step.requests if r is not None])
-        common, trees = buffers.common(step), step_trees(step, num_reqs)
+        common = buffers.load(step)
+        trees = step_trees(step, len([r for r in step.requests if r is not None]))
         with forbid_host_sync():
             built = make.build(0, common, trees=trees)
-        assert built.trees.seq_lens.shape == captured.trees.seq_lens.shape
-        out = forward(attention, step, captured, layer)
+        assert built.trees.seq_lens.shape == of_capture.trees.seq_lens.shape
+        replay()
         rows = slice(0, step.starts[-1])
-        expected = dense_attention(step, layer)
-        torch.testing.assert_close(out[rows].float(), expected[rows], atol=4e-3, rtol=4e-3)
-        assert (out[step.starts[-1] :] == -777).all()
-    again = make.build_for_cudagraph_capture(buffers.dummy(buffers.common(steps[0])))
-    assert (again.trees.num_drafts == 0).all(), "a dummy run verifies an earlier step's trees"
+        torch.testing.assert_close(buffers.out[rows].float(), dense_attention(step, layer)[rows], atol=4e-3, rtol=4e-3)
+        assert (buffers.out[step.starts[-1] :] == -777).all()
+    again = make.build_for_cudagraph_capture(buffers.dummy())
+    assert (again.trees.num_drafts == 0).all(), "a dummy run would verify an earlier step's trees"
 
 
 @pytest.mark.parametrize("name", ["flash", "triton"])
 def test_single_tokens_are_captured_as_ever(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeFlash(monkeypatch, (8, 0))
+    flash_attention(monkeypatch, (8, 0))
     step = Step([(9, 0, 0), (3, 0, 0)], (2, 2), 64, torch.float16)
     make, _ = backend(name, step)
-    captured = make.build_for_cudagraph_capture(common_metadata(step))
-    assert captured.trees is None and captured.num_tree_tokens == 0 and captured.causal is not None
+    metadata = make.build_for_cudagraph_capture(common_metadata(step))
+    assert metadata.trees is None and metadata.num_tree_tokens == 0 and metadata.causal is not None
 
 
 @pytest.mark.parametrize("name", ["flash", "triton"])
 def test_uniform_batches_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.v1.attention.backend import AttentionCGSupport
 
-    FakeFlash(monkeypatch, (9, 0))
+    flash_attention(monkeypatch, (9, 0))
     step = Step([(9, 0, 2)], (2, 2), 64, torch.float16)
     make, _ = backend(name, step)
     assert make.get_cudagraph_support(make.vllm_config, make.kv_cache_spec) == AttentionCGSupport.UNIFORM_BATCH

@@ -8,12 +8,10 @@ import torch
 
 from redrafter_vllm.integration.attention.metadata import leading_requests, trailing_requests
 from tests.attention.backend_steps import MIXED, common_metadata, step_trees
-from tests.attention.fake_flash import FakeFlash
+from tests.attention.fake_flash import flash_attention
 from tests.attention.test_flash import builder
 from tests.ops.attention_steps import Request, Step
-from tests.ops.devices import HAS_GPU
-
-pytestmark = pytest.mark.skipif(HAS_GPU, reason="builds its steps on the CPU")
+from tests.ops.devices import DEVICE
 
 
 def small_step(requests: list[Request | None]) -> Step:
@@ -22,7 +20,7 @@ def small_step(requests: list[Request | None]) -> Step:
 
 def test_the_two_parts_are_steps_of_their_own() -> None:
     step = small_step(MIXED)
-    whole, start_loc = common_metadata(step), torch.full((9,), -1, dtype=torch.int32)
+    whole, start_loc = common_metadata(step), torch.full((9,), -1, dtype=torch.int32, device=DEVICE)
     head, tail = leading_requests(whole, 4), trailing_requests(whole, 4, start_loc)
     assert head.query_start_loc.tolist() == head.query_start_loc_cpu.tolist() == [0, 6, 10, 17, 19]
     assert tail.query_start_loc.tolist() == tail.query_start_loc_cpu.tolist() == [0, 1, 35, 56]
@@ -50,7 +48,7 @@ def test_where_the_parts_meet(
     requests: list[Request | None], num_trees: int | None, num_tree_tokens: int, has_causal: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    FakeFlash(monkeypatch, (8, 0))
+    flash_attention(monkeypatch, (8, 0))
     step = small_step(requests)
     metadata: Any = builder(step).build(0, common_metadata(step), trees=step_trees(step))
     assert (None if metadata.trees is None else len(metadata.trees.seq_lens)) == num_trees

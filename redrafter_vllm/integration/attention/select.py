@@ -4,8 +4,11 @@
 import os
 from typing import Any
 
+from vllm.logger import init_logger
 from vllm.platforms import current_platform
 from vllm.utils.import_utils import resolve_obj_by_qualname
+
+logger = init_logger(__name__)
 
 _PACKAGE = "redrafter_vllm.integration.attention."
 CPU = _PACKAGE + "cpu.TreeAttentionBackend"
@@ -46,7 +49,7 @@ def select(config: Any) -> str:
     Raises:
         ValueError: None of ours can serve it; the message has vLLM's reasons for each.
     """
-    reasons = {}
+    reasons: dict[str, str] = {}
     capability = current_platform.get_device_capability()
     for path in candidates():
         try:
@@ -55,7 +58,13 @@ def select(config: Any) -> str:
         except (ImportError, OSError) as error:
             found = [f"{type(error).__name__}: {error}"]
         if not found:
+            logger.info_once("Tree attention by %s.%s", path, f" Not by {_listed(reasons)}." if reasons else "")
             return path
         reasons[path.rsplit(".", 1)[1]] = ", ".join(found)
-    listed = "; ".join(f"{name}: {why}" for name, why in reasons.items())
-    raise ValueError(f"ReDrafter's tree attention cannot serve this model ({listed}); draft chains (beam_width=1).")
+    raise ValueError(
+        f"ReDrafter's tree attention cannot serve this model ({_listed(reasons)}); draft chains (beam_width=1)."
+    )
+
+
+def _listed(reasons: dict[str, str]) -> str:
+    return "; ".join(f"{name}: {why}" for name, why in reasons.items())

@@ -62,14 +62,19 @@ def beam_step(
     candidate_BWW = top_k_stable(logits_BWV, beam_width)[1]
     if logits_top_k is not None:
         logits_BWV = _only_top(logits_BWV, logits_top_k)
-    step_BWW = logits_BWV.log_softmax(-1).gather(-1, candidate_BWW)
-    total_BWW = scores.unsqueeze(-1) + step_BWW
+    return rank_continuations(scores, candidate_BWW, logits_BWV.log_softmax(-1).gather(-1, candidate_BWW))
+
+
+def rank_continuations(scores: Tensor, tokens: Tensor, log_probs: Tensor) -> BeamStep:
+    """The best W of W·W continuations: W of each beam, its best first, `tokens` and `log_probs` [B, W, W]."""
+    beam_width = scores.shape[1]
+    total_BWW = scores.unsqueeze(-1) + log_probs
     score_BW, chosen_BW = top_k_stable(total_BWW.flatten(1), beam_width)
     return BeamStep(
         scores=score_BW,
         parents=chosen_BW // beam_width,
-        tokens=candidate_BWW.flatten(1).gather(1, chosen_BW),
-        log_probs=step_BWW.flatten(1).gather(1, chosen_BW),
+        tokens=tokens.flatten(1).gather(1, chosen_BW),
+        log_probs=log_probs.flatten(1).gather(1, chosen_BW),
     )
 
 

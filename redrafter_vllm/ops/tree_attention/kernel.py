@@ -205,6 +205,8 @@ def variants() -> list[Variant]:
         ("nodes", "bf16_d128_rows32", torch.bfloat16, 128, 32, False),
         ("nodes", "bf16_fp8_d128_rows32", torch.bfloat16, 128, 32, True),
         ("nodes", "bf16_fp8_d256_rows32", torch.bfloat16, 256, 32, True),
+        ("nodes", "bf16_flash_d128_rows32", torch.bfloat16, 128, 32, False),
+        ("nodes", "bf16_flash_d256_rows32", torch.bfloat16, 256, 32, False),
         ("nodes", "bf16_fp8_fp8query_d128_rows32", torch.bfloat16, 128, 32, True),
         ("nodes", "bf16_fp8_fp8query_d256_rows32", torch.bfloat16, 256, 32, True),
         ("nodes", "fp32_d128", torch.float32, 128, 16, False),
