@@ -20,15 +20,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
+from vllm.config import set_current_vllm_config
 from vllm.distributed.parallel_state import (
     destroy_distributed_environment,
     destroy_model_parallel,
     init_distributed_environment,
     initialize_model_parallel,
 )
+from vllm.engine.arg_utils import EngineArgs
 from vllm.utils.torch_utils import set_default_torch_dtype
 
+from benchmarks.demo.options import ASSET
 from benchmarks.record import RESULTS, record
 from benchmarks.roofline import DTYPE_BYTES, Layout, Workload, kept_bytes, round_reads
 from benchmarks.shapes import ShapeError, find_shape, published_drafter
@@ -39,6 +41,7 @@ from redrafter_vllm.packed_drafter import PackedDrafter
 from redrafter_vllm.speculator import draw_trees
 
 WARM_UP = 2
+
 # Of the logits' own spread. Rounding to a byte moves each product by 1 % (INT8) or 3 % (FP8) of it, and there are four
 # in a row; a kernel that takes scales or codes for other ones is off by the whole.
 MOST_OFF = {None: 0.02, "int8": 0.05, "fp8": 0.15}
@@ -46,11 +49,13 @@ MOST_OFF = {None: 0.02, "int8": 0.05, "fp8": 0.15}
 
 @contextmanager
 def alone_in_vllm(device: str, dtype: torch.dtype) -> Iterator[None]:
-    """What vLLM's layers need around them: a configuration, and process groups of this process alone."""
+    """What vLLM's layers need around them: any model's configuration, and process groups of this process alone."""
     backend = "nccl" if device == "cuda" else "gloo"
+    name = str(dtype).removeprefix("torch.")
+    config = EngineArgs(model=str(ASSET), dtype=name, skip_tokenizer_init=True).create_engine_config()
     with (
         tempfile.TemporaryDirectory() as folder,
-        set_current_vllm_config(VllmConfig(device_config=DeviceConfig(device=device))),
+        set_current_vllm_config(config),
         set_default_torch_dtype(dtype),
         torch.device(device),
     ):

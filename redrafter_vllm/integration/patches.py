@@ -83,12 +83,12 @@ def install_runner() -> None:
     rebind_seam("vllm.v1.worker.gpu.model_runner:init_model_state", _init_model_state)
     # CUSTOM names one class, and which of ours can serve depends on device, type and head size; besides, the CPU
     # platform answers CPU_ATTN whatever is selected. Can go when a custom backend may choose, and is honoured on CPUs.
-    on_cpu = "vllm.platforms.cpu:CpuPlatform.get_attn_backend_cls"
+    name = "get_attn_backend_cls"
     if current_platform.is_cpu():
-        rebind_seam(on_cpu, _attn_backend)
+        rebind_seam(f"vllm.platforms.cpu:CpuPlatform.{name}", _attn_backend)
     else:
-        name = "get_attn_backend_cls"
-        rebind(_owner(type(current_platform), name), name, _attn_backend, rebound(on_cpu).parameters)
+        parameters = rebound(f"vllm.platforms.cuda:CudaPlatformBase.{name}").parameters
+        rebind(_owner(type(current_platform), name), name, _attn_backend, parameters)
     # vLLM's rejection sampler ignores min_p and logit_bias, so it refuses them; the walk runs its whole sampler.
     # Can go when the refusal asks the method. Also where a request's own settings are checked.
     rebind_seam("vllm.sampling_params:SamplingParams._validate_spec_decode", _validate_spec_decode)

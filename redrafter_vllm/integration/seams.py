@@ -48,6 +48,7 @@ _GPU = "vllm.v1.worker.gpu"
 _STATE = f"{_GPU}.model_states.default:DefaultModelState"
 _SPECULATOR = f"{_GPU}.spec_decode.speculator:BaseSpeculator"
 _ATTENTION = "vllm.v1.attention.backend"
+_BACKENDS = "vllm.v1.attention.backends"
 _OPENAI = "vllm.entrypoints.openai"
 
 _REBOUND = (
@@ -61,6 +62,11 @@ _REBOUND = (
     Seam(f"{_GPU}.model_runner:init_model_state", Use.REBOUND, "vllm_config model encoder_cache device"),
     Seam(
         "vllm.platforms.cpu:CpuPlatform.get_attn_backend_cls",
+        Use.REBOUND,
+        "cls selected_backend attn_selector_config num_heads",
+    ),
+    Seam(
+        "vllm.platforms.cuda:CudaPlatformBase.get_attn_backend_cls",
         Use.REBOUND,
         "cls selected_backend attn_selector_config num_heads",
     ),
@@ -188,6 +194,9 @@ _CALLED = (
     Seam(f"{_GPU}.spec_decode.rejection_sampler:get_max_chunk_logits", Use.CALLED, "vocab_size"),
     Seam(f"{_GPU}.async_utils:async_copy_to_np", Use.CALLED, "x"),
     Seam("vllm.v1.metrics.utils:create_metric_per_engine", Use.CALLED, "metric per_engine_labelvalues"),
+    Seam("vllm.utils.torch_utils:canonicalize_singleton_dim_strides", Use.CALLED, "t"),
+    Seam("vllm.utils.import_utils:resolve_obj_by_qualname", Use.CALLED, "qualname"),
+    Seam("vllm.v1.kv_cache_interface:is_quantized_kv_cache", Use.CALLED, "kv_cache_dtype"),
     Seam("vllm.v1.attention.backends.registry:register_backend", Use.CALLED, "backend class_path"),
     Seam("vllm.config.utils:config", Use.CALLED, "cls"),
     Seam("vllm.config:set_current_vllm_config", Use.CALLED, "vllm_config"),
@@ -323,9 +332,27 @@ _USED = (
     Seam(
         f"{_ATTENTION}:CommonAttentionMetadata",
         Use.USED,
-        attributes="num_reqs query_start_loc_cpu seq_lens seq_lens_cpu_upper_bound block_table_tensor",
+        attributes="num_reqs num_actual_tokens query_start_loc query_start_loc_cpu max_query_len max_seq_len seq_lens "
+        "seq_lens_cpu_upper_bound block_table_tensor slot_mapping causal positions is_prefilling req_idx replace "
+        "_num_computed_tokens_cache _token_to_req_indices_cache",
     ),
+    Seam(f"{_ATTENTION}:AttentionCGSupport", Use.USED, attributes="UNIFORM_BATCH"),
     Seam(f"{_ATTENTION}:MultipleOf", Use.USED),
+    Seam(
+        f"{_BACKENDS}.flash_attn:FlashAttentionBackend",
+        Use.USED,
+        attributes="supports_head_size supports_combination",
+    ),
+    Seam(f"{_BACKENDS}.flash_attn:FlashAttentionImpl", Use.USED, attributes="supports_quant_query_input"),
+    Seam(f"{_BACKENDS}.flash_attn:FlashAttentionMetadataBuilder", Use.USED),
+    Seam(
+        f"{_BACKENDS}.flash_attn:FlashAttentionMetadata",
+        Use.USED,
+        attributes="seq_lens max_seq_len scheduler_metadata max_num_splits",
+    ),
+    Seam(f"{_BACKENDS}.triton_attn:TritonAttentionBackend", Use.USED, attributes="supports_head_size"),
+    Seam(f"{_BACKENDS}.triton_attn:TritonAttentionImpl", Use.USED, attributes="do_kv_cache_update"),
+    Seam(f"{_BACKENDS}.triton_attn:TritonAttentionMetadataBuilder", Use.USED),
     Seam(
         "vllm.v1.attention.backends.registry:AttentionBackendEnum",
         Use.USED,

@@ -26,6 +26,8 @@ def flash_attention(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
 class FakeFlash:
     """Counts calls: one tuple (version, causal, requests, is scheduled) for each."""
 
+    dtypes: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16)
+
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
         self.calls: list[tuple[int, bool, int, bool]] = []
         self._pretend(monkeypatch, capability)
@@ -64,7 +66,7 @@ class FakeFlash:
         zero: bool, causal: bool, left: int, right: int, softcap: float, with_probabilities: bool, num_splits: int,
         generator: None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        assert q.dtype == k.dtype == v.dtype and q.dtype in (torch.float16, torch.bfloat16)
+        assert q.dtype == k.dtype == v.dtype and q.dtype in self.dtypes
         assert k.shape[1] % 16 == 0 and num_splits in (0, 1)
         assert (left, right, softcap) == (-1, -1, 0.0) and alibi is None
         self.calls.append((2, causal, len(used_k), False))
@@ -106,18 +108,18 @@ def _attend(
     page = k.shape[1]
     for request, num_keys in enumerate(used_k.tolist()):
         rows = range(int(cu_q[request]), int(cu_q[request + 1]))
+        slot = torch.arange(num_keys)
+        block = table[request, slot // page].long()
+        keys, values = k[block, slot % page].double(), v[block, slot % page].double()
         for place, row in enumerate(rows):
             seen = num_keys - len(rows) + place + 1 if causal else num_keys
             for head in range(q.shape[1]):
                 kv_head = head // (q.shape[1] // k.shape[2])
-                slots = [(int(table[request, key // page]), key % page) for key in range(seen)]
-                if not slots:
+                if seen == 0:
                     out[row, head], log_sum[head, row] = 0, empty
                     continue
-                keys = torch.stack([k[block, offset, kv_head] for block, offset in slots]).double()
-                values = torch.stack([v[block, offset, kv_head] for block, offset in slots]).double()
-                scores = keys @ q[row, head].double() * scale
-                out[row, head] = (scores.softmax(0) @ values).to(out.dtype)
+                scores = keys[:seen, kv_head] @ q[row, head].double() * scale
+                out[row, head] = (scores.softmax(0) @ values[:seen, kv_head]).to(out.dtype)
                 log_sum[head, row] = scores.logsumexp(0)
     return out, log_sum
 

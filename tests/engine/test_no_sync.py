@@ -61,7 +61,7 @@ def trapped_step(llm: Any) -> Iterator[list[str]]:
         for owner, name in HOOKS:
             stack.enter_context(trapped(owner, name, calls))
         stack.enter_context(lifted(runner(llm).sampler, "sample"))
-        for name in ("get_num_sampled_and_rejected", "compute_topk_scores"):
+        for name in ("get_num_sampled_and_rejected", "compute_topk_scores", "async_copy_to_np"):
             stack.enter_context(lifted(sampler_module, name))
         yield calls
 

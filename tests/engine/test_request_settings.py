@@ -203,13 +203,15 @@ def test_plain_engines_do_not_read_the_settings(make_engine: MakeEngine, random_
 
 def test_row_limits() -> None:
     """The device keeps to a limit by itself, whatever was scheduled: five nodes cut to two, to none, to five."""
-    from redrafter_vllm.state import DraftRows
+    from redrafter_vllm.ops.draft_round import RoundSource
+    from redrafter_vllm.state import DraftRows, RoundBuffers
     from redrafter_vllm.tree import DraftTree
 
-    rows = DraftRows(max_num_reqs=4, max_nodes=6, device=torch.device("cpu"))
+    device = torch.device("cpu")
+    rows, buffers = DraftRows(4, 6, device), RoundBuffers(4, 6, 2, torch.float32, device)
     for row, limit in ((3, 2), (0, 0), (2, 6)):
         rows.open(row, beam_limit=2, node_limit=limit)
-    shape = (3, 6)
+    index, shape = torch.tensor([3, 0, 2]), (3, 6)
     tree = DraftTree(
         tokens=torch.arange(18).view(shape),
         parents=torch.tensor([[-1, -1, 0, 0, 2, -1]] * 3),
@@ -217,8 +219,13 @@ def test_row_limits() -> None:
         log_probs=torch.zeros(shape),
         num_nodes=torch.tensor([5, 5, 5]),
     )
-    index = torch.tensor([3, 0, 2])
-    rows.write(index, tree, torch.tensor([True, True, True]), limit=6)
-    assert rows.gather(index, torch.tensor([6, 6, 6])).valid.sum(1).tolist() == [2, 0, 5]
-    rows.write(index, tree, torch.tensor([True, True, False]), limit=1)
-    assert rows.gather(index, torch.tensor([6, 6, 6])).valid.sum(1).tolist() == [1, 0, 0]
+    for num_sampled, room, kept in (([1, 1, 1], 6, [2, 0, 5]), ([1, 1, 0], 1, [1, 0, 0])):
+        last_sampled = torch.zeros(4, 1, dtype=torch.int64)
+        limits = rows.beam_limit, rows.node_limit
+        source = RoundSource(
+            torch.zeros(3, 2), torch.arange(3), None, index, last_sampled, torch.tensor(num_sampled), *limits
+        )
+        buffers.fill(3, source, room, 3, rows.spare)
+        inputs = buffers.first(3)
+        rows.write(inputs.rows, tree, inputs.room, buffers.draft_tokens[:3])
+        assert rows.num_nodes[index].tolist() == kept

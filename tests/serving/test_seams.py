@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from redrafter_vllm.integration import patches
+from redrafter_vllm.integration.attention.limits import TreeLimits
 from redrafter_vllm.integration.seams import SEAMS, Seam, Use
 from tools.check_seams import DOCUMENT, TABLE_BEGINS, facts_of, load, main, problem, save, with_table
 from tools.vllm_source import Fact, Source, open_tree
@@ -16,13 +17,16 @@ from tools.vllm_source import Fact, Source, open_tree
 ROOT = Path(__file__).parents[2]
 FIXTURE = Path(__file__).with_name("seams_0_33.json")
 OURS = {
-    "DefaultModelState": "model_state.py:RedrafterModelState",
-    "ModelSpecificAttnMetadata": "model_state.py:TreeAttnMetadata",
-    "BaseSpeculator": "speculator.py:RedrafterSpeculator",
-    "RejectionSampler": "sampler.py:TreeSampler",
-    "AttentionBackend": "attention_backend.py:TreeAttentionBackend",
-    "AttentionMetadataBuilder": "attention_backend.py:TreeAttentionMetadataBuilder",
-    "AttentionImpl": "attention_backend.py:TreeAttentionImpl",
+    "DefaultModelState": ["model_state.py:RedrafterModelState"],
+    "ModelSpecificAttnMetadata": ["model_state.py:TreeAttnMetadata"],
+    "BaseSpeculator": ["speculator.py:RedrafterSpeculator"],
+    "RejectionSampler": ["sampler.py:TreeSampler"],
+    "AttentionBackend": ["attention/cpu.py:TreeAttentionBackend"],
+    "AttentionMetadataBuilder": [
+        "attention/cpu.py:TreeAttentionMetadataBuilder",
+        "attention/metadata.py:TreeMetadataBuilder",
+    ],
+    "AttentionImpl": ["attention/cpu.py:TreeAttentionImpl", "attention/impl.py:TreeForward"],
 }
 
 
@@ -37,6 +41,16 @@ def test_they_hold_on_0_33() -> None:
     assert version.startswith("0.33.")
     assert facts.keys() >= {seam.target for seam in SEAMS}, "read the sources of 0.33 again: docs/vllm_seams.md"
     assert {seam.target: why for seam in SEAMS if (why := problem(seam, facts[seam.target]))} == {}
+
+
+@pytest.mark.parametrize("backend", ["flash_attn:FlashAttentionBackend", "triton_attn:TritonAttentionBackend"])
+def test_trees_answer_for_what_backends_learn(backend: str) -> None:
+    """A capability that 0.33 has added to a backend which ours derive from is ours to take back."""
+    target = f"vllm.v1.attention.backends.{backend}"
+    known = Source(open_tree("installed")).fact(target).attributes
+    learnt = {name for name in load(FIXTURE)[1][target].attributes - known if name.startswith("supports_")}
+    assert backend.startswith("triton") or "supports_kv_cache_update_bypass" in learnt | known
+    assert learnt <= vars(TreeLimits).keys()
 
 
 def imported_names() -> Iterator[tuple[str, str]]:
@@ -57,24 +71,28 @@ def test_nothing_else_is_imported() -> None:
 
 
 def test_the_list_of_rebindings_is_the_one_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the platforms', of which a machine has one."""
     installed: list[str] = []
     monkeypatch.setattr(patches, "rebind_seam", lambda target, make: installed.append(target))
     patches.install_front()
     patches.install_runner()
-    assert sorted(installed) == sorted(seam.target for seam in SEAMS if seam.use is Use.REBOUND)
+    platforms = {seam.target for seam in SEAMS if seam.module.startswith("vllm.platforms.")}
+    listed = {seam.target for seam in SEAMS if seam.use is Use.REBOUND}
+    assert sorted({*installed} - platforms) == sorted(listed - platforms)
 
 
 def test_ours_take_what_vllms_do() -> None:
     """As far as vLLM's parameters go; what ours have beyond must have a default."""
     for seam in (seam for seam in SEAMS if seam.use is Use.OVERRIDDEN):
         owner, _, method = seam.path.partition(".")
-        file, _, name = OURS[owner].partition(":")
-        tree = ast.parse((ROOT / "redrafter_vllm" / "integration" / file).read_text())
-        (own,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
-        (function,) = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name == method]
-        names, wanted = [arg.arg for arg in function.args.args], seam.parameters.split()
-        assert names[: len(wanted)] == wanted, seam.target
-        assert len(names) - len(wanted) <= len(function.args.defaults), seam.target
+        for place in OURS[owner]:
+            file, _, name = place.partition(":")
+            tree = ast.parse((ROOT / "redrafter_vllm" / "integration" / file).read_text())
+            (own,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
+            (function,) = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name == method]
+            names, wanted = [arg.arg for arg in function.args.args], seam.parameters.split()
+            assert names[: len(wanted)] == wanted, (seam.target, place)
+            assert len(names) - len(wanted) <= len(function.args.defaults), (seam.target, place)
 
 
 def test_the_document_has_the_whole_list() -> None:

@@ -16,6 +16,8 @@ class TreeLimits:
     """Mixed into a backend of vLLM's, in front of it: takes back what the tree part does not know."""
 
     forward_includes_kv_cache_update: bool = False
+    # vLLM 0.33: some kernels write the cache themselves, and give `forward` no keys to split.
+    supports_kv_cache_update_bypass: bool = False
     supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16", "fp8", "fp8_e4m3"]
 
     @staticmethod

@@ -7,13 +7,13 @@ For what FlashAttention does not do: fp32, other devices. Interpreted, it also r
 from typing import Any
 
 from torch import Tensor
-from vllm.utils.torch_utils import is_quantized_kv_cache
 from vllm.v1.attention.backend import AttentionLayer
 from vllm.v1.attention.backends.triton_attn import (
     TritonAttentionBackend,
     TritonAttentionImpl,
     TritonAttentionMetadataBuilder,
 )
+from vllm.v1.kv_cache_interface import is_quantized_kv_cache
 
 from redrafter_vllm.integration.attention.cpu import store
 from redrafter_vllm.integration.attention.impl import TreeForward
