@@ -236,8 +236,8 @@ _USED = (
     Seam(
         "vllm.config.parallel:ParallelConfig",
         Use.USED,
-        attributes="pipeline_parallel_size data_parallel_size decode_context_parallel_size distributed_executor_backend "
-        "prefill_context_parallel_size enable_batch_sharded_sampling use_ubatching",
+        attributes="pipeline_parallel_size data_parallel_size decode_context_parallel_size use_ubatching "
+        "prefill_context_parallel_size enable_batch_sharded_sampling distributed_executor_backend",
     ),
     Seam("vllm.config.model:PROCESSED_LOGPROBS_MODES", Use.USED),
     Seam("vllm.exceptions:VLLMValidationError", Use.USED, attributes="parameter"),
