@@ -3,6 +3,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
@@ -57,6 +58,7 @@ class RedrafterModelState(DefaultModelState):
         # A custom logits processor may look at any earlier token, and only it knows.
         self.chains_only = bool(vllm_config.model_config.logits_processors)
         self.kv_caches: list[Tensor] = []
+        self.rows_per_request: np.ndarray | None = None  # [B] of the step whose adapters are about to be set
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         super().add_request(req_index, new_req_data)
@@ -77,6 +79,21 @@ class RedrafterModelState(DefaultModelState):
         # Layers may share a cache; moving its entries twice would undo the move.
         self.kv_caches = list({cache.data_ptr(): cache for cache in caches}.values())
         prepare(self.kv_caches)
+
+    def preprocess_state(
+        self,
+        input_batch: InputBatch,
+        block_tables: tuple[Tensor, ...],
+        kv_cache_config: KVCacheConfig,
+        num_computed_tokens: Tensor,
+    ) -> None:
+        super().preprocess_state(input_batch, block_tables, kv_cache_config, num_computed_tokens)
+        self.rows_per_request = np.diff(input_batch.cu_num_logits_np)
+
+    def per_logits_row(self, lora_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Adapters of the requests [B] as adapters of the logits rows [R]; a dummy run has one row a request."""
+        rows, self.rows_per_request = self.rows_per_request, None
+        return lora_ids if rows is None else tuple(np.repeat(lora_ids, rows))
 
     def prepare_attn(
         self,

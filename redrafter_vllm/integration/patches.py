@@ -65,6 +65,7 @@ def install_runner() -> None:
     from vllm.platforms.cpu import CpuPlatform
     from vllm.sampling_params import SamplingParams
     from vllm.v1.worker.gpu import model_runner
+    from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
     # The runner imports these two by name. Can go when a method can name its speculator and model state.
     rebind(model_runner, "init_speculator", _init_speculator, "vllm_config device req_states")
@@ -79,6 +80,14 @@ def install_runner() -> None:
     # vLLM's rejection sampler ignores min_p and logit_bias, so it refuses them; the walk runs its whole sampler.
     # Can go when the refusal asks the method.
     rebind(SamplingParams, "_validate_spec_decode", _validate_spec_decode, "self speculative_config")
+    # Runner V2 names one adapter a request for the LM head, which has a row for every draft as well. Can go when it
+    # counts those.
+    rebind(
+        LoRAModelRunnerMixin,
+        "_set_active_loras",
+        _set_active_loras,
+        "self prompt_lora_mapping token_lora_mapping lora_requests mapping_type",
+    )
 
 
 def install_refusal(message: str) -> None:
@@ -221,6 +230,17 @@ def _validate_spec_decode(original: Callable) -> Callable:
             original(self, speculative_config)
 
     return _validate_spec_decode
+
+
+def _set_active_loras(original: Callable) -> Callable:
+    def _set_active_loras(self: Any, prompt_lora_mapping: tuple[int, ...], *args: Any, **kwargs: Any) -> None:
+        # Profiling sets adapters before there is a model state.
+        state = getattr(self, "model_state", None)
+        if hasattr(state, "per_logits_row"):
+            prompt_lora_mapping = state.per_logits_row(prompt_lora_mapping)
+        original(self, prompt_lora_mapping, *args, **kwargs)
+
+    return _set_active_loras
 
 
 def _is_ours(vllm_config: Any) -> bool:
