@@ -236,7 +236,7 @@ def _set_active_loras(original: Callable) -> Callable:
     def _set_active_loras(self: Any, prompt_lora_mapping: tuple[int, ...], *args: Any, **kwargs: Any) -> None:
         # Profiling sets adapters before there is a model state.
         state = getattr(self, "model_state", None)
-        if hasattr(state, "per_logits_row"):
+        if state is not None and hasattr(state, "per_logits_row"):
             prompt_lora_mapping = state.per_logits_row(prompt_lora_mapping)
         original(self, prompt_lora_mapping, *args, **kwargs)
 

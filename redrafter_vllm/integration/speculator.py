@@ -8,7 +8,11 @@ import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.config.compilation import CUDAGraphMode
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    UnquantizedEmbeddingMethod,
+    VocabParallelEmbedding,
+)
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 
@@ -59,6 +63,12 @@ class RedrafterSpeculator(BaseSpeculator):
         if len(tables) != 1:
             raise UnsupportedTargetError(
                 f"ReDrafter shares the target's token embedding, but {type(model).__name__} has {len(tables)} of them."
+            )
+        method = tables[0].quant_method
+        if not isinstance(method, UnquantizedEmbeddingMethod):
+            raise UnsupportedTargetError(
+                f"ReDrafter shares the target's token embedding, which {type(method).__name__} has quantised; leave the "
+                "embedding out of the quantisation."
             )
         self.embedding = tables[0].weight[: self.vocab_size]
 
