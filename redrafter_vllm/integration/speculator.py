@@ -67,8 +67,8 @@ class RedrafterSpeculator(BaseSpeculator):
         method = tables[0].quant_method
         if not isinstance(method, UnquantizedEmbeddingMethod):
             raise UnsupportedTargetError(
-                f"ReDrafter shares the target's token embedding, which {type(method).__name__} has quantised; leave the "
-                "embedding out of the quantisation."
+                f"ReDrafter shares the target's token embedding, which {type(method).__name__} has quantised; leave "
+                "the embedding out of the quantisation."
             )
         self.embedding = tables[0].weight[: self.vocab_size]
 

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from tests.engine.conftest import MakeEngine
-from tests.engine.generation import CHAIN, TREE, generate, params, random_prompts, tokens
+from tests.engine.generation import CHAIN, TREE, params, random_prompts
 from tests.engine.scripted import assert_identical, run_both, same_clear_choices
 from tests.models import VOCAB, save_random_drafter, save_random_llama
 
