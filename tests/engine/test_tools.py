@@ -16,23 +16,13 @@ from tests.models import save_random_drafter, save_random_llama
 
 pytestmark = pytest.mark.engine
 
-ENGINE = [
-    "--dtype",
-    "float32",
-    "--max-model-len",
-    "256",
-    "--max-num-seqs",
-    "8",
-    "--enforce-eager",
-    "--kv-cache-memory-bytes",
-    "67108864",
-]
+ENGINE = "--dtype float32 --max-model-len 256 --max-num-seqs 8 --enforce-eager --kv-cache-memory-bytes 67108864"
 
 
 def vllm(*arguments: str, own_process: bool = True) -> str:
     """Output of `vllm ARGUMENTS`; the engine gets a process of its own, as usual, or saves one."""
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if own_process else "0"}
-    command = [str(Path(sys.executable).with_name("vllm")), *arguments, *ENGINE]
+    command = [str(Path(sys.executable).with_name("vllm")), *arguments, *ENGINE.split()]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
