@@ -7,7 +7,8 @@ from `config.json` alone.
 A drafting round is T steps of the recurrence and the head, each of which has to read its weights again, as no cache
 holds them; the context's half of the first linear layer is needed once a round. Batch and beams share weights.
 Activations (states, logits) and the draft vocabulary's map are left out, as small. U is counted at the first step, too,
-although s_0 = 0.
+although s_0 = 0. W and U are read in one product as serving packs them, which saves a launch and no bytes; W·E as a
+table (`project_embedding`) saves reading W, for a second embedding's memory. "Kept" is what drafting holds in memory.
 
 "Efficiency at most" is the speed-up divided by the tokens per step, if bytes were all that took time: those of a plain
 step over those of verification and drafting together.
@@ -42,7 +43,6 @@ from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.drafter import DrafterConfig
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-SCALE_BYTES = 4  # weight-only FP8 and INT8 keep one float32 scale per output row
 
 
 @dataclass(frozen=True)
@@ -84,30 +84,44 @@ def naive_round(config: DrafterConfig, work: Workload) -> Reads:
     return Reads({"whole drafter": steps * weights, "embedding rows": _embedding_rows(config, work)})
 
 
-def least_round(config: DrafterConfig, work: Workload, *, byte_weights: bool = False) -> Reads:
-    """A drafting round with the constant context half computed once.
+@dataclass(frozen=True)
+class Layout:
+    """How serving holds a drafter, beside computing the constant context half once a round.
 
-    `byte_weights`: matrices in one byte a number (FP8 or INT8), and a scale per row.
+    `byte_weights`: matrices in one byte a number (FP8 or INT8), and a scale per row. `project_embedding`: W·E is a
+    table, so that no step reads W.
     """
+
+    byte_weights: bool = False
+    project_embedding: bool = False
+
+    def matrix_bytes(self, shape: tuple[int, ...], work: Workload) -> int:
+        """What reading a matrix of `shape` [N, K] takes; scales are of the type that is computed in."""
+        if self.byte_weights:
+            return prod(shape) + shape[0] * work.number_bytes
+        return prod(shape) * work.number_bytes
+
+    def projects(self, config: DrafterConfig) -> bool:
+        return self.project_embedding and config.rnn
+
+
+def round_reads(config: DrafterConfig, work: Workload, layout: Layout) -> Reads:
+    """A drafting round as serving makes it, the constant context half computed once."""
     steps = work.drafting.beam_length
-    sizes = {
-        name: _matrix_bytes(shape, work, byte_weights) if len(shape) == 2 else prod(shape) * work.number_bytes
-        for name, shape in drafter_tensors(config).items()
-    }
+    sizes = _tensor_bytes(config, work, layout)
+    if layout.projects(config):
+        sizes.pop("rnn_w.weight")
     layers = config.num_draft_layers
     head = sizes.pop(f"lm_head.{layers}.weight")
     recurrent = sum(sizes.pop(name) for name in ("rnn_u.weight", "rnn_u.bias", "rnn_w.weight") if name in sizes)
-    first = "input_proj" if config.has_input_proj else "lm_head.0.linear" if layers else None
-    once = 0
-    if first is None:  # the head itself is the first linear layer
-        shape = (config.output_size, config.hidden_size)
-        once = _matrix_bytes(shape, work, byte_weights)
-        head -= shape[0] * shape[1] * (1 if byte_weights else work.number_bytes)
+    half = layout.matrix_bytes((config.first_size, config.hidden_size), work)
+    if config.starts_with_output:
+        once, head = half, half
     else:
         # With the context goes the bias. Both halves have the rows' scales to read, where there are any.
-        shape = (config.exit_dim, config.hidden_size)
-        once = _matrix_bytes(shape, work, byte_weights) + sizes.pop(f"{first}.bias")
-        sizes[f"{first}.weight"] = _matrix_bytes(shape, work, byte_weights)
+        first = "input_proj" if config.has_input_proj else "lm_head.0.linear"
+        once = half + sizes.pop(f"{first}.bias")
+        sizes[f"{first}.weight"] = half
     return Reads(
         {
             "context half, once": once,
@@ -117,6 +131,12 @@ def least_round(config: DrafterConfig, work: Workload, *, byte_weights: bool = F
             "embedding rows": _embedding_rows(config, work),
         }
     )
+
+
+def kept_bytes(config: DrafterConfig, work: Workload, layout: Layout) -> int:
+    """Memory for the drafter's weights and, where it is kept, the table of W·E."""
+    table = config.vocab_size * config.hidden_size * work.number_bytes if layout.projects(config) else 0
+    return sum(_tensor_bytes(config, work, layout).values()) + table
 
 
 def target_step(shape: LlamaShape, work: Workload, nodes: int) -> Reads:
@@ -135,8 +155,11 @@ def target_step(shape: LlamaShape, work: Workload, nodes: int) -> Reads:
     )
 
 
-def _matrix_bytes(shape: tuple[int, ...], work: Workload, byte_weights: bool) -> int:
-    return prod(shape) + shape[0] * SCALE_BYTES if byte_weights else prod(shape) * work.number_bytes
+def _tensor_bytes(config: DrafterConfig, work: Workload, layout: Layout) -> dict[str, int]:
+    return {
+        name: layout.matrix_bytes(shape, work) if len(shape) == 2 else prod(shape) * work.number_bytes
+        for name, shape in drafter_tensors(config).items()
+    }
 
 
 def _embedding_rows(config: DrafterConfig, work: Workload) -> int:
@@ -151,6 +174,7 @@ class Line:
 
     name: str
     round_bytes: Reads
+    kept: int  # bytes in memory
     part_of_naive: float
     seconds: float
     efficiency: float  # speed-up divided by tokens per step, if nothing but bytes cost anything
@@ -161,21 +185,25 @@ def compare(shape: LlamaShape, config: DrafterConfig, work: Workload, what_if: i
     plain = target_step(shape, work, 0).total
     verify = target_step(shape, work, work.drafting.num_speculative_tokens).total
     naive = naive_round(config, work)
-    ways = [("whole drafter at every step", naive), ("constant context half", least_round(config, work))]
-    trimmed = config
+    plainly = Layout()
+    ways = [("whole drafter at every step", config, plainly), ("constant context half", config, plainly)]
     if what_if is not None and what_if < config.output_size:
-        trimmed = replace(config, draft_vocab_size=what_if)
-        ways.append((f"and {what_if:,} draft tokens", least_round(trimmed, work)))
-    ways.append(("and FP8 or INT8 weights", least_round(trimmed, work, byte_weights=True)))
+        config = replace(config, draft_vocab_size=what_if)
+        ways.append((f"and {what_if:,} draft tokens", config, plainly))
+    if config.rnn:
+        ways.append(("and W·E as a table", config, Layout(project_embedding=True)))
+    ways.append(("and FP8 or INT8 weights", config, Layout(byte_weights=True, project_embedding=True)))
+    rounds = [naive, *(round_reads(config, work, layout) for _, config, layout in ways[1:])]
     return [
         Line(
             name,
             reads,
+            kept_bytes(config, work, layout),
             reads.total / naive.total,
             reads.total / work.bandwidth,
             plain / (verify + reads.total),
         )
-        for name, reads in ways
+        for (name, config, layout), reads in zip(ways, rounds, strict=True)
     ]
 
 
@@ -199,6 +227,7 @@ def report(shape: LlamaShape, config: DrafterConfig, work: Workload, what_if: in
                 "way": line.name,
                 "bytes": line.round_bytes.total,
                 "parts": line.round_bytes.parts,
+                "kept_bytes": line.kept,
                 "part_of_naive": line.part_of_naive,
                 "seconds": line.seconds,
                 "efficiency_ceiling": line.efficiency,
@@ -218,10 +247,10 @@ def print_tables(result: dict[str, Any], console: Console) -> None:
     )
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    for column in ("MB", "ms", "of naive", "efficiency at most"):
+    for column in ("MB", "ms", "of naive", "efficiency at most", "kept MB"):
         table.add_column(column, justify="right")
     for name, step in result["target_steps"].items():
-        table.add_row(f"target: {name}", f"{step['bytes'] / 1e6:,.1f}", f"{step['seconds'] * 1e3:.3f}", "", "")
+        table.add_row(f"target: {name}", f"{step['bytes'] / 1e6:,.1f}", f"{step['seconds'] * 1e3:.3f}")
     table.add_section()
     for line in result["drafting_rounds"]:
         table.add_row(
@@ -230,6 +259,7 @@ def print_tables(result: dict[str, Any], console: Console) -> None:
             f"{line['seconds'] * 1e3:.3f}",
             f"{line['part_of_naive']:.3f}",
             f"{line['efficiency_ceiling']:.3f}",
+            f"{line['kept_bytes'] / 1e6:,.1f}",
         )
     console.print(table)
 

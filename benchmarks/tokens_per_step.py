@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ from benchmarks.demo.offline import run_engine, with_redrafter
 from benchmarks.demo.options import ROOT
 from benchmarks.demo.workload import Workload
 from benchmarks.record import RESULTS, record
+from redrafter_vllm.config import QUANTIZATIONS
 from redrafter_vllm.drafter import Drafter
+from redrafter_vllm.packed_drafter import PackedDrafter
+from redrafter_vllm.quantization import rounding_linear
 from redrafter_vllm.resolve import resolve_drafter
 from training.evaluate import Acceptance, Drafting, held_out_texts, measure
 from training.frozen_target import FrozenTarget
@@ -44,6 +48,7 @@ class Options:
     prompts: int = 64
     new_tokens: int = 128
     out: Path = RESULTS
+    drafter_quantization: str | None = None
 
     @property
     def draftings(self) -> list[Drafting]:
@@ -71,6 +76,7 @@ def served(options: Options, drafting: Drafting, texts: Sequence[tuple[torch.Ten
         "beam_width": drafting.beam_width,
         "beam_length": drafting.beam_length,
         "num_speculative_tokens": drafting.max_nodes,
+        "drafter_quantization": options.drafter_quantization,
     }
     folder = ROOT / "build" / "tokens-per-step" / f"{drafting.beam_width}x{drafting.beam_length}"
     run = run_engine(with_redrafter(speculative), options.target, workload, folder, console).greedy
@@ -103,6 +109,8 @@ def run(options: Options, console: Console) -> dict[str, Any]:
     """The report."""
     target = FrozenTarget(AutoModelForCausalLM.from_pretrained(options.target, dtype=torch.float32))
     drafter = Drafter.from_pretrained(options.drafter)
+    if options.drafter_quantization is not None:
+        drafter = PackedDrafter(drafter, partial(rounding_linear, options.drafter_quantization))
     tokenizer = AutoTokenizer.from_pretrained(options.target)
     texts = held_out_texts(target, tokenizer, prompts=options.prompts, new_tokens=options.new_tokens, seed=1)
     rows = []
@@ -117,7 +125,12 @@ def run(options: Options, console: Console) -> dict[str, Any]:
                 "difference": difference(simulated, counted),
             }
         )
-    return {"prompts": options.prompts, "new_tokens": options.new_tokens, "results": rows}
+    return {
+        "prompts": options.prompts,
+        "new_tokens": options.new_tokens,
+        "drafter_quantization": options.drafter_quantization,
+        "results": rows,
+    }
 
 
 def print_table(report: dict[str, Any], console: Console) -> None:
@@ -153,11 +166,19 @@ def parse_args(argv: Sequence[str]) -> Options:
     parser.add_argument("--beam-length", type=int, default=4, help="drafted tokens per beam, the root not counted")
     parser.add_argument("--prompts", type=int, default=64, help="prompts from files held out of all training")
     parser.add_argument("--new-tokens", type=int, default=128, help="tokens that each prompt is continued by")
+    parser.add_argument("--drafter-quantization", choices=QUANTIZATIONS, help="as the serving option")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file")
     args = parser.parse_args(argv)
     drafter = resolve_drafter(args.drafter, str(args.target))
     return Options(
-        args.target, drafter, tuple(args.beam_width), args.beam_length, args.prompts, args.new_tokens, args.out
+        target=args.target,
+        drafter=drafter,
+        beam_widths=tuple(args.beam_width),
+        beam_length=args.beam_length,
+        prompts=args.prompts,
+        new_tokens=args.new_tokens,
+        out=args.out,
+        drafter_quantization=args.drafter_quantization,
     )
 
 

@@ -20,7 +20,15 @@ _ROOT_INCLUDED = "beam_length_with_root"
 # Whether a request is greedy is its own temperature's matter; the switch of an engine-wide default has no effect.
 _IGNORED = "redrafter_greedy_search"
 
-OPTION_NAMES = ("beam_width", "beam_length", "num_speculative_tokens", "logits_top_k")
+OPTION_NAMES = (
+    "beam_width",
+    "beam_length",
+    "num_speculative_tokens",
+    "logits_top_k",
+    "drafter_quantization",
+    "project_embedding",
+)
+QUANTIZATIONS = ("fp8", "int8")
 
 
 class OptionError(ValueError):
@@ -38,12 +46,18 @@ class DraftingConfig:
             W·T could never be filled and are cut to that. 0 stands for the default, min(W·T, 16), at least T.
         logits_top_k: Renormalise the drafter's logits over this many best, as Apple's implementation does with 50;
             None uses the full softmax.
+        drafter_quantization: "fp8" or "int8" keeps the drafter's matrices in one byte a number; None as the target's
+            type. What is emitted does not depend on it, only how much of it is drafted.
+        project_embedding: Keep the product of the target's embedding with the drafter's W, a table of the embedding's
+            size, so that drafting steps do not read W.
     """
 
     beam_width: int = 4
     beam_length: int = 4
     num_speculative_tokens: int = 0
     logits_top_k: int | None = None
+    drafter_quantization: str | None = None
+    project_embedding: bool = False
 
     def __post_init__(self) -> None:
         _check_int("beam_width", self.beam_width, 1, MAX_BEAM_WIDTH)
@@ -54,6 +68,13 @@ class DraftingConfig:
         object.__setattr__(self, "num_speculative_tokens", min(self.num_speculative_tokens, self.max_nodes))
         if self.logits_top_k is not None:
             _check_int("logits_top_k", self.logits_top_k, self.beam_width, 1 << 20)
+        if self.drafter_quantization not in (None, *QUANTIZATIONS):
+            raise OptionError(
+                f"drafter_quantization={self.drafter_quantization!r} is unknown; it must be null, "
+                f"{' or '.join(map(repr, QUANTIZATIONS))}."
+            )
+        if not isinstance(self.project_embedding, bool):
+            raise OptionError(f"project_embedding must be true or false, not {self.project_embedding!r}.")
 
     @property
     def max_nodes(self) -> int:

@@ -51,6 +51,16 @@ class DrafterConfig:
     def has_input_proj(self) -> bool:
         return self.exit_dim != 2 * self.hidden_size
 
+    @property
+    def starts_with_output(self) -> bool:
+        """Whether the output layer is the first linear layer: neither a projection nor a ResBlock before it."""
+        return not self.has_input_proj and self.num_draft_layers == 0
+
+    @property
+    def first_size(self) -> int:
+        """Rows of the first linear layer, the one whose input is c ⊕ s."""
+        return self.output_size if self.starts_with_output else self.exit_dim
+
 
 class ResBlock(nn.Module):
     """x + silu(L·x + b), [..., exit_dim] -> [..., exit_dim]."""
@@ -95,9 +105,11 @@ class Drafter(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | PathLike[str], *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+        cls, path: str | PathLike[str], *, dtype: torch.dtype | None = torch.float32, device: str | torch.device = "cpu"
     ) -> Self:
         """Loads a checkpoint directory in any of the spellings in circulation; see `redrafter_vllm.checkpoint`.
+
+        `dtype` None keeps what is stored.
 
         Raises a `CheckpointError` that says what is wrong, where, and what to do about it.
         """
@@ -137,15 +149,19 @@ class Drafter(nn.Module):
         """The target's token ids for indices into `logits`, any shape."""
         return draft_ids if self.config.draft_vocab_size is None else draft_ids + self.d2t[draft_ids]
 
+    def token_inputs(self, embedding: Tensor) -> Tensor:
+        """What `next_state` takes of each token, [V, H], for the target's embedding [V, H]: its rows."""
+        return embedding
+
     def initial_state(self, context: Tensor) -> Tensor:
         """s_0 for `context` [..., H]: zeros [..., H]."""
         return torch.zeros_like(context)
 
     def next_state(self, state: Tensor, token_embedding: Tensor) -> Tensor:
-        """s_t from s_{t-1} [..., H] and E(g_{t-1}) [..., H]."""
+        """s_t from s_{t-1} [..., H] and E(g_{t-1}) [..., H], rows of `token_inputs`."""
         if not self.config.rnn:
             return state + token_embedding
-        return silu(self.rnn_w(token_embedding) + self.rnn_u(state))
+        return silu(self._recurrence(state, token_embedding))
 
     def context_share(self, context: Tensor) -> Tensor:
         """What `context` [..., H] contributes to every step of a round: [..., S], an opaque input of `logits`.
@@ -153,8 +169,7 @@ class Drafter(nn.Module):
         The first S' entries are the context's half of the first linear layer, bias included. Without an input
         projection the context itself also goes on to later layers, by the first ResBlock's skip: it is appended.
         """
-        first = self._first_linear
-        share = linear(context, first.weight[:, : self.config.hidden_size], first.bias)
+        share = self._context_half(context)
         return share if self.config.has_input_proj else torch.cat((share, context), -1)
 
     def logits(self, share: Tensor, state: Tensor) -> Tensor:
@@ -164,21 +179,21 @@ class Drafter(nn.Module):
         The leading dimensions broadcast; a `share` with one dimension less than `state` serves all beams:
         [B, S] with [B, W, H] gives [B, W, V].
         """
-        if self._first_linear is self.output:
+        if self.config.starts_with_output:
             return self._first_product(share, state)
-        return self.output(self.features(share, state))
+        return self._output_product(self.features(share, state))
 
     def features(self, share: Tensor, state: Tensor) -> Tensor:
         """What `logits` feeds to its last layer, `output`: [..., exit_dim]."""
         if self.config.has_input_proj:
-            return self.lm_head[:-1](self._first_product(share, state))
-        context = share[..., self._first_linear.out_features :]
+            return self._blocks(self._first_product(share, state), 0)
+        context = share[..., self.config.first_size :]
         if context.dim() < state.dim():
             context = context.unsqueeze(-2)
         x = torch.cat(torch.broadcast_tensors(context, state), -1)
-        if self._first_linear is self.output:
+        if self.config.starts_with_output:
             return x
-        return self.lm_head[1:-1](x + silu(self._first_product(share, state)))
+        return self._blocks(x + silu(self._first_product(share, state)), 1)
 
     def forward(self, context: Tensor, state: Tensor) -> Tensor:
         """What `logits(context_share(context), state)` computes, with the first linear layer in one piece."""
@@ -199,15 +214,33 @@ class Drafter(nn.Module):
         return output
 
     @property
-    def _first_linear(self) -> nn.Linear:
+    def first_linear(self) -> nn.Linear:
+        """The layer whose input is c ⊕ s, of which the context's half is constant over a round."""
         if self.config.has_input_proj:
             return self.input_proj
-        head = self.lm_head[0].linear if self.config.num_draft_layers else self.output
+        head = self.output if self.config.starts_with_output else self.lm_head[0].linear
         assert isinstance(head, nn.Linear)
         return head
 
     def _first_product(self, share: Tensor, state: Tensor) -> Tensor:
         if share.dim() < state.dim():
             share = share.unsqueeze(-2)
-        first = self._first_linear
-        return share[..., : first.out_features] + linear(state, first.weight[:, self.config.hidden_size :])
+        return share[..., : self.config.first_size] + self._state_half(state)
+
+    # The products with weights, each in one place: `PackedDrafter` has its own.
+
+    def _recurrence(self, state: Tensor, token_embedding: Tensor) -> Tensor:
+        return self.rnn_w(token_embedding) + self.rnn_u(state)
+
+    def _context_half(self, context: Tensor) -> Tensor:
+        first = self.first_linear
+        return linear(context, first.weight[:, : self.config.hidden_size], first.bias)
+
+    def _state_half(self, state: Tensor) -> Tensor:
+        return linear(state, self.first_linear.weight[:, self.config.hidden_size :])
+
+    def _blocks(self, x: Tensor, first: int) -> Tensor:
+        return self.lm_head[first:-1](x)
+
+    def _output_product(self, x: Tensor) -> Tensor:
+        return self.output(x)

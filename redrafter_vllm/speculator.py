@@ -1,42 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
 """One drafting round: context and root in, packed trees out."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.drafter import Drafter
-from redrafter_vllm.ops.beam_search import beam_search
+from redrafter_vllm.ops.beam_search import BeamStep, beam_search, beam_step
 from redrafter_vllm.tree import DraftTree
 
 
 def draw_trees(
     drafter: Drafter,
-    embedding: Tensor,  # [V, H]
+    embedding: Tensor | Callable[[Tensor], Tensor],  # [V, H]
     context: Tensor,  # [B, H]
     root_tokens: Tensor,  # [B]
-    chain_only: Tensor,  # [B] bool
+    beam_limit: Tensor,  # [B] int64
     config: DraftingConfig,
+    step: Callable[[Tensor, Tensor, int | None], BeamStep] = beam_step,
 ) -> DraftTree:
     """Beam-search from the roots and pack the beams.
 
-    A request that may only have a chain gets its best beam: all its beams are replaced by that one, and the packing
-    leaves a chain of it. A chain is a tree; there is no second path.
+    A request may have fewer beams than are searched: its best one takes the place of those beyond, and the packing
+    leaves nothing of them. Of a single beam it leaves a chain. A chain is a tree; there is no second path.
 
     Args:
         drafter: The RNN drafter.
-        embedding: The target's input embedding.
+        embedding: The target's input embedding, or a function from token ids to embeddings.
         context: Target's hidden state (after its final norm) at the last accepted token.
         root_tokens: The token that the target has sampled there.
-        chain_only: Requests whose logits depend on the order of earlier tokens.
+        beam_limit: Beams that each request's tree may be made of, at least 1: 1 where logits depend on the order of
+            earlier tokens.
         config: Beam width and length, node slots, renormalisation.
+        step: How the beams' continuations are ranked; see `beam_search`.
     """
     beams = beam_search(
         drafter,
         embedding,
-        context.to(embedding.dtype),
+        context,
         root_tokens,
         beam_width=config.beam_width,
         beam_length=config.beam_length,
         logits_top_k=config.logits_top_k,
+        step=step,
     )
-    return DraftTree.from_beams(beams.best_where(chain_only), config.num_speculative_tokens)
+    return DraftTree.from_beams(beams.keep_best(beam_limit), config.num_speculative_tokens)

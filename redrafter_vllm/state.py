@@ -1,73 +1,123 @@
 # SPDX-License-Identifier: Apache-2.0
 """The drafts of every running request, kept on the device between the step that draws and the step that verifies."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from redrafter_vllm.ops.draft_inputs import BatchDrafts, RowLayout, StoredTrees, draft_inputs
+from redrafter_vllm.ops.draft_round import RoundInputs, RoundSource, round_inputs, store_trees
 from redrafter_vllm.tree import DraftTree
 
-
-class BatchDrafts(NamedTuple):
-    """Drafts of the requests of one step, in batch order."""
-
-    tokens: Tensor  # [B, N]
-    parents: Tensor  # [B, N]
-    depths: Tensor  # [B, N]
-    ancestors: Tensor  # [B, N, N] bool
-    valid: Tensor  # [B, N] bool
+__all__ = ["BatchDrafts", "DraftRows", "RoundBuffers", "RowLayout"]
 
 
 class DraftRows:
-    """Persistent rows, one per request slot of the runner (R slots), gathered through `idx_mapping`.
+    """Persistent rows, one per request slot of the runner (P slots), gathered through `idx_mapping`.
 
     A row's tree belongs to the request and the step that it was drawn for. Rows are reused, and a scheduler may ask
     for drafts of a request that none were drawn for, so a row without a current tree says so by `num_nodes` 0.
+
+    One row more, `spare`, belongs to nobody: there go the trees of requests that only fill up a batch.
     """
 
     def __init__(self, max_num_reqs: int, max_nodes: int, device: torch.device) -> None:
-        self.max_nodes = max_nodes
-        shape = (max_num_reqs, max_nodes)
-        self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.parents = torch.full(shape, -1, dtype=torch.int64, device=device)
-        self.depths = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.ancestors = torch.zeros(*shape, max_nodes, dtype=torch.bool, device=device)
-        self.num_nodes = torch.zeros(max_num_reqs, dtype=torch.int64, device=device)
-        self.chain_only = torch.zeros(max_num_reqs, dtype=torch.bool, device=device)
-        self._node = torch.arange(max_nodes, device=device)
+        self.spare = max_num_reqs
+        shape = (max_num_reqs + 1, max_nodes)
+        self.trees = StoredTrees(
+            tokens=torch.zeros(shape, dtype=torch.int64, device=device),
+            parents=torch.full(shape, -1, dtype=torch.int64, device=device),
+            depths=torch.zeros(shape, dtype=torch.int64, device=device),
+            ancestors=torch.zeros(*shape, max_nodes, dtype=torch.bool, device=device),
+            num_nodes=torch.zeros(max_num_reqs + 1, dtype=torch.int64, device=device),
+        )
+        self.tokens, self.parents, self.depths, self.ancestors, self.num_nodes = self.trees
+        self.beam_limit = torch.ones(max_num_reqs + 1, dtype=torch.int64, device=device)
+        self.node_limit = torch.full((max_num_reqs + 1,), max_nodes, dtype=torch.int64, device=device)
+        self._drafts, self._layout = _step_buffers(max_num_reqs, max_nodes, device)
 
-    def open(self, row: int, *, chain_only: bool) -> None:
-        """Hand a row to a request that nothing has been drafted for yet."""
+    def open(self, row: int, *, beam_limit: int, node_limit: int) -> None:
+        """Hand a row to a request that nothing has been drafted for yet; its trees keep to these limits."""
         self.num_nodes[row].zero_()
-        self.chain_only[row].fill_(chain_only)
+        self.beam_limit[row].fill_(beam_limit)
+        self.node_limit[row].fill_(node_limit)
 
     def clear(self, rows: Tensor) -> None:  # [B]
         """Drop the trees of these rows."""
         self.num_nodes.index_fill_(0, rows, 0)
 
-    def write(self, rows: Tensor, tree: DraftTree, drawn: Tensor, limit: int) -> None:
+    def write(self, rows: Tensor, tree: DraftTree, room: Tensor, draft_tokens: Tensor) -> None:
         """Keep the trees just drawn.
 
         Args:
             rows: [B] row of each request.
             tree: [B, N] trees.
-            drawn: [B] bool, false for requests that have not sampled a token to draft from.
-            limit: The scheduler takes at most this many nodes; every prefix of a tree is a tree.
+            room: [B] nodes that the next step may verify; every prefix of a tree is a tree.
+            draft_tokens: [B, N] gets the trees' tokens in batch order.
         """
-        self.tokens[rows] = tree.tokens
-        self.parents[rows] = tree.parents.to(self.parents.dtype)
-        self.depths[rows] = tree.depths.to(self.depths.dtype)
-        self.ancestors[rows] = tree.ancestor_mask()
-        self.num_nodes[rows] = torch.where(drawn, tree.num_nodes.clamp(max=limit), 0).to(self.num_nodes.dtype)
+        store_trees(self.trees, draft_tokens, tree.tokens, tree.parents, tree.depths, tree.num_nodes, rows, room)
 
-    def gather(self, rows: Tensor, num_scheduled: Tensor) -> BatchDrafts:
-        """Drafts of a batch; `valid` leaves out what was not drawn or not scheduled (`num_scheduled` [B])."""
-        num_valid = torch.minimum(self.num_nodes[rows], num_scheduled)
-        return BatchDrafts(
-            tokens=self.tokens[rows],
-            parents=self.parents[rows],
-            depths=self.depths[rows],
-            ancestors=self.ancestors[rows],
-            valid=self._node < num_valid[:, None],
+    def prepare(
+        self,
+        idx_mapping: Tensor,  # [B]
+        cu_num_logits: Tensor,  # [B + 1]
+        logits_indices: Tensor,  # [R]
+        positions: Tensor,  # [tokens]
+    ) -> tuple[BatchDrafts, RowLayout]:
+        """Trees and rows of a verification step, and rotary `positions` in place; see `ops.draft_inputs`.
+
+        What it gives are views of buffers of fixed address, which the next call overwrites.
+        """
+        num_reqs, num_rows = idx_mapping.shape[0], logits_indices.shape[0]
+        drafts = BatchDrafts(*(buffer[:num_reqs] for buffer in self._drafts))
+        layout = RowLayout(
+            *(buffer[:num_reqs] for buffer in self._layout[:3]), *(buffer[:num_rows] for buffer in self._layout[3:])
         )
+        draft_inputs(drafts, layout, positions, self.trees, idx_mapping, cu_num_logits, logits_indices)
+        return drafts, layout
+
+
+class RoundBuffers:
+    """What a drafting round reads and leaves, at fixed addresses, for up to `max_num_reqs` requests."""
+
+    def __init__(self, max_num_reqs: int, max_nodes: int, hidden_size: int, dtype: torch.dtype, device: torch.device):
+        self.inputs = RoundInputs(
+            context=torch.zeros(max_num_reqs, hidden_size, dtype=dtype, device=device),
+            roots=torch.zeros(max_num_reqs, dtype=torch.int64, device=device),
+            rows=torch.zeros(max_num_reqs, dtype=torch.int64, device=device),
+            room=torch.zeros(max_num_reqs, dtype=torch.int64, device=device),
+            beam_limit=torch.ones(max_num_reqs, dtype=torch.int64, device=device),
+        )
+        self.draft_tokens = torch.zeros(max_num_reqs, max_nodes, dtype=torch.int64, device=device)
+
+    def first(self, size: int) -> RoundInputs:
+        """Inputs of `size` requests."""
+        return RoundInputs(*(buffer[:size] for buffer in self.inputs))
+
+    def fill(self, size: int, source: RoundSource, room: int, num_stored: int, spare_row: int) -> None:
+        """Gather a step's inputs for a round of `size` requests; see `ops.draft_round.round_inputs`."""
+        round_inputs(self.first(size), source, room, num_stored, spare_row)
+
+    def idle(self, spare_row: int) -> None:
+        """Inputs of a round that nobody asked for and that leaves nothing behind, as when it is recorded."""
+        for buffer in self.inputs:
+            buffer.zero_()
+        self.inputs.rows.fill_(spare_row)
+        self.inputs.beam_limit.fill_(1)
+
+
+def _step_buffers(max_num_reqs: int, max_nodes: int, device: torch.device) -> tuple[BatchDrafts, RowLayout]:
+    def integers(*shape: int) -> Tensor:
+        return torch.zeros(*shape, dtype=torch.int64, device=device)
+
+    nodes, max_rows = (max_num_reqs, max_nodes), max_num_reqs * (1 + max_nodes)
+    ancestors = torch.zeros(*nodes, max_nodes, dtype=torch.bool, device=device)
+    valid = torch.zeros(nodes, dtype=torch.bool, device=device)
+    drafts = BatchDrafts(integers(*nodes), integers(*nodes), integers(*nodes), ancestors, valid)
+    layout = RowLayout(
+        first_row=integers(max_num_reqs),
+        num_drafts=integers(max_num_reqs),
+        root_token=integers(max_num_reqs),
+        req_of_row=integers(max_rows),
+        local_of_row=integers(max_rows),
+    )
+    return drafts, layout

@@ -49,7 +49,7 @@ def read_counters(llm: Any) -> DraftCounters:
 
 
 def run(llm: Any, prompts: list[list[int]], sampling: Any) -> dict[str, Any]:
-    """`LLM.generate` on all prompts: tokens, tokens per step, counters and time."""
+    """`LLM.generate` on all prompts: tokens, tokens per step, counters and time; log-probabilities where sampled."""
     requests = [{"prompt_token_ids": prompt} for prompt in prompts]
     before, started = read_counters(llm), time.perf_counter()
     with recorded_steps(llm) as steps:
@@ -60,9 +60,15 @@ def run(llm: Any, prompts: list[list[int]], sampling: Any) -> dict[str, Any]:
     return {
         "tokens": [list(output.outputs[0].token_ids) for output in outputs],
         "steps": [counts for _, counts in by_arrival],
+        "logprobs": [_plain_logprobs(output.outputs[0].logprobs) for output in outputs],
         "seconds": seconds,
         "counters": asdict(read_counters(llm) - before),
     }
+
+
+def _plain_logprobs(logprobs: Any) -> list[dict[int, float]]:
+    """By place and token, without vLLM's types."""
+    return [{token: entry.logprob for token, entry in place.items()} for place in logprobs or []]
 
 
 def serve_job(job: dict[str, Any]) -> dict[str, Any]:

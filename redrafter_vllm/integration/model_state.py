@@ -15,14 +15,15 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.mm.encoder_cache import EncoderCache
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.model_states.interface import ModelSpecificAttnMetadata
-from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
+from redrafter_vllm.integration.attention.metadata import StepTrees
 from redrafter_vllm.integration.requests import needs_chain
 from redrafter_vllm.integration.sampler import TreeSampler
 from redrafter_vllm.integration.speculator import RedrafterSpeculator
 from redrafter_vllm.integration.step import DraftStep
-from redrafter_vllm.ops.kv_compact import kv_compact, prepare
+from redrafter_vllm.ops.kv_compact import prepare
+from redrafter_vllm.request_settings import parse_request_settings
 
 
 class TreeAttnMetadata(ModelSpecificAttnMetadata):
@@ -32,20 +33,18 @@ class TreeAttnMetadata(ModelSpecificAttnMetadata):
         self.step = step
 
     def get_extra_attn_kwargs(self, attn_metadata_builder: Any, num_reqs: int) -> dict[str, Any]:
-        if self.step.drafts is None:
+        step, host_counts = self.step, self.step.batch.num_draft_tokens_per_req
+        if step.drafts is None or step.layout is None:
             return {}
-        assert self.step.batch.num_draft_tokens_per_req is not None
-        own = torch.eye(self.step.drafts.tokens.shape[1], dtype=torch.bool, device=self.step.drafts.ancestors.device)
-        # A slot without a node computes nothing that counts, but it must see something.
-        ancestors = (self.step.drafts.ancestors & self.step.drafts.valid[:, :, None]) | own
-        return {"ancestors": ancestors, "num_drafts": self.step.batch.num_draft_tokens_per_req.tolist()}
+        assert host_counts is not None
+        return {"trees": StepTrees(step.drafts.ancestors, step.layout.num_drafts, host_counts)}
 
 
 class RedrafterModelState(DefaultModelState):
     """Gives nodes their rotary positions and attention, verifies by walking, and compacts the cache.
 
-    Order within a step, as vLLM's runner calls it: `prepare_attn`, `prepare_inputs`, the forward pass, the sampler
-    from `custom_sampler`, `postprocess_state`, then the speculator's `propose`.
+    Order within a step, as vLLM's runner calls it: `prepare_attn`, the forward pass, the sampler from
+    `custom_sampler`, `postprocess_state`, then the speculator's `propose`.
     """
 
     def __init__(
@@ -57,13 +56,18 @@ class RedrafterModelState(DefaultModelState):
         self.is_chain = self.speculator.drafting.is_chain
         # A custom logits processor may look at any earlier token, and only it knows.
         self.chains_only = bool(vllm_config.model_config.logits_processors)
-        self.kv_caches: list[Tensor] = []
+        self.cache_layers: list[Any] = []
         self.rows_per_request: np.ndarray | None = None  # [B] of the step whose adapters are about to be set
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         super().add_request(req_index, new_req_data)
-        chain_only = self.chains_only or needs_chain(new_req_data.sampling_params)
-        self.speculator.rows.open(req_index, chain_only=chain_only)
+        params = new_req_data.sampling_params
+        drafting = self.speculator.drafting
+        settings = parse_request_settings(params.extra_args if params is not None else None, drafting)
+        chain_only = self.chains_only or needs_chain(params)
+        self.speculator.open_row(
+            req_index, 1 if chain_only else settings.beam_limit(drafting), settings.node_limit(drafting)
+        )
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
         super().initialize_kv_cache(kv_cache_config, block_tables)
@@ -75,10 +79,15 @@ class RedrafterModelState(DefaultModelState):
                 f"{len(kv_cache_config.kv_cache_groups)} groups; use beam_width=1."
             )
         layers = self.vllm_config.compilation_config.static_forward_context
-        caches = [layers[name].kv_cache for name in kv_cache_config.kv_cache_groups[0].layer_names]
+        own = [layers[name] for name in kv_cache_config.kv_cache_groups[0].layer_names]
         # Layers may share a cache; moving its entries twice would undo the move.
-        self.kv_caches = list({cache.data_ptr(): cache for cache in caches}.values())
+        self.cache_layers = list({layer.kv_cache.data_ptr(): layer for layer in own}.values())
         prepare(self.kv_caches)
+
+    @property
+    def kv_caches(self) -> list[Tensor]:
+        """The caches of all layers. Not kept: vLLM frees those that it only measured graphs with through the layers."""
+        return [layer.kv_cache for layer in self.cache_layers]
 
     def preprocess_state(
         self,
@@ -107,6 +116,8 @@ class RedrafterModelState(DefaultModelState):
         ubatch_idx: int = 0,
         model_specific_attn_metadata: ModelSpecificAttnMetadata | None = None,
     ) -> dict[str, Any]:
+        if not for_capture:
+            self.speculator.timer.begin_step()
         step = DraftStep.begin(input_batch, slot_mappings, self.speculator.rows)
         self.speculator.step = step
         return super().prepare_attn(
@@ -121,13 +132,6 @@ class RedrafterModelState(DefaultModelState):
             None if self.is_chain else TreeAttnMetadata(step),
         )
 
-    def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
-        # A dummy run may skip `prepare_attn`; the step then on record is an earlier one.
-        step = self.speculator.step
-        if step is not None and step.batch is input_batch:
-            step.set_rotary_positions()
-        return super().prepare_inputs(input_batch, req_states)
-
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
         return sampler, TreeSampler(sampler, self.speculator)
 
@@ -137,6 +141,4 @@ class RedrafterModelState(DefaultModelState):
         step = self.speculator.step
         if self.is_chain or step is None:
             return
-        slots = step.compaction_slots()
-        if slots is not None:
-            kv_compact(self.kv_caches, *slots)
+        step.compact(self.kv_caches)

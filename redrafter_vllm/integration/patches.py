@@ -5,11 +5,15 @@ All were written for vLLM >=0.32,<0.34, and all answer as vLLM does unless the m
 """
 
 import functools
+import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-BACKEND_PATH = "redrafter_vllm.integration.attention_backend.TreeAttentionBackend"
+from redrafter_vllm.config import OptionError
+from redrafter_vllm.integration.seams import rebound
+from redrafter_vllm.request_settings import KEY, parse_request_settings
+
 _MARK = "_redrafter_original"
 
 
@@ -45,49 +49,83 @@ def _seam_changed(place: str, how: str) -> SeamChangedError:
     )
 
 
+def rebind_seam(target: str, make: Callable[[Any], Any]) -> None:
+    """Rebind an entry of the list of seams, which says what parameters it must take.
+
+    Raises:
+        SeamChangedError: Its module or name is gone, or it takes other parameters.
+    """
+    seam = rebound(target)
+    *owners, name = seam.path.split(".")
+    try:
+        owner = importlib.import_module(seam.module)
+        for part in owners:
+            owner = getattr(owner, part)
+    except (ImportError, AttributeError) as error:
+        raise _seam_changed(target, "does not have") from error
+    rebind(owner, name, make, seam.parameters)
+
+
 def install_front() -> None:
     """What every process needs to recognise the method; installed when the plugin loads."""
-    from vllm.engine.arg_utils import EngineArgs
-
     # vLLM knows its speculative methods by a closed list. Can go when it has a registry of methods.
-    rebind(
-        EngineArgs,
-        "create_speculative_config",
-        _create_speculative_config,
-        "self target_model_config target_parallel_config",
-    )
+    rebind_seam("vllm.engine.arg_utils:EngineArgs.create_speculative_config", _create_speculative_config)
     # `--speculative-model NAME`, vLLM's own flag once. Can go with nothing lost: `--spec-model` means the same.
-    rebind(EngineArgs, "add_cli_args", _add_cli_args, "parser")
+    rebind_seam("vllm.engine.arg_utils:EngineArgs.add_cli_args", _add_cli_args)
 
 
 def install_runner() -> None:
     """What serving with the method needs; installed when its configuration is built or arrives in a process."""
-    from vllm.platforms.cpu import CpuPlatform
-    from vllm.sampling_params import SamplingParams
-    from vllm.v1.worker.gpu import model_runner
-    from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
+    from vllm.platforms import current_platform
 
     # The runner imports these two by name. Can go when a method can name its speculator and model state.
-    rebind(model_runner, "init_speculator", _init_speculator, "vllm_config device req_states")
-    rebind(model_runner, "init_model_state", _init_model_state, "vllm_config model encoder_cache device")
-    # The CPU platform answers CPU_ATTN whatever is selected. Can go when it honours CUSTOM.
-    rebind(
-        CpuPlatform,
-        "get_attn_backend_cls",
-        _cpu_attn_backend,
-        "cls selected_backend attn_selector_config num_heads",
-    )
+    rebind_seam("vllm.v1.worker.gpu.model_runner:init_speculator", _init_speculator)
+    rebind_seam("vllm.v1.worker.gpu.model_runner:init_model_state", _init_model_state)
+    # CUSTOM names one class, and which of ours can serve depends on device, type and head size; besides, the CPU
+    # platform answers CPU_ATTN whatever is selected. Can go when a custom backend may choose, and is honoured on CPUs.
+    name = "get_attn_backend_cls"
+    if current_platform.is_cpu():
+        rebind_seam(f"vllm.platforms.cpu:CpuPlatform.{name}", _attn_backend)
+    else:
+        parameters = rebound(f"vllm.platforms.cuda:CudaPlatformBase.{name}").parameters
+        rebind(_owner(type(current_platform), name), name, _attn_backend, parameters)
     # vLLM's rejection sampler ignores min_p and logit_bias, so it refuses them; the walk runs its whole sampler.
-    # Can go when the refusal asks the method.
-    rebind(SamplingParams, "_validate_spec_decode", _validate_spec_decode, "self speculative_config")
+    # Can go when the refusal asks the method. Also where a request's own settings are checked.
+    rebind_seam("vllm.sampling_params:SamplingParams._validate_spec_decode", _validate_spec_decode)
     # Runner V2 names one adapter a request for the LM head, which has a row for every draft as well. Can go when it
     # counts those.
-    rebind(
-        LoRAModelRunnerMixin,
-        "_set_active_loras",
-        _set_active_loras,
-        "self prompt_lora_mapping token_lora_mapping lora_requests mapping_type",
-    )
+    rebind_seam("vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras", _set_active_loras)
+    install_request_settings()
+    install_metrics()
+
+
+def install_request_settings() -> None:
+    """A request's own settings: from the body of an HTTP request to the slots that the scheduler gives it."""
+    from redrafter_vllm.integration import draft_limits
+
+    # `vllm_xargs`, vLLM's own way to extra arguments, takes no nested objects. Can go when it does.
+    openai = "vllm.entrypoints.openai"
+    rebind_seam(f"{openai}.chat_completion.protocol:ChatCompletionRequest.to_sampling_params", _to_sampling_params)
+    rebind_seam(f"{openai}.completion.protocol:CompletionRequest.to_sampling_params", _to_sampling_params)
+    rebind_seam(f"{openai}.responses.protocol:ResponsesRequest.to_sampling_params", _to_sampling_params)
+    # Every request gets as many draft slots as the engine has. Can go when a request can ask for fewer.
+    scheduling = "vllm.v1.core.sched"
+    rebind_seam(f"{scheduling}.scheduler:Scheduler.update_draft_token_ids", draft_limits.limit_after_drafting)
+    rebind_seam(f"{scheduling}.async_scheduler:AsyncScheduler._update_after_schedule", draft_limits.limit_placeholders)
+
+
+def install_metrics() -> None:
+    """Our counters, and what vLLM's own need to count nodes instead of slots."""
+    from redrafter_vllm.integration import metrics, metrics_prometheus
+
+    # All can go when a speculator can hand statistics of its own to the scheduler, and these reach the stat loggers.
+    rebind_seam("vllm.v1.worker.gpu.async_utils:AsyncOutput.get_output", metrics.report_from_worker)
+    scheduler = "vllm.v1.core.sched.scheduler:Scheduler"
+    rebind_seam(f"{scheduler}.update_from_output", metrics.read_report)
+    rebind_seam(f"{scheduler}.make_spec_decoding_stats", metrics.count_slots)
+    prometheus = "vllm.v1.spec_decode.metrics:SpecDecodingProm"
+    rebind_seam(f"{prometheus}.__init__", metrics_prometheus.create_counters)
+    rebind_seam(f"{prometheus}.observe", metrics_prometheus.observe_counters)
 
 
 def install_refusal(message: str) -> None:
@@ -153,16 +191,18 @@ def select_tree_attention(engine_args: Any) -> None:
 
 
 def register_tree_attention() -> None:
-    """Put our backend in vLLM's slot for custom backends of this process."""
+    """Put a backend of ours in vLLM's slot for custom backends of this process; which of them serves shows later."""
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
+    from redrafter_vllm.integration.attention.select import candidates, is_ours
+
     custom = AttentionBackendEnum.CUSTOM
-    if custom.is_overridden() and custom.get_path() != BACKEND_PATH:
+    if custom.is_overridden() and not is_ours(custom.get_path()):
         raise ValueError(
             f"ReDrafter's trees need vLLM's CUSTOM attention backend, which {custom.get_path()} has taken; unload that "
             "plugin or draft chains (beam_width=1)."
         )
-    register_backend(custom, BACKEND_PATH)
+    register_backend(custom, candidates()[0])
 
 
 def _add_cli_args(original: Callable) -> Callable:
@@ -193,6 +233,11 @@ def _init_speculator(original: Callable) -> Callable:
         if not _is_ours(vllm_config):
             return original(vllm_config, device, req_states)
         from redrafter_vllm.integration.speculator import RedrafterSpeculator
+        from redrafter_vllm.integration.target_support import check_pipeline
+
+        check_pipeline(
+            vllm_config.parallel_config.pipeline_parallel_size, vllm_config.scheduler_config.async_scheduling
+        )
 
         if not vllm_config.speculative_config.drafting.is_chain:
             register_tree_attention()
@@ -205,6 +250,14 @@ def _init_model_state(original: Callable) -> Callable:
     def init_model_state(vllm_config: Any, model: Any, encoder_cache: Any, device: Any) -> Any:
         if not _is_ours(vllm_config):
             return original(vllm_config, model, encoder_cache, device)
+        from vllm.distributed.parallel_state import get_pp_group
+
+        if not get_pp_group().is_last_rank:
+            from redrafter_vllm.integration.parallel import send_embedding
+
+            # Only chains are drafted here, for which a stage that samples nothing has nothing to do.
+            send_embedding(model)
+            return original(vllm_config, model, encoder_cache, device)
         from redrafter_vllm.integration.model_state import RedrafterModelState
 
         return RedrafterModelState(vllm_config, model, encoder_cache, device)
@@ -212,14 +265,23 @@ def _init_model_state(original: Callable) -> Callable:
     return init_model_state
 
 
-def _cpu_attn_backend(original: Callable) -> Callable:
-    def get_attn_backend_cls(cls: Any, selected_backend: Any, *args: Any, **kwargs: Any) -> str:
+def _owner(cls: type, name: str) -> type:
+    """The class, of `cls` and its bases, that defines `name`."""
+    return next((base for base in cls.__mro__ if name in vars(base)), cls)
+
+
+def _attn_backend(original: Callable) -> Callable:
+    def get_attn_backend_cls(
+        cls: Any, selected_backend: Any, attn_selector_config: Any, *args: Any, **kwargs: Any
+    ) -> str:
         from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
+        from redrafter_vllm.integration.attention.select import is_ours, select
+
         custom = AttentionBackendEnum.CUSTOM
-        if selected_backend == custom and custom.is_overridden() and custom.get_path() == BACKEND_PATH:
-            return BACKEND_PATH
-        return original(cls, selected_backend, *args, **kwargs)
+        if selected_backend == custom and custom.is_overridden() and is_ours(custom.get_path()):
+            return select(attn_selector_config)
+        return original(cls, selected_backend, attn_selector_config, *args, **kwargs)
 
     return get_attn_backend_cls
 
@@ -228,6 +290,14 @@ def _validate_spec_decode(original: Callable) -> Callable:
     def _validate_spec_decode(self: Any, speculative_config: Any) -> None:
         if getattr(speculative_config, "method", None) != "redrafter":
             original(self, speculative_config)
+            return
+        # Here and not in the engine: an error becomes that of the call, or the server's status 400.
+        from vllm.exceptions import VLLMValidationError
+
+        try:
+            parse_request_settings(self.extra_args, speculative_config.drafting)
+        except OptionError as error:
+            raise VLLMValidationError(str(error), parameter=KEY) from error
 
     return _validate_spec_decode
 
@@ -241,6 +311,17 @@ def _set_active_loras(original: Callable) -> Callable:
         original(self, prompt_lora_mapping, *args, **kwargs)
 
     return _set_active_loras
+
+
+def _to_sampling_params(original: Callable) -> Callable:
+    def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        params = original(self, *args, **kwargs)
+        settings = (self.model_extra or {}).get(KEY)
+        if settings is not None:
+            params.extra_args = {**(params.extra_args or {}), KEY: settings}
+        return params
+
+    return to_sampling_params
 
 
 def _is_ours(vllm_config: Any) -> bool:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from vllm.config.model import PROCESSED_LOGPROBS_MODES
 from vllm.v1.outputs import LogprobsTensors
+from vllm.v1.worker.gpu.async_utils import async_copy_to_np
 from vllm.v1.worker.gpu.input_batch import InputBatch, get_num_sampled_and_rejected
 from vllm.v1.worker.gpu.metrics.logits import get_num_nans
 from vllm.v1.worker.gpu.sample.logprob import compute_topk_scores
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
 
+from redrafter_vllm.integration.metrics import VerifiedOutput
 from redrafter_vllm.integration.speculator import RedrafterSpeculator
 from redrafter_vllm.ops.tree_verify import Walk
 from redrafter_vllm.verifier import RowLayout, emitting_rows, invalidate, walk_drafts
@@ -64,12 +66,14 @@ class TreeSampler:
             input_batch.idx_mapping,
             self.sampler.req_states.prefill_len.gpu,
         )
-        return SamplerOutput(
+        return VerifiedOutput(
             sampled_token_ids=step.walk.emitted,
             logprobs_tensors=logprobs,
             num_nans=num_nans,
             num_sampled=num_sampled,
             num_rejected=num_rejected,
+            num_nodes=async_copy_to_np(torch.stack((step.drafts.valid.sum(1), drafts.valid.sum(1)))),
+            times=self.speculator.timer.take(),
         )
 
     def _sample_rows(

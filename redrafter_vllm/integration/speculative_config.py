@@ -13,6 +13,7 @@ from vllm.triton_utils import HAS_TRITON
 
 from redrafter_vllm.checkpoint import check_against_target, check_checkpoint
 from redrafter_vllm.config import DraftingConfig, OptionError, known_options, parse_drafting_options
+from redrafter_vllm.integration.drafter_loading import check_quantization
 from redrafter_vllm.integration.patches import install_runner
 from redrafter_vllm.integration.target_support import check_parallelism, check_runner, check_target
 from redrafter_vllm.resolve import resolve_drafter
@@ -46,6 +47,10 @@ class RedrafterSpeculativeConfig(SpeculativeConfig):
     """Drafted tokens per beam, without the root."""
     logits_top_k: int | None = None
     """Renormalise the drafter's logits over this many best."""
+    drafter_quantization: str | None = None
+    """Keep the drafter's matrices as "fp8" or "int8"."""
+    project_embedding: bool = False
+    """Keep the embedding's product with the drafter's W."""
 
     def __post_init__(self) -> None:
         # As with n-gram drafting there is no second model for vLLM to load: the drafter holds no KV cache.
@@ -55,7 +60,14 @@ class RedrafterSpeculativeConfig(SpeculativeConfig):
     @property
     def drafting(self) -> DraftingConfig:
         """The drafting options as one checked value."""
-        return DraftingConfig(self.beam_width, self.beam_length, self.num_speculative_tokens, self.logits_top_k)
+        return DraftingConfig(
+            beam_width=self.beam_width,
+            beam_length=self.beam_length,
+            num_speculative_tokens=self.num_speculative_tokens,
+            logits_top_k=self.logits_top_k,
+            drafter_quantization=self.drafter_quantization,
+            project_embedding=self.project_embedding,
+        )
 
     def __repr__(self) -> str:
         return f"RedrafterSpeculativeConfig(checkpoint={self.checkpoint!r}, drafting={self.drafting})"
@@ -85,7 +97,8 @@ def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeCon
         logger.warning("num_speculative_tokens=%d is more than %s can fill; it is cut.", asked, drafting)
     target = engine["target_model_config"]
     check_target(target, drafting)
-    check_parallelism(engine["target_parallel_config"])
+    check_parallelism(engine["target_parallel_config"], drafting, target.is_moe)
+    check_quantization(drafting.drafter_quantization, target.dtype)
     checkpoint = resolve_drafter(kept.get("model"), target.model)
     _check_checkpoint(checkpoint, target, drafting)
     logger.info("ReDrafter: drafter %s, %s", checkpoint, drafting)
@@ -96,6 +109,8 @@ def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeCon
         beam_length=drafting.beam_length,
         num_speculative_tokens=drafting.num_speculative_tokens,
         logits_top_k=drafting.logits_top_k,
+        drafter_quantization=drafting.drafter_quantization,
+        project_embedding=drafting.project_embedding,
         num_speculative_tokens_per_batch_size=kept.get("num_speculative_tokens_per_batch_size"),
         **engine,
     )

@@ -4,28 +4,30 @@
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.config.compilation import CUDAGraphMode
-from vllm.model_executor.layers.vocab_parallel_embedding import (
-    ParallelLMHead,
-    UnquantizedEmbeddingMethod,
-    VocabParallelEmbedding,
-)
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 
-from redrafter_vllm.drafter import Drafter
+from redrafter_vllm.draft_timer import DraftTimer
+from redrafter_vllm.integration.draft_graphs import DraftGraphs
+from redrafter_vllm.integration.parallel import load_part, share_embedding
 from redrafter_vllm.integration.speculative_config import RedrafterSpeculativeConfig
 from redrafter_vllm.integration.step import DraftStep
-from redrafter_vllm.integration.target_support import UnsupportedTargetError
+from redrafter_vllm.ops.draft_round import RoundSource
+from redrafter_vllm.sharding import ShardedEmbedding
 from redrafter_vllm.speculator import draw_trees
-from redrafter_vllm.state import DraftRows
+from redrafter_vllm.state import DraftRows, RoundBuffers
 
 
 class RedrafterSpeculator(BaseSpeculator):
-    """Owns the drafter, the draft rows of every request and the step in flight.
+    """Owns the drafter, the draft rows of every request, the buffers of a round and the step in flight.
+
+    A round gathers its inputs into buffers of fixed address and then runs on those alone, so that it can be recorded
+    as a CUDA graph for each batch size; where none fits it runs as it is.
 
     The drafter loads when the runner is built, before the target's weights do, so that a bad checkpoint costs nothing.
     """
@@ -39,12 +41,20 @@ class RedrafterSpeculator(BaseSpeculator):
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         spec = vllm_config.speculative_config
         assert isinstance(spec, RedrafterSpeculativeConfig)
+        self.vllm_config, self.device = vllm_config, device
         self.drafting = spec.drafting
-        self.drafter = Drafter.from_pretrained(spec.checkpoint, dtype=vllm_config.model_config.dtype, device=device)
-        self.vocab_size = vllm_config.model_config.get_vocab_size()
-        self.embedding: Tensor | None = None  # [V, H]
+        self.drafter, self.beam_step = load_part(spec.checkpoint, self.drafting, vllm_config, device)
+        self.embedding: Tensor | ShardedEmbedding | None = None  # what the drafter takes of each token, [V, H]
         max_num_reqs = vllm_config.scheduler_config.max_num_seqs
-        self.rows = DraftRows(max_num_reqs, self.drafting.num_speculative_tokens, device)
+        max_nodes = self.drafting.num_speculative_tokens
+        self.rows = DraftRows(max_num_reqs, max_nodes, device)
+        hidden_size, dtype = self.drafter.config.hidden_size, vllm_config.model_config.dtype
+        self.buffers = RoundBuffers(max_num_reqs, max_nodes, hidden_size, dtype, device)
+        # vLLM finds it by its type, to free graphs that it had recorded only to see what memory they take.
+        self.graphs: DraftGraphs | None = None
+        # On the host: a round that no request of the batch wants is not drawn.
+        self.drafts_wanted = np.ones(max_num_reqs, dtype=np.bool_)
+        self.timer = DraftTimer(device)
         self.step: DraftStep | None = None
         RedrafterSpeculator._built[id(vllm_config)] = self
 
@@ -53,30 +63,22 @@ class RedrafterSpeculator(BaseSpeculator):
         """The speculator that the runner built from this configuration."""
         return cls._built[id(vllm_config)]
 
+    def open_row(self, row: int, beam_limit: int, node_limit: int) -> None:
+        """A request has got this row; its trees keep to these limits."""
+        self.rows.open(row, beam_limit=beam_limit, node_limit=node_limit)
+        self.drafts_wanted[row] = node_limit > 0
+
     def bind_target(self, model: nn.Module) -> None:
-        """Share the target's input embedding."""
-        tables = [
-            module
-            for module in model.modules()
-            if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
-        ]
-        if len(tables) != 1:
-            raise UnsupportedTargetError(
-                f"ReDrafter shares the target's token embedding, but {type(model).__name__} has {len(tables)} of them."
-            )
-        method = tables[0].quant_method
-        if not isinstance(method, UnquantizedEmbeddingMethod):
-            raise UnsupportedTargetError(
-                f"ReDrafter shares the target's token embedding, which {type(method).__name__} has quantised; leave "
-                "the embedding out of the quantisation."
-            )
-        self.embedding = tables[0].weight[: self.vocab_size]
+        """Share the target's input embedding, or keep the drafter's product with it."""
+        self.embedding = share_embedding(model, self.drafter)
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
-        return None
+        self.graphs = DraftGraphs(self.vllm_config, self.device, cudagraph_mode)
 
     def capture(self) -> None:
-        return None
+        assert self.graphs is not None
+        self.buffers.idle(self.rows.spare)
+        self.graphs.record(self._run_round)
 
     @torch.inference_mode()
     def propose(
@@ -88,7 +90,7 @@ class RedrafterSpeculator(BaseSpeculator):
         aux_hidden_states: list[Tensor] | None,
         num_sampled: Tensor,  # [B]
         num_rejected: Tensor,  # [B]
-        last_sampled: Tensor,  # [R, 1]
+        last_sampled: Tensor,  # [P, 1]
         next_prefill_tokens: Tensor,
         temperature: Tensor,
         seeds: Tensor,
@@ -100,26 +102,45 @@ class RedrafterSpeculator(BaseSpeculator):
         num_speculative_tokens: int | None = None,
     ) -> Tensor:  # [B, N]
         """Draw the trees that the next step verifies; see `BaseSpeculator.propose`."""
-        assert self.embedding is not None
-        rows = input_batch.idx_mapping
-        limit = self.drafting.num_speculative_tokens if num_speculative_tokens is None else num_speculative_tokens
-        if limit == 0 and not dummy_run:
-            self.rows.clear(rows)
-            return self.rows.tokens[rows]
-        step = self.step
+        num_reqs, idx_mapping = input_batch.num_reqs, input_batch.idx_mapping
+        room = self.drafting.num_speculative_tokens if num_speculative_tokens is None else num_speculative_tokens
+        step, self.step = self.step, None
+        if not dummy_run:
+            self.timer.begin_drafting()
+            if room == 0 or not self.drafts_wanted[input_batch.idx_mapping_np].any():
+                self.rows.clear(idx_mapping)
+                self.timer.end_step()
+                return self.buffers.draft_tokens[:num_reqs]
         if step is not None and step.batch is input_batch:
-            context_tokens = step.context_tokens()
+            context_token = step.context_token()
         else:
-            context_tokens = input_batch.logits_indices.long()
+            context_token = input_batch.logits_indices, None
+        limits = self.rows.beam_limit, self.rows.node_limit
+        source = RoundSource(last_hidden_states, *context_token, idx_mapping, last_sampled, num_sampled, *limits)
+        graph = None if self.graphs is None or is_profile else self.graphs.of(num_reqs)
+        size = num_reqs if graph is None else graph.num_tokens
+        # The requests of a dummy run own no rows.
+        self.buffers.fill(size, source, room, 0 if dummy_run else num_reqs, self.rows.spare)
+        if graph is None:
+            self._run_round(num_reqs)
+        else:
+            assert self.graphs is not None
+            self.graphs.run_fullgraph(graph)
+        if not dummy_run:
+            self.timer.end_step()
+        return self.buffers.draft_tokens[:num_reqs]
+
+    def _run_round(self, size: int) -> None:
+        """Draw and keep the trees of the first `size` requests in the buffers: what a graph records."""
+        assert self.embedding is not None
+        inputs = self.buffers.first(size)
         tree = draw_trees(
             self.drafter,
             self.embedding,
-            last_hidden_states[context_tokens],
-            last_sampled[rows, 0],
-            self.rows.chain_only[rows],
+            inputs.context,
+            inputs.roots,
+            inputs.beam_limit,
             self.drafting,
+            self.beam_step,
         )
-        if not dummy_run:
-            self.rows.write(rows, tree, num_sampled > 0, limit)
-        self.step = None
-        return tree.tokens.long()
+        self.rows.write(inputs.rows, tree, inputs.room, self.buffers.draft_tokens[:size])

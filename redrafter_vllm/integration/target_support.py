@@ -23,12 +23,70 @@ def check_target(model: Any, drafting: DraftingConfig) -> None:
         raise UnsupportedTargetError(f"ReDrafter cannot serve {model.model!r}: {'; '.join(reasons)}.")
 
 
-def check_parallelism(parallel: Any) -> None:
-    """Refuse parallel layouts that the drafter does not follow (`parallel` is vLLM's ParallelConfig)."""
-    for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
-        size = getattr(parallel, name)
-        if size > 1:
-            raise UnsupportedTargetError(f"ReDrafter does not run with {name}={size} yet; use 1.")
+def check_parallelism(parallel: Any, drafting: DraftingConfig, is_moe: bool) -> None:
+    """Refuse parallel layouts that the drafter does not follow.
+
+    Tensor parallelism serves everything, data parallelism replicas that know nothing of each other, pipeline
+    parallelism chains.
+
+    Args:
+        parallel: vLLM's ParallelConfig.
+        drafting: The drafting options.
+        is_moe: Whether the target has experts, which replicas share.
+    """
+    for refused, what, reason in (
+        (
+            parallel.pipeline_parallel_size > 1 and not drafting.is_chain,
+            f"trees with pipeline_parallel_size={parallel.pipeline_parallel_size}",
+            "vLLM tells the earlier stages the drafts' ids, but not their tree; a chain works: beam_width=1",
+        ),
+        (
+            parallel.pipeline_parallel_size > 1 and parallel.distributed_executor_backend == "external_launcher",
+            "pipeline parallelism under external_launcher",
+            "vLLM falls back to Model Runner V1 there; use the executor mp or ray",
+        ),
+        (
+            parallel.data_parallel_size > 1 and is_moe,
+            f"data_parallel_size={parallel.data_parallel_size} on a mixture-of-experts target",
+            "its replicas run in lockstep, which nobody has tried with it yet; use tensor_parallel_size",
+        ),
+        (
+            parallel.decode_context_parallel_size > 1,
+            f"decode_context_parallel_size={parallel.decode_context_parallel_size}",
+            "a request's cache entries lie on several ranks, where they can be neither attended to as a tree nor moved",
+        ),
+        (
+            parallel.prefill_context_parallel_size > 1,
+            f"prefill_context_parallel_size={parallel.prefill_context_parallel_size}",
+            "no rank has all the hidden states that drafting starts from",
+        ),
+        (
+            bool(parallel.enable_batch_sharded_sampling),
+            "batch-sharded sampling",
+            "every rank walks every request's tree; leave out enable_batch_sharded_sampling",
+        ),
+        (
+            parallel.use_ubatching,
+            "dual batch overlap",
+            "vLLM does not combine it with speculative decoding; leave out enable_dbo and ubatch_size",
+        ),
+    ):
+        if refused:
+            raise UnsupportedTargetError(f"ReDrafter does not run with {what}: {reason}.")
+
+
+def check_pipeline(pipeline_parallel_size: int, async_scheduling: bool | None) -> None:
+    """Refuse pipelines without asynchronous scheduling, once vLLM has decided on it.
+
+    vLLM then hands a step's drafts to the scheduler before the token that they follow, and the next step is a token
+    short (`EngineCore.step_with_batch_queue` and `post_step`).
+    """
+    if pipeline_parallel_size > 1 and not async_scheduling:
+        raise UnsupportedTargetError(
+            f"ReDrafter does not run with pipeline_parallel_size={pipeline_parallel_size} without asynchronous "
+            "scheduling, as vLLM then schedules drafts before the token that they follow; leave out "
+            "--no-async-scheduling, or use tensor_parallel_size. On a CPU vLLM always switches it off."
+        )
 
 
 def check_runner(v2_switch: bool | None, has_triton: bool) -> None:

@@ -3,11 +3,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.roofline import Workload, compare, least_round, main, naive_round, target_step
+from benchmarks.roofline import Layout, Workload, compare, kept_bytes, main, naive_round, round_reads, target_step
 from benchmarks.shapes import SHAPES, LlamaShape, ShapeError, find_shape, published_drafter
 from redrafter_vllm.config import DraftingConfig
-from redrafter_vllm.drafter import DrafterConfig
+from redrafter_vllm.drafter import Drafter, DrafterConfig
+from redrafter_vllm.ops.beam_search import beam_search
+from redrafter_vllm.packed_drafter import Linear, PackedDrafter
 
 ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
 # Vocabulary 10, hidden 4, one ResBlock of 8: W 16, U 16 and its bias 4, L 64 and its bias 8, head 80 numbers.
@@ -22,7 +25,7 @@ def test_a_naive_round_reads_everything_at_every_step() -> None:
 
 
 def test_the_context_half_is_read_once() -> None:
-    reads = least_round(SMALL, TWO_BEAMS_OF_THREE)
+    reads = round_reads(SMALL, TWO_BEAMS_OF_THREE, Layout())
     assert reads.parts == {
         "context half, once": (32 + 8) * 2,
         "rest of the residual blocks": 3 * 32 * 2,
@@ -35,7 +38,7 @@ def test_the_context_half_is_read_once() -> None:
 def test_a_projection_is_the_first_linear_layer() -> None:
     # Projection 8 -> 6 (48 and 6), one ResBlock of 6 (36 and 6), a head of 7 draft tokens (42), no recurrence.
     config = DrafterConfig(10, 4, 6, 1, rnn=False, draft_vocab_size=7)
-    reads = least_round(config, TWO_BEAMS_OF_THREE)
+    reads = round_reads(config, TWO_BEAMS_OF_THREE, Layout())
     assert reads.parts == {
         "context half, once": (24 + 6) * 2,
         "rest of the residual blocks": 3 * (24 + 36 + 6) * 2,
@@ -46,26 +49,61 @@ def test_a_projection_is_the_first_linear_layer() -> None:
 
 
 def test_without_residual_blocks_the_head_is_the_first_linear_layer() -> None:
-    reads = least_round(DrafterConfig(10, 4, 8, 0, rnn=False), TWO_BEAMS_OF_THREE)
+    reads = round_reads(DrafterConfig(10, 4, 8, 0, rnn=False), TWO_BEAMS_OF_THREE, Layout())
     assert reads.parts["context half, once"] == 40 * 2
     assert reads.parts["head"] == 3 * 40 * 2
     assert reads.parts["rest of the residual blocks"] == 0
 
 
 def test_byte_weights_keep_a_scale_per_row_and_biases_as_they_are() -> None:
-    reads = least_round(SMALL, TWO_BEAMS_OF_THREE, byte_weights=True)
+    reads = round_reads(SMALL, TWO_BEAMS_OF_THREE, Layout(byte_weights=True))
     assert reads.parts == {
-        "context half, once": 32 + 8 * 4 + 8 * 2,
-        "rest of the residual blocks": 3 * (32 + 8 * 4),
-        "recurrence": 3 * (16 + 4 * 4 + 16 + 4 * 4 + 4 * 2),
-        "head": 3 * (80 + 10 * 4),
+        "context half, once": 32 + 8 * 2 + 8 * 2,
+        "rest of the residual blocks": 3 * (32 + 8 * 2),
+        "recurrence": 3 * (16 + 4 * 2 + 16 + 4 * 2 + 4 * 2),
+        "head": 3 * (80 + 10 * 2),
         "embedding rows": ROWS,
     }
 
 
+def test_a_table_of_the_embedding_saves_w_at_every_step_and_costs_another_embedding() -> None:
+    table = Layout(project_embedding=True)
+    reads = round_reads(SMALL, TWO_BEAMS_OF_THREE, table)
+    assert reads.parts["recurrence"] == 3 * (16 + 4) * 2
+    assert reads.total == round_reads(SMALL, TWO_BEAMS_OF_THREE, Layout()).total - 3 * 16 * 2
+    assert kept_bytes(SMALL, TWO_BEAMS_OF_THREE, Layout()) == (16 + 16 + 4 + 64 + 8 + 80) * 2
+    assert kept_bytes(SMALL, TWO_BEAMS_OF_THREE, table) == (16 + 16 + 4 + 64 + 8 + 80 + 10 * 4) * 2
+    adding = DrafterConfig(10, 4, 8, 1, rnn=False)  # s + E needs no W
+    assert round_reads(adding, TWO_BEAMS_OF_THREE, table) == round_reads(adding, TWO_BEAMS_OF_THREE, Layout())
+    assert kept_bytes(adding, TWO_BEAMS_OF_THREE, table) == (64 + 8 + 80) * 2
+
+
+def test_the_bytes_are_those_that_a_packed_drafter_multiplies_with() -> None:
+    """Against the products of one real round. Their activations' sizes are not counted."""
+    for config in (SMALL, DrafterConfig(10, 4, 6, 2, draft_vocab_size=7), DrafterConfig(10, 4, 8, 0)):
+        for project in (False, True):
+            numbers = 0
+
+            def counting(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+                def read(x: torch.Tensor) -> torch.Tensor:
+                    nonlocal numbers
+                    numbers += weight.numel() + (0 if bias is None else bias.numel())
+                    return torch.nn.functional.linear(x, weight, bias)
+
+                return read
+
+            drafter = PackedDrafter(Drafter(config), counting, project_embedding=project)
+            inputs = drafter.token_inputs(torch.randn(10, 4))
+            beam_search(drafter, inputs, torch.randn(1, 4), torch.tensor([3]), beam_width=2, beam_length=3)
+            reads = round_reads(config, TWO_BEAMS_OF_THREE, Layout(project_embedding=project))
+            assert reads.total - reads.parts["embedding rows"] == 2 * numbers
+
+
 def test_a_batch_shares_weights_but_not_rows() -> None:
     batch = Workload(DraftingConfig(2, 3), batch=7)
-    assert least_round(SMALL, batch).total - least_round(SMALL, TWO_BEAMS_OF_THREE).total == 6 * ROWS
+    assert (
+        round_reads(SMALL, batch, Layout()).total - round_reads(SMALL, TWO_BEAMS_OF_THREE, Layout()).total == 6 * ROWS
+    )
 
 
 def test_a_target_step() -> None:
@@ -93,6 +131,12 @@ def test_vicuna_with_a_trimmed_vocabulary_reads_less_than_half() -> None:
     assert trimmed.round_bytes.total / 1e6 == pytest.approx(2 * (5 * 199.77 + 33.56) + 0.14, rel=1e-3)
     assert trimmed.part_of_naive < 0.5
     assert lines["whole drafter at every step"].round_bytes.total / 1e6 == pytest.approx(5 * 859.9, rel=1e-3)
+    # W is 4096² of those 199.77 million numbers; the table is 32,000 rows of 4096.
+    projected = lines["and W·E as a table"]
+    assert projected.round_bytes.total / 1e6 == pytest.approx(2 * (5 * 182.99 + 33.56) + 0.14, rel=1e-3)
+    assert (projected.kept - trimmed.kept) / 1e6 == pytest.approx(2 * 131.072)
+    fp8 = lines["and FP8 or INT8 weights"]
+    assert fp8.round_bytes.total / 1e6 == pytest.approx(5 * 182.99 + 33.56 + 0.14, rel=2e-3)
     assert trimmed.seconds == pytest.approx(trimmed.round_bytes.total / 3.35e12)
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from redrafter_vllm.integration import attention_backend
+from redrafter_vllm.integration.attention import cpu
 from tests.engine.generation import runner
 
 
@@ -53,7 +53,7 @@ def row_invariant(llm: Any) -> Iterator[None]:
     try:
         for layer in layers:
             layer.cpu_linear = rowwise(layer.cpu_linear)
-        with patch.object(attention_backend, "paged_attention", rowwise_attention):
+        with patch.object(cpu, "paged_attention", rowwise_attention):
             yield
     finally:
         for layer, original in zip(layers, originals, strict=True):

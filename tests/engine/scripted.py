@@ -67,7 +67,9 @@ def scripted_trees(llm: Any, truths: Mapping[tuple[int, ...], list[int]], *, see
         rows[:] = input_batch.idx_mapping.tolist()
         return propose(self, input_batch, *args, **kwargs)
 
-    def draw(drafter: Any, embedding: torch.Tensor, context: Any, roots: Any, chain: Any, config: Any) -> DraftTree:
+    def draw(
+        drafter: Any, embedding: torch.Tensor, context: Any, roots: Any, beam_limit: Any, config: Any
+    ) -> DraftTree:
         shape = (len(rows), config.num_speculative_tokens)
         tree = DraftTree(
             tokens=torch.zeros(shape, dtype=torch.long),
@@ -80,7 +82,7 @@ def scripted_trees(llm: Any, truths: Mapping[tuple[int, ...], list[int]], *, see
             known = states.all_token_ids.gpu[row, : states.total_len.gpu[row]].tolist()
             prompt = tuple(known[: states.prompt_len.np[row]])
             truth = truths[prompt][len(known) :]
-            if chain[index] or config.is_chain:
+            if beam_limit[index] == 1:
                 length = config.beam_length
                 own = random_chain(rng, truth, length, embedding.shape[0])
                 nodes = own, list(range(-1, length - 1)), list(range(1, length + 1))

@@ -121,6 +121,7 @@ def ratio_acceptance() -> Iterator[None]:
             torch.zeros(num_reqs, num_nodes + 1, dtype=torch.long),
             torch.full((num_reqs, max_depth), -1),
             torch.ones(num_reqs, dtype=torch.int32),
+            torch.zeros(num_reqs, dtype=torch.long),
         )
         log_probs = kept["log_probs"][torch.tensor(kept["roots"])]
         for b in range(num_reqs):
@@ -132,6 +133,7 @@ def ratio_acceptance() -> Iterator[None]:
                     if rng.random() < kept["probs"][first + node + 1, drafts.tokens[b, child]] / q:
                         result.emitted[b, depth], result.path[b, depth] = drafts.tokens[b, child], child
                         node, depth = child, depth + 1
+                        result.leaf[b] = node + 1
                         break
                 else:
                     result.emitted[b, depth] = sampled[first + node + 1]

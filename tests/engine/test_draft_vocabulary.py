@@ -50,7 +50,7 @@ def test_tokens_are_those_of_plain_vllm(
 ) -> None:
     tree = make_engine(asset, {**TREE, "model": str(trimmed)}, disable_log_stats=False)
     drafter: Drafter = runner(tree).speculator.drafter
-    assert drafter.output.weight.shape[0] == DRAFT_VOCAB
+    assert drafter.config.output_size == DRAFT_VOCAB
     sampling = [params(seed=index, max_tokens=32, temperature=temperature) for index in range(NUM_PROMPTS)]
     before = counters(tree)
     outputs = tokens(generate(tree, prompts, sampling))

@@ -1,53 +1,148 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No host synchronisation while drafting, verifying and compacting."""
+"""No host synchronisation in a decode step of ours, from the preparation of its inputs to the next trees."""
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
+import torch
 
+from redrafter_vllm.integration import sampler as sampler_module
 from redrafter_vllm.integration.model_state import RedrafterModelState
+from redrafter_vllm.integration.sampler import TreeSampler
 from redrafter_vllm.integration.speculator import RedrafterSpeculator
-from redrafter_vllm.integration.step import DraftStep
 from tests.engine.conftest import MakeEngine
-from tests.engine.generation import TREE, generate, params, random_prompts
+from tests.engine.generation import CHAIN, TREE, generate, params, random_prompts, runner
 from tests.models import VOCAB
-from tests.no_sync import forbid_host_sync
+from tests.no_sync import HostSyncError, allow_host_sync, forbid_host_sync
 
-pytestmark = pytest.mark.engine
+HOOKS = [
+    (RedrafterModelState, "prepare_attn"),
+    (RedrafterModelState, "prepare_inputs"),
+    (TreeSampler, "__call__"),
+    (RedrafterModelState, "postprocess_state"),
+    (RedrafterSpeculator, "propose"),
+]
 
 
 def trapped(owner: type, name: str, calls: list[str]) -> Any:
     original = getattr(owner, name)
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         calls.append(name)
-        with forbid_host_sync():
+        # What vLLM keeps on the host for our use.
+        host = [x.seq_lens_cpu_upper_bound for x in args if hasattr(x, "seq_lens_cpu_upper_bound")]
+        with forbid_host_sync(host):
+            return original(self, *args, **kwargs)
+
+    return patch.object(owner, name, run)
+
+
+def lifted(owner: Any, name: str) -> Any:
+    """vLLM's own, which on a CPU is an interpreted kernel or what stands in for one."""
+    original = getattr(owner, name)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with allow_host_sync():
             return original(*args, **kwargs)
 
     return patch.object(owner, name, run)
 
 
-def test_steps_do_not_read_back(make_engine: MakeEngine, random_target: Path) -> None:
-    from redrafter_vllm.integration import sampler as sampler_module
-
-    tree = make_engine(random_target, TREE)
+@contextmanager
+def trapped_step(llm: Any) -> Iterator[list[str]]:
+    """Yields a list that collects the hooks called, all of them trapped."""
     calls: list[str] = []
-    walk = sampler_module.walk_drafts
+    with ExitStack() as stack:
+        for owner, name in HOOKS:
+            stack.enter_context(trapped(owner, name, calls))
+        stack.enter_context(lifted(runner(llm).sampler, "sample"))
+        for name in ("get_num_sampled_and_rejected", "compute_topk_scores", "async_copy_to_np"):
+            stack.enter_context(lifted(sampler_module, name))
+        yield calls
 
-    def trapped_walk(*args: Any) -> Any:
-        calls.append("walk_drafts")
-        with forbid_host_sync():
-            return walk(*args)
 
-    with (
-        trapped(RedrafterSpeculator, "propose", calls),
-        trapped(RedrafterModelState, "postprocess_state", calls),
-        trapped(DraftStep, "set_rotary_positions", calls),
-        trapped(DraftStep, "context_tokens", calls),
-        patch.object(sampler_module, "walk_drafts", trapped_walk),
-    ):
-        generate(tree, random_prompts(3, VOCAB), params(temperature=0.0, ignore_eos=True, max_tokens=8))
-    names = {"propose", "postprocess_state", "set_rotary_positions", "context_tokens", "walk_drafts"}
-    assert set(calls) == names
+@pytest.mark.engine
+@pytest.mark.parametrize("speculative", [TREE, CHAIN], ids=["tree", "chain"])
+def test_steps_do_not_read_back(make_engine: MakeEngine, random_target: Path, speculative: dict[str, Any]) -> None:
+    llm = make_engine(random_target, speculative)
+    prompts = random_prompts(4, VOCAB)
+    each = [params(temperature=0.0, ignore_eos=True, max_tokens=8, logprobs=2 * (n == 1)) for n in range(3)]
+    each.append(params(temperature=0.8, seed=1, presence_penalty=0.5, max_tokens=8))
+    with trapped_step(llm) as calls:
+        generate(llm, prompts, each)
+    assert set(calls) == {name for _, name in HOOKS}
+
+
+class Hook:
+    """A hook that reads a value of its batch's."""
+
+    def call(self, value: torch.Tensor) -> int:
+        return int(value)
+
+
+def test_a_hook_that_reads_is_found() -> None:
+    calls: list[str] = []
+    with trapped(Hook, "call", calls), pytest.raises((HostSyncError, RuntimeError), match=SAYS):
+        Hook().call(values()[0])
+    assert calls == ["call"]
+
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SAYS = r"waits for the device|depends on values|synchroniz"
+
+
+def values() -> torch.Tensor:
+    return torch.tensor([1, 0, 2, 2], device=DEVICE)
+
+
+FORBIDDEN: dict[str, Callable[[torch.Tensor], Any]] = {
+    "item": lambda x: x[0].item(),
+    "int": lambda x: int(x[0]),
+    "float": lambda x: float(x[0]),
+    "branch": lambda x: 1 if x[0] > 0 else 0,
+    "bool_all": lambda x: bool((x > 0).all()),
+    "tolist": lambda x: x.tolist(),
+    "cpu": lambda x: x.cpu(),
+    "numpy": lambda x: x.cpu().numpy(),
+    "nonzero": lambda x: x.nonzero(),
+    "where": lambda x: torch.where(x > 0),
+    "argwhere": lambda x: torch.argwhere(x),
+    "masked_select": lambda x: x.masked_select(x > 0),
+    "mask": lambda x: x[x > 0],
+    "mask_assignment": lambda x: x.__setitem__(x > 0, x[x > 0]),
+    "unique": lambda x: x.unique(),
+    "unique_consecutive": lambda x: x.unique_consecutive(),
+    "repeat_interleave": lambda x: torch.repeat_interleave(x),
+    "bincount": lambda x: torch.bincount(x),
+    "equal": lambda x: torch.equal(x, x + 1),
+    "index_by_value": lambda x: [0, 1, 2, 3][x[1]],
+    "slice_by_value": lambda x: x[: x[0]],
+}
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_the_trap_traps(name: str) -> None:
+    x = values()
+    with forbid_host_sync(), pytest.raises((HostSyncError, RuntimeError), match=SAYS):
+        FORBIDDEN[name](x)
+    with forbid_host_sync(), allow_host_sync():
+        FORBIDDEN[name](x)
+    FORBIDDEN[name](x)
+
+
+def test_the_trap_lets_pass_what_does_not_wait() -> None:
+    x = values()
+    with forbid_host_sync():
+        y = torch.where(x > 0, x, 0).cumsum(0)
+        y[x] += 1
+        y.masked_fill_(x > 0, 3).index_copy_(0, x[:1], x[1:2])
+        torch.repeat_interleave(x, x, output_size=5)
+        assert torch.from_numpy(np.arange(3)).max().item() == 2
+    host = torch.arange(4)
+    with forbid_host_sync([host]):
+        assert host[1:].max().item() == 3 and host.tolist() == [0, 1, 2, 3]

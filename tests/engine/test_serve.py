@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 
+from redrafter_vllm.integration.metrics_prometheus import ACCEPTED, COUNTERS
 from tests.engine.chat import TEMPLATE, chat_prompts, texts
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import params
@@ -179,6 +180,43 @@ def test_streaming_and_metrics(server: str, client: OpenAI, asset: Path) -> None
     metrics = urllib.request.urlopen(f"{server}/metrics").read().decode()
     accepted = [line for line in metrics.splitlines() if line.startswith("vllm:spec_decode_num_accepted_tokens_total")]
     assert accepted and float(accepted[0].split()[-1]) > 0
+
+
+def drafting_metrics(server: str) -> dict[str, float]:
+    """Sums of our counters over their labels."""
+    values: dict[str, float] = {}
+    for line in urllib.request.urlopen(f"{server}/metrics").read().decode().splitlines():
+        if line.startswith("vllm:redrafter_") and "_created" not in line:
+            name, value = line.rsplit(" ", 1)
+            assert 'engine="0"' in name and "model_name=" in name
+            values[name.split("{")[0]] = values.get(name.split("{")[0], 0.0) + float(value)
+    return values
+
+
+def test_drafting_metrics_cross_the_processes(server: str, asset: Path) -> None:
+    client = OpenAI(base_url=f"{server}/v1", api_key="none")
+    client.completions.create(model=str(asset), prompt=PROMPTS[0], max_tokens=30, temperature=0)
+    values = drafting_metrics(server)
+    assert values.keys() == {f"{name}_total" for name in (*COUNTERS, ACCEPTED)}
+    assert values["vllm:redrafter_tokens_total"] > values["vllm:redrafter_verifications_total"] > 0
+    assert 0 < values["vllm:redrafter_nodes_total"] <= values["vllm:redrafter_node_slots_total"]
+    assert 0 < values["vllm:redrafter_draft_microseconds_total"] < values["vllm:redrafter_step_microseconds_total"]
+
+
+def test_settings_in_the_body(server: str, asset: Path) -> None:
+    client = OpenAI(base_url=f"{server}/v1", api_key="none")
+
+    def complete(redrafter: object) -> tuple[str, float]:
+        before = drafting_metrics(server)["vllm:redrafter_verifications_total"]
+        options = {"model": str(asset), "prompt": PROMPTS[0], "max_tokens": 30, "temperature": 0}
+        text = client.completions.create(**options, extra_body={"redrafter": redrafter}).choices[0].text
+        return text, drafting_metrics(server)["vllm:redrafter_verifications_total"] - before
+
+    (text, verifications), (plain_text, none) = complete({"beam_width": 2}), complete({"enabled": False})
+    assert plain_text == text
+    assert verifications > 0 and none == 0
+    with pytest.raises(BadRequestError, match="Unknown setting 'beams' in 'redrafter'"):
+        complete({"beams": 2})
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str, stdin: str = "") -> None:

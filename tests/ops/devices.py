@@ -12,9 +12,7 @@ HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
-runs_kernels = (
-    pytest.mark.skipif(not _HAS_TRITON, reason="Triton is not installed") if HAS_GPU else needs_interpreter.mark
-)
+runs_kernels = pytest.mark.skipif(not _HAS_TRITON, reason="Triton is not installed") if HAS_GPU else needs_interpreter
 
 
 def poisoned(*shape: int, dtype: torch.dtype) -> torch.Tensor:

@@ -6,9 +6,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from redrafter_vllm.ops.kv_compact import kv_compact
+from redrafter_vllm.config import DraftingConfig
+from redrafter_vllm.drafter import Drafter, DrafterConfig
+from redrafter_vllm.ops.draft_round import RoundSource
+from redrafter_vllm.ops.kv_compact import kv_compact, prepare
 from redrafter_vllm.ops.prefix_tree import ancestor_mask, prefix_tree
 from redrafter_vllm.ops.tree_verify import tree_verify
+from redrafter_vllm.speculator import draw_trees
+from redrafter_vllm.state import DraftRows, RoundBuffers
 from tests.ops.devices import DEVICE, HAS_GPU
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")]
@@ -18,11 +23,10 @@ def step(cache: torch.Tensor, beams: torch.Tensor, log_probs: torch.Tensor, samp
     """Draw trees, walk them along `sampled`, and compact; gives the numbers of emitted tokens."""
     tokens, parents, _, _, num_nodes = prefix_tree(beams, log_probs, sampled.shape[1] - 1)
     valid = ancestor_mask(parents, num_nodes).diagonal(dim1=1, dim2=2).contiguous()
-    walk = tree_verify(sampled, tokens, parents, valid, beams.shape[2])
-    first = torch.arange(beams.shape[0], device=DEVICE)[:, None] * 32
-    source = first + walk.path + 1
-    target = torch.where(walk.path >= 0, first + torch.arange(1, beams.shape[2] + 1, device=DEVICE), source)
-    kv_compact([cache], source, target)
+    first_row = torch.arange(beams.shape[0], device=DEVICE) * sampled.shape[1]
+    walk = tree_verify(sampled.flatten(), first_row, tokens, parents, valid, beams.shape[2])
+    slots = torch.arange(cache.shape[0] * cache.shape[2], device=DEVICE)
+    kv_compact([cache], walk.path, torch.arange(beams.shape[0], device=DEVICE) * 32, slots)
     return walk.num_emitted
 
 
@@ -46,8 +50,8 @@ def test_replays_as_it_ran() -> None:
     step(*arguments())
     wanted_inputs = [x.clone() for x in inputs]
     # The first call for a cache copies its address; the graph below is of a cache that is known.
-    kv_compact([inputs[0]], torch.zeros(1, 1, device=DEVICE).long(), torch.zeros(1, 1, device=DEVICE).long())
-    kv_compact([wanted_inputs[0]], torch.zeros(1, 1, device=DEVICE).long(), torch.zeros(1, 1, device=DEVICE).long())
+    prepare([inputs[0]])
+    prepare([wanted_inputs[0]])
     wanted = without_waiting(lambda: step(*wanted_inputs))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -55,3 +59,62 @@ def test_replays_as_it_ran() -> None:
     graph.replay()
     assert torch.equal(emitted, wanted)
     assert torch.equal(inputs[0], wanted_inputs[0])
+
+
+SIZE, HIDDEN, VOCAB = 4, 64, 5000
+CONFIG = DraftingConfig(beam_width=4, beam_length=4)
+
+
+class Round:
+    """A drafting round of `SIZE` requests on buffers of its own, as the speculator runs it."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.drafter = Drafter(DrafterConfig(VOCAB, HIDDEN, exit_dim=2 * HIDDEN, num_draft_layers=1)).to(DEVICE)
+        for parameter in self.drafter.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        self.embedding = torch.randn(VOCAB, HIDDEN, device=DEVICE)
+        self.rows = DraftRows(8, CONFIG.num_speculative_tokens, DEVICE)
+        self.rows.beam_limit.fill_(CONFIG.beam_width)
+        self.buffers = RoundBuffers(8, CONFIG.num_speculative_tokens, HIDDEN, torch.float32, DEVICE)
+
+    def fill(self, num_reqs: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        source = RoundSource(
+            hidden=torch.randn(20, HIDDEN, generator=generator).to(DEVICE),
+            root_token=torch.arange(num_reqs, device=DEVICE) * 5,
+            leaf=None,
+            idx_mapping=torch.randperm(8, generator=generator)[:num_reqs].to(DEVICE),
+            last_sampled=torch.randint(VOCAB, (8, 1), generator=generator).to(DEVICE),
+            num_sampled=torch.ones(num_reqs, dtype=torch.int32, device=DEVICE),
+            beam_limit=self.rows.beam_limit,
+            node_limit=self.rows.node_limit,
+        )
+        self.buffers.fill(SIZE, source, 16, num_reqs, self.rows.spare)
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        own = self.buffers.first(SIZE)
+        tree = draw_trees(self.drafter, self.embedding, own.context, own.roots, own.beam_limit, CONFIG)
+        self.rows.write(own.rows, tree, own.room, self.buffers.draft_tokens[:SIZE])
+
+
+def test_a_round_replays_as_it_ran() -> None:
+    """Other requests, and fewer of them, in each replay; nothing is allocated or waited for."""
+    plain, recorded = Round(), Round()
+    recorded.fill(SIZE, seed=0)
+    recorded.run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded.run()
+    for seed, num_reqs in enumerate((SIZE, 1, 3)):
+        plain.fill(num_reqs, seed)
+        recorded.fill(num_reqs, seed)
+        allocated = torch.cuda.memory_stats()["allocation.all.allocated"]
+        without_waiting(lambda: graph.replay() or recorded.buffers.draft_tokens)
+        assert torch.cuda.memory_stats()["allocation.all.allocated"] == allocated
+        plain.run()
+        assert torch.equal(recorded.buffers.draft_tokens[:num_reqs], plain.buffers.draft_tokens[:num_reqs])
+        rows = recorded.buffers.inputs.rows[:num_reqs]
+        for mine, theirs in zip(recorded.rows.trees, plain.rows.trees, strict=True):
+            assert torch.equal(mine[rows], theirs[rows])

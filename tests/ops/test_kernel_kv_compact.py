@@ -35,13 +35,25 @@ def random_moves(block_size: int, num_nodes: int, depth: int, seed: int) -> tupl
     return torch.tensor(source, device=DEVICE), torch.tensor(target, device=DEVICE), 3 * blocks_each + 1
 
 
+def as_paths(source: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Moves between any slots [B, T] as paths: each request's tokens are a root, T targets and T sources.
+
+    Where source and target are one slot, nothing moves, which a path can say in its own way as well.
+    """
+    num_reqs, depth = source.shape
+    path = torch.arange(depth, 2 * depth, device=DEVICE).repeat(num_reqs, 1)
+    path[1::2] = torch.where(source[1::2] == target[1::2], -1, path[1::2])
+    slots = torch.cat((target[:, :1], target, source), 1).flatten()
+    return path, torch.arange(num_reqs, device=DEVICE) * (1 + 2 * depth), slots
+
+
 def check(caches: list[torch.Tensor], source: torch.Tensor, target: torch.Tensor) -> None:
     """Compares the caches' whole storages, so that a stray write outside a view is seen."""
     from redrafter_vllm.ops.kv_compact import kernel
 
     wanted = [_copy(x) for x in caches]
-    reference.kv_compact([_as_integers(x) for x in wanted], source, target)
-    kernel.kv_compact(caches, source, target)
+    reference.kv_compact([_as_integers(x) for x in wanted], *as_paths(source, target))
+    kernel.kv_compact(caches, *as_paths(source, target))
     for mine, theirs in zip(caches, wanted, strict=True):
         assert torch.equal(_storage(mine), _storage(theirs))
 
@@ -99,8 +111,8 @@ def test_keys_and_values_of_one_tensor_and_layers_of_two_layouts() -> None:
     check([caches[0]], source, target)
     check([wide, odd], source, target)
     expected = both.clone()
-    reference.kv_compact([_as_integers(x.transpose(1, 2)) for x in expected.unbind(1)], source, target)
-    kernel.kv_compact(caches, source, target)
+    reference.kv_compact([_as_integers(x.transpose(1, 2)) for x in expected.unbind(1)], *as_paths(source, target))
+    kernel.kv_compact(caches, *as_paths(source, target))
     assert torch.equal(both.view(torch.int16), expected.view(torch.int16))
 
 
@@ -117,10 +129,16 @@ def test_nothing_to_do() -> None:
     check([cache], slots[:, :0], slots[:, :0])
 
 
-def test_slots_in_int32_and_in_columns() -> None:
+def test_slots_in_int32_and_paths_in_columns() -> None:
+    from redrafter_vllm.ops.kv_compact import kernel
+
     source, target, num_blocks = random_moves(16, 9, 4, seed=3)
     cache = random_bits(num_blocks, 2, 16, 8, dtype=torch.float16)
-    check([cache], source.int().t().contiguous().t(), target.int())
+    wanted = cache.clone()
+    path, root_token, slots = as_paths(source, target)
+    reference.kv_compact([_as_integers(wanted)], path, root_token, slots)
+    kernel.kv_compact([cache], path.t().contiguous().t(), root_token, slots.int())
+    assert torch.equal(_storage(cache), _storage(wanted))
 
 
 def test_offsets_beyond_two_billion() -> None:
@@ -133,7 +151,7 @@ def test_offsets_beyond_two_billion() -> None:
     source = torch.tensor([[last + 5, 3]], device=DEVICE)
     target = torch.tensor([[2, last + 1]], device=DEVICE)
     cache[-1, :, 5], cache[0, :, 3] = 7, 9
-    kernel.kv_compact([cache], source, target)
+    kernel.kv_compact([cache], *as_paths(source, target))
     assert cache[0, :, 2].eq(7).all() and cache[-1, :, 1].eq(9).all()
 
 

@@ -62,6 +62,34 @@ def test_fp8_cache(dtype: torch.dtype) -> None:
     step.check(out, expected)
 
 
+@pytest.mark.parametrize(("heads", "head_size", "block_size"), [((16, 1), 128, 256), ((3, 3), 80, 16)])
+def test_fp8_query(heads: tuple[int, int], head_size: int, block_size: int) -> None:
+    """Some kernels of the context want one; the part of them that is in bf16 then stands beside it."""
+    step = Step(MIXED, heads, head_size, torch.bfloat16, block_size, cache_dtype=torch.float8_e4m3fn)
+    q_scale, k_scale, v_scale = (torch.tensor(x, device=DEVICE) for x in (0.02, 1.7, 0.4))
+    query, out = (step.query / q_scale).to(torch.float8_e4m3fn), step.poisoned_out()
+    context, log_sum = reference.attend_context(
+        query.float() * q_scale, step.cache, step.batch, step.scale, k_scale, v_scale
+    )
+    arguments = query, step.cache, step.batch, context.bfloat16(), log_sum, step.scale, k_scale, v_scale
+    merged = kernels.attend_nodes(*arguments, out, q_scale)
+    whole = reference.attend_nodes(*arguments, step.poisoned_out(), q_scale)
+    step.check(merged, whole)
+    exact = reference.tree_attention(
+        query.float() * q_scale, step.cache, step.batch, step.scale, k_scale, v_scale, step.poisoned_out().float()
+    )
+    step.check(merged, exact)
+
+
+def test_slots_before_heads() -> None:
+    """The cache's dimensions may lie in memory in another order."""
+    step = Step(MIXED, (4, 2), 64, torch.float16)
+    wanted = reference.tree_attention(step.query, step.cache, step.batch, step.scale, out=step.poisoned_out())
+    step.cache = step.cache.transpose(1, 2).contiguous().transpose(1, 2)
+    out = kernels.tree_attention(step.query, step.cache, step.batch, step.scale, out=step.poisoned_out())
+    step.check(out, wanted)
+
+
 def test_every_byte_of_an_fp8_cache() -> None:
     """One key a request and no scores to speak of: the output is the value, for each number that e4m3 has."""
     numbers = torch.arange(256, dtype=torch.uint8)
@@ -105,5 +133,7 @@ def test_unfit_arguments() -> None:
         kernels.tree_attention(step.query[..., :8], step.cache, step.batch, 1.0)
     with pytest.raises(ValueError, match="of the same type"):
         kernels.tree_attention(step.query.half(), step.cache, step.batch, 1.0)
+    with pytest.raises(ValueError, match="takes no FP8 query"):
+        kernels.tree_attention(step.query.to(torch.float8_e4m3fn), step.cache, step.batch, 1.0)
     with pytest.raises(ValueError, match="must be contiguous"):
         kernels.tree_attention(step.query.transpose(1, 2).contiguous().transpose(1, 2), step.cache, step.batch, 1.0)

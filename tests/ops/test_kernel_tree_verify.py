@@ -30,14 +30,19 @@ def random_trees(batch: int, num_nodes: int, vocab: int, seed: int) -> tuple[tor
 
 
 def check(sampled: torch.Tensor, trees: tuple[torch.Tensor, ...], max_depth: int) -> None:
+    """`sampled` [B, 1 + N], handed over as the rows of requests in backward order."""
     from redrafter_vllm.ops.tree_verify import kernel
 
-    wanted = reference.tree_verify(sampled, *trees, max_depth)
+    num_reqs, num_rows = sampled.shape
+    first_row = (num_reqs - 1 - torch.arange(num_reqs, device=DEVICE)) * num_rows
+    sampled = sampled.flip(0).flatten()
+    wanted = reference.tree_verify(sampled, first_row, *trees, max_depth)
     out = Walk(*(poisoned(*x.shape, dtype=x.dtype) for x in wanted))
-    kernel.tree_verify_into(out, sampled, *trees)
-    for mine, theirs, again in zip(out, wanted, kernel.tree_verify(sampled, *trees, max_depth), strict=True):
+    kernel.tree_verify_into(out, sampled, first_row, *trees)
+    again = kernel.tree_verify(sampled, first_row, *trees, max_depth)
+    for mine, theirs, other in zip(out, wanted, again, strict=True):
         assert_equal(mine, theirs)
-        assert_equal(again, theirs)
+        assert_equal(other, theirs)
 
 
 @pytest.mark.parametrize("num_nodes", [1, 2, 3, 7, 16, 33, 127, 128])
@@ -76,5 +81,5 @@ def test_no_requests_no_nodes_no_depth() -> None:
 
 def test_rows_of_wider_buffers() -> None:
     trees = tuple(torch.cat((x, x), dim=1)[:, :6] for x in random_trees(3, 6, 2, 5))
-    sampled = torch.randint(2, (3, 20), device=DEVICE)[:, 3:10]
+    sampled = torch.randint(2, (3, 7), device=DEVICE)
     check(sampled, trees, 6)

@@ -20,7 +20,7 @@ def test_paths_over_block_borders(block_size: int, seed: int) -> None:
     expected = [cache.clone() for cache in caches]
     pages = list(range(1, requests * blocks_each + 1))
     rng.shuffle(pages)
-    source, target = [], []
+    paths, roots, slots = [], [], []
     for request in range(requests):
         own = pages[request * blocks_each :]
         start = rng.randrange(block_size)
@@ -29,13 +29,16 @@ def test_paths_over_block_borders(block_size: int, seed: int) -> None:
             return own[(start + local) // block_size] * block_size + (start + local) % block_size
 
         path = sorted(rng.sample(range(num_nodes), rng.randint(0, depth)))
-        source.append([slot(path[t] + 1) if t < len(path) else slot(0) for t in range(depth)])
-        target.append([slot(t + 1) if t < len(path) else slot(0) for t in range(depth)])
+        paths.append(path + [-1] * (depth - len(path)))
+        # A prompt's tokens before the root's.
+        slots += [0] * request
+        roots.append(len(slots))
+        slots += [slot(local) for local in range(num_nodes + 1)]
         for t, node in enumerate(path):
             for cache, original in zip(expected, originals, strict=True):
                 old, new = slot(node + 1), slot(t + 1)
                 cache[new // block_size, :, new % block_size] = original[old // block_size, :, old % block_size]
-    kv_compact(caches, torch.tensor(source), torch.tensor(target))
+    kv_compact(caches, torch.tensor(paths), torch.tensor(roots), torch.tensor(slots))
     for cache, wanted in zip(caches, expected, strict=True):
         assert torch.equal(cache, wanted)
 
@@ -43,8 +46,11 @@ def test_paths_over_block_borders(block_size: int, seed: int) -> None:
 def test_nothing_to_move_changes_nothing() -> None:
     cache = torch.randn(4, 2, 8, 6)
     before = cache.clone()
-    slots = torch.full((2, 3), 17)
-    kv_compact([cache], slots, slots.clone())
+    slots = torch.arange(16, 24)
+    kv_compact([cache], torch.full((2, 3), -1), torch.tensor([0, 4]), slots)
     assert torch.equal(cache, before)
-    kv_compact([cache], torch.zeros(0, 3, dtype=torch.long), torch.zeros(0, 3, dtype=torch.long))
+    kv_compact([cache], torch.tensor([[0, 1, 2]]), torch.tensor([1]), slots)
+    assert torch.equal(cache, before)
+    none = torch.zeros(0, dtype=torch.long)
+    kv_compact([cache], none.view(0, 3), none, none)
     assert torch.equal(cache, before)

@@ -6,11 +6,20 @@ import random
 import pytest
 import torch
 
-from redrafter_vllm.ops.tree_verify import tree_verify
+from redrafter_vllm.ops import tree_verify as op
+from redrafter_vllm.ops.tree_verify import Walk
 
 
 def batch(*rows: list[int]) -> torch.Tensor:
     return torch.tensor(rows)
+
+
+def tree_verify(
+    sampled: torch.Tensor, tokens: torch.Tensor, parents: torch.Tensor, valid: torch.Tensor, max_depth: int
+) -> Walk:
+    """The walk, of requests that have a row for every node and follow each other: `sampled` [B, 1 + N]."""
+    first_row = torch.arange(sampled.shape[0]) * sampled.shape[1]
+    return op.tree_verify(sampled.flatten(), first_row, tokens, parents, valid, max_depth)
 
 
 def test_hand_worked_tree() -> None:
@@ -23,6 +32,7 @@ def test_hand_worked_tree() -> None:
     assert walk.emitted.tolist() == [[6, 7, 8, 0, 0, 0]]
     assert walk.path.tolist() == [[1, 3, -1]]
     assert walk.num_emitted.tolist() == [3]
+    assert walk.leaf.tolist() == [4]
 
 
 def test_everything_accepted_and_everything_rejected() -> None:
@@ -31,6 +41,7 @@ def test_everything_accepted_and_everything_rejected() -> None:
     assert walk.emitted.tolist() == [[4, 5, 6, 7], [9, 0, 0, 0]]
     assert walk.num_emitted.tolist() == [4, 1]
     assert walk.path.tolist() == [[0, 1, 2], [-1, -1, -1]]
+    assert walk.leaf.tolist() == [3, 0]
 
 
 def test_invalid_nodes_are_never_entered() -> None:
@@ -86,3 +97,14 @@ def test_against_a_recursive_walk(seed: int) -> None:
         assert not walk.emitted[index, count:].any()
         assert walk.path[index, : count - 1].tolist() == path
         assert (walk.path[index, count - 1 :] == -1).all()
+        assert walk.leaf[index] == (path[-1] + 1 if path else 0)
+
+
+def test_rows_of_requests_that_have_fewer_rows_than_nodes() -> None:
+    """Rows lie as the step laid them out; the second request's tree was cut to one node and its walk ends there."""
+    tokens, parents = batch([4, 5, 6], [4, 5, 6]), batch([-1, 0, 1], [-1, 0, 1])
+    valid = batch([1, 1, 1], [1, 0, 0]).bool()
+    sampled = torch.tensor([4, 5, 6, 7, 4, 5])
+    walk = op.tree_verify(sampled, torch.tensor([0, 4]), tokens, parents, valid, 3)
+    assert walk.emitted.tolist() == [[4, 5, 6, 7], [4, 5, 0, 0]]
+    assert walk.leaf.tolist() == [3, 1]

@@ -9,7 +9,6 @@ import pytest
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.integration.target_support import (
     UnsupportedTargetError,
-    check_parallelism,
     check_runner,
     check_target,
 )
@@ -67,14 +66,6 @@ def test_only_chains(target: SimpleNamespace, reason: str) -> None:
     check_target(target, CHAIN)
     with pytest.raises(UnsupportedTargetError, match=rf"{reason}.*beam_width=1"):
         check_target(target, TREE)
-
-
-@pytest.mark.parametrize("name", ["tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"])
-def test_parallel_layouts(name: str) -> None:
-    sizes = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1}
-    check_parallelism(SimpleNamespace(**sizes))
-    with pytest.raises(UnsupportedTargetError, match=f"{name}=2"):
-        check_parallelism(SimpleNamespace(**{**sizes, name: 2}))
 
 
 def test_runner() -> None:

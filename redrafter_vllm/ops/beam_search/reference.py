@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import embedding as lookup
 
 from redrafter_vllm.drafter import Drafter
+from redrafter_vllm.ops.grow_beams.reference import BeamHistory, grow_beams
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,12 @@ class Beams:
                 f"{list(self.tokens.shape)} and {list(self.token_log_probs.shape)}"
             )
 
-    def best_where(self, chain: Tensor) -> "Beams":
-        """Gives the rows with `chain` [B] (bool) the best beam in all W places, so that their tree is a chain."""
-        rows = chain[:, None, None]
+    def keep_best(self, limit: Tensor) -> "Beams":
+        """Puts the best beam in all places from `limit` [B] (int64, at least 1) on; a limit of 1 leaves a chain."""
+        beyond = torch.arange(self.tokens.shape[1], device=limit.device)[:, None] >= limit[:, None, None]
         return Beams(
-            torch.where(rows, self.tokens[:, :1], self.tokens),
-            torch.where(rows, self.token_log_probs[:, :1], self.token_log_probs),
+            torch.where(beyond, self.tokens[:, :1], self.tokens),
+            torch.where(beyond, self.token_log_probs[:, :1], self.token_log_probs),
         )
 
 
@@ -61,14 +62,19 @@ def beam_step(
     candidate_BWW = top_k_stable(logits_BWV, beam_width)[1]
     if logits_top_k is not None:
         logits_BWV = _only_top(logits_BWV, logits_top_k)
-    step_BWW = logits_BWV.log_softmax(-1).gather(-1, candidate_BWW)
-    total_BWW = scores.unsqueeze(-1) + step_BWW
+    return rank_continuations(scores, candidate_BWW, logits_BWV.log_softmax(-1).gather(-1, candidate_BWW))
+
+
+def rank_continuations(scores: Tensor, tokens: Tensor, log_probs: Tensor) -> BeamStep:
+    """The best W of W·W continuations: W of each beam, its best first, `tokens` and `log_probs` [B, W, W]."""
+    beam_width = scores.shape[1]
+    total_BWW = scores.unsqueeze(-1) + log_probs
     score_BW, chosen_BW = top_k_stable(total_BWW.flatten(1), beam_width)
     return BeamStep(
         scores=score_BW,
         parents=chosen_BW // beam_width,
-        tokens=candidate_BWW.flatten(1).gather(1, chosen_BW),
-        log_probs=step_BWW.flatten(1).gather(1, chosen_BW),
+        tokens=tokens.flatten(1).gather(1, chosen_BW),
+        log_probs=log_probs.flatten(1).gather(1, chosen_BW),
     )
 
 
@@ -83,6 +89,7 @@ def beam_search(
     beam_length: int,
     logits_top_k: int | None = None,
     step: Callable[[Tensor, Tensor, int | None], BeamStep] = beam_step,
+    grow: Callable[[BeamHistory, Tensor, Tensor, Tensor], BeamHistory] = grow_beams,
 ) -> Beams:
     """Drafts `beam_length` tokens on each of `beam_width` beams.
 
@@ -94,7 +101,7 @@ def beam_search(
     implementation, which uses 50: it renormalises over each beam's highest logits (ties of the last included) and
     forgoes the split of the first linear layer, because sums in another order would move large logits by more than
     the parity asked for. Equal scores go to the better beam, then to the lower token id, on any device. `step` ranks
-    the continuations: `beam_step`, or a kernel of its signature.
+    the continuations and `grow` makes the new beams: `beam_step` and `grow_beams`, or kernels of their signatures.
 
     Raises ValueError for impossible shapes, lengths or widths.
     """
@@ -109,22 +116,21 @@ def beam_search(
     last_BW = root_tokens.long().unsqueeze(1).expand(batch, beam_width)
     score_BW = torch.full((batch, beam_width), -torch.inf, device=root_tokens.device)
     score_BW[:, 0] = 0.0
-    state_BWH = drafter.initial_state(context_BH).unsqueeze(1).expand(batch, beam_width, -1)
-    tokens_BWt = last_BW.new_empty((batch, beam_width, 0))
-    log_probs_BWt = score_BW.new_empty((batch, beam_width, 0))
-
+    history = BeamHistory(
+        last_BW.new_empty((batch, beam_width, 0)),
+        score_BW.new_empty((batch, beam_width, 0)),
+        drafter.initial_state(context_BH).unsqueeze(1).expand(batch, beam_width, -1),
+    )
     for _ in range(beam_length):
-        state_BWH = drafter.next_state(state_BWH, embed(last_BW).to(dtype))
+        state_BWH = drafter.next_state(history.state, embed(last_BW).to(dtype))
         if logits_top_k is None:
             logits_BWV = drafter.logits(share_BS, state_BWH)
         else:
             logits_BWV = drafter(context_BH, state_BWH)
-        score_BW, parent_BW, draft_BW, step_BW = step(logits_BWV, score_BW, logits_top_k)
-        last_BW = drafter.target_ids(draft_BW)
-        state_BWH = _follow(state_BWH, parent_BW)
-        tokens_BWt = torch.cat((_follow(tokens_BWt, parent_BW), last_BW.unsqueeze(-1)), -1)
-        log_probs_BWt = torch.cat((_follow(log_probs_BWt, parent_BW), step_BW.unsqueeze(-1)), -1)
-    return Beams(tokens_BWt, log_probs_BWt)
+        chosen = step(logits_BWV, score_BW, logits_top_k)
+        score_BW, last_BW = chosen.scores, drafter.target_ids(chosen.tokens)
+        history = grow(history._replace(state=state_BWH), chosen.parents, last_BW, chosen.log_probs)
+    return Beams(history.tokens, history.log_probs)
 
 
 def top_k_stable(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -148,11 +154,6 @@ def top_k_stable(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _only_top(logits: Tensor, top_k: int) -> Tensor:
     lowest_kept = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
     return logits.masked_fill(logits < lowest_kept, -torch.inf)
-
-
-def _follow(per_beam: Tensor, parent_BW: Tensor) -> Tensor:
-    """Row `parent` of `per_beam` [B, W, n] for each new beam: [B, W, n]."""
-    return per_beam.gather(1, parent_BW.unsqueeze(-1).expand(-1, -1, per_beam.shape[-1]))
 
 
 def _check(

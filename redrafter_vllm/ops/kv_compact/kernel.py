@@ -40,19 +40,20 @@ class LayerGroup:
 
 def kv_compact(
     kv_caches: Sequence[Tensor],  # each [num_blocks, heads, block_size, width], any strides
-    source_slots: Tensor,  # [B, T]
-    target_slots: Tensor,  # [B, T]
+    path: Tensor,  # [B, T]
+    root_token: Tensor,  # [B]
+    slots: Tensor,  # [tokens]
 ) -> None:
-    """See `reference.kv_compact`, with one condition more: sources and targets may overlap within a request only.
+    """See `reference.kv_compact`. Entries without a slot (−1) stay where they are.
 
     One launch moves all layers of one layout; models have one as a rule. The first call for a list of caches copies
     their addresses to the device, which a graph capture forbids: call `layer_groups` (or this) before.
     """
-    num_reqs, num_entries = source_slots.shape
+    num_reqs, num_entries = path.shape
     if num_reqs == 0 or num_entries == 0:
         return
     for group in layer_groups(kv_caches):
-        _move(group, source_slots, target_slots)
+        _move(group, path, root_token, slots)
 
 
 def layer_groups(kv_caches: Sequence[Tensor]) -> tuple[LayerGroup, ...]:
@@ -84,17 +85,17 @@ def _layout(address: int, itemsize: int, shape: tuple[int, ...], strides: tuple[
     return _Layout(heads, block_size, width, word, (block, head, slot, element))
 
 
-def _move(group: LayerGroup, source_slots: Tensor, target_slots: Tensor) -> None:
+def _move(group: LayerGroup, path: Tensor, root_token: Tensor, slots: Tensor) -> None:
     layout = group.layout
-    num_reqs, num_entries = source_slots.shape
+    num_reqs, num_entries = path.shape
     block_t, block_d = _tile(num_entries, layout.width)
     parts = layout.heads * triton.cdiv(layout.width, block_d)
     _move_kernel[(num_reqs, group.addresses.shape[0], parts)](
         group.addresses,
-        source_slots,
-        target_slots,
-        *source_slots.stride(),
-        *target_slots.stride(),
+        path,
+        root_token,
+        slots,
+        *path.stride(),
         num_entries,
         **_constants(layout, group.alignment, block_t, block_d),
         num_warps=_num_warps(block_t, block_d),
@@ -128,12 +129,11 @@ def _num_warps(block_t: int, block_d: int) -> int:
 @triton.jit
 def _move_kernel(
     addresses_ptr,  # [layers] int64
-    source_ptr,  # [B, T]
-    target_ptr,  # [B, T]
-    source_req_stride,
-    source_entry_stride,
-    target_req_stride,
-    target_entry_stride,
+    path_ptr,  # [B, T]
+    root_token_ptr,  # [B]
+    slots_ptr,  # [tokens]
+    path_req_stride,
+    path_entry_stride,
     num_entries,
     BLOCK_STRIDE: tl.constexpr,
     HEAD_STRIDE: tl.constexpr,
@@ -154,10 +154,10 @@ def _move_kernel(
 
     entry_T = tl.arange(0, BLOCK_T)
     named_T = entry_T < num_entries
-    source_T = tl.load(source_ptr + req * source_req_stride + entry_T * source_entry_stride, mask=named_T, other=-1)
-    target_T = tl.load(target_ptr + req * target_req_stride + entry_T * target_entry_stride, mask=named_T, other=-1)
-    source_T = source_T.to(tl.int64)
-    target_T = target_T.to(tl.int64)
+    node_T = tl.load(path_ptr + req * path_req_stride + entry_T * path_entry_stride, mask=named_T, other=-1)
+    first_slot_ptr = slots_ptr + tl.load(root_token_ptr + req) + 1
+    source_T = tl.load(first_slot_ptr + node_T, mask=node_T >= 0, other=-1).to(tl.int64)
+    target_T = tl.load(first_slot_ptr + entry_T, mask=node_T >= 0, other=-1).to(tl.int64)
     # vLLM marks by -1 what has no slot.
     moves_T = (source_T != target_T) & (source_T >= 0) & (target_T >= 0)
 
@@ -189,8 +189,7 @@ def variants() -> list[Variant]:
 
 def _variant(name: str, num_entries: int, layout: _Layout, alignment: int = 16) -> Variant:
     block_t, block_d = _tile(num_entries, layout.width)
-    types = dict.fromkeys(("addresses_ptr", "source_ptr", "target_ptr"), "*i64")
-    types |= dict.fromkeys(("source_req_stride", "target_req_stride", "num_entries"), "i32")
-    constants = _constants(layout, alignment, block_t, block_d)
-    constants |= {"source_entry_stride": 1, "target_entry_stride": 1}
+    types = dict.fromkeys(("addresses_ptr", "path_ptr", "root_token_ptr", "slots_ptr"), "*i64")
+    types |= dict.fromkeys(("path_req_stride", "num_entries"), "i32")
+    constants = _constants(layout, alignment, block_t, block_d) | {"path_entry_stride": 1}
     return Variant(name, _move_kernel, types, constants, num_warps=_num_warps(block_t, block_d), num_stages=1)

@@ -3,6 +3,7 @@
 
 from torch import Tensor
 
+from redrafter_vllm.ops.dispatch import use_kernel
 from redrafter_vllm.ops.prefix_tree import reference
 
 __all__ = ["ancestor_mask", "prefix_tree"]
@@ -12,7 +13,7 @@ def prefix_tree(
     tokens: Tensor, token_log_probs: Tensor, max_nodes: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `reference.prefix_tree`; on CUDA devices by a kernel."""
-    if tokens.is_cuda:
+    if use_kernel(tokens):
         from redrafter_vllm.ops.prefix_tree import kernel
 
         return kernel.prefix_tree(tokens, token_log_probs, max_nodes)
@@ -21,7 +22,7 @@ def prefix_tree(
 
 def ancestor_mask(parents: Tensor, num_nodes: Tensor) -> Tensor:
     """See `reference.ancestor_mask`; on CUDA devices by a kernel."""
-    if parents.is_cuda:
+    if use_kernel(parents):
         from redrafter_vllm.ops.prefix_tree import kernel
 
         return kernel.ancestor_mask(parents, num_nodes)

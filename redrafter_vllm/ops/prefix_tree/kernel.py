@@ -215,6 +215,21 @@ def _build_kernel(
 
 
 @triton.jit
+def climb(parents_ptr, node_stride, node_C, column_N, num_nodes, capacity):
+    """[C, N]: whether the column is the node or one of its ancestors; nothing for slots from `num_nodes` on."""
+    # All nodes climb together, each to the root.
+    here_C = tl.where(node_C < num_nodes, node_C, -1)
+    seen_CN = here_C[:, None] == column_N[None, :]
+    climbed = 0
+    while (tl.max(here_C) >= 0) & (climbed < capacity):
+        here_C = tl.load(parents_ptr + here_C * node_stride, mask=here_C >= 0, other=-1).to(tl.int32)
+        here_C = tl.where(here_C < num_nodes, here_C, -1)
+        seen_CN = seen_CN | (here_C[:, None] == column_N[None, :])
+        climbed += 1
+    return seen_CN
+
+
+@triton.jit
 def _ancestor_kernel(
     parents_ptr,  # [B, N]
     num_nodes_ptr,  # [B]
@@ -231,15 +246,7 @@ def _ancestor_kernel(
     num_nodes = tl.minimum(tl.load(num_nodes_ptr + req * num_nodes_stride).to(tl.int32), capacity)
     row_R = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     column_N = tl.arange(0, BLOCK_N)
-    # All rows climb together, each from its node to the root.
-    here_R = tl.where(row_R < num_nodes, row_R, -1)
-    seen_RN = here_R[:, None] == column_N[None, :]
-    climbed = 0
-    while (tl.max(here_R) >= 0) & (climbed < capacity):
-        here_R = tl.load(parents_ptr + here_R * parents_node_stride, mask=here_R >= 0, other=-1).to(tl.int32)
-        here_R = tl.where(here_R < num_nodes, here_R, -1)
-        seen_RN = seen_RN | (here_R[:, None] == column_N[None, :])
-        climbed += 1
+    seen_RN = climb(parents_ptr, parents_node_stride, row_R, column_N, num_nodes, capacity)
     offset_RN = req * capacity * capacity + row_R[:, None] * capacity + column_N[None, :]
     tl.store(
         mask_ptr + offset_RN, seen_RN.to(tl.uint8), mask=(row_R < capacity)[:, None] & (column_N < capacity)[None, :]

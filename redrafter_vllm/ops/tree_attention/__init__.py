@@ -3,6 +3,7 @@
 
 from torch import Tensor
 
+from redrafter_vllm.ops.dispatch import use_kernel
 from redrafter_vllm.ops.tree_attention import reference
 from redrafter_vllm.ops.tree_attention.reference import TreeBatch, paged_attention, query_visibility
 
@@ -19,7 +20,7 @@ def tree_attention(
     out: Tensor | None = None,
 ) -> Tensor:  # [tokens, heads, head_size]
     """See `reference.tree_attention`; on CUDA devices by kernels."""
-    if query.is_cuda:
+    if use_kernel(query):
         from redrafter_vllm.ops.tree_attention import kernel
 
         return kernel.tree_attention(query, kv_cache, batch, scale, k_scale, v_scale, out)

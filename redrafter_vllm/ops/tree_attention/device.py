@@ -183,6 +183,7 @@ def nodes_kernel(
     table_stride,
     query_start_ptr,  # [B + 1]
     seq_lens_ptr,  # [B]
+    q_scale_ptr,
     k_scale_ptr,
     v_scale_ptr,
     scale,
@@ -192,6 +193,7 @@ def nodes_kernel(
     HEAD: tl.constexpr,
     HEAD_PAD: tl.constexpr,
     FP8: tl.constexpr,
+    FP8_QUERY: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
@@ -206,7 +208,10 @@ def nodes_kernel(
     out_ok = row_ok[:, None] & (dim < HEAD)[None, :]
     query_at = query_row * query_token_stride + head * query_head_stride
     query = tl.load(query_ptr + query_at[:, None] + dim[None, :], mask=out_ok, other=0)
+    query = _decoded(query, out_ptr.dtype.element_ty, FP8_QUERY)
     score_scale = scale * _LOG2_E
+    if q_scale_ptr is not None:
+        score_scale *= tl.load(q_scale_ptr)
     if k_scale_ptr is not None:
         score_scale *= tl.load(k_scale_ptr)
 

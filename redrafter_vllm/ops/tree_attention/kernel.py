@@ -70,7 +70,9 @@ def attend_context(
 
     An empty part's log-sum is minus infinity and its mean is not written.
     """
-    tiling, arguments = _arguments(query, kv_cache, batch, scale, k_scale, v_scale)
+    if _is_fp8(query):
+        raise ValueError("the context kernel takes no FP8 query")
+    tiling, arguments = _arguments(query, kv_cache, batch, scale, k_scale, v_scale, query.dtype)
     num_tokens, num_heads, _ = query.shape
     blocks = _row_blocks(query, kv_cache, batch, tiling)
     num_requests = batch.seq_lens.shape[0]
@@ -94,10 +96,12 @@ def attend_nodes(
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
     out: Tensor | None = None,
+    q_scale: Tensor | None = None,
 ) -> Tensor:
     """Attention of the query to itself, merged with that to S parts of the context, as the reference."""
-    tiling, arguments = _arguments(query, kv_cache, batch, scale, k_scale, v_scale, _NODE_ROWS)
-    out = torch.empty_like(query) if out is None else out
+    if out is None:
+        out = torch.empty_like(query, dtype=context.dtype if _is_fp8(query) else query.dtype)
+    tiling, arguments = _arguments(query, kv_cache, batch, scale, k_scale, v_scale, out.dtype, _NODE_ROWS)
     if out.stride(2) != 1 or context.stride(3) != 1 or context_log_sum.stride(2) != 1:
         raise ValueError("the last dimension of out, context and context_log_sum must be contiguous")
     num_requests, ancestors = batch.seq_lens.shape[0], batch.ancestors
@@ -107,6 +111,8 @@ def attend_nodes(
             context, context.stride(0), context.stride(1), context.stride(2),
             context_log_sum, context_log_sum.stride(0), context_log_sum.stride(1), context.shape[0],
             ancestors.view(torch.uint8), ancestors.stride(0), ancestors.stride(1), batch.num_drafts,
+            q_scale_ptr=q_scale,
+            FP8_QUERY=_is_fp8(query),
             **arguments,
         )  # fmt: skip
     return out
@@ -118,6 +124,11 @@ def choose_splits(device: torch.device, num_programs: int, longest: int) -> int:
         return 1
     wanted = triton.cdiv(2 * torch.cuda.get_device_properties(device).multi_processor_count, max(num_programs, 1))
     return max(1, min(wanted, longest // 128, 64))
+
+
+def _is_fp8(tensor: Tensor) -> bool:
+    """Whether it holds e4m3 numbers, or bytes that mean them."""
+    return tensor.dtype in (torch.float8_e4m3fn, torch.uint8)
 
 
 def _row_blocks(query: Tensor, kv_cache: Tensor, batch: TreeBatch, tiling: Tiling) -> int:
@@ -133,24 +144,27 @@ def _arguments(
     scale: float,
     k_scale: Tensor | None,
     v_scale: Tensor | None,
+    dtype: torch.dtype,
     most_rows: int = 64,
 ) -> tuple[Tiling, dict[str, Any]]:
-    """What both kernels take."""
+    """What both kernels take; `dtype` is what they multiply in."""
     (_, num_heads, head_size), (_, num_kv_heads, block_size, entry_size) = query.shape, kv_cache.shape
     if entry_size != 2 * head_size or num_heads % num_kv_heads or head_size > MAX_HEAD_SIZE:
         raise ValueError(
             f"query {list(query.shape)} and cache {list(kv_cache.shape)} do not fit: the cache holds keys and values "
             f"side by side, and heads of up to {MAX_HEAD_SIZE}"
         )
-    is_fp8 = kv_cache.dtype in (torch.float8_e4m3fn, torch.uint8)
-    if not is_fp8 and kv_cache.dtype != query.dtype:
-        raise ValueError(f"a cache of {kv_cache.dtype} needs a query of the same type, not {query.dtype}")
+    is_fp8 = _is_fp8(kv_cache)
+    if not is_fp8 and not kv_cache.dtype == query.dtype == dtype:
+        raise ValueError(
+            f"a cache of {kv_cache.dtype} needs query and out of the same type, not {query.dtype}, {dtype}"
+        )
     if query.stride(2) != 1 or kv_cache.stride(3) != 1:
         raise ValueError("the last dimension of query and kv_cache must be contiguous")
     group = num_heads // num_kv_heads
-    tiling = Tiling.choose(query.dtype, head_size, min(batch.max_query_len * group, most_rows))
+    tiling = Tiling.choose(dtype, head_size, min(batch.max_query_len * group, most_rows))
     return tiling, {
-        "query_ptr": query,
+        "query_ptr": query.view(torch.uint8) if _is_fp8(query) else query,
         "query_token_stride": query.stride(0),
         "query_head_stride": query.stride(1),
         "cache_ptr": kv_cache.view(torch.uint8) if is_fp8 else kv_cache,
@@ -191,6 +205,10 @@ def variants() -> list[Variant]:
         ("nodes", "bf16_d128_rows32", torch.bfloat16, 128, 32, False),
         ("nodes", "bf16_fp8_d128_rows32", torch.bfloat16, 128, 32, True),
         ("nodes", "bf16_fp8_d256_rows32", torch.bfloat16, 256, 32, True),
+        ("nodes", "bf16_flash_d128_rows32", torch.bfloat16, 128, 32, False),
+        ("nodes", "bf16_flash_d256_rows32", torch.bfloat16, 256, 32, False),
+        ("nodes", "bf16_fp8_fp8query_d128_rows32", torch.bfloat16, 128, 32, True),
+        ("nodes", "bf16_fp8_fp8query_d256_rows32", torch.bfloat16, 256, 32, True),
         ("nodes", "fp32_d128", torch.float32, 128, 16, False),
         ("nodes", "fp32_d256", torch.float32, 256, 16, False),
     ]
@@ -201,7 +219,12 @@ def _variant(part: str, name: str, dtype: torch.dtype, head_size: int, rows: int
     tiling = Tiling.choose(dtype, head_size, rows if part == "context" else min(rows, _NODE_ROWS))
     kernel = context_kernel if part == "context" else nodes_kernel
     of_query = "*" + {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
-    pointers = {"query_ptr": of_query, "cache_ptr": "*u8" if is_fp8 else of_query, "out_ptr": of_query}
+    is_fp8_query = "fp8query" in name
+    pointers = {
+        "query_ptr": "*u8" if is_fp8_query else of_query,
+        "cache_ptr": "*u8" if is_fp8 else of_query,
+        "out_ptr": of_query,
+    }
     pointers |= {"context_ptr": "*fp32", "log_sum_ptr": "*fp32", "ancestors_ptr": "*u8"}
     constants: dict[str, Any] = {
         "GROUP": 4,
@@ -212,6 +235,8 @@ def _variant(part: str, name: str, dtype: torch.dtype, head_size: int, rows: int
         "ROWS": tiling.rows,
         "KEYS": tiling.keys,
     }
+    if part == "nodes":
+        constants |= {"FP8_QUERY": is_fp8_query} | ({} if is_fp8_query else {"q_scale_ptr": None})
     if not is_fp8:
         constants |= {"k_scale_ptr": None, "v_scale_ptr": None}
         # Triton compiles an argument of 1 in.

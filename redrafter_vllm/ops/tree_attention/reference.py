@@ -146,12 +146,18 @@ def attend_nodes(
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
     out: Tensor | None = None,
+    q_scale: Tensor | None = None,
 ) -> Tensor:
     """Attention of the query to itself, merged with that to S parts of the context.
 
-    A part whose log-sum is infinite, of either sign, is empty: kernels differ in what they say then.
+    A query of float8_e4m3fn, which some kernels of the context want, is multiplied by its scale; `out` then has the
+    context's type. A part whose log-sum is infinite, of either sign, is empty: kernels differ in what they say then.
     """
-    out = torch.empty_like(query) if out is None else out
+    is_fp8 = query.dtype in (torch.float8_e4m3fn, torch.uint8)
+    if out is None:
+        out = torch.empty_like(query, dtype=context.dtype if is_fp8 else query.dtype)
+    if is_fp8:
+        query = query.view(torch.float8_e4m3fn).float() * (1.0 if q_scale is None else q_scale)
     for index, rows, context_len in _requests(batch):
         query_len, num_drafts = rows.stop - rows.start, int(batch.num_drafts[index])
         seq_len = context_len + query_len

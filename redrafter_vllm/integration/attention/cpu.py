@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tree attention as a vLLM attention backend, in plain torch: the one that machines without a GPU serve with."""
+"""Tree attention in plain torch: the backend that machines without a GPU serve with."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -19,6 +19,8 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout
 
+from redrafter_vllm.integration.attention.limits import check_layer
+from redrafter_vllm.integration.attention.metadata import StepTrees
 from redrafter_vllm.integration.target_support import refuse_attention_layer
 from redrafter_vllm.ops.tree_attention import paged_attention, query_visibility
 
@@ -81,14 +83,14 @@ class TreeAttentionMetadataBuilder(AttentionMetadataBuilder[TreeAttentionMetadat
         common_prefix_len: int,
         common_attn_metadata: CommonAttentionMetadata,
         fast_build: bool = False,
-        ancestors: Tensor | None = None,  # [B, N, N] bool
-        num_drafts: list[int] | None = None,
+        trees: StepTrees | None = None,
     ) -> TreeAttentionMetadata:
         common = common_attn_metadata
         starts = common.query_start_loc_cpu.tolist()
         assert common.seq_lens_cpu_upper_bound is not None
         upper_bounds = common.seq_lens_cpu_upper_bound.tolist()
         no_drafts = torch.zeros(0, 0, dtype=torch.bool, device=common.seq_lens.device)
+        num_drafts = [] if trees is None else trees.num_drafts_np.tolist()
         requests = []
         for index in range(common.num_reqs):
             rows = slice(starts[index], starts[index + 1])
@@ -96,8 +98,8 @@ class TreeAttentionMetadataBuilder(AttentionMetadataBuilder[TreeAttentionMetadat
             if query_len == 0:
                 continue
             drafts = no_drafts
-            if ancestors is not None and num_drafts is not None:
-                drafts = ancestors[index, : num_drafts[index], : num_drafts[index]]
+            if trees is not None:
+                drafts = trees.ancestors[index, : num_drafts[index], : num_drafts[index]]
             visible = None
             if query_len != num_keys or drafts.shape[0]:
                 visible = query_visibility(query_len, num_keys, common.seq_lens[index], drafts)
@@ -124,16 +126,7 @@ class TreeAttentionImpl(AttentionImpl[TreeAttentionMetadata]):
         kv_sharing_target_layer_name: str | None = None,
         sinks: Tensor | None = None,
     ) -> None:
-        if alibi_slopes is not None:
-            raise refuse_attention_layer("its attention is biased by storage position (ALiBi)")
-        if sliding_window is not None:
-            raise refuse_attention_layer("it uses sliding-window attention")
-        if logits_soft_cap:
-            raise refuse_attention_layer("it caps its attention logits")
-        if sinks is not None:
-            raise refuse_attention_layer("it uses attention sinks")
-        if attn_type != AttentionType.DECODER:
-            raise refuse_attention_layer(f"it has {attn_type} attention layers")
+        check_layer(alibi_slopes, sliding_window, logits_soft_cap, attn_type, sinks)
         if kv_cache_dtype not in ("auto", "float16", "bfloat16", "float32"):
             raise refuse_attention_layer(f"its cache is quantised (kv_cache_dtype={kv_cache_dtype})")
         self.num_heads = num_heads
@@ -155,8 +148,8 @@ class TreeAttentionImpl(AttentionImpl[TreeAttentionMetadata]):
         output_scale: Tensor | None = None,
         output_block_scale: Tensor | None = None,
     ) -> Tensor:
-        if attn_metadata is None:
-            return output
+        if attn_metadata is None:  # vLLM's profiling run; what it samples afterwards must be numbers
+            return output.fill_(0)
         for request in attn_metadata.requests:
             output[request.rows] = paged_attention(
                 query[request.rows], kv_cache, request.block_ids, request.num_keys, request.visible, self.scale
@@ -166,9 +159,13 @@ class TreeAttentionImpl(AttentionImpl[TreeAttentionMetadata]):
     def do_kv_cache_update(
         self, layer: torch.nn.Module, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
     ) -> None:
-        """Store the step's keys and values; padding (slot −1) goes to the null block, which nobody reads."""
-        block_size = kv_cache.shape[2]
-        slots = slot_mapping.clamp(min=0).long()
-        num_tokens = slots.shape[0]
-        entry = torch.cat((key[:num_tokens], value[:num_tokens]), dim=-1).to(kv_cache.dtype)
-        kv_cache[slots // block_size, :, slots % block_size] = entry
+        store(key, value, kv_cache, slot_mapping)
+
+
+def store(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
+    """Store the step's keys and values; padding (slot −1) goes to the null block, which nobody reads."""
+    block_size = kv_cache.shape[2]
+    slots = slot_mapping.clamp(min=0).long()
+    num_tokens = slots.shape[0]
+    entry = torch.cat((key[:num_tokens], value[:num_tokens]), dim=-1).to(kv_cache.dtype)
+    kv_cache[slots // block_size, :, slots % block_size] = entry

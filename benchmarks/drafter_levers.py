@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each way of reading fewer drafter bytes costs in acceptance.
+
+`python -m benchmarks.drafter_levers --target DIR`: the target continues held-out prompts greedily, in float32; then
+each variant of the drafter is followed along the same texts, as in `training.evaluate`. Trimming keeps the most
+frequent tokens of the data; rounding is that of weight-only kernels, computed with torch. Bytes are this drafter's.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.record import RESULTS, record
+from benchmarks.roofline import Layout, Workload, naive_round, round_reads
+from redrafter_vllm.config import DraftingConfig
+from redrafter_vllm.drafter import Drafter
+from redrafter_vllm.packed_drafter import MakeLinear, PackedDrafter, plain_linear
+from redrafter_vllm.quantization import CODE_TYPES, rounding_linear
+from redrafter_vllm.resolve import resolve_drafter
+from training.evaluate import Drafting, held_out_texts, measure
+from training.frozen_target import FrozenTarget
+from training.trim import WINDOW, choose_tokens, data_frequencies, trim
+
+
+def products(quantization: str | None) -> MakeLinear:
+    return plain_linear if quantization is None else partial(rounding_linear, quantization)
+
+
+def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """The report. Its first row is the drafter as it is."""
+    target = FrozenTarget(AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32))
+    tokenizer = AutoTokenizer.from_pretrained(args.target)
+    full = Drafter.from_pretrained(resolve_drafter(args.drafter, str(args.target)))
+    frequencies = data_frequencies(args.data, tokenizer, full.config.vocab_size, WINDOW)
+    drafters: list[tuple[Drafter, float, Tensor | None]] = [(full, 1.0, None)]
+    for size in args.draft_vocab_size or [full.config.output_size // 4]:
+        kept = choose_tokens(full, frequencies, size)
+        drafters.append((trim(full, kept.tokens), kept.coverage, kept.tokens))
+    texts = held_out_texts(target, tokenizer, prompts=args.prompts, new_tokens=args.new_tokens, seed=1)
+    emitted = torch.cat([text[start:] for text, start in texts])
+    drafting = Drafting(args.beam_width, args.beam_length, args.beam_width * args.beam_length)
+    work = Workload(DraftingConfig(args.beam_width, args.beam_length))
+    naive = naive_round(full.config, work).total
+    rows: list[dict[str, Any]] = []
+    for quantization in (None, *CODE_TYPES):
+        layout = Layout(byte_weights=quantization is not None)
+        for drafter, coverage, tokens in drafters:
+            found = measure(target, PackedDrafter(drafter, products(quantization)), texts, drafting)
+            rows.append(
+                {
+                    "draft_tokens": drafter.config.output_size,
+                    "coverage_of_data": coverage,
+                    "coverage_of_emitted": 1.0
+                    if tokens is None
+                    else torch.isin(emitted, tokens).double().mean().item(),
+                    "quantization": quantization,
+                    **asdict(found),
+                    "change": found.tokens_per_step / rows[0]["tokens_per_step"] - 1 if rows else 0.0,
+                    "part_of_naive_bytes": round_reads(drafter.config, work, layout).total / naive,
+                }
+            )
+            console.print(drafter.config.output_size, quantization, f"{found.tokens_per_step:.3f}")
+    return {
+        "drafting": asdict(drafting),
+        "prompts": args.prompts,
+        "new_tokens": args.new_tokens,
+        "data": args.data,
+        "results": rows,
+    }
+
+
+def print_table(report: dict[str, Any], console: Console) -> None:
+    drafting = report["drafting"]
+    table = Table(title=f"{drafting['beam_width']} beams of {drafting['beam_length']}", title_justify="left")
+    for column in ("draft tokens", "weights", "of emitted", "tokens per step", "change", "bytes of naive", "by depth"):
+        table.add_column(column, no_wrap=True)
+    for row in report["results"]:
+        table.add_row(
+            f"{row['draft_tokens']:,}",
+            row["quantization"] or "as stored",
+            f"{row['coverage_of_emitted']:.1%}",
+            f"{row['tokens_per_step']:.2f}",
+            f"{row['change']:+.1%}",
+            f"{row['part_of_naive_bytes']:.2f}",
+            "  ".join(f"{part:.2f}" for part in row["acceptance_by_depth"]),
+        )
+    console.print(table)
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.drafter_levers",
+        description="What each way of reading fewer drafter bytes costs in acceptance.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--target", type=Path, required=True, help="folder of the target")
+    parser.add_argument("--drafter", help="the drafter's folder (None: where serving finds it)")
+    parser.add_argument("--data", default="stdlib", help="whose most frequent tokens are kept; as for training.trim")
+    parser.add_argument("--draft-vocab-size", type=int, nargs="+", help="tokens to keep, a row each (None: a quarter)")
+    parser.add_argument("--beam-width", type=int, default=4)
+    parser.add_argument("--beam-length", type=int, default=4, help="drafted tokens per beam, the root not counted")
+    parser.add_argument("--prompts", type=int, default=64, help="prompts from files held out of all training")
+    parser.add_argument("--new-tokens", type=int, default=128, help="tokens that each prompt is continued by")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    args, console = parse_args(argv), Console(width=120)
+    report = run(args, console)
+    file = record("drafter_levers", argv, report, args.out)
+    print_table(report, console)
+    console.print(file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time of a drafting round by how the drafter is held: `python -m benchmarks.drafting_round --shape llama-1b`.
+
+Random weights: what a round costs does not depend on them. Every way runs once before the next has its second turn, so
+that other work on the machine meets all of them alike. On a GPU the rounds are eager: serving replays them as graphs.
+Nothing is timed before the logits of all ways have been found near those of the drafter as loaded.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from vllm.config import set_current_vllm_config
+from vllm.distributed.parallel_state import (
+    destroy_distributed_environment,
+    destroy_model_parallel,
+    init_distributed_environment,
+    initialize_model_parallel,
+)
+from vllm.engine.arg_utils import EngineArgs
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+from benchmarks.demo.options import ASSET
+from benchmarks.record import RESULTS, record
+from benchmarks.roofline import DTYPE_BYTES, Layout, Workload, kept_bytes, round_reads
+from benchmarks.shapes import ShapeError, find_shape, published_drafter
+from redrafter_vllm.config import QUANTIZATIONS, DraftingConfig, OptionError
+from redrafter_vllm.drafter import Drafter, DrafterConfig
+from redrafter_vllm.integration.drafter_loading import check_quantization, linear_maker
+from redrafter_vllm.packed_drafter import PackedDrafter
+from redrafter_vllm.speculator import draw_trees
+
+WARM_UP = 2
+
+# Of the logits' own spread. Rounding to a byte moves each product by 1 % (INT8) or 3 % (FP8) of it, and there are four
+# in a row; a kernel that takes scales or codes for other ones is off by the whole.
+MOST_OFF = {None: 0.02, "int8": 0.05, "fp8": 0.15}
+
+
+@contextmanager
+def alone_in_vllm(device: str, dtype: torch.dtype) -> Iterator[None]:
+    """What vLLM's layers need around them: any model's configuration, and process groups of this process alone."""
+    backend = "nccl" if device == "cuda" else "gloo"
+    name = str(dtype).removeprefix("torch.")
+    config = EngineArgs(model=str(ASSET), dtype=name, skip_tokenizer_init=True).create_engine_config()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        set_current_vllm_config(config),
+        set_default_torch_dtype(dtype),
+        torch.device(device),
+    ):
+        init_distributed_environment(1, 0, f"file://{folder}/meet", 0, backend)
+        initialize_model_parallel()
+        try:
+            yield
+        finally:
+            destroy_model_parallel()
+            destroy_distributed_environment()
+
+
+def random_drafter(config: DrafterConfig) -> Drafter:
+    """On the default device, in the default type, its draft vocabulary spread over the whole."""
+    drafter = Drafter(config).eval()
+    if config.draft_vocab_size is not None:
+        drafter.set_draft_tokens(torch.arange(config.draft_vocab_size) * (config.vocab_size // config.draft_vocab_size))
+    return drafter
+
+
+def ways(drafter: Drafter, dtype: torch.dtype) -> dict[str, tuple[Drafter, Layout, float]]:
+    """Drafters by name, how they are held, and how far their logits are off.
+
+    Raises ValueError where those are off by more than rounding explains.
+    """
+    found: dict[str, tuple[Drafter, Layout, float]] = {"as loaded": (drafter, Layout(), 0.0)}
+    for quantization in (None, *QUANTIZATIONS):
+        try:
+            check_quantization(quantization, dtype)
+        except OptionError:
+            continue
+        for table in (False, True):
+            name = (quantization or "packed") + (", W·E as a table" if table else "")
+            packed = PackedDrafter(drafter, linear_maker(quantization), project_embedding=table)
+            off = checked(name, deviation(packed, drafter), MOST_OFF[quantization])
+            found[name] = (packed, Layout(quantization is not None, table), off)
+    return found
+
+
+@torch.inference_mode()
+def deviation(drafter: Drafter, exact: Drafter) -> float:
+    """How far the logits of a second step are off, of their own spread."""
+    hidden = exact.config.hidden_size
+    embedding, context = torch.randn(3, hidden), torch.randn(2, hidden)
+    found = []
+    for each in (drafter, exact):
+        inputs = each.token_inputs(embedding)
+        state = each.initial_state(context)
+        for token in (1, 2):
+            state = each.next_state(state, inputs[token].expand(2, hidden))
+        found.append(each.logits(each.context_share(context), state).float())
+    return float((found[0] - found[1]).std() / found[1].std())
+
+
+def checked(name: str, off: float, most: float) -> float:
+    """`off`. Raises ValueError where it is more than `most`."""
+    if not off <= most:
+        raise ValueError(f"{name}: the logits are off by {off:.1%} of their spread, more than {most:.0%}")
+    return off
+
+
+@torch.inference_mode()
+def seconds_of(
+    drafters: dict[str, Drafter], embedding: Tensor, drafting: DraftingConfig, batch: int, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of every round but the first ones, by drafter."""
+    inputs = {name: drafter.token_inputs(embedding) for name, drafter in drafters.items()}
+    context, roots = torch.randn(batch, embedding.shape[1]), torch.arange(batch)
+    beam_limit = torch.full((batch,), drafting.beam_width)
+    found: dict[str, list[float]] = {name: [] for name in drafters}
+    for turn in range(WARM_UP + rounds):
+        for name, drafter in drafters.items():
+            _wait(embedding)
+            start = time.perf_counter()
+            draw_trees(drafter, inputs[name], context, roots, beam_limit, drafting)
+            _wait(embedding)
+            if turn >= WARM_UP:
+                found[name].append(time.perf_counter() - start)
+    return found
+
+
+def _wait(tensor: Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize()
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """The report."""
+    shape = find_shape(args.shape)
+    config = published_drafter(shape, draft_vocab_size=args.draft_vocab_size or None)
+    drafting = DraftingConfig(args.beam_width, args.beam_length)
+    work = Workload(drafting, args.batch, dtype=args.dtype)
+    dtype = getattr(torch, args.dtype)
+    torch.manual_seed(0)
+    rows: list[dict[str, Any]] = []
+    with alone_in_vllm(args.device, dtype):
+        found = ways(random_drafter(config), dtype)
+        embedding = torch.randn(shape.vocab_size, shape.hidden_size)
+        drafters = {name: drafter for name, (drafter, _, _) in found.items()}
+        for threads in args.threads:
+            torch.set_num_threads(threads)
+            for name, seconds in seconds_of(drafters, embedding, drafting, args.batch, args.rounds).items():
+                _, layout, off = found[name]
+                rows.append(
+                    {
+                        "threads": threads,
+                        "way": name,
+                        "logits_off_by": off,
+                        "median_seconds": statistics.median(seconds),
+                        "least_seconds": min(seconds),
+                        "bytes": round_reads(config, work, layout).total,
+                        "kept_bytes": kept_bytes(config, work, layout),
+                    }
+                )
+    return {
+        "shape": args.shape,
+        "batch": args.batch,
+        "dtype": args.dtype,
+        "drafting": {"beam_width": args.beam_width, "beam_length": args.beam_length},
+        "draft_tokens": config.output_size,
+        "rounds": args.rounds,
+        "results": rows,
+    }
+
+
+def print_table(report: dict[str, Any], console: Console) -> None:
+    table = Table(
+        title=f"{report['shape']}, batch {report['batch']}, {report['draft_tokens']:,} draft tokens, {report['dtype']}",
+        title_justify="left",
+    )
+    for column in ("drafter", "threads", "median ms", "least ms", "MB read", "GB/s", "kept MB", "off by"):
+        table.add_column(column, justify="left" if column == "drafter" else "right")
+    for row in report["results"]:
+        table.add_row(
+            row["way"],
+            str(row["threads"]),
+            f"{row['median_seconds'] * 1e3:.2f}",
+            f"{row['least_seconds'] * 1e3:.2f}",
+            f"{row['bytes'] / 1e6:.0f}",
+            f"{row['bytes'] / row['median_seconds'] / 1e9:.0f}",
+            f"{row['kept_bytes'] / 1e6:.0f}",
+            f"{row['logits_off_by']:.1%}",
+        )
+    console.print(table)
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.drafting_round",
+        description="Time of a drafting round by how the drafter is held.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--shape", default="llama-1b", help="the target's: a name, a config.json or its folder")
+    parser.add_argument("--draft-vocab-size", type=int, default=8000, help="0: the whole vocabulary")
+    parser.add_argument("--beam-width", type=int, default=4)
+    parser.add_argument("--beam-length", type=int, default=4, help="drafted tokens per beam, the root not counted")
+    parser.add_argument("--batch", type=int, default=1, help="requests")
+    parser.add_argument("--dtype", choices=list(DTYPE_BYTES), default="bfloat16")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="of a CPU, one after the other")
+    parser.add_argument("--rounds", type=int, default=15, help="that are timed, of each way")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    args, console = parse_args(argv), Console(width=120)
+    try:
+        report = run(args)
+    except (ShapeError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    file = record("drafting_round", argv, report, args.out, args.device)
+    print_table(report, console)
+    console.print(file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that only a GPU can show, in 8 minutes: `python -m benchmarks.gpu_check`.
+
+Each stage is a process of its own with a time limit; what it found is kept in a file, and a stage that has passed is
+not run again by the next call, so a call that was cut short goes on where it was. `--device cpu` rehearses the script
+on any machine, with tiny sizes: its figures mean nothing and are not recorded among the results.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.demo.options import ROOT
+from benchmarks.demo.processes import ChildError, run_to_end
+from benchmarks.record import RESULTS, record, store
+
+LEAST_SECONDS = 10.0  # with less left, no stage is begun
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A module of `benchmarks.gpu_stages`, what it shows, and the seconds that it may take."""
+
+    name: str
+    shows: str
+    limit: float
+
+
+STAGES = (
+    Stage("machine", "GPU, driver, bandwidth", 30),
+    Stage("kernels", "kernels against references", 180),
+    Stage("identity", "the tokens of plain vLLM", 150),
+    Stage("no_sync", "no waiting in a decode step", 90),
+    Stage("graphs", "graphs captured, same tokens", 120),
+    Stage("kernel_times", "kernels against their byte floors", 90),
+    Stage("draft_round", "a drafting round against its byte floor", 60),
+    Stage("speed", "end to end at Vicuna-7B's shape", 240),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, checked."""
+
+    device: str
+    stages: tuple[Stage, ...]
+    seconds: float
+    again: bool
+    out: Path
+
+
+def run_stages(options: Options, console: Console) -> dict[str, dict[str, Any]]:
+    """Status, summary, seconds and figures of each stage, by name."""
+    deadline = time.monotonic() + options.seconds
+    options.out.mkdir(parents=True, exist_ok=True)
+    return {stage.name: stored_or_run(stage, options, deadline, console) for stage in options.stages}
+
+
+def stored_or_run(stage: Stage, options: Options, deadline: float, console: Console) -> dict[str, Any]:
+    kept = options.out / f"{stage.name}.json"
+    if kept.is_file() and not options.again:
+        found: dict[str, Any] = json.loads(kept.read_text())
+        if found["status"] == "passed":
+            return found
+    left = deadline - time.monotonic()
+    if left < LEAST_SECONDS:
+        return {"status": "not run", "summary": "no time was left; call again to go on", "seconds": 0.0}
+    found = run_stage(stage, options, min(stage.limit, left), console)
+    store(kept, found)
+    return found
+
+
+def run_stage(stage: Stage, options: Options, limit: float, console: Console) -> dict[str, Any]:
+    """A stage that crashes or takes too long has failed; the others go on."""
+    result, log = options.out / f"{stage.name}.outcome", options.out / f"{stage.name}.log"
+    result.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "benchmarks.gpu_stages", stage.name, options.device, str(result)]
+    started = time.monotonic()
+    try:
+        run_to_end(command, log, {}, stage.shows, console, limit)
+        outcome = json.loads(result.read_text())
+    except ChildError as error:
+        outcome = {"passed": False, "summary": str(error), "figures": {}}
+    return {
+        "status": "passed" if outcome["passed"] else "FAILED",
+        "summary": outcome["summary"],
+        "seconds": time.monotonic() - started,
+        "figures": outcome["figures"],
+    }
+
+
+def print_table(found: dict[str, dict[str, Any]], console: Console) -> None:
+    table = Table(title="GPU check", title_justify="left")
+    for column in ("stage", "status", "s", "found"):
+        table.add_column(column)
+    for name, stage in found.items():
+        table.add_row(name, stage["status"], f"{stage['seconds']:.0f}", stage["summary"])
+    console.print(table)
+
+
+def parse_args(argv: Sequence[str]) -> Options:
+    names = [stage.name for stage in STAGES]
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_check",
+        description="Everything that only a GPU can show; call again to go on with what has not passed.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: only rehearse the script")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="STAGE", help=", ".join(names))
+    parser.add_argument("--minutes", type=float, default=8.0, help="for this call")
+    parser.add_argument("--again", action="store_true", help="run stages that have passed, too")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-check", help="folder of logs and stages")
+    args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here; --device cpu rehearses the script")
+    if args.minutes <= 0:
+        parser.error(f"--minutes must be positive, not {args.minutes}")
+    stages = tuple(stage for stage in STAGES if stage.name in args.only)
+    return Options(args.device, stages, 60 * args.minutes, args.again, args.out.resolve() / args.device)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    options, console = parse_args(argv), Console()
+    found = run_stages(options, console)
+    print_table(found, console)
+    folder = RESULTS if options.device == "cuda" else options.out
+    console.print(record("gpu_check", argv, {"stages": found}, folder, options.device))
+    return 0 if all(stage["status"] == "passed" for stage in found.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One layer's attention on a GPU: trees by our kernels, the rest by the backend that it is mixed into."""
+
+from typing import Any
+
+from torch import Tensor
+from vllm.v1.attention.backend import AttentionLayer, AttentionType
+
+from redrafter_vllm.integration.attention.limits import check_layer
+from redrafter_vllm.integration.attention.metadata import TreeAttentionMetadata
+
+
+class TreeForward:
+    """Mixed into an implementation of vLLM's, in front of it."""
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int | None = None,
+        alibi_slopes: list[float] | None = None,
+        sliding_window: int | None = None,
+        kv_cache_dtype: str = "auto",
+        logits_soft_cap: float | None = None,
+        attn_type: str = AttentionType.DECODER,
+        kv_sharing_target_layer_name: str | None = None,
+        sinks: Tensor | None = None,
+        **extra: Any,
+    ) -> None:
+        check_layer(alibi_slopes, sliding_window, logits_soft_cap, attn_type, sinks, **extra)
+        super().__init__(  # type: ignore[call-arg]
+            num_heads,
+            head_size,
+            scale,
+            num_kv_heads or num_heads,
+            None,
+            None,
+            kv_cache_dtype,
+            None,
+            attn_type,
+            kv_sharing_target_layer_name,
+        )
+
+    def fused_output_quant_supported(self, quant_key: Any) -> bool:
+        return False
+
+    def forward(
+        self,
+        layer: AttentionLayer,
+        query: Tensor,  # [tokens, heads, head_size]
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,  # [blocks, kv heads, block size, 2 * head_size], any strides
+        attn_metadata: TreeAttentionMetadata | None,
+        output: Tensor,  # [tokens, heads, head_size]
+        output_scale: Tensor | None = None,
+        output_block_scale: Tensor | None = None,
+    ) -> Tensor:
+        if attn_metadata is None:
+            return output.fill_(0)
+        if output_scale is not None or output_block_scale is not None:
+            raise NotImplementedError("tree attention does not quantise its output")
+        count = attn_metadata.num_tree_tokens
+        if attn_metadata.causal is not None:
+            super().forward(  # type: ignore[misc]
+                layer, query[count:], key[count:], value[count:], kv_cache, attn_metadata.causal, output[count:]
+            )
+        if attn_metadata.trees is not None:
+            self.attend_trees(layer, query[:count], kv_cache, attn_metadata, output[:count])
+        return output
+
+    def attend_trees(
+        self, layer: AttentionLayer, query: Tensor, kv_cache: Tensor, metadata: TreeAttentionMetadata, output: Tensor
+    ) -> None:
+        """Write the attention of `metadata.trees` to `output`."""
+        raise NotImplementedError

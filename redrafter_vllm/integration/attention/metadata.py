@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step's attention needs on a GPU, in tensors that CUDA graphs may hold on to.
+
+The leading requests of a batch, those with drafts, get tree attention; what follows them is causal and goes through
+vLLM's own backend. Where the two parts meet is known on the host.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.v1.attention.backend import (
+    AttentionCGSupport,
+    AttentionMetadata,
+    AttentionMetadataBuilder,
+    CommonAttentionMetadata,
+)
+from vllm.v1.kv_cache_interface import AttentionSpec
+
+from redrafter_vllm.integration.attention.seam import require_fields
+from redrafter_vllm.ops.tree_attention import TreeBatch
+
+require_fields(
+    CommonAttentionMetadata,
+    "query_start_loc query_start_loc_cpu seq_lens num_reqs num_actual_tokens max_query_len max_seq_len "
+    "block_table_tensor slot_mapping causal positions is_prefilling seq_lens_cpu_upper_bound req_idx "
+    "_num_computed_tokens_cache _token_to_req_indices_cache",
+)
+
+
+@dataclass(frozen=True)
+class StepTrees:
+    """The trees of a step, in batch order, as the model state hands them to the builders.
+
+    What a scheduled draft without a node sees does not matter, so nothing masks it: no node has it as an ancestor, and
+    it always sees its root.
+    """
+
+    ancestors: Tensor  # [B, N, N] bool, a node's path, itself included
+    num_drafts: Tensor  # [B]
+    num_drafts_np: np.ndarray  # [B], the same on the host
+
+
+@dataclass
+class TreeAttentionMetadata(AttentionMetadata):
+    """One step's attention, built once and shared by all layers."""
+
+    num_tree_tokens: int = 0  # the first ones of the step
+    trees: TreeBatch | None = None
+    context: Any = None  # vLLM's metadata of an attention to the context of the trees, where its kernel does that
+    causal: Any = None  # vLLM's metadata of the tokens behind
+
+
+class TreeBuffers:
+    """Owns what changes from step to step: written before the forward pass, read by kernels and by graphs of them."""
+
+    def __init__(self, max_num_reqs: int, max_nodes: int, device: torch.device) -> None:
+        self.ancestors = torch.zeros(max_num_reqs, max_nodes, max_nodes, dtype=torch.bool, device=device)
+        self.num_drafts = torch.zeros(max_num_reqs, dtype=torch.int32, device=device)
+        self.context_lens = torch.zeros(max_num_reqs, dtype=torch.int32, device=device)
+        self.causal_start_loc = torch.zeros(max_num_reqs + 1, dtype=torch.int32, device=device)
+
+    def refresh(self, common: CommonAttentionMetadata, trees: StepTrees | None) -> None:
+        """Write this step's values for every request, padding included; without trees nobody has drafts."""
+        num_reqs, starts = common.num_reqs, common.query_start_loc
+        context_lens = self.context_lens[:num_reqs]
+        torch.sub(common.seq_lens[:num_reqs], starts[1 : num_reqs + 1], out=context_lens)
+        context_lens += starts[:num_reqs]
+        num_trees = 0
+        if trees is not None:
+            num_trees = trees.num_drafts.shape[0]
+            self.num_drafts[:num_trees] = trees.num_drafts
+            self.ancestors[:num_trees] = trees.ancestors
+        self.num_drafts[num_trees:num_reqs] = 0
+
+    def batch(self, common: CommonAttentionMetadata) -> TreeBatch:
+        """The layout of these requests for our kernels, which keeps reading the buffers."""
+        num_reqs = common.num_reqs
+        return TreeBatch(
+            block_table=common.block_table_tensor[:num_reqs],
+            query_start_loc=common.query_start_loc[: num_reqs + 1],
+            seq_lens=common.seq_lens[:num_reqs],
+            ancestors=self.ancestors[:num_reqs],
+            num_drafts=self.num_drafts[:num_reqs],
+            max_query_len=common.max_query_len,
+        )
+
+
+class TreeMetadataBuilder(AttentionMetadataBuilder[TreeAttentionMetadata]):
+    """Splits a step into trees and causal requests.
+
+    A full CUDA graph is captured for batches of one query length. Beyond 1 such a graph holds tree attention for every
+    request, and is right for any drafts, since their number and ancestors stand in buffers.
+    """
+
+    _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.UNIFORM_BATCH
+    causal_builder: ClassVar[type[AttentionMetadataBuilder]]
+
+    def __init__(
+        self, kv_cache_spec: AttentionSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
+    ) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        self.causal = self.causal_builder(kv_cache_spec, layer_names, vllm_config, device)
+        self.decode_query_len = 1 + vllm_config.num_speculative_tokens
+        self.buffers = TreeBuffers(
+            vllm_config.scheduler_config.max_num_seqs, vllm_config.num_speculative_tokens, device
+        )
+
+    def build(
+        self,
+        common_prefix_len: int,
+        common_attn_metadata: CommonAttentionMetadata,
+        fast_build: bool = False,
+        trees: StepTrees | None = None,
+    ) -> TreeAttentionMetadata:
+        common = common_attn_metadata
+        num_trees = self._num_tree_requests(common, trees)
+        if num_trees == 0:
+            return TreeAttentionMetadata(causal=self.causal.build(0, common))
+        self.buffers.refresh(common, trees)
+        if num_trees == common.num_reqs:
+            return self._tree_metadata(common)
+        metadata = self._tree_metadata(leading_requests(common, num_trees))
+        rest = trailing_requests(common, num_trees, self.buffers.causal_start_loc)
+        metadata.causal = self.causal.build(0, rest)
+        return metadata
+
+    def build_for_cudagraph_capture(self, common_attn_metadata: CommonAttentionMetadata) -> TreeAttentionMetadata:
+        common = common_attn_metadata
+        if common.max_query_len == 1:
+            return TreeAttentionMetadata(causal=self.causal.build_for_cudagraph_capture(common))
+        self.buffers.refresh(common, None)
+        return self._tree_metadata(common)
+
+    def _num_tree_requests(self, common: CommonAttentionMetadata, trees: StepTrees | None) -> int:
+        """The leading requests up to the last one with drafts, or all where no query is longer than theirs."""
+        with_drafts = np.zeros(0) if trees is None else np.flatnonzero(trees.num_drafts_np)
+        if with_drafts.size == 0:
+            return 0
+        return common.num_reqs if common.max_query_len <= self.decode_query_len else int(with_drafts[-1]) + 1
+
+    def _tree_metadata(self, common: CommonAttentionMetadata) -> TreeAttentionMetadata:
+        return TreeAttentionMetadata(common.num_actual_tokens, self.buffers.batch(common))
+
+
+def leading_requests(common: CommonAttentionMetadata, count: int) -> CommonAttentionMetadata:
+    """The first `count` requests of a step."""
+    starts = common.query_start_loc_cpu[: count + 1]
+    return common.replace(
+        **_requests(common, slice(0, count)),
+        query_start_loc=common.query_start_loc[: count + 1],
+        query_start_loc_cpu=starts,
+        num_reqs=count,
+        num_actual_tokens=int(starts[-1]),
+        max_query_len=int(starts.diff().max()),
+    )
+
+
+def trailing_requests(common: CommonAttentionMetadata, first: int, start_loc: Tensor) -> CommonAttentionMetadata:
+    """The requests from `first` on as a step of their own; its query starts are written to `start_loc` [R + 1]."""
+    num_reqs, first_token = common.num_reqs - first, int(common.query_start_loc_cpu[first])
+    starts = common.query_start_loc_cpu[first : common.num_reqs + 1] - first_token
+    start_loc = start_loc[: num_reqs + 1]
+    torch.sub(common.query_start_loc[first : common.num_reqs + 1], first_token, out=start_loc)
+    return common.replace(
+        **_requests(common, slice(first, common.num_reqs)),
+        query_start_loc=start_loc,
+        query_start_loc_cpu=starts,
+        num_reqs=num_reqs,
+        num_actual_tokens=common.num_actual_tokens - first_token,
+        max_query_len=int(starts.diff().max()),
+        slot_mapping=common.slot_mapping[first_token:],
+        positions=None if common.positions is None else common.positions[first_token:],
+    )
+
+
+def _requests(common: CommonAttentionMetadata, rows: slice) -> dict[str, Any]:
+    """The fields that have one row for each request."""
+    bounds, prefilling, index = common.seq_lens_cpu_upper_bound, common.is_prefilling, common.req_idx
+    return {
+        "seq_lens": common.seq_lens[rows],
+        "block_table_tensor": common.block_table_tensor[rows],
+        "seq_lens_cpu_upper_bound": None if bounds is None else bounds[rows],
+        "max_seq_len": common.max_seq_len if bounds is None else int(bounds[rows].max()),
+        "is_prefilling": None if prefilling is None else prefilling[rows],
+        "req_idx": None if index is None else index[rows],
+        "_num_computed_tokens_cache": None,
+        "_token_to_req_indices_cache": None,
+    }

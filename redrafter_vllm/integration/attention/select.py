@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of our attention backends serves: the first of the platform's that can."""
+
+import os
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.platforms import current_platform
+from vllm.utils.import_utils import resolve_obj_by_qualname
+
+logger = init_logger(__name__)
+
+_PACKAGE = "redrafter_vllm.integration.attention."
+CPU = _PACKAGE + "cpu.TreeAttentionBackend"
+FLASH = _PACKAGE + "flash.FlashTreeBackend"
+TRITON = _PACKAGE + "triton.TritonTreeBackend"
+
+# Debugging: `triton` runs the kernels of a GPU on a CPU, interpreted.
+CPU_SWITCH = "REDRAFTER_CPU_ATTENTION"
+_ON_CPU = {"torch": CPU, "triton": TRITON}
+
+
+def is_ours(path: str) -> bool:
+    """Whether a backend's path names one of ours."""
+    return path in (CPU, FLASH, TRITON)
+
+
+def candidates() -> list[str]:
+    """Paths of the backends for this process's device, the preferred one first.
+
+    Raises:
+        ValueError: There are none for this device, or the switch for CPUs says something unknown.
+    """
+    if current_platform.is_cuda():
+        return [FLASH, TRITON]
+    if current_platform.is_cpu():
+        wanted = os.environ.get(CPU_SWITCH, "torch")
+        if wanted not in _ON_CPU:
+            raise ValueError(f"{CPU_SWITCH} is {wanted!r}; it can be {' or '.join(_ON_CPU)}.")
+        return [_ON_CPU[wanted]]
+    raise ValueError(
+        f"ReDrafter has no tree attention for {current_platform.device_name} devices; draft chains (beam_width=1)."
+    )
+
+
+def select(config: Any) -> str:
+    """Path of the backend for a layer's configuration (vLLM's AttentionSelectorConfig).
+
+    Raises:
+        ValueError: None of ours can serve it; the message has vLLM's reasons for each.
+    """
+    reasons: dict[str, str] = {}
+    capability = current_platform.get_device_capability()
+    for path in candidates():
+        try:
+            backend = resolve_obj_by_qualname(path)
+            found = backend.validate_configuration(device_capability=capability, **config._asdict())
+        except (ImportError, OSError) as error:
+            found = [f"{type(error).__name__}: {error}"]
+        if not found:
+            logger.info_once("Tree attention by %s.%s", path, f" Not by {_listed(reasons)}." if reasons else "")
+            return path
+        reasons[path.rsplit(".", 1)[1]] = ", ".join(found)
+    raise ValueError(
+        f"ReDrafter's tree attention cannot serve this model ({_listed(reasons)}); draft chains (beam_width=1)."
+    )
+
+
+def _listed(reasons: dict[str, str]) -> str:
+    return "; ".join(f"{name}: {why}" for name, why in reasons.items())

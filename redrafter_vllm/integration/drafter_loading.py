@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The drafter as serving uses it: packed, with vLLM's own matrix products, its weights in one byte where asked.
+
+Quantised products are those of vLLM's compressed-tensors schemes, which choose the kernel for the device. On CUDA they
+are weight-only (Marlin and its kin). vLLM's only INT8 product for a CPU also rounds each activation row to INT8.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+from vllm.platforms import current_platform
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+from redrafter_vllm.config import DraftingConfig, OptionError
+from redrafter_vllm.drafter import Drafter
+from redrafter_vllm.packed_drafter import Linear, PackedDrafter
+from redrafter_vllm.quantization import CODE_TYPES, quantize_rows
+
+_MARLIN_CAPABILITY = 75
+_MARLIN_DTYPES = (torch.bfloat16, torch.float16)
+
+
+def check_quantization(quantization: str | None, dtype: torch.dtype) -> None:
+    """Raises OptionError where no kernel of vLLM's computes with such weights: on this device, in this type."""
+    if quantization is None or (quantization == "int8" and current_platform.is_cpu()):
+        return
+    option = f"drafter_quantization={quantization!r}"
+    if not current_platform.is_cuda():
+        other = "use 'int8' or leave it out" if current_platform.is_cpu() else "leave it out"
+        raise OptionError(f"{option} needs an NVIDIA GPU, and this is {current_platform.device_name}; {other}.")
+    if not current_platform.has_device_capability(_MARLIN_CAPABILITY):
+        raise OptionError(f"{option} needs a GPU of compute capability 7.5 or higher; leave it out.")
+    if dtype not in _MARLIN_DTYPES:
+        raise OptionError(f"{option} needs dtype bfloat16 or float16, not {dtype}; leave it out or change --dtype.")
+
+
+def pack_drafter(drafter: Drafter, drafting: DraftingConfig, vllm_config: VllmConfig) -> PackedDrafter:
+    """`drafter`, in the target's type, packed for the device that it is on."""
+    weight = drafter.output.weight
+    with set_current_vllm_config(vllm_config), set_default_torch_dtype(weight.dtype), weight.device:
+        return PackedDrafter(
+            drafter, linear_maker(drafting.drafter_quantization), project_embedding=drafting.project_embedding
+        )
+
+
+def linear_maker(quantization: str | None) -> Callable[[Tensor, Tensor | None], Linear]:
+    """What makes a drafter's products, on the device of its weights; the default dtype must be theirs."""
+    return _unquantized_linear if quantization is None else partial(_quantized_linear, quantization)
+
+
+def _unquantized_linear(weight: Tensor, bias: Tensor | None) -> Linear:
+    """vLLM's plain product; on a CPU, with the weight in oneDNN's layout."""
+    layer, method = _layer(bias), UnquantizedLinearMethod()
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    method.process_weights_after_loading(layer)
+    # Of the first state all beams are views of one row, which oneDNN takes and then needs half a second for.
+    return lambda x: method.apply(layer, x.contiguous(), layer.bias)
+
+
+def _quantized_linear(quantization: str, weight: Tensor, bias: Tensor | None) -> Linear:
+    rows, columns = weight.shape
+    layer, scheme = _layer(bias), _scheme(quantization)
+    scheme.create_weights(
+        layer=layer,
+        input_size=columns,
+        input_size_per_partition=columns,
+        output_size=rows,
+        output_partition_sizes=[rows],
+        params_dtype=weight.dtype,
+        weight_loader=_no_loader,
+    )
+    _fill(layer, *quantize_rows(weight, CODE_TYPES[quantization]))
+    scheme.process_weights_after_loading(layer)
+    return lambda x: scheme.apply_weights(layer, x.contiguous(), layer.bias)
+
+
+def _layer(bias: Tensor | None) -> Any:
+    layer = nn.Module()
+    # A kernel may reorder the bias along with the weight.
+    layer.register_parameter("bias", None if bias is None else nn.Parameter(bias.clone(), requires_grad=False))
+    return layer
+
+
+def _scheme(quantization: str) -> Any:
+    from compressed_tensors.quantization import (  # type: ignore[import-untyped]
+        QuantizationArgs,
+        QuantizationStrategy,
+        QuantizationType,
+    )
+    from vllm.model_executor.layers.quantization.compressed_tensors import schemes
+
+    channel = QuantizationStrategy.CHANNEL
+    if quantization == "fp8":
+        numbers = QuantizationArgs(num_bits=8, type=QuantizationType.FLOAT, strategy=channel)
+        return schemes.CompressedTensorsW8A16Fp8(numbers, is_static_input_scheme=False)
+    if current_platform.is_cpu():
+        return schemes.CompressedTensorsW8A8Int8(channel, is_static_input_scheme=False, input_symmetric=True)
+    return schemes.CompressedTensorsWNA16(strategy=channel.value, num_bits=8)
+
+
+def _fill(layer: Any, codes: Tensor, scales: Tensor) -> None:
+    """Puts codes and scales where the scheme wants them."""
+    if hasattr(layer, "weight_packed"):
+        from compressed_tensors.compressors import pack_to_int32  # type: ignore[import-untyped]
+
+        layer.weight_packed.data.copy_(pack_to_int32(codes, 8))
+    else:
+        layer.weight.data.copy_(codes)
+    layer.weight_scale.data.copy_(scales)
+
+
+def _no_loader(*_: Any, **__: Any) -> None:
+    raise AssertionError("the drafter's weights are not loaded by vLLM")

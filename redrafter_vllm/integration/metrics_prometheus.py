@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The metrics `vllm:redrafter_*`, beside vLLM's own of speculative decoding.
+
+Counters only: they add up over the processes of a server, Ray has them, and every average comes from two of them.
+Times are whole microseconds because `LLM.get_metrics()` cuts counters to integers.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vllm.v1.metrics.utils import create_metric_per_engine
+from vllm.v1.spec_decode.metrics import SpecDecodingStats
+
+from redrafter_vllm.integration.metrics import StepCounts
+
+DEPTH_LABEL = "depth"
+ACCEPTED = "vllm:redrafter_accepted"
+# What each counter counts, by name.
+COUNTERS = {
+    "vllm:redrafter_verifications": "Verification steps of single requests that had drafts.",
+    "vllm:redrafter_tokens": "Tokens emitted by verification steps: the accepted drafts and the target's own token.",
+    "vllm:redrafter_nodes": "Nodes of the draft trees that were verified.",
+    "vllm:redrafter_node_slots": "Node slots that the scheduler set aside for these trees.",
+    "vllm:redrafter_draft_microseconds": "Time that the device spent on drafting.",
+    "vllm:redrafter_step_microseconds": "Time that the device spent on steps, from the target's inputs to the drafts.",
+}
+ACCEPTED_HELP = "Verification steps that accepted a draft of this depth."
+
+
+class RedrafterProm:
+    """The counters of a front-end process, one child for every engine."""
+
+    def __init__(
+        self,
+        counter_cls: Any,
+        max_depth: int,
+        labelnames: Sequence[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> None:
+        self._counters = {
+            name: create_metric_per_engine(
+                counter_cls(name=name, documentation=text, labelnames=list(labelnames)), per_engine_labelvalues
+            )
+            for name, text in COUNTERS.items()
+        }
+        accepted = counter_cls(name=ACCEPTED, documentation=ACCEPTED_HELP, labelnames=[*labelnames, DEPTH_LABEL])
+        self._accepted = {
+            engine: [accepted.labels(*values, str(depth)) for depth in range(1, max_depth + 1)]
+            for engine, values in per_engine_labelvalues.items()
+        }
+
+    def observe(self, stats: SpecDecodingStats, engine: int) -> None:
+        """Add one step of an engine."""
+        counted = (
+            stats.num_drafts,
+            stats.num_drafts + stats.num_accepted_tokens,
+            stats.num_draft_tokens,
+            *StepCounts.of(stats),
+        )
+        for counter, value in zip(self._counters.values(), counted, strict=True):
+            counter[engine].inc(value)
+        for counter, value in zip(self._accepted[engine], stats.num_accepted_tokens_per_pos, strict=False):
+            counter.inc(value)
+
+
+def create_counters(original: Callable) -> Callable:
+    """Wrap `SpecDecodingProm.__init__`."""
+
+    def __init__(  # noqa: N807
+        self: Any,
+        speculative_config: Any,
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+        is_diffusion: bool = False,
+    ) -> None:
+        original(self, speculative_config, labelnames, per_engine_labelvalues, is_diffusion)
+        if getattr(speculative_config, "method", None) == "redrafter":
+            self.redrafter = RedrafterProm(
+                self._counter_cls, speculative_config.beam_length, labelnames, per_engine_labelvalues
+            )
+
+    return __init__
+
+
+def observe_counters(original: Callable) -> Callable:
+    """Wrap `SpecDecodingProm.observe`."""
+
+    def observe(self: Any, spec_decoding_stats: Any, engine_idx: int = 0) -> None:
+        original(self, spec_decoding_stats, engine_idx)
+        if hasattr(self, "redrafter"):
+            self.redrafter.observe(spec_decoding_stats, engine_idx)
+
+    return observe

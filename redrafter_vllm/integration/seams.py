@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything of vLLM's insides that this package leans on, as one list.
+
+Rebindings take the parameters that they check from here; `python -m tools.check_seams` holds the list against the
+sources of any vLLM version. The reasons are in docs/vllm_seams.md, which names every entry.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Use(StrEnum):
+    """What a seam's parameters mean."""
+
+    REBOUND = "rebound"  # exactly these, in this order: ours stands in vLLM's place
+    OVERRIDDEN = "overridden"  # the same, of a method that a class of ours implements
+    CALLED = "called"  # we pass these, those behind `*` by name; anything else must have a default
+    USED = "used"  # no parameters: a class or value, and the attributes that we read
+
+
+@dataclass(frozen=True)
+class Seam:
+    """One name of vLLM's.
+
+    Attributes:
+        target: `module:name` or `module:Class.method`.
+        use: What for.
+        parameters: Names separated by spaces.
+        attributes: Of a class or its instances, separated by spaces.
+    """
+
+    target: str
+    use: Use
+    parameters: str = ""
+    attributes: str = ""
+
+    @property
+    def module(self) -> str:
+        return self.target.partition(":")[0]
+
+    @property
+    def path(self) -> str:
+        """Name within the module."""
+        return self.target.partition(":")[2]
+
+
+_GPU = "vllm.v1.worker.gpu"
+_STATE = f"{_GPU}.model_states.default:DefaultModelState"
+_SPECULATOR = f"{_GPU}.spec_decode.speculator:BaseSpeculator"
+_ATTENTION = "vllm.v1.attention.backend"
+_BACKENDS = "vllm.v1.attention.backends"
+_OPENAI = "vllm.entrypoints.openai"
+
+_REBOUND = (
+    Seam(
+        "vllm.engine.arg_utils:EngineArgs.create_speculative_config",
+        Use.REBOUND,
+        "self target_model_config target_parallel_config",
+    ),
+    Seam("vllm.engine.arg_utils:EngineArgs.add_cli_args", Use.REBOUND, "parser"),
+    Seam(f"{_GPU}.model_runner:init_speculator", Use.REBOUND, "vllm_config device req_states"),
+    Seam(f"{_GPU}.model_runner:init_model_state", Use.REBOUND, "vllm_config model encoder_cache device"),
+    Seam(
+        "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras",
+        Use.REBOUND,
+        "self prompt_lora_mapping token_lora_mapping lora_requests mapping_type",
+    ),
+    Seam(
+        "vllm.platforms.cpu:CpuPlatform.get_attn_backend_cls",
+        Use.REBOUND,
+        "cls selected_backend attn_selector_config num_heads",
+    ),
+    Seam(
+        "vllm.platforms.cuda:CudaPlatformBase.get_attn_backend_cls",
+        Use.REBOUND,
+        "cls selected_backend attn_selector_config num_heads",
+    ),
+    Seam("vllm.sampling_params:SamplingParams._validate_spec_decode", Use.REBOUND, "self speculative_config"),
+    Seam(
+        f"{_OPENAI}.chat_completion.protocol:ChatCompletionRequest.to_sampling_params",
+        Use.REBOUND,
+        "self max_tokens default_sampling_params",
+    ),
+    Seam(
+        f"{_OPENAI}.completion.protocol:CompletionRequest.to_sampling_params",
+        Use.REBOUND,
+        "self max_tokens default_sampling_params",
+    ),
+    Seam(
+        f"{_OPENAI}.responses.protocol:ResponsesRequest.to_sampling_params",
+        Use.REBOUND,
+        "self default_max_tokens default_sampling_params",
+    ),
+    Seam("vllm.v1.core.sched.scheduler:Scheduler.update_draft_token_ids", Use.REBOUND, "self draft_token_ids"),
+    Seam(
+        "vllm.v1.core.sched.async_scheduler:AsyncScheduler._update_after_schedule",
+        Use.REBOUND,
+        "self scheduler_output",
+    ),
+    Seam(
+        "vllm.v1.core.sched.scheduler:Scheduler.update_from_output",
+        Use.REBOUND,
+        "self scheduler_output model_runner_output",
+    ),
+    Seam(
+        "vllm.v1.core.sched.scheduler:Scheduler.make_spec_decoding_stats",
+        Use.REBOUND,
+        "self spec_decoding_stats num_draft_tokens num_accepted_tokens num_invalid_spec_tokens request_id",
+    ),
+    Seam(f"{_GPU}.async_utils:AsyncOutput.get_output", Use.REBOUND, "self"),
+    Seam(
+        "vllm.v1.spec_decode.metrics:SpecDecodingProm.__init__",
+        Use.REBOUND,
+        "self speculative_config labelnames per_engine_labelvalues is_diffusion",
+    ),
+    Seam("vllm.v1.spec_decode.metrics:SpecDecodingProm.observe", Use.REBOUND, "self spec_decoding_stats engine_idx"),
+)
+
+_OVERRIDDEN = (
+    Seam(f"{_STATE}.__init__", Use.OVERRIDDEN, "self vllm_config model encoder_cache device"),
+    Seam(f"{_STATE}.add_request", Use.OVERRIDDEN, "self req_index new_req_data"),
+    Seam(f"{_STATE}.initialize_kv_cache", Use.OVERRIDDEN, "self kv_cache_config block_tables"),
+    Seam(
+        f"{_STATE}.prepare_attn",
+        Use.OVERRIDDEN,
+        "self input_batch cudagraph_mode block_tables slot_mappings attn_groups kv_cache_config for_capture ubatch_idx "
+        "model_specific_attn_metadata",
+    ),
+    Seam(
+        f"{_STATE}.preprocess_state",
+        Use.OVERRIDDEN,
+        "self input_batch block_tables kv_cache_config num_computed_tokens",
+    ),
+    Seam(f"{_STATE}.custom_sampler", Use.OVERRIDDEN, "self sampler"),
+    Seam(f"{_STATE}.postprocess_state", Use.OVERRIDDEN, "self idx_mapping num_sampled num_computed_tokens"),
+    Seam(
+        f"{_GPU}.model_states.interface:ModelSpecificAttnMetadata.get_extra_attn_kwargs",
+        Use.OVERRIDDEN,
+        "self attn_metadata_builder num_reqs",
+    ),
+    Seam(f"{_SPECULATOR}.init_cudagraph_manager", Use.OVERRIDDEN, "self cudagraph_mode"),
+    Seam(f"{_SPECULATOR}.capture", Use.OVERRIDDEN, "self"),
+    Seam(
+        f"{_SPECULATOR}.propose",
+        Use.OVERRIDDEN,
+        "self input_batch attn_metadata slot_mappings last_hidden_states aux_hidden_states num_sampled num_rejected "
+        "last_sampled next_prefill_tokens temperature seeds dp_sync_state dummy_run skip_attn_for_dummy_run mm_inputs "
+        "is_profile num_speculative_tokens",
+    ),
+    # Ours stands in for the rejection sampler without being one.
+    Seam(
+        f"{_GPU}.spec_decode.rejection_sampler:RejectionSampler.__call__",
+        Use.OVERRIDDEN,
+        "self logits input_batch draft_logits invalid_drafts",
+    ),
+    Seam(f"{_ATTENTION}:AttentionBackend.get_name", Use.OVERRIDDEN),
+    Seam(f"{_ATTENTION}:AttentionBackend.get_impl_cls", Use.OVERRIDDEN),
+    Seam(f"{_ATTENTION}:AttentionBackend.get_builder_cls", Use.OVERRIDDEN),
+    Seam(f"{_ATTENTION}:AttentionBackend.get_supported_kernel_block_sizes", Use.OVERRIDDEN, "kv_cache_spec"),
+    Seam(f"{_ATTENTION}:AttentionBackend.supported_kv_cache_layouts", Use.OVERRIDDEN, "cls"),
+    Seam(
+        f"{_ATTENTION}:AttentionMetadataBuilder.__init__",
+        Use.OVERRIDDEN,
+        "self kv_cache_spec layer_names vllm_config device",
+    ),
+    Seam(
+        f"{_ATTENTION}:AttentionMetadataBuilder.build",
+        Use.OVERRIDDEN,
+        "self common_prefix_len common_attn_metadata fast_build",
+    ),
+    Seam(
+        f"{_ATTENTION}:AttentionImpl.__init__",
+        Use.OVERRIDDEN,
+        "self num_heads head_size scale num_kv_heads alibi_slopes sliding_window kv_cache_dtype logits_soft_cap "
+        "attn_type kv_sharing_target_layer_name",
+    ),
+    Seam(
+        f"{_ATTENTION}:AttentionImpl.forward",
+        Use.OVERRIDDEN,
+        "self layer query key value kv_cache attn_metadata output output_scale output_block_scale",
+    ),
+)
+
+_CALLED = (
+    Seam(
+        f"{_GPU}.sample.sampler:Sampler.sample",
+        Use.CALLED,
+        "logits expanded_idx_mapping idx_mapping idx_mapping_np pos input_ids expanded_local_pos "
+        "seq_lens_upper_bound_np * return_logprobs",
+    ),
+    Seam(f"{_GPU}.sample.sampler:Sampler.get_logprobs_dims", Use.CALLED, "idx_mapping_np"),
+    Seam(
+        f"{_GPU}.sample.logprob:compute_topk_scores",
+        Use.CALLED,
+        "logits num_logprobs sampled_token_ids cu_num_logits * logprob_token_ids_state expanded_idx_mapping "
+        "max_per_req_token_ids logits_mode",
+    ),
+    Seam(
+        f"{_GPU}.input_batch:get_num_sampled_and_rejected",
+        Use.CALLED,
+        "num_sampled seq_lens cu_num_logits idx_mapping prefill_len",
+    ),
+    Seam(f"{_GPU}.metrics.logits:get_num_nans", Use.CALLED, "logits"),
+    Seam(f"{_GPU}.spec_decode.rejection_sampler:get_max_chunk_logits", Use.CALLED, "vocab_size"),
+    Seam(f"{_GPU}.async_utils:async_copy_to_np", Use.CALLED, "x"),
+    Seam("vllm.v1.metrics.utils:create_metric_per_engine", Use.CALLED, "metric per_engine_labelvalues"),
+    Seam("vllm.utils.torch_utils:canonicalize_singleton_dim_strides", Use.CALLED, "t"),
+    Seam("vllm.utils.import_utils:resolve_obj_by_qualname", Use.CALLED, "qualname"),
+    Seam("vllm.v1.kv_cache_interface:is_quantized_kv_cache", Use.CALLED, "kv_cache_dtype"),
+    Seam("vllm.v1.attention.backends.registry:register_backend", Use.CALLED, "backend class_path"),
+    Seam("vllm.config.utils:config", Use.CALLED, "cls"),
+    Seam("vllm.config:set_current_vllm_config", Use.CALLED, "vllm_config"),
+    Seam("vllm.utils.torch_utils:set_default_torch_dtype", Use.CALLED, "dtype"),
+    Seam("vllm.logger:init_logger", Use.CALLED, "name"),
+)
+
+_USED = (
+    Seam("vllm:__version__", Use.USED),
+    Seam("vllm.envs:VLLM_USE_V2_MODEL_RUNNER", Use.USED),
+    Seam("vllm.triton_utils:HAS_TRITON", Use.USED),
+    Seam(
+        "vllm.engine.arg_utils:EngineArgs",
+        Use.USED,
+        attributes="speculative_config spec_method spec_model spec_tokens attention_backend attention_config",
+    ),
+    Seam(
+        "vllm.config:SpeculativeConfig",
+        Use.USED,
+        attributes="method model num_speculative_tokens num_speculative_tokens_per_batch_size target_model_config "
+        "target_parallel_config draft_model_config draft_parallel_config",
+    ),
+    Seam(
+        "vllm.config:VllmConfig",
+        Use.USED,
+        attributes="speculative_config model_config scheduler_config compilation_config",
+    ),
+    Seam("vllm.config.compilation:CUDAGraphMode", Use.USED),
+    Seam("vllm.config.compilation:CompilationConfig", Use.USED, attributes="static_forward_context"),
+    Seam("vllm.config.scheduler:SchedulerConfig", Use.USED, attributes="max_num_seqs"),
+    Seam(
+        "vllm.config.model:ModelConfig",
+        Use.USED,
+        attributes="model dtype runner_type is_encoder_decoder is_attention_free is_hybrid is_multimodal_model use_mla "
+        "hf_text_config logits_processors get_vocab_size get_hidden_size get_sliding_window",
+    ),
+    Seam(
+        "vllm.config.parallel:ParallelConfig",
+        Use.USED,
+        attributes="tensor_parallel_size pipeline_parallel_size data_parallel_size",
+    ),
+    Seam("vllm.config.model:PROCESSED_LOGPROBS_MODES", Use.USED),
+    Seam("vllm.exceptions:VLLMValidationError", Use.USED, attributes="parameter"),
+    Seam(
+        "vllm.sampling_params:SamplingParams",
+        Use.USED,
+        attributes="extra_args repetition_penalty frequency_penalty presence_penalty bad_words structured_outputs "
+        "thinking_token_budget",
+    ),
+    Seam(f"{_OPENAI}.chat_completion.protocol:ChatCompletionRequest", Use.USED),
+    Seam(f"{_OPENAI}.completion.protocol:CompletionRequest", Use.USED),
+    Seam(f"{_OPENAI}.responses.protocol:ResponsesRequest", Use.USED),
+    Seam("vllm.platforms.cpu:CpuPlatform", Use.USED),
+    Seam("vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding", Use.USED),
+    Seam("vllm.model_executor.layers.vocab_parallel_embedding:ParallelLMHead", Use.USED),
+    Seam("vllm.model_executor.layers.vocab_parallel_embedding:UnquantizedEmbeddingMethod", Use.USED),
+    Seam(
+        "vllm.v1.core.sched.scheduler:Scheduler",
+        Use.USED,
+        attributes="vllm_config requests log_stats num_spec_tokens",
+    ),
+    Seam("vllm.v1.core.sched.async_scheduler:AsyncScheduler", Use.USED),
+    Seam(
+        "vllm.v1.core.sched.output:SchedulerOutput",
+        Use.USED,
+        attributes="num_scheduled_tokens scheduled_spec_decode_tokens num_invalid_spec_tokens",
+    ),
+    Seam("vllm.v1.core.sched.output:NewRequestData", Use.USED, attributes="sampling_params"),
+    Seam("vllm.v1.request:Request", Use.USED, attributes="sampling_params spec_token_ids"),
+    Seam("vllm.v1.outputs:DraftTokenIds", Use.USED, attributes="req_ids"),
+    Seam("vllm.v1.outputs:ModelRunnerOutput", Use.USED, attributes="req_ids"),
+    Seam("vllm.v1.outputs:LogprobsTensors", Use.USED),
+    Seam(
+        "vllm.v1.spec_decode.metrics:SpecDecodingStats",
+        Use.USED,
+        attributes="new num_spec_tokens num_drafts num_draft_tokens num_accepted_tokens num_accepted_tokens_per_pos "
+        "num_draft_tokens_per_pos",
+    ),
+    Seam("vllm.v1.spec_decode.metrics:SpecDecodingProm", Use.USED, attributes="_counter_cls"),
+    Seam(f"{_GPU}.async_utils:AsyncOutput", Use.USED, attributes="sampler_output"),
+    Seam(f"{_GPU}.block_table:BlockTables", Use.USED),
+    Seam(
+        f"{_GPU}.input_batch:InputBatch",
+        Use.USED,
+        attributes="num_reqs idx_mapping idx_mapping_np expanded_idx_mapping expanded_local_pos num_draft_tokens "
+        "num_draft_tokens_per_req seq_lens seq_lens_cpu_upper_bound input_ids positions logits_indices cu_num_logits "
+        "cu_num_logits_np",
+    ),
+    Seam(
+        f"{_GPU}.cudagraph_utils:BatchExecutionDescriptor",
+        Use.USED,
+        attributes="cg_mode num_tokens",
+    ),
+    Seam(
+        f"{_GPU}.cudagraph_utils:CudaGraphManager",
+        Use.USED,
+        attributes="__init__ capture dispatch run_fullgraph",
+    ),
+    Seam(f"{_GPU}.mm.encoder_cache:EncoderCache", Use.USED),
+    Seam(f"{_GPU}.model_states.default:DefaultModelState", Use.USED, attributes="vllm_config"),
+    Seam(f"{_GPU}.model_states.interface:ModelSpecificAttnMetadata", Use.USED),
+    Seam(
+        f"{_GPU}.sample.output:SamplerOutput",
+        Use.USED,
+        attributes="sampled_token_ids logprobs_tensors num_nans num_sampled num_rejected",
+    ),
+    Seam(
+        f"{_GPU}.sample.sampler:Sampler",
+        Use.USED,
+        attributes="compute_nans logprobs_mode logprob_token_ids_state req_states",
+    ),
+    Seam(f"{_SPECULATOR}", Use.USED),
+    # What the runner reads of a speculator without asking what it is.
+    Seam(
+        f"{_GPU}.spec_decode.speculator:DraftModelSpeculator",
+        Use.USED,
+        attributes="supports_mm_inputs draft_logits",
+    ),
+    Seam(f"{_GPU}.states:RequestState", Use.USED, attributes="prefill_len"),
+    Seam("vllm.platforms:current_platform", Use.USED),
+    Seam("vllm.model_executor.layers.linear:UnquantizedLinearMethod", Use.USED),
+    Seam("vllm.model_executor.layers.quantization.compressed_tensors:schemes", Use.USED),
+    Seam("vllm.v1.worker.utils:AttentionGroup", Use.USED),
+    Seam(
+        f"{_ATTENTION}:AttentionBackend",
+        Use.USED,
+        attributes="forward_includes_kv_cache_update supported_dtypes",
+    ),
+    Seam(f"{_ATTENTION}:AttentionImpl", Use.USED),
+    Seam(f"{_ATTENTION}:AttentionLayer", Use.USED),
+    Seam(f"{_ATTENTION}:AttentionMetadata", Use.USED),
+    Seam(f"{_ATTENTION}:AttentionMetadataBuilder", Use.USED),
+    Seam(f"{_ATTENTION}:AttentionType", Use.USED, attributes="DECODER"),
+    Seam(
+        f"{_ATTENTION}:CommonAttentionMetadata",
+        Use.USED,
+        attributes="num_reqs num_actual_tokens query_start_loc query_start_loc_cpu max_query_len max_seq_len seq_lens "
+        "seq_lens_cpu_upper_bound block_table_tensor slot_mapping causal positions is_prefilling req_idx replace "
+        "_num_computed_tokens_cache _token_to_req_indices_cache",
+    ),
+    Seam(f"{_ATTENTION}:AttentionCGSupport", Use.USED, attributes="UNIFORM_BATCH"),
+    Seam(f"{_ATTENTION}:MultipleOf", Use.USED),
+    Seam(
+        f"{_BACKENDS}.flash_attn:FlashAttentionBackend",
+        Use.USED,
+        attributes="supports_head_size supports_combination",
+    ),
+    Seam(f"{_BACKENDS}.flash_attn:FlashAttentionImpl", Use.USED, attributes="supports_quant_query_input"),
+    Seam(f"{_BACKENDS}.flash_attn:FlashAttentionMetadataBuilder", Use.USED),
+    Seam(
+        f"{_BACKENDS}.flash_attn:FlashAttentionMetadata",
+        Use.USED,
+        attributes="seq_lens max_seq_len scheduler_metadata max_num_splits",
+    ),
+    Seam(f"{_BACKENDS}.triton_attn:TritonAttentionBackend", Use.USED, attributes="supports_head_size"),
+    Seam(f"{_BACKENDS}.triton_attn:TritonAttentionImpl", Use.USED, attributes="do_kv_cache_update"),
+    Seam(f"{_BACKENDS}.triton_attn:TritonAttentionMetadataBuilder", Use.USED),
+    Seam(
+        "vllm.v1.attention.backends.registry:AttentionBackendEnum",
+        Use.USED,
+        attributes="CUSTOM is_overridden get_path",
+    ),
+    Seam("vllm.v1.kv_cache_interface:AttentionSpec", Use.USED, attributes="block_size"),
+    Seam("vllm.v1.kv_cache_interface:KVCacheConfig", Use.USED, attributes="kv_cache_groups"),
+    Seam("vllm.v1.kv_cache_interface:KVCacheLayout", Use.USED, attributes="LBHNC"),
+)
+
+SEAMS: tuple[Seam, ...] = (*_REBOUND, *_OVERRIDDEN, *_CALLED, *_USED)
+
+
+def rebound(target: str) -> Seam:
+    """The entry of a rebinding; KeyError when it is not in the list."""
+    return {seam.target: seam for seam in _REBOUND}[target]

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain-torch gathering of a drafting round's inputs, and storing of its trees."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from redrafter_vllm.ops.draft_inputs.reference import StoredTrees
+from redrafter_vllm.ops.prefix_tree.reference import ancestor_mask
+
+
+class RoundInputs(NamedTuple):
+    """What a round reads, in buffers of fixed address: a recorded round finds each step's inputs there.
+
+    Z requests, of which those beyond the step's B only fill up the size that was recorded.
+    """
+
+    context: Tensor  # [Z, H] the target's hidden state at the last accepted token
+    roots: Tensor  # [Z] int64, the token that the target has sampled there
+    rows: Tensor  # [Z] int64, persistent row that gets the tree
+    room: Tensor  # [Z] int64, nodes that the next step may verify
+    beam_limit: Tensor  # [Z] int64, beams that its tree may be made of
+
+
+class RoundSource(NamedTuple):
+    """Where a step leaves a round's inputs."""
+
+    hidden: Tensor  # [tokens, H]
+    root_token: Tensor  # [B] token of each request's root, or of its last one where nothing was drafted
+    leaf: Tensor | None  # [B] how far behind it the last accepted token stands; None is 0
+    idx_mapping: Tensor  # [B] persistent row of each request
+    last_sampled: Tensor  # [P, 1] by persistent row
+    num_sampled: Tensor  # [B]
+    beam_limit: Tensor  # [P] int64, by persistent row, at least 1
+    node_limit: Tensor  # [P] int64, by persistent row
+
+
+def round_inputs(out: RoundInputs, source: RoundSource, room: int, num_stored: int, spare_row: int) -> None:
+    """Gather the inputs of a round.
+
+    Args:
+        out: Written, all Z rows. What fills up has context 0, root 0, one beam, no room, and the spare row.
+        source: Of the step's B requests, B ≤ Z.
+        room: Nodes that the scheduler takes at most; a request may have a lower limit of its own. One that has not
+            sampled a token to draft from gets no room: its tree is not one.
+        num_stored: Trees of the first so many requests are kept: B, or 0 in a dummy run, whose requests own no row.
+        spare_row: A row that belongs to nobody.
+    """
+    num_reqs = source.idx_mapping.shape[0]
+    token_B = source.root_token if source.leaf is None else source.root_token + source.leaf
+    for buffer in out:
+        buffer[num_reqs:].zero_()
+    out.context[:num_reqs].copy_(source.hidden[token_B])
+    out.roots[:num_reqs].copy_(source.last_sampled[source.idx_mapping, 0])
+    out.rows[:num_stored].copy_(source.idx_mapping[:num_stored])
+    out.rows[num_stored:].fill_(spare_row)
+    out.room[:num_reqs].copy_((source.num_sampled > 0) * source.node_limit[source.idx_mapping].clamp(max=room))
+    out.beam_limit.fill_(1)
+    out.beam_limit[:num_reqs].copy_(source.beam_limit[source.idx_mapping])
+
+
+def store_trees(
+    stored: StoredTrees,
+    draft_tokens: Tensor,  # [B, N]
+    tokens: Tensor,  # [B, N]
+    parents: Tensor,  # [B, N]
+    depths: Tensor,  # [B, N]
+    num_nodes: Tensor,  # [B]
+    rows: Tensor,  # [B]
+    room: Tensor,  # [B]
+) -> None:
+    """Keep the trees just drawn in their requests' persistent rows, and their tokens in batch order.
+
+    Args:
+        stored: Written, at `rows`. Several requests may name one row if nobody reads it.
+        draft_tokens: Written, all of it.
+        tokens, parents, depths, num_nodes: The trees.
+        rows: Persistent row of each request.
+        room: Nodes to keep at most; every prefix of a tree is a tree.
+    """
+    draft_tokens.copy_(tokens)
+    stored.tokens.index_copy_(0, rows, tokens)
+    stored.parents.index_copy_(0, rows, parents)
+    stored.depths.index_copy_(0, rows, depths)
+    stored.ancestors.index_copy_(0, rows, ancestor_mask(parents, num_nodes))
+    stored.num_nodes.index_copy_(0, rows, torch.minimum(num_nodes, room))

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A drafter's weights laid out for drafting: what a step needs, contiguous, each weight read once.
+
+- W and U are one matrix over (embedding, state): one product a step instead of two. Or W is not read at all: its
+  product with the whole embedding is a table [V, H], from which a step takes rows (`project_embedding`).
+- The context's and the state's half of the first linear layer are matrices of their own.
+
+How a product is computed is the caller's choice, so that serving can use kernels with a layout or a type of their own.
+"""
+
+from collections.abc import Callable
+from os import PathLike
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, silu
+
+from redrafter_vllm.draft_vocabulary import MAP
+from redrafter_vllm.drafter import Drafter, ResBlock
+
+Linear = Callable[[Tensor], Tensor]  # [..., K] -> [..., N]
+MakeLinear = Callable[[Tensor, Tensor | None], Linear]  # from a weight [N, K] and a bias [N] or None
+
+# Rows of the embedding that are multiplied by W at once, so that the table is all the memory that it takes.
+_ROWS_AT_ONCE = 8192
+
+
+def plain_linear(weight: Tensor, bias: Tensor | None) -> Linear:
+    """torch's own product."""
+    return lambda x: linear(x, weight, bias)
+
+
+class PackedDrafter(Drafter):
+    """Drafts as the `Drafter` that it is made from; it has no parameters, so it can be neither trained nor saved.
+
+    With `project_embedding`, `token_inputs` is the table E·Wᵀ and not the embedding; `next_state` takes its rows. It
+    costs the memory of another embedding, V·H numbers, and saves reading the H² numbers of W at every step.
+
+    `forward`, too, sums the first linear layer's halves apart: Apple's order of summation is the `Drafter`'s.
+    """
+
+    def __init__(
+        self, drafter: Drafter, make_linear: MakeLinear = plain_linear, *, project_embedding: bool = False
+    ) -> None:
+        nn.Module.__init__(self)
+        self.config = config = drafter.config
+        self._dtype = drafter.dtype
+        if config.draft_vocab_size is not None:
+            self.register_buffer(MAP, drafter.d2t)
+        hidden = config.hidden_size
+        self._token_weight: Tensor | None = None
+        with torch.no_grad():
+            if config.rnn:
+                token_weight, state_weight = drafter.rnn_w.weight.detach(), drafter.rnn_u.weight.detach()
+                if project_embedding:
+                    self._token_weight = token_weight
+                else:
+                    state_weight = torch.cat((token_weight, state_weight), 1)
+                self._recurrent = make_linear(state_weight, drafter.rnn_u.bias.detach())
+            first = drafter.first_linear
+            bias = None if first.bias is None else first.bias.detach()
+            self._context_linear = make_linear(first.weight[:, :hidden].detach().contiguous(), bias)
+            self._state_linear = make_linear(first.weight[:, hidden:].detach().contiguous(), None)
+            blocks = [block.linear for block in drafter.lm_head if isinstance(block, ResBlock)]
+            self._block_linears = [
+                None if block is first else make_linear(block.weight.detach(), block.bias.detach()) for block in blocks
+            ]
+            if not config.starts_with_output:
+                self._output_linear = make_linear(drafter.output.weight.detach(), None)
+
+    def token_inputs(self, embedding: Tensor) -> Tensor:
+        """What `next_state` takes of each token, [V, H], for the target's embedding [V, H]."""
+        if self._token_weight is None:
+            return embedding
+        table = torch.empty_like(embedding, dtype=self._dtype)
+        for start in range(0, len(embedding), _ROWS_AT_ONCE):
+            rows = embedding[start : start + _ROWS_AT_ONCE].to(self._dtype)
+            torch.mm(rows, self._token_weight.T, out=table[start : start + _ROWS_AT_ONCE])
+        return table
+
+    def forward(self, context: Tensor, state: Tensor) -> Tensor:
+        """What `logits(context_share(context), state)` computes, no other way."""
+        return self.logits(self.context_share(context), state)
+
+    def save_pretrained(self, path: str | PathLike[str]) -> None:
+        """Raises TypeError: save the `Drafter` instead."""
+        raise TypeError("a packed drafter cannot be saved; save the Drafter that it was made from")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    def _recurrence(self, state: Tensor, token_embedding: Tensor) -> Tensor:
+        if self._token_weight is not None:
+            return token_embedding + self._recurrent(state)
+        return self._recurrent(torch.cat((token_embedding, state), -1))
+
+    def _context_half(self, context: Tensor) -> Tensor:
+        return self._context_linear(context)
+
+    def _state_half(self, state: Tensor) -> Tensor:
+        return self._state_linear(state)
+
+    def _blocks(self, x: Tensor, first: int) -> Tensor:
+        for product in self._block_linears[first:]:
+            assert product is not None  # the first linear layer is never among the later blocks
+            x = x + silu(product(x))
+        return x
+
+    def _output_product(self, x: Tensor) -> Tensor:
+        return self._output_linear(x)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one request may say about its own drafting: `{"redrafter": {...}}` among its extra arguments."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from redrafter_vllm.config import DraftingConfig, OptionError
+
+KEY = "redrafter"
+
+
+@dataclass(frozen=True)
+class RequestSettings:
+    """Drafting of one request, within what the engine drafts.
+
+    Attributes:
+        enabled: False decodes the request as vLLM does without drafts.
+        beam_width: Only the best so many of the engine's beams, 1 to W; None takes all of them.
+        num_speculative_tokens: Only the most probable so many nodes, 1 to N; None takes all of them.
+    """
+
+    enabled: bool = True
+    beam_width: int | None = None
+    num_speculative_tokens: int | None = None
+
+    def beam_limit(self, drafting: DraftingConfig) -> int:
+        """Beams that the request's tree may be made of."""
+        return drafting.beam_width if self.beam_width is None else self.beam_width
+
+    def node_limit(self, drafting: DraftingConfig) -> int:
+        """Nodes that the request's tree may have; 0 when it is not to draft."""
+        if not self.enabled:
+            return 0
+        asked = drafting.num_speculative_tokens
+        if self.num_speculative_tokens is not None:
+            asked = self.num_speculative_tokens
+        return min(asked, self.beam_limit(drafting) * drafting.beam_length)
+
+
+def parse_request_settings(extra_args: Mapping[str, Any] | None, drafting: DraftingConfig) -> RequestSettings:
+    """Settings of a request with these extra arguments, on an engine that drafts so.
+
+    Raises:
+        OptionError: An unknown name, a value of another type, or one beyond what the engine drafts.
+    """
+    given = (extra_args or {}).get(KEY)
+    if given is None:
+        return RequestSettings()
+    if not isinstance(given, Mapping):
+        raise OptionError(f"{KEY!r} must be an object such as {{'enabled': false}}, not {given!r}.")
+    known = [field.name for field in fields(RequestSettings)]
+    if unknown := [name for name in given if name not in known]:
+        raise OptionError(f"Unknown setting {unknown[0]!r} in {KEY!r} of the request; known are {', '.join(known)}.")
+    enabled = given.get("enabled", True)
+    if not isinstance(enabled, bool):
+        raise OptionError(f"'enabled' in {KEY!r} of the request must be true or false, not {enabled!r}.")
+    return RequestSettings(
+        enabled,
+        _within(given, "beam_width", drafting.beam_width),
+        _within(given, "num_speculative_tokens", drafting.num_speculative_tokens),
+    )
+
+
+def _within(given: Mapping[str, Any], name: str, most: int) -> int | None:
+    value = given.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise OptionError(f"{name!r} in {KEY!r} of the request must be an integer, not {value!r}.")
+    if not 1 <= value <= most:
+        raise OptionError(
+            f"{name}={value} in {KEY!r} of the request is out of range; this engine takes 1 to {most}, and "
+            "'enabled': false for no drafts."
+        )
+    return value

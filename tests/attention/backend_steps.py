@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps as vLLM's runner describes them to a backend, and the attention that each row must get by definition."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redrafter_vllm.integration.attention.metadata import StepTrees
+from tests.ops.attention_steps import Request, Step, dense_row, visible_slots
+from tests.ops.devices import DEVICE
+
+# Requests with drafts lead, as the runner sorts them; prompts of several lengths follow.
+MIXED: list[Request | None] = [(37, 0, 5), (0, 0, 3), (20, 2, 4), (64, 0, 1), (21, 0, 0), (0, 33, 0), (50, 20, 0)]
+MAX_NUM_SEQS = 12
+
+
+def backend_config(step: Step, *, full_graphs: bool = False, cache_dtype: str = "auto") -> Any:
+    """What backends read of vLLM's configuration."""
+    num_nodes = step.batch.ancestors.shape[1]
+    return SimpleNamespace(
+        num_speculative_tokens=num_nodes,
+        model_config=SimpleNamespace(
+            dtype=step.query.dtype,
+            rswa_window=None,
+            is_mm_prefix_lm=False,
+            hf_config=SimpleNamespace(model_type="llama"),
+            get_num_attention_heads=lambda parallel: step.heads[0],
+            get_num_kv_heads=lambda parallel: step.heads[1],
+            get_head_size=lambda: step.query.shape[2],
+        ),
+        parallel_config=SimpleNamespace(cp_kv_cache_interleave_size=1),
+        cache_config=SimpleNamespace(cache_dtype=cache_dtype),
+        compilation_config=SimpleNamespace(
+            cudagraph_mode=SimpleNamespace(has_full_cudagraphs=lambda: full_graphs),
+            max_cudagraph_capture_size=512 if full_graphs else 0,
+            cudagraph_capture_sizes=[1, 2, 4, 8],
+            static_forward_context={},
+        ),
+        attention_config=SimpleNamespace(flash_attn_max_num_splits_for_cuda_graph=32),
+        kernel_config=SimpleNamespace(enable_jit_warmup=False),
+        scheduler_config=SimpleNamespace(max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=512),
+    )
+
+
+def cache_spec(step: Step, cache_dtype: torch.dtype | None = None) -> Any:
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+    return FullAttentionSpec(
+        block_size=step.cache.shape[2],
+        num_kv_heads=step.heads[1],
+        head_size=step.query.shape[2],
+        head_size_v=step.query.shape[2],
+        dtype=cache_dtype or step.query.dtype,
+    )
+
+
+def common_metadata(step: Step) -> Any:
+    """The step as vLLM's runner passes it to a builder."""
+    from vllm.v1.attention.backend import CommonAttentionMetadata
+
+    starts, lengths = torch.tensor(step.starts, dtype=torch.int32), torch.tensor(step.seq_lens, dtype=torch.int32)
+    return CommonAttentionMetadata(
+        query_start_loc=step.batch.query_start_loc,
+        query_start_loc_cpu=starts,
+        seq_lens=step.batch.seq_lens,
+        seq_lens_cpu_upper_bound=lengths + 3,
+        num_reqs=len(step.requests),
+        num_actual_tokens=step.starts[-1],
+        max_query_len=max(step.query_lens),
+        max_seq_len=int(lengths.max()) + 3,
+        block_table_tensor=step.batch.block_table,
+        slot_mapping=torch.arange(step.starts[-1], device=DEVICE),
+        positions=torch.arange(step.starts[-1], device=DEVICE),
+        is_prefilling=torch.zeros(len(step.requests), dtype=torch.bool),
+    )
+
+
+def step_trees(step: Step, num_reqs: int | None = None) -> StepTrees:
+    """The drafts of the first `num_reqs` requests; what lies behind them is padding."""
+    counts = step.batch.num_drafts[:num_reqs]
+    return StepTrees(step.batch.ancestors[:num_reqs], counts.long(), counts.cpu().numpy())
+
+
+def layer_scales(q: float = 1.0, k: float = 1.0, v: float = 1.0) -> Any:
+    """The part of vLLM's attention layer that implementations read."""
+    scales = {"_q_scale": q, "_k_scale": k, "_v_scale": v}
+    return SimpleNamespace(**{name: torch.tensor(value, device=DEVICE) for name, value in scales.items()})
+
+
+def forward(impl: Any, step: Step, metadata: Any, layer: Any, out: Tensor | None = None) -> Tensor:
+    """One layer's attention into a poisoned output; keys and values are in the cache already.
+
+    What no request has stored becomes a number first: vLLM's kernels multiply it by weights of 0.
+    """
+    if step.cache.is_floating_point():
+        step.cache.nan_to_num_()
+    out = step.poisoned_out() if out is None else out
+    key = torch.empty(len(step.query), step.heads[1], step.query.shape[2], dtype=step.query.dtype, device=DEVICE)
+    result: Tensor = impl.forward(layer, step.query, key, key, step.cache, metadata, out)
+    return result
+
+
+def dense_attention(step: Step, layer: Any) -> Tensor:
+    """Every row over exactly its visible keys; rows of no request keep the poison."""
+    out, group = torch.full(step.query.shape, -777.0), step.heads[0] // step.heads[1]
+    query, k_scale, v_scale = (step.query.float() * layer._q_scale).cpu(), layer._k_scale.cpu(), layer._v_scale.cpu()
+    for index, entry in enumerate(step.entries):
+        key, value = entry.chunk(2, dim=-1)
+        for row in range(step.query_lens[index]):
+            slots = visible_slots(step.query_lens[index], step.seq_lens[index], step.parents[index], row)
+            at = step.starts[index] + row
+            for head in range(step.heads[0]):
+                keys, values = key[slots, head // group], value[slots, head // group]
+                out[at, head] = dense_row(query[at, head], keys * k_scale, values * v_scale).float()
+    return out.to(DEVICE)

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's counters and ours, against what was seen to happen at the walk."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from redrafter_vllm.integration.metrics_prometheus import ACCEPTED, COUNTERS
+from redrafter_vllm.integration.sampler import TreeSampler
+from tests.engine.conftest import MakeEngine
+from tests.engine.generation import TREE, generate, params, random_prompts, tokens
+from tests.engine.scripted import run_both
+from tests.models import VOCAB
+
+pytestmark = pytest.mark.engine
+
+DOCS = Path(__file__).parents[2] / "docs"
+METRIC = re.compile(r"vllm:[a-z_]+")
+ENGINE = {**TREE, "beam_length": 5, "num_speculative_tokens": 12}
+# Asynchronous scheduling verifies drafts once more for requests that have just finished, and vLLM does not count these.
+STATS = {
+    "disable_log_stats": False,
+    "per_request_spec_decode_metrics": "detailed",
+    "async_scheduling": False,
+}
+
+
+@contextmanager
+def watched() -> Iterator[list[tuple[str, int, int, int]]]:
+    """Request, slots, nodes and emitted tokens of every verification of a request that had a tree."""
+    seen: list[tuple[str, int, int, int]] = []
+    verify = TreeSampler.__call__
+
+    def record(self: TreeSampler, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
+        nodes = self.speculator.step.drafts.valid.sum(1).tolist()
+        output = verify(self, logits, input_batch, *args, **kwargs)
+        slots = input_batch.num_draft_tokens_per_req.tolist()
+        emitted = self.speculator.step.walk.num_emitted.tolist()
+        rows = zip(input_batch.req_ids, slots, nodes, emitted, strict=True)
+        seen.extend(row for row in rows if row[2] > 0)
+        return output
+
+    with patch.object(TreeSampler, "__call__", record):
+        yield seen
+
+
+def counters(llm: Any) -> Counter[Any]:
+    """Values by name, or by name and depth or position."""
+    values: Counter[Any] = Counter()
+    for metric in llm.get_metrics():
+        assert metric.labels.get("engine") == "0" or "redrafter" not in metric.name
+        if hasattr(metric, "values"):
+            values.update({(metric.name, depth): value for depth, value in enumerate(metric.values, 1)})
+        elif hasattr(metric, "value"):
+            name = metric.name
+            values[(name, int(metric.labels["depth"])) if "depth" in metric.labels else name] = metric.value
+    return values
+
+
+def workload(count: int) -> list[Any]:
+    """Trees, chains, an opted-out and a limited request."""
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"presence_penalty": 0.4},
+        {"temperature": 0.9},
+        {"extra_args": {"redrafter": {"enabled": False}}},
+        {"extra_args": {"redrafter": {"num_speculative_tokens": 3}}},
+    ]
+    return [
+        params(**{"temperature": 0.0, "seed": index, "ignore_eos": True, "max_tokens": 45, **kinds[index % len(kinds)]})
+        for index in range(count)
+    ]
+
+
+def test_counters_are_what_happened(make_engine: MakeEngine, random_target: Path) -> None:
+    plain, tree = make_engine(random_target), make_engine(random_target, ENGINE, **STATS)
+    prompts = random_prompts(10, VOCAB, seed=8)
+    before = counters(tree)
+    with watched() as seen:
+        _, outputs = run_both(plain, tree, prompts, workload(10))
+    counted = counters(tree)
+    counted.subtract(before)
+
+    def at_least(depth: int) -> int:
+        return sum(emitted > depth for *_, emitted in seen)
+
+    accepted = sum(emitted - 1 for *_, emitted in seen)
+    assert accepted > 100 and at_least(4) > 0
+    # vLLM's own: nodes, not slots, are its draft tokens, and its positions are depths.
+    assert counted["vllm:spec_decode_num_drafts"] == len(seen)
+    assert counted["vllm:spec_decode_num_draft_tokens"] == sum(nodes for _, _, nodes, _ in seen)
+    assert counted["vllm:spec_decode_num_accepted_tokens"] == accepted
+    positions = [counted["vllm:spec_decode_num_accepted_tokens_per_pos", depth] for depth in range(1, 13)]
+    assert positions == [at_least(depth) for depth in range(1, 13)]
+    # Ours.
+    assert counted["vllm:redrafter_verifications"] == len(seen)
+    assert counted["vllm:redrafter_tokens"] == accepted + len(seen)
+    assert counted["vllm:redrafter_nodes"] == sum(nodes for _, _, nodes, _ in seen)
+    assert counted["vllm:redrafter_node_slots"] == sum(slots for _, slots, _, _ in seen)
+    assert counted["vllm:redrafter_nodes"] < counted["vllm:redrafter_node_slots"]
+    assert [counted[ACCEPTED, depth] for depth in range(1, 6)] == [at_least(depth) for depth in range(1, 6)]
+    assert (ACCEPTED, 6) not in counted
+    assert 0 < counted["vllm:redrafter_draft_microseconds"] < counted["vllm:redrafter_step_microseconds"]
+    assert_per_request(seen, outputs)
+
+
+def assert_per_request(seen: list[tuple[str, int, int, int]], outputs: list[Any]) -> None:
+    for output in outputs:
+        own = [(nodes, emitted - 1) for req, _, nodes, emitted in seen if req.split("-")[0] == output.request_id]
+        figures = output.outputs[0].spec_decode_metrics.to_dict()
+        drafted = [
+            pair
+            for pair in zip(figures.get("per_step_drafted", []), figures.get("per_step_accepted", []), strict=True)
+            if pair[0]
+        ]
+        assert drafted == own
+        assert figures["num_draft_tokens"] == sum(nodes for nodes, _ in own)
+        assert figures["num_accepted_draft_tokens"] == sum(accepted for _, accepted in own)
+    assert outputs[0].outputs[0].spec_decode_metrics.num_draft_tokens > 0
+    assert outputs[3].outputs[0].spec_decode_metrics.num_draft_tokens == 0
+
+
+def test_every_metric_is_exported_before_anything_ran(make_engine: MakeEngine, random_target: Path) -> None:
+    tree = make_engine(random_target, ENGINE, **STATS)
+    assert {metric.name for metric in tree.get_metrics() if "redrafter" in metric.name} == {*COUNTERS, ACCEPTED}
+
+
+def test_the_log_line_tells_the_same(
+    make_engine: MakeEngine, random_target: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tree = make_engine(random_target, ENGINE, **STATS)
+    lines: list[str] = []
+    (logging,) = [
+        logger.per_engine_stat_loggers[0].spec_decoding_logging
+        for logger in tree.llm_engine.logger_manager.stat_loggers
+        if hasattr(logger, "per_engine_stat_loggers")
+    ] or [None]
+    assert logging is not None
+    logging.reset()
+    with watched() as seen:
+        generate(tree, random_prompts(4, VOCAB, seed=9), params(temperature=0.0, ignore_eos=True, max_tokens=20))
+    logging.log(log_fn=lambda text, *values: lines.append(text % values))
+    nodes, accepted = sum(row[2] for row in seen), sum(row[3] - 1 for row in seen)
+    assert f"Accepted: {accepted} tokens, Drafted: {nodes} tokens" in lines[0]
+    assert f"Mean acceptance length: {1 + accepted / len(seen):.2f}" in lines[0]
+
+
+def test_dashboard_and_document_know_what_is_exported(make_engine: MakeEngine, random_target: Path) -> None:
+    metrics = make_engine(random_target, ENGINE, **STATS).get_metrics()
+    labels = {metric.name: {*metric.labels} for metric in metrics}
+    ours = {*COUNTERS, ACCEPTED}
+    dashboard = json.loads((DOCS / "grafana" / "redrafter.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    queries += [variable["definition"] for variable in dashboard["templating"]["list"] if "definition" in variable]
+    shown: set[str] = set()
+    for query in queries:
+        names = {name.removesuffix("_total") for name in METRIC.findall(query)}
+        assert names <= labels.keys(), query
+        shown |= names
+        for label in re.findall(r"by \((\w+)\)", query) + re.findall(r"(\w+)=~", query):
+            assert any(label in labels[name] for name in names), query
+    assert ours <= shown
+    document = (DOCS / "metrics.md").read_text()
+    assert {
+        name.removesuffix("_total") for name in METRIC.findall(document) if name != "vllm:redrafter_"
+    } <= labels.keys()
+    assert all(f"| `{name}` |" in document for name in ours)
+
+
+def test_dashboard_is_whole() -> None:
+    """What Grafana needs of a file to be imported: a schema, a data source to choose, panels that do not overlap."""
+    dashboard = json.loads((DOCS / "grafana" / "redrafter.json").read_text())
+    assert dashboard["schemaVersion"] >= 36 and dashboard["title"] and dashboard["uid"]
+    variables = {variable["name"] for variable in dashboard["templating"]["list"]}
+    assert {"datasource", "model_name", "engine"} == variables
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken and max(x for x, _ in cells) < 24
+        taken |= cells
+        assert panel["title"] and panel["description"]
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        for variable in re.findall(r"\$(\w+)", " ".join(target["expr"] for target in panel["targets"])):
+            assert variable in variables or variable == "__rate_interval"
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def test_plain_engines_have_none(make_engine: MakeEngine, random_target: Path) -> None:
+    """Last: every engine that counts takes the metrics of those before it out of the process's registry."""
+    plain = make_engine(random_target, disable_log_stats=False)
+    assert tokens(generate(plain, [[5, 6, 7]], params(max_tokens=3)))
+    assert not any("redrafter" in metric.name for metric in plain.get_metrics())

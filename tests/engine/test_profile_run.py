@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM measures memory by a run without attention metadata, and samples from what comes out."""
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.engine
+
+
+def test_attention_without_metadata_gives_numbers() -> None:
+    from redrafter_vllm.integration.attention.cpu import TreeAttentionImpl
+
+    attention = TreeAttentionImpl(num_heads=2, head_size=4, scale=0.5, num_kv_heads=1)
+    query, key = torch.ones(3, 2, 4), torch.ones(3, 1, 4)
+    output = torch.full((3, 2, 4), float("nan"))
+    attention.forward(torch.nn.Identity(), query, key, key, torch.empty(0), None, output)
+    assert torch.equal(output, torch.zeros(3, 2, 4))

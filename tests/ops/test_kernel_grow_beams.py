@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Beams that follow their parents: by hand, kernel against reference, and the whole search by kernels."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from redrafter_vllm.draft_vocabulary import to_offsets
+from redrafter_vllm.drafter import Drafter, DrafterConfig
+from redrafter_vllm.ops import dispatch
+from redrafter_vllm.ops.beam_search import beam_search
+from redrafter_vllm.ops.beam_search import reference as search_reference
+from redrafter_vllm.ops.grow_beams import BeamHistory, reference
+from tests.ops.devices import DEVICE, assert_equal, runs_kernels
+from tests.ops.poison import poison_empty
+
+
+def test_by_hand() -> None:
+    history = BeamHistory(
+        torch.tensor([[[1, 2], [3, 4]]]),
+        torch.tensor([[[-0.5, -1.0], [-2.0, -3.0]]]),
+        torch.tensor([[[10.0, 11.0], [20.0, 21.0]]]),
+    )
+    grown = reference.grow_beams(history, torch.tensor([[1, 0]]), torch.tensor([[7, 8]]), torch.tensor([[-4.0, -5.0]]))
+    assert grown.tokens.tolist() == [[[3, 4, 7], [1, 2, 8]]]
+    assert grown.log_probs.tolist() == [[[-2.0, -3.0, -4.0], [-0.5, -1.0, -5.0]]]
+    assert grown.state.tolist() == [[[20.0, 21.0], [10.0, 11.0]]]
+
+
+@runs_kernels
+@pytest.mark.parametrize(
+    ("batch", "width", "length", "hidden_size", "dtype"),
+    [
+        (1, 1, 0, 1, torch.float32),
+        (2, 5, 0, 33, torch.bfloat16),
+        (3, 4, 3, 1025, torch.float16),
+        (2, 7, 31, 64, torch.float32),
+        (0, 3, 2, 8, torch.float32),
+    ],
+)
+def test_kernel_against_reference(
+    batch: int, width: int, length: int, hidden_size: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from redrafter_vllm.ops.grow_beams import kernel
+
+    generator = torch.Generator().manual_seed(width)
+
+    def floats(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(DEVICE)
+
+    def integers(limit: int, *shape: int) -> Tensor:
+        return torch.randint(limit, shape, generator=generator).to(DEVICE)
+
+    history = BeamHistory(
+        integers(2**40, batch, width, length),
+        floats(batch, width, length),
+        floats(batch, width, hidden_size).to(dtype),
+    )
+    step = integers(width, batch, width), integers(2**40, batch, width), floats(batch, width)
+    wanted = reference.grow_beams(history, *step)
+    poison_empty(monkeypatch)
+    for mine, theirs in zip(kernel.grow_beams(history, *step), wanted, strict=True):
+        assert_equal(mine, theirs)
+
+
+@runs_kernels
+@pytest.mark.parametrize("logits_top_k", [None, 8])
+@pytest.mark.parametrize("draft_vocab_size", [None, 29], ids=["whole", "trimmed"])
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_search_by_kernels(
+    width: int, draft_vocab_size: int | None, logits_top_k: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same beams as by references, with the draft vocabulary's map, renormalised logits, and chains."""
+    monkeypatch.setattr(dispatch, "_ALWAYS", True)
+    torch.manual_seed(3)
+    config = DrafterConfig(60, 24, exit_dim=48, num_draft_layers=1, draft_vocab_size=draft_vocab_size)
+    drafter = Drafter(config).to(DEVICE)
+    for parameter in drafter.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    if draft_vocab_size is not None:
+        kept = torch.randperm(60)[:draft_vocab_size].sort().values
+        drafter.d2t.copy_(to_offsets(kept))
+    embedding, context = torch.randn(60, 24, device=DEVICE), torch.randn(3, 24, device=DEVICE)
+    roots = torch.tensor([0, 59, 7], device=DEVICE)
+    options = dict(beam_width=width, beam_length=4, logits_top_k=logits_top_k)
+    mine = beam_search(drafter, embedding, context, roots, **options)
+    wanted = search_reference.beam_search(drafter, embedding, context, roots, **options)
+    assert torch.equal(mine.tokens, wanted.tokens)
+    torch.testing.assert_close(mine.token_log_probs, wanted.token_log_probs, atol=2e-6, rtol=2e-6)
+    if draft_vocab_size is not None:
+        assert set(mine.tokens.flatten().tolist()) <= set(kept.tolist())

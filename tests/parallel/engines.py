@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines on workers with a process each, and what they emit."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.engine.generation import generate, params, tokens
+
+ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
+OPTIONS: dict[str, Any] = dict(
+    model=str(ASSET),
+    dtype="float32",
+    max_model_len=512,
+    max_num_seqs=8,
+    max_num_batched_tokens=256,
+    enforce_eager=True,
+    skip_tokenizer_init=True,
+    kv_cache_memory_bytes=1 << 26,
+    disable_log_stats=False,
+    seed=0,
+)
+NUM_PROMPTS = 12
+
+Prompts = list[list[int]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What an engine emitted for every prompt, greedy and seeded, and how many tokens of a draft were accepted."""
+
+    greedy: list[Any]
+    seeded: list[Any]
+    accepted: float
+
+
+@contextmanager
+def engine(**options: Any) -> Iterator[Any]:
+    """An `LLM` on the committed target that takes its workers with it when it goes."""
+    from vllm import LLM
+
+    llm = LLM(**{**OPTIONS, **options})
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+def run(llm: Any, prompts: Prompts) -> Run:
+    outputs = [tokens(generate(llm, prompts, sampling(mode))) for mode in ("greedy", "seeded")]
+    return Run(*outputs, accepted=accepted_per_draft(llm.get_metrics()))
+
+
+def sampling(mode: str) -> list[Any]:
+    temperature = 0.0 if mode == "greedy" else 0.8
+    return [params(temperature=temperature, seed=index, max_tokens=24) for index in range(NUM_PROMPTS)]
+
+
+def accepted_per_draft(metrics: Sequence[Any], replica: str = "0") -> float:
+    """Accepted tokens per step that verified drafts; 0 where none did."""
+    counted = {
+        metric.name.removeprefix("vllm:spec_decode_num_"): metric.value
+        for metric in metrics
+        if metric.labels.get("engine") == replica and hasattr(metric, "value")
+    }
+    return counted["accepted_tokens"] / counted["drafts"] if counted.get("drafts") else 0.0

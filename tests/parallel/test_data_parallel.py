@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data parallelism: two replicas behind one front end."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.engine.generation import TREE
+from tests.parallel.engines import OPTIONS, Prompts, Run, accepted_per_draft, sampling
+
+
+@pytest.mark.engine
+def test_tokens_are_those_of_plain_vllm(prompts: Prompts, plain: Run) -> None:
+    outputs, accepted = asyncio.run(run_replicas(prompts))
+    assert outputs == [plain.greedy, plain.seeded]
+    assert min(accepted) > 0.5
+
+
+async def run_replicas(prompts: Prompts) -> tuple[list[Any], list[float]]:
+    """Every second prompt on each of two replicas; what they emit, and each one's accepted tokens per draft."""
+    from vllm import AsyncEngineArgs
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.metrics.reader import get_metrics_snapshot
+
+    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**OPTIONS, data_parallel_size=2, speculative_config=TREE))
+
+    async def complete(index: int, own: Any, name: str) -> list[list[int]]:
+        own.output_kind = RequestOutputKind.FINAL_ONLY
+        request = {"prompt_token_ids": prompts[index]}
+        async for output in llm.generate(request, own, name, data_parallel_rank=index % 2):
+            last = output
+        return [list(completion.token_ids) for completion in last.outputs]
+
+    try:
+        outputs = [
+            await asyncio.gather(*(complete(index, own, f"{mode}-{index}") for index, own in enumerate(sampling(mode))))
+            for mode in ("greedy", "seeded")
+        ]
+        return outputs, [accepted_per_draft(get_metrics_snapshot(), replica) for replica in ("0", "1")]
+    finally:
+        llm.shutdown()

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drafting on ranks that share the vocabulary, against the drafter in one piece."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from redrafter_vllm.drafter import Drafter, DrafterConfig
+from redrafter_vllm.ops.beam_search import Beams, beam_search
+from redrafter_vllm.packed_drafter import PackedDrafter
+from redrafter_vllm.sharding import ShardedBeamStep, ShardedDrafter, ShardedEmbedding, shard_drafter
+from tests.parallel.ranks import ThreadGroup, on_ranks
+
+VOCAB, HIDDEN, WIDTH, LENGTH = 43, 12, 4, 3
+
+
+def random_drafter(*, exit_dim: int = 2 * HIDDEN, layers: int = 1, draft_vocab: int | None = None) -> Drafter:
+    torch.manual_seed(layers)
+    drafter = Drafter(DrafterConfig(VOCAB, HIDDEN, exit_dim, layers, draft_vocab_size=draft_vocab))
+    for parameter in drafter.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    if draft_vocab is not None:
+        drafter.set_draft_tokens(torch.randperm(VOCAB)[:draft_vocab].sort().values)
+    return drafter.eval()
+
+
+def inputs(batch: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    seeded = torch.Generator().manual_seed(1)  # of its own: ranks are threads
+    embedding = torch.randn(VOCAB, HIDDEN, generator=seeded)
+    return embedding, torch.randn(batch, HIDDEN, generator=seeded), torch.randint(VOCAB, (batch,), generator=seeded)
+
+
+def search_on(
+    group: ThreadGroup,
+    drafter: Drafter,
+    embedding: Tensor,
+    context: Tensor,
+    roots: Tensor,
+    logits_top_k: int | None = None,
+    pack: bool = False,
+) -> Beams:
+    own = shard_drafter(drafter, group)
+    target_ids = own.draft_tokens
+    assert target_ids is not None
+    if pack:
+        own = PackedDrafter(own, project_embedding=True)
+    # Rows split elsewhere than the output layer's, as vLLM pads its vocabulary.
+    per_rank = -(-VOCAB // group.world_size) + 2
+    first = group.rank_in_group * per_rank
+    rows = own.token_inputs(embedding[first : first + per_rank])
+    return beam_search(
+        ShardedDrafter(own, drafter.config),
+        ShardedEmbedding(rows, first, group),
+        context,
+        roots,
+        beam_width=WIDTH,
+        beam_length=LENGTH,
+        logits_top_k=logits_top_k,
+        step=ShardedBeamStep(target_ids, group),
+    )
+
+
+def search(drafter: Drafter, *args: Tensor, logits_top_k: int | None = None) -> Beams:
+    return beam_search(drafter, *args, beam_width=WIDTH, beam_length=LENGTH, logits_top_k=logits_top_k)
+
+
+def assert_same(beams: list[Beams], whole: Beams) -> None:
+    for rank in beams:
+        assert torch.equal(rank.tokens, whole.tokens)
+        torch.testing.assert_close(rank.token_log_probs, whole.token_log_probs, atol=2e-6, rtol=1e-6)
+        assert torch.equal(rank.token_log_probs, beams[0].token_log_probs)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize(
+    "drafter",
+    [
+        random_drafter(),
+        random_drafter(layers=0),
+        random_drafter(exit_dim=10, layers=2),
+        random_drafter(draft_vocab=17),
+        random_drafter(draft_vocab=5),  # with 2 or 3 ranks, one has fewer tokens than there are beams
+    ],
+    ids=["one-block", "no-block", "projected", "trimmed", "few"],
+)
+def test_the_candidates_are_those_of_one_piece(drafter: Drafter, size: int) -> None:
+    assert_same(on_ranks(size, lambda group: search_on(group, drafter, *inputs())), search(drafter, *inputs()))
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_a_packed_drafter_and_a_projected_embedding_are_split_alike(layers: int) -> None:
+    drafter = random_drafter(layers=layers)
+    assert_same(on_ranks(2, lambda group: search_on(group, drafter, *inputs(), pack=True)), search(drafter, *inputs()))
+
+
+@pytest.mark.parametrize("top_k", [4, 9, 30])
+@pytest.mark.parametrize("draft_vocab", [None, 17])
+def test_renormalisation_is_over_the_best_logits_of_all_ranks(top_k: int, draft_vocab: int | None) -> None:
+    drafter = random_drafter(draft_vocab=draft_vocab)
+    assert_same(
+        on_ranks(2, lambda group: search_on(group, drafter, *inputs(), logits_top_k=top_k)),
+        search(drafter, *inputs(), logits_top_k=top_k),
+    )
+
+
+@pytest.mark.parametrize("logits_top_k", [None, 6])
+def test_every_logit_occurs_on_both_ranks(logits_top_k: int | None) -> None:
+    drafter = random_drafter(draft_vocab=40)
+    with torch.no_grad():
+        rows = drafter.output.weight[:10].repeat_interleave(2, 0)
+        drafter.output.weight.copy_(torch.cat((rows, rows)))
+    whole = search(drafter, *inputs(), logits_top_k=logits_top_k)
+    assert_same(on_ranks(2, lambda group: search_on(group, drafter, *inputs(), logits_top_k=logits_top_k)), whole)
+
+
+def test_equal_logits_go_to_the_lower_id_across_ranks() -> None:
+    own_logits = [torch.tensor([2.0, 5, 1, 5]), torch.tensor([5.0, 2, 5, 5])]
+    dead = torch.full((3,), -torch.inf)
+
+    def step(group: ThreadGroup) -> list[list[int]]:
+        rank = group.rank_in_group
+        logits = own_logits[rank].expand(1, 4, -1)
+        ids = 4 * rank + torch.arange(4)
+        return ShardedBeamStep(ids, group)(logits, torch.cat((torch.zeros(1), dead))[None]).tokens.tolist()
+
+    assert on_ranks(2, step) == [[[1, 3, 4, 6]]] * 2
+
+
+def test_hand_worked_step_of_two_ranks() -> None:
+    """One beam of two is live, with logits log 1, 2, 3 on rank 0 and log 3, 4 on rank 1: ids 10 to 14, sum 13."""
+    own_logits = [torch.tensor([1.0, 2, 3]), torch.tensor([3.0, 4])]
+    own_ids = [torch.tensor([10, 11, 12]), torch.tensor([13, 14])]
+
+    def step(group: ThreadGroup) -> list[list]:
+        rank = group.rank_in_group
+        logits = own_logits[rank].log().expand(1, 2, -1)
+        found = ShardedBeamStep(own_ids[rank], group)(logits, torch.tensor([[0.0, -torch.inf]]))
+        return [found.tokens.tolist(), found.parents.tolist(), found.log_probs.exp().tolist()]
+
+    for tokens, parents, probabilities in on_ranks(2, step):
+        assert tokens == [[14, 12]]
+        assert parents == [[0, 0]]
+        assert probabilities[0] == pytest.approx([4 / 13, 3 / 13])
+
+
+def test_all_ranks_draw_the_same_beams_where_their_arithmetic_differs() -> None:
+    drafter = random_drafter()
+    embedding, context, roots = inputs()
+
+    def search_with_noise(group: ThreadGroup) -> Beams:
+        noise = 0.3 * group.rank_in_group
+        return search_on(group, drafter, embedding, context + noise, roots)
+
+    first, second = on_ranks(2, search_with_noise)
+    assert torch.equal(first.tokens, second.tokens)
+    assert torch.equal(first.token_log_probs, second.token_log_probs)
+
+
+def test_only_candidates_and_embeddings_travel() -> None:
+    """Per step: [B, W, H] of embeddings summed, and per beam W logits, W ids and a sum gathered, in four bytes each."""
+    batch, drafter = 5, random_drafter()
+
+    def sent(group: ThreadGroup) -> list[int]:
+        search_on(group, drafter, *inputs(batch))
+        return group.sent_bytes
+
+    step = [batch * WIDTH * HIDDEN * 4, batch * WIDTH * (2 * WIDTH + 1) * 4]
+    assert on_ranks(2, sent) == [step * LENGTH] * 2
+
+
+def test_embeddings_of_other_ranks_rows() -> None:
+    table = torch.randn(7, 3)
+    table[0] = torch.inf  # multiplied by zero it would spoil what another rank owns
+    ids = torch.tensor([[0, 3, 6], [4, 2, 5]])
+
+    def look_up(group: ThreadGroup) -> Tensor:
+        first = 4 * group.rank_in_group
+        return ShardedEmbedding(table[first : first + 4], first, group)(ids)
+
+    for found in on_ranks(2, look_up):
+        assert torch.equal(found, table[ids])
+
+
+def test_no_rank_goes_without_tokens() -> None:
+    drafter = random_drafter(draft_vocab=2)
+    with pytest.raises(ValueError, match="proposes from 2 tokens cannot be split among 3 ranks"):
+        on_ranks(3, lambda group: shard_drafter(drafter, group))

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is leant on of vLLM: one list, true of the installed version and of 0.33, and all there is."""
+
+import ast
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from redrafter_vllm.integration import patches
+from redrafter_vllm.integration.attention.limits import TreeLimits
+from redrafter_vllm.integration.seams import SEAMS, Seam, Use
+from tools.check_seams import DOCUMENT, TABLE_BEGINS, facts_of, load, main, problem, save, with_table
+from tools.vllm_source import Fact, Source, open_tree
+
+ROOT = Path(__file__).parents[2]
+FIXTURE = Path(__file__).with_name("seams_0_33.json")
+OURS = {
+    "DefaultModelState": ["model_state.py:RedrafterModelState"],
+    "ModelSpecificAttnMetadata": ["model_state.py:TreeAttnMetadata"],
+    "BaseSpeculator": ["speculator.py:RedrafterSpeculator"],
+    "RejectionSampler": ["sampler.py:TreeSampler"],
+    "AttentionBackend": ["attention/cpu.py:TreeAttentionBackend"],
+    "AttentionMetadataBuilder": [
+        "attention/cpu.py:TreeAttentionMetadataBuilder",
+        "attention/metadata.py:TreeMetadataBuilder",
+    ],
+    "AttentionImpl": ["attention/cpu.py:TreeAttentionImpl", "attention/impl.py:TreeForward"],
+}
+
+
+def test_they_hold_on_the_installed_version() -> None:
+    facts = facts_of(Source(open_tree("installed")))
+    assert {seam.target: why for seam in SEAMS if (why := problem(seam, facts[seam.target]))} == {}
+
+
+def test_they_hold_on_0_33() -> None:
+    """Against what was read from its sources; after a change of the list, docs/vllm_seams.md says how to read again."""
+    version, facts = load(FIXTURE)
+    assert version.startswith("0.33.")
+    assert facts.keys() >= {seam.target for seam in SEAMS}, "read the sources of 0.33 again: docs/vllm_seams.md"
+    assert {seam.target: why for seam in SEAMS if (why := problem(seam, facts[seam.target]))} == {}
+
+
+@pytest.mark.parametrize("backend", ["flash_attn:FlashAttentionBackend", "triton_attn:TritonAttentionBackend"])
+def test_trees_answer_for_what_backends_learn(backend: str) -> None:
+    """A capability that 0.33 has added to a backend which ours derive from is ours to take back."""
+    target = f"vllm.v1.attention.backends.{backend}"
+    known = Source(open_tree("installed")).fact(target).attributes
+    learnt = {name for name in load(FIXTURE)[1][target].attributes - known if name.startswith("supports_")}
+    assert backend.startswith("triton") or "supports_kv_cache_update_bypass" in learnt | known
+    assert learnt <= vars(TreeLimits).keys()
+
+
+def imported_names() -> Iterator[tuple[str, str]]:
+    """Every name of vLLM's that the package imports, and where."""
+    for file in sorted((ROOT / "redrafter_vllm").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm":
+                yield from ((f"{node.module}:{alias.name}", file.name) for alias in node.names)
+
+
+def test_nothing_else_is_imported() -> None:
+    known = {seam.target for seam in SEAMS} | {seam.module.replace(".", ":", 1) for seam in SEAMS}
+    modules = {seam.module for seam in SEAMS}
+    names = list(imported_names())
+    assert len(names) > 30
+    unknown = [(name, file) for name, file in names if name not in known and name.replace(":", ".") not in modules]
+    assert unknown == [], "enter these in redrafter_vllm/integration/seams.py"
+
+
+def test_the_list_of_rebindings_is_the_one_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the platforms', of which a machine has one."""
+    installed: list[str] = []
+    monkeypatch.setattr(patches, "rebind_seam", lambda target, make: installed.append(target))
+    patches.install_front()
+    patches.install_runner()
+    platforms = {seam.target for seam in SEAMS if seam.module.startswith("vllm.platforms.")}
+    listed = {seam.target for seam in SEAMS if seam.use is Use.REBOUND}
+    assert sorted({*installed} - platforms) == sorted(listed - platforms)
+
+
+def test_ours_take_what_vllms_do() -> None:
+    """As far as vLLM's parameters go; what ours have beyond must have a default."""
+    for seam in (seam for seam in SEAMS if seam.use is Use.OVERRIDDEN):
+        owner, _, method = seam.path.partition(".")
+        for place in OURS[owner]:
+            file, _, name = place.partition(":")
+            tree = ast.parse((ROOT / "redrafter_vllm" / "integration" / file).read_text())
+            (own,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
+            (function,) = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name == method]
+            names, wanted = [arg.arg for arg in function.args.args], seam.parameters.split()
+            assert names[: len(wanted)] == wanted, (seam.target, place)
+            assert len(names) - len(wanted) <= len(function.args.defaults), (seam.target, place)
+
+
+def test_the_document_has_the_whole_list() -> None:
+    """And the table of rebindings, which says why, has a row for each of them."""
+    text = DOCUMENT.read_text()
+    assert with_table(text) == text, "run python -m tools.check_seams --document"
+    for seam in (seam for seam in SEAMS if seam.use is Use.REBOUND):
+        assert f"| `{seam.module}.{seam.path}` |" in text.partition(TABLE_BEGINS)[0], seam.target
+
+
+def changed(tmp_path: Path, text: str) -> Source:
+    (tmp_path / "vllm" / "sub").mkdir(parents=True)
+    (tmp_path / "vllm" / "__init__.py").write_text("")
+    (tmp_path / "vllm" / "_version.py").write_text("__version__ = version = '0.99.1'\n")
+    (tmp_path / "vllm" / "sub" / "__init__.py").write_text("from .real import Thing as Thing, helper\n")
+    (tmp_path / "vllm" / "sub" / "real.py").write_text(text)
+    return Source(open_tree(str(tmp_path)))
+
+
+SOURCES = """
+from vllm.sub.base import Base
+if True:
+    def helper(a, b, /, c=1, *, d, e=2, **rest): ...
+class Parent:
+    inherited: int = 0
+    def method(self, x, y=None): ...
+class Thing(Parent):
+    def __init__(self):
+        self.set_here = self.inherited = 1
+"""
+
+
+def test_what_is_read_from_sources(tmp_path: Path) -> None:
+    source = changed(tmp_path, SOURCES)
+    assert source.version() == "0.99.1"
+    assert source.fact("vllm.sub:helper") == Fact("function", ("a", "b", "c=", "*", "d", "e=", "**rest"))
+    assert source.fact("vllm.sub:Thing.method") == Fact("function", ("self", "x", "y="))
+    thing = source.fact("vllm.sub:Thing")
+    assert thing.attributes == {"inherited", "method", "__init__", "set_here"}
+    assert source.fact("vllm.sub:Thing.inherited").kind == "value"
+    for gone in ("vllm.sub:Nothing", "vllm.nothing:Thing", "vllm.sub:Thing.nothing", "vllm.sub:helper.attribute"):
+        assert source.fact(gone).kind == "missing"
+
+
+@pytest.mark.parametrize(
+    ("use", "parameters", "why"),
+    [
+        (Use.REBOUND, "a b c d", None),
+        (Use.REBOUND, "a b d c", "takes (a b c d), not (a b d c)"),
+        (Use.OVERRIDDEN, "a b c", "takes (a b c d), not (a b c)"),
+        (Use.CALLED, "a b d", "takes (a b c d), and is called with (a b d)"),
+        (Use.CALLED, "a", "also needs b"),
+        (Use.CALLED, "a * b e", "takes no e"),
+        (Use.CALLED, "a * b", None),
+        (Use.CALLED, "a b * d", None),
+    ],
+)
+def test_changed_parameters(use: Use, parameters: str, why: str | None) -> None:
+    assert problem(Seam("vllm:f", use, parameters), Fact("function", ("a", "b", "c=", "d="))) == why
+
+
+def test_changed_names() -> None:
+    used = Seam("vllm:C", Use.USED, attributes="one two three")
+    assert problem(used, Fact("class", attributes=frozenset({"two", "other"}))) == "has no one, three"
+    assert problem(used, Fact("missing")) == "is gone"
+    assert problem(Seam("vllm:f", Use.CALLED, "a"), Fact("class")) == "is a class now"
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["installed"]) == 0
+    assert "seams hold" in capsys.readouterr().out
+    changed(tmp_path, SOURCES)
+    wheel = tmp_path / "vllm-0.99.1.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for file in (tmp_path / "vllm").rglob("*.py"):
+            archive.write(file, file.relative_to(tmp_path))
+    assert main([str(wheel), "--write", str(tmp_path / "facts.json")]) == 1
+    out = capsys.readouterr().out
+    assert "CHANGED rebound" in out and "EngineArgs.add_cli_args: is gone" in out
+    assert "vLLM 0.99.1: 0 of" in out and "knows vLLM >=0.32,<0.34" in out
+    assert load(tmp_path / "facts.json")[0] == "0.99.1"
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "nothing")])
+    assert "neither a wheel nor a directory" in capsys.readouterr().err
+
+
+def test_facts_survive_json(tmp_path: Path) -> None:
+    facts = {"vllm:f": Fact("function", ("a", "b=")), "vllm:C": Fact("class", attributes=frozenset({"x", "y"}))}
+    save(facts, "1.2", tmp_path / "facts.json")
+    assert load(tmp_path / "facts.json") == ("1.2", facts)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of the names that this package leans on a version of vLLM still has: `python -m tools.check_seams [PLACE]`.
+
+PLACE is `installed` (the default), a wheel, or a directory with vLLM's sources. Nothing of vLLM's is run. A seam that
+holds by name and parameters may still have another meaning: docs/vllm_seams.md says what to read.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from redrafter_vllm.integration.seams import SEAMS, Seam, Use
+from redrafter_vllm.integration.versions import UnsupportedVllmError, check_vllm_version
+from tools.vllm_source import Fact, Source, open_tree
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "vllm_seams.md"
+TABLE_BEGINS = "<!-- python -m tools.check_seams --document: begins -->"
+TABLE_ENDS = "<!-- ends -->"
+
+
+def problem(seam: Seam, fact: Fact) -> str | None:
+    """Why a seam does not hold; None when it does."""
+    if fact.kind == "missing":
+        return "is gone"
+    if seam.use is Use.USED:
+        gone = [name for name in seam.attributes.split() if name not in fact.attributes]
+        return f"has no {', '.join(gone)}" if gone else None
+    if fact.kind != "function":
+        return f"is a {fact.kind} now"
+    if seam.use is Use.CALLED:
+        return _problem_of_call(seam.parameters, fact.parameters)
+    names = " ".join(name.rstrip("=") for name in fact.parameters)
+    return None if names == seam.parameters else f"takes ({names}), not ({seam.parameters})"
+
+
+def _problem_of_call(passed: str, parameters: Sequence[str]) -> str | None:
+    by_position, _, by_name = (part.split() for part in passed.partition("*"))
+    taken = [name for name in parameters if name not in ("self", "cls")] if parameters != ("cls",) else ["cls"]
+    names = [name.rstrip("=") for name in taken]
+    if names[: len(by_position)] != by_position:
+        return f"takes ({' '.join(names)}), and is called with ({' '.join(by_position)})"
+    if unknown := [name for name in by_name if name not in names]:
+        return f"takes no {', '.join(unknown)}"
+    rest = taken[len(by_position) :]
+    if missing := [name for name in rest if not name.endswith("=") and name not in ("*", *by_name) and name[0] != "*"]:
+        return f"also needs {', '.join(missing)}"
+    return None
+
+
+def facts_of(source: Source) -> dict[str, Fact]:
+    """Of every seam's target."""
+    return {seam.target: source.fact(seam.target) for seam in SEAMS}
+
+
+def save(facts: Mapping[str, Fact], version: str, path: Path) -> None:
+    """Write facts as JSON, for tests that have no sources of that version."""
+    stored = {
+        target: {"kind": fact.kind, "parameters": list(fact.parameters), "attributes": sorted(fact.attributes)}
+        for target, fact in sorted(facts.items())
+    }
+    lines = ",\n".join(f"{json.dumps(target)}: {json.dumps(fact)}" for target, fact in stored.items())
+    path.write_text(f'{{"vllm": {json.dumps(version)}, "facts": {{\n{lines}\n}}}}\n')
+
+
+def load(path: Path) -> tuple[str, dict[str, Fact]]:
+    """The version and the facts that `save` wrote."""
+    stored = json.loads(path.read_text())
+    facts = {
+        target: Fact(fact["kind"], tuple(fact["parameters"]), frozenset(fact["attributes"]))
+        for target, fact in stored["facts"].items()
+    }
+    return stored["vllm"], facts
+
+
+def with_table(text: str) -> str:
+    """The document with its table of all seams made anew."""
+    before, _, rest = text.partition(TABLE_BEGINS)
+    _, ends, after = rest.partition(TABLE_ENDS)
+    if not ends:
+        raise ValueError(f"the document has no {TABLE_BEGINS} … {TABLE_ENDS}")
+    rows = ["| use | name | parameters, or attributes that are read |", "|---|---|---|"]
+    for seam in SEAMS:
+        details = " ".join(
+            f"`{word}`" if word != "*" else "by name:" for word in (seam.parameters or seam.attributes).split()
+        )
+        rows.append(f"| {seam.use} | `{seam.module}.{seam.path}` | {details} |")
+    return "\n".join([before + TABLE_BEGINS, "", *rows, "", TABLE_ENDS + after])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.check_seams", description=__doc__)
+    parser.add_argument("place", nargs="?", default="installed", help="installed, a wheel or a directory")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="also store what was found, for the tests")
+    parser.add_argument("--document", action="store_true", help="only renew the table in docs/vllm_seams.md")
+    options = parser.parse_args(arguments)
+    if options.document:
+        DOCUMENT.write_text(with_table(DOCUMENT.read_text()))
+        return 0
+    try:
+        source = Source(open_tree(options.place))
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    version, facts = source.version(), facts_of(source)
+    broken = 0
+    for seam in SEAMS:
+        why = problem(seam, facts[seam.target])
+        broken += why is not None
+        print(f"{'holds' if why is None else 'CHANGED':8}{seam.use:11}{seam.target}{'' if why is None else f': {why}'}")
+    print(f"vLLM {version or 'of unknown version'}: {len(SEAMS) - broken} of {len(SEAMS)} seams hold")
+    try:
+        check_vllm_version(version)
+    except UnsupportedVllmError as error:
+        print(error)
+    if options.write:
+        save(facts, version, options.write)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m training.trim SRC DST --target MODEL --data DATA --draft-vocab-size N`: a trained drafter, trimmed.
+
+The output layer keeps the rows of the N tokens that the data has most of; nothing is trained. The data is named as for
+training: `stdlib` or a folder of Python sources, a folder of answers, conversations. Of answers and conversations only
+what would be learned counts, of any data nothing that is held out.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from redrafter_vllm.checkpoint import CONFIG_FILE, CheckpointError
+from redrafter_vllm.draft_vocabulary import MAP, check_target_ids, to_offsets
+from redrafter_vllm.drafter import Drafter
+from training.answer_store import is_regenerated
+from training.conversation_feed import hold_out
+from training.corpus import load_corpus, split
+from training.data import encode_files
+from training.data_report import DataError
+from training.draft_vocabulary import DraftVocabulary, choose_draft_vocabulary, token_frequencies
+from training.feed import STDLIB, is_source_code
+from training.prepared import load_examples
+from training.regenerated import load_regenerated
+
+WINDOW = 2048  # tokens of a conversation that count
+
+
+def trim(drafter: Drafter, tokens: Tensor) -> Drafter:
+    """A drafter that proposes from `tokens` [D] alone, ascending target ids, as `drafter` would.
+
+    Raises:
+        ValueError: ids out of order or of the vocabulary, or tokens that `drafter` does not propose.
+    """
+    check_target_ids(tokens, drafter.config.vocab_size)
+    known = drafter.draft_tokens
+    if known is None:
+        known = torch.arange(drafter.config.vocab_size)
+    rows = torch.searchsorted(known, tokens).clamp(max=len(known) - 1)
+    if not torch.equal(known[rows], tokens):
+        raise ValueError(f"the drafter proposes {len(known)} tokens, and not all that it should be trimmed to")
+    output = f"lm_head.{drafter.config.num_draft_layers}.weight"
+    tensors = drafter.state_dict()
+    with torch.device("meta"):
+        trimmed = Drafter(replace(drafter.config, draft_vocab_size=len(tokens)))
+    offsets = to_offsets(tokens)
+    trimmed.load_state_dict(tensors | {MAP: offsets, output: tensors[output][rows]}, assign=True)
+    return trimmed.eval()
+
+
+def data_frequencies(
+    data: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int, window: int, chat_template: str | None = None
+) -> Tensor:
+    """How often each token is met in what a training on `data` would learn from: [V], adding up to 1.
+
+    Raises:
+        DataError: `data` names nothing that can be read or used.
+    """
+    if is_regenerated(data):
+        examples = load_regenerated(Path(data), tokenizer, window).training
+    elif is_source_code(data):
+        training = split(load_corpus(None if data == STDLIB else Path(data)))[0]
+        return token_frequencies(encode_files(training, tokenizer), None, 0.0, vocab_size)
+    else:
+        examples = hold_out(load_examples(None, data, tokenizer, window, chat_template, quiet=True)[0])[0]
+    return token_frequencies([example.tokens[example.loss].long() for example in examples], None, 0.0, vocab_size)
+
+
+def choose_tokens(drafter: Drafter, frequencies: Tensor, size: int) -> DraftVocabulary:
+    """The `size` most frequent tokens among those that `drafter` proposes.
+
+    Raises:
+        ValueError: `size` is less than 1, or not less than what the drafter proposes.
+    """
+    if not 1 <= size < drafter.config.output_size:
+        raise ValueError(f"cannot trim a drafter of {drafter.config.output_size} tokens to {size}")
+    if drafter.draft_tokens is not None:
+        absent = torch.ones(drafter.config.vocab_size, dtype=torch.bool)
+        absent[drafter.draft_tokens] = False
+        frequencies = frequencies.masked_fill(absent, -1.0)
+    return choose_draft_vocabulary(frequencies, size)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.trim", description=(__doc__ or "").partition(": ")[2])
+    parser.add_argument("source", metavar="SRC", type=Path, help="the drafter's folder")
+    parser.add_argument("destination", metavar="DST", type=Path, help="new folder for the trimmed one")
+    parser.add_argument("--target", required=True, help="folder or hub name of the target, for its tokenizer")
+    parser.add_argument("--data", required=True, help="stdlib, a folder of Python sources or of answers, conversations")
+    parser.add_argument("--draft-vocab-size", type=int, required=True, help="tokens to keep")
+    parser.add_argument("--window", type=int, default=WINDOW, help="tokens of a conversation that count")
+    parser.add_argument("--chat-template", help="as for training")
+    args = parser.parse_args(argv)
+    try:
+        if (args.destination / CONFIG_FILE).exists():
+            raise CheckpointError(f"{args.destination} already holds a {CONFIG_FILE}: give a new folder.")
+        drafter = Drafter.from_pretrained(args.source, dtype=None)
+        tokenizer = AutoTokenizer.from_pretrained(args.target)
+        frequencies = data_frequencies(args.data, tokenizer, drafter.config.vocab_size, args.window, args.chat_template)
+        chosen = choose_tokens(drafter, frequencies, args.draft_vocab_size)
+        trim(drafter, chosen.tokens).save_pretrained(args.destination)
+    except (CheckpointError, DataError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{args.destination}: {len(chosen.tokens)} tokens, {chosen.coverage:.2%} of the data's")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
