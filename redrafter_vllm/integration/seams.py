@@ -227,22 +227,23 @@ _USED = (
     Seam(
         "vllm.config:VllmConfig",
         Use.USED,
-        attributes="speculative_config model_config scheduler_config compilation_config",
+        attributes="speculative_config model_config scheduler_config compilation_config parallel_config",
     ),
     Seam("vllm.config.vllm:NgramGPUTypes", Use.USED),
     Seam("vllm.config.compilation:CUDAGraphMode", Use.USED),
     Seam("vllm.config.compilation:CompilationConfig", Use.USED, attributes="static_forward_context"),
-    Seam("vllm.config.scheduler:SchedulerConfig", Use.USED, attributes="max_num_seqs"),
+    Seam("vllm.config.scheduler:SchedulerConfig", Use.USED, attributes="max_num_seqs async_scheduling"),
     Seam(
         "vllm.config.model:ModelConfig",
         Use.USED,
         attributes="model dtype runner_type is_encoder_decoder is_attention_free is_hybrid is_multimodal_model use_mla "
-        "hf_text_config logits_processors get_vocab_size get_hidden_size get_sliding_window",
+        "hf_text_config logits_processors get_vocab_size get_hidden_size get_sliding_window is_moe",
     ),
     Seam(
         "vllm.config.parallel:ParallelConfig",
         Use.USED,
-        attributes="tensor_parallel_size pipeline_parallel_size data_parallel_size",
+        attributes="pipeline_parallel_size data_parallel_size decode_context_parallel_size use_ubatching "
+        "prefill_context_parallel_size enable_batch_sharded_sampling distributed_executor_backend",
     ),
     Seam("vllm.config.model:PROCESSED_LOGPROBS_MODES", Use.USED),
     Seam("vllm.exceptions:VLLMValidationError", Use.USED, attributes="parameter"),
@@ -255,7 +256,19 @@ _USED = (
     Seam(f"{_OPENAI}.completion.protocol:CompletionRequest", Use.USED),
     Seam(f"{_OPENAI}.responses.protocol:ResponsesRequest", Use.USED),
     Seam("vllm.platforms.cpu:CpuPlatform", Use.USED),
-    Seam("vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding", Use.USED),
+    Seam("vllm.distributed.parallel_state:get_tp_group", Use.CALLED),
+    Seam("vllm.distributed.parallel_state:get_pp_group", Use.CALLED),
+    Seam(
+        "vllm.distributed.parallel_state:GroupCoordinator",
+        Use.USED,
+        attributes="rank_in_group world_size is_first_rank is_last_rank all_gather all_reduce send recv send_object "
+        "recv_object",
+    ),
+    Seam(
+        "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding",
+        Use.USED,
+        attributes="shard_indices",
+    ),
     Seam("vllm.model_executor.layers.vocab_parallel_embedding:ParallelLMHead", Use.USED),
     Seam(
         "vllm.v1.core.sched.scheduler:Scheduler",
