@@ -9,8 +9,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from redrafter_vllm.state import BatchDrafts, DraftRows
-from redrafter_vllm.tree import DraftTree
+from redrafter_vllm.state import BatchDrafts, DraftRows, RowLayout
 from tests.engine.generation import runner, scheduler
 
 
@@ -62,20 +61,20 @@ def cached_blocks(llm: Any) -> dict[Any, list[Tensor]]:
 def watched_rows(llm: Any) -> Iterator[list[str]]:
     """Yields a list of the verified trees that were not drawn for the request in whose row they stand."""
     states = runner(llm).req_states
-    owner: dict[int, str] = {}
+    owner: dict[int, str | None] = {}
     strangers: list[str] = []
-    write, gather = DraftRows.write, DraftRows.gather
+    write, prepare = DraftRows.write, DraftRows.prepare
 
-    def watched_write(self: DraftRows, rows: Tensor, tree: DraftTree, drawn: Tensor, limit: int) -> None:
-        owner.update({row: states.index_to_req_id[row] for row in rows.tolist()})
-        write(self, rows, tree, drawn, limit)
+    def watched_write(self: DraftRows, rows: Tensor, *args: Any) -> None:
+        owner.update({row: states.index_to_req_id.get(row) for row in rows.tolist()})
+        write(self, rows, *args)
 
-    def watched_gather(self: DraftRows, rows: Tensor, num_scheduled: Tensor) -> BatchDrafts:
-        drafts = gather(self, rows, num_scheduled)
-        for row, has_tree in zip(rows.tolist(), drafts.valid.any(dim=1).tolist(), strict=True):
+    def watched_prepare(self: DraftRows, idx_mapping: Tensor, *args: Any) -> tuple[BatchDrafts, RowLayout]:
+        drafts, layout = prepare(self, idx_mapping, *args)
+        for row, has_tree in zip(idx_mapping.tolist(), drafts.valid.any(dim=1).tolist(), strict=True):
             if has_tree and owner.get(row) != states.index_to_req_id[row]:
                 strangers.append(f"{states.index_to_req_id[row]} verified a tree of {owner.get(row)}")
-        return drafts
+        return drafts, layout
 
-    with patch.object(DraftRows, "write", watched_write), patch.object(DraftRows, "gather", watched_gather):
+    with patch.object(DraftRows, "write", watched_write), patch.object(DraftRows, "prepare", watched_prepare):
         yield strangers
