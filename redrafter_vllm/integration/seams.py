@@ -72,6 +72,11 @@ _REBOUND = (
     ),
     Seam("vllm.sampling_params:SamplingParams._validate_spec_decode", Use.REBOUND, "self speculative_config"),
     Seam(
+        f"{_GPU}.sample.prompt_logprob:PromptLogprobsWorker.compute_prompt_logprobs",
+        Use.REBOUND,
+        "self logits_fn hidden_states input_batch all_token_ids num_computed_tokens prompt_lens",
+    ),
+    Seam(
         f"{_OPENAI}.chat_completion.protocol:ChatCompletionRequest.to_sampling_params",
         Use.REBOUND,
         "self max_tokens default_sampling_params",
@@ -232,6 +237,8 @@ _USED = (
         Use.USED,
         attributes="speculative_config model_config scheduler_config compilation_config",
     ),
+    # A list of methods, to which ours is added.
+    Seam("vllm.config.vllm:NgramGPUTypes", Use.USED),
     Seam("vllm.config.compilation:CUDAGraphMode", Use.USED),
     Seam("vllm.config.compilation:CompilationConfig", Use.USED, attributes="static_forward_context"),
     Seam("vllm.config.scheduler:SchedulerConfig", Use.USED, attributes="max_num_seqs"),
