@@ -325,17 +325,6 @@ def _validate_spec_decode(original: Callable) -> Callable:
     return _validate_spec_decode
 
 
-def _to_sampling_params(original: Callable) -> Callable:
-    def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
-        params = original(self, *args, **kwargs)
-        settings = (self.model_extra or {}).get(KEY)
-        if settings is not None:
-            params.extra_args = {**(params.extra_args or {}), KEY: settings}
-        return params
-
-    return to_sampling_params
-
-
 def _prompt_logprobs(original: Callable) -> Callable:
     def compute_prompt_logprobs(
         self: Any, logits_fn: Any, hidden_states: Any, input_batch: Any, *args: Any
@@ -352,6 +341,17 @@ def _prompt_logprobs(original: Callable) -> Callable:
         return found
 
     return compute_prompt_logprobs
+
+
+def _to_sampling_params(original: Callable) -> Callable:
+    def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        params = original(self, *args, **kwargs)
+        settings = (self.model_extra or {}).get(KEY)
+        if settings is not None:
+            params.extra_args = {**(params.extra_args or {}), KEY: settings}
+        return params
+
+    return to_sampling_params
 
 
 def _is_ours(vllm_config: Any) -> bool:

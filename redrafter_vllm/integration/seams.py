@@ -72,11 +72,6 @@ _REBOUND = (
     ),
     Seam("vllm.sampling_params:SamplingParams._validate_spec_decode", Use.REBOUND, "self speculative_config"),
     Seam(
-        f"{_GPU}.sample.prompt_logprob:PromptLogprobsWorker.compute_prompt_logprobs",
-        Use.REBOUND,
-        "self logits_fn hidden_states input_batch all_token_ids num_computed_tokens prompt_lens",
-    ),
-    Seam(
         f"{_OPENAI}.chat_completion.protocol:ChatCompletionRequest.to_sampling_params",
         Use.REBOUND,
         "self max_tokens default_sampling_params",
@@ -90,6 +85,11 @@ _REBOUND = (
         f"{_OPENAI}.responses.protocol:ResponsesRequest.to_sampling_params",
         Use.REBOUND,
         "self default_max_tokens default_sampling_params",
+    ),
+    Seam(
+        f"{_GPU}.sample.prompt_logprob:PromptLogprobsWorker.compute_prompt_logprobs",
+        Use.REBOUND,
+        "self logits_fn hidden_states input_batch all_token_ids num_computed_tokens prompt_lens",
     ),
     Seam("vllm.v1.core.sched.scheduler:Scheduler.update_draft_token_ids", Use.REBOUND, "self draft_token_ids"),
     Seam(
@@ -199,14 +199,6 @@ _CALLED = (
     Seam(f"{_GPU}.spec_decode.rejection_sampler:get_max_chunk_logits", Use.CALLED, "vocab_size"),
     Seam(f"{_GPU}.async_utils:async_copy_to_np", Use.CALLED, "x"),
     Seam("vllm.v1.metrics.utils:create_metric_per_engine", Use.CALLED, "metric per_engine_labelvalues"),
-    Seam("vllm.distributed.parallel_state:get_pp_group", Use.CALLED),
-    Seam("vllm.distributed.parallel_state:get_tp_group", Use.CALLED),
-    Seam("vllm.distributed.parallel_state:GroupCoordinator.all_gather", Use.CALLED, "input_ * dim"),
-    Seam("vllm.distributed.parallel_state:GroupCoordinator.all_reduce", Use.CALLED, "input_"),
-    Seam("vllm.distributed.parallel_state:GroupCoordinator.send_object", Use.CALLED, "obj * dst"),
-    Seam("vllm.distributed.parallel_state:GroupCoordinator.recv_object", Use.CALLED, "* src"),
-    Seam("vllm.distributed.parallel_state:GroupCoordinator.send", Use.CALLED, "tensor * dst"),
-    Seam("vllm.distributed.parallel_state:GroupCoordinator.recv", Use.CALLED, "size dtype * src"),
     Seam("vllm.utils.torch_utils:canonicalize_singleton_dim_strides", Use.CALLED, "t"),
     Seam("vllm.utils.import_utils:resolve_obj_by_qualname", Use.CALLED, "qualname"),
     Seam("vllm.v1.kv_cache_interface:is_quantized_kv_cache", Use.CALLED, "kv_cache_dtype"),
@@ -235,50 +227,52 @@ _USED = (
     Seam(
         "vllm.config:VllmConfig",
         Use.USED,
-        attributes="speculative_config model_config scheduler_config compilation_config",
+        attributes="speculative_config model_config scheduler_config compilation_config parallel_config",
     ),
-    # A list of methods, to which ours is added.
     Seam("vllm.config.vllm:NgramGPUTypes", Use.USED),
     Seam("vllm.config.compilation:CUDAGraphMode", Use.USED),
     Seam("vllm.config.compilation:CompilationConfig", Use.USED, attributes="static_forward_context"),
-    Seam("vllm.config.scheduler:SchedulerConfig", Use.USED, attributes="max_num_seqs"),
+    Seam("vllm.config.scheduler:SchedulerConfig", Use.USED, attributes="max_num_seqs async_scheduling"),
     Seam(
         "vllm.config.model:ModelConfig",
         Use.USED,
         attributes="model dtype runner_type is_encoder_decoder is_attention_free is_hybrid is_multimodal_model use_mla "
-        "hf_text_config logits_processors get_vocab_size get_hidden_size get_sliding_window",
+        "hf_text_config logits_processors get_vocab_size get_hidden_size get_sliding_window is_moe",
     ),
     Seam(
         "vllm.config.parallel:ParallelConfig",
         Use.USED,
-        attributes="tensor_parallel_size pipeline_parallel_size data_parallel_size",
+        attributes="pipeline_parallel_size data_parallel_size decode_context_parallel_size use_ubatching "
+        "prefill_context_parallel_size enable_batch_sharded_sampling distributed_executor_backend",
     ),
     Seam("vllm.config.model:PROCESSED_LOGPROBS_MODES", Use.USED),
     Seam("vllm.exceptions:VLLMValidationError", Use.USED, attributes="parameter"),
     Seam(
         "vllm.sampling_params:SamplingParams",
         Use.USED,
-        attributes="extra_args repetition_penalty frequency_penalty presence_penalty bad_words structured_outputs "
-        "thinking_token_budget",
+        attributes="extra_args bad_words_token_ids structured_outputs thinking_token_budget",
     ),
     Seam(f"{_OPENAI}.chat_completion.protocol:ChatCompletionRequest", Use.USED),
     Seam(f"{_OPENAI}.completion.protocol:CompletionRequest", Use.USED),
     Seam(f"{_OPENAI}.responses.protocol:ResponsesRequest", Use.USED),
     Seam("vllm.platforms.cpu:CpuPlatform", Use.USED),
+    Seam("vllm.distributed.parallel_state:get_tp_group", Use.CALLED),
+    Seam("vllm.distributed.parallel_state:get_pp_group", Use.CALLED),
+    Seam("vllm.distributed.parallel_state:GroupCoordinator.all_gather", Use.CALLED, "input_ * dim"),
+    Seam("vllm.distributed.parallel_state:GroupCoordinator.all_reduce", Use.CALLED, "input_"),
+    Seam("vllm.distributed.parallel_state:GroupCoordinator.send_object", Use.CALLED, "obj * dst"),
+    Seam("vllm.distributed.parallel_state:GroupCoordinator.recv_object", Use.CALLED, "* src"),
+    Seam("vllm.distributed.parallel_state:GroupCoordinator.send", Use.CALLED, "tensor * dst"),
+    Seam("vllm.distributed.parallel_state:GroupCoordinator.recv", Use.CALLED, "size dtype * src"),
+    Seam(
+        "vllm.distributed.parallel_state:GroupCoordinator",
+        Use.USED,
+        attributes="rank_in_group world_size is_first_rank is_last_rank",
+    ),
     Seam(
         "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding",
         Use.USED,
         attributes="shard_indices",
-    ),
-    Seam(
-        "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbeddingShardIndices",
-        Use.USED,
-        attributes="num_org_elements org_vocab_start_index",
-    ),
-    Seam(
-        "vllm.distributed.parallel_state:GroupCoordinator",
-        Use.USED,
-        attributes="world_size rank_in_group is_first_rank is_last_rank",
     ),
     Seam("vllm.model_executor.layers.vocab_parallel_embedding:ParallelLMHead", Use.USED),
     Seam(
@@ -334,7 +328,30 @@ _USED = (
     Seam(
         f"{_GPU}.sample.sampler:Sampler",
         Use.USED,
-        attributes="compute_nans logprobs_mode logprob_token_ids_state req_states",
+        attributes="compute_nans logprobs_mode logprob_token_ids_state req_states logits_processors trace_replay_state "
+        "return_sampling_mask",
+    ),
+    Seam(f"{_GPU}.sample.logit_bias:LogitBiasState", Use.USED),
+    Seam(
+        f"{_GPU}.sample.penalties:PenaltiesState",
+        Use.USED,
+        attributes="use_penalty repetition_penalty frequency_penalty presence_penalty prompt_bin_mask "
+        "output_bin_counts",
+    ),
+    Seam(
+        f"{_GPU}.sample.bad_words:BadWordsState",
+        Use.USED,
+        attributes="req_states bad_word_token_ids bad_word_offsets num_bad_words",
+    ),
+    Seam(
+        f"{_GPU}.sample.logits_processor:LogitsContext",
+        Use.USED,
+        attributes="idx_mapping_np expanded_idx_mapping",
+    ),
+    Seam(
+        f"{_GPU}.sample.logits_processor:LogitsProcessor",
+        Use.USED,
+        attributes="add_request apply_staged_writes apply",
     ),
     Seam(f"{_SPECULATOR}", Use.USED),
     # What the runner reads of a speculator without asking what it is.

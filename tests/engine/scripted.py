@@ -82,7 +82,13 @@ def trees_around(
         return propose(self, input_batch, *args, **kwargs)
 
     def draw(
-        drafter: Any, embedding: torch.Tensor, context: Any, roots: Any, beam_limit: Any, config: Any, step: Any
+        drafter: Any,
+        embedding: torch.Tensor,
+        context: Any,
+        roots: Any,
+        beam_limit: Any,
+        config: Any,
+        beam_step: Any = None,
     ) -> DraftTree:
         shape = (len(rows), config.num_speculative_tokens)
         tree = DraftTree(

@@ -22,7 +22,7 @@ OPTIONS: dict[str, Any] = dict(
     disable_log_stats=False,
     seed=0,
 )
-NUM_PROMPTS = 12
+NUM_PROMPTS = 8
 
 Prompts = list[list[int]]
 
@@ -55,7 +55,7 @@ def run(llm: Any, prompts: Prompts) -> Run:
 
 def sampling(mode: str) -> list[Any]:
     temperature = 0.0 if mode == "greedy" else 0.8
-    return [params(temperature=temperature, seed=index, max_tokens=24) for index in range(NUM_PROMPTS)]
+    return [params(temperature=temperature, seed=index, max_tokens=16) for index in range(NUM_PROMPTS)]
 
 
 def accepted_per_draft(metrics: Sequence[Any], replica: str = "0") -> float:
