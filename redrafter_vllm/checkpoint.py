@@ -58,13 +58,17 @@ def check_checkpoint(path: str | PathLike[str]) -> DrafterConfig:
     return _read_header(Path(path))[0]
 
 
-def check_against_target(config: DrafterConfig, *, hidden_size: int, vocab_size: int) -> None:
-    """Raises TargetMismatchError unless the drafter belongs to a target of these sizes."""
-    for what, own, target in (
-        ("hidden size", config.hidden_size, hidden_size),
-        ("vocabulary size", config.vocab_size, vocab_size),
+def check_against_target(config: DrafterConfig, *, hidden_size: int, vocab_size: int, allowed_padding: int = 0) -> None:
+    """Raises TargetMismatchError unless the drafter belongs to a target of these sizes.
+
+    Targets get rows added to their vocabulary (for alignment, or for special tokens): a drafter may lack up to
+    `allowed_padding` of the last ones, which it never drafts.
+    """
+    for what, own, target, missing in (
+        ("hidden size", config.hidden_size, hidden_size, 0),
+        ("vocabulary size", config.vocab_size, vocab_size, allowed_padding),
     ):
-        if own != target:
+        if not target - missing <= own <= target:
             raise TargetMismatchError(
                 f"The drafter has {what} {own} but the target has {target}; use the drafter that was trained for "
                 "this target, or train one."

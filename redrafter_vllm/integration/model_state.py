@@ -3,6 +3,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
@@ -54,6 +55,7 @@ class RedrafterModelState(DefaultModelState):
         self.speculator.bind_target(model)
         self.is_chain = self.speculator.drafting.is_chain
         self.cache_layers: list[Any] = []
+        self.rows_per_request: np.ndarray | None = None  # [B] of the step whose adapters are about to be set
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         super().add_request(req_index, new_req_data)
@@ -82,6 +84,21 @@ class RedrafterModelState(DefaultModelState):
     def kv_caches(self) -> list[Tensor]:
         """The caches of all layers. Not kept: vLLM frees those that it only measured graphs with through the layers."""
         return [layer.kv_cache for layer in self.cache_layers]
+
+    def preprocess_state(
+        self,
+        input_batch: InputBatch,
+        block_tables: tuple[Tensor, ...],
+        kv_cache_config: KVCacheConfig,
+        num_computed_tokens: Tensor,
+    ) -> None:
+        super().preprocess_state(input_batch, block_tables, kv_cache_config, num_computed_tokens)
+        self.rows_per_request = np.diff(input_batch.cu_num_logits_np)
+
+    def per_logits_row(self, lora_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Adapters of the requests [B] as adapters of the logits rows [R]; a dummy run has one row a request."""
+        rows, self.rows_per_request = self.rows_per_request, None
+        return lora_ids if rows is None else tuple(np.repeat(lora_ids, rows))
 
     def prepare_attn(
         self,

@@ -12,7 +12,11 @@ import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.distributed.parallel_state import get_pp_group, get_tp_group
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    UnquantizedEmbeddingMethod,
+    VocabParallelEmbedding,
+)
 
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.drafter import Drafter
@@ -44,7 +48,7 @@ def load_part(
 def share_embedding(model: nn.Module, drafter: Drafter) -> Tensor | ShardedEmbedding:
     """What the drafter takes of each token, from the target's embedding; on the last stage.
 
-    Raises UnsupportedTargetError where the target has no embedding, or several.
+    Raises UnsupportedTargetError where the target has no embedding, several, or a quantised one.
     """
     rows, first_id = _own_rows(model) if get_pp_group().is_first_rank else _receive_rows(model)
     inputs, group = drafter.token_inputs(rows), get_tp_group()
@@ -74,6 +78,12 @@ def _own_rows(model: nn.Module) -> tuple[Tensor, int]:
     if len(tables) != 1:
         raise UnsupportedTargetError(
             f"ReDrafter shares the target's token embedding, but {type(model).__name__} has {len(tables)} of them."
+        )
+    method = tables[0].quant_method
+    if not isinstance(method, UnquantizedEmbeddingMethod):
+        raise UnsupportedTargetError(
+            f"ReDrafter shares the target's token embedding, which {type(method).__name__} has quantised; leave the "
+            "embedding out of the quantisation."
         )
     shard = tables[0].shard_indices
     return tables[0].weight[: shard.num_org_elements], shard.org_vocab_start_index

@@ -98,6 +98,9 @@ def install_runner() -> None:
         "vllm.v1.worker.gpu.sample.prompt_logprob:PromptLogprobsWorker.compute_prompt_logprobs", _prompt_logprobs
     )
     allow_async_scheduling()
+    # Runner V2 names one adapter a request for the LM head, which has a row for every draft as well. Can go when it
+    # counts those.
+    rebind_seam("vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras", _set_active_loras)
     install_request_settings()
     install_metrics()
 
@@ -341,6 +344,17 @@ def _prompt_logprobs(original: Callable) -> Callable:
         return found
 
     return compute_prompt_logprobs
+
+
+def _set_active_loras(original: Callable) -> Callable:
+    def _set_active_loras(self: Any, prompt_lora_mapping: tuple[int, ...], *args: Any, **kwargs: Any) -> None:
+        # Profiling sets adapters before there is a model state.
+        state = getattr(self, "model_state", None)
+        if state is not None and hasattr(state, "per_logits_row"):
+            prompt_lora_mapping = state.per_logits_row(prompt_lora_mapping)
+        original(self, prompt_lora_mapping, *args, **kwargs)
+
+    return _set_active_loras
 
 
 def _to_sampling_params(original: Callable) -> Callable:

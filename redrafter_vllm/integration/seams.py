@@ -61,6 +61,11 @@ _REBOUND = (
     Seam(f"{_GPU}.model_runner:init_speculator", Use.REBOUND, "vllm_config device req_states"),
     Seam(f"{_GPU}.model_runner:init_model_state", Use.REBOUND, "vllm_config model encoder_cache device"),
     Seam(
+        "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras",
+        Use.REBOUND,
+        "self prompt_lora_mapping token_lora_mapping lora_requests mapping_type",
+    ),
+    Seam(
         "vllm.platforms.cpu:CpuPlatform.get_attn_backend_cls",
         Use.REBOUND,
         "cls selected_backend attn_selector_config num_heads",
@@ -125,6 +130,11 @@ _OVERRIDDEN = (
         Use.OVERRIDDEN,
         "self input_batch cudagraph_mode block_tables slot_mappings attn_groups kv_cache_config for_capture ubatch_idx "
         "model_specific_attn_metadata",
+    ),
+    Seam(
+        f"{_STATE}.preprocess_state",
+        Use.OVERRIDDEN,
+        "self input_batch block_tables kv_cache_config num_computed_tokens",
     ),
     Seam(f"{_STATE}.custom_sampler", Use.OVERRIDDEN, "self sampler"),
     Seam(f"{_STATE}.postprocess_state", Use.OVERRIDDEN, "self idx_mapping num_sampled num_computed_tokens"),
@@ -275,6 +285,7 @@ _USED = (
         attributes="shard_indices",
     ),
     Seam("vllm.model_executor.layers.vocab_parallel_embedding:ParallelLMHead", Use.USED),
+    Seam("vllm.model_executor.layers.vocab_parallel_embedding:UnquantizedEmbeddingMethod", Use.USED),
     Seam(
         "vllm.v1.core.sched.scheduler:Scheduler",
         Use.USED,

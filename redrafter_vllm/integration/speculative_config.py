@@ -28,6 +28,10 @@ install_runner()
 _VLLM_OPTIONS = ("method", "model", "num_speculative_tokens_per_batch_size")
 _FROM_ENGINE = ("target_model_config", "target_parallel_config")
 
+# Vocabularies are padded to multiples of at most 512, and get a few hundred special tokens; a drafter that lacks more
+# than this was made for another tokenizer.
+MAX_VOCAB_PADDING = 1024
+
 
 @config
 class RedrafterSpeculativeConfig(SpeculativeConfig):
@@ -114,7 +118,18 @@ def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeCon
 
 def _check_checkpoint(checkpoint: Path, target: Any, drafting: DraftingConfig) -> None:
     drafter_config = check_checkpoint(checkpoint)
-    check_against_target(drafter_config, hidden_size=target.get_hidden_size(), vocab_size=target.get_vocab_size())
+    check_against_target(
+        drafter_config,
+        hidden_size=target.get_hidden_size(),
+        vocab_size=target.get_vocab_size(),
+        allowed_padding=MAX_VOCAB_PADDING,
+    )
+    if drafter_config.vocab_size < target.get_vocab_size():
+        logger.warning(
+            "The drafter knows %d of the target's %d tokens; the last ones are never drafted.",
+            drafter_config.vocab_size,
+            target.get_vocab_size(),
+        )
     if drafting.beam_width > drafter_config.output_size:
         raise OptionError(
             f"beam_width={drafting.beam_width} is out of range; the drafter at {checkpoint} proposes from "

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vllm serve` as a user starts it: its own processes, the flag, HTTP, the OpenAI client."""
+"""`vllm serve` as a user starts it: its own processes, the flag, HTTP, and the clients that people talk to it with."""
 
+import io
+import json
 import os
 import signal
 import socket
@@ -11,17 +13,46 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import BadRequestError, OpenAI
 
 from redrafter_vllm.integration.metrics_prometheus import ACCEPTED, COUNTERS
+from tests.engine.chat import TEMPLATE, chat_prompts, texts
 from tests.engine.conftest import MakeEngine
-from tests.engine.generation import generate, params, tokens
+from tests.engine.generation import params
 
 pytestmark = pytest.mark.engine
 
 PROMPTS = ["def read(self, size=-1):\n", "import os\n\n\nclass ", "    for key, value in ", "try:\n    from "]
+
+
+CONVERSATIONS: list[list[dict[str, str]]] = [
+    [{"role": "user", "content": "open a file"}],
+    [{"role": "system", "content": "be terse"}, {"role": "user", "content": "import os"}],
+    [
+        {"role": "user", "content": "a loop"},
+        {"role": "assistant", "content": "for x in y:"},
+        {"role": "user", "content": "a class"},
+    ],
+]
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "kind": {"enum": ["module", "class", "function"]},
+        "public": {"type": "boolean"},
+        "lines": {"type": "integer", "minimum": 0, "maximum": 999},
+    },
+    "required": ["kind", "public", "lines"],
+    "additionalProperties": False,
+}
+
+# Left to itself, the tiny model fills a JSON object with blanks.
+GRAMMARS = {"backend": "xgrammar", "disable_any_whitespace": True}
+# What a request gets that says nothing: the command line clients cannot.
+DEFAULTS = {"temperature": 0, "max_new_tokens": 40}
 
 
 def free_port() -> int:
@@ -34,11 +65,13 @@ def free_port() -> int:
 def server(asset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port, log = free_port(), tmp_path_factory.mktemp("serve") / "log"
     options = "--dtype float32 --max-model-len 256 --max-num-seqs 8 --enforce-eager --kv-cache-memory-bytes 67108864"
+    own = ["--chat-template", TEMPLATE, "--override-generation-config", json.dumps(DEFAULTS)]
+    own += ["--structured-outputs-config", json.dumps(GRAMMARS)]
     command = [Path(sys.executable).with_name("vllm"), "serve", asset, "--speculative-model", "redrafter"]
     environment = {key: value for key, value in os.environ.items() if key != "VLLM_ENABLE_V1_MULTIPROCESSING"}
     with log.open("w") as sink:
         process = subprocess.Popen(
-            [*map(str, command), "--port", str(port), "--host", "127.0.0.1", *options.split()],
+            [*map(str, command), "--port", str(port), "--host", "127.0.0.1", *options.split(), *own],
             stdout=sink,
             stderr=subprocess.STDOUT,
             env=environment,
@@ -66,9 +99,17 @@ def wait_until_healthy(process: "subprocess.Popen[bytes]", url: str, log: Path) 
     pytest.fail(f"the server did not come up:\n{log.read_text()[-3000:]}")
 
 
-def test_completions_are_those_of_plain_vllm(server: str, asset: Path, make_engine: MakeEngine) -> None:
-    client = OpenAI(base_url=f"{server}/v1", api_key="none")
+@pytest.fixture(scope="module")
+def client(server: str) -> OpenAI:
+    return OpenAI(base_url=f"{server}/v1", api_key="none")
 
+
+@pytest.fixture(scope="module")
+def plain(asset: Path, make_engine: MakeEngine) -> Any:
+    return make_engine(asset, skip_tokenizer_init=False, structured_outputs_config=GRAMMARS)
+
+
+def test_completions_are_those_of_plain_vllm(client: OpenAI, asset: Path, plain: Any) -> None:
     def complete(case: tuple[int, str]) -> str:
         index, prompt = case
         return (
@@ -80,16 +121,56 @@ def test_completions_are_those_of_plain_vllm(server: str, asset: Path, make_engi
         )
 
     with ThreadPoolExecutor(4) as pool:
-        texts = list(pool.map(complete, enumerate(PROMPTS)))
-    plain = make_engine(asset, skip_tokenizer_init=False)
-    tokenizer = plain.get_tokenizer()
+        answers = list(pool.map(complete, enumerate(PROMPTS)))
     sampling = [params(max_tokens=40, temperature=0.8 * (i % 2), seed=i) for i in range(len(PROMPTS))]
-    expected = tokens(generate(plain, [tokenizer.encode(prompt) for prompt in PROMPTS], sampling))
-    assert texts == [tokenizer.decode(out[0], skip_special_tokens=True) for out in expected]
+    assert answers == texts(plain, [plain.get_tokenizer().encode(prompt) for prompt in PROMPTS], sampling)
 
 
-def test_streaming_and_metrics(server: str, asset: Path) -> None:
-    client = OpenAI(base_url=f"{server}/v1", api_key="none")
+def test_chat_is_that_of_plain_vllm(client: OpenAI, asset: Path, plain: Any) -> None:
+    def chat(case: tuple[int, list[dict[str, str]]]) -> str:
+        index, messages = case
+        options: dict[str, Any] = {"max_tokens": 40, "temperature": 0.8 * (index % 2), "seed": index}
+        if index == 2:
+            chunks = list(
+                client.chat.completions.create(
+                    model=str(asset),
+                    messages=messages,  # type: ignore[arg-type]
+                    stream=True,
+                    stream_options={"include_usage": True},
+                    **options,
+                )
+            )
+            assert chunks[-1].usage.completion_tokens == 40
+            pieces = [chunk.choices[0].delta.content or "" for chunk in chunks[:-1]]
+            # Several tokens in a chunk.
+            assert len([piece for piece in pieces if piece]) < 40
+            return "".join(pieces)
+        answer = client.chat.completions.create(model=str(asset), messages=messages, **options)  # type: ignore[arg-type]
+        return answer.choices[0].message.content or ""
+
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(chat, enumerate(CONVERSATIONS)))
+    sampling = [params(max_tokens=40, temperature=0.8 * (i % 2), seed=i) for i in range(3)]
+    assert answers == texts(plain, chat_prompts(plain, CONVERSATIONS), sampling)
+
+
+def test_chat_by_a_json_schema(client: OpenAI, asset: Path, plain: Any) -> None:
+    from vllm.sampling_params import StructuredOutputsParams
+
+    answer = client.chat.completions.create(
+        model=str(asset),
+        messages=CONVERSATIONS[0],  # type: ignore[arg-type]
+        max_tokens=100,
+        temperature=0,
+        response_format={"type": "json_schema", "json_schema": {"name": "unit", "schema": SCHEMA, "strict": True}},
+    )
+    content = answer.choices[0].message.content or ""
+    assert set(json.loads(content)) == {"kind", "public", "lines"}
+    sampling = params(max_tokens=100, temperature=0, structured_outputs=StructuredOutputsParams(json=SCHEMA))
+    assert [content] == texts(plain, chat_prompts(plain, CONVERSATIONS[:1]), sampling)
+
+
+def test_streaming_and_metrics(server: str, client: OpenAI, asset: Path) -> None:
     options = {"model": str(asset), "prompt": PROMPTS[0], "max_tokens": 40, "temperature": 0}
     whole = client.completions.create(**options).choices[0].text
     chunks = [chunk.choices[0].text for chunk in client.completions.create(**options, stream=True)]
@@ -136,3 +217,50 @@ def test_settings_in_the_body(server: str, asset: Path) -> None:
     assert verifications > 0 and none == 0
     with pytest.raises(BadRequestError, match="Unknown setting 'beams' in 'redrafter'"):
         complete({"beams": 2})
+
+
+def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str, stdin: str = "") -> None:
+    """`vllm ARGUMENTS`, in this process: another one would spend ten seconds on imports."""
+    from vllm.entrypoints.cli.main import main
+
+    monkeypatch.setattr(sys, "argv", ["vllm", *arguments])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+    # The clients set handlers that would outlive them.
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    main()
+
+
+def test_the_complete_client(
+    server: str, plain: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_cli(monkeypatch, "complete", "--url", f"{server}/v1", "--max-tokens", "24", "--quick", PROMPTS[0])
+    printed = capsys.readouterr().out
+    sampling = params(max_tokens=24, temperature=0)
+    assert texts(plain, [plain.get_tokenizer().encode(PROMPTS[0])], sampling)[0] in printed
+
+
+def test_the_chat_client(
+    server: str, plain: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two turns, typed: the second one answers to the first one's answer."""
+    run_cli(monkeypatch, "chat", "--url", f"{server}/v1", stdin="a loop\na class\n")
+    printed = capsys.readouterr().out
+    conversation, sampling = [], params(max_tokens=40, temperature=0)
+    for line in ("a loop", "a class"):
+        conversation.append({"role": "user", "content": line})
+        answer = texts(plain, chat_prompts(plain, [conversation]), sampling)[0]
+        assert answer in printed
+        conversation.append({"role": "assistant", "content": answer})
+
+
+def test_bench_serve(server: str, asset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = tmp_path / "result.json"
+    options = f"--base-url {server} --model {asset} --dataset-name random --random-input-len 12 --random-output-len 24"
+    options += f" --num-prompts 4 --ignore-eos --save-result --result-dir {tmp_path} --result-filename {result.name}"
+    run_cli(monkeypatch, "bench", "serve", *options.split())
+    measured = json.loads(result.read_text())
+    assert measured["completed"] == 4 and measured["failed"] == 0
+    assert measured["total_output_tokens"] == 4 * 24
+    # It asks the server for its counters of speculative decoding.
+    assert measured["spec_decode_num_drafts"] > 0
+    assert 1.0 <= measured["spec_decode_acceptance_length"] <= 5.0

@@ -7,17 +7,30 @@ from typing import Any
 import pytest
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
+    CohereConfig,
+    DeepseekV2Config,
+    Gemma2Config,
+    GemmaConfig,
+    Glm4Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    GptOssConfig,
+    GraniteConfig,
     MambaConfig,
     MistralConfig,
+    MixtralConfig,
+    Phi3Config,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     set_seed,
 )
 
 from tests.engine.conftest import MakeEngine
-from tests.engine.generation import CHAIN, TREE, generate, params, random_prompts, tokens
-from tests.engine.scripted import assert_identical, run_both
+from tests.engine.generation import CHAIN, TREE, params, random_prompts
+from tests.engine.scripted import assert_identical, run_both, same_clear_choices
 from tests.models import VOCAB, save_random_drafter, save_random_llama
 
 pytestmark = pytest.mark.engine
@@ -35,17 +48,42 @@ SHAPE: dict[str, Any] = dict(
     eos_token_id=2,
 )
 
+WIDE = {**SHAPE, "hidden_size": 128}
+OLD_NAMES: dict[str, Any] = dict(
+    vocab_size=VOCAB, n_layer=2, n_head=4, initializer_range=0.2, bos_token_id=1, eos_token_id=2
+)
+EXPERTS: dict[str, Any] = dict(num_experts_per_tok=2, pad_token_id=0)
+
 # head_dim 32: vLLM's own CPU attention, which plain vLLM compares with, takes no smaller one.
 FAMILIES: dict[str, PretrainedConfig] = {
     "mistral": MistralConfig(**SHAPE, head_dim=32, sliding_window=None),
-    "qwen2": Qwen2Config(**{**SHAPE, "hidden_size": 128}, use_sliding_window=False),
+    "qwen2": Qwen2Config(**WIDE, use_sliding_window=False),
     "qwen3": Qwen3Config(**SHAPE, head_dim=32, use_sliding_window=False),
+    # Scaled embeddings; a scaled LM head; partial rotation; layers side by side; learned positions.
+    "gemma": GemmaConfig(**SHAPE, head_dim=32),
+    "granite": GraniteConfig(**WIDE, logits_scaling=2.0, embedding_multiplier=3.0),
+    "phi3": Phi3Config(**WIDE, pad_token_id=0),
+    "glm4": Glm4Config(**SHAPE, head_dim=32, pad_token_id=0),
+    "cohere": CohereConfig(**WIDE, logit_scale=0.5),
+    "gpt-neox": GPTNeoXConfig(**{name: value for name, value in WIDE.items() if name != "num_key_value_heads"}),
+    "gpt2": GPT2Config(**OLD_NAMES, n_embd=128, n_positions=1024),
+}
+
+MIXTURES: dict[str, tuple[PretrainedConfig, dict[str, Any]]] = {
+    "mixtral": (MixtralConfig(**WIDE, **EXPERTS, num_local_experts=4), TREE),
+    "qwen3-moe": (Qwen3MoeConfig(**SHAPE, **EXPERTS, head_dim=32, num_experts=4, moe_intermediate_size=64), TREE),
+    # Attention sinks and sliding windows.
+    "gpt-oss": (GptOssConfig(**SHAPE, **EXPERTS, head_dim=32, num_local_experts=4, sliding_window=64), CHAIN),
 }
 
 
 def save(config: PretrainedConfig, path: Path) -> Path:
     set_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    model = AutoModelForCausalLM.from_config(config)
+    if config.model_type == "gemma2":
+        # Random layers move nothing against embeddings of this size, and the model repeats its last token.
+        model.get_input_embeddings().weight.data.mul_(0.1)
+    model.save_pretrained(path)
     save_random_drafter(path / "redrafter", hidden_size=config.hidden_size)
     return path
 
@@ -54,6 +92,23 @@ def save(config: PretrainedConfig, path: Path) -> Path:
 def test_families(make_engine: MakeEngine, tmp_path: Path, family: str) -> None:
     target = save(FAMILIES[family], tmp_path / family)
     assert_identical(make_engine(target), make_engine(target, TREE))
+
+
+@pytest.fixture
+def expert_parallel_group(make_engine: MakeEngine, random_target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engines of a session share vLLM's process groups, and a dense model's engine makes none for experts."""
+    from vllm.distributed import parallel_state
+
+    make_engine(random_target)
+    if parallel_state._EP is None:
+        monkeypatch.setattr(parallel_state, "_EP", parallel_state._TP)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_mixtures_of_experts(make_engine: MakeEngine, tmp_path: Path, expert_parallel_group: None, family: str) -> None:
+    config, speculative = MIXTURES[family]
+    target = save(config, tmp_path / family)
+    assert_identical(make_engine(target), make_engine(target, speculative))
 
 
 @pytest.mark.parametrize("block_size", [1, 8, 16, 24, 64, 256])
@@ -74,25 +129,18 @@ def test_bf16(make_engine: MakeEngine, random_target: Path) -> None:
     plain, tree = make_engine(random_target, **options), make_engine(random_target, TREE, **options)
     prompts = random_prompts(8, VOCAB, longest=120)
     sampling = params(temperature=0.0, ignore_eos=True, max_tokens=32, logprobs=2)
-    expected, outputs = run_both(plain, tree, prompts, sampling)
-    compared = 0
-    for output, wanted in zip(outputs, expected, strict=True):
-        own, theirs = output.outputs[0], wanted.outputs[0]
-        for position, (token, reference) in enumerate(zip(own.token_ids, theirs.token_ids, strict=True)):
-            if token != reference:
-                scores = sorted((entry.logprob for entry in theirs.logprobs[position].values()), reverse=True)
-                assert scores[0] - scores[1] < 0.1, "a clear choice differs"
-                break
-            compared += 1
-    assert compared > 100
+    assert same_clear_choices(*run_both(plain, tree, prompts, sampling)) > 100
 
 
 REFUSED: dict[str, tuple[PretrainedConfig, str]] = {
     "sliding window": (MistralConfig(**SHAPE, head_dim=32, sliding_window=64), "sliding-window"),
     "mixed layers": (
-        Qwen2Config(**{**SHAPE, "hidden_size": 128}, use_sliding_window=True, sliding_window=64, max_window_layers=1),
+        Qwen2Config(**WIDE, use_sliding_window=True, sliding_window=64, max_window_layers=1),
         "sliding-window",
     ),
+    "soft cap": (Gemma2Config(**SHAPE, head_dim=32), "caps its attention logits"),
+    "ALiBi": (BloomConfig(**OLD_NAMES, hidden_size=128), "ALiBi"),
+    "MLA": (DeepseekV2Config(**WIDE), "MLA"),
     "state space": (
         MambaConfig(vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, architectures=["MambaForCausalLM"]),
         "no attention",
@@ -108,14 +156,26 @@ def test_refused_targets(make_engine: MakeEngine, tmp_path: Path, kind: str) -> 
     if not config.architectures:
         config.architectures = [f"{type(config).__name__.removesuffix('Config')}ForCausalLM"]
         config.save_pretrained(tmp_path)
-    save_random_drafter(tmp_path / "redrafter")
+    save_random_drafter(tmp_path / "redrafter", hidden_size=config.hidden_size)
     with pytest.raises(ValueError, match=reason):
         make_engine(tmp_path, TREE)
 
 
-def test_a_chain_serves_sliding_windows(make_engine: MakeEngine, tmp_path: Path) -> None:
-    target = save(MistralConfig(**SHAPE, head_dim=32, sliding_window=64), tmp_path / "target")
-    prompts = random_prompts(4, VOCAB, longest=150)
-    sampling = params(temperature=0.0, ignore_eos=True, max_tokens=24)
-    expected = tokens(generate(make_engine(target), prompts, sampling))
-    assert tokens(generate(make_engine(target, CHAIN), prompts, sampling)) == expected
+CHAINS_ONLY: dict[str, PretrainedConfig] = {
+    "sliding window": MistralConfig(**SHAPE, head_dim=32, sliding_window=64),
+    "soft cap": Gemma2Config(**SHAPE, head_dim=32, query_pre_attn_scalar=32, sliding_window=64),
+    "ALiBi": BloomConfig(**OLD_NAMES, hidden_size=128),
+}
+
+
+@pytest.mark.parametrize("kind", CHAINS_ONLY)
+def test_chains_serve_what_trees_cannot(make_engine: MakeEngine, tmp_path: Path, kind: str) -> None:
+    target = save(CHAINS_ONLY[kind], tmp_path / "target")
+    assert_identical(make_engine(target), make_engine(target, CHAIN))
+
+
+def test_a_quantised_cache(make_engine: MakeEngine, random_target: Path) -> None:
+    with pytest.raises(ValueError, match=r"cache is quantised \(kv_cache_dtype=fp8\)"):
+        make_engine(random_target, TREE, kv_cache_dtype="fp8")
+    options = {"kv_cache_dtype": "fp8"}
+    assert_identical(make_engine(random_target, **options), make_engine(random_target, CHAIN, **options))

@@ -44,6 +44,7 @@ def test_dense_decoders_pass() -> None:
         ({"is_attention_free": True}, "no attention"),
         ({"is_hybrid": True}, "state-space layers"),
         ({"is_multimodal_model": True}, "multimodal"),
+        ({"use_mla": True}, "MLA"),
     ],
 )
 def test_never_served(changes: dict[str, Any], reason: str) -> None:
@@ -55,7 +56,6 @@ def test_never_served(changes: dict[str, Any], reason: str) -> None:
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
-        (model(use_mla=True), "MLA"),
         (model(sliding_window=4096), "sliding-window"),
         (model({"layer_types": ["full_attention", "sliding_attention"]}), "sliding-window"),
         (model({"attention_chunk_size": 8192}), "chunked local attention"),
