@@ -268,11 +268,16 @@ _USED = (
     Seam("vllm.platforms.cpu:CpuPlatform", Use.USED),
     Seam("vllm.distributed.parallel_state:get_tp_group", Use.CALLED),
     Seam("vllm.distributed.parallel_state:get_pp_group", Use.CALLED),
+    Seam("vllm.distributed.parallel_state:GroupCoordinator.all_gather", Use.CALLED, "input_ * dim"),
+    Seam("vllm.distributed.parallel_state:GroupCoordinator.all_reduce", Use.CALLED, "input_"),
+    Seam("vllm.distributed.parallel_state:GroupCoordinator.send_object", Use.CALLED, "obj * dst"),
+    Seam("vllm.distributed.parallel_state:GroupCoordinator.recv_object", Use.CALLED, "* src"),
+    Seam("vllm.distributed.parallel_state:GroupCoordinator.send", Use.CALLED, "tensor * dst"),
+    Seam("vllm.distributed.parallel_state:GroupCoordinator.recv", Use.CALLED, "size dtype * src"),
     Seam(
         "vllm.distributed.parallel_state:GroupCoordinator",
         Use.USED,
-        attributes="rank_in_group world_size is_first_rank is_last_rank all_gather all_reduce send recv send_object "
-        "recv_object",
+        attributes="rank_in_group world_size is_first_rank is_last_rank",
     ),
     Seam(
         "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding",

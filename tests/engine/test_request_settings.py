@@ -20,6 +20,8 @@ from tests.models import VOCAB
 
 pytestmark = pytest.mark.engine
 
+# The scheduler gives slots to drafts, or to placeholders for them.
+SCHEDULING = [{"async_scheduling": False}, {"async_scheduling": True}]
 OFF: dict[str, Any] = {"enabled": False}
 SETTINGS: list[dict[str, Any] | None] = [
     None,
@@ -68,9 +70,11 @@ def position(request_id: str, outputs: list[Any]) -> int:
     return next(i for i, out in enumerate(outputs) if request_id.split("-")[0] == out.request_id)
 
 
-def test_mixed_in_one_batch(make_engine: MakeEngine, random_target: Path) -> None:
+@pytest.mark.parametrize("options", SCHEDULING, ids=str)
+def test_mixed_in_one_batch(make_engine: MakeEngine, random_target: Path, options: dict[str, Any]) -> None:
     """Opted-out, limited and ordinary requests side by side, with drafts that are accepted."""
-    plain, tree = make_engine(random_target), make_engine(random_target, TREE)
+    plain, tree = make_engine(random_target), make_engine(random_target, TREE, **options)
+    assert type(scheduler(tree)).__name__ == ("AsyncScheduler" if options["async_scheduling"] else "Scheduler")
     prompts = random_prompts(len(SETTINGS), VOCAB, seed=4)
     with verified(tree) as seen:
         expected, outputs = run_both(plain, tree, prompts, requests(SETTINGS), seed=1)
@@ -130,9 +134,12 @@ def test_a_batch_that_wants_no_drafts_draws_none(make_engine: MakeEngine, random
     assert seen and runner(tree).speculator.drafts_wanted.any()
 
 
-def test_preempted_requests_keep_their_settings(make_engine: MakeEngine, random_target: Path) -> None:
+@pytest.mark.parametrize("options", SCHEDULING, ids=str)
+def test_preempted_requests_keep_their_settings(
+    make_engine: MakeEngine, random_target: Path, options: dict[str, Any]
+) -> None:
     small = {"num_gpu_blocks_override": 26, "block_size": 16, "max_model_len": 256}
-    plain, tree = make_engine(random_target), make_engine(random_target, TREE, **small)
+    plain, tree = make_engine(random_target), make_engine(random_target, TREE, **small, **options)
     settings = [None, OFF, {"num_speculative_tokens": 2}, {"beam_width": 1}] * 2
     prompts = [prompt[:40] for prompt in random_prompts(len(settings), VOCAB, longest=90)]
     preempted = []
