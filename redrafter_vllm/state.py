@@ -41,6 +41,10 @@ class DraftRows:
         self.beam_limit[row].fill_(beam_limit)
         self.node_limit[row].fill_(node_limit)
 
+    def restrict_to_chain(self, row: int) -> None:
+        """Draw chains for the request that the row was opened for."""
+        self.beam_limit[row].fill_(1)
+
     def clear(self, rows: Tensor) -> None:  # [B]
         """Drop the trees of these rows."""
         self.num_nodes.index_fill_(0, rows, 0)

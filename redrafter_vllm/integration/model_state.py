@@ -53,8 +53,6 @@ class RedrafterModelState(DefaultModelState):
         self.speculator = RedrafterSpeculator.of(vllm_config)
         self.speculator.bind_target(model)
         self.is_chain = self.speculator.drafting.is_chain
-        # A custom logits processor may look at any earlier token, and only it knows.
-        self.chains_only = bool(vllm_config.model_config.logits_processors)
         self.cache_layers: list[Any] = []
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
@@ -62,10 +60,8 @@ class RedrafterModelState(DefaultModelState):
         params = new_req_data.sampling_params
         drafting = self.speculator.drafting
         settings = parse_request_settings(params.extra_args if params is not None else None, drafting)
-        chain_only = self.chains_only or needs_chain(params)
-        self.speculator.open_row(
-            req_index, 1 if chain_only else settings.beam_limit(drafting), settings.node_limit(drafting)
-        )
+        beam_limit = 1 if needs_chain(params) else settings.beam_limit(drafting)
+        self.speculator.open_row(req_index, beam_limit, settings.node_limit(drafting))
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
         super().initialize_kv_cache(kv_cache_config, block_tables)

@@ -8,7 +8,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 from redrafter_vllm.config import OptionError
 from redrafter_vllm.integration.seams import rebound
@@ -92,8 +92,34 @@ def install_runner() -> None:
     # vLLM's rejection sampler ignores min_p and logit_bias, so it refuses them; the walk runs its whole sampler.
     # Can go when the refusal asks the method. Also where a request's own settings are checked.
     rebind_seam("vllm.sampling_params:SamplingParams._validate_spec_decode", _validate_spec_decode)
+    # A waiting request of one token is padded with placeholder drafts, and vLLM scores them as its prompt. No step of a
+    # plain engine has drafts. Can go when vLLM leaves them out.
+    rebind_seam(
+        "vllm.v1.worker.gpu.sample.prompt_logprob:PromptLogprobsWorker.compute_prompt_logprobs", _prompt_logprobs
+    )
+    allow_async_scheduling()
     install_request_settings()
     install_metrics()
+
+
+def allow_async_scheduling() -> None:
+    """Let `VllmConfig` schedule asynchronously with this method, as it does with EAGLE.
+
+    It knows the methods that it may do so with by closed lists, one of which it reads for nothing else. The method
+    meets what they do: drafts stay on the device, the scheduler counts placeholders, and no shape depends on how many
+    of them were accepted. Can go when the configuration asks the method.
+
+    Raises:
+        SeamChangedError: The list is gone or holds other methods.
+    """
+    from vllm.config import vllm as vllm_config
+
+    methods = get_args(getattr(vllm_config, "NgramGPUTypes", None))
+    if "redrafter" in methods:
+        return
+    if methods != ("ngram_gpu",):
+        raise _seam_changed("vllm.config.vllm.NgramGPUTypes", f"has as {methods}, not as ('ngram_gpu',)")
+    vllm_config.NgramGPUTypes = Literal["ngram_gpu", "redrafter"]
 
 
 def install_request_settings() -> None:
@@ -297,6 +323,24 @@ def _validate_spec_decode(original: Callable) -> Callable:
             raise VLLMValidationError(str(error), parameter=KEY) from error
 
     return _validate_spec_decode
+
+
+def _prompt_logprobs(original: Callable) -> Callable:
+    def compute_prompt_logprobs(
+        self: Any, logits_fn: Any, hidden_states: Any, input_batch: Any, *args: Any
+    ) -> dict[str, Any]:
+        found = original(self, logits_fn, hidden_states, input_batch, *args)
+        num_drafts = input_batch.num_draft_tokens_per_req
+        if not found or num_drafts is None:
+            return found
+        for req_id, count in zip(input_batch.req_ids, num_drafts.tolist(), strict=True):
+            if count and req_id in found:
+                scores = found.pop(req_id)
+                if scores.logprobs.shape[0] > count:
+                    found[req_id] = type(scores)(*(rows[:-count] for rows in scores[:3]))
+        return found
+
+    return compute_prompt_logprobs
 
 
 def _to_sampling_params(original: Callable) -> Callable:

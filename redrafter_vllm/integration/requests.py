@@ -5,18 +5,11 @@ from vllm.sampling_params import SamplingParams
 
 
 def needs_chain(params: SamplingParams | None) -> bool:
-    """Whether a request's logits depend on the order of its earlier tokens.
+    """Whether a request's logits depend on its earlier tokens in a way that this plugin cannot follow along a path.
 
-    vLLM applies these row by row and takes the rows before as the tokens before, which is exact for a chain and wrong
-    for siblings.
+    vLLM then takes the rows before as the tokens before, which is exact for a chain and wrong for siblings. Penalties
+    and bad words are followed (`history.py`); custom processors are asked when they get the request.
     """
     if params is None:
         return True
-    return bool(
-        params.repetition_penalty != 1.0
-        or params.frequency_penalty != 0.0
-        or params.presence_penalty != 0.0
-        or params.bad_words
-        or params.structured_outputs is not None
-        or params.thinking_token_budget is not None
-    )
+    return params.structured_outputs is not None or params.thinking_token_budget is not None

@@ -16,8 +16,10 @@ from vllm.v1.worker.gpu.sample.logprob import compute_topk_scores
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
 
+from redrafter_vllm.integration.history import follow_paths
 from redrafter_vllm.integration.metrics import VerifiedOutput
 from redrafter_vllm.integration.speculator import RedrafterSpeculator
+from redrafter_vllm.ops.path_history import Paths
 from redrafter_vllm.ops.tree_verify import Walk
 from redrafter_vllm.verifier import RowLayout, emitting_rows, invalidate, walk_drafts
 
@@ -31,9 +33,16 @@ class TreeSampler:
     """
 
     def __init__(self, sampler: Any, speculator: RedrafterSpeculator) -> None:
+        for option, is_on in (
+            ("enable_trace_replay", sampler.trace_replay_state is not None),
+            ("return_sampling_mask", sampler.return_sampling_mask),
+        ):
+            if is_on:
+                raise ValueError(f"ReDrafter does not record or replay samples: switch off {option} or ReDrafter.")
         self.sampler = sampler
         self.speculator = speculator
         self.max_depth = speculator.drafting.beam_length
+        self.scope = follow_paths(sampler, speculator.rows)
 
     def __call__(
         self,
@@ -49,16 +58,18 @@ class TreeSampler:
         logprobs_dims = self.sampler.get_logprobs_dims(input_batch.idx_mapping_np)
         keeps_processed = logprobs_dims is not None and self.sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES
 
-        sampled, processed = self._sample_rows(logits, input_batch, logprobs_dims is not None, keeps_processed)
-        drafts = step.drafts
+        drafts, layout = step.drafts, step.layout
+        paths = Paths(drafts.tokens, drafts.parents, layout.req_of_row, layout.local_of_row, self.max_depth)
+        returns_logprobs = logprobs_dims is not None
+        sampled, processed = self._sample_rows(logits, input_batch, paths, returns_logprobs, keeps_processed)
         if invalid_drafts is not None:
-            drafts = invalidate(drafts, step.layout, invalid_drafts)
-        step.walk = walk_drafts(sampled, step.layout, drafts, self.max_depth)
+            drafts = invalidate(drafts, layout, invalid_drafts)
+        step.walk = walk_drafts(sampled, layout, drafts, self.max_depth)
 
         logprobs = None
         if logprobs_dims is not None:
             scored = processed if processed is not None else logits
-            logprobs = self._logprobs(scored, sampled, input_batch, step.walk, step.layout, logprobs_dims)
+            logprobs = self._logprobs(scored, sampled, input_batch, step.walk, layout, logprobs_dims)
         num_sampled, num_rejected = get_num_sampled_and_rejected(
             step.walk.num_emitted.clone(),
             input_batch.seq_lens,
@@ -77,24 +88,25 @@ class TreeSampler:
         )
 
     def _sample_rows(
-        self, logits: Tensor, batch: InputBatch, return_logprobs: bool, keep_processed: bool
+        self, logits: Tensor, batch: InputBatch, paths: Paths, return_logprobs: bool, keep_processed: bool
     ) -> tuple[Tensor, Tensor | None]:
         """The target's token at every row, in chunks of whole requests that bound the float copy of the logits."""
         pos = batch.positions[batch.logits_indices]
         input_ids = batch.input_ids[batch.logits_indices]
         sampled_chunks, processed_chunks = [], []
         for reqs, rows in _request_chunks(batch.cu_num_logits_np, get_max_chunk_logits(logits.shape[1])):
-            sampled, processed = self.sampler.sample(
-                logits[rows],
-                batch.expanded_idx_mapping[rows],
-                batch.idx_mapping[reqs],
-                batch.idx_mapping_np[reqs],
-                pos[rows],
-                input_ids[rows],
-                batch.expanded_local_pos[rows],
-                batch.seq_lens_cpu_upper_bound.numpy()[reqs],
-                return_logprobs=return_logprobs,
-            )
+            with self.scope.use(paths.rows(rows)):
+                sampled, processed = self.sampler.sample(
+                    logits[rows],
+                    batch.expanded_idx_mapping[rows],
+                    batch.idx_mapping[reqs],
+                    batch.idx_mapping_np[reqs],
+                    pos[rows],
+                    input_ids[rows],
+                    batch.expanded_local_pos[rows],
+                    batch.seq_lens_cpu_upper_bound.numpy()[reqs],
+                    return_logprobs=return_logprobs,
+                )
             sampled_chunks.append(sampled)
             if keep_processed:
                 processed_chunks.append(processed)

@@ -86,6 +86,11 @@ _REBOUND = (
         Use.REBOUND,
         "self default_max_tokens default_sampling_params",
     ),
+    Seam(
+        f"{_GPU}.sample.prompt_logprob:PromptLogprobsWorker.compute_prompt_logprobs",
+        Use.REBOUND,
+        "self logits_fn hidden_states input_batch all_token_ids num_computed_tokens prompt_lens",
+    ),
     Seam("vllm.v1.core.sched.scheduler:Scheduler.update_draft_token_ids", Use.REBOUND, "self draft_token_ids"),
     Seam(
         "vllm.v1.core.sched.async_scheduler:AsyncScheduler._update_after_schedule",
@@ -224,6 +229,7 @@ _USED = (
         Use.USED,
         attributes="speculative_config model_config scheduler_config compilation_config parallel_config",
     ),
+    Seam("vllm.config.vllm:NgramGPUTypes", Use.USED),
     Seam("vllm.config.compilation:CUDAGraphMode", Use.USED),
     Seam("vllm.config.compilation:CompilationConfig", Use.USED, attributes="static_forward_context"),
     Seam("vllm.config.scheduler:SchedulerConfig", Use.USED, attributes="max_num_seqs async_scheduling"),
@@ -244,8 +250,7 @@ _USED = (
     Seam(
         "vllm.sampling_params:SamplingParams",
         Use.USED,
-        attributes="extra_args repetition_penalty frequency_penalty presence_penalty bad_words structured_outputs "
-        "thinking_token_budget",
+        attributes="extra_args bad_words_token_ids structured_outputs thinking_token_budget",
     ),
     Seam(f"{_OPENAI}.chat_completion.protocol:ChatCompletionRequest", Use.USED),
     Seam(f"{_OPENAI}.completion.protocol:CompletionRequest", Use.USED),
@@ -318,7 +323,30 @@ _USED = (
     Seam(
         f"{_GPU}.sample.sampler:Sampler",
         Use.USED,
-        attributes="compute_nans logprobs_mode logprob_token_ids_state req_states",
+        attributes="compute_nans logprobs_mode logprob_token_ids_state req_states logits_processors trace_replay_state "
+        "return_sampling_mask",
+    ),
+    Seam(f"{_GPU}.sample.logit_bias:LogitBiasState", Use.USED),
+    Seam(
+        f"{_GPU}.sample.penalties:PenaltiesState",
+        Use.USED,
+        attributes="use_penalty repetition_penalty frequency_penalty presence_penalty prompt_bin_mask "
+        "output_bin_counts",
+    ),
+    Seam(
+        f"{_GPU}.sample.bad_words:BadWordsState",
+        Use.USED,
+        attributes="req_states bad_word_token_ids bad_word_offsets num_bad_words",
+    ),
+    Seam(
+        f"{_GPU}.sample.logits_processor:LogitsContext",
+        Use.USED,
+        attributes="idx_mapping_np expanded_idx_mapping",
+    ),
+    Seam(
+        f"{_GPU}.sample.logits_processor:LogitsProcessor",
+        Use.USED,
+        attributes="add_request apply_staged_writes apply",
     ),
     Seam(f"{_SPECULATOR}", Use.USED),
     # What the runner reads of a speculator without asking what it is.

@@ -7,9 +7,11 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -40,10 +42,30 @@ def make_engine() -> MakeEngine:
         )
         key = json.dumps([str(model), speculative, options], sort_keys=True, default=str)
         if key not in _ENGINES:
-            _ENGINES[key] = LLM(str(model), speculative_config=speculative, **{**defaults, **options})
+            with keep_async_scheduling() if options.get("async_scheduling") else nullcontext():
+                _ENGINES[key] = LLM(str(model), speculative_config=speculative, **{**defaults, **options})
         return _ENGINES[key]
 
     return make
+
+
+@contextmanager
+def keep_async_scheduling() -> Iterator[None]:
+    """vLLM's CPU platform switches asynchronous scheduling off, as a CPU gains nothing by it; here it stays.
+
+    Order of calls, placeholders and late results are then those of a GPU; only nothing runs at the same time.
+    """
+    from vllm.platforms.cpu import CpuPlatform
+
+    check = CpuPlatform.check_and_update_config
+
+    def check_and_update_config(cls: type, vllm_config: Any) -> None:
+        asked = vllm_config.scheduler_config.async_scheduling
+        check(vllm_config)
+        vllm_config.scheduler_config.async_scheduling = asked
+
+    with patch.object(CpuPlatform, "check_and_update_config", classmethod(check_and_update_config)):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -50,11 +50,16 @@ def tokens(outputs: Sequence[Any]) -> list[list[list[int]]]:
     return [[list(completion.token_ids) for completion in output.outputs] for output in outputs]
 
 
+def core(llm: Any) -> Any:
+    """The engine core of an in-process engine."""
+    return llm.llm_engine.engine_core.engine_core
+
+
 def runner(llm: Any) -> Any:
     """The model runner of an in-process engine."""
-    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+    return core(llm).model_executor.driver_worker.worker.model_runner
 
 
 def scheduler(llm: Any) -> Any:
     """The scheduler of an in-process engine."""
-    return llm.llm_engine.engine_core.engine_core.scheduler
+    return core(llm).scheduler

@@ -2,7 +2,7 @@
 """Random trees that hide the true continuation: every shape of acceptance, without a trained drafter."""
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -57,6 +57,20 @@ def scripted_trees(llm: Any, truths: Mapping[tuple[int, ...], list[int]], *, see
 
     Yields a list that collects the number of nodes of every tree drawn.
     """
+    states = runner(llm).req_states
+
+    def continuation(row: int, known: list[int]) -> list[int]:
+        return truths[tuple(known[: states.prompt_len.np[row]])][len(known) :]
+
+    with trees_around(llm, continuation, seed=seed) as drawn:
+        yield drawn
+
+
+@contextmanager
+def trees_around(
+    llm: Any, continuation: Callable[[int, list[int]], list[int]], *, seed: int = 0
+) -> Iterator[list[int]]:
+    """Like `scripted_trees`; `continuation(row, known)` is what follows a request's tokens so far, by its row."""
     rng = random.Random(seed)
     states = runner(llm).req_states
     drawn: list[int] = []
@@ -68,7 +82,13 @@ def scripted_trees(llm: Any, truths: Mapping[tuple[int, ...], list[int]], *, see
         return propose(self, input_batch, *args, **kwargs)
 
     def draw(
-        drafter: Any, embedding: torch.Tensor, context: Any, roots: Any, beam_limit: Any, config: Any
+        drafter: Any,
+        embedding: torch.Tensor,
+        context: Any,
+        roots: Any,
+        beam_limit: Any,
+        config: Any,
+        beam_step: Any = None,
     ) -> DraftTree:
         shape = (len(rows), config.num_speculative_tokens)
         tree = DraftTree(
@@ -80,8 +100,7 @@ def scripted_trees(llm: Any, truths: Mapping[tuple[int, ...], list[int]], *, see
         )
         for index, row in enumerate(rows):
             known = states.all_token_ids.gpu[row, : states.total_len.gpu[row]].tolist()
-            prompt = tuple(known[: states.prompt_len.np[row]])
-            truth = truths[prompt][len(known) :]
+            truth = continuation(row, known)
             if beam_limit[index] == 1:
                 length = config.beam_length
                 own = random_chain(rng, truth, length, embedding.shape[0])

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""After any accepted path the cache is, bit for bit, the one that plain decoding of the same tokens leaves."""
+"""After any accepted path the cache is, bit for bit, the one that plain decoding of the same tokens leaves.
+
+That holds for the entries of a request, for the blocks that prefix caching keeps, and so for whoever is given them.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import torch
 
 from redrafter_vllm.integration.patches import register_tree_attention
 from tests.engine.conftest import MakeEngine
+from tests.engine.differential.leaks import cached_blocks
 from tests.engine.generation import TREE, cpu_only, generate, params, random_prompts, runner, tokens
 from tests.engine.row_invariant import row_invariant
 from tests.engine.scripted import scripted_trees
@@ -52,3 +56,51 @@ def test_bit_for_bit(make_engine: MakeEngine, random_target: Path, block_size: i
         for layer, (entries, wanted) in enumerate(zip(cached_entries(tree, length), expected, strict=True)):
             assert wanted.abs().sum() > 0
             assert torch.equal(entries, wanted), f"layer {layer} differs"
+
+
+@cpu_only
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_cached_blocks(make_engine: MakeEngine, random_target: Path, asynchronous: bool) -> None:
+    """The blocks of emitted tokens are cached, and no slot of a rejected node among them.
+
+    Without asynchronous scheduling vLLM caches a request's blocks when it is scheduled again, so a block that the last
+    accepted path completes is left out.
+    """
+    register_tree_attention()
+    plain = make_engine(random_target, attention_backend="CUSTOM", block_size=16)
+    tree = make_engine(random_target, TREE, block_size=16, async_scheduling=asynchronous)
+    prompts = random_prompts(9, VOCAB, longest=120, seed=21)
+    sampling = [params(temperature=0.6 * (i % 2), seed=i, ignore_eos=True, max_tokens=30 + i) for i in range(9)]
+    for llm in (plain, tree):
+        assert llm.llm_engine.reset_prefix_cache()
+    with row_invariant(plain):
+        outs = [out[0] for out in tokens(generate(plain, prompts, sampling))]
+    truths = {tuple(prompt): [*prompt, *out] for prompt, out in zip(prompts, outs, strict=True)}
+    with row_invariant(tree), scripted_trees(tree, truths) as drawn:
+        assert [out[0] for out in tokens(generate(tree, prompts, sampling))] == outs
+    assert len(drawn) < 0.7 * sum(map(len, outs))
+    expected, cached = cached_blocks(plain), cached_blocks(tree)
+    assert cached.keys() <= expected.keys()
+    assert len(expected) - len(cached) <= (0 if asynchronous else len(prompts)) < 20 < len(cached)
+    for key, contents in cached.items():
+        assert all(torch.equal(content, expected[key][0]) for content in contents)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_request_continues_anothers_text(make_engine: MakeEngine, random_target: Path, asynchronous: bool) -> None:
+    """Each prompt is the one before and its output: its full blocks are found, and are right."""
+    cold = make_engine(random_target, enable_prefix_caching=False)
+    tree = make_engine(random_target, TREE, block_size=16, async_scheduling=asynchronous)
+    sampling = [params(temperature=0.7 * (i % 2), seed=i, ignore_eos=True, max_tokens=50) for i in range(5)]
+    prompts = random_prompts(5, VOCAB, longest=90, seed=22)
+    for turn in range(3):
+        outputs = generate(cold, prompts, sampling)
+        truths = {tuple(p): [*p, *o.outputs[0].token_ids] for p, o in zip(prompts, outputs, strict=True)}
+        with scripted_trees(tree, truths):
+            own = generate(tree, prompts, sampling)
+        assert tokens(own) == tokens(outputs)
+        for prompt, output in zip(prompts, own, strict=True):
+            # Of the text before, all but the last token has been computed.
+            missing = (len(prompt) - 1) // 16 * 16 - output.num_cached_tokens if turn else 0
+            assert missing in ((0,) if asynchronous else (0, 16))
+        prompts = list(truths.values())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that are about text: stop strings, end of text, structured output; same answer as plain vLLM."""
+"""Requests that are about text: stop strings, end of text; same answer as plain vLLM."""
 
 from pathlib import Path
 from typing import Any
@@ -59,25 +59,6 @@ def test_end_of_text_inside_an_accepted_path(engines: tuple[Any, Any], prompts: 
     expected, outputs = run_both(plain, tree, prompts, sampling)
     assert_same_answers(expected, outputs)
     assert any(output.outputs[0].finish_reason == "stop" and len(output.outputs[0].token_ids) > 2 for output in outputs)
-
-
-def test_structured_output(engines: tuple[Any, Any], prompts: list[list[int]]) -> None:
-    """Grammar-bound requests get chains, beside a request with trees."""
-    from vllm.sampling_params import StructuredOutputsParams
-
-    plain, tree = engines
-    grammars = [
-        {"regex": r"[a-z]{4}(_[a-z]{3}){3} = [0-9]{3,5}\n"},
-        {"choice": ["return self.value\n", "return None\n", "raise ValueError(name)\n"]},
-        {"json": {"type": "object", "properties": {"name": {"type": "string", "maxLength": 12}}, "required": ["name"]}},
-    ]
-    for temperature in (0.0, 0.8):
-        sampling = [
-            text_params(temperature=temperature, seed=7, structured_outputs=StructuredOutputsParams(**grammar))
-            for grammar in grammars
-        ]
-        expected, outputs = run_both(plain, tree, prompts, [*sampling, text_params(temperature=temperature, seed=7)])
-        assert_same_answers(expected, outputs)
 
 
 def to_requests(prompts: list[list[int]]) -> list[dict[str, list[int]]]:

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's processors that look at earlier tokens, taught that a row's earlier drafts are its ancestors in the tree."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from vllm.sampling_params import SamplingParams
+from vllm.v1.worker.gpu.sample.bad_words import BadWordsState
+from vllm.v1.worker.gpu.sample.logit_bias import LogitBiasState
+from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcessor
+from vllm.v1.worker.gpu.sample.penalties import PenaltiesState
+
+from redrafter_vllm.integration.patches import SeamChangedError
+from redrafter_vllm.ops.path_history import BadWords, Paths, Penalties, forbid_bad_words, penalise
+from redrafter_vllm.state import DraftRows
+
+
+class PathScope:
+    """Paths of the rows that are being processed; None where no drafts are, and vLLM's own code runs."""
+
+    def __init__(self) -> None:
+        self.paths: Paths | None = None
+
+    @contextmanager
+    def use(self, paths: Paths) -> Iterator[None]:
+        self.paths = paths
+        try:
+            yield
+        finally:
+            self.paths = None
+
+
+class _Wrapped(LogitsProcessor):
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
+        return self.inner.add_request(req_idx, sampling_params)
+
+    def apply_staged_writes(self) -> None:
+        self.inner.apply_staged_writes()
+
+    def apply(self, logits: Tensor, ctx: LogitsContext) -> Tensor:
+        return self.inner.apply(logits, ctx)
+
+
+class PathPenalties(_Wrapped):
+    """Repetition, frequency and presence penalties that count the drafts on a row's own path."""
+
+    def __init__(self, inner: PenaltiesState, scope: PathScope) -> None:
+        super().__init__(inner)
+        self.scope = scope
+        self.use_penalty = inner.use_penalty
+        self._penalties()
+
+    def _penalties(self) -> Penalties:
+        """Looked up in every step: vLLM changes host-written tensors by taking another buffer."""
+        return Penalties(
+            repetition=self.inner.repetition_penalty.gpu,
+            frequency=self.inner.frequency_penalty.gpu,
+            presence=self.inner.presence_penalty.gpu,
+            prompt_mask=self.inner.prompt_bin_mask,
+            output_counts=self.inner.output_bin_counts,
+        )
+
+    def apply(self, logits: Tensor, ctx: LogitsContext) -> Tensor:
+        if self.scope.paths is None:
+            return self.inner.apply(logits, ctx)
+        if np.any(self.use_penalty[ctx.idx_mapping_np]):
+            penalise(logits, self.scope.paths, ctx.expanded_idx_mapping, self._penalties())
+        return logits
+
+
+class PathBadWords(_Wrapped):
+    """Bad words that may begin in the text and end on a row's own path."""
+
+    def __init__(self, inner: BadWordsState, scope: PathScope) -> None:
+        super().__init__(inner)
+        self.scope = scope
+        self.num_words = inner.num_bad_words.np
+        self.longest = np.zeros_like(self.num_words)
+        self._words()
+
+    def _words(self) -> BadWords:
+        """Looked up in every step: vLLM changes host-written tensors by taking another buffer."""
+        states = self.inner.req_states
+        return BadWords(
+            tokens=self.inner.bad_word_token_ids.gpu,
+            offsets=self.inner.bad_word_offsets.gpu,
+            num_words=self.inner.num_bad_words.gpu,
+            text=states.all_token_ids.gpu,
+            prompt_len=states.prompt_len.gpu,
+            total_len=states.total_len.gpu,
+        )
+
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
+        words = sampling_params.bad_words_token_ids or []
+        self.longest[req_idx] = max(map(len, words), default=0)
+        return super().add_request(req_idx, sampling_params)
+
+    def apply(self, logits: Tensor, ctx: LogitsContext) -> Tensor:
+        if self.scope.paths is None:
+            return self.inner.apply(logits, ctx)
+        max_words = int(self.num_words[ctx.idx_mapping_np].max())
+        if max_words > 0:
+            max_length = int(self.longest[ctx.idx_mapping_np].max())
+            forbid_bad_words(logits, self.scope.paths, ctx.expanded_idx_mapping, self._words(), max_words, max_length)
+        return logits
+
+
+class OnChains(_Wrapped):
+    """A custom processor: it may look at any earlier token in any way, so requests that it changes get chains."""
+
+    def __init__(self, inner: LogitsProcessor, rows: DraftRows) -> None:
+        super().__init__(inner)
+        self.rows = rows
+
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
+        changes_logits = super().add_request(req_idx, sampling_params)
+        if changes_logits:
+            self.rows.restrict_to_chain(req_idx)
+        return changes_logits
+
+
+def follow_paths(sampler: Any, rows: DraftRows) -> PathScope:
+    """Replace the sampler's processors by ones that know trees; the result says when.
+
+    Raises:
+        SeamChangedError: The sampler has not the processors that this was written for.
+    """
+    scope = PathScope()
+    known = [LogitBiasState, PenaltiesState, BadWordsState]
+    own, custom = sampler.logits_processors[: len(known)], sampler.logits_processors[len(known) :]
+    if [type(processor) for processor in own] != known:
+        names = [type(processor).__name__ for processor in own]
+        raise SeamChangedError(
+            f"redrafter-vllm knows a sampler that biases, penalises and bans words in this order; this vLLM's first "
+            f"processors are {names}; install a vLLM version listed in docs/vllm_seams.md."
+        )
+    bias, penalties, bad_words = own
+    try:
+        wrapped = [bias, PathPenalties(penalties, scope), PathBadWords(bad_words, scope)]
+    except AttributeError as error:
+        raise SeamChangedError(
+            f"redrafter-vllm reads the state of vLLM's penalties and bad words, which has changed ({error}); install a "
+            "vLLM version listed in docs/vllm_seams.md."
+        ) from error
+    sampler.logits_processors = [*wrapped, *(OnChains(processor, rows) for processor in custom)]
+    return scope

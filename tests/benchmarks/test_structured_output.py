@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+
+import pytest
+
+from benchmarks import structured_output
+from benchmarks.structured_output import Options, mask_times
+from training.evaluate import Drafting
+
+
+def test_masks_are_timed_along_a_whole_answer() -> None:
+    found = mask_times(400)
+    assert 0 < found["median"] <= found["greatest"] and found["mean"] <= found["greatest"]
+
+
+def test_an_answer_against_the_schema_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(structured_output, "ANSWER", b'{"size": 17}')
+    with pytest.raises(ValueError, match="own schema"):
+        mask_times(400)
+
+
+def test_chain_and_tree_draft_equally_far() -> None:
+    assert Options(Path("t"), Path("d")).draftings == {"chain": Drafting(1, 4, 4), "tree": Drafting(4, 4, 16)}

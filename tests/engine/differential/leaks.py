@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an idle engine still holds, and whose trees it verifies."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from redrafter_vllm.state import BatchDrafts, DraftRows
+from redrafter_vllm.tree import DraftTree
+from tests.engine.generation import runner, scheduler
+
+
+def leaks(llm: Any) -> list[str]:
+    """Blocks, rows and requests that an engine without work has not given back.
+
+    Not looked at: the front end's `parent_requests`, which keeps an aborted request of several completions in plain
+    vLLM, too.
+    """
+    manager = scheduler(llm).kv_cache_manager
+    pool = manager.block_pool
+    found = []
+    if (free := pool.get_num_free_blocks()) != pool.num_gpu_blocks - 1:  # one is the null block
+        found.append(f"{pool.num_gpu_blocks - 1 - free} blocks are not free")
+    held = [block.block_id for block in pool.blocks if block.ref_cnt and not block.is_null]
+    if held:
+        found.append(f"blocks {held} are referred to")
+    for single in manager.coordinator.single_type_managers:
+        if left := {name for name, blocks in single.req_to_blocks.items() if blocks}:
+            found.append(f"requests {left} have blocks")
+    states = runner(llm).req_states
+    if sorted(states.free_indices) != list(range(states.max_num_reqs)) or states.req_id_to_index:
+        found.append(f"request rows: {len(states.free_indices)} of {states.max_num_reqs} are free")
+    front = llm.llm_engine.output_processor
+    for owner, name in (
+        (scheduler(llm), "requests"),
+        (scheduler(llm), "running"),
+        (front, "request_states"),
+        (front, "external_req_ids"),
+    ):
+        if left := getattr(owner, name):
+            found.append(f"{name}: {left}")
+    return found
+
+
+def cached_blocks(llm: Any) -> dict[Any, list[Tensor]]:
+    """Content of every block that prefix caching would hand out, by its hash: [layers, kv heads, size, width]."""
+    model_runner = runner(llm)
+    context = model_runner.compilation_config.static_forward_context
+    caches = [context[name].kv_cache for name in model_runner.kv_cache_config.kv_cache_groups[0].layer_names]
+    found: dict[Any, list[Tensor]] = {}
+    for block in scheduler(llm).kv_cache_manager.block_pool.blocks:
+        if block.block_hash is not None:
+            found.setdefault(block.block_hash, []).append(torch.stack([cache[block.block_id] for cache in caches]))
+    return found
+
+
+@contextmanager
+def watched_rows(llm: Any) -> Iterator[list[str]]:
+    """Yields a list of the verified trees that were not drawn for the request in whose row they stand."""
+    states = runner(llm).req_states
+    owner: dict[int, str] = {}
+    strangers: list[str] = []
+    write, gather = DraftRows.write, DraftRows.gather
+
+    def watched_write(self: DraftRows, rows: Tensor, tree: DraftTree, drawn: Tensor, limit: int) -> None:
+        owner.update({row: states.index_to_req_id[row] for row in rows.tolist()})
+        write(self, rows, tree, drawn, limit)
+
+    def watched_gather(self: DraftRows, rows: Tensor, num_scheduled: Tensor) -> BatchDrafts:
+        drafts = gather(self, rows, num_scheduled)
+        for row, has_tree in zip(rows.tolist(), drafts.valid.any(dim=1).tolist(), strict=True):
+            if has_tree and owner.get(row) != states.index_to_req_id[row]:
+                strangers.append(f"{states.index_to_req_id[row]} verified a tree of {owner.get(row)}")
+        return drafts
+
+    with patch.object(DraftRows, "write", watched_write), patch.object(DraftRows, "gather", watched_gather):
+        yield strangers

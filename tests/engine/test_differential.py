@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hundreds of random requests against plain vLLM: random parameters, arrivals and aborts, in a cache too small for all.
+
+Everything follows from one seed. For a longer run:
+
+    REDRAFTER_DIFFERENTIAL_REQUESTS=5000 REDRAFTER_DIFFERENTIAL_SEED=7 \\
+        python -m pytest tests/engine/test_differential.py --timeout 0
+
+Both engines compute row-invariantly (`row_invariant`), so a difference is never a matter of rounding: a token that
+differs, a near-tie or not, is a bug.
+"""
+
+import os
+from typing import Any
+
+import pytest
+import torch
+
+from redrafter_vllm.integration.patches import register_tree_attention
+from tests.engine.conftest import MakeEngine
+from tests.engine.differential.cases import MAX_MODEL_LEN, Case, random_cases
+from tests.engine.differential.compare import difference
+from tests.engine.differential.leaks import cached_blocks, leaks, watched_rows
+from tests.engine.differential.stream import Stream, run_stream
+from tests.engine.differential.target import save_byte_target
+from tests.engine.generation import CHAIN, TREE, cpu_only, runner
+from tests.engine.row_invariant import row_invariant
+from tests.engine.scripted import trees_around
+
+pytestmark = [pytest.mark.engine, cpu_only]
+
+REQUESTS = int(os.environ.get("REDRAFTER_DIFFERENTIAL_REQUESTS", "500"))
+SEED = int(os.environ.get("REDRAFTER_DIFFERENTIAL_SEED", "0"))
+
+SHAPE = {"block_size": 16, "max_model_len": MAX_MODEL_LEN, "skip_tokenizer_init": False}
+TINY = {
+    **SHAPE,
+    "num_gpu_blocks_override": 18,
+    "max_num_batched_tokens": 96,
+    "long_prefill_token_threshold": 40,
+    "scheduling_policy": "priority",
+}
+FEWER_NODES = [(1, 2, 16), (3, 5, 6), (6, 8, 3)]
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "synchronous": (TREE, {}),
+    "asynchronous": ({**TREE, "num_speculative_tokens_per_batch_size": FEWER_NODES}, {"async_scheduling": True}),
+    "chains": (CHAIN, {"async_scheduling": True, "attention_backend": "CUSTOM"}),
+}
+
+
+@pytest.fixture(scope="module")
+def engines(make_engine: MakeEngine, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Plain vLLM on our attention, which can be made row-invariant, and an engine for each variant."""
+    target = save_byte_target(tmp_path_factory.mktemp("bytes") / "target")
+    register_tree_attention()
+    plain = make_engine(target, attention_backend="CUSTOM", max_num_seqs=32, **SHAPE)
+    others = {name: make_engine(target, spec, **TINY, **own) for name, (spec, own) in VARIANTS.items()}
+    return {"plain": plain, **others}
+
+
+@pytest.fixture(scope="module")
+def expected(engines: dict[str, Any]) -> dict[str, Any]:
+    """What plain vLLM answers to each request, in a cache that holds them all."""
+    cases = random_cases(REQUESTS, SEED)
+    prompts = [{"prompt_token_ids": list(case.prompt)} for case in cases]
+    plain = engines["plain"]
+    with row_invariant(plain):
+        outputs = plain.generate(prompts, [case.sampling() for case in cases], use_tqdm=False)
+    return dict(zip((case.name for case in cases), outputs, strict=True))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_random_stream(engines: dict[str, Any], expected: dict[str, Any], variant: str) -> None:
+    cases = random_cases(REQUESTS, SEED)
+    plain, tree = engines["plain"], engines[variant]
+    blocks: dict[Any, list[torch.Tensor]] = {}
+
+    def collect_blocks(step: int) -> None:
+        if step % 20 == 0:
+            blocks.update(cached_blocks(tree))
+
+    with row_invariant(tree), truthful_trees(tree, cases, expected), watched_rows(tree) as strangers:
+        stream = run_stream(tree, cases, collect_blocks)
+    differing = [
+        f"seed {SEED}, {variant}, {case}: {what}"
+        for case in cases
+        if (what := difference(plain, case, expected[case.name], stream.answers[case.name]))
+    ]
+    assert not differing, f"{len(differing)} of {REQUESTS}:\n" + "\n".join(differing[:5])
+    assert not strangers
+    assert not leaks(tree)
+    assert_as_cached_by(plain, blocks)
+    assert_not_idle(stream)
+
+
+def truthful_trees(llm: Any, cases: list[Case], expected: dict[str, Any]) -> Any:
+    """Trees around each request's true answer, found by the request's own name (`index_name` for one of several)."""
+    states = runner(llm).req_states
+    several = {case.name for case in cases if "n" in case.options}
+
+    def continuation(row: int, known: list[int]) -> list[int]:
+        name, index = states.index_to_req_id[row].rsplit("-", 1)[0], 0
+        if name not in expected:
+            child, name = name.split("_", 1)
+            index = int(child)
+        truth = list(expected[name].outputs[index].token_ids)
+        return truth[len(known) - states.prompt_len.np[row] :]
+
+    assert several
+    return trees_around(llm, continuation, seed=SEED)
+
+
+def assert_as_cached_by(plain: Any, blocks: dict[Any, list[torch.Tensor]]) -> None:
+    """Blocks that prefix caching might have handed out held, bit for bit, what plain decoding leaves in them."""
+    theirs = cached_blocks(plain)
+    common = theirs.keys() & blocks.keys()
+    assert len(common) > 40
+    for key in common:
+        assert all(torch.equal(own, theirs[key][0]) for own in blocks[key]), f"block {key} differs"
+
+
+def assert_not_idle(stream: Stream) -> None:
+    """The run has been through what it is there for."""
+    answers = stream.answers.values()
+    assert stream.tokens_per_update > 1.3
+    assert stream.preemptions > REQUESTS / 50
+    assert sum(answer.num_cached > 0 for answer in answers) > REQUESTS / 10
+    aborted = [answer for answer in answers if answer.aborted]
+    assert len(aborted) > REQUESTS / 20
+    assert any(answer.completions for answer in aborted) and any(not answer.completions for answer in aborted)
