@@ -31,12 +31,18 @@ class RankGroup(Protocol):
 
 
 class ShardedDrafter(Drafter):
-    """A drafter whose logits are those of this rank's tokens; ids are the target's, as its beam step gives them."""
+    """A drafter whose logits are those of this rank's tokens; its own `beam_step` ranks them and gives target ids.
 
-    def __init__(self, own: Drafter, config: DrafterConfig) -> None:
+    `own` is what `shard_drafter` has made, packed or not, `config` that of the whole drafter.
+    """
+
+    def __init__(self, own: Drafter, config: DrafterConfig, group: RankGroup) -> None:
         nn.Module.__init__(self)
         self.own = own
         self.config = config
+        target_ids = own.draft_tokens
+        assert target_ids is not None
+        self.beam_step = ShardedBeamStep(target_ids, group)
 
     def target_ids(self, draft_ids: Tensor) -> Tensor:
         return draft_ids

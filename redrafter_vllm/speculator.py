@@ -7,7 +7,8 @@ from torch import Tensor
 
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.drafter import Drafter
-from redrafter_vllm.ops.beam_search import BeamStep, beam_search, beam_step
+from redrafter_vllm.ops.beam_search import beam_search, beam_step
+from redrafter_vllm.sharding import ShardedDrafter
 from redrafter_vllm.tree import DraftTree
 
 
@@ -18,7 +19,6 @@ def draw_trees(
     root_tokens: Tensor,  # [B]
     beam_limit: Tensor,  # [B] int64
     config: DraftingConfig,
-    step: Callable[[Tensor, Tensor, int | None], BeamStep] = beam_step,
 ) -> DraftTree:
     """Beam-search from the roots and pack the beams.
 
@@ -33,7 +33,6 @@ def draw_trees(
         beam_limit: Beams that each request's tree may be made of, at least 1: 1 where logits depend on the order of
             earlier tokens.
         config: Beam width and length, node slots, renormalisation.
-        step: How the beams' continuations are ranked; see `beam_search`.
     """
     beams = beam_search(
         drafter,
@@ -43,6 +42,6 @@ def draw_trees(
         beam_width=config.beam_width,
         beam_length=config.beam_length,
         logits_top_k=config.logits_top_k,
-        step=step,
+        step=drafter.beam_step if isinstance(drafter, ShardedDrafter) else beam_step,
     )
     return DraftTree.from_beams(beams.keep_best(beam_limit), config.num_speculative_tokens)

@@ -6,8 +6,6 @@ the embedding (see `redrafter_vllm.sharding`). Pipeline parallelism: the last st
 the first. Data parallelism: each replica is an engine of its own, with a drafter of its own.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
@@ -22,27 +20,19 @@ from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.drafter import Drafter
 from redrafter_vllm.integration.drafter_loading import pack_drafter
 from redrafter_vllm.integration.target_support import UnsupportedTargetError
-from redrafter_vllm.ops.beam_search import BeamStep, beam_step
-from redrafter_vllm.sharding import ShardedBeamStep, ShardedDrafter, ShardedEmbedding, shard_drafter
-
-Step = Callable[[Tensor, Tensor, int | None], BeamStep]
+from redrafter_vllm.sharding import ShardedDrafter, ShardedEmbedding, shard_drafter
 
 
-def load_part(
-    path: str, drafting: DraftingConfig, vllm_config: VllmConfig, device: torch.device
-) -> tuple[Drafter, Step]:
-    """This rank's part of the drafter at `path`, packed, and how it takes a beam step."""
+def load_part(path: str, drafting: DraftingConfig, vllm_config: VllmConfig, device: torch.device) -> Drafter:
+    """This rank's part of the drafter at `path`, packed."""
     group, dtype = get_tp_group(), vllm_config.model_config.dtype
     if group.world_size == 1:
         drafter = Drafter.from_pretrained(path, dtype=dtype, device=device)
-        return pack_drafter(drafter, drafting, vllm_config), beam_step
+        return pack_drafter(drafter, drafting, vllm_config)
     # The whole output layer never reaches the device.
     drafter = Drafter.from_pretrained(path, dtype=dtype, device="cpu")
     own = shard_drafter(drafter, group).to(device)
-    target_ids = own.draft_tokens
-    assert target_ids is not None
-    packed = pack_drafter(own, drafting, vllm_config)
-    return ShardedDrafter(packed, drafter.config), ShardedBeamStep(target_ids, group)
+    return ShardedDrafter(pack_drafter(own, drafting, vllm_config), drafter.config, group)
 
 
 def share_embedding(model: nn.Module, drafter: Drafter) -> Tensor | ShardedEmbedding:

@@ -43,7 +43,7 @@ class RedrafterSpeculator(BaseSpeculator):
         assert isinstance(spec, RedrafterSpeculativeConfig)
         self.vllm_config, self.device = vllm_config, device
         self.drafting = spec.drafting
-        self.drafter, self.beam_step = load_part(spec.checkpoint, self.drafting, vllm_config, device)
+        self.drafter = load_part(spec.checkpoint, self.drafting, vllm_config, device)
         self.embedding: Tensor | ShardedEmbedding | None = None  # what the drafter takes of each token, [V, H]
         max_num_reqs = vllm_config.scheduler_config.max_num_seqs
         max_nodes = self.drafting.num_speculative_tokens
@@ -134,13 +134,5 @@ class RedrafterSpeculator(BaseSpeculator):
         """Draw and keep the trees of the first `size` requests in the buffers: what a graph records."""
         assert self.embedding is not None
         inputs = self.buffers.first(size)
-        tree = draw_trees(
-            self.drafter,
-            self.embedding,
-            inputs.context,
-            inputs.roots,
-            inputs.beam_limit,
-            self.drafting,
-            self.beam_step,
-        )
+        tree = draw_trees(self.drafter, self.embedding, inputs.context, inputs.roots, inputs.beam_limit, self.drafting)
         self.rows.write(inputs.rows, tree, inputs.room, self.buffers.draft_tokens[:size])

@@ -40,23 +40,22 @@ def search_on(
     pack: bool = False,
 ) -> Beams:
     own = shard_drafter(drafter, group)
-    target_ids = own.draft_tokens
-    assert target_ids is not None
     if pack:
         own = PackedDrafter(own, project_embedding=True)
     # Rows split elsewhere than the output layer's, as vLLM pads its vocabulary.
     per_rank = -(-VOCAB // group.world_size) + 2
     first = group.rank_in_group * per_rank
     rows = own.token_inputs(embedding[first : first + per_rank])
+    sharded = ShardedDrafter(own, drafter.config, group)
     return beam_search(
-        ShardedDrafter(own, drafter.config),
+        sharded,
         ShardedEmbedding(rows, first, group),
         context,
         roots,
         beam_width=WIDTH,
         beam_length=LENGTH,
         logits_top_k=logits_top_k,
-        step=ShardedBeamStep(target_ids, group),
+        step=sharded.beam_step,
     )
 
 
