@@ -68,7 +68,6 @@ def test_a_target_is_not_a_drafter(make_engine: MakeEngine, random_target: Path)
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size=2"),
         ({"pipeline_parallel_size": 2}, "pipeline_parallel_size=2"),
         ({"attention_backend": "CPU_ATTN"}, "trees need their own attention backend, but CPU_ATTN was chosen"),
         ({"attention_config": {"backend": "CPU_ATTN"}}, "but CPU_ATTN was chosen"),
