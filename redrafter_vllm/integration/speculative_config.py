@@ -18,7 +18,7 @@ from redrafter_vllm.integration.patches import install_runner
 from redrafter_vllm.integration.target_support import check_parallelism, check_runner, check_target
 from redrafter_vllm.resolve import resolve_drafter
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # vLLM shows what stands below its own name
 
 # Whoever imports this module builds the configuration or has just received one from another process: only then is
 # anything of the runner's touched.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the method is recognised, and that vLLM is left alone where it is not."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,22 @@ def test_installed_and_not_used(random_target: Path) -> None:
     modules = [line for line in output if line.startswith("module:")]
     assert len(modules) == 3
     assert all(line.startswith("module: vllm.") and line.endswith("False") for line in modules)
+
+
+def test_what_is_chosen_stands_in_vllms_log(random_target: Path) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    shown = logging.getLogger("vllm")  # the one that vLLM gives a handler
+    shown.addHandler(handler)
+    try:
+        arguments = EngineArgs(model=str(random_target), max_model_len=64, speculative_config={"method": "redrafter"})
+        arguments.create_engine_config()
+    finally:
+        shown.removeHandler(handler)
+    assert any(message.startswith(f"ReDrafter: drafter {random_target / 'redrafter'}") for message in messages)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from vllm.logger import init_logger
 from vllm.platforms import current_platform
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
-logger = init_logger(__name__)
+logger = init_logger(f"vllm.{__name__}")  # vLLM shows what stands below its own name
 
 _PACKAGE = "redrafter_vllm.integration.attention."
 CPU = _PACKAGE + "cpu.TreeAttentionBackend"
