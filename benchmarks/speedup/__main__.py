@@ -26,7 +26,7 @@ from benchmarks.demo.offline import EngineKind, as_users_run_it, with_redrafter
 from benchmarks.demo.options import ROOT
 from benchmarks.record import RESULTS, record
 from benchmarks.speedup.engine import EngineProcess, Job, Turn
-from redrafter_vllm.config import DraftingConfig
+from redrafter_vllm.config import QUANTIZATIONS, DraftingConfig
 from redrafter_vllm.resolve import resolve_drafter
 from training.corpus import extract_prompts, load_corpus, split
 
@@ -195,6 +195,7 @@ def parse_args(argv: Sequence[str]) -> Options:
     parser.add_argument("--beam-width", type=int, default=4, help="beams")
     parser.add_argument("--beam-length", type=int, default=4, help="drafted tokens per beam, the root not counted")
     parser.add_argument("--nodes", type=int, default=0, help="node slots of the draft tree (0: as serving chooses)")
+    parser.add_argument("--drafter-quantization", choices=QUANTIZATIONS, help="the drafter in one byte a number")
     parser.add_argument("--dtype", default="bfloat16", help="of weights and cache")
     parser.add_argument("--prompts", type=int, default=8, help="prompts from files held out of all training, at least")
     parser.add_argument("--prompt-tokens", type=int, default=128, help="longest prompt")
@@ -213,7 +214,9 @@ def parse_args(argv: Sequence[str]) -> Options:
         return Options(
             target=args.target,
             drafter=resolve_drafter(args.drafter, str(args.target)),
-            drafting=DraftingConfig(args.beam_width, args.beam_length, args.nodes),
+            drafting=DraftingConfig(
+                args.beam_width, args.beam_length, args.nodes, drafter_quantization=args.drafter_quantization
+            ),
             dtype=args.dtype,
             prompts=args.prompts,
             prompt_tokens=args.prompt_tokens,
