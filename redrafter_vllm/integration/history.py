@@ -13,7 +13,7 @@ from vllm.v1.worker.gpu.sample.logit_bias import LogitBiasState
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcessor
 from vllm.v1.worker.gpu.sample.penalties import PenaltiesState
 
-from redrafter_vllm.integration.patches import SeamChangedError
+from redrafter_vllm.integration.seams import SeamChangedError
 from redrafter_vllm.ops.path_history import BadWords, Paths, Penalties, forbid_bad_words, penalise
 from redrafter_vllm.state import DraftRows
 

@@ -11,14 +11,10 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 from redrafter_vllm.config import OptionError
-from redrafter_vllm.integration.seams import rebound
+from redrafter_vllm.integration.seams import SeamChangedError, rebound
 from redrafter_vllm.request_settings import KEY, parse_request_settings
 
 _MARK = "_redrafter_original"
-
-
-class SeamChangedError(RuntimeError):
-    """A name that the plugin rebinds is gone from the installed vLLM, or takes other parameters."""
 
 
 def rebind(owner: Any, name: str, make: Callable[[Any], Any], parameters: str | None = None) -> None:

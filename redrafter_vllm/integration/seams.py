@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
+class SeamChangedError(RuntimeError):
+    """A name that the package leans on is gone from the installed vLLM, or is not what it was."""
+
+
 class Use(StrEnum):
     """What a seam's parameters mean."""
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps as vLLM's runner describes them to a backend, and the attention that each row must get by definition."""
 
+import importlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,6 +43,25 @@ def backend_config(step: Step, *, full_graphs: bool = False, cache_dtype: str = 
         kernel_config=SimpleNamespace(enable_jit_warmup=False),
         scheduler_config=SimpleNamespace(max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=512),
     )
+
+
+def make_builder(name: str, step: Step, **options: Any) -> Any:
+    """The metadata builder of the backend `flash` or `triton`; `options` are `backend_config`'s."""
+    prefix, module = name.capitalize(), _module(name)
+    builder = getattr(module, f"{prefix}TreeMetadataBuilder")
+    return builder(cache_spec(step), ["layer"], backend_config(step, **options), DEVICE)
+
+
+def make_impl(name: str, step: Step, cache_dtype: str = "auto") -> Any:
+    """One layer's attention by the backend `flash` or `triton`."""
+    (num_heads, num_kv_heads), head_size = step.heads, step.query.shape[2]
+    impl = getattr(_module(name), f"{name.capitalize()}TreeImpl")
+    return impl(num_heads, head_size, step.scale, num_kv_heads, None, None, cache_dtype)
+
+
+def _module(name: str) -> Any:
+    # What it imports of vLLM depends on the machine, and the fakes must be in place before.
+    return importlib.import_module(f"redrafter_vllm.integration.attention.{name}")
 
 
 def cache_spec(step: Step, cache_dtype: torch.dtype | None = None) -> Any:

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The FlashAttention backend: its metadata and one layer's forward pass against attention by definition."""
 
-from typing import Any
-
 import pytest
 import torch
 
 from tests.attention.backend_steps import (
     MIXED,
-    backend_config,
-    cache_spec,
     common_metadata,
     dense_attention,
     forward,
     layer_scales,
+    make_builder,
+    make_impl,
     step_trees,
 )
 from tests.attention.fake_flash import flash_attention
@@ -25,19 +23,6 @@ pytestmark = runs_kernels
 AMPERE, HOPPER = (8, 0), (9, 0)
 TREES: list[Request | None] = [(37, 0, 5), (0, 0, 3), (64, 0, 1), (21, 0, 0)]
 PROMPTS: list[Request | None] = [(21, 0, 0), (0, 9, 0)]
-
-
-def builder(step: Step, **options: Any) -> Any:
-    from redrafter_vllm.integration.attention.flash import FlashTreeMetadataBuilder
-
-    return FlashTreeMetadataBuilder(cache_spec(step), ["layer"], backend_config(step, **options), DEVICE)
-
-
-def impl(step: Step, cache_dtype: str = "auto") -> Any:
-    from redrafter_vllm.integration.attention.flash import FlashTreeImpl
-
-    heads, head_size = step.heads, step.query.shape[2]
-    return FlashTreeImpl(heads[0], head_size, step.scale, heads[1], None, None, cache_dtype)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +45,8 @@ def test_is_attention_by_definition(
     # In memory, a page's slots may come before its heads.
     step.cache = step.cache.transpose(1, 2).contiguous().transpose(1, 2)
     common = common_metadata(step)
-    metadata = builder(step, full_graphs=full_graphs).build(0, common, trees=step_trees(step))
-    step.check(forward(impl(step), step, metadata, layer), dense_attention(step, layer))
+    metadata = make_builder("flash", step, full_graphs=full_graphs).build(0, common, trees=step_trees(step))
+    step.check(forward(make_impl("flash", step), step, metadata, layer), dense_attention(step, layer))
     version, is_scheduled = (3, True) if capability == HOPPER else (2, False)
     context, causal = (version, False), (version, True)
     num_trees = {id(MIXED): 4, id(PROMPTS): 0}.get(id(requests), len(requests))
@@ -79,8 +64,8 @@ def test_fp8_cache_and_query(monkeypatch: pytest.MonkeyPatch) -> None:
     step = Step(MIXED[:5], (4, 2), 64, torch.bfloat16, cache_dtype=torch.float8_e4m3fn)
     step.query = (step.query / 0.5).to(torch.float8_e4m3fn)
     layer, out = layer_scales(0.5, 1.7, 0.4), torch.full(step.query.shape, -777.0, device=DEVICE).bfloat16()
-    metadata = builder(step, cache_dtype="fp8").build(0, common_metadata(step), trees=step_trees(step))
-    result = forward(impl(step, "fp8"), step, metadata, layer, out)
+    metadata = make_builder("flash", step, cache_dtype="fp8").build(0, common_metadata(step), trees=step_trees(step))
+    result = forward(make_impl("flash", step, "fp8"), step, metadata, layer, out)
     rows = slice(0, step.starts[-1])
     expected = dense_attention(step, layer)
     assert (result[step.starts[-1] :] == -777).all()
@@ -104,6 +89,7 @@ def test_refuses_what_the_tree_part_does_not_know(monkeypatch: pytest.MonkeyPatc
             FlashTreeImpl(2, 64, 0.125, 2, **asked)
     layer = layer_scales()
     step = Step(TREES, (2, 2), 64, torch.float16)
+    impl = make_impl("flash", step)
     with pytest.raises(NotImplementedError, match="quantise its output"):
-        impl(step).forward(layer, *[step.query] * 3, step.cache, object(), step.query, output_scale=layer._k_scale)
-    assert (forward(impl(step), step, None, layer) == 0).all()  # a profiling run
+        impl.forward(layer, *[step.query] * 3, step.cache, object(), step.query, output_scale=layer._k_scale)
+    assert (forward(impl, step, None, layer) == 0).all()  # a profiling run

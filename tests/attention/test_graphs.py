@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.attention.backend_steps import common_metadata, dense_attention, forward, layer_scales, step_trees
+from tests.attention.backend_steps import (
+    common_metadata,
+    dense_attention,
+    forward,
+    layer_scales,
+    make_builder,
+    make_impl,
+    step_trees,
+)
 from tests.attention.fake_flash import flash_attention
 from tests.no_sync import forbid_host_sync
 from tests.ops.attention_steps import Request, Step
@@ -71,11 +79,7 @@ class InputBuffers:
 
 
 def backend(name: str, step: Step) -> tuple[Any, Any]:
-    if name == "flash":
-        from tests.attention.test_flash import builder, impl
-    else:
-        from tests.attention.test_triton import builder, impl
-    return builder(step, full_graphs=True), impl(step)
+    return make_builder(name, step, full_graphs=True), make_impl(name, step)
 
 
 def captured(run: Callable[[], object]) -> Callable[[], object]:

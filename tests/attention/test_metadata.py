@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from redrafter_vllm.integration.attention.metadata import leading_requests, trailing_requests
-from tests.attention.backend_steps import MIXED, common_metadata, step_trees
+from tests.attention.backend_steps import MIXED, common_metadata, make_builder, step_trees
 from tests.attention.fake_flash import flash_attention
-from tests.attention.test_flash import builder
 from tests.ops.attention_steps import Request, Step
 from tests.ops.devices import DEVICE
 
@@ -50,7 +49,7 @@ def test_where_the_parts_meet(
 ) -> None:  # fmt: skip
     flash_attention(monkeypatch, (8, 0))
     step = small_step(requests)
-    metadata: Any = builder(step).build(0, common_metadata(step), trees=step_trees(step))
+    metadata: Any = make_builder("flash", step).build(0, common_metadata(step), trees=step_trees(step))
     assert (None if metadata.trees is None else len(metadata.trees.seq_lens)) == num_trees
     assert metadata.num_tree_tokens == num_tree_tokens
     assert (metadata.causal is not None) == has_causal

@@ -10,7 +10,7 @@ import torch
 
 from redrafter_vllm.integration.attention import select
 from redrafter_vllm.integration.attention.seam import require_fields, require_parameters
-from redrafter_vllm.integration.patches import SeamChangedError
+from redrafter_vllm.integration.seams import SeamChangedError
 from tests.attention.fake_flash import FakeFlash
 from tests.ops.devices import HAS_GPU
 

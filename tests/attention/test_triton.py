@@ -1,40 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Triton backend: its metadata and one layer's forward pass, vLLM's own kernel for prompts included."""
 
-from typing import Any
-
 import pytest
 import torch
 
 from tests.attention.backend_steps import (
     MIXED,
-    backend_config,
-    cache_spec,
     common_metadata,
     dense_attention,
     forward,
     layer_scales,
+    make_builder,
+    make_impl,
     step_trees,
 )
 from tests.ops.attention_steps import Request, Step
-from tests.ops.devices import DEVICE, HAS_GPU, runs_kernels
+from tests.ops.devices import HAS_GPU, runs_kernels
 
 pytestmark = runs_kernels
 
 PROMPTS: list[Request | None] = [(21, 0, 0), (0, 9, 0)]
-
-
-def builder(step: Step, **options: Any) -> Any:
-    from redrafter_vllm.integration.attention.triton import TritonTreeMetadataBuilder
-
-    return TritonTreeMetadataBuilder(cache_spec(step), ["layer"], backend_config(step, **options), DEVICE)
-
-
-def impl(step: Step, cache_dtype: str = "auto") -> Any:
-    from redrafter_vllm.integration.attention.triton import TritonTreeImpl
-
-    heads, head_size = step.heads, step.query.shape[2]
-    return TritonTreeImpl(heads[0], head_size, step.scale, heads[1], None, None, cache_dtype)
 
 
 @pytest.mark.parametrize(
@@ -49,16 +34,16 @@ def test_is_attention_by_definition(
     requests: list[Request | None], heads: tuple[int, int], head_size: int, dtype: torch.dtype, block_size: int
 ) -> None:
     step, layer = Step(requests, heads, head_size, dtype, block_size), layer_scales()
-    metadata = builder(step).build(0, common_metadata(step), trees=step_trees(step))
-    step.check(forward(impl(step), step, metadata, layer), dense_attention(step, layer))
+    metadata = make_builder("triton", step).build(0, common_metadata(step), trees=step_trees(step))
+    step.check(forward(make_impl("triton", step), step, metadata, layer), dense_attention(step, layer))
 
 
 @pytest.mark.skipif(HAS_GPU and torch.cuda.get_device_capability() < (8, 9), reason="vLLM needs compute capability 8.9")
 def test_fp8_cache() -> None:
     step = Step(MIXED[:4], (4, 2), 64, torch.float16, cache_dtype=torch.float8_e4m3fn)
     layer = layer_scales(9.0, 1.7, 0.4)
-    metadata = builder(step, cache_dtype="fp8").build(0, common_metadata(step), trees=step_trees(step))
-    attention = impl(step, "fp8")
+    metadata = make_builder("triton", step, cache_dtype="fp8").build(0, common_metadata(step), trees=step_trees(step))
+    attention = make_impl("triton", step, "fp8")
     assert not attention.supports_quant_query_input
     layer._q_scale.fill_(1.0)
     step.check(forward(attention, step, metadata, layer), dense_attention(step, layer))

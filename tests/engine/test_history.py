@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from redrafter_vllm.integration import history
-from redrafter_vllm.integration.patches import SeamChangedError
+from redrafter_vllm.integration.seams import SeamChangedError
 from redrafter_vllm.state import DraftRows
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, generate, params, random_prompts, runner

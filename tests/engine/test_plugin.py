@@ -112,7 +112,8 @@ def test_plain_engines_beside_ours_keep_their_attention(make_engine: MakeEngine,
 
 
 def test_a_changed_target_of_a_rebinding_is_one_sentence() -> None:
-    from redrafter_vllm.integration.patches import SeamChangedError, rebind
+    from redrafter_vllm.integration.patches import rebind
+    from redrafter_vllm.integration.seams import SeamChangedError
 
     class Owner:
         def moved(self, something: int) -> None:

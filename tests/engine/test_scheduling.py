@@ -77,7 +77,8 @@ def test_a_cpu_switches_asynchronous_scheduling_off(random_target: Path) -> None
 
 
 def test_a_changed_list_of_methods_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    from redrafter_vllm.integration.patches import SeamChangedError, allow_async_scheduling
+    from redrafter_vllm.integration.patches import allow_async_scheduling
+    from redrafter_vllm.integration.seams import SeamChangedError
 
     monkeypatch.setattr("vllm.config.vllm.NgramGPUTypes", Literal["another"])
     with pytest.raises(SeamChangedError, match=r"rebinds vllm\.config\.vllm\.NgramGPUTypes, which this vLLM has as"):

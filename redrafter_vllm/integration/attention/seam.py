@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from redrafter_vllm.integration.patches import SeamChangedError
+from redrafter_vllm.integration.seams import SeamChangedError
 
 
 def require_fields(cls: type, names: str) -> None:
