@@ -2,11 +2,13 @@
 """Everything that only a GPU can show, in 8 minutes: `python -m benchmarks.gpu_check`.
 
 Each stage is a process of its own with a time limit; what it found is kept in a file, and a stage that has passed is
-not run again by the next call, so a call that was cut short goes on where it was. `--device cpu` rehearses the script
-on any machine, with tiny sizes: its figures mean nothing and are not recorded among the results.
+not run again by the next call, so a call that was cut short goes on where it was. What passed with other code than the
+present is kept, too, and said to be so: on a day of repairs only `--again` costs its time once more. `--device cpu`
+rehearses the script on any machine, with tiny sizes: its figures mean nothing and are not recorded among the results.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -24,6 +26,7 @@ from benchmarks.demo.processes import ChildError, run_to_end
 from benchmarks.record import RESULTS, record, store
 
 LEAST_SECONDS = 10.0  # with less left, no stage is begun
+PASSED, STALE = "passed", "passed with other code"
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,8 @@ def stored_or_run(stage: Stage, options: Options, deadline: float, console: Cons
     kept = options.out / f"{stage.name}.json"
     if kept.is_file() and not options.again:
         found: dict[str, Any] = json.loads(kept.read_text())
-        if found["status"] == "passed":
-            return found
+        if found["status"] == PASSED:
+            return found if found.get("code") == code_digest() else found | {"status": STALE}
     left = deadline - time.monotonic()
     if left < LEAST_SECONDS:
         return {"status": "not run", "summary": "no time was left; call again to go on", "seconds": 0.0}
@@ -91,11 +94,21 @@ def run_stage(stage: Stage, options: Options, limit: float, console: Console) ->
     except ChildError as error:
         outcome = {"passed": False, "summary": str(error), "figures": {}}
     return {
-        "status": "passed" if outcome["passed"] else "FAILED",
+        "status": PASSED if outcome["passed"] else "FAILED",
+        "code": code_digest(),
         "summary": outcome["summary"],
         "seconds": time.monotonic() - started,
         "figures": outcome["figures"],
     }
+
+
+def code_digest() -> str:
+    """Of all that a stage runs: another one means that what it found may no longer hold."""
+    digest = hashlib.sha256()
+    for folder in ("redrafter_vllm", "benchmarks", "tests"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def print_table(found: dict[str, dict[str, Any]], console: Console) -> None:
@@ -135,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_table(found, console)
     folder = RESULTS if options.device == "cuda" else options.out
     console.print(record("gpu_check", argv, {"stages": found}, folder, options.device))
-    return 0 if all(stage["status"] == "passed" for stage in found.values()) else 1
+    return 0 if all(stage["status"] == PASSED for stage in found.values()) else 1
 
 
 if __name__ == "__main__":

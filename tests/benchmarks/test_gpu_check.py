@@ -53,6 +53,27 @@ def test_passed_stage_is_not_run_again(fake_stage: Any, tmp_path: Path) -> None:
     assert len(commands) == 2
 
 
+def test_what_other_code_passed_is_kept_and_said_to_be_old(
+    fake_stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = fake_stage({"passed": True, "summary": "fine", "figures": {}})
+    first = run_stages(options(tmp_path), CONSOLE)
+    monkeypatch.setattr(gpu_check, "code_digest", lambda: "other")
+    assert run_stages(options(tmp_path), CONSOLE)["machine"] == first["machine"] | {"status": "passed with other code"}
+    assert len(commands) == 1
+    assert run_stages(options(tmp_path, again=True), CONSOLE)["machine"]["status"] == "passed"
+
+
+def test_code_is_all_that_a_stage_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    (tmp_path / "redrafter_vllm").mkdir()
+    (tmp_path / "redrafter_vllm" / "verifier.py").write_text("1")
+    before = gpu_check.code_digest()
+    assert gpu_check.code_digest() == before
+    (tmp_path / "redrafter_vllm" / "verifier.py").rename(tmp_path / "redrafter_vllm" / "walk.py")
+    assert gpu_check.code_digest() != before
+
+
 def test_failed_stage_is_run_again(fake_stage: Any, tmp_path: Path) -> None:
     commands = fake_stage({"passed": False, "summary": "slow", "figures": {}})
     assert run_stages(options(tmp_path), CONSOLE)["machine"]["status"] == "FAILED"

@@ -45,7 +45,7 @@ def _compile_all() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def compiled(request: pytest.FixtureRequest) -> dict[tuple[str, str, int], aot.Resources]:
-    cache = request.config.cache
+    cache = getattr(request.config, "cache", None)  # pytest may run without its cache
     key = f"redrafter/aot/{_sources()}"
     found = cache.get(key, None) if cache is not None else None
     if found is None:
