@@ -2,10 +2,13 @@
 """What each part of the training recipe is worth: `python -m benchmarks.ablations --target DIR`.
 
 Every variant differs from ours in the one thing that its name says, and all have the same data, steps, drafter size and
-seeds. `published` is the published recipe: cross-entropy on the data set's own tokens, all depths of equal weight,
-nothing regenerated. What is measured is the number of drafted tokens accepted per verification step, greedy, on
-held-out prompts, by simulation with serving's beam search and tree. Finished trainings are kept in the output folder
-and not repeated, so an interrupted command goes on, and `--seeds` can be shared out over several processes.
+seeds. `published` is the published recipe: cross-entropy on the data set's own tokens, all depths of equal weight.
+Under `regenerated` a part of the rows is the target's own text: it continues pieces of the files that it was trained on
+or, with `--answers`, prompts that it does not know.
+
+What is measured is the number of drafted tokens accepted per verification step, greedy, on held-out prompts, by
+simulation with serving's beam search and tree. Finished trainings are kept in the output folder and not repeated, so an
+interrupted command goes on, and `--seeds` can be shared out over several processes.
 """
 
 import argparse
@@ -31,6 +34,7 @@ from training.corpus import load_corpus, split
 from training.data import Windows, encode_files, mixed_batches, text_batches
 from training.draft_vocabulary import choose_draft_vocabulary, token_frequencies
 from training.evaluate import Drafting, held_out_texts, measure
+from training.feed import full_rows, written_before
 from training.frozen_target import FrozenTarget
 from training.generate import make_responses
 from training.head_loss import LossConfig
@@ -49,6 +53,7 @@ class Variant:
     group: str
     name: str
     changes: dict[str, Any] = field(default_factory=dict)
+    given_answers: bool = False  # takes those of `--answers`, and is left out without
 
     @property
     def file_stem(self) -> str:
@@ -59,16 +64,18 @@ DATA_LABELS = LossConfig(label_share=1.0, labels="data")
 EQUAL_DEPTHS = {"depth_decay": 1.0}
 VARIANTS = (
     Variant(OURS, "KL, target and drafts sharpened"),
-    Variant(PUBLISHED, "cross-entropy on the data", {"loss": DATA_LABELS, **EQUAL_DEPTHS, "response_fraction": 0.0}),
-    Variant("loss", "cross-entropy on data and responses", {"loss": DATA_LABELS}),
+    Variant(PUBLISHED, "cross-entropy on the data", {"loss": DATA_LABELS, **EQUAL_DEPTHS}),
+    Variant("loss", "cross-entropy on the data", {"loss": DATA_LABELS}),
     Variant("loss", "cross-entropy on the target's favourites", {"loss": LossConfig(label_share=1.0)}),
     Variant("loss", "KL", {"loss": LossConfig()}),
     Variant("loss", "KL, target sharpened", {"loss": LossConfig(target_temperature=0.3)}),
     Variant("loss", "KL and cross-entropy on favourites, half each", {"loss": LossConfig(label_share=0.5)}),
     Variant("depth weights", "equal", EQUAL_DEPTHS),
     Variant("depth weights", "decay 0.6", {"depth_decay": 0.6}),
-    Variant("regenerated", "none", {"response_fraction": 0.0}),
     Variant("regenerated", "half", {"response_fraction": 0.5}),
+    Variant("regenerated", "three quarters", {"response_fraction": 0.75}),
+    Variant("regenerated", "half, unknown prompts", {"response_fraction": 0.5}, given_answers=True),
+    Variant("regenerated", "three quarters, unknown prompts", {"response_fraction": 0.75}, given_answers=True),
     Variant("draft vocabulary", "half", {"draft_vocab_size": 1 / 2}),
     Variant("draft vocabulary", "quarter", {"draft_vocab_size": 1 / 4}),
 )
@@ -85,16 +92,18 @@ class Options:
     prompts: int = 64
     new_tokens: int = 96
     groups: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
     work: Path = Path("build/ablations")
     out: Path = RESULTS
 
     def config(self, variant: Variant, seed: int, vocab_size: int) -> DistillConfig:
         """Ours with the variant's change; a draft vocabulary is given as a part of the target's."""
-        ours = RECIPES["standard"]
+        ours = replace(RECIPES["standard"], response_fraction=0.0)  # as for all source code
         changes = dict(variant.changes)
         if part := changes.get("draft_vocab_size"):
             changes["draft_vocab_size"] = round(vocab_size * part)
-        responses = replace(ours.responses, count=self.responses)
+        folders = self.answers if variant.given_answers else ()
+        responses = replace(ours.responses, count=self.responses, folders=folders)
         return replace(ours, budget=Budget(self.steps), responses=responses, seed=seed, **changes)
 
     def file(self, variant: Variant, seed: int) -> Path:
@@ -112,13 +121,20 @@ class Bench:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.target = FrozenTarget(AutoModelForCausalLM.from_pretrained(options.target, dtype=torch.float32))
-        tokenizer = AutoTokenizer.from_pretrained(options.target)
+        self.tokenizer = tokenizer = AutoTokenizer.from_pretrained(options.target)
         self.bos = tokenizer.bos_token_id
         self.files = encode_files(split(load_corpus())[0], tokenizer)
-        self.responses = self._stored_responses()
         self.texts: list[tuple[Tensor, int]] = held_out_texts(
             self.target, tokenizer, prompts=options.prompts, new_tokens=options.new_tokens, seed=1
         )
+
+    def responses(self, config: DistillConfig) -> Windows | None:
+        """The target's own texts that a training mixes in."""
+        if not config.response_fraction:
+            return None
+        if folders := config.responses.folders:
+            return full_rows(written_before(folders, self.tokenizer, config.window), config.window)
+        return self._stored_responses()
 
     def _stored_responses(self) -> Windows:
         weights = (self.options.target / "model.safetensors").stat()
@@ -137,7 +153,7 @@ class Bench:
         """One training: its figures by shape of the draft."""
         config = self.options.config(variant, seed, self.target.vocab_size)
         draft_tokens, coverage = None, 1.0
-        responses = self.responses if config.response_fraction else None
+        responses = self.responses(config)
         if config.draft_vocab_size is not None:
             frequencies = token_frequencies(self.files, responses, config.response_fraction, self.target.vocab_size)
             chosen = choose_draft_vocabulary(frequencies, config.draft_vocab_size)
@@ -163,7 +179,11 @@ class Bench:
 
 def run(options: Options, variants: Sequence[Variant] = VARIANTS) -> list[dict[str, Any]]:
     """One result per variant and seed, those of earlier runs included."""
-    wanted = [variant for variant in variants if not options.groups or variant.group in options.groups]
+    wanted = [
+        variant
+        for variant in variants
+        if (not options.groups or variant.group in options.groups) and (options.answers or not variant.given_answers)
+    ]
     planned = [(variant, seed, options.file(variant, seed)) for seed in options.seeds for variant in wanted]
     due = [job for job in planned if not job[2].is_file()]
     if due:
@@ -224,6 +244,13 @@ def parse_args(argv: Sequence[str]) -> Options:
         "--seeds", type=int, nargs="+", default=[0, 1, 2], help="each variant is trained once with each"
     )
     parser.add_argument("--responses", type=int, default=1024, help="texts that the target writes itself, once")
+    parser.add_argument(
+        "--answers",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="of training.regenerate, to unknown prompts",
+    )
     parser.add_argument("--prompts", type=int, default=64, help="held-out prompts to measure on")
     parser.add_argument("--new-tokens", type=int, default=96, help="tokens that each is continued by")
     parser.add_argument(
@@ -232,7 +259,8 @@ def parse_args(argv: Sequence[str]) -> Options:
     parser.add_argument("--work", type=Path, default=Path("build/ablations"), help="folder for finished trainings")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file")
     args = parser.parse_args(argv)
-    return Options(**{**vars(args), "seeds": tuple(args.seeds), "groups": tuple(args.groups)})
+    lists = {name: tuple(getattr(args, name)) for name in ("seeds", "groups", "answers")}
+    return Options(**{**vars(args), **lists})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -56,7 +56,8 @@ class DistillConfig:
         fixed_windows: cut source files into windows once and shuffle these anew in each pass, instead of cutting anew;
             always so with a hidden_cache.
         batch_size: rows per step, over all workers together.
-        response_fraction: part of the rows that the target has written itself.
+        response_fraction: part of the rows that the target has written itself (default for source code: 0, unless a
+            key of `responses` is given).
         learning_rate: peak learning rate.
         warmup: part of the training over which the learning rate rises.
         weight_decay: of the inner matrices.
@@ -96,6 +97,8 @@ class DistillConfig:
             raise ValueError(f"draft_vocab_size must be at least 1, got {self.draft_vocab_size}")
         if not 0 <= self.response_fraction <= 1:
             raise ValueError(f"response_fraction must be in [0, 1], got {self.response_fraction}")
+        if self.responses.folders and not self.response_fraction:
+            raise ValueError("responses.folders are given, but a response_fraction of 0 takes nothing from them")
         if self.response_fraction and self.responses.max_prompt >= self.window:
             raise ValueError(f"max_prompt {self.responses.max_prompt} leaves no response in windows of {self.window}")
         if min(self.batch_size, self.chunk) < 1:
@@ -115,9 +118,7 @@ class DistillConfig:
         return tuple(w / sum(raw) for w in raw)
 
 
-_LONG = DistillConfig(
-    Budget(max_steps=9000), response_fraction=0.75, responses=ResponseConfig(count=6144, batch_size=256)
-)
+_LONG = DistillConfig(Budget(max_steps=9000), responses=ResponseConfig(count=6144, batch_size=256))
 RECIPES = {
     # What `long` does, ended by steps alone, so that it can be repeated to the bit.
     "standard": _LONG,

@@ -16,6 +16,7 @@ EXCLUDED_FOLDERS = frozenset(
 )
 EXCLUDED_PREFIXES = ("config-", "_sysconfigdata", "__phello__")
 HELD_OUT_OF_256 = 13
+STDLIB = "stdlib"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,17 @@ class SourceFile:
 def is_held_out(relative_path: str) -> bool:
     """Whether a file is kept away from all training: about 5 % of the files, decided by a hash of the path alone."""
     return hashlib.sha256(relative_path.encode()).digest()[0] < HELD_OUT_OF_256
+
+
+def is_source_code(data: str) -> bool:
+    """Whether `data` names Python sources: the standard library, or a folder with some."""
+    folder = Path(data)
+    return data == STDLIB or (folder.is_dir() and next(folder.rglob("*.py"), None) is not None)
+
+
+def corpus_root(data: str) -> Path | None:
+    """The folder of sources that `data` names, as `load_corpus` takes it."""
+    return None if data == STDLIB else Path(data)
 
 
 def _is_excluded(relative: Path) -> bool:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from training.__main__ import main as train
-from training.feed import STDLIB
+from training.corpus import STDLIB
 
 DEFAULTS = ("--data", STDLIB, "--recipe", "short")
 

@@ -26,7 +26,7 @@ from training.conversation_feed import (
     hold_out,
     write_answers,
 )
-from training.corpus import extract_prompts, load_corpus, split
+from training.corpus import corpus_root, extract_prompts, is_source_code, load_corpus, split
 from training.data import Repeated, Windows, encode_files, mixed_batches, text_batches
 from training.data_report import DataError
 from training.draft_vocabulary import token_frequencies
@@ -37,7 +37,6 @@ from training.generate import make_responses
 from training.prepared import load_examples
 from training.regenerated import load_regenerated
 
-STDLIB = "stdlib"
 EVALUATION_PROMPTS = 32
 
 
@@ -65,12 +64,6 @@ class FeedSettings:
     hidden_cache: bool = False  # the target's hidden states come from the disk
 
 
-def is_source_code(data: str) -> bool:
-    """Whether `data` names Python sources: the standard library, or a folder with some."""
-    folder = Path(data)
-    return data == STDLIB or (folder.is_dir() and next(folder.rglob("*.py"), None) is not None)
-
-
 def holds_conversations(data: str) -> bool:
     """Whether `data` is to be read, templated and tokenised by conversations."""
     return not is_source_code(data) and not is_regenerated(data)
@@ -81,12 +74,12 @@ def source_code_feed(
 ) -> Feed:
     """Windows of Python sources, some of them continued by the target itself."""
     config, bos = settings.config, tokenizer.bos_token_id
-    root = None if settings.data == STDLIB else Path(settings.data)
+    root = corpus_root(settings.data)
     training, held_out = split(load_corpus(root))
     files = encode_files(training, tokenizer)
     responses = None
     if config.response_fraction and config.responses.folders:
-        responses = full_rows(_written_before(settings, tokenizer), config.window)
+        responses = full_rows(written_before(config.responses.folders, tokenizer, config.window), config.window)
     elif config.response_fraction:
 
         def write() -> dict[str, Tensor]:
@@ -122,7 +115,7 @@ def conversation_feed(
     training, held_out = hold_out(examples)
     answers: Sequence[Example] = []
     if config.response_fraction and config.responses.folders:
-        answers = _written_before(settings, tokenizer)
+        answers = written_before(config.responses.folders, tokenizer, config.window)
     elif config.response_fraction:
 
         def write() -> list[tuple[Tensor, int]]:
@@ -197,17 +190,17 @@ def regenerated_feed(
     )
 
 
-def _written_before(settings: FeedSettings, tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    """The texts for training of all folders of responses.
+def written_before(folders: Sequence[str], tokenizer: PreTrainedTokenizerBase, window: int) -> list[Example]:
+    """The texts for training of all folders of responses, each cut at `window` tokens.
 
     Raises:
         DataError: a folder is none of `training.regenerate`'s, or see `load_regenerated`.
     """
     texts: list[Example] = []
-    for folder in settings.config.responses.folders:
+    for folder in folders:
         if not is_regenerated(folder):
             raise DataError(f"{folder}: no folder of answers; python -m training.regenerate --out {folder} makes one")
-        texts += load_regenerated(Path(folder), tokenizer, settings.config.window).training
+        texts += load_regenerated(Path(folder), tokenizer, window).training
     return texts
 
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from redrafter_vllm.checkpoint import check_checkpoint
 from redrafter_vllm.drafter import Drafter, DrafterConfig
+from training.answer_store import is_regenerated
 from training.config import DistillConfig
 from training.hidden_cache import free_space, most_bytes
 from training.job import Job
@@ -122,6 +123,7 @@ def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, console
         ("steps", f"{budget.max_steps:,}{clock}"),
         ("per step", f"{config.batch_size} rows of {config.window} tokens = {plan.tokens_per_step:,} tokens"),
         ("all steps", f"at most {budget.max_steps * plan.tokens_per_step:,} tokens, {config.beam_length} drafts each"),
+        ("target's own text", _answers_line(config, job.data)),
         ("workers", where),
         ("drafter goes to", str(job.out_dir)),
         ("run's folder", str(job.run_folder)),
@@ -137,6 +139,15 @@ def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, console
     memory.add_section()
     memory.add_row("together", f"{plan.total_memory / GIB:.2f} GiB")
     console.print(memory)
+
+
+def _answers_line(config: DistillConfig, data: str) -> str:
+    if is_regenerated(data):
+        return "all of it"
+    if not config.response_fraction:
+        return "none"
+    source = " and ".join(config.responses.folders) or f"{config.responses.count:,} texts, written first"
+    return f"{config.response_fraction:.0%} of the rows: {source}"
 
 
 def _cache_line(job: Job, plan: Plan) -> str:

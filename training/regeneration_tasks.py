@@ -7,7 +7,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import accumulate
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,9 +14,8 @@ from training.answers import Task
 from training.chat_templates import resolve_chat_template
 from training.conversation_feed import HELD_OUT_SHARE, hold_out
 from training.conversations import Conversation, load_conversations
-from training.corpus import SourceFile, load_corpus, split
+from training.corpus import SourceFile, corpus_root, is_source_code, load_corpus, split
 from training.data_report import DataError, DataReport
-from training.feed import STDLIB, is_source_code
 from training.regeneration import Regeneration
 
 SOURCE_TEXTS = 3072
@@ -42,7 +40,7 @@ def fingerprint(tasks: Sequence[Task]) -> str:
 
 def _source_tasks(job: Regeneration, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Task], DataReport]:
     try:
-        training, held_out = split(load_corpus(None if job.data == STDLIB else Path(job.data)))
+        training, held_out = split(load_corpus(corpus_root(job.data)))
     except FileNotFoundError as problem:
         raise DataError(str(problem)) from problem
     count = job.count or SOURCE_TEXTS

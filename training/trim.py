@@ -21,11 +21,10 @@ from redrafter_vllm.draft_vocabulary import MAP, check_target_ids, to_offsets
 from redrafter_vllm.drafter import Drafter
 from training.answer_store import is_regenerated
 from training.conversation_feed import hold_out
-from training.corpus import load_corpus, split
+from training.corpus import corpus_root, is_source_code, load_corpus, split
 from training.data import encode_files
 from training.data_report import DataError
 from training.draft_vocabulary import DraftVocabulary, choose_draft_vocabulary, token_frequencies
-from training.feed import STDLIB, is_source_code
 from training.prepared import load_examples
 from training.regenerated import load_regenerated
 
@@ -65,7 +64,7 @@ def data_frequencies(
     if is_regenerated(data):
         examples = load_regenerated(Path(data), tokenizer, window).training
     elif is_source_code(data):
-        training = split(load_corpus(None if data == STDLIB else Path(data)))[0]
+        training = split(load_corpus(corpus_root(data)))[0]
         return token_frequencies(encode_files(training, tokenizer), None, 0.0, vocab_size)
     else:
         examples = hold_out(load_examples(None, data, tokenizer, window, chat_template, quiet=True)[0])[0]

@@ -25,7 +25,7 @@ def test_gains_count_accepted_drafts_only() -> None:
 
 
 def test_variants_change_what_they_name() -> None:
-    options = Options(Path("t"), steps=7)
+    options = Options(Path("t"), steps=7, answers=("unknown",))
     configs = {v.file_stem: options.config(v, 3, 1000) for v in VARIANTS}
     assert len(configs) == len(VARIANTS)
     ours = options.config(VARIANTS[0], 3, 1000)
@@ -37,6 +37,25 @@ def test_variants_change_what_they_name() -> None:
     assert config.loss == LossConfig(label_share=1.0, labels="data")
     assert config.response_fraction == 0
     assert options.config(VARIANTS[-1], 3, 1000).draft_vocab_size == 250
+
+
+def test_answers_are_those_that_were_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_answers = Options(Path("t"), seeds=(0,), answers=("unknown",))
+    for variant in VARIANTS:
+        config = with_answers.config(variant, 0, 1000)
+        assert config.responses.folders == (("unknown",) if "unknown prompts" in variant.name else ())
+        assert bool(config.response_fraction) == (variant.group == "regenerated")
+    asked: list[str] = []
+
+    def no_training(self: Options, variant: Variant, seed: int) -> Path:
+        asked.append(variant.name)
+        file = tmp_path / "done.json"
+        file.write_text("{}")
+        return file
+
+    monkeypatch.setattr(Options, "file", no_training)
+    run(Options(Path("t"), seeds=(0,)))
+    assert len(asked) == len(VARIANTS) - 2 and not [name for name in asked if "unknown prompts" in name]
 
 
 @pytest.mark.skipif(not ASSET.is_dir(), reason="the small target is not committed here")
