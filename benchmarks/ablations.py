@@ -31,10 +31,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.record import RESULTS, record, store
 from training.config import RECIPES, DistillConfig
 from training.corpus import load_corpus, split
-from training.data import Windows, encode_files, mixed_batches, text_batches
+from training.data import encode_files, mixed_batches
 from training.draft_vocabulary import choose_draft_vocabulary, token_frequencies
 from training.evaluate import Drafting, held_out_texts, measure
-from training.feed import full_rows, written_before
+from training.feed import written_before
 from training.frozen_target import FrozenTarget
 from training.generate import make_responses
 from training.head_loss import LossConfig
@@ -128,15 +128,15 @@ class Bench:
             self.target, tokenizer, prompts=options.prompts, new_tokens=options.new_tokens, seed=1
         )
 
-    def responses(self, config: DistillConfig) -> Windows | None:
+    def responses(self, config: DistillConfig) -> list[Tensor]:
         """The target's own texts that a training mixes in."""
         if not config.response_fraction:
-            return None
-        if folders := config.responses.folders:
-            return full_rows(written_before(folders, self.tokenizer, config.window), config.window)
+            return []
+        if config.responses.folders:
+            return [text.tokens.long() for text in written_before(config.responses, self.tokenizer, config.window)]
         return self._stored_responses()
 
-    def _stored_responses(self) -> Windows:
+    def _stored_responses(self) -> list[Tensor]:
         weights = (self.options.target / "model.safetensors").stat()
         path = self.options.work / f"responses-{self.options.responses}-{weights.st_mtime_ns}.pt"
         if not path.is_file():
@@ -145,9 +145,10 @@ class Bench:
             made = make_responses(self.target, self.files, ours.window, self.bos, asked, RESPONSE_SEED)
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".part")
-            torch.save(asdict(made), partial)
+            torch.save(made, partial)
             partial.replace(path)
-        return Windows(**torch.load(path, weights_only=True))
+        texts: list[Tensor] = torch.load(path, weights_only=True)
+        return texts
 
     def train_and_measure(self, variant: Variant, seed: int) -> dict[str, Any]:
         """One training: its figures by shape of the draft."""
@@ -159,9 +160,9 @@ class Bench:
             chosen = choose_draft_vocabulary(frequencies, config.draft_vocab_size)
             draft_tokens, coverage = chosen.tokens, chosen.coverage
         drafter = build_drafter(self.target, config, draft_tokens)
-        rows = config.batch_size - round(config.batch_size * config.response_fraction)
-        text = text_batches(self.files, config.window, self.bos, max(rows, 1), seed)
-        batches = mixed_batches(text, responses, config.batch_size, config.response_fraction, seed)
+        batches = mixed_batches(
+            self.files, responses, config.window, self.bos, config.batch_size, config.response_fraction, seed
+        )
         history = distill(drafter, self.target, batches, config, quiet=True)
         return {
             "group": variant.group,

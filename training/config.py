@@ -19,6 +19,7 @@ class ResponseConfig:
         max_prompt: most tokens of a prompt.
         batch_size: texts written at once.
         folders: texts that `training.regenerate` has written, to take all of instead of writing any.
+        longest_repeat: a text ends where the target says more tokens in a row over again; 0 keeps all.
     """
 
     count: int = 256
@@ -27,10 +28,13 @@ class ResponseConfig:
     max_prompt: int = 160
     batch_size: int = 64
     folders: tuple[str, ...] = ()
+    longest_repeat: int = 32
 
     def __post_init__(self) -> None:
         if self.count < 0 or self.batch_size < 1:
             raise ValueError(f"count must be >= 0 and batch_size >= 1, got {self.count} and {self.batch_size}")
+        if self.longest_repeat < 0:
+            raise ValueError(f"longest_repeat must not be negative, got {self.longest_repeat}")
         if not self.temperatures or min(self.temperatures) < 0:
             raise ValueError(f"temperatures must be given and not negative, got {self.temperatures}")
         if not 1 <= self.min_prompt <= self.max_prompt:

@@ -17,6 +17,7 @@ from training.data_report import DataError
 from training.examples import Example
 from training.frozen_target import FrozenTarget
 from training.generate import continue_prompts
+from training.loops import loop_start
 from training.packing import Packing, arrange
 
 Held = TypeVar("Held")
@@ -90,7 +91,7 @@ def write_answers(
     """`config.count` texts, each a conversation's first prompt with the target's own answer, and the prompt's length.
 
     Prompts that leave less than half of `length` are passed over; similar lengths share a batch, and the configured
-    temperatures alternate from batch to batch.
+    temperatures alternate from batch to batch. A text ends before it goes round in circles.
 
     Raises:
         DataError: no prompt is short enough.
@@ -108,7 +109,8 @@ def write_answers(
         temperature = config.temperatures[number % len(config.temperatures)]
         room = length - max(map(len, batch))
         continued = continue_prompts(target, batch, room, temperature=temperature)
-        texts += [(text, len(prompt)) for text, prompt in zip(continued, batch, strict=True)]
+        for text, prompt in zip(continued, batch, strict=True):
+            texts.append((text[: loop_start(text.tolist(), len(prompt), config.longest_repeat)], len(prompt)))
     return texts
 
 

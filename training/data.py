@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Windows of tokens to train on."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -82,10 +81,10 @@ def cut_windows(files: list[Tensor], length: int, bos: int | None, generator: to
     Raises:
         ValueError: the files are too short for two windows.
     """
-    stream = torch.cat([files[i] for i in torch.randperm(len(files), generator=generator)])
     body = length if bos is None else length - 1
-    if len(stream) < 2 * body:
-        raise ValueError(f"{len(stream)} tokens are too few for windows of {length}")
+    if sum(map(len, files)) < 2 * body:
+        raise ValueError(f"{sum(map(len, files))} tokens are too few for windows of {length}")
+    stream = torch.cat([files[i] for i in torch.randperm(len(files), generator=generator)])
     phase = int(torch.randint(body, (), generator=generator))
     count = (len(stream) - phase) // body
     cut = stream[phase : phase + count * body].view(count, body)
@@ -118,27 +117,27 @@ class Repeated(Iterable[Batch]):
 
 
 def mixed_batches(
-    text: Iterator[Tensor], responses: Windows | None, batch_size: int, response_fraction: float, seed: int
+    files: list[Tensor],
+    answers: list[Tensor],
+    length: int,
+    bos: int | None,
+    batch_size: int,
+    answer_fraction: float,
+    seed: int,
+    *,
+    fixed: bool = False,
 ) -> Iterator[Windows]:
-    """Endless batches of which `response_fraction` of the rows come from `responses`, the rest from `text`.
-
-    Args:
-        text: batches of exactly as many rows as are wanted from it, of the responses' length.
+    """Endless batches of which `answer_fraction` of the rows are cut from `answers`, the rest from `files`.
 
     Raises:
-        ValueError: rows of responses are wanted and there are none.
+        ValueError: a source of which rows are wanted is too short for them.
     """
-    wanted = round(batch_size * response_fraction)
-    if wanted and not (responses is not None and len(responses)):
-        raise ValueError(f"{wanted} rows of each batch should be responses, but there are none")
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.empty(0, dtype=torch.long)
+    wanted = round(batch_size * answer_fraction)
+    sources = [(files, batch_size - wanted), (answers, wanted)]
+    streams = [
+        text_batches(texts, length, bos, rows, seed + number, fixed=fixed)
+        for number, (texts, rows) in enumerate(sources)
+        if rows
+    ]
     while True:
-        parts = [Windows.full(next(text))] if wanted < batch_size else []
-        if wanted and responses is not None:
-            if len(order) < wanted:
-                repeats = math.ceil(wanted / len(responses))
-                order = torch.cat([torch.randperm(len(responses), generator=generator) for _ in range(repeats)])
-            parts.append(responses.rows(order[:wanted]))
-            order = order[wanted:]
-        yield Windows(torch.cat([p.tokens for p in parts]), torch.cat([p.valid for p in parts]))
+        yield Windows.full(torch.cat([next(stream) for stream in streams]))

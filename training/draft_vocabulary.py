@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which of the target's tokens a trimmed drafter proposes: the most frequent of the training data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from training.data import Windows
 
 
 @dataclass(frozen=True)
@@ -18,20 +17,17 @@ class DraftVocabulary:
 
 
 def token_frequencies(
-    files: list[Tensor], responses: Windows | None, response_fraction: float, vocab_size: int
+    files: Sequence[Tensor], answers: Sequence[Tensor], answer_fraction: float, vocab_size: int
 ) -> Tensor:
     """How often training meets each token: [V] fp64, adding up to 1.
 
-    Text and the target's responses weigh as they do in the batches, whatever the number of tokens at hand of each.
+    Texts and the target's answers weigh as they do in the batches, whatever the number of tokens at hand of each.
 
     Raises:
         ValueError: a source that is to be used has no tokens.
     """
     frequencies = torch.zeros(vocab_size, dtype=torch.float64)
-    sources = [(1 - response_fraction, files)]
-    if responses is not None:
-        sources.append((response_fraction, [responses.tokens[responses.valid]]))
-    for share, parts in sources:
+    for share, parts in ((1 - answer_fraction, files), (answer_fraction, answers)):
         if share:
             counts = sum((torch.bincount(part, minlength=vocab_size) for part in parts), torch.zeros(vocab_size).long())
             if not counts.sum():

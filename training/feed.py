@@ -4,7 +4,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from training.answer_store import is_regenerated
 from training.borders import show_borders
-from training.config import DistillConfig
+from training.config import DistillConfig, ResponseConfig
 from training.context import TrainContext
 from training.conversation_feed import (
     answer_example,
@@ -27,7 +27,7 @@ from training.conversation_feed import (
     write_answers,
 )
 from training.corpus import corpus_root, extract_prompts, is_source_code, load_corpus, split
-from training.data import Repeated, Windows, encode_files, mixed_batches, text_batches
+from training.data import Repeated, Windows, encode_files, mixed_batches
 from training.data_report import DataError
 from training.draft_vocabulary import token_frequencies
 from training.evaluate import held_out_windows
@@ -77,27 +77,32 @@ def source_code_feed(
     root = corpus_root(settings.data)
     training, held_out = split(load_corpus(root))
     files = encode_files(training, tokenizer)
-    responses = None
+    answers: list[Tensor] = []
     if config.response_fraction and config.responses.folders:
-        responses = full_rows(written_before(config.responses.folders, tokenizer, config.window), config.window)
+        answers = [text.tokens.long() for text in written_before(config.responses, tokenizer, config.window)]
     elif config.response_fraction:
 
-        def write() -> dict[str, Tensor]:
-            return asdict(make_responses(target, files, config.window, bos, config.responses, config.seed))
+        def write() -> list[Tensor]:
+            return make_responses(target, files, config.window, bos, config.responses, config.seed)
 
-        responses = Windows(**_once_per_run(settings, len(files), write, context))
-    rows = config.batch_size - round(config.batch_size * config.response_fraction)
-
-    def batches() -> Iterator[Windows]:
-        text = text_batches(files, config.window, bos, max(rows, 1), config.seed, fixed=config.fixed_windows)
-        return mixed_batches(text, responses, config.batch_size, config.response_fraction, config.seed)
-
+        answers = _once_per_run(settings, len(files), write, context)
+    batches = partial(
+        mixed_batches,
+        files,
+        answers,
+        config.window,
+        bos,
+        config.batch_size,
+        config.response_fraction,
+        config.seed,
+        fixed=config.fixed_windows,
+    )
     prompts = extract_prompts(held_out, EVALUATION_PROMPTS, seed=1, max_chars=600)
     return Feed(
         Repeated(batches),
         held_out_windows(tokenizer, settings.held_out_windows, length=config.window, corpus=root),
         [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in prompts],
-        partial(token_frequencies, files, responses, config.response_fraction),
+        partial(token_frequencies, files, answers, config.response_fraction),
         {"data": settings.data, "files": len(files), "tokens": sum(map(len, files))},
     )
 
@@ -115,7 +120,7 @@ def conversation_feed(
     training, held_out = hold_out(examples)
     answers: Sequence[Example] = []
     if config.response_fraction and config.responses.folders:
-        answers = written_before(config.responses.folders, tokenizer, config.window)
+        answers = written_before(config.responses, tokenizer, config.window)
     elif config.response_fraction:
 
         def write() -> list[tuple[Tensor, int]]:
@@ -168,7 +173,7 @@ def regenerated_feed(
 ) -> Feed:
     """Texts that the target has written beforehand, and nothing else."""
     config = settings.config
-    texts = load_regenerated(Path(settings.data), tokenizer, config.window)
+    texts = load_regenerated(Path(settings.data), tokenizer, config.window, config.responses.longest_repeat)
     least = config.beam_length + 1
     window = packed_window(settings, target, context)
     batches = partial(
@@ -190,37 +195,26 @@ def regenerated_feed(
     )
 
 
-def written_before(folders: Sequence[str], tokenizer: PreTrainedTokenizerBase, window: int) -> list[Example]:
-    """The texts for training of all folders of responses, each cut at `window` tokens.
+def written_before(config: ResponseConfig, tokenizer: PreTrainedTokenizerBase, window: int) -> list[Example]:
+    """The texts for training of all folders of responses, each of at most `window` tokens.
 
     Raises:
         DataError: a folder is none of `training.regenerate`'s, or see `load_regenerated`.
     """
     texts: list[Example] = []
-    for folder in folders:
+    for folder in config.folders:
         if not is_regenerated(folder):
             raise DataError(f"{folder}: no folder of answers; python -m training.regenerate --out {folder} makes one")
-        texts += load_regenerated(Path(folder), tokenizer, window).training
+        texts += load_regenerated(Path(folder), tokenizer, window, config.longest_repeat).training
     return texts
-
-
-def full_rows(texts: Sequence[Example], length: int) -> Windows:
-    """A row per text in which all of its tokens count, prompts too. [texts, length]"""
-    tokens, valid = torch.zeros(len(texts), length, dtype=torch.long), torch.zeros(len(texts), length, dtype=torch.bool)
-    for row, text in enumerate(texts):
-        tokens[row, : len(text)] = text.tokens
-        valid[row, : len(text)] = True
-    return Windows(tokens, valid)
 
 
 def _frequencies(
     training: Sequence[Example], answers: Sequence[Example], response_fraction: float, vocab_size: int
 ) -> Tensor:
     """Of the tokens that are to be learned."""
-    learned = [example.tokens[example.loss].long() for example in training]
-    written = torch.cat([example.tokens[example.loss].long() for example in answers]) if answers else None
-    responses = None if written is None else Windows.full(written[None])
-    return token_frequencies(learned, responses, response_fraction, vocab_size)
+    learned, written = ([text.tokens[text.loss].long() for text in source] for source in (training, answers))
+    return token_frequencies(learned, written, response_fraction, vocab_size)
 
 
 def _once_per_run(settings: FeedSettings, size: int, make: Callable[[], Any], context: TrainContext) -> Any:

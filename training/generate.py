@@ -8,8 +8,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.config import ResponseConfig
-from training.data import Windows, cut_windows
+from training.data import cut_windows
 from training.frozen_target import FrozenTarget
+from training.loops import loop_start
 
 
 @torch.inference_mode()
@@ -55,17 +56,16 @@ def make_responses(
     seed: int,
     *,
     quiet: bool = False,
-) -> Windows:
-    """`config.count` windows [count, length]: a prompt from `files`, then what the target makes of it.
+) -> list[Tensor]:
+    """`config.count` texts of at most `length` tokens: a prompt from `files`, then what the target makes of it.
 
-    Prompt lengths and the configured temperatures alternate from batch to batch. A response that ends early is padded,
-    and the padding is marked invalid.
+    Prompt lengths and the configured temperatures alternate from batch to batch. A text ends before it goes round in
+    circles.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     texts = torch.cat([cut_windows(files, config.max_prompt, bos, generator)])
-    tokens = torch.zeros(config.count, length, dtype=torch.long)
-    valid = torch.zeros(config.count, length, dtype=torch.bool)
+    made: list[Tensor] = []
     with tqdm(total=config.count, desc="responses", unit="text", disable=quiet) as bar:
         for number, first in enumerate(range(0, config.count, config.batch_size)):
             last = min(first + config.batch_size, config.count)
@@ -73,8 +73,7 @@ def make_responses(
             rows = torch.randint(len(texts), (last - first,), generator=generator)
             temperature = config.temperatures[number % len(config.temperatures)]
             prompts = list(texts[rows, :size])
-            for row, text in enumerate(continue_prompts(target, prompts, length - size, temperature=temperature)):
-                tokens[first + row, : len(text)] = text
-                valid[first + row, : len(text)] = True
+            continued = continue_prompts(target, prompts, length - size, temperature=temperature)
+            made += [text[: loop_start(text.tolist(), size, config.longest_repeat)] for text in continued]
             bar.update(last - first)
-    return Windows(tokens, valid)
+    return made

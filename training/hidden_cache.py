@@ -198,11 +198,13 @@ def free_space(folder: Path) -> int:
 
 
 def most_bytes(config: DistillConfig, hidden_size: int, held_out_windows: int) -> int:
-    """An upper bound of the cache's size, as if no text of the data came twice; the target's own texts do."""
+    """An upper bound of the cache's size, as if no window of the data came twice; those of the target's texts do."""
     answers = round(config.batch_size * config.response_fraction)
     steps = config.budget.max_steps
-    texts = steps * answers if config.responses.folders else min(steps * answers, config.responses.count)
-    rows = steps * (config.batch_size - answers) + texts + held_out_windows
+    written = steps * answers
+    if not config.responses.folders:  # a text has at most a window's tokens, and BOS may begin every window
+        written = min(written, config.responses.count * config.window // (config.window - 1))
+    rows = steps * (config.batch_size - answers) + written + held_out_windows
     return rows * config.window * hidden_size * DTYPE.itemsize
 
 

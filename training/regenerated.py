@@ -3,7 +3,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from training.answers import Answered
 from training.conversation_feed import hold_out
 from training.data_report import DataError
 from training.examples import Example
+from training.loops import loop_start
 
 TOO_LONG = "prompt fills the window"
 NO_ANSWER = "without an answer"
@@ -28,8 +29,10 @@ class RegeneratedTexts:
     facts: dict[str, object]
 
 
-def load_regenerated(folder: Path, tokenizer: PreTrainedTokenizerBase, window: int) -> RegeneratedTexts:
-    """All texts in `folder`, each cut at `window` tokens.
+def load_regenerated(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, window: int, longest_repeat: int
+) -> RegeneratedTexts:
+    """All texts in `folder`, each cut where an answer repeats itself (see `loop_start`), and at `window` tokens.
 
     Raises:
         DataError: texts are missing, were written with another vocabulary, or none fits the window.
@@ -43,8 +46,10 @@ def load_regenerated(folder: Path, tokenizer: PreTrainedTokenizerBase, window: i
         )
     kept: dict[bool, list[Example]] = {False: [], True: []}
     left_out: Counter[str] = Counter()
-    cut = 0
+    cut = looping = 0
     for text in store.read_all():
+        text, looped = without_loop(text, longest_repeat)
+        looping += looped
         if not text.answers:
             left_out[NO_ANSWER] += 1
         for example in examples_of(text):
@@ -59,8 +64,11 @@ def load_regenerated(folder: Path, tokenizer: PreTrainedTokenizerBase, window: i
         raise DataError(f"{folder} has no text for --window {window} ({_told(left_out) or 'it is empty'})")
     if not held_out:
         training, held_out = hold_out(training)
-    if cut or left_out:
-        print(f"{folder}: {cut} texts cut at {window} tokens, left out: {_told(left_out) or 'none'}")
+    if cut or looping or left_out:
+        print(
+            f"{folder}: {cut} texts cut at {window} tokens, {looping} where they repeat themselves; "
+            f"left out: {_told(left_out) or 'none'}"
+        )
     return RegeneratedTexts(
         training,
         held_out,
@@ -69,9 +77,20 @@ def load_regenerated(folder: Path, tokenizer: PreTrainedTokenizerBase, window: i
             "training": len(training),
             "held_out": len(held_out),
             "truncated": cut,
+            "looping": looping,
             "skipped": left_out.total(),
         },
     )
+
+
+def without_loop(text: Answered, longest_repeat: int) -> tuple[Answered, bool]:
+    """The text up to the place where an answer begins to repeat itself, and whether there is one."""
+    for number, answer in enumerate(text.answers):
+        kept = loop_start(answer.answer_ids, 0, longest_repeat)
+        if kept < len(answer.answer_ids):
+            shortened = replace(answer, answer_ids=answer.answer_ids[:kept], ended=False)
+            return replace(text, answers=(*text.answers[:number], shortened)), True
+    return text, False
 
 
 def examples_of(text: Answered) -> Iterator[Example]:

@@ -20,6 +20,7 @@ from redrafter_vllm.checkpoint import CONFIG_FILE, CheckpointError
 from redrafter_vllm.draft_vocabulary import MAP, check_target_ids, to_offsets
 from redrafter_vllm.drafter import Drafter
 from training.answer_store import is_regenerated
+from training.config import ResponseConfig
 from training.conversation_feed import hold_out
 from training.corpus import corpus_root, is_source_code, load_corpus, split
 from training.data import encode_files
@@ -62,13 +63,13 @@ def data_frequencies(
         DataError: `data` names nothing that can be read or used.
     """
     if is_regenerated(data):
-        examples = load_regenerated(Path(data), tokenizer, window).training
+        examples = load_regenerated(Path(data), tokenizer, window, ResponseConfig.longest_repeat).training
     elif is_source_code(data):
         training = split(load_corpus(corpus_root(data)))[0]
-        return token_frequencies(encode_files(training, tokenizer), None, 0.0, vocab_size)
+        return token_frequencies(encode_files(training, tokenizer), [], 0.0, vocab_size)
     else:
         examples = hold_out(load_examples(None, data, tokenizer, window, chat_template, quiet=True)[0])[0]
-    return token_frequencies([example.tokens[example.loss].long() for example in examples], None, 0.0, vocab_size)
+    return token_frequencies([example.tokens[example.loss].long() for example in examples], [], 0.0, vocab_size)
 
 
 def choose_tokens(drafter: Drafter, frequencies: Tensor, size: int) -> DraftVocabulary:

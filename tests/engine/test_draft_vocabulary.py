@@ -32,7 +32,7 @@ def prompts(asset: Path) -> list[list[int]]:
 def trimmed(asset: Path, prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The committed drafter, cut to the tokens that the prompts hold most of."""
     full = Drafter.from_pretrained(asset / "redrafter")
-    frequencies = token_frequencies([torch.tensor(prompt) for prompt in prompts], None, 0.0, full.config.vocab_size)
+    frequencies = token_frequencies([torch.tensor(prompt) for prompt in prompts], [], 0.0, full.config.vocab_size)
     kept = choose_draft_vocabulary(frequencies, DRAFT_VOCAB).tokens
     drafter = Drafter(replace(full.config, draft_vocab_size=DRAFT_VOCAB))
     drafter.set_draft_tokens(kept)

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-from itertools import islice
+from dataclasses import replace
+from itertools import islice, pairwise
 from typing import Any
 
 import pytest
 import torch
 
 from training.config import ResponseConfig
-from training.data import Windows, cut_windows, mixed_batches, text_batches
+from training.data import cut_windows, mixed_batches, text_batches
 from training.frozen_target import FrozenTarget
 from training.generate import continue_prompts, make_responses
+from training.loops import loop_start
 
 FILES = [torch.arange(100, 160), torch.arange(200, 237)]
 
@@ -41,18 +43,25 @@ def test_batches_go_on_after_an_epoch() -> None:
     assert all(b.shape[1] == 8 for b in batches)
 
 
-def test_mixture_holds_the_asked_share_and_uses_every_response() -> None:
-    responses = Windows.full(torch.arange(6)[:, None].expand(6, 8).clone())
-    batches = list(islice(mixed_batches(text_batches(FILES, 8, 5, 2, 0), responses, 4, 0.5, 0), 3))
-    assert all(len(b) == 4 and (b.tokens[:2, 1:] >= 100).all() for b in batches)
-    assert sorted(int(t) for b in batches for t in b.tokens[2:, 0]) == list(range(6))
+def test_mixture_holds_the_asked_share_and_uses_every_answer() -> None:
+    answers = [torch.arange(10, 20), torch.arange(30, 45), torch.arange(50, 67)]  # 42 tokens: 6 windows, or 5 and rests
+    batches = list(islice(mixed_batches(FILES, answers, 8, 5, 4, 0.5, 0), 2))
+    assert all(b.valid.all() and len(b) == 4 and (b.tokens[:2, 1:] >= 100).all() for b in batches)
+    written = torch.cat([b.tokens[2:] for b in batches])
+    assert (written[:, 0] == 5).all() and (written[:, 1:] < 100).all()
+    assert len(set(written[:, 1:].flatten().tolist())) == 28  # no token of them twice in an epoch
 
 
-def test_mixture_without_responses() -> None:
-    batch = next(mixed_batches(text_batches(FILES, 8, 5, 4, 0), None, 4, 0.0, 0))
-    assert len(batch) == 4
-    with pytest.raises(ValueError, match="there are none"):
-        next(mixed_batches(text_batches(FILES, 8, 5, 4, 0), None, 4, 0.5, 0))
+@pytest.mark.parametrize(("share", "wanted"), [(0.0, True), (1.0, False)])
+def test_mixture_of_one_source(share: float, wanted: bool) -> None:
+    batch = next(mixed_batches(FILES, [torch.arange(10, 50)], 8, 5, 4, share, 0))
+    assert len(batch) == 4 and bool((batch.tokens[:, 1:] >= 100).all()) == wanted
+
+
+def test_mixture_without_answers() -> None:
+    assert len(next(mixed_batches(FILES, [], 8, 5, 4, 0.0, 0))) == 4
+    with pytest.raises(ValueError, match="0 tokens are too few"):
+        next(mixed_batches(FILES, [], 8, 5, 4, 0.5, 0))
 
 
 def test_greedy_continuations_of_mixed_lengths_are_the_targets_own(tiny_target: FrozenTarget) -> None:
@@ -66,23 +75,57 @@ def test_greedy_continuations_of_mixed_lengths_are_the_targets_own(tiny_target: 
         assert text.tolist() == expected.tolist()
 
 
-def test_responses_are_seeded_windows_with_a_valid_prefix(tiny_target: FrozenTarget) -> None:
-    config = ResponseConfig(count=5, temperatures=(0.0, 1.0), min_prompt=2, max_prompt=6, batch_size=2)
+def test_responses_are_seeded_and_end_by_themselves_or_with_the_window(tiny_target: FrozenTarget) -> None:
+    config = ResponseConfig(5, (0.0, 1.0), min_prompt=2, max_prompt=6, batch_size=2, longest_repeat=0)
     files = [torch.arange(3, 40).repeat(3)]
     made = [make_responses(tiny_target, files, 16, 0, config, 3, quiet=True) for _ in range(2)]
-    assert torch.equal(made[0].tokens, made[1].tokens)
-    tokens, valid = made[0].tokens, made[0].valid
-    assert tokens.shape == (5, 16)
-    assert (tokens[:, 0] == 0).all()
-    assert valid[:, :2].all()
-    # Valid tokens form a prefix, which either fills the window or stops at the end-of-text token.
-    assert (valid[:, 1:] <= valid[:, :-1]).all()
-    for row, ok in zip(tokens, valid, strict=True):
-        assert ok.all() or row[ok][-1] == 1
+    assert [text.tolist() for text in made[0]] == [text.tolist() for text in made[1]]
+    assert len(made[0]) == 5
+    for text in made[0]:
+        assert text[0] == 0 and len(text) <= 16
+        assert len(text) == 16 or text[-1] == 1
+
+
+def test_responses_end_before_they_go_round_in_circles(tiny_target: FrozenTarget) -> None:
+    tiny_target.model.generation_config.eos_token_id = 39  # which this target does not say
+    config = ResponseConfig(8, (0.0,), min_prompt=2, max_prompt=6, batch_size=8, longest_repeat=0)
+    files = [torch.arange(3, 40).repeat(3)]
+    whole = make_responses(tiny_target, files, 48, 0, config, 3, quiet=True)
+    cut = make_responses(tiny_target, files, 48, 0, replace(config, longest_repeat=2), 3, quiet=True)
+    assert sum(map(len, cut)) < sum(map(len, whole))
+    for short, long in zip(cut, whole, strict=True):
+        assert short.tolist() == long[: len(short)].tolist()
+        answer = short.tolist()[6:]  # prompts have at most six tokens
+        pairs = list(pairwise(answer))
+        assert len(set(pairs)) == len(pairs)
 
 
 @pytest.mark.parametrize(
-    "change", [{"count": -1}, {"temperatures": ()}, {"temperatures": (-1.0,)}, {"min_prompt": 9, "max_prompt": 8}]
+    ("tokens", "first", "repeat", "start"),
+    [
+        ([1, 2, 3, 4, 5], 0, 2, 5),
+        ([1, 2, 3, 1, 2, 3, 1, 2], 0, 3, 3),  # the second round begins at 3
+        ([1, 2, 3, 1, 2, 4], 0, 3, 6),  # only two tokens are said over again
+        ([1, 2, 3, 1, 2, 3, 7], 3, 3, 7),  # the prompt may be
+        ([9, 9, 9, 9], 0, 2, 1),
+        ([9, 9, 9, 9], 0, 0, 4),
+        ([9], 0, 2, 1),
+        ([], 0, 2, 0),
+    ],
+)
+def test_where_a_text_goes_round_in_circles(tokens: list[int], first: int, repeat: int, start: int) -> None:
+    assert loop_start(tokens, first, repeat) == start
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"count": -1},
+        {"temperatures": ()},
+        {"temperatures": (-1.0,)},
+        {"min_prompt": 9, "max_prompt": 8},
+        {"longest_repeat": -1},
+    ],
 )
 def test_impossible_response_settings(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError):

@@ -2,17 +2,15 @@
 import pytest
 import torch
 
-from training.data import Windows
 from training.draft_vocabulary import choose_draft_vocabulary, token_frequencies
 
 
 def test_sources_weigh_as_training_mixes_them() -> None:
-    """Four tokens of text, half 1 and half 3; two valid ones of responses, both 2. A quarter of training is text."""
+    """Four tokens of text, half 1 and half 3; two of answers, both 2. A quarter of training is text."""
     files = [torch.tensor([1, 1]), torch.tensor([3, 3])]
-    responses = Windows(torch.tensor([[2, 2, 4, 4]]), torch.tensor([[True, True, False, False]]))
-    frequencies = token_frequencies(files, responses, 0.75, 5)
+    frequencies = token_frequencies(files, [torch.tensor([2, 2])], 0.75, 5)
     torch.testing.assert_close(frequencies, torch.tensor([0, 0.125, 0.75, 0.125, 0], dtype=torch.float64))
-    text_only = token_frequencies(files, None, 0.0, 5)
+    text_only = token_frequencies(files, [], 0.0, 5)
     torch.testing.assert_close(text_only, torch.tensor([0, 0.5, 0, 0.5, 0], dtype=torch.float64))
 
 
@@ -28,7 +26,6 @@ def test_impossible_choices() -> None:
     with pytest.raises(ValueError, match="7 does not fit a vocabulary of 6"):
         choose_draft_vocabulary(torch.ones(6), 7)
     with pytest.raises(ValueError, match="no tokens"):
-        token_frequencies([], None, 0.0, 4)
-    nothing = Windows(torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3, dtype=torch.bool))
+        token_frequencies([], [], 0.0, 4)
     with pytest.raises(ValueError, match="no tokens"):
-        token_frequencies([torch.tensor([1])], nothing, 0.5, 4)
+        token_frequencies([torch.tensor([1])], [], 0.5, 4)

@@ -34,7 +34,7 @@ from training.feed import FeedSettings, open_feed
 from training.frozen_target import FrozenTarget
 from training.job import Job
 from training.regenerate import cut_shards
-from training.regenerated import examples_of, load_regenerated
+from training.regenerated import examples_of, load_regenerated, without_loop
 from training.regeneration import Regeneration
 from training.regeneration_tasks import fingerprint, load_tasks
 from training.schedule import Budget
@@ -156,6 +156,22 @@ def test_examples_by_hand() -> None:
     assert [example.loss.int().tolist() for example in apart] == [[0, 0, 1, 1], [0, 0, 0, 0, 0, 0, 1]]
 
 
+def test_texts_end_where_an_answer_begins_to_repeat_itself(tmp_path: Path) -> None:
+    repeats = answered(0, (("abab", "cdcdcd"),))  # the prompt may repeat itself
+    later = answered(1, (("ab", "cd"), ("abcdef", "ghgh"), ("abcdefghghi", "j")))
+    fine = answered(2, (("ab", "cdeab"),))  # says again what the prompt has said
+    assert without_loop(repeats, 2)[0].answers[0].answer_ids == tuple(b"cd")
+    cut, looped = without_loop(later, 2)
+    assert looped and [bytes(answer.answer_ids) for answer in cut.answers] == [b"cd", b"gh"]
+    assert without_loop(fine, 2) == (fine, False) and without_loop(repeats, 0) == (repeats, False)
+    store = open_store(tmp_path / "out", [repeats, later, fine], 1)
+    store.write(0, [repeats, later, fine])
+    texts = load_regenerated(store.folder, byte_tokenizer(), 20, 2)
+    read = {bytes(example.tokens.tolist()) for example in (*texts.training, *texts.held_out)}
+    assert read == {b"ababcd", b"abcdefgh", b"abcdeab"}
+    assert texts.facts["looping"] == 2
+
+
 def open_store(folder: Path, texts: Sequence[Answered], shards: int, seed: int = 1) -> AnswerStore:
     settings = {"target": "t", "seed": seed, "vocabulary": vocabulary_fingerprint(byte_tokenizer())}
     store = AnswerStore(folder)
@@ -231,18 +247,18 @@ def test_training_reads_answers_only(tmp_path: Path, tiny_target: FrozenTarget) 
     assert bytes(feed.prompts[0].tolist()) == b"09"
     assert (feed.facts["training"], feed.facts["held_out"], feed.facts["truncated"]) == (9, 1, 10)
     with pytest.raises(DataError, match="no text for --window 2"):
-        load_regenerated(store.folder, tokenizer, 2)
+        load_regenerated(store.folder, tokenizer, 2, 0)
     tokenizer.add_tokens(["new"])
     with pytest.raises(DataError, match="other tokens"):
-        load_regenerated(store.folder, tokenizer, 8)
+        load_regenerated(store.folder, tokenizer, 8, 0)
 
 
 def test_answers_written_before_stand_beside_source_code(tmp_path: Path, corpus_root: Path) -> None:
-    texts = [answered(n, ((f"{n:02}", "abcdef"),), held_out=n > 2) for n in range(5)]
     folders = []
-    for name, part in (("one", [*texts[:2], texts[3]]), ("two", [texts[2], texts[4]])):
-        store = open_store(tmp_path / name, part, 1)
-        store.write(0, part)
+    for name, answer in (("one", "abcdef"), ("two", "ghijkl")):
+        texts = [answered(n, (("01", answer if n < 9 else "secret"),), held_out=n == 9) for n in range(10)]
+        store = open_store(tmp_path / name, texts, 1)
+        store.write(0, texts)
         folders.append(str(store.folder))
     responses = ResponseConfig(min_prompt=2, max_prompt=4, folders=tuple(folders))
     config = DistillConfig(
@@ -252,9 +268,11 @@ def test_answers_written_before_stand_beside_source_code(tmp_path: Path, corpus_
     settings = FeedSettings(str(corpus_root), None, config, tmp_path, 4)
     # Nothing is left for a target to write: there is none.
     feed = open_feed(settings, None, tokenizer, LocalContext())  # type: ignore[arg-type]
-    batch = next(iter(feed.batches))
-    assert batch.valid.sum(1).tolist() == [12, 8, 8, 8]
-    assert sorted(bytes(row[:8].tolist()) for row in batch.tokens[1:]) == [b"00abcdef", b"01abcdef", b"02abcdef"]
+    batches = list(islice(feed.batches, 4))
+    assert [len(batch) for batch in batches] == [4] * 4 and all(batch.valid.all() for batch in batches)
+    written = torch.cat([batch.tokens[1:] for batch in batches])
+    assert set(written[:, 0].tolist()) == {tokenizer.bos_token_id}
+    assert set(bytes(written[:, 1:].flatten().tolist())) == set(b"01abcdefghijkl")  # both folders, nothing held out
     wrong = replace(config, responses=replace(responses, folders=(str(tmp_path / "none"),)))
     with pytest.raises(DataError, match="no folder of answers"):
         open_feed(replace(settings, config=wrong), None, tokenizer, LocalContext())  # type: ignore[arg-type]
