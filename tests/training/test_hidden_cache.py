@@ -255,7 +255,7 @@ def command(corpus_root: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     sizes = {"vocab_size": 300, "hidden_size": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1}
     config = replace(RECIPES["short"], budget=Budget(1), window=32, head_dim=16, intermediate_size=48, **sizes)
     target_command.make_target("tiny", config, out, corpus_root, quiet=True)
-    sizes_of_run = "--max-steps 24 --responses.count 4 --responses.max-prompt 20 --window 32 --batch-size 4"
+    sizes_of_run = "--max-steps 24 --responses.count 8 --responses.max-prompt 20 --window 32 --batch-size 4"
     rest = "--beam-length 2 --evaluate-windows 4 --evaluate false --device cpu --max-seconds .inf --checkpoint-every 8"
     return f"--target {out} --data {corpus_root} --recipe short {sizes_of_run} {rest}".split()
 
@@ -272,13 +272,13 @@ def test_command_with_a_cache(
     with_cache = [*command, "--hidden-cache", str(cache)]
     assert main([*with_cache, "--dry-run", "--out", str(tmp_path / "none")]) == 0
     shown = capsys.readouterr().out
-    # 24 steps with 2 rows of text, 4 answers, 4 rows held out; 32 tokens of 32 numbers of 2 bytes
-    assert "at most 112.0 KiB" in shown
+    # 24 steps with 2 rows of text, 8 answers, 4 rows held out; 32 tokens of 32 numbers of 2 bytes
+    assert "at most 120.0 KiB" in shown
     assert not cache.exists()
 
     assert main([*with_cache, "--out", str(tmp_path / "first")]) == 0
     shown = capsys.readouterr().out
-    assert "hidden states of 56 texts" in shown
+    assert "hidden states of 60 texts" in shown
     assert "112.0 KiB in 1 shards, of which 1 with 112.0 KiB are to be made" in shown
 
     assert main([*command, "--fixed-windows", "--out", str(tmp_path / "online")]) == 0

@@ -273,6 +273,9 @@ def test_answers_written_before_stand_beside_source_code(tmp_path: Path, corpus_
     written = torch.cat([batch.tokens[1:] for batch in batches])
     assert set(written[:, 0].tolist()) == {tokenizer.bos_token_id}
     assert set(bytes(written[:, 1:].flatten().tolist())) == set(b"01abcdefghijkl")  # both folders, nothing held out
+    wide = replace(settings, config=replace(config, window=73))
+    with pytest.raises(DataError, match=r"18 texts have 144 tokens, less than two windows of 73: .*--count"):
+        open_feed(wide, None, tokenizer, LocalContext())  # type: ignore[arg-type]
     wrong = replace(config, responses=replace(responses, folders=(str(tmp_path / "none"),)))
     with pytest.raises(DataError, match="no folder of answers"):
         open_feed(replace(settings, config=wrong), None, tokenizer, LocalContext())  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from training.schedule import Budget
 from training.target import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES = "--max-steps 40 --responses.count 4 --responses.max-prompt 20 --window 32 --batch-size 4 --beam-length 2"
+SIZES = "--max-steps 40 --responses.count 8 --responses.max-prompt 20 --window 32 --batch-size 4 --beam-length 2"
 EVERY = "--checkpoint-every 4 --evaluate-every 20 --evaluate-windows 4 --evaluate false --device cpu --max-seconds .inf"
 
 
