@@ -73,8 +73,18 @@ class VllmComplete:
             seed=request.seed,
             max_tokens=request.max_tokens,
             stop_token_ids=self._ends,
+            repetition_detection=_repetition(request.longest_repeat),
             detokenize=False,
         )
+
+
+def _repetition(longest_repeat: int) -> Any:
+    """What vLLM takes for going round in circles. Of a shorter period a multiple lies between once and twice this."""
+    from vllm.sampling_params import RepetitionDetectionParams
+
+    if not longest_repeat:
+        return None
+    return RepetitionDetectionParams(max_pattern_size=2 * longest_repeat, min_pattern_size=longest_repeat, min_count=2)
 
 
 def end_tokens(target: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

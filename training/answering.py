@@ -22,6 +22,7 @@ class Request:
     max_tokens: int
     temperature: float
     seed: int
+    longest_repeat: int = 0  # stops when a stretch of so many tokens or more has been said twice in a row; 0 does not
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Answerer:
             self._job.window - len(dialogue.asked),
             self._temperature(dialogue.task),
             request_seed(self._job.seed, dialogue.task.index, len(dialogue.answers)),
+            self._job.longest_repeat,
         )
 
     def _take(self, dialogue: "_Dialogue", completion: Completion) -> None:

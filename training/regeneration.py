@@ -36,6 +36,8 @@ class Regeneration:
         min_prompt: fewest tokens of a prompt cut from a text.
         max_prompt: most tokens of a prompt cut from a text.
         seed: of the choice of prompts and of all sampling.
+        longest_repeat: stop an answer once a stretch of so many tokens or more has been said twice in a row; 0 goes
+            on.
         shard_size: texts per file, and what is lost when a worker dies.
         num_workers: engines to write with; above 1 they are Ray workers.
         ray_address: cluster to use (auto: the one this machine belongs to); uses Ray for one worker, too.
@@ -55,6 +57,7 @@ class Regeneration:
     min_prompt: int = 16
     max_prompt: int = 160
     seed: int = 0
+    longest_repeat: int = 32
     shard_size: int = 512
     num_workers: int = 1
     ray_address: str | None = None
@@ -66,6 +69,8 @@ class Regeneration:
     def __post_init__(self) -> None:
         if min(self.shard_size, self.num_workers) < 1 or self.max_failures < 0:
             raise ValueError("shard_size and num_workers must be at least 1, max_failures not negative")
+        if self.longest_repeat < 0:
+            raise ValueError(f"longest_repeat must not be negative, got {self.longest_repeat}")
         if self.count is not None and self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
         if not self.temperatures or min(self.temperatures) < 0:
@@ -107,6 +112,7 @@ class Regeneration:
             "min_prompt": self.min_prompt,
             "max_prompt": self.max_prompt,
             "seed": self.seed,
+            "longest_repeat": self.longest_repeat,
             "shard_size": self.shard_size,
             "target_dtype": self.target_dtype,
             "engine": {key: value for key, value in self.engine.items() if key not in NEUTRAL},

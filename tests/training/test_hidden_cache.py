@@ -279,7 +279,7 @@ def test_command_with_a_cache(
     assert main([*with_cache, "--out", str(tmp_path / "first")]) == 0
     shown = capsys.readouterr().out
     assert "hidden states of 60 texts" in shown
-    assert "112.0 KiB in 1 shards, of which 1 with 112.0 KiB are to be made" in shown
+    assert "120.0 KiB in 1 shards, of which 1 with 120.0 KiB are to be made" in shown
 
     assert main([*command, "--fixed-windows", "--out", str(tmp_path / "online")]) == 0
     losses = [read_state(tmp_path / f"{name}.run/checkpoints/step-00000024")["history"] for name in ("first", "online")]

@@ -3,6 +3,7 @@
 
 import json
 import os
+import random
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -139,6 +140,21 @@ def test_greedy_answers_are_the_targets(whole: Path, target: Path) -> None:
     likeliest = [model.model(input_ids=torch.tensor([a.prompt_ids])).logits[0, -1].argmax() for a in sampled]
     assert any(first != answer.answer_ids[0] for first, answer in zip(likeliest, sampled, strict=True))
     assert any(len(text.answers) == 2 for text in read)
+
+
+def test_answers_stop_once_they_go_round_in_circles(engine: Counted) -> None:
+    draw = random.Random(0)
+    prompts = [tuple(draw.choices(range(5, 250), k=4)) for _ in range(32)]
+    free, bound = (engine([Request(prompt, 200, 0.0, 0, repeat) for prompt in prompts]) for repeat in (0, 2))
+    stopped = 0
+    for long, short in zip(free, bound, strict=True):
+        assert short.token_ids == long.token_ids[: len(short.token_ids)]
+        if len(short.token_ids) < len(long.token_ids):
+            stopped += 1
+            assert not short.ended
+            # It ends with a stretch of 2 to 4 tokens, said twice.
+            assert any(short.token_ids[-n:] == short.token_ids[-2 * n : -n] for n in (2, 3, 4))
+    assert stopped
 
 
 def test_shards_and_order_change_no_text(whole: Path, job: Regeneration, tmp_path: Path) -> None:
