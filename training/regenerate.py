@@ -58,7 +58,8 @@ class Summary:
             (
                 str(self.report),
                 f"{self.texts:,} texts with {self.answers:,} answers of {self.tokens:,} tokens",
-                f"  {self.cut:,} cut by the window; {self.left_out:,} later answers of conversations left out",
+                f"  {self.cut:,} ended by the window or for repeating themselves; {self.left_out:,} later answers of "
+                "conversations left out",
                 f"  {self.shards} shards, {self.finished_before} of them finished before; {self.new_tokens:,} tokens "
                 f"in {self.seconds:,.0f} s with the engine's start: {speed}",
             )
