@@ -24,7 +24,7 @@ class Tiling:
     rows: int
     keys: int
     num_warps: int
-    num_stages: int = 2
+    num_stages: int = 3
 
     @classmethod
     def choose(cls, dtype: torch.dtype, head_size: int, max_rows: int) -> "Tiling":
@@ -33,7 +33,7 @@ class Tiling:
         if dtype == torch.float32:
             return cls(16, 16, 4 if padded <= 128 else 8, 1)
         if padded > 128:
-            return cls(min(rows, 32), 32, 4 if rows <= 16 else 8, 3)
+            return cls(min(rows, 32), 32, 4 if rows <= 16 else 8)
         return cls(min(rows, 64), 32, 4 if rows <= 32 else 8)
 
 
