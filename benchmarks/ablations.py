@@ -3,8 +3,8 @@
 
 Every variant differs from ours in the one thing that its name says, and all have the same data, steps, drafter size and
 seeds. `published` is the published recipe: cross-entropy on the data set's own tokens, all depths of equal weight.
-Under `regenerated` a part of the rows is the target's own text: it continues pieces of the files that it was trained on
-or, with `--answers`, prompts that it does not know.
+Half of our rows are the target's own text, after pieces of the files that it was trained on; under `regenerated` it is
+another share, text that goes round in circles, or, with `--answers`, text after prompts that the target does not know.
 
 What is measured is the number of drafted tokens accepted per verification step, greedy, on held-out prompts, by
 simulation with serving's beam search and tree. Finished trainings are kept in the output folder and not repeated, so an
@@ -29,7 +29,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.record import RESULTS, record, store
-from training.config import RECIPES, DistillConfig
+from training.config import RECIPES, DistillConfig, ResponseConfig
 from training.corpus import load_corpus, split
 from training.data import encode_files, mixed_batches
 from training.draft_vocabulary import choose_draft_vocabulary, token_frequencies
@@ -64,18 +64,18 @@ DATA_LABELS = LossConfig(label_share=1.0, labels="data")
 EQUAL_DEPTHS = {"depth_decay": 1.0}
 VARIANTS = (
     Variant(OURS, "KL, target and drafts sharpened"),
-    Variant(PUBLISHED, "cross-entropy on the data", {"loss": DATA_LABELS, **EQUAL_DEPTHS}),
-    Variant("loss", "cross-entropy on the data", {"loss": DATA_LABELS}),
+    Variant(PUBLISHED, "cross-entropy on the data", {"loss": DATA_LABELS, **EQUAL_DEPTHS, "response_fraction": 0.0}),
+    Variant("loss", "cross-entropy on data and responses", {"loss": DATA_LABELS}),
     Variant("loss", "cross-entropy on the target's favourites", {"loss": LossConfig(label_share=1.0)}),
     Variant("loss", "KL", {"loss": LossConfig()}),
     Variant("loss", "KL, target sharpened", {"loss": LossConfig(target_temperature=0.3)}),
     Variant("loss", "KL and cross-entropy on favourites, half each", {"loss": LossConfig(label_share=0.5)}),
     Variant("depth weights", "equal", EQUAL_DEPTHS),
     Variant("depth weights", "decay 0.6", {"depth_decay": 0.6}),
-    Variant("regenerated", "half", {"response_fraction": 0.5}),
+    Variant("regenerated", "none", {"response_fraction": 0.0}),
     Variant("regenerated", "three quarters", {"response_fraction": 0.75}),
-    Variant("regenerated", "half, unknown prompts", {"response_fraction": 0.5}, given_answers=True),
-    Variant("regenerated", "three quarters, unknown prompts", {"response_fraction": 0.75}, given_answers=True),
+    Variant("regenerated", "loops kept", {"longest_repeat": 0}),
+    Variant("regenerated", "unknown prompts", given_answers=True),
     Variant("draft vocabulary", "half", {"draft_vocab_size": 1 / 2}),
     Variant("draft vocabulary", "quarter", {"draft_vocab_size": 1 / 4}),
 )
@@ -98,12 +98,13 @@ class Options:
 
     def config(self, variant: Variant, seed: int, vocab_size: int) -> DistillConfig:
         """Ours with the variant's change; a draft vocabulary is given as a part of the target's."""
-        ours = replace(RECIPES["standard"], response_fraction=0.0)  # as for all source code
+        ours = RECIPES["standard"]
         changes = dict(variant.changes)
         if part := changes.get("draft_vocab_size"):
             changes["draft_vocab_size"] = round(vocab_size * part)
         folders = self.answers if variant.given_answers else ()
-        responses = replace(ours.responses, count=self.responses, folders=folders)
+        longest_repeat = changes.pop("longest_repeat", ours.responses.longest_repeat)
+        responses = replace(ours.responses, count=self.responses, folders=folders, longest_repeat=longest_repeat)
         return replace(ours, budget=Budget(self.steps), responses=responses, seed=seed, **changes)
 
     def file(self, variant: Variant, seed: int) -> Path:
@@ -134,15 +135,13 @@ class Bench:
             return []
         if config.responses.folders:
             return [text.tokens.long() for text in written_before(config.responses, self.tokenizer, config.window)]
-        return self._stored_responses()
+        return self._stored_responses(config.responses)
 
-    def _stored_responses(self) -> list[Tensor]:
+    def _stored_responses(self, asked: ResponseConfig) -> list[Tensor]:
         weights = (self.options.target / "model.safetensors").stat()
-        path = self.options.work / f"responses-{self.options.responses}-{weights.st_mtime_ns}.pt"
+        path = self.options.work / f"responses-{asked.count}-{asked.longest_repeat}-{weights.st_mtime_ns}.pt"
         if not path.is_file():
-            ours = RECIPES["standard"]
-            asked = replace(ours.responses, count=self.options.responses)
-            made = make_responses(self.target, self.files, ours.window, self.bos, asked, RESPONSE_SEED)
+            made = make_responses(self.target, self.files, RECIPES["standard"].window, self.bos, asked, RESPONSE_SEED)
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".part")
             torch.save(made, partial)

@@ -10,8 +10,7 @@ from typing import Any, TypeGuard, TypeVar, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
-from training.config import RECIPES, DistillConfig, ResponseConfig
-from training.corpus import is_source_code
+from training.config import RECIPES, DistillConfig
 from training.job import Job, check_rows
 
 Keys = TypeVar("Keys")
@@ -27,7 +26,7 @@ def attribute_help(holder: type) -> dict[str, str]:
     return {name: " ".join(text.split()) for name, text in entries}
 
 
-def build_parser(recipe: DistillConfig) -> ArgumentParser:
+def build_parser(recipe: str = DEFAULT_RECIPE) -> ArgumentParser:
     """All flags, with the recipe's values as defaults."""
     parser = _empty_parser("training", "Train a drafter for a frozen target and put it where serving finds it.")
     parser.add_argument(
@@ -38,15 +37,15 @@ def build_parser(recipe: DistillConfig) -> ArgumentParser:
         "standard as long as max_steps says",
     )
     _add(parser, "job", Job, None)
-    _add(parser, "recipe", DistillConfig, recipe)
+    _add(parser, "recipe", DistillConfig, RECIPES[recipe])
     return parser
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Job, DistillConfig, str, str]:
     """(job, recipe, recipe's name, everything as YAML). Exits with a message for what cannot be."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    recipe = build_parser(RECIPES[DEFAULT_RECIPE]).parse_args(argv).recipe
-    parser = build_parser(defaults_for(RECIPES[recipe], build_parser(RECIPES[recipe]).parse_args(argv)))
+    recipe = build_parser().parse_args(argv).recipe
+    parser = build_parser(recipe)
     given = parser.parse_args(argv)
     try:
         job, config = _build(Job, given), _build(DistillConfig, given)
@@ -56,16 +55,6 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Job, DistillConfig, str, s
     except ValueError as problem:
         parser.error(str(problem))
     return job, config, recipe, parser.dump(given, skip_none=False)
-
-
-def defaults_for(recipe: DistillConfig, given: Namespace) -> DistillConfig:
-    """The recipe as it suits the data.
-
-    To pieces of the code that it was trained on a target answers by heart, from which a drafter learns less than from
-    the code itself (docs/log.md): answers are left out then, unless something is said about them.
-    """
-    about_answers = _build(ResponseConfig, given, "responses.") != recipe.responses
-    return recipe if about_answers or not is_source_code(given.data) else replace(recipe, response_fraction=0.0)
 
 
 def parse_keys(holder: type[Keys], program: str, description: str, argv: Sequence[str] | None = None) -> Keys:

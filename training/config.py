@@ -60,8 +60,7 @@ class DistillConfig:
         fixed_windows: cut source files into windows once and shuffle these anew in each pass, instead of cutting anew;
             always so with a hidden_cache.
         batch_size: rows per step, over all workers together.
-        response_fraction: part of the rows that the target has written itself (default for source code: 0, unless a
-            key of `responses` is given).
+        response_fraction: part of the rows that the target has written itself.
         learning_rate: peak learning rate.
         warmup: part of the training over which the learning rate rises.
         weight_decay: of the inner matrices.

@@ -11,35 +11,19 @@ from training.head_loss import LossConfig
 from training.job import Job
 from training.schedule import Budget
 
-GIVEN = ["--target", "t", "--data", "conversations.json"]
-CODE = ["--target", "t", "--data", "stdlib"]
+GIVEN = ["--target", "t", "--data", "stdlib"]
 
 
 def test_defaults_are_the_standard_recipe() -> None:
     job, config, recipe, _ = parse(GIVEN)
-    assert job == Job("t", "conversations.json")
+    assert job == Job("t", "stdlib")
     assert config == RECIPES["standard"]
     assert recipe == "standard"
 
 
-def test_source_code_comes_without_answers(tmp_path: Path) -> None:
-    without = parse(CODE)[1]
-    assert without == replace(RECIPES["standard"], response_fraction=0.0)
-    (tmp_path / "module.py").write_text("import os")
-    assert parse(["--target", "t", "--data", str(tmp_path)])[1] == without
-    file = tmp_path / "config.yaml"
-    file.write_text(parse([*CODE, "--recipe", "short"])[3])
-    assert parse(["--config", str(file)])[1] == replace(RECIPES["short"], response_fraction=0.0)
-
-
-@pytest.mark.parametrize("wish", ["--responses.count 7", "--responses.folders [answers]", "--response-fraction 0.5"])
-def test_source_code_comes_with_answers_where_they_are_asked_for(wish: str) -> None:
-    assert parse([*CODE, *wish.split()])[1].response_fraction == RECIPES["standard"].response_fraction == 0.5
-
-
 def test_folders_that_would_not_be_read_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse([*CODE, "--responses.folders", "[answers]", "--response-fraction", "0"])
+        parse([*GIVEN, "--responses.folders", "[answers]", "--response-fraction", "0"])
     assert "a response_fraction of 0 takes nothing from them" in capsys.readouterr().err
 
 
