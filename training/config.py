@@ -125,6 +125,9 @@ _LONG = DistillConfig(Budget(max_steps=9000), responses=ResponseConfig(count=614
 RECIPES = {
     # What `long` does, ended by steps alone, so that it can be repeated to the bit.
     "standard": _LONG,
-    "short": DistillConfig(Budget(max_steps=400, max_seconds=90), responses=ResponseConfig(count=192)),
+    # In so few steps the text teaches as much as answers to it, and need not be written first.
+    "short": DistillConfig(
+        Budget(max_steps=400, max_seconds=90), response_fraction=0.0, responses=ResponseConfig(count=192)
+    ),
     "long": replace(_LONG, budget=replace(_LONG.budget, max_seconds=2400)),
 }

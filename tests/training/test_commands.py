@@ -58,8 +58,8 @@ def test_distilled_drafter_round_trip(
 ) -> None:
     out, _ = made
     distill_command.main(
-        f"--target {out} --data {corpus_root} --max-steps 3 --responses.count 8 --batch-size 4 --beam-length 2"
-        " --device cpu --seed 5".split()
+        f"--target {out} --data {corpus_root} --max-steps 3 --batch-size 4 --beam-length 2"
+        " --response-fraction 0.5 --responses.count 8 --device cpu --seed 5".split()
     )
     report = json.loads((out / "redrafter" / "training.json").read_text())
     assert report["steps"] == 3
@@ -89,7 +89,8 @@ def test_trimmed_drafter_from_text_and_labels(
 ) -> None:
     out, _ = made
     distill_command.main(
-        f"--target {out} --data {corpus_root} --out {tmp_path} --max-steps 3 --responses.count 32 --beam-length 2"
+        f"--target {out} --data {corpus_root} --out {tmp_path} --max-steps 3 --beam-length 2"
+        " --response-fraction 0.5 --responses.count 32"
         " --draft-vocab-size 60 --loss.label-share 0.25 --loss.labels data --loss.temperature 1.5"
         " --device cpu".split()
     )

@@ -255,9 +255,10 @@ def command(corpus_root: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     sizes = {"vocab_size": 300, "hidden_size": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1}
     config = replace(RECIPES["short"], budget=Budget(1), window=32, head_dim=16, intermediate_size=48, **sizes)
     target_command.make_target("tiny", config, out, corpus_root, quiet=True)
-    sizes_of_run = "--max-steps 24 --responses.count 8 --responses.max-prompt 20 --window 32 --batch-size 4"
+    sizes_of_run = "--max-steps 24 --window 32 --batch-size 4 --response-fraction 0.5"
+    answers = "--responses.count 8 --responses.max-prompt 20"
     rest = "--beam-length 2 --evaluate-windows 4 --evaluate false --device cpu --max-seconds .inf --checkpoint-every 8"
-    return f"--target {out} --data {corpus_root} --recipe short {sizes_of_run} {rest}".split()
+    return f"--target {out} --data {corpus_root} --recipe short {sizes_of_run} {answers} {rest}".split()
 
 
 def weights(run: Path) -> bytes:

@@ -22,7 +22,8 @@ from training.schedule import Budget
 from training.target import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES = "--max-steps 40 --responses.count 8 --responses.max-prompt 20 --window 32 --batch-size 4 --beam-length 2"
+SIZES = "--max-steps 40 --window 32 --batch-size 4 --beam-length 2"
+ANSWERS = "--response-fraction 0.5 --responses.count 8 --responses.max-prompt 20"
 EVERY = "--checkpoint-every 4 --evaluate-every 20 --evaluate-windows 4 --evaluate false --device cpu --max-seconds .inf"
 
 
@@ -37,7 +38,7 @@ def target(corpus_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def arguments(target: Path, corpus_root: Path) -> list[str]:
-    return f"--target {target} --data {corpus_root} --recipe short {SIZES} {EVERY}".split()
+    return f"--target {target} --data {corpus_root} --recipe short {SIZES} {ANSWERS} {EVERY}".split()
 
 
 def test_killed_command_ends_like_an_uninterrupted_one(arguments: list[str], tmp_path: Path) -> None:
