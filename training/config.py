@@ -125,7 +125,7 @@ _LONG = DistillConfig(Budget(max_steps=9000), responses=ResponseConfig(count=614
 RECIPES = {
     # What `long` does, ended by steps alone, so that it can be repeated to the bit.
     "standard": _LONG,
-    # In so few steps the text teaches as much as answers to it, and need not be written first.
+    # As many answers as 400 steps want take as long to write; a few that come again and again are worse than none.
     "short": DistillConfig(
         Budget(max_steps=400, max_seconds=90), response_fraction=0.0, responses=ResponseConfig(count=192)
     ),
