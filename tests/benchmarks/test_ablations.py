@@ -61,7 +61,7 @@ def test_answers_are_those_that_were_given(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.skipif(not ASSET.is_dir(), reason="the small target is not committed here")
 def test_finished_trainings_are_not_repeated(tmp_path: Path) -> None:
     variants = [Variant("a", "full"), Variant("b", "quarter", {"draft_vocab_size": 1 / 4})]
-    options = Options(ASSET, steps=2, seeds=(0,), responses=4, prompts=2, new_tokens=12, work=tmp_path)
+    options = Options(ASSET, steps=2, seeds=(0,), responses=8, prompts=2, new_tokens=12, work=tmp_path)
     first = run(options, variants)
     assert [(r["group"], r["steps"]) for r in first] == [("a", 2), ("b", 2)]
     assert first[0]["coverage"] == 1.0 > first[1]["coverage"] > 0.5
