@@ -19,7 +19,7 @@ class ResponseConfig:
         max_prompt: most tokens of a prompt.
         batch_size: texts written at once.
         folders: texts that `training.regenerate` has written, to take all of instead of writing any.
-        longest_repeat: a text ends where the target says more tokens in a row over again; 0 keeps all.
+        longest_repeat: a text ends where the target says so many tokens in a row over again; 0 keeps all.
     """
 
     count: int = 256

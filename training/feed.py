@@ -86,7 +86,7 @@ def source_code_feed(
             return make_responses(target, files, config.window, bos, config.responses, config.seed)
 
         answers = _once_per_run(settings, len(files), write, context)
-    if answers and (tokens := sum(map(len, answers))) < 2 * config.window:
+    if config.response_fraction and (tokens := sum(map(len, answers))) < 2 * config.window:
         raise DataError(
             f"the target's own {len(answers)} texts have {tokens} tokens, less than two windows of {config.window}: "
             "more are needed (--responses.count, or --count of training.regenerate)"
