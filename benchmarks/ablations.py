@@ -159,9 +159,7 @@ class Bench:
             chosen = choose_draft_vocabulary(frequencies, config.draft_vocab_size)
             draft_tokens, coverage = chosen.tokens, chosen.coverage
         drafter = build_drafter(self.target, config, draft_tokens)
-        batches = mixed_batches(
-            self.files, responses, config.window, self.bos, config.batch_size, config.response_fraction, seed
-        )
+        batches = mixed_batches(self.files, responses, self.bos, config)
         history = distill(drafter, self.target, batches, config, quiet=True)
         return {
             "group": variant.group,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from training.head_loss import LossConfig
+from training.loops import LONGEST_REPEAT
 from training.schedule import Budget
 
 
@@ -28,7 +29,7 @@ class ResponseConfig:
     max_prompt: int = 160
     batch_size: int = 64
     folders: tuple[str, ...] = ()
-    longest_repeat: int = 32
+    longest_repeat: int = LONGEST_REPEAT
 
     def __post_init__(self) -> None:
         if self.count < 0 or self.batch_size < 1:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from training import documents
+from training.config import DistillConfig
 from training.corpus import SourceFile
 
 Batch = TypeVar("Batch")
@@ -117,25 +118,17 @@ class Repeated(Iterable[Batch]):
 
 
 def mixed_batches(
-    files: list[Tensor],
-    answers: list[Tensor],
-    length: int,
-    bos: int | None,
-    batch_size: int,
-    answer_fraction: float,
-    seed: int,
-    *,
-    fixed: bool = False,
+    files: list[Tensor], answers: list[Tensor], bos: int | None, config: DistillConfig
 ) -> Iterator[Windows]:
-    """Endless batches of which `answer_fraction` of the rows are cut from `answers`, the rest from `files`.
+    """Endless batches of which `response_fraction` of the rows are cut from `answers`, the rest from `files`.
 
     Raises:
         ValueError: a source of which rows are wanted is too short for them.
     """
-    wanted = round(batch_size * answer_fraction)
-    sources = [(files, batch_size - wanted), (answers, wanted)]
+    wanted = round(config.batch_size * config.response_fraction)
+    sources = [(files, config.batch_size - wanted), (answers, wanted)]
     streams = [
-        text_batches(texts, length, bos, rows, seed + number, fixed=fixed)
+        text_batches(texts, config.window, bos, rows, config.seed + number, fixed=config.fixed_windows)
         for number, (texts, rows) in enumerate(sources)
         if rows
     ]

@@ -91,20 +91,9 @@ def source_code_feed(
             f"the target's own {len(answers)} texts have {tokens} tokens, less than two windows of {config.window}: "
             "more are needed (--responses.count, or --count of training.regenerate)"
         )
-    batches = partial(
-        mixed_batches,
-        files,
-        answers,
-        config.window,
-        bos,
-        config.batch_size,
-        config.response_fraction,
-        config.seed,
-        fixed=config.fixed_windows,
-    )
     prompts = extract_prompts(held_out, EVALUATION_PROMPTS, seed=1, max_chars=600)
     return Feed(
-        Repeated(batches),
+        Repeated(partial(mixed_batches, files, answers, bos, config)),
         held_out_windows(tokenizer, settings.held_out_windows, length=config.window, corpus=root),
         [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in prompts],
         partial(token_frequencies, files, answers, config.response_fraction),

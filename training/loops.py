@@ -3,6 +3,8 @@
 
 from collections.abc import Sequence
 
+LONGEST_REPEAT = 32  # tokens in a row that are not said again by chance; by measurement, see docs/log.md
+
 
 def loop_start(tokens: Sequence[int], first: int, repeat: int) -> int:
     """The place from which a text written from `first` on says over again `repeat` tokens in a row; else its length.

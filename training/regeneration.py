@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from training.job import absolute_place
+from training.loops import LONGEST_REPEAT
 
 # Arguments of the engine that change its speed and memory, not what it writes.
 NEUTRAL = frozenset(
@@ -57,7 +58,7 @@ class Regeneration:
     min_prompt: int = 16
     max_prompt: int = 160
     seed: int = 0
-    longest_repeat: int = 32
+    longest_repeat: int = LONGEST_REPEAT
     shard_size: int = 512
     num_workers: int = 1
     ray_address: str | None = None

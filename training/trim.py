@@ -20,12 +20,12 @@ from redrafter_vllm.checkpoint import CONFIG_FILE, CheckpointError
 from redrafter_vllm.draft_vocabulary import MAP, check_target_ids, to_offsets
 from redrafter_vllm.drafter import Drafter
 from training.answer_store import is_regenerated
-from training.config import ResponseConfig
 from training.conversation_feed import hold_out
 from training.corpus import corpus_root, is_source_code, load_corpus, split
 from training.data import encode_files
 from training.data_report import DataError
 from training.draft_vocabulary import DraftVocabulary, choose_draft_vocabulary, token_frequencies
+from training.loops import LONGEST_REPEAT
 from training.prepared import load_examples
 from training.regenerated import load_regenerated
 
@@ -63,7 +63,7 @@ def data_frequencies(
         DataError: `data` names nothing that can be read or used.
     """
     if is_regenerated(data):
-        examples = load_regenerated(Path(data), tokenizer, window, ResponseConfig.longest_repeat).training
+        examples = load_regenerated(Path(data), tokenizer, window, LONGEST_REPEAT).training
     elif is_source_code(data):
         training = split(load_corpus(corpus_root(data)))[0]
         return token_frequencies(encode_files(training, tokenizer), [], 0.0, vocab_size)

@@ -88,7 +88,7 @@ def compile_variant(op: str, variant: Variant, target: int) -> Resources:
     # Triton reads the signature in the kernel's own order.
     signature = {name: variant.types.get(name, "constexpr") for name in kernel.arg_names}
     source = ASTSource(kernel, signature, dict(variant.constants), _alignment(variant))
-    # Fusion is what a launch gets by default; newer ones warn when it is not asked for.
+    # Fusion is what a launch gets by default; from Triton 3.9 on there is a warning when it is not asked for.
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
     triton.knobs.nvidia.dump_ptxas_log = True
     triton.knobs.compilation.always_compile = True

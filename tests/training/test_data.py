@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from training.config import ResponseConfig
+from training.config import DistillConfig, ResponseConfig
 from training.data import cut_windows, mixed_batches, text_batches
 from training.frozen_target import FrozenTarget
 from training.generate import continue_prompts, make_responses
 from training.loops import loop_start
+from training.schedule import Budget
 
 FILES = [torch.arange(100, 160), torch.arange(200, 237)]
 
@@ -43,9 +44,15 @@ def test_batches_go_on_after_an_epoch() -> None:
     assert all(b.shape[1] == 8 for b in batches)
 
 
+def mixture(share: float) -> DistillConfig:
+    """Batches of four windows of eight tokens."""
+    responses = ResponseConfig(min_prompt=1, max_prompt=4)
+    return DistillConfig(Budget(1), beam_length=2, window=8, batch_size=4, response_fraction=share, responses=responses)
+
+
 def test_mixture_holds_the_asked_share_and_uses_every_answer() -> None:
     answers = [torch.arange(10, 20), torch.arange(30, 45), torch.arange(50, 67)]  # 42 tokens: 6 windows, or 5 and rests
-    batches = list(islice(mixed_batches(FILES, answers, 8, 5, 4, 0.5, 0), 2))
+    batches = list(islice(mixed_batches(FILES, answers, 5, mixture(0.5)), 2))
     assert all(b.valid.all() and len(b) == 4 and (b.tokens[:2, 1:] >= 100).all() for b in batches)
     written = torch.cat([b.tokens[2:] for b in batches])
     assert (written[:, 0] == 5).all() and (written[:, 1:] < 100).all()
@@ -54,14 +61,14 @@ def test_mixture_holds_the_asked_share_and_uses_every_answer() -> None:
 
 @pytest.mark.parametrize(("share", "wanted"), [(0.0, True), (1.0, False)])
 def test_mixture_of_one_source(share: float, wanted: bool) -> None:
-    batch = next(mixed_batches(FILES, [torch.arange(10, 50)], 8, 5, 4, share, 0))
+    batch = next(mixed_batches(FILES, [torch.arange(10, 50)], 5, mixture(share)))
     assert len(batch) == 4 and bool((batch.tokens[:, 1:] >= 100).all()) == wanted
 
 
 def test_mixture_without_answers() -> None:
-    assert len(next(mixed_batches(FILES, [], 8, 5, 4, 0.0, 0))) == 4
+    assert len(next(mixed_batches(FILES, [], 5, mixture(0.0)))) == 4
     with pytest.raises(ValueError, match="0 tokens are too few"):
-        next(mixed_batches(FILES, [], 8, 5, 4, 0.5, 0))
+        next(mixed_batches(FILES, [], 5, mixture(0.5)))
 
 
 def test_greedy_continuations_of_mixed_lengths_are_the_targets_own(tiny_target: FrozenTarget) -> None:
