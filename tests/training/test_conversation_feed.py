@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from training.conversation_feed import (
 from training.data_report import DataError
 from training.examples import Example
 from training.frozen_target import FrozenTarget
+from training.loops import loop_start
 
 ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
 
@@ -76,6 +78,17 @@ def test_answers_are_the_targets_own(tiny_target: FrozenTarget) -> None:
         assert made.loss.tolist() == [place >= start for place in range(len(text))]
     with pytest.raises(DataError, match="--window"):
         write_answers(tiny_target, conversations, 4, config, 0)
+
+
+def test_answers_end_before_they_go_round_in_circles(tiny_target: FrozenTarget) -> None:
+    tiny_target.model.generation_config.eos_token_id = 39  # which this target does not say
+    conversations = [Example(str(n), torch.arange(n, n + 8).int(), torch.arange(8) >= 4) for n in (3, 9, 20)]
+    keep = ResponseConfig(count=6, temperatures=(0.0,), batch_size=3, longest_repeat=0)
+    whole = write_answers(tiny_target, conversations, 48, keep, 0)
+    cut = write_answers(tiny_target, conversations, 48, replace(keep, longest_repeat=2), 0)
+    assert any(len(text) < len(long) for (text, _), (long, _) in zip(cut, whole, strict=True))
+    for (text, start), (long, _) in zip(cut, whole, strict=True):
+        assert text.tolist() == long[: loop_start(long.tolist(), start, 2)].tolist()
 
 
 def test_conversations_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

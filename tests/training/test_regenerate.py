@@ -30,7 +30,7 @@ from training.context import LocalContext
 from training.conversations import Turn
 from training.corpus import load_corpus
 from training.data_report import DataError, Reason
-from training.feed import FeedSettings, open_feed
+from training.feed import FeedSettings, open_feed, written_before
 from training.frozen_target import FrozenTarget
 from training.job import Job
 from training.regenerate import cut_shards
@@ -112,7 +112,7 @@ def test_every_turn_is_answered_after_the_answers_before() -> None:
     tokenizer = byte_tokenizer(CHATML)
     script = Script(tokenizer, "Alpha", "Beta", "Gamma")
     tasks = [Task(5, "two", False, turns=spoken("a?", "data's own", "b?")), Task(8, "one", True, turns=spoken("c?"))]
-    two, one = Answerer(replace(JOB, window=200), tokenizer, script)(tasks)
+    two, one = Answerer(replace(JOB, window=200, longest_repeat=9), tokenizer, script)(tasks)
     prompts = [[tokenizer.decode(request.prompt_ids) for request in batch] for batch in script.asked]
     start, reply = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
     first = f"{start}a?{reply}"
@@ -124,6 +124,7 @@ def test_every_turn_is_answered_after_the_answers_before() -> None:
     seeds = [request.seed for batch in script.asked for request in batch]
     assert seeds == [request_seed(0, 5, 0), request_seed(0, 8, 0), request_seed(0, 5, 1)]
     assert len(set(seeds)) == 3 and all(0 <= seed < 2**63 for seed in seeds)
+    assert {request.longest_repeat for batch in script.asked for request in batch} == {9}
 
 
 def test_what_cannot_be_answered_is_named() -> None:
@@ -170,6 +171,22 @@ def test_texts_end_where_an_answer_begins_to_repeat_itself(tmp_path: Path) -> No
     read = {bytes(example.tokens.tolist()) for example in (*texts.training, *texts.held_out)}
     assert read == {b"ababcd", b"abcdefgh", b"abcdeab"}
     assert texts.facts["looping"] == 2
+
+
+def test_the_recipe_says_what_a_loop_is(tmp_path: Path, tiny_target: FrozenTarget) -> None:
+    texts = [answered(n, (("ab", "cdcdcd"),), held_out=n == 2) for n in range(3)]
+    store = open_store(tmp_path / "out", texts, 1)
+    store.write(0, texts)
+    for repeat, kept in ((0, b"abcdcdcd"), (2, b"abcd")):
+        responses = ResponseConfig(max_prompt=4, min_prompt=2, folders=(str(store.folder),), longest_repeat=repeat)
+        config = DistillConfig(Budget(1), window=12, beam_length=2, batch_size=2, responses=responses, packing=False)
+        beside = written_before(responses, byte_tokenizer(), config.window)
+        assert [bytes(example.tokens.tolist()) for example in beside] == [kept, kept]
+        settings = FeedSettings(str(store.folder), None, config, tmp_path, 4)
+        feed = open_feed(settings, tiny_target, byte_tokenizer(), LocalContext())
+        rows = next(iter(feed.batches)).tokens
+        assert [bytes(row[: len(kept)].tolist()) for row in rows] == [kept, kept]
+        assert not rows[:, len(kept) :].any()
 
 
 def open_store(folder: Path, texts: Sequence[Answered], shards: int, seed: int = 1) -> AnswerStore:

@@ -125,6 +125,7 @@ def test_dry_run_writes_nothing(
     assert f"{2 * 32 * 32 + 32 + 2 * (64 * 64 + 64) + 300 * 64:,} parameters" in shown
     assert "1 to 4 Ray workers" in shown
     assert "GiB" in shown
+    assert "50% of the rows: 8 texts, written first" in shown
     assert list(tmp_path.iterdir()) == []
 
 
