@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interpreted kernels are watched for what would go wrong on a GPU."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from redrafter_cpu.triton_backend import DECISION
+
+
+@pytest.fixture(autouse=True)
+def _no_hazards(request: pytest.FixtureRequest) -> Iterator[None]:
+    if not DECISION.active:
+        yield
+        return
+    from tests.ops.sanitizer import sanitized
+
+    with sanitized(races=not request.node.get_closest_marker("racing")):
+        yield
