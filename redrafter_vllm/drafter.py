@@ -7,6 +7,7 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding as lookup
 from torch.nn.functional import linear, silu
 
 from redrafter_vllm.draft_vocabulary import MAP, check_target_ids, to_offsets, to_target_ids
@@ -147,7 +148,12 @@ class Drafter(nn.Module):
 
     def target_ids(self, draft_ids: Tensor) -> Tensor:
         """The target's token ids for indices into `logits`, any shape."""
-        return draft_ids if self.config.draft_vocab_size is None else draft_ids + self.d2t[draft_ids]
+        return draft_ids if self.id_offsets is None else draft_ids + self.id_offsets[draft_ids]
+
+    @property
+    def id_offsets(self) -> Tensor | None:
+        """What a target id is above its draft id, [D]; None where they are the same."""
+        return None if self.config.draft_vocab_size is None else self.d2t
 
     def token_inputs(self, embedding: Tensor) -> Tensor:
         """What `next_state` takes of each token, [V, H], for the target's embedding [V, H]: its rows."""
@@ -162,6 +168,10 @@ class Drafter(nn.Module):
         if not self.config.rnn:
             return state + token_embedding
         return silu(self._recurrence(state, token_embedding))
+
+    def advance(self, state: Tensor, tokens: Tensor, inputs: Tensor) -> Tensor:
+        """`next_state` for states [B, W, H] and `tokens` [B, W], whose rows of `inputs` = `token_inputs` it takes."""
+        return self.next_state(state, lookup(tokens, inputs).to(self.dtype))
 
     def context_share(self, context: Tensor) -> Tensor:
         """What `context` [..., H] contributes to every step of a round: [..., S], an opaque input of `logits`.

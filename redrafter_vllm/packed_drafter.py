@@ -17,6 +17,8 @@ from torch.nn.functional import linear, silu
 
 from redrafter_vllm.draft_vocabulary import MAP
 from redrafter_vllm.drafter import Drafter, ResBlock
+from redrafter_vllm.ops.recurrence import add_tokens, tokens_and_state
+from redrafter_vllm.ops.residual import first_residual, residual
 
 Linear = Callable[[Tensor], Tensor]  # [..., K] -> [..., N]
 MakeLinear = Callable[[Tensor, Tensor | None], Linear]  # from a weight [N, K] and a bias [N] or None
@@ -62,8 +64,8 @@ class PackedDrafter(Drafter):
             self._context_linear = make_linear(first.weight[:, :hidden].detach().contiguous(), bias)
             self._state_linear = make_linear(first.weight[:, hidden:].detach().contiguous(), None)
             blocks = [block.linear for block in drafter.lm_head if isinstance(block, ResBlock)]
-            self._block_linears = [
-                None if block is first else make_linear(block.weight.detach(), block.bias.detach()) for block in blocks
+            self._later_linears = [
+                make_linear(block.weight.detach(), block.bias.detach()) for block in blocks if block is not first
             ]
             if not config.starts_with_output:
                 self._output_linear = make_linear(drafter.output.weight.detach(), None)
@@ -77,6 +79,26 @@ class PackedDrafter(Drafter):
             rows = embedding[start : start + _ROWS_AT_ONCE].to(self._dtype)
             torch.mm(rows, self._token_weight.T, out=table[start : start + _ROWS_AT_ONCE])
         return table
+
+    def advance(self, state: Tensor, tokens: Tensor, inputs: Tensor) -> Tensor:
+        if not self.config.rnn:
+            return super().advance(state, tokens, inputs)
+        if self._token_weight is not None:
+            return add_tokens(self._recurrent(state), inputs, tokens)
+        return silu(self._recurrent(tokens_and_state(inputs, tokens, state)))
+
+    def features(self, share: Tensor, state: Tensor) -> Tensor:
+        config = self.config
+        if config.has_input_proj:
+            x = self._first_product(share, state)
+        elif config.starts_with_output:
+            return super().features(share, state)
+        else:
+            first, context = share[..., : config.first_size], share[..., config.first_size :]
+            x = first_residual(self._state_half(state), state, first, context)
+        for product in self._later_linears:
+            x = residual(product(x), x)
+        return x
 
     def forward(self, context: Tensor, state: Tensor) -> Tensor:
         """What `logits(context_share(context), state)` computes, no other way."""
@@ -100,12 +122,6 @@ class PackedDrafter(Drafter):
 
     def _state_half(self, state: Tensor) -> Tensor:
         return self._state_linear(state)
-
-    def _blocks(self, x: Tensor, first: int) -> Tensor:
-        for product in self._block_linears[first:]:
-            assert product is not None  # the first linear layer is never among the later blocks
-            x = x + silu(product(x))
-        return x
 
     def _output_product(self, x: Tensor) -> Tensor:
         return self._output_linear(x)

@@ -44,14 +44,18 @@ class ShardedDrafter(Drafter):
         assert target_ids is not None
         self.beam_step = ShardedBeamStep(target_ids, group)
 
-    def target_ids(self, draft_ids: Tensor) -> Tensor:
-        return draft_ids
+    @property
+    def id_offsets(self) -> Tensor | None:
+        return None  # `beam_step` gives target ids
 
     def token_inputs(self, embedding: Tensor) -> Tensor:
         return self.own.token_inputs(embedding)
 
     def next_state(self, state: Tensor, token_embedding: Tensor) -> Tensor:
         return self.own.next_state(state, token_embedding)
+
+    def advance(self, state: Tensor, tokens: Tensor, inputs: Tensor) -> Tensor:
+        return self.own.advance(state, tokens, inputs)
 
     def context_share(self, context: Tensor) -> Tensor:
         return self.own.context_share(context)
@@ -82,11 +86,13 @@ class ShardedBeamStep:
     def __call__(
         self,
         logits: Tensor,  # [B, W, V of this rank]
-        scores: Tensor,  # [B, W] fp32
+        scores: Tensor | None,  # [B, W] fp32
         logits_top_k: int | None = None,
+        id_offsets: Tensor | None = None,
     ) -> BeamStep:
-        """As `beam_step`, with the target's ids in place of columns."""
-        beam_width = scores.shape[1]
+        """As `beam_step`, with the target's ids in place of columns: `id_offsets` must be None."""
+        assert id_offsets is None
+        beam_width = logits.shape[1]
         logits_BWV = logits.float()
         own_BWK, column_BWK = top_k_stable(logits_BWV, min(beam_width, logits.shape[-1]))
         highest_BW1 = own_BWK[..., :1]

@@ -22,8 +22,8 @@ def draw_trees(
 ) -> DraftTree:
     """Beam-search from the roots and pack the beams.
 
-    A request may have fewer beams than are searched: its best one takes the place of those beyond, and the packing
-    leaves nothing of them. Of a single beam it leaves a chain. A chain is a tree; there is no second path.
+    A request may have fewer beams than are searched, its best ones. Of a single beam the packing makes a chain. A
+    chain is a tree; there is no second path.
 
     Args:
         drafter: The RNN drafter.
@@ -44,4 +44,4 @@ def draw_trees(
         logits_top_k=config.logits_top_k,
         step=drafter.beam_step if isinstance(drafter, ShardedDrafter) else beam_step,
     )
-    return DraftTree.from_beams(beams.keep_best(beam_limit), config.num_speculative_tokens)
+    return DraftTree.from_beams(beams, config.num_speculative_tokens, beam_limit)

@@ -26,14 +26,15 @@ class DraftTree:
     num_nodes: Tensor  # [B] int64
 
     @classmethod
-    def from_beams(cls, beams: Beams, max_nodes: int) -> Self:
+    def from_beams(cls, beams: Beams, max_nodes: int, beam_limit: Tensor | None = None) -> Self:
         """Deduplicates `beams` into trees of N = `max_nodes` slots, keeping the most probable prefixes.
 
+        Only the best `beam_limit` [B] (int64, at least 1) beams count, where it is given: a limit of 1 gives a chain.
         Runs on the beams' device without host synchronisation. Raises ValueError when `max_nodes` is below 1.
         """
         if max_nodes < 1:
             raise ValueError(f"max_nodes must be at least 1, not {max_nodes}")
-        return cls(*prefix_tree(beams.tokens, beams.token_log_probs, max_nodes))
+        return cls(*prefix_tree(beams.tokens, beams.token_log_probs, max_nodes, beam_limit))
 
     def ancestor_mask(self) -> Tensor:
         """[B, N, N] bool: entry [b, i, j] says that j is i or an ancestor of i; padding rows and columns are False."""

@@ -132,7 +132,7 @@ def test_embedding_may_be_a_function() -> None:
 def test_chain_rows_hold_the_best_beam_only() -> None:
     drafter = random_drafter(seed=6)
     beams = beam_search(drafter, *inputs(drafter, 2), beam_width=3, beam_length=4)
-    tree = DraftTree.from_beams(beams.keep_best(torch.tensor([1, 3])), 12)
+    tree = DraftTree.from_beams(beams, 12, torch.tensor([1, 3]))
     assert tree.tokens[0, :4].tolist() == beams.tokens[0, 0].tolist()
     assert tree.parents[0, :4].tolist() == [-1, 0, 1, 2]
     whole = DraftTree.from_beams(beams, 12)
@@ -179,7 +179,7 @@ def test_a_round_never_waits_for_the_device(shape: dict, top_k: int | None) -> N
     embedding, context, roots = inputs(drafter, 3)
     with forbid_host_sync():
         beams = beam_search(drafter, embedding, context, roots, beam_width=4, beam_length=3, logits_top_k=top_k)
-        tree = DraftTree.from_beams(beams.keep_best(torch.where(roots > 5, 1, 3)), 7)
+        tree = DraftTree.from_beams(beams, 7, torch.where(roots > 5, 1, 3))
         tree.ancestor_mask()
 
 

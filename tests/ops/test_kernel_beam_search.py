@@ -112,9 +112,18 @@ def test_equal_values_go_to_the_better_beam_and_the_lower_token(
 def test_first_step_has_one_live_beam() -> None:
     logits, scores = logits_of(0, (2, 4, 21), torch.float32), torch.full((2, 4), -math.inf, device=DEVICE)
     scores[:, 0] = 0.0
-    step = kernels.beam_step(logits, scores)
-    assert not step.parents.any()
-    assert torch.equal(step.tokens, logits[:, 0].sort(descending=True, stable=True).indices[:, :4])
+    for step in (kernels.beam_step(logits, scores), kernels.beam_step(logits, None), reference.beam_step(logits, None)):
+        assert not step.parents.any()
+        assert torch.equal(step.tokens, logits[:, 0].sort(descending=True, stable=True).indices[:, :4])
+        assert torch.equal(step.scores, step.log_probs)
+
+
+def test_ids_of_a_draft_vocabulary() -> None:
+    logits, scores = logits_of(4, (2, 3, 40), torch.float32), scores_of(3, 2, 3)
+    offsets = torch.arange(40, device=DEVICE) ** 2
+    plain = reference.beam_step(logits, scores)
+    for step in (reference.beam_step(logits, scores, None, offsets), kernels.beam_step(logits, scores, None, offsets)):
+        assert_equal_steps(step, plain._replace(tokens=plain.tokens + plain.tokens**2))
 
 
 def test_strided_logits(monkeypatch: pytest.MonkeyPatch) -> None:

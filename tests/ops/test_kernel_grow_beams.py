@@ -11,6 +11,7 @@ from redrafter_vllm.ops import dispatch
 from redrafter_vllm.ops.beam_search import beam_search
 from redrafter_vllm.ops.beam_search import reference as search_reference
 from redrafter_vllm.ops.grow_beams import BeamHistory, reference
+from redrafter_vllm.packed_drafter import PackedDrafter
 from tests.ops.devices import DEVICE, assert_equal, runs_kernels
 from tests.ops.poison import poison_empty
 
@@ -63,6 +64,32 @@ def test_kernel_against_reference(
         assert_equal(mine, theirs)
 
 
+class Search:
+    """A drafter of random weights with inputs of its own, and the beams that the references find."""
+
+    def __init__(self, config: DrafterConfig, width: int, logits_top_k: int | None = None) -> None:
+        torch.manual_seed(3)
+        self.drafter = Drafter(config).to(DEVICE)
+        for parameter in self.drafter.parameters():
+            torch.nn.init.normal_(parameter, std=0.4)
+        if config.draft_vocab_size is not None:
+            kept = torch.randperm(config.vocab_size)[: config.draft_vocab_size].sort().values
+            self.drafter.d2t.copy_(to_offsets(kept))
+        self.embedding = torch.randn(config.vocab_size, config.hidden_size, device=DEVICE)
+        context, roots = torch.randn(3, config.hidden_size, device=DEVICE), torch.tensor([0, 59, 7], device=DEVICE)
+        self.inputs = context, roots
+        self.options = dict(beam_width=width, beam_length=4, logits_top_k=logits_top_k)
+        self.wanted = search_reference.beam_search(self.drafter, self.embedding, *self.inputs, **self.options)
+
+    def check(self, drafter: Drafter, tolerance: float) -> None:
+        """By kernels, with all weights of `drafter`."""
+        mine = beam_search(drafter, drafter.token_inputs(self.embedding), *self.inputs, **self.options)
+        assert torch.equal(mine.tokens, self.wanted.tokens)
+        torch.testing.assert_close(mine.token_log_probs, self.wanted.token_log_probs, atol=tolerance, rtol=tolerance)
+        if self.drafter.draft_tokens is not None:
+            assert torch.isin(mine.tokens, self.drafter.draft_tokens).all()
+
+
 @runs_kernels
 @pytest.mark.parametrize("logits_top_k", [None, 8])
 @pytest.mark.parametrize("draft_vocab_size", [None, 29], ids=["whole", "trimmed"])
@@ -71,21 +98,19 @@ def test_a_search_by_kernels(
     width: int, draft_vocab_size: int | None, logits_top_k: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same beams as by references, with the draft vocabulary's map, renormalised logits, and chains."""
+    search = Search(DrafterConfig(60, 24, 48, 1, draft_vocab_size=draft_vocab_size), width, logits_top_k)
     monkeypatch.setattr(dispatch, "_ALWAYS", True)
-    torch.manual_seed(3)
-    config = DrafterConfig(60, 24, exit_dim=48, num_draft_layers=1, draft_vocab_size=draft_vocab_size)
-    drafter = Drafter(config).to(DEVICE)
-    for parameter in drafter.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
-    if draft_vocab_size is not None:
-        kept = torch.randperm(60)[:draft_vocab_size].sort().values
-        drafter.d2t.copy_(to_offsets(kept))
-    embedding, context = torch.randn(60, 24, device=DEVICE), torch.randn(3, 24, device=DEVICE)
-    roots = torch.tensor([0, 59, 7], device=DEVICE)
-    options = dict(beam_width=width, beam_length=4, logits_top_k=logits_top_k)
-    mine = beam_search(drafter, embedding, context, roots, **options)
-    wanted = search_reference.beam_search(drafter, embedding, context, roots, **options)
-    assert torch.equal(mine.tokens, wanted.tokens)
-    torch.testing.assert_close(mine.token_log_probs, wanted.token_log_probs, atol=2e-6, rtol=2e-6)
-    if draft_vocab_size is not None:
-        assert set(mine.tokens.flatten().tolist()) <= set(kept.tolist())
+    search.check(search.drafter, 2e-6)
+
+
+@runs_kernels
+@pytest.mark.parametrize("shape", [(48, 2, True), (30, 1, True), (48, 0, True), (48, 1, False)], ids=str)
+@pytest.mark.parametrize("project", [False, True], ids=["embedding", "table"])
+def test_a_packed_search_by_kernels(
+    project: bool, shape: tuple[int, int, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All shapes of drafters: with and without input projection, ResBlocks and recurrent weights."""
+    search = Search(DrafterConfig(60, 24, *shape, draft_vocab_size=29), 3)
+    monkeypatch.setattr(dispatch, "_ALWAYS", True)
+    # A packed drafter adds its sums up in another order.
+    search.check(PackedDrafter(search.drafter, project_embedding=project), 2e-5)

@@ -12,14 +12,19 @@ from tests.ops.devices import DEVICE, assert_equal, poisoned, runs_kernels
 pytestmark = runs_kernels
 
 
-def check(tokens: torch.Tensor, log_probs: torch.Tensor, max_nodes: int) -> tuple[torch.Tensor, ...]:
+def check(
+    tokens: torch.Tensor, log_probs: torch.Tensor, max_nodes: int, beam_limit: torch.Tensor | None = None
+) -> tuple[torch.Tensor, ...]:
     from redrafter_vllm.ops.prefix_tree import kernel
 
     # The reference on the CPU: a GPU's scan adds in another order.
-    wanted = reference.prefix_tree(tokens.cpu(), log_probs.cpu(), max_nodes)
+    wanted = reference.prefix_tree(
+        tokens.cpu(), log_probs.cpu(), max_nodes, None if beam_limit is None else beam_limit.cpu()
+    )
     out = kernel.TreeArrays(*(poisoned(*x.shape, dtype=x.dtype) for x in wanted))
-    kernel.prefix_tree_into(out, tokens, log_probs)
-    for mine, theirs, again in zip(out, wanted, kernel.prefix_tree(tokens, log_probs, max_nodes), strict=True):
+    kernel.prefix_tree_into(out, tokens, log_probs, beam_limit)
+    made = kernel.prefix_tree(tokens, log_probs, max_nodes, beam_limit)
+    for mine, theirs, again in zip(out, wanted, made, strict=True):
         assert_equal(mine, theirs)
         assert_equal(again, theirs)
     return wanted
@@ -56,6 +61,16 @@ def test_random_beams(size: tuple[int, int, int], vocab: int) -> None:
     for seed, max_nodes in enumerate(sorted({1, max(most // 2, 1), most, most + 3, 128})):
         tree = check(*random_beams(size, vocab, seed), max_nodes)
         check_mask(tree[1], tree[4])
+
+
+@pytest.mark.parametrize("vocab", [2, 30])
+def test_fewer_beams_count(vocab: int) -> None:
+    tokens, log_probs = random_beams((4, 5, 3), vocab, 1)
+    tree = check(tokens, log_probs, 15, torch.tensor([1, 2, 5, 9], device=DEVICE))
+    for request, limit in enumerate([1, 2, 5, 5]):
+        alone = check(tokens[request : request + 1, :limit], log_probs[request : request + 1, :limit], 15)
+        for mine, theirs in zip(tree, alone, strict=True):
+            assert_equal(mine[request : request + 1], theirs)
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # numpy's, which interprets the kernel

@@ -32,8 +32,9 @@ def supports(logits: Tensor, logits_top_k: int | None = None) -> bool:  # [B, W,
 
 def beam_step(
     logits: Tensor,  # [B, W, V]
-    scores: Tensor,  # [B, W] fp32
+    scores: Tensor | None,  # [B, W] fp32
     logits_top_k: int | None = None,
+    id_offsets: Tensor | None = None,  # [V]
 ) -> BeamStep:
     """As the reference; logits of any float type with V contiguous. ValueError for sizes beyond `supports`."""
     batch, beam_width, vocab_size = logits.shape
@@ -62,7 +63,7 @@ def beam_step(
     if rows == 0:
         return step
     only_top, tile = logits_top_k is not None, min(_TILE, triton.next_power_of_2(vocab_size))
-    _tile_kernel[(num_tiles, rows)](
+    _tile_kernel[(rows, num_tiles)](
         logits, logits.stride(0), logits.stride(1), keys, highest, share, beam_width, vocab_size, num_kept,
         ONLY_TOP=only_top, TILE=tile, num_warps=num_warps_for(tile),
     )  # fmt: skip
@@ -74,7 +75,7 @@ def beam_step(
     )  # fmt: skip
     num_candidates = triton.next_power_of_2(beam_width * beam_width)
     _request_kernel[(batch,)](
-        columns, column_log_probs, scores.contiguous(), *step, beam_width,
+        columns, column_log_probs, scores if scores is None else scores.contiguous(), id_offsets, *step, beam_width,
         CANDIDATES=num_candidates, num_warps=num_warps_for(num_candidates),
     )  # fmt: skip
     return step
@@ -118,8 +119,9 @@ def _tile_kernel(
     ONLY_TOP: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    tile = tl.program_id(0)
-    row = tl.program_id(1)
+    # Rows may be more than the second axis of a grid holds.
+    row = tl.program_id(0)
+    tile = tl.program_id(1)
     request = (row // beam_width).to(tl.int64)
     beam = (row % beam_width).to(tl.int64)
     column = tile * TILE + tl.arange(0, TILE)
@@ -128,7 +130,7 @@ def _tile_kernel(
     logit = tl.load(logits_ptr + column, mask=inside, other=-float("inf")).to(tl.float32)
     key = tl.where(inside, _key(logit, column), _LOWEST_KEY)
 
-    out = row.to(tl.int64) * tl.num_programs(0) + tile
+    out = row.to(tl.int64) * tl.num_programs(1) + tile
     best = tl.max(key, axis=0)
     highest = _value(best)
     tl.store(highest_ptr + out, highest)
@@ -198,7 +200,8 @@ def _beam_kernel(
 def _request_kernel(
     columns_ptr,  # [B, W·W] int64
     log_probs_ptr,  # [B, W·W] fp32
-    scores_ptr,  # [B, W] fp32
+    scores_ptr,  # [B, W] fp32; None: only the first beam is live
+    offsets_ptr,  # [V] int64
     out_scores_ptr,  # [B, W] fp32
     out_parents_ptr,  # [B, W] int64
     out_tokens_ptr,  # [B, W] int64
@@ -212,7 +215,11 @@ def _request_kernel(
     columns_ptr += request * beam_width * beam_width
     log_probs_ptr += request * beam_width * beam_width
     log_prob = tl.load(log_probs_ptr + candidate, mask=inside, other=0.0)
-    score = tl.load(scores_ptr + request * beam_width + candidate // beam_width, mask=inside, other=0.0)
+    beam = candidate // beam_width
+    if scores_ptr is not None:
+        score = tl.load(scores_ptr + request * beam_width + beam, mask=inside, other=0.0)
+    else:
+        score = tl.where(beam == 0, 0.0, -float("inf"))
     key = tl.where(inside, _key(score + log_prob, candidate), _LOWEST_KEY)
     for place in range(beam_width):
         best = tl.max(key, axis=0)
@@ -220,7 +227,10 @@ def _request_kernel(
         out = request * beam_width + place
         tl.store(out_scores_ptr + out, _value(best))
         tl.store(out_parents_ptr + out, chosen // beam_width)
-        tl.store(out_tokens_ptr + out, tl.load(columns_ptr + chosen))
+        token = tl.load(columns_ptr + chosen)
+        if offsets_ptr is not None:
+            token += tl.load(offsets_ptr + token)
+        tl.store(out_tokens_ptr + out, token)
         tl.store(out_log_probs_ptr + out, tl.load(log_probs_ptr + chosen))
         key = tl.where(key == best, _LOWEST_KEY, key)
 
@@ -234,13 +244,13 @@ def variants() -> list[Variant]:
         _variant("beam_w1", _beam_kernel, 1, chain),
         _variant("beam_w64", _beam_kernel, 4096, {"ONLY_TOP": False, "LISTED": 4096, "TILES": 64}),
         _variant("beam_w64_top", _beam_kernel, 4096, {"ONLY_TOP": True, "LISTED": 4096, "TILES": 64}),
-        _variant("request_w1", _request_kernel, 1, {"beam_width": 1, "CANDIDATES": 1}),
+        _variant("request_w1_root", _request_kernel, 1, {"beam_width": 1, "CANDIDATES": 1, "scores_ptr": None}),
         _variant("request_w64", _request_kernel, 4096, {"CANDIDATES": 4096}),
     ]
 
 
 def _variant(name: str, kernel: Any, num_keys: int, constants: dict[str, Any], logits: str = "*fp32") -> Variant:
-    integers = {"keys_ptr", "columns_ptr", "out_parents_ptr", "out_tokens_ptr"}
+    integers = {"keys_ptr", "columns_ptr", "offsets_ptr", "out_parents_ptr", "out_tokens_ptr"}
     types = {
         argument: "*i64" if argument in integers else "*fp32" if argument.endswith("_ptr") else "i32"
         for argument in kernel.arg_names

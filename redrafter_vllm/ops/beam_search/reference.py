@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding as lookup
 
 from redrafter_vllm.drafter import Drafter
 from redrafter_vllm.ops.grow_beams.reference import BeamHistory, grow_beams
@@ -27,47 +26,47 @@ class Beams:
                 f"{list(self.tokens.shape)} and {list(self.token_log_probs.shape)}"
             )
 
-    def keep_best(self, limit: Tensor) -> "Beams":
-        """Puts the best beam in all places from `limit` [B] (int64, at least 1) on; a limit of 1 leaves a chain."""
-        beyond = torch.arange(self.tokens.shape[1], device=limit.device)[:, None] >= limit[:, None, None]
-        return Beams(
-            torch.where(beyond, self.tokens[:, :1], self.tokens),
-            torch.where(beyond, self.token_log_probs[:, :1], self.token_log_probs),
-        )
-
 
 class BeamStep(NamedTuple):
     """The best W continuations of W beams, best first."""
 
     scores: Tensor  # [B, W] fp32, log-probability of the whole beam
     parents: Tensor  # [B, W] int64, the beam that each one continues
-    tokens: Tensor  # [B, W] int64, column of the logits
+    tokens: Tensor  # [B, W] int64, column of the logits, or the target's id for it
     log_probs: Tensor  # [B, W] fp32, of that token alone
 
 
 def beam_step(
     logits: Tensor,  # [B, W, V]
-    scores: Tensor,  # [B, W] fp32
+    scores: Tensor | None,  # [B, W] fp32
     logits_top_k: int | None = None,
+    id_offsets: Tensor | None = None,  # [V]
 ) -> BeamStep:
     """Scores and ranks the W·V continuations of W beams; V must be at least W.
+
+    `scores` None: all beams are the root alone, so that only one is live, or all would draft the same tokens.
 
     Within a beam the order is that of its logits, equal ones by ascending column: log-probabilities keep that order,
     except that rounding makes neighbours equal, differently on each device. Between beams the order is that of the
     total, equal ones by beam, then by the order within the beam. `logits_top_k` (at least W): `beam_search`.
+    `id_offsets`: what a target's id is above its column.
     """
-    beam_width = scores.shape[1]
+    beam_width = logits.shape[1]
     logits_BWV = logits.float()
     # The best W of all W·V continuations are among the best W of each beam.
     candidate_BWW = top_k_stable(logits_BWV, beam_width)[1]
     if logits_top_k is not None:
         logits_BWV = _only_top(logits_BWV, logits_top_k)
-    return rank_continuations(scores, candidate_BWW, logits_BWV.log_softmax(-1).gather(-1, candidate_BWW))
+    step = rank_continuations(scores, candidate_BWW, logits_BWV.log_softmax(-1).gather(-1, candidate_BWW))
+    return step if id_offsets is None else step._replace(tokens=step.tokens + id_offsets[step.tokens])
 
 
-def rank_continuations(scores: Tensor, tokens: Tensor, log_probs: Tensor) -> BeamStep:
+def rank_continuations(scores: Tensor | None, tokens: Tensor, log_probs: Tensor) -> BeamStep:
     """The best W of W·W continuations: W of each beam, its best first, `tokens` and `log_probs` [B, W, W]."""
-    beam_width = scores.shape[1]
+    beam_width = log_probs.shape[1]
+    if scores is None:
+        scores = log_probs.new_full(log_probs.shape[:2], -torch.inf)
+        scores[:, 0] = 0.0
     total_BWW = scores.unsqueeze(-1) + log_probs
     score_BW, chosen_BW = top_k_stable(total_BWW.flatten(1), beam_width)
     return BeamStep(
@@ -76,6 +75,10 @@ def rank_continuations(scores: Tensor, tokens: Tensor, log_probs: Tensor) -> Bea
         tokens=tokens.flatten(1).gather(1, chosen_BW),
         log_probs=log_probs.flatten(1).gather(1, chosen_BW),
     )
+
+
+# Logits, scores, logits_top_k and id_offsets, as `beam_step` takes them.
+RankStep = Callable[[Tensor, Tensor | None, int | None, Tensor | None], BeamStep]
 
 
 @torch.no_grad()
@@ -88,7 +91,7 @@ def beam_search(
     beam_width: int,
     beam_length: int,
     logits_top_k: int | None = None,
-    step: Callable[[Tensor, Tensor, int | None], BeamStep] = beam_step,
+    step: RankStep = beam_step,
     grow: Callable[[BeamHistory, Tensor, Tensor, Tensor], BeamHistory] = grow_beams,
 ) -> Beams:
     """Drafts `beam_length` tokens on each of `beam_width` beams.
@@ -106,29 +109,29 @@ def beam_search(
     Raises ValueError for impossible shapes, lengths or widths.
     """
     _check(drafter, embedding, context, root_tokens, beam_width, beam_length, logits_top_k)
-    embed = embedding if callable(embedding) else lambda ids: lookup(ids, embedding)
     dtype = drafter.dtype
     context_BH = context.to(dtype)
     share_BS = drafter.context_share(context_BH)
 
-    # Before the first step every beam is the root alone: only one is live, or all would draft the same tokens.
     batch = root_tokens.shape[0]
     last_BW = root_tokens.long().unsqueeze(1).expand(batch, beam_width)
-    score_BW = torch.full((batch, beam_width), -torch.inf, device=root_tokens.device)
-    score_BW[:, 0] = 0.0
+    score_BW = None
     history = BeamHistory(
         last_BW.new_empty((batch, beam_width, 0)),
-        score_BW.new_empty((batch, beam_width, 0)),
+        context_BH.new_empty((batch, beam_width, 0), dtype=torch.float32),
         drafter.initial_state(context_BH).unsqueeze(1).expand(batch, beam_width, -1),
     )
     for _ in range(beam_length):
-        state_BWH = drafter.next_state(history.state, embed(last_BW).to(dtype))
+        if isinstance(embedding, Tensor):
+            state_BWH = drafter.advance(history.state, last_BW, embedding)
+        else:
+            state_BWH = drafter.next_state(history.state, embedding(last_BW).to(dtype))
         if logits_top_k is None:
             logits_BWV = drafter.logits(share_BS, state_BWH)
         else:
             logits_BWV = drafter(context_BH, state_BWH)
-        chosen = step(logits_BWV, score_BW, logits_top_k)
-        score_BW, last_BW = chosen.scores, drafter.target_ids(chosen.tokens)
+        chosen = step(logits_BWV, score_BW, logits_top_k, drafter.id_offsets)
+        score_BW, last_BW = chosen.scores, chosen.tokens
         history = grow(history._replace(state=state_BWH), chosen.parents, last_BW, chosen.log_probs)
     return Beams(history.tokens, history.log_probs)
 

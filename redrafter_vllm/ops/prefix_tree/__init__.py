@@ -10,14 +10,14 @@ __all__ = ["ancestor_mask", "prefix_tree"]
 
 
 def prefix_tree(
-    tokens: Tensor, token_log_probs: Tensor, max_nodes: int
+    tokens: Tensor, token_log_probs: Tensor, max_nodes: int, beam_limit: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `reference.prefix_tree`; on CUDA devices by a kernel."""
     if use_kernel(tokens):
         from redrafter_vllm.ops.prefix_tree import kernel
 
-        return kernel.prefix_tree(tokens, token_log_probs, max_nodes)
-    return reference.prefix_tree(tokens, token_log_probs, max_nodes)
+        return kernel.prefix_tree(tokens, token_log_probs, max_nodes, beam_limit)
+    return reference.prefix_tree(tokens, token_log_probs, max_nodes, beam_limit)
 
 
 def ancestor_mask(parents: Tensor, num_nodes: Tensor) -> Tensor:

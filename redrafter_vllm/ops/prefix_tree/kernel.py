@@ -25,7 +25,7 @@ class TreeArrays(NamedTuple):
 
 
 def prefix_tree(
-    tokens: Tensor, token_log_probs: Tensor, max_nodes: int
+    tokens: Tensor, token_log_probs: Tensor, max_nodes: int, beam_limit: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `reference.prefix_tree`. Sums are formed in fp64 and rounded at each step, as torch does on a CPU."""
     batch, device = tokens.shape[0], tokens.device
@@ -37,11 +37,13 @@ def prefix_tree(
         log_probs=torch.empty(shape, dtype=torch.float32, device=device),
         num_nodes=torch.empty(batch, dtype=torch.int64, device=device),
     )
-    prefix_tree_into(out, tokens, token_log_probs)
+    prefix_tree_into(out, tokens, token_log_probs, beam_limit)
     return out
 
 
-def prefix_tree_into(out: TreeArrays, tokens: Tensor, token_log_probs: Tensor) -> None:
+def prefix_tree_into(
+    out: TreeArrays, tokens: Tensor, token_log_probs: Tensor, beam_limit: Tensor | None = None
+) -> None:
     """As `prefix_tree`, into given buffers, of which every element is written; `max_nodes` is their width."""
     batch, width, length = tokens.shape
     if batch == 0:
@@ -55,6 +57,7 @@ def prefix_tree_into(out: TreeArrays, tokens: Tensor, token_log_probs: Tensor) -
         token_log_probs,
         *tokens.stride(),
         *token_log_probs.stride(),
+        beam_limit,
         sums,
         owner_and_place[0],
         owner_and_place[1],
@@ -122,6 +125,7 @@ def _build_kernel(
     log_prob_req_stride,
     log_prob_beam_stride,
     log_prob_step_stride,
+    beam_limit_ptr,  # [B] int64; None: all beams count
     sums_ptr,  # [B, T * W] fp32, step by step: the greatest sum of the beams that share the prefix
     owner_ptr,  # [B, T * W] int32: the first of these beams
     place_ptr,  # [B, T * W] int32: the prefix's place among all, by sum
@@ -151,14 +155,18 @@ def _build_kernel(
     beam_W = tl.arange(0, BLOCK_W)
     exists_W = beam_W < width
     agree_WW = exists_W[:, None] & exists_W[None, :]
+    # A copy of the first beam leaves no nodes.
+    source_W = beam_W
+    if beam_limit_ptr is not None:
+        source_W = tl.where(beam_W < tl.load(beam_limit_ptr + req), beam_W, 0)
     sum_W = tl.zeros((BLOCK_W,), tl.float64)
     least_W = tl.full((BLOCK_W,), float("inf"), tl.float32)
     num_prefixes = 0
     greatest = 3.4028234663852886e38
     for step in range(length):
-        token_W = tl.load(tokens_ptr + beam_W * token_beam_stride + step * token_step_stride, mask=exists_W, other=0)
+        token_W = tl.load(tokens_ptr + source_W * token_beam_stride + step * token_step_stride, mask=exists_W, other=0)
         log_prob_W = tl.load(
-            log_probs_ptr + beam_W * log_prob_beam_stride + step * log_prob_step_stride, mask=exists_W, other=0.0
+            log_probs_ptr + source_W * log_prob_beam_stride + step * log_prob_step_stride, mask=exists_W, other=0.0
         )
         agree_WW = agree_WW & (token_W[:, None] == token_W[None, :])
         sum_W += log_prob_W.to(tl.float32).to(tl.float64)
@@ -266,6 +274,7 @@ def _build_variant(name: str, block_w: int, chunk: int, num_warps: int) -> Varia
     types = {
         "tokens_ptr": "*i64",
         "log_probs_ptr": "*fp32",
+        "beam_limit_ptr": "*i64",
         "sums_ptr": "*fp32",
         "owner_ptr": "*i32",
         "place_ptr": "*i32",

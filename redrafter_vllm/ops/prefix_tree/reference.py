@@ -7,7 +7,7 @@ from torch.nn.functional import pad
 
 
 def prefix_tree(
-    tokens: Tensor, token_log_probs: Tensor, max_nodes: int
+    tokens: Tensor, token_log_probs: Tensor, max_nodes: int, beam_limit: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The distinct prefixes of beams `tokens` [B, W, T] with conditional `token_log_probs` [B, W, T] as tree nodes.
 
@@ -16,8 +16,15 @@ def prefix_tree(
     parent is never less probable than its child, so every prefix of the list is a tree, the most probable one of its
     size, and nodes beyond `max_nodes` are simply cut off. Parents are node indices, −1 under the root; a depth counts
     from 1 under the root. Padding is token 0, parent −1, depth 0, log-probability −inf.
+
+    `beam_limit` [B] (int64, at least 1): only so many beams count, the first ones.
     """
     batch, width, length = tokens.shape
+    if beam_limit is not None:
+        # The first beam takes the place of those beyond: copies of it leave no nodes.
+        beyond_BW1 = (torch.arange(width, device=tokens.device) >= beam_limit[:, None])[..., None]
+        tokens = torch.where(beyond_BW1, tokens[:, :1], tokens)
+        token_log_probs = torch.where(beyond_BW1, token_log_probs[:, :1], token_log_probs)
     # same[b, i, j, t]: beams i and j agree up to and including step t.
     same_BWWT = (tokens.unsqueeze(2) == tokens.unsqueeze(1)).cumprod(-1).bool()
     beam_W = torch.arange(width, device=tokens.device)
