@@ -7,7 +7,7 @@ from torch import Tensor
 from redrafter_vllm.ops.tree_verify import Walk, tree_verify
 from redrafter_vllm.state import BatchDrafts, RowLayout
 
-__all__ = ["RowLayout", "Walk", "emitting_rows", "invalidate", "walk_drafts"]
+__all__ = ["RowLayout", "Walk", "emitting_rows", "invalidate", "part_of", "walk_drafts"]
 
 
 def walk_drafts(sampled: Tensor, layout: RowLayout, drafts: BatchDrafts, max_depth: int) -> Walk:
@@ -28,6 +28,14 @@ def invalidate(drafts: BatchDrafts, layout: RowLayout, invalid_row: Tensor) -> B
     local_N = torch.arange(1, num_nodes + 1, device=invalid_row.device)
     row_BN = layout.first_row[:, None] + torch.minimum(local_N, layout.num_drafts[:, None])
     return drafts._replace(valid=drafts.valid & ~invalid_row[row_BN])
+
+
+def part_of(layout: RowLayout, reqs: slice, rows: slice) -> RowLayout:
+    """The layout of some of the requests and of their rows, counted from their own beginning."""
+    part = RowLayout(*(x[reqs] for x in layout[:3]), *(x[rows] for x in layout[3:]))
+    if rows.start == 0:
+        return part
+    return part._replace(first_row=part.first_row - rows.start, req_of_row=part.req_of_row - reqs.start)
 
 
 def emitting_rows(walk: Walk, layout: RowLayout) -> Tensor:  # [rows]

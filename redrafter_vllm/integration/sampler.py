@@ -21,7 +21,8 @@ from redrafter_vllm.integration.metrics import VerifiedOutput
 from redrafter_vllm.integration.speculator import RedrafterSpeculator
 from redrafter_vllm.ops.path_history import Paths
 from redrafter_vllm.ops.tree_verify import Walk
-from redrafter_vllm.verifier import RowLayout, emitting_rows, invalidate, walk_drafts
+from redrafter_vllm.state import BatchDrafts
+from redrafter_vllm.verifier import emitting_rows, invalidate, part_of, walk_drafts
 
 
 class TreeSampler:
@@ -31,6 +32,8 @@ class TreeSampler:
     request's seed and the row's position in the text. The walk then keeps the tokens that plain decoding would have
     reached. (Leviathan-style acceptance `min(1, p/q)` is not used: beams are not samples of q.)
     """
+
+    enable_adaptive_verification = False  # which vLLM's warm-up asks of its own
 
     def __init__(self, sampler: Any, speculator: RedrafterSpeculator) -> None:
         for option, is_on in (
@@ -60,16 +63,25 @@ class TreeSampler:
 
         drafts, layout = step.drafts, step.layout
         paths = Paths(drafts.tokens, drafts.parents, layout.req_of_row, layout.local_of_row, self.max_depth)
-        returns_logprobs = logprobs_dims is not None
-        sampled, processed = self._sample_rows(logits, input_batch, paths, returns_logprobs, keeps_processed)
         if invalid_drafts is not None:
             drafts = invalidate(drafts, layout, invalid_drafts)
-        step.walk = walk_drafts(sampled, layout, drafts, self.max_depth)
-
+        walks, logprobs_chunks = [], []
+        # Chunks bound the float copies of the logits.
+        for reqs, rows in _request_chunks(input_batch.cu_num_logits_np, get_max_chunk_logits(logits.shape[1])):
+            sampled, processed = self._sample(logits, input_batch, reqs, rows, paths, logprobs_dims is not None)
+            own = part_of(layout, reqs, rows)
+            walk = walk_drafts(sampled, own, BatchDrafts(*(x[reqs] for x in drafts)), self.max_depth)
+            walks.append(walk)
+            if logprobs_dims is not None:
+                scored = processed if keeps_processed else logits[rows]
+                logprobs_chunks.append(
+                    self._logprobs(scored, sampled, emitting_rows(walk, own), input_batch, rows, logprobs_dims)
+                )
+            del processed
+        step.walk = walks[0] if len(walks) == 1 else Walk(*map(torch.cat, zip(*walks, strict=True)))
         logprobs = None
-        if logprobs_dims is not None:
-            scored = processed if processed is not None else logits
-            logprobs = self._logprobs(scored, sampled, input_batch, step.walk, layout, logprobs_dims)
+        if logprobs_chunks:
+            logprobs = LogprobsTensors.cat(logprobs_chunks, input_batch.cu_num_logits_np.tolist())
         num_sampled, num_rejected = get_num_sampled_and_rejected(
             step.walk.num_emitted.clone(),
             input_batch.seq_lens,
@@ -87,50 +99,41 @@ class TreeSampler:
             times=self.speculator.timer.take(),
         )
 
-    def _sample_rows(
-        self, logits: Tensor, batch: InputBatch, paths: Paths, return_logprobs: bool, keep_processed: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """The target's token at every row, in chunks of whole requests that bound the float copy of the logits."""
-        pos = batch.positions[batch.logits_indices]
-        input_ids = batch.input_ids[batch.logits_indices]
-        sampled_chunks, processed_chunks = [], []
-        for reqs, rows in _request_chunks(batch.cu_num_logits_np, get_max_chunk_logits(logits.shape[1])):
-            with self.scope.use(paths.rows(rows)):
-                sampled, processed = self.sampler.sample(
-                    logits[rows],
-                    batch.expanded_idx_mapping[rows],
-                    batch.idx_mapping[reqs],
-                    batch.idx_mapping_np[reqs],
-                    pos[rows],
-                    input_ids[rows],
-                    batch.expanded_local_pos[rows],
-                    batch.seq_lens_cpu_upper_bound.numpy()[reqs],
-                    return_logprobs=return_logprobs,
-                )
-            sampled_chunks.append(sampled)
-            if keep_processed:
-                processed_chunks.append(processed)
-        return _join(sampled_chunks), _join(processed_chunks) if keep_processed else None
+    def _sample(
+        self, logits: Tensor, batch: InputBatch, reqs: slice, rows: slice, paths: Paths, return_logprobs: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The target's token at each of `rows`, those of the requests `reqs`, and what the logits were made into."""
+        with self.scope.use(paths.rows(rows)):
+            sampled, processed = self.sampler.sample(
+                logits[rows],
+                batch.expanded_idx_mapping[rows],
+                batch.idx_mapping[reqs],
+                batch.idx_mapping_np[reqs],
+                batch.positions[batch.logits_indices[rows]],
+                batch.input_ids[batch.logits_indices[rows]],
+                batch.expanded_local_pos[rows],
+                batch.seq_lens_cpu_upper_bound.numpy()[reqs],
+                return_logprobs=return_logprobs,
+            )
+        return sampled, processed
 
     def _logprobs(
         self,
-        logits: Tensor,
-        sampled: Tensor,
+        logits: Tensor,  # [rows, V]
+        sampled: Tensor,  # [rows]
+        emitting: Tensor,  # [rows]
         batch: InputBatch,
-        walk: Walk,
-        layout: RowLayout,
+        rows: slice,
         dims: tuple[int, int],
     ) -> LogprobsTensors:
         """vLLM expects a request's i-th emitted token in its i-th row: bring the rows of the path there."""
         num_logprobs, max_per_req_token_ids = dims
-        rows = emitting_rows(walk, layout)
         return compute_topk_scores(
-            logits[rows],
+            logits[emitting],
             num_logprobs,
-            sampled[rows],
-            batch.cu_num_logits_np.tolist(),
+            sampled[emitting],
             logprob_token_ids_state=self.sampler.logprob_token_ids_state,
-            expanded_idx_mapping=batch.expanded_idx_mapping,
+            expanded_idx_mapping=batch.expanded_idx_mapping[rows],
             max_per_req_token_ids=max_per_req_token_ids,
             logits_mode=self.sampler.logprobs_mode in ("raw_logits", "processed_logits"),
         )
@@ -146,7 +149,3 @@ def _request_chunks(cu_num_logits: np.ndarray, max_rows: int) -> Iterator[tuple[
             end += 1
         yield slice(start, end), slice(int(cu_num_logits[start]), int(cu_num_logits[end]))
         start = end
-
-
-def _join(chunks: list[Tensor]) -> Tensor:
-    return chunks[0] if len(chunks) == 1 else torch.cat(chunks)

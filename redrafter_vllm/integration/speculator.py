@@ -77,6 +77,7 @@ class RedrafterSpeculator(BaseSpeculator):
 
     def capture(self) -> None:
         assert self.graphs is not None
+        self.timer = DraftTimer(self.device)  # what it has seen so far was warm-up
         self.buffers.idle(self.rows.spare)
         self.graphs.record(self._run_round)
 

@@ -38,6 +38,7 @@ def make_engine() -> MakeEngine:
             enforce_eager=True,
             skip_tokenizer_init=True,
             kv_cache_memory_bytes=1 << 26,
+            gpu_memory_utilization=0.1,  # so much must be free on a GPU, however little an engine takes
             seed=0,
         )
         key = json.dumps([str(model), speculative, options], sort_keys=True, default=str)

@@ -55,9 +55,14 @@ def core(llm: Any) -> Any:
     return llm.llm_engine.engine_core.engine_core
 
 
+def worker(llm: Any) -> Any:
+    """The only worker of an in-process engine."""
+    return core(llm).model_executor.driver_worker.worker
+
+
 def runner(llm: Any) -> Any:
     """The model runner of an in-process engine."""
-    return core(llm).model_executor.driver_worker.worker.model_runner
+    return worker(llm).model_runner
 
 
 def scheduler(llm: Any) -> Any:

@@ -40,8 +40,7 @@ def simulated_graphs(llm: Any, batch_sizes: list[int]) -> Iterator[list[tuple[in
 
     with (
         patch.multiple(options, **chosen),
-        patch.object(type(current_platform), "get_global_graph_pool", lambda self: None),
-        patch.object(CudaGraphManager, "capture", _capture),
+        captures_run_again(),
         patch.object(CudaGraphManager, "dispatch", watch),
     ):
         manager = ModelCudaGraphManager(
@@ -58,6 +57,16 @@ def simulated_graphs(llm: Any, batch_sizes: list[int]) -> Iterator[list[tuple[in
         )
         with patch.object(model_runner, "cudagraph_manager", manager):
             yield replays
+
+
+@contextmanager
+def captures_run_again() -> Iterator[None]:
+    """What vLLM captures within the block will run again where the graph would be replayed."""
+    with (
+        patch.object(type(current_platform), "get_global_graph_pool", lambda self: None),
+        patch.object(CudaGraphManager, "capture", _capture),
+    ):
+        yield
 
 
 @torch.inference_mode()

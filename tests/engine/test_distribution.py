@@ -105,7 +105,7 @@ def ratio_acceptance() -> Iterator[None]:
     rng = np.random.default_rng(1)
     kept: dict[str, Any] = defaultdict(lambda: None)
     draw_trees = speculator_module.draw_trees
-    sample_rows = sampler_module.TreeSampler._sample_rows
+    sample_rows = sampler_module.TreeSampler._sample
 
     def draw(*args: Any) -> Any:
         kept["tree"] = tree = draw_trees(*args)
@@ -151,7 +151,7 @@ def ratio_acceptance() -> Iterator[None]:
     with (
         patch.object(speculator_module, "draw_trees", draw),
         patch.object(speculator_module.DraftRows, "write", write),
-        patch.object(sampler_module.TreeSampler, "_sample_rows", rows),
+        patch.object(sampler_module.TreeSampler, "_sample", rows),
         patch.object(sampler_module, "walk_drafts", walk),
     ):
         yield

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from redrafter_vllm.integration import sampler
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, params, random_prompts, tokens
 from tests.engine.scripted import run_both
@@ -31,7 +32,7 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
-def sampling(index: int, kind: dict[str, Any]) -> Any:
+def sampling_of(index: int, kind: dict[str, Any]) -> Any:
     kind = {"temperature": 0.0, "seed": index, "ignore_eos": True, "max_tokens": 24, **kind}
     bad_words = kind.pop("bad_words", False)
     own = params(**kind)
@@ -51,12 +52,31 @@ def assert_same_scores(own: Any, theirs: Any) -> None:
             assert abs(position[token].rank - entry.rank) <= (entry.rank > 20)
 
 
-@pytest.mark.parametrize("mode", ["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"])
-def test_logprobs_in_a_mixed_batch(make_engine: MakeEngine, random_target: Path, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "chunk_rows"),
+    [
+        ("raw_logprobs", None),
+        ("processed_logprobs", None),
+        ("raw_logits", None),
+        ("processed_logits", None),
+        ("raw_logprobs", 20),
+        ("processed_logprobs", 40),
+    ],
+)
+def test_logprobs_in_a_mixed_batch(
+    make_engine: MakeEngine,
+    random_target: Path,
+    mode: str,
+    chunk_rows: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All rows at once, and as a large vocabulary has it: a request at a time, or two."""
+    if chunk_rows is not None:
+        monkeypatch.setattr(sampler, "get_max_chunk_logits", lambda vocab_size: chunk_rows)
     options = {"logprobs_mode": mode, "max_logprobs": -1}
     plain, tree = make_engine(random_target, **options), make_engine(random_target, TREE, **options)
     prompts = random_prompts(len(KINDS), VOCAB)
-    each = [sampling(index, kind) for index, kind in enumerate(KINDS)]
+    each = [sampling_of(index, kind) for index, kind in enumerate(KINDS)]
     with watched() as watch:
         expected, outputs = run_both(plain, tree, prompts, each)
     assert tokens(outputs) == tokens(expected)
@@ -76,7 +96,7 @@ def test_logprobs_on_chains(make_engine: MakeEngine, random_target: Path) -> Non
     chain = {"method": "redrafter", "beam_width": 1, "beam_length": 3}
     plain, other = make_engine(random_target), make_engine(random_target, chain)
     prompts = random_prompts(4, VOCAB)
-    each = [sampling(index, {"logprobs": 5, **kind}) for index, kind in enumerate([{}, {"temperature": 0.8}] * 2)]
+    each = [sampling_of(index, {"logprobs": 5, **kind}) for index, kind in enumerate([{}, {"temperature": 0.8}] * 2)]
     with watched() as watch:
         expected, outputs = run_both(plain, other, prompts, each)
     assert tokens(outputs) == tokens(expected)

@@ -10,7 +10,9 @@ import pytest
 
 from redrafter_vllm.integration import patches
 from redrafter_vllm.integration.attention.limits import TreeLimits
+from redrafter_vllm.integration.sampler import TreeSampler
 from redrafter_vllm.integration.seams import SEAMS, Seam, Use
+from redrafter_vllm.integration.speculator import RedrafterSpeculator
 from tools.check_seams import DOCUMENT, TABLE_BEGINS, facts_of, load, main, problem, save, with_table
 from tools.vllm_source import Fact, Source, open_tree
 
@@ -183,3 +185,44 @@ def test_facts_survive_json(tmp_path: Path) -> None:
     facts = {"vllm:f": Fact("function", ("a", "b=")), "vllm:C": Fact("class", attributes=frozenset({"x", "y"}))}
     save(facts, "1.2", tmp_path / "facts.json")
     assert load(tmp_path / "facts.json") == ("1.2", facts)
+
+
+# What vLLM's runner asks of speculators that hold a model of its own, behind a check that it is one.
+OF_DRAFT_MODELS = {
+    "dcp_size",
+    "draft_attn_layer_names",
+    "draft_token_confidence_probs",
+    "load_model",
+    "model",
+    "observe_verification",
+    "prepare_watermarking",
+    "set_attn",
+    "set_eplb_state",
+}
+
+
+def attributes_asked_of(name: str) -> set[str]:
+    """What vLLM's workers read of anything that they call `name`."""
+    asked = set()
+    for file in (open_tree("installed").root / "vllm" / "v1" / "worker").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                owner = node.value
+                called = (
+                    getattr(owner, "attr", None) if isinstance(owner, ast.Attribute) else getattr(owner, "id", None)
+                )
+                if called == name:
+                    asked.add(node.attr)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "known"),
+    [("rejection_sampler", TreeSampler, set()), ("speculator", RedrafterSpeculator, OF_DRAFT_MODELS)],
+    ids=["rejection_sampler", "speculator"],
+)
+def test_what_stands_in_for_vllms_answers_all_that_it_asks(name: str, ours: type, known: set[str]) -> None:
+    """Steps of a GPU alone, such as its warm-up, ask for more than a step on a CPU does."""
+    asked = attributes_asked_of(name)
+    assert asked >= known and len(asked) > len(known)
+    assert {attribute for attribute in asked - known if not hasattr(ours, attribute)} == set()
