@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that only a GPU can show, in 8 minutes: `python -m benchmarks.gpu_check`.
 
-Each stage is a process of its own with a time limit; what it found is kept in a file, and a stage that has passed is
-not run again by the next call, so a call that was cut short goes on where it was. What passed with other code than the
-present is kept, too, and said to be so: on a day of repairs only `--again` costs its time once more. `--device cpu`
-rehearses the script on any machine, with tiny sizes: its figures mean nothing and are not recorded among the results.
+Each stage is a process of its own with a time limit, the most wanted ones first; what it found is kept in a file, also
+what it had found when it was stopped. A stage that has passed is not run again by the next call, so a call that was cut
+short goes on where it was; `--bundle` and `--resume` carry the files from one machine to another. What passed with
+other code than the present is kept, too, and said to be so: on a day of repairs only `--again` costs its time once
+more. `--device cpu` rehearses the script on any machine, with tiny sizes: its figures mean nothing and are not recorded
+among the results.
 """
 
 import argparse
 import hashlib
 import json
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -20,9 +23,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.demo.options import ROOT
 from benchmarks.demo.processes import ChildError, run_to_end
+from benchmarks.gpu_stages import outcome_file
+from benchmarks.gpu_stages.bundle import pack, unpack
 from benchmarks.record import RESULTS, record, store
 
 LEAST_SECONDS = 10.0  # with less left, no stage is begun
@@ -38,15 +44,16 @@ class Stage:
     limit: float
 
 
+# In the order of what is wanted most, as the last ones may find no time. Nearly all of a limit is for a bad day.
 STAGES = (
     Stage("machine", "GPU, driver, bandwidth", 30),
-    Stage("kernels", "kernels against references", 180),
-    Stage("identity", "the tokens of plain vLLM", 150),
-    Stage("no_sync", "no waiting in a decode step", 90),
-    Stage("graphs", "graphs captured, same tokens", 120),
-    Stage("kernel_times", "kernels against their byte floors", 90),
     Stage("draft_round", "a drafting round against its byte floor", 60),
     Stage("speed", "end to end at Vicuna-7B's shape", 240),
+    Stage("kernels", "kernels against references", 120),
+    Stage("identity", "the tokens of plain vLLM", 90),
+    Stage("no_sync", "no waiting in a decode step", 60),
+    Stage("graphs", "graphs captured, same tokens", 90),
+    Stage("kernel_times", "kernels against their byte floors", 60),
 )
 
 
@@ -59,13 +66,21 @@ class Options:
     seconds: float
     again: bool
     out: Path
+    bundle: Path | None = None
+    resume: Path | None = None
 
 
-def run_stages(options: Options, console: Console) -> dict[str, dict[str, Any]]:
-    """Status, summary, seconds and figures of each stage, by name."""
+Found = dict[str, dict[str, Any]]  # status, summary, seconds and figures of each stage, by name
+
+
+def run_stages(options: Options, console: Console, found: Found) -> None:
+    """Adds to `found` what each stage finds, as soon as it has."""
     deadline = time.monotonic() + options.seconds
     options.out.mkdir(parents=True, exist_ok=True)
-    return {stage.name: stored_or_run(stage, options, deadline, console) for stage in options.stages}
+    for stage in options.stages:
+        found[stage.name] = stored_or_run(stage, options, deadline, console)
+        if options.bundle is not None:
+            pack(options.out, options.bundle)
 
 
 def stored_or_run(stage: Stage, options: Options, deadline: float, console: Console) -> dict[str, Any]:
@@ -77,22 +92,25 @@ def stored_or_run(stage: Stage, options: Options, deadline: float, console: Cons
     left = deadline - time.monotonic()
     if left < LEAST_SECONDS:
         return {"status": "not run", "summary": "no time was left; call again to go on", "seconds": 0.0}
-    found = run_stage(stage, options, min(stage.limit, left), console)
+    # A rehearsal shows nothing by its pace.
+    limit = min(stage.limit, left) if options.device == "cuda" else left
+    found = run_stage(stage, options, limit, console)
     store(kept, found)
     return found
 
 
 def run_stage(stage: Stage, options: Options, limit: float, console: Console) -> dict[str, Any]:
-    """A stage that crashes or takes too long has failed; the others go on."""
-    result, log = options.out / f"{stage.name}.outcome", options.out / f"{stage.name}.log"
+    """A stage that crashes or takes too long has failed, with the figures that it had; the others go on."""
+    result, log = outcome_file(options.out / stage.name), options.out / f"{stage.name}.log"
     result.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "benchmarks.gpu_stages", stage.name, options.device, str(result)]
+    command = [sys.executable, "-m", "benchmarks.gpu_stages", stage.name, options.device, str(limit), str(options.out)]
     started = time.monotonic()
     try:
         run_to_end(command, log, {}, stage.shows, console, limit)
         outcome = json.loads(result.read_text())
     except ChildError as error:
-        outcome = {"passed": False, "summary": str(error), "figures": {}}
+        figures = json.loads(result.read_text())["figures"] if result.is_file() else {}
+        outcome = {"passed": False, "summary": str(error), "figures": figures}
     return {
         "status": PASSED if outcome["passed"] else "FAILED",
         "code": code_digest(),
@@ -111,12 +129,13 @@ def code_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def print_table(found: dict[str, dict[str, Any]], console: Console) -> None:
+def print_table(found: Found, console: Console) -> None:
     table = Table(title="GPU check", title_justify="left")
     for column in ("stage", "status", "s", "found"):
         table.add_column(column)
     for name, stage in found.items():
-        table.add_row(name, stage["status"], f"{stage['seconds']:.0f}", stage["summary"])
+        # Of a log's end, a bracket is no markup.
+        table.add_row(name, stage["status"], f"{stage['seconds']:.0f}", Text(stage["summary"]))
     console.print(table)
 
 
@@ -132,24 +151,44 @@ def parse_args(argv: Sequence[str]) -> Options:
     parser.add_argument("--minutes", type=float, default=8.0, help="for this call")
     parser.add_argument("--again", action="store_true", help="run stages that have passed, too")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-check", help="folder of logs and stages")
+    parser.add_argument("--bundle", type=Path, metavar="FILE.tar.gz", help="archive of all findings and logs to write")
+    parser.add_argument("--resume", type=Path, metavar="FILE.tar.gz", help="such an archive to go on from")
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; --device cpu rehearses the script")
     if args.minutes <= 0:
         parser.error(f"--minutes must be positive, not {args.minutes}")
+    if args.resume is not None and not args.resume.is_file():
+        parser.error(f"--resume: there is no file {args.resume}")
     stages = tuple(stage for stage in STAGES if stage.name in args.only)
-    return Options(args.device, stages, 60 * args.minutes, args.again, args.out.resolve() / args.device)
+    out = args.out.resolve() / args.device
+    return Options(args.device, stages, 60 * args.minutes, args.again, out, args.bundle, args.resume)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    options, console = parse_args(argv), Console()
-    found = run_stages(options, console)
-    print_table(found, console)
-    folder = RESULTS if options.device == "cuda" else options.out
-    console.print(record("gpu_check", argv, {"stages": found}, folder, options.device))
+    options, console, found = parse_args(argv), Console(), Found()
+    if options.resume is not None:
+        unpack(options.resume, options.out)
+    try:
+        run_stages(options, console, found)
+    finally:
+        report(options, argv, found, console)
     return 0 if all(stage["status"] == PASSED for stage in found.values()) else 1
 
 
+def report(options: Options, argv: Sequence[str], found: Found, console: Console) -> None:
+    """The table, the record and the archive of what has been found, be it all or not."""
+    print_table(found, console)
+    folder = RESULTS if options.device == "cuda" else options.out
+    file = record("gpu_check", argv, {"stages": found}, folder, options.device)
+    console.print(file)
+    if options.bundle is not None:
+        pack(options.out, options.bundle, file)
+        console.print(options.bundle)
+
+
 if __name__ == "__main__":
+    # So that what a stage has found is kept and its engines end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

@@ -207,6 +207,12 @@ def compare(shape: LlamaShape, config: DrafterConfig, work: Workload, what_if: i
     ]
 
 
+def efficiency_ceiling(shape: LlamaShape, config: DrafterConfig, work: Workload, layout: Layout) -> float:
+    """Speed-up by tokens per step, if nothing but bytes cost anything: at any bandwidth."""
+    verify = target_step(shape, work, work.drafting.num_speculative_tokens)
+    return target_step(shape, work, 0).total / (verify.total + round_reads(config, work, layout).total)
+
+
 def report(shape: LlamaShape, config: DrafterConfig, work: Workload, what_if: int | None) -> dict[str, Any]:
     """Everything as JSON."""
     steps = {

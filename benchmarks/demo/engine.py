@@ -7,34 +7,12 @@ Engines differ in environment variables that vLLM reads once, and two in one pro
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.demo.acceptance import DraftCounters
-
-
-@contextmanager
-def recorded_steps(llm: Any) -> Iterator[dict[str, list[int]]]:
-    """How many tokens each engine step emitted for each request, by request id, in order of arrival."""
-    core = llm.llm_engine.engine_core
-    original = core.get_output
-    steps: dict[str, list[int]] = {}
-
-    def get_output() -> Any:
-        outputs = original()
-        for output in outputs.outputs:
-            if output.new_token_ids:
-                steps.setdefault(output.request_id, []).append(len(output.new_token_ids))
-        return outputs
-
-    core.get_output = get_output
-    try:
-        yield steps
-    finally:
-        core.get_output = original
+from benchmarks.demo.steps import decoding, recorded_steps
 
 
 def read_counters(llm: Any) -> DraftCounters:
@@ -48,20 +26,32 @@ def read_counters(llm: Any) -> DraftCounters:
     return DraftCounters(verifications, tuple(accepted))
 
 
+def read_preemptions(llm: Any) -> int:
+    """How often vLLM has taken a request's cache away, to compute it again later."""
+    return int(sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions"))
+
+
 def run(llm: Any, prompts: list[list[int]], sampling: Any) -> dict[str, Any]:
-    """`LLM.generate` on all prompts: tokens, tokens per step, counters and time; log-probabilities where sampled."""
+    """`LLM.generate` on all prompts: tokens, tokens per step, counters and time; log-probabilities where sampled.
+
+    Of the time, `decoding` is what passes after every prompt has been computed. `most_at_once`: requests that one step
+    emitted tokens for.
+    """
     requests = [{"prompt_token_ids": prompt} for prompt in prompts]
-    before, started = read_counters(llm), time.perf_counter()
+    before, preempted, started = read_counters(llm), read_preemptions(llm), time.perf_counter()
     with recorded_steps(llm) as steps:
         outputs = llm.generate(requests, sampling, use_tqdm=False)
     seconds = time.perf_counter() - started
     # Request ids inside the engine may carry a suffix; requests enter it in the prompts' order.
-    by_arrival = sorted(steps.items(), key=lambda item: int(item[0].split("-")[0]))
+    by_arrival = sorted(steps.by_request.items(), key=lambda item: int(item[0].split("-")[0]))
     return {
         "tokens": [list(output.outputs[0].token_ids) for output in outputs],
         "steps": [counts for _, counts in by_arrival],
         "logprobs": [_plain_logprobs(output.outputs[0].logprobs) for output in outputs],
         "seconds": seconds,
+        "decoding": decoding(steps.in_order),
+        "most_at_once": max(step.requests for step in steps.in_order),
+        "preemptions": read_preemptions(llm) - preempted,
         "counters": asdict(read_counters(llm) - before),
     }
 

@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks.gpu_stages STAGE DEVICE OUT.json`: the process that `benchmarks.gpu_check` starts."""
+"""`python -m benchmarks.gpu_stages STAGE DEVICE SECONDS FOLDER`: the process that `benchmarks.gpu_check` starts."""
 
 import importlib
-import json
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks.gpu_stages import Call, outcome_file
+from benchmarks.record import store
+
 
 def main() -> None:
-    stage, device, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-    outcome = importlib.import_module(f"benchmarks.gpu_stages.{stage}").run(device, out.parent / stage)
-    out.write_text(json.dumps(asdict(outcome)))
+    stage, device, seconds, folder = sys.argv[1:]
+    scratch = Path(folder) / stage
+    call = Call(device, scratch, time.monotonic() + float(seconds))
+    scratch.mkdir(parents=True, exist_ok=True)
+    outcome = importlib.import_module(f"benchmarks.gpu_stages.{stage}").run(call)
+    store(outcome_file(scratch), asdict(outcome))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ def make_engine(
         "max_model_len": 512,
         "max_num_seqs": 8,
         "kv_cache_memory_bytes": 1 << 28,
+        # Whatever the cache's size, vLLM starts only where this part of the GPU is free, and several start at once.
+        "gpu_memory_utilization": 0.1,
         "disable_log_stats": False,
         "skip_tokenizer_init": True,
         **options,
@@ -70,3 +72,13 @@ def differences(
             gap = shown[a[place]] - shown[b[place]] if b[place] in shown else None
         found.append(Difference(request, place, gap))
     return found
+
+
+def count_differences(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> int:
+    """Requests that differ."""
+    return sum(list(a) != list(b) for a, b in zip(one, other, strict=True))
+
+
+def most_by_rounding(itself: int) -> int:
+    """Requests that may differ in bfloat16, where so many of an engine's own do at another batch size."""
+    return max(2, 2 * itself)

@@ -2,30 +2,58 @@
 """The tokens of plain vLLM: greedy and seeded, float32 and bfloat16.
 
 On a GPU, plain vLLM and trees attend by different kernels, so logits differ in their last bits and near-ties may fall
-differently. A greedy difference counts as a near-tie if plain vLLM gave its two tokens almost the same probability.
-In bfloat16 rounding is coarse; what plain vLLM does to itself when it batches otherwise is the measure there.
+differently. A greedy difference in float32 counts as a near-tie if plain vLLM gave its two tokens almost the same
+probability. A seeded choice is tied by its noise, too, which no log-probability shows: there the number is judged. In
+bfloat16 rounding is coarse; what plain vLLM does to itself when it batches otherwise is the measure there.
 """
 
 from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_stages import Outcome
-from benchmarks.gpu_stages.engines import SIZES, TREE, Difference, differences, make_engine
-from benchmarks.speedup.engine import Turn
+from benchmarks.gpu_stages import Call, Outcome
+from benchmarks.gpu_stages.engines import (
+    SIZES,
+    TREE,
+    Difference,
+    count_differences,
+    differences,
+    make_engine,
+    most_by_rounding,
+)
+from benchmarks.speedup.engine import EngineProcess, Turn
 
-NEAR = 1e-3  # natural log
+NEAR = 1e-4  # natural log; float32 moves the logits of this target by 2e-5
+# Of 64 requests: with 6,000 tokens less than one near-tie is to be expected, and a fault makes most requests differ.
+MOST_TIES = 2
+DTYPES = ("float32", "bfloat16")
 
 
-def run(device: str, scratch: Path) -> Outcome:
-    figures = {dtype: compare(device, scratch, dtype) for dtype in ("float32", "bfloat16")}
+def run(call: Call) -> Outcome:
+    sizes, figures = SIZES[call.device], dict[str, Any]()
+    with ExitStack() as stack:
+        engines = {
+            dtype: [
+                stack.enter_context(
+                    make_engine(f"{name}-{dtype}", speculative, sizes, call.scratch, dtype=dtype, enforce_eager=True)
+                )
+                for name, speculative in (("plain", None), ("tree", TREE))
+            ]
+            for dtype in DTYPES
+        }
+        for dtype, (plain, tree) in engines.items():
+            figures[dtype] = compare(plain, tree, sizes.prompts)
+            call.keep(figures)
+    return judge(figures)
+
+
+def judge(figures: dict[str, Any]) -> Outcome:
     exact, coarse = figures["float32"], figures["bfloat16"]
-    # A seeded choice may turn on a last bit, too; more than one in a hundred requests would be a fault.
     passed = (
         not exact["real"]
-        and exact["seeded"] <= 0.01 * exact["requests"]
-        and coarse["greedy"] <= max(2, 2 * coarse["plain_batch_1_to_8"])
+        and exact["greedy"] <= MOST_TIES
+        and exact["seeded"] <= MOST_TIES
+        and coarse["greedy"] <= most_by_rounding(coarse["plain_batch_1_to_8"])
     )
     parts = [
         f"{dtype}: of {found['requests']} requests differ greedy {found['greedy']} ({len(found['real'])} beyond "
@@ -36,35 +64,25 @@ def run(device: str, scratch: Path) -> Outcome:
     return Outcome(passed, "; ".join(parts), figures)
 
 
-def compare(device: str, scratch: Path, dtype: str) -> dict[str, Any]:
+def compare(plain: EngineProcess, tree: EngineProcess, prompts: int) -> dict[str, Any]:
     """Numbers of requests that differ."""
-    sizes = SIZES[device]
-    greedy, seeded = Turn(sizes.prompts, sizes.prompts), Turn(sizes.prompts, sizes.prompts, temperature=0.8)
-    with ExitStack() as stack:
-        engines = [
-            stack.enter_context(
-                make_engine(f"{name}-{dtype}", speculative, sizes, scratch, dtype=dtype, enforce_eager=True)
-            )
-            for name, speculative in (("plain", None), ("tree", TREE))
-        ]
-        for engine in engines:
-            engine.wait_until_ready()
-        plain, tree = engines
-        with_logprobs = plain.take(Turn(sizes.prompts, sizes.prompts, logprobs=8))
-        ours = tree.take(greedy)
-        alone = plain.take(Turn(sizes.prompts, batch=1))
-        plain_seeded, ours_seeded = plain.take(seeded), tree.take(seeded)
+    for engine in (plain, tree):
+        engine.wait_until_ready()
+    greedy, seeded = Turn(prompts, prompts), Turn(prompts, prompts, temperature=0.8)
+    with_logprobs, ours = plain.take(Turn(prompts, prompts, logprobs=8)), tree.take(greedy)
+    alone = plain.take(Turn(prompts, batch=1))
+    plain_seeded, ours_seeded = plain.take(seeded), tree.take(seeded)
     expected = with_logprobs["tokens"]
     found = differences(expected, ours["tokens"], with_logprobs["logprobs"])
     return {
-        "requests": sizes.prompts,
+        "requests": prompts,
         "greedy": len(found),
         "real": [asdict(difference) for difference in found if not _near(difference)],
-        "seeded": len(differences(plain_seeded["tokens"], ours_seeded["tokens"], [[]] * sizes.prompts)),
-        "plain_batch_1_to_8": len(differences(expected, alone["tokens"], with_logprobs["logprobs"])),
+        "seeded": count_differences(plain_seeded["tokens"], ours_seeded["tokens"]),
+        "plain_batch_1_to_8": count_differences(expected, alone["tokens"]),
         "accepted": sum(ours["counters"]["accepted_at_least"]),
     }
 
 
 def _near(difference: Difference) -> bool:
-    return difference.gap is not None and difference.gap < NEAR
+    return difference.gap is not None and abs(difference.gap) < NEAR

@@ -4,18 +4,18 @@
 import statistics
 import subprocess
 import time
-from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_stages import Outcome
+from benchmarks.gpu_stages import Call, Outcome
 
 COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 26}
 ROUNDS = 20
 
 
-def run(device: str, scratch: Path) -> Outcome:
+def run(call: Call) -> Outcome:
     """Bytes read and written per second by a copy, the median of several."""
+    device = call.device
     size = COPY_BYTES[device]
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

@@ -1,64 +1,85 @@
 # SPDX-License-Identifier: Apache-2.0
 """End to end on a target inflated to Vicuna-7B's shape: a small pair's real acceptance at a large target's cost."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from benchmarks.demo.options import ASSET
-from benchmarks.gpu_stages import Outcome
+from benchmarks.gpu_stages import Call, Outcome
 from benchmarks.inflate.build import DRAFTER_FOLDER, Inflation
 from benchmarks.inflate.build import Options as InflateOptions
 from benchmarks.shapes import find_shape
-from benchmarks.speedup.__main__ import Options, print_report
 from benchmarks.speedup.__main__ import run as measure
+from benchmarks.speedup.options import Options
+from benchmarks.speedup.report import complaint, print_report
 from redrafter_vllm.config import DraftingConfig
 
-EFFICIENCY = 0.90  # at batch 1: the speed-up divided by the tokens per step
+EFFICIENCY = 0.90  # at batch 1, of the fastest drafter: the speed-up of decoding divided by the tokens per step
+NOISE = 0.02  # medians of three rounds are not known better; without drafts, both engines do the same
 SHAPE = {"cuda": "vicuna-7b", "cpu": "llama-0.1b"}
 DRAFT_TOKENS = 8000
+FASTEST, AS_STORED = "INT8, W·E as a table", "as stored"
+# Rows are as good as free up to about 128: 4 requests of 17 or 16 of 8. 64 requests of several rows each would cost
+# arithmetic, and without drafts they are plain vLLM's.
+SCHEDULE = {"cuda": ((1, 4, 16), (5, 16, 7), (17, 64, 0)), "cpu": ((1, 1, 16), (2, 2, 0))}
 
 
-def run(device: str, scratch: Path) -> Outcome:
-    target = scratch / "inflated"
+def run(call: Call) -> Outcome:
+    target = call.scratch / "inflated"
     if not target.exists():
-        scratch.mkdir(parents=True, exist_ok=True)
         Inflation(
             InflateOptions(
                 model=ASSET,
-                shape=find_shape(SHAPE[device]),
+                shape=find_shape(SHAPE[call.device]),
                 out=target,
                 drafter=ASSET / "redrafter",
                 draft_vocab_size=DRAFT_TOKENS,
             )
         ).write()
-    report = measure(options(device, target))
-    print_report(report, Console(width=140))
-    return judge(report, SHAPE[device])
+    report = measure(options(call, target), call.keep)
+    print_report(report, Console(width=160))
+    return judge(report, SHAPE[call.device])
 
 
-def options(device: str, target: Path) -> Options:
+def options(call: Call, target: Path) -> Options:
     """Batch sizes of the issue on a GPU, a rehearsal elsewhere."""
-    full = device == "cuda"
+    full = call.device == "cuda"
+    beams = DraftingConfig(beam_width=4, beam_length=4)
     return Options(
         target=target,
         drafter=target / DRAFTER_FOLDER,
-        drafting=DraftingConfig(beam_width=4, beam_length=4),
+        drafting={
+            FASTEST: replace(beams, drafter_quantization="int8", project_embedding=True),
+            AS_STORED: beams,
+        },
+        schedule=SCHEDULE[call.device],
         prompts=8 if full else 2,
-        new_tokens=64 if full else 8,
+        new_tokens=256 if full else 8,
         batches=(1, 4, 16, 64) if full else (1, 2),
         rounds=3 if full else 1,
-        device=device,
+        device=call.device,
         eager=not full,
+        start_seconds=max(1.0, call.left),
+        logs=call.scratch,
     )
 
 
 def judge(report: dict[str, Any], shape: str) -> Outcome:
-    """Batch 1 must be efficient, and no batch may be slower than plain vLLM."""
-    rows = {row["batch"]: row for row in report["results"]}
-    speedups = {batch: row["speedup"] for batch, row in rows.items()}
-    passed = rows[1]["efficiency"] >= EFFICIENCY and min(speedups.values()) >= 1
-    listed = ", ".join(f"{ratio:.2f} at batch {batch}" for batch, ratio in speedups.items())
-    summary = f"{shape}: {listed} times as fast as plain vLLM; efficiency {rows[1]['efficiency']:.2f} at batch 1"
-    return Outcome(passed, summary, report)
+    """The fastest drafter must be efficient at batch 1, and no batch may be slower than plain vLLM."""
+    rows = report["results"]
+    alone = [row for row in rows if row["batch"] == 1]
+    faults = [reason for row in rows if (reason := complaint(row)) is not None]
+    faults += [f"{name} failed: {reason}" for name, reason in report["failed"].items()]
+    efficient = any(row["drafter"] == FASTEST and row["efficiency"] >= EFFICIENCY for row in alone)
+    passed = efficient and min(row["speedup"] for row in rows) >= 1 - NOISE and not faults
+    lines = [f"{shape}, times as fast as plain vLLM:"]
+    lines += [f"{row['drafter']}, batch {row['batch']}, {row['nodes']} nodes: {row['speedup']:.2f}" for row in rows]
+    lines += [
+        f"{row['drafter']}: decoding {row['decode_speedup']:.2f}, efficiency {row['efficiency']:.3f} of at most "
+        f"{row['efficiency_ceiling']:.3f}"
+        for row in alone
+    ]
+    return Outcome(passed, "\n".join([*lines, *faults]), report)

@@ -5,42 +5,47 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from benchmarks.demo.options import ROOT
 from benchmarks.demo.processes import tail
-from benchmarks.gpu_stages import Outcome
+from benchmarks.gpu_stages import Call, Outcome
 
 COUNTS = ("tests", "failures", "errors", "skipped")
+SPARE_SECONDS = 5.0  # for what comes after the files, before the stage is killed
 
 
-def run_files(files: Sequence[Path], scratch: Path, *arguments: str, limit: float) -> Outcome:
-    """Run each file's tests in a process of its own, each for at most `limit` seconds."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    at_once = max(1, min(len(files), (os.cpu_count() or 2) // 2))
-    with ThreadPoolExecutor(at_once) as pool:
-        counts = dict(zip(files, pool.map(lambda file: _run_file(file, scratch, arguments, limit), files), strict=True))
+def run_files(call: Call, files: Sequence[Path], *arguments: str) -> Outcome:
+    """Run each file's tests in a process of its own, each until shortly before the stage's deadline at most."""
+    call.scratch.mkdir(parents=True, exist_ok=True)
+    counts: dict[str, Any] = {}
+    # They compile more than they compute, each on a core of its own.
+    with ThreadPoolExecutor(max(1, min(len(files), (os.cpu_count() or 2) - 1))) as pool:
+        running = {pool.submit(_run_file, call, file, arguments): file for file in files}
+        for done in as_completed(running):
+            counts[running[done].name] = done.result()
+            call.keep({"files": counts})
     total = {name: sum(count[name] for count in counts.values()) for name in COUNTS}
-    bad = [file for file, count in counts.items() if count["failures"] or count["errors"]]
-    done = total["tests"] - total["skipped"] - total["failures"] - total["errors"]
-    summary = f"{done} passed, {total['skipped']} skipped, {total['failures'] + total['errors']} failed"
+    bad = [file for file in files if counts[file.name]["failures"] or counts[file.name]["errors"]]
+    passed = total["tests"] - total["skipped"] - total["failures"] - total["errors"]
+    summary = f"{passed} passed, {total['skipped']} skipped, {total['failures'] + total['errors']} failed"
     if bad:
-        summary += "\n" + "\n".join(tail(_log(scratch, file), 12) for file in bad)
-    figures = {"files": {file.name: count for file, count in counts.items()}}
-    return Outcome(not bad and done > 0, summary, figures)
+        summary += "\n" + "\n".join(tail(_log(call.scratch, file), 12) for file in bad)
+    return Outcome(not bad and passed > 0, summary, {"files": counts})
 
 
 def _log(scratch: Path, file: Path) -> Path:
     return scratch / f"{file.stem}.log"
 
 
-def _run_file(file: Path, scratch: Path, arguments: Sequence[str], limit: float) -> dict[str, int]:
-    report = scratch / f"{file.stem}.xml"
+def _run_file(call: Call, file: Path, arguments: Sequence[str]) -> dict[str, int]:
+    report, limit = call.scratch / f"{file.stem}.xml", max(1.0, call.left - SPARE_SECONDS)
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
-    with _log(scratch, file).open("wb") as log:
+    with _log(call.scratch, file).open("wb") as log:
         try:
             subprocess.run([*command, str(file)], stdout=log, stderr=log, cwd=ROOT, timeout=limit, check=False)
         except subprocess.TimeoutExpired:

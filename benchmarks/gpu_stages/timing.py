@@ -4,29 +4,37 @@
 import json
 import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-from benchmarks.gpu_stages import machine
+from benchmarks.gpu_stages import Call, machine, outcome_file
 
 
-def seconds(call: Callable[[], object], device: str) -> float:
-    """Median of many calls. On a GPU from a CUDA graph, so that the host's part does not count."""
+def seconds(calls: Sequence[Callable[[], object]], device: str) -> float:
+    """Of one of these calls, which are made in turn; the median of many rounds.
+
+    On a GPU from a CUDA graph, so that the host's part does not count. Caches are not flushed in between: what should
+    come from memory must be so much, all calls together, that no cache holds it.
+    """
+
+    def round_of_calls() -> None:
+        for call in calls:
+            call()
+
     if device == "cuda":
         from triton.testing import do_bench_cudagraph
 
-        return 1e-3 * float(do_bench_cudagraph(call, rep=50, return_mode="median"))
-    call()
+        return 1e-3 * float(do_bench_cudagraph(round_of_calls, rep=50, return_mode="median")) / len(calls)
+    round_of_calls()
     taken = []
     for _ in range(3):
         started = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - started)
+        round_of_calls()
+        taken.append((time.perf_counter() - started) / len(calls))
     return statistics.median(taken)
 
 
-def bandwidth(device: str, scratch: Path) -> float:
+def bandwidth(call: Call) -> float:
     """Bytes per second, as the first stage has measured it, or else measured now."""
-    stored = scratch.parent / "machine.outcome"
-    figures = json.loads(stored.read_text())["figures"] if stored.is_file() else machine.run(device, scratch).figures
+    stored = outcome_file(call.scratch.with_name("machine"))
+    figures = json.loads(stored.read_text())["figures"] if stored.is_file() else machine.run(call).figures
     return float(figures["bandwidth"])

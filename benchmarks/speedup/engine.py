@@ -13,10 +13,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from benchmarks.demo.engine import read_counters, run
-from benchmarks.demo.processes import GRACE_SECONDS, QUIET, ChildError, tail
+from benchmarks.demo.processes import QUIET, ChildError, tail
 
 START_SECONDS = 900.0
 TURN_SECONDS = 1800.0
+END_SECONDS = 3.0  # all that it had to say has been received
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Turn:
     batch: int = 1  # of them at a time
     temperature: float = 0.0
     logprobs: int | None = None  # so many best log-probabilities of each emitted token's place
+    tokens: int | None = None  # that each is continued by, if not as many as the job says
     phases: bool = False  # time the phases of decode steps, which takes a little time itself
 
 
@@ -64,16 +66,16 @@ class EngineProcess:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._pipe.close()
-        self._process.join(GRACE_SECONDS)
+        self._process.join(END_SECONDS)
         self._process.kill()
         self._process.join()
 
-    def wait_until_ready(self) -> str:
+    def wait_until_ready(self, limit: float = START_SECONDS) -> str:
         """The runner that vLLM chose: V1 or V2."""
-        return self._receive(START_SECONDS)
+        return self._receive(limit)
 
     def take(self, turn: Turn) -> dict[str, Any]:
-        """Generate: tokens, steps, seconds, counters; where asked, log-probabilities and seconds of a step's phases."""
+        """Generate: tokens, steps, seconds, counters and so on; where asked, log-probabilities and a step's phases."""
         self._pipe.send(turn)
         return self._receive(TURN_SECONDS)
 
@@ -134,7 +136,7 @@ def _continue(llm: Any, job: Job, turn: Turn) -> dict[str, Any]:
         SamplingParams(
             temperature=turn.temperature,
             seed=index if turn.temperature else None,
-            max_tokens=job.max_tokens,
+            max_tokens=turn.tokens or job.max_tokens,
             logprobs=turn.logprobs,
             detokenize=False,
         )
@@ -150,5 +152,8 @@ def _continue(llm: Any, job: Job, turn: Turn) -> dict[str, Any]:
         "steps": [steps for group in groups for steps in group["steps"]],
         "logprobs": [logprobs for group in groups for logprobs in group["logprobs"]],
         "seconds": sum(group["seconds"] for group in groups),
+        "decoding": {name: sum(group["decoding"][name] for group in groups) for name in ("tokens", "seconds")},
+        "most_at_once": min(group["most_at_once"] for group in groups),
+        "preemptions": sum(group["preemptions"] for group in groups),
         "counters": asdict(read_counters(llm) - before),
     }

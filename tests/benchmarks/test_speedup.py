@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The speed-up's account: phases, figures, options."""
 
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from rich.console import Console
 
 from benchmarks.demo.processes import ChildError
-from benchmarks.speedup.__main__ import Options, judge, parse_args
-from benchmarks.speedup.engine import EngineProcess, Job
+from benchmarks.roofline import Layout, Workload, round_reads, target_step
+from benchmarks.shapes import drafter_config, find_shape
+from benchmarks.speedup import __main__ as main_module
+from benchmarks.speedup.__main__ import PLAIN, limits, run
+from benchmarks.speedup.engine import EngineProcess, Job, Turn
+from benchmarks.speedup.options import Options, parse_args
 from benchmarks.speedup.phases import REST, DecodeSteps, Stopwatch
+from benchmarks.speedup.report import complaint, judge, print_report
 from redrafter_vllm.config import DraftingConfig
 
 ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
@@ -59,8 +66,16 @@ def test_steps_with_prompts_do_not_count() -> None:
 
 
 def turn(seconds: float, tokens: list[list[int]], steps: list[list[int]], accepted: tuple[int, ...]) -> dict[str, Any]:
-    counters = {"verifications": sum(len(request) - 1 for request in steps), "accepted_at_least": accepted}
-    return {"seconds": seconds, "tokens": tokens, "steps": steps, "counters": counters}
+    """Half of the time goes to prompts."""
+    return {
+        "seconds": seconds,
+        "tokens": tokens,
+        "steps": steps,
+        "decoding": {"tokens": sum(map(len, tokens)) - len(tokens), "seconds": seconds / 2},
+        "counters": {"verifications": sum(len(request) - 1 for request in steps), "accepted_at_least": accepted},
+        "preemptions": 0,
+        "most_at_once": len(tokens),
+    }
 
 
 def test_figures() -> None:
@@ -72,32 +87,145 @@ def test_figures() -> None:
     assert report["speedup"] == pytest.approx(2.0)  # of the medians 2 and 1
     assert report["speedup_by_round"] == pytest.approx([2.0, 16.0, 0.5])
     assert report["tokens_per_step"] == pytest.approx(2.0)
-    assert report["efficiency"] == pytest.approx(1.0)
+    assert report["decode_tokens_per_second"]["plain"] == pytest.approx([1.6, 0.8, 3.2])
+    assert report["decode_tokens_per_second"]["redrafter"] == pytest.approx([3.0, 12.0, 1.5])
+    assert report["decode_speedup"] == pytest.approx(3.0 / 1.6)
+    assert report["efficiency"] == pytest.approx(3.0 / 1.6 / 2.0)
     assert report["acceptance_by_depth"] == pytest.approx([2 / 3, 1 / 3])
     assert (report["same_requests"], report["requests"]) == (0, 2)
     assert report["milliseconds_per_step"] == {"draft": pytest.approx(12.5)}
 
 
+def test_figures_of_another_batch_are_told() -> None:
+    row = {"batch": 4, "preemptions": 0, "most_at_once": 4}
+    assert complaint(row) is None
+    assert complaint(row | {"preemptions": 2}) == "batch 4: 2 preemptions, so its prompts were computed more than once"
+    assert complaint(row | {"most_at_once": 3}) == "batch 4: at most 3 requests ran at once"
+
+
+def options(**given: Any) -> Options:
+    return Options(ASSET, ASSET / "redrafter", **({"drafting": {"ReDrafter": DraftingConfig(2, 2)}} | given))
+
+
 def test_batches_are_full() -> None:
-    options = Options(Path("t"), Path("d"), DraftingConfig(2, 2), prompts=6, batches=(1, 4, 16))
-    assert [options.turn(batch).prompts for batch in options.batches] == [6, 8, 16]
-    assert options.engine["max_num_seqs"] == 16
+    several = options(prompts=6, batches=(1, 4, 16))
+    assert [several.turn(batch).prompts for batch in several.batches] == [6, 8, 16]
+    assert several.engine(None)["max_num_seqs"] == 16
+
+
+def test_the_cache_holds_the_largest_batch() -> None:
+    large = options(batches=(1, 64), drafting={"a": DraftingConfig(4, 4), "b": DraftingConfig(1, 2)}, new_tokens=256)
+    # Of the asset a token takes 2 (keys and values) x 4 layers x 2 heads x 64 numbers of 2 bytes.
+    assert large.kv_cache_bytes >= 64 * (128 + 256 + 2 * 17) * 2048
+    assert large.kv_cache_bytes < 64 * (128 + 256 + 2 * 17) * 2048 * 1.5
+    assert large.engine(None)["max_model_len"] == 128 + 256 + 2 * 17
+    assert options().kv_cache_bytes < large.kv_cache_bytes / 20
+
+
+def test_graphs_fit_what_the_schedule_makes_of_each_batch() -> None:
+    tree = DraftingConfig(4, 4)
+    fixed = options(drafting={"x": tree}, batches=(1, 4, 16), device="cuda")
+    assert fixed.capture_sizes(None) == [1, 2, 4, 16, 32]
+    assert fixed.capture_sizes(tree) == [1, 2, 4, 16, 17, 32, 34, 68, 272]
+    assert fixed.engine(tree)["compilation_config"] == {"cudagraph_capture_sizes": [1, 2, 4, 16, 17, 32, 34, 68, 272]}
+    falling = options(drafting={"x": tree}, batches=(1, 16, 64), schedule=((1, 8, 16), (9, 16, 7), (17, 64, 0)))
+    assert [falling.nodes(batch, tree) for batch in (1, 8, 9, 16, 17, 64)] == [16, 16, 7, 7, 0, 0]
+    assert falling.capture_sizes(tree) == [1, 2, 4, 8, 16, 17, 34, 64, 68, 128, 136]
+    assert falling.speculative(tree)["num_speculative_tokens_per_batch_size"] == [[1, 8, 16], [9, 16, 7], [17, 64, 0]]
+    assert "compilation_config" not in falling.engine(tree)  # a CPU has no graphs
+    assert "num_speculative_tokens_per_batch_size" not in fixed.speculative(tree)
+
+
+def test_the_ceiling_is_of_the_layout_and_the_nodes() -> None:
+    drafting = DraftingConfig(2, 2, drafter_quantization="int8", project_embedding=True)
+    scheduled = options(drafting={"x": drafting}, schedule=((1, 2, 3), (3, 8, 0)), batches=(8,))
+    shape, config = find_shape(str(ASSET)), drafter_config(ASSET / "redrafter")
+    work = Workload(DraftingConfig(2, 2, 3), 2, context=128 + 32)
+    steps = target_step(shape, work, 3).total + round_reads(config, work, Layout(True, True)).total
+    expected = target_step(shape, work, 0).total / steps
+    assert limits(scheduled, drafting, 2) == {"nodes": 3, "efficiency_ceiling": pytest.approx(expected)}
+    assert limits(scheduled, drafting, 3) == {"nodes": 0, "efficiency_ceiling": None}
+
+
+class FakeEngine:
+    """Emits three tokens for every prompt; the one named `broken` does not start, `dying` fails at its third turn."""
+
+    turns: ClassVar[list[tuple[str, Turn]]] = []
+
+    def __init__(self, job: Job, log: Path) -> None:
+        self.name, self.taken = job.name, 0
+
+    def __enter__(self) -> "FakeEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def wait_until_ready(self, limit: float) -> str:
+        if self.name == "broken":
+            raise ChildError("no such kernel")
+        return "V2"
+
+    def take(self, asked: Turn) -> dict[str, Any]:
+        self.turns.append((self.name, asked))
+        self.taken += 1
+        if self.name == "dying" and self.taken == 3:
+            raise ChildError("out of memory")
+        found = turn(2.0, [[1, 2, 3]] * asked.prompts, [[1, 2]] * asked.prompts, (asked.prompts, 0))
+        return found | {"most_at_once": asked.batch, "phases": {}}
+
+
+def test_a_way_to_draft_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main_module, "EngineProcess", FakeEngine)
+    monkeypatch.setattr(FakeEngine, "turns", [])
+    ways = {name: DraftingConfig(2, 2) for name in ("broken", "dying", "good", "other")}
+    kept: list[int] = []
+    report = run(
+        options(drafting=ways, batches=(1, 2), rounds=2, prompts=2, device="cuda"),
+        lambda report: kept.append(len(report["results"])),
+    )
+    assert report["failed"] == {"broken": "no such kernel", "dying": "out of memory"}
+    assert [(row["drafter"], row["batch"]) for row in report["results"]] == [("good", 1), ("other", 1), ("good", 2)]
+    assert kept == [2, 3] and report["runners"] == dict.fromkeys((PLAIN, "dying", "good", "other"), "V2")
+    of_good = [asked for name, asked in FakeEngine.turns if name == "good"]
+    assert [(asked.batch, asked.tokens) for asked in of_good] == [
+        (1, 8),
+        (1, None),
+        (1, None),
+        (2, 8),
+        (2, None),
+        (2, None),
+    ]
+    console = Console(width=200, record=True, file=StringIO())
+    print_report(report, console)
+    assert "broken failed: no such kernel" in console.export_text()
 
 
 def test_options_from_the_command_line() -> None:
-    options = parse_args(["--target", str(ASSET), "--beam-width", "2", "--nodes", "6", "--eager"])
-    assert options.drafting == DraftingConfig(2, 4, 6)
-    assert options.drafter == ASSET / "redrafter"
-    assert options.engine["enforce_eager"] is True
+    flags = ["--beam-width", "2", "--nodes", "6", "--project-embedding", "--schedule", "[[1, 2, 6], [3, 9, 0]]"]
+    parsed = parse_args(["--target", str(ASSET), *flags, "--eager"])
+    assert parsed.drafting == {"ReDrafter": DraftingConfig(2, 4, 6, project_embedding=True)}
+    assert parsed.drafter == ASSET / "redrafter"
+    assert parsed.schedule == ((1, 2, 6), (3, 9, 0))
+    assert parsed.engine(None)["enforce_eager"] is True
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("--rounds", "0"), ("--new-tokens", "1"), ("--batch", "0"), ("--beam-width", "65")]
+    ("flag", "value", "message"),
+    [
+        ("--rounds", "0", "rounds must be"),
+        ("--new-tokens", "1", "new_tokens must be"),
+        ("--batch", "0", "batches must be"),
+        ("--beam-width", "65", "beam_width=65"),
+        ("--schedule", "[[2, 4, 1]]", "must start at 1"),
+        ("--schedule", "[1]", "not iterable"),
+    ],
 )
-def test_impossible_options_are_refused(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_impossible_options_are_refused(
+    flag: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         parse_args(["--target", str(ASSET), flag, value])
-    assert flag.strip("-").replace("-", "_").rstrip("s") in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_failed_engine_shows_its_log(tmp_path: Path) -> None:

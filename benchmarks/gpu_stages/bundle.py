@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Findings and logs in one archive, for a machine that keeps nothing; large weights stay behind."""
+
+import tarfile
+from pathlib import Path
+
+# In the folder itself and in those of its stages. What lies deeper, such as an inflated target, is made again.
+KEPT = ("*.json", "*.outcome", "*.log", "*/*.log")
+
+
+def pack(folder: Path, archive: Path, *others: Path) -> None:
+    """Whole or not at all."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    partial = archive.with_name(f".{archive.name}.part")
+    with tarfile.open(partial, "w:gz") as tar:
+        for file in sorted({path for pattern in KEPT for path in folder.glob(pattern)}):
+            tar.add(file, file.relative_to(folder).as_posix())
+        for file in others:
+            if file.parent != folder:
+                tar.add(file, f"record/{file.name}")
+    partial.replace(archive)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Where `pack` found them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured, and the engines that it takes."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm.v1.spec_decode.dynamic.utils import (
+    build_dynamic_sd_schedule_lookup,
+    validate_and_normalize_dynamic_sd_schedule,
+)
+
+from benchmarks.demo.options import ROOT
+from benchmarks.record import RESULTS
+from benchmarks.roofline import DTYPE_BYTES
+from benchmarks.shapes import find_shape
+from benchmarks.speedup.engine import START_SECONDS, Turn
+from redrafter_vllm.config import QUANTIZATIONS, DraftingConfig
+from redrafter_vllm.resolve import resolve_drafter
+
+PAGE = 128  # tokens; vLLM's largest page for these targets
+# Engines live side by side, and each refuses to start unless this part of the GPU is free. How much it then takes is
+# said by the size of its cache.
+GPU_PART = 0.3
+
+Schedule = tuple[tuple[int, int, int], ...]  # first batch, last batch, nodes
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured. Of several ways to draft the first is measured at every batch, all of them at the first."""
+
+    target: Path
+    drafter: Path
+    drafting: Mapping[str, DraftingConfig]
+    schedule: Schedule = ()
+    dtype: str = "bfloat16"
+    prompts: int = 8
+    prompt_tokens: int = 128
+    new_tokens: int = 64
+    batches: tuple[int, ...] = (1,)
+    rounds: int = 5
+    device: str = "cpu"
+    eager: bool = False
+    start_seconds: float = START_SECONDS
+    out: Path = RESULTS
+    logs: Path = ROOT / "build" / "speedup"
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "prompt_tokens", "rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.batches or min(self.batches) < 1:
+            raise ValueError(f"batches must be positive, not {list(self.batches)}")
+        if self.new_tokens < 2:
+            raise ValueError(f"new_tokens must be at least 2, not {self.new_tokens}: the first comes with the prompt")
+        if self.schedule:
+            validate_and_normalize_dynamic_sd_schedule(list(self.schedule))
+
+    def turn(self, batch: int) -> Turn:
+        """As many full batches as hold `prompts` prompts."""
+        return Turn(prompts=batch * -(-self.prompts // batch), batch=batch)
+
+    def nodes(self, batch: int, drafting: DraftingConfig) -> int:
+        """Drafts of each of so many requests."""
+        if not self.schedule:
+            return drafting.num_speculative_tokens
+        lookup = build_dynamic_sd_schedule_lookup(list(self.schedule), batch, drafting.num_speculative_tokens)
+        return lookup[batch]
+
+    @property
+    def max_model_len(self) -> int:
+        """With room for whole trees to the end.
+
+        vLLM cuts drafts that would pass the end, and with asynchronous scheduling it counts those in flight as
+        computed. A step with fewer rows than 1 + nodes fits no CUDA graph.
+        """
+        rows = 1 + max(each.num_speculative_tokens for each in self.drafting.values())
+        return self.prompt_tokens + self.new_tokens + 2 * rows
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """So many that the largest batch runs at once to its end, and some pages more."""
+        shape = find_shape(str(self.target))
+        numbers = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim
+        pages = max(self.batches) * -(-self.max_model_len // PAGE) + 8
+        return pages * PAGE * numbers * DTYPE_BYTES[self.dtype]
+
+    def capture_sizes(self, drafting: DraftingConfig | None) -> list[int]:
+        """Of CUDA graphs, in tokens: for the batches measured, for smaller ones, as requests end, and for prompts.
+
+        With drafts a request of a step has 1 + nodes tokens; a request of a drafting round counts as one. Prompts use
+        any size up to that of vLLM's own choice for its plain engine, twice the largest batch.
+        """
+        ends = (last for _, last, _ in self.schedule)
+        counts = {count for count in (1, 2, 4, *self.batches, *ends) if count <= max(self.batches)}
+        sizes = counts | {2 * max(self.batches)}
+        if drafting is not None:
+            sizes |= {count * (1 + self.nodes(count, drafting)) for count in counts}
+        return sorted(sizes)
+
+    def engine(self, drafting: DraftingConfig | None) -> dict[str, Any]:
+        """vLLM's options; without drafting, of plain vLLM."""
+        options = {
+            "dtype": self.dtype,
+            "max_model_len": self.max_model_len,
+            "max_num_seqs": max(self.batches),
+            "enforce_eager": self.eager,
+            "kv_cache_memory_bytes": self.kv_cache_bytes,
+            "gpu_memory_utilization": GPU_PART,
+            "disable_log_stats": False,
+            "skip_tokenizer_init": True,
+        }
+        if self.device != "cpu" and not self.eager:
+            # By itself vLLM captures several dozen sizes, of which nobody here would use the most.
+            options["compilation_config"] = {"cudagraph_capture_sizes": self.capture_sizes(drafting)}
+        return options
+
+    def speculative(self, drafting: DraftingConfig) -> dict[str, Any]:
+        """vLLM's speculative config."""
+        given = {name: value for name, value in asdict(drafting).items() if value is not None}
+        if self.schedule:
+            given["num_speculative_tokens_per_batch_size"] = [list(each) for each in self.schedule]
+        return {"method": "redrafter", "model": str(self.drafter), **given}
+
+
+def parse_args(argv: Sequence[str]) -> Options:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speedup",
+        description="LLM.generate with ReDrafter against vLLM as its users run it, in turns.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--target", type=Path, required=True, help="folder of the target; see benchmarks.inflate")
+    parser.add_argument("--drafter", help="the drafter's folder (None: where serving finds it)")
+    parser.add_argument("--beam-width", type=int, default=4, help="beams")
+    parser.add_argument("--beam-length", type=int, default=4, help="drafted tokens per beam, the root not counted")
+    parser.add_argument("--nodes", type=int, default=0, help="node slots of the draft tree (0: as serving chooses)")
+    parser.add_argument(
+        "--schedule",
+        type=json.loads,
+        default=[],
+        metavar="JSON",
+        help="vLLM's num_speculative_tokens_per_batch_size, for instance [[1, 4, 16], [5, 16, 7], [17, 64, 0]]",
+    )
+    parser.add_argument("--drafter-quantization", choices=QUANTIZATIONS, help="the drafter in one byte a number")
+    parser.add_argument("--project-embedding", action="store_true", help="W·E as a table")
+    parser.add_argument("--dtype", choices=list(DTYPE_BYTES), default="bfloat16", help="of weights and cache")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts from files held out of all training, at least")
+    parser.add_argument("--prompt-tokens", type=int, default=128, help="longest prompt")
+    parser.add_argument("--new-tokens", type=int, default=64, help="tokens that each prompt is continued by")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="requests at a time; a row for each number")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each engine")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu or cuda: which engines are compared, and the record's name"
+    )
+    parser.add_argument(
+        "--eager", action="store_true", help="keep vLLM from compiling the model and capturing CUDA graphs"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file")
+    args = parser.parse_args(argv)
+    try:
+        drafting = DraftingConfig(
+            args.beam_width,
+            args.beam_length,
+            args.nodes,
+            drafter_quantization=args.drafter_quantization,
+            project_embedding=args.project_embedding,
+        )
+        find_shape(str(args.target))  # the cache's size comes from it
+        return Options(
+            target=args.target,
+            drafter=resolve_drafter(args.drafter, str(args.target)),
+            drafting={"ReDrafter": drafting},
+            schedule=tuple(map(tuple, args.schedule)),
+            dtype=args.dtype,
+            prompts=args.prompts,
+            prompt_tokens=args.prompt_tokens,
+            new_tokens=args.new_tokens,
+            batches=tuple(args.batch),
+            rounds=args.rounds,
+            device=args.device,
+            eager=args.eager,
+            out=args.out,
+        )
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
