@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Within a graph of a drafting round every launch costs a GPU two microseconds or so: none may creep in."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from redrafter_vllm.config import DraftingConfig
+from redrafter_vllm.drafter import Drafter, DrafterConfig
+from redrafter_vllm.ops import dispatch
+from redrafter_vllm.packed_drafter import PackedDrafter
+from redrafter_vllm.speculator import draw_trees
+from redrafter_vllm.state import DraftRows, RoundBuffers
+from tests.cpu_support.interpreted import needs_interpreter
+
+pytestmark = needs_interpreter
+
+STEPS = 3
+# What only looks at memory, or takes some; of one type already, a conversion does nothing.
+LOOKS = {"alias", "detach", "expand", "reshape", "select", "slice", "to", "unsqueeze", "view"}
+FREE = LOOKS | {"empty", "empty_like", "new_empty"}
+
+
+class Launches(TorchDispatchMode):
+    """Counts torch's operations; what interprets a kernel is none of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+        self.in_kernel = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if not self.in_kernel and name not in FREE:
+            self.count[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
+    from triton.runtime.interpreter import GridExecutor
+
+    counted, run = Launches(), GridExecutor.__call__
+
+    def count(self: Any, *args: Any, **kwargs: Any) -> None:
+        counted.count[self.fn.__name__] += 1
+        counted.in_kernel = True
+        try:
+            run(self, *args, **kwargs)
+        finally:
+            counted.in_kernel = False
+
+    monkeypatch.setattr(GridExecutor, "__call__", count)
+    monkeypatch.setattr(dispatch, "_ALWAYS", True)
+    return counted
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("project", [False, True], ids=["embedding", "table"])
+def test_of_a_round(project: bool, launches: Launches) -> None:
+    """As serving records it, with two ResBlocks and a draft vocabulary."""
+    drafter = PackedDrafter(Drafter(DrafterConfig(50, 16, 32, 2, draft_vocab_size=30)), project_embedding=project)
+    inputs, drafting = drafter.token_inputs(torch.randn(50, 16)), DraftingConfig(beam_width=2, beam_length=STEPS)
+    rows = DraftRows(1, drafting.num_speculative_tokens, torch.device("cpu"))
+    buffers = RoundBuffers(1, drafting.num_speculative_tokens, 16, torch.float32, torch.device("cpu"))
+    with launches:
+        tree = draw_trees(drafter, inputs, *buffers.inputs[:2], buffers.inputs.beam_limit, drafting)
+        rows.write(buffers.inputs.rows, tree, buffers.inputs.room, buffers.draft_tokens)
+    # Recurrence, the state's half of the first layer, the second block, the output; before a round the context's half.
+    products = {"linear": 4 * STEPS + 1}
+    recurrence = {"_add_kernel": STEPS} if project else {"_join_kernel": STEPS, "silu": STEPS}
+    head = {"_residual_kernel": 2 * STEPS}
+    search = dict.fromkeys(("_tile_kernel", "_beam_kernel", "_request_kernel", "_grow_kernel"), STEPS)
+    once = {"cat": 1, "zeros_like": 1, "_build_kernel": 1, "_store_kernel": 1}
+    assert dict(launches.count) == products | recurrence | head | search | once
