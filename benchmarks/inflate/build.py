@@ -99,21 +99,30 @@ class Inflation:
 
     def write(self) -> None:
         """Makes the folder appear, complete. Raises ShapeError when it is there already."""
-        with (
-            _new_folder(self.options.out) as folder,
-            tqdm(total=self.total_bytes, unit="B", unit_scale=True, desc=str(self.options.out), disable=None) as bar,
-        ):
+        with _new_folder(self.options.out) as folder, _progress(self.total_bytes, self.options.out) as bar:
             write_folder(folder, self.target_contents, self.options.shard_bytes, bar.update)
             _write_json(folder / CONFIG_FILE, self._target_config())
             _write_json(folder / RECORD_FILE, self._record())
             for name in COMPANIONS:
                 if (self.options.model / name).is_file():
                     shutil.copyfile(self.options.model / name, folder / name)
-            if self.drafter is not None and (contents := self.drafter_contents) is not None:
-                inside = folder / DRAFTER_FOLDER
-                inside.mkdir()
-                write_folder(inside, contents, self.options.shard_bytes, bar.update)
-                _write_json(inside / CONFIG_FILE, self.drafter.described(self.options.dtype))
+            if self.drafter is not None:
+                (folder / DRAFTER_FOLDER).mkdir()
+                self._write_drafter(folder / DRAFTER_FOLDER, bar)
+
+    def write_drafter(self, out: Path) -> None:
+        """Makes a folder of the drafter alone appear. Raises ShapeError when it is there already."""
+        contents = self.drafter_contents
+        if contents is None:
+            raise ShapeError("There is no drafter to write: give one.")
+        with _new_folder(out) as folder, _progress(contents.total_bytes, out) as bar:
+            self._write_drafter(folder, bar)
+
+    def _write_drafter(self, folder: Path, bar: tqdm) -> None:
+        contents = self.drafter_contents
+        assert self.drafter is not None and contents is not None
+        write_folder(folder, contents, self.options.shard_bytes, bar.update)
+        _write_json(folder / CONFIG_FILE, self.drafter.described(self.options.dtype))
 
     def _target_config(self) -> dict[str, Any]:
         config = self.target.config | {"dtype": self.options.dtype}
@@ -143,6 +152,10 @@ def _new_folder(out: Path) -> Iterator[Path]:
         folder.mkdir()
         yield folder
         os.replace(folder, out)
+
+
+def _progress(size: int, out: Path) -> tqdm:
+    return tqdm(total=size, unit="B", unit_scale=True, desc=str(out), disable=None)
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ class Fleet:
         assert plain.name == PLAIN
         self.engines = {PLAIN: stack.enter_context(_engine(plain, None, options, prompts))}
         for name, drafting in options.drafting.items():
-            kind = replace(with_redrafter(options.speculative(drafting)), name=name)
+            kind = replace(with_redrafter(options.speculative(name)), name=name)
             self.engines[name] = stack.enter_context(_engine(kind, drafting, options, prompts))
 
     @property
@@ -100,14 +100,14 @@ def compared(fleet: Fleet, options: Options, batch: int, most: int | None) -> li
         if options.device == "cpu":
             timed = fleet.ask(name, lambda engine: engine.take(replace(turn, phases=True)))
         if name in fleet.engines:
-            drafting = options.drafting[name]
-            figures = judge(taken[PLAIN], taken[name], drafting.beam_length, timed)
-            rows.append({"drafter": name, "batch": batch, **limits(options, drafting, batch), **figures})
+            figures = judge(taken[PLAIN], taken[name], options.drafting[name].beam_length, timed)
+            rows.append({"drafter": name, "batch": batch, **limits(options, name, batch), **figures})
     return rows
 
 
-def limits(options: Options, drafting: DraftingConfig, batch: int) -> dict[str, Any]:
+def limits(options: Options, way: str, batch: int) -> dict[str, Any]:
     """A row's nodes per request, and the efficiency that it would have if bytes were all that cost time."""
+    drafting = options.drafting[way]
     nodes = options.nodes(batch, drafting)
     if nodes == 0:
         return {"nodes": 0, "efficiency_ceiling": None}
@@ -118,7 +118,7 @@ def limits(options: Options, drafting: DraftingConfig, batch: int) -> dict[str, 
         context=options.prompt_tokens + options.new_tokens // 2,
         dtype=options.dtype,
     )
-    shape, config = find_shape(str(options.target)), drafter_config(options.drafter)
+    shape, config = find_shape(str(options.target)), drafter_config(options.drafter_of(way))
     return {"nodes": nodes, "efficiency_ceiling": efficiency_ceiling(shape, config, work, layout)}
 
 

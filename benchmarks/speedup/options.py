@@ -4,7 +4,7 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Options:
     target: Path
     drafter: Path
     drafting: Mapping[str, DraftingConfig]
+    drafters: Mapping[str, Path] = field(default_factory=dict)  # of the ways to draft that have another one
     schedule: Schedule = ()
     dtype: str = "bfloat16"
     prompts: int = 8
@@ -119,12 +120,15 @@ class Options:
             options["compilation_config"] = {"cudagraph_capture_sizes": self.capture_sizes(drafting)}
         return options
 
-    def speculative(self, drafting: DraftingConfig) -> dict[str, Any]:
+    def drafter_of(self, way: str) -> Path:
+        return self.drafters.get(way, self.drafter)
+
+    def speculative(self, way: str) -> dict[str, Any]:
         """vLLM's speculative config."""
-        given = {name: value for name, value in asdict(drafting).items() if value is not None}
+        given = {name: value for name, value in asdict(self.drafting[way]).items() if value is not None}
         if self.schedule:
             given["num_speculative_tokens_per_batch_size"] = [list(each) for each in self.schedule]
-        return {"method": "redrafter", "model": str(self.drafter), **given}
+        return {"method": "redrafter", "model": str(self.drafter_of(way)), **given}
 
 
 def parse_args(argv: Sequence[str]) -> Options:

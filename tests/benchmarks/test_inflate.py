@@ -283,6 +283,18 @@ def test_models_that_cannot_be_inflated(tmp_path: Path, changed: dict[str, objec
         SmallLlama(tmp_path)
 
 
+def test_a_drafter_by_itself(random_target: Path, tmp_path: Path) -> None:
+    options = Options(random_target, TINY, tmp_path / "big", save_random_drafter(tmp_path / "drafter"))
+    Inflation(options).write()
+    Inflation(options).write_drafter(tmp_path / "alone")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "big" / "redrafter" / name).read_bytes()
+    with pytest.raises(ShapeError, match="exists"):
+        Inflation(options).write_drafter(tmp_path / "alone")
+    with pytest.raises(ShapeError, match="no drafter to write"):
+        Inflation(Options(random_target, TINY, tmp_path / "big")).write_drafter(tmp_path / "none")
+
+
 def test_drafters_without_room(random_target: Path, tmp_path: Path) -> None:
     drafter = save_random_drafter(tmp_path / "drafter")
     for sizes, message in (

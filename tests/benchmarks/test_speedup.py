@@ -131,9 +131,9 @@ def test_graphs_fit_what_the_schedule_makes_of_each_batch() -> None:
     falling = options(drafting={"x": tree}, batches=(1, 16, 64), schedule=((1, 8, 16), (9, 16, 7), (17, 64, 0)))
     assert [falling.nodes(batch, tree) for batch in (1, 8, 9, 16, 17, 64)] == [16, 16, 7, 7, 0, 0]
     assert falling.capture_sizes(tree) == [1, 2, 4, 8, 16, 17, 34, 64, 68, 128, 136]
-    assert falling.speculative(tree)["num_speculative_tokens_per_batch_size"] == [[1, 8, 16], [9, 16, 7], [17, 64, 0]]
+    assert falling.speculative("x")["num_speculative_tokens_per_batch_size"] == [[1, 8, 16], [9, 16, 7], [17, 64, 0]]
     assert "compilation_config" not in falling.engine(tree)  # a CPU has no graphs
-    assert "num_speculative_tokens_per_batch_size" not in fixed.speculative(tree)
+    assert "num_speculative_tokens_per_batch_size" not in fixed.speculative("x")
 
 
 def test_the_ceiling_is_of_the_layout_and_the_nodes() -> None:
@@ -143,8 +143,16 @@ def test_the_ceiling_is_of_the_layout_and_the_nodes() -> None:
     work = Workload(DraftingConfig(2, 2, 3), 2, context=128 + 32)
     steps = target_step(shape, work, 3).total + round_reads(config, work, Layout(True, True)).total
     expected = target_step(shape, work, 0).total / steps
-    assert limits(scheduled, drafting, 2) == {"nodes": 3, "efficiency_ceiling": pytest.approx(expected)}
-    assert limits(scheduled, drafting, 3) == {"nodes": 0, "efficiency_ceiling": None}
+    assert limits(scheduled, "x", 2) == {"nodes": 3, "efficiency_ceiling": pytest.approx(expected)}
+    assert limits(scheduled, "x", 3) == {"nodes": 0, "efficiency_ceiling": None}
+
+
+def test_a_way_may_have_a_drafter_of_its_own() -> None:
+    slim = ASSET / "redrafter-slim"
+    both = options(drafting=dict.fromkeys(("a", "b"), DraftingConfig(4, 4)), drafters={"b": slim})
+    assert [both.speculative(way)["model"] for way in ("a", "b")] == [str(ASSET / "redrafter"), str(slim)]
+    ceilings = [limits(both, way, 1)["efficiency_ceiling"] for way in ("a", "b")]
+    assert ceilings[0] < ceilings[1] < 1
 
 
 class FakeEngine:

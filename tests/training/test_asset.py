@@ -15,11 +15,12 @@ from training.evaluate import Drafting, held_out_texts, measure
 from training.frozen_target import FrozenTarget
 
 ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
+DRAFTERS = ("redrafter", "redrafter-slim")
 
 
 def test_size_and_precision() -> None:
     assert sum(p.stat().st_size for p in ASSET.rglob("*") if p.is_file()) <= 16 * 1024 * 1024
-    for folder in (ASSET, ASSET / "redrafter"):
+    for folder in (ASSET, *(ASSET / name for name in DRAFTERS)):
         tensors = load_file(folder / "model.safetensors")
         assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
         assert all(t.isfinite().all() for t in tensors.values())
@@ -35,10 +36,11 @@ def test_tokenizer_is_lossless() -> None:
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
-def test_accepts_drafts_on_held_out_prompts() -> None:
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_accepts_drafts_on_held_out_prompts(name: str) -> None:
     target = FrozenTarget(AutoModelForCausalLM.from_pretrained(ASSET, dtype=torch.float32))
-    drafter = Drafter.from_pretrained(ASSET / "redrafter")
-    report = json.loads((ASSET / "redrafter" / "training.json").read_text())
+    drafter = Drafter.from_pretrained(ASSET / name)
+    report = json.loads((ASSET / name / "training.json").read_text())
     texts = held_out_texts(target, AutoTokenizer.from_pretrained(ASSET), prompts=12, new_tokens=48, seed=1)
     chain = measure(target, drafter, texts, Drafting(1, 4, 4))
     tree = measure(target, drafter, texts, Drafting(4, 4, 16))
