@@ -16,41 +16,49 @@ from tests.engine.conftest import MakeEngine
 from tests.engine.generation import CHAIN, TREE, generate, params, random_prompts, tokens
 from tests.engine.scripted import run_both
 from tests.models import VOCAB
-from tests.ops.devices import runs_kernels
+from tests.ops.devices import HAS_GPU, runs_kernels
 
 pytestmark = [pytest.mark.engine, runs_kernels]
 
 # Launchers that a step with trees must come through; each would be its reference otherwise.
 LAUNCHERS = {
-    "beam_search": "beam_step",
+    "beam_step": "beam_search",
     "draft_inputs": "draft_inputs",
+    "first_residual": "residual",
+    "grow_beams": "grow_beams",
     "kv_compact": "kv_compact",
     "prefix_tree": "prefix_tree",
+    "residual": "residual",
+    "round_inputs": "draft_round",
+    "store_trees": "draft_round",
+    "tokens_and_state": "recurrence",
     "tree_verify": "tree_verify",
 }
 
 
 @contextmanager
 def kernels() -> Iterator[dict[str, int]]:
-    """Kernels everywhere; counts their launchers' calls by op."""
-    calls = dict.fromkeys((*LAUNCHERS, "round_inputs", "store_trees"), 0)
+    """Kernels everywhere, and, where they are interpreted, checked; counts their launchers' calls."""
+    calls = dict.fromkeys(LAUNCHERS, 0)
     with ExitStack() as stack:
         stack.enter_context(patch.object(dispatch, "_ALWAYS", True))
+        if not HAS_GPU:
+            from tests.ops.sanitizer import sanitized
 
-        def count(op: str, launcher: str, name: str) -> None:
+            stack.enter_context(sanitized(of="redrafter_vllm"))
+
+        def count(launcher: str, op: str) -> None:
             module = importlib.import_module(f"redrafter_vllm.ops.{op}.kernel")
             original = getattr(module, launcher)
 
             def counted(*args: Any, **kwargs: Any) -> Any:
-                calls[name] += 1
+                calls[launcher] += 1
                 return original(*args, **kwargs)
 
             stack.enter_context(patch.object(module, launcher, counted))
 
-        for op, launcher in LAUNCHERS.items():
-            count(op, launcher, op)
-        for launcher in ("round_inputs", "store_trees"):
-            count("draft_round", launcher, launcher)
+        for launcher, op in LAUNCHERS.items():
+            count(launcher, op)
         yield calls
 
 
@@ -83,7 +91,7 @@ def test_chains_by_kernels(make_engine: MakeEngine, random_target: Path) -> None
     chain = make_engine(random_target, CHAIN)
     with kernels() as calls:
         assert tokens(generate(chain, prompts, sampling)) == expected
-    assert all(count for op, count in calls.items() if op != "kv_compact"), calls
+    assert all(count for op, count in calls.items() if op not in ("kv_compact", "residual")), calls
 
 
 def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
