@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.engine.conftest import MakeEngine
-from tests.engine.generation import CHAIN, TREE, generate, params, random_prompts, runner, tokens, worker
+from tests.engine.generation import CHAIN, TREE, cpu_only, generate, params, random_prompts, runner, tokens, worker
 from tests.engine.scripted import run_both
 from tests.engine.simulated_graphs import captures_run_again
 from tests.engine.test_kernel_attention import SHAPE, backend, requests
@@ -82,6 +82,7 @@ def a_gpu_that_starts(llm: Any, batch_sizes: list[int]) -> Iterator[None]:
         yield
 
 
+@cpu_only
 @pytest.mark.parametrize("backend", ["flash"], indirect=True)
 def test_the_whole_start_of_a_gpu_worker(make_engine: MakeEngine, random_target: Path, backend: type[Any]) -> None:
     """Memory is measured, by a run and by captures on a cache to be thrown away; then cache, warm-up and captures."""
