@@ -15,7 +15,7 @@ What is loaded is assumed to be needed for what is stored to the same place.
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from inspect import getcallargs
 from typing import Any, NamedTuple
@@ -187,8 +187,12 @@ def _extent(tensor: torch.Tensor) -> tuple[int, int]:
 
 def _living_extents() -> set[tuple[int, int]]:
     gc.unfreeze()  # vLLM hides what an engine has built
-    tensors = (x for x in gc.get_objects() if issubclass(type(x), torch.Tensor))
-    return {_extent(x) for x in tensors if x.device.type == "cpu"}
+    found = set()
+    for x in gc.get_objects():
+        if issubclass(type(x), torch.Tensor) and x.device.type == "cpu":
+            with suppress(RuntimeError):  # what a compiler traces with has no memory
+                found.add(_extent(x))
+    return found
 
 
 def _outside(addresses: np.ndarray, itemsize: int, start: int, end: int) -> np.ndarray:

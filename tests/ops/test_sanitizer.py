@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 
 from tests.cpu_support.interpreted import needs_interpreter
 
@@ -106,9 +107,11 @@ def test_accesses_outside() -> None:
     room = numbers(300)
     with pytest.raises(HazardError, match=r"_shift: program 1 goes to x_ptr \+ 1024 bytes, outside of it"):
         _shift[(2,)](room[:128].clone(), 0, BLOCK=128, BARRIER=True)
-    # Memory of another tensor, which a kernel may have found by an address that it has read.
+    # Memory of another tensor, which a kernel may have found by an address that it has read. Some tensors have none.
+    with FunctionalTensorMode():
+        without_memory = FunctionalTensor.to_functional(torch.zeros(3))
     _store[(3,)](room[:1], 100, VALUE=-1)
-    assert room[::100].tolist() == [0, 1, 2]
+    assert room[::100].tolist() == [0, 1, 2] and without_memory.shape == (3,)
 
 
 def swap() -> tuple[Any, ...]:
