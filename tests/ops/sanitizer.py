@@ -59,6 +59,9 @@ class _Launch:
     stores: list[_Access] = field(default_factory=list)
     living: set[tuple[int, int]] = field(default_factory=set)  # extents
 
+    def __post_init__(self) -> None:
+        self.extents = [_extent(tensor) for tensor in self.tensors.values()]
+
     def begin_program(self) -> None:
         self.program, self.epoch = self.program + 1, 0
 
@@ -76,9 +79,14 @@ class _Launch:
             self.stores.append(access._replace(values=stored.view(np.uint8).reshape(-1, itemsize)))
 
     def _check_bounds(self, access: _Access) -> None:
+        if not len(access.addresses):
+            return
+        least, most = access.addresses.min(), access.addresses.max() + access.itemsize
+        if any(start <= least and most <= end for start, end in self.extents):
+            return
         outside = access.addresses
-        for tensor in self.tensors.values():
-            outside = _outside(outside, access.itemsize, *_extent(tensor))
+        for extent in self.extents:
+            outside = _outside(outside, access.itemsize, *extent)
         if len(outside):
             # A kernel may find addresses in memory: then any living tensor will do.
             self.living = self.living or _living_extents()
@@ -135,6 +143,11 @@ class _Table:
     def of(cls, accesses: list[_Access], stored: np.ndarray, unit: int, num_threads: int) -> "_Table":
         columns: list[list[np.ndarray]] = [[] for _ in range(9)]
         for access in accesses:
+            if not len(access.addresses):
+                continue
+            last = (access.addresses.max() + access.itemsize - 1) // unit
+            if last < stored[0] or access.addresses.min() // unit > stored[-1]:
+                continue
             addresses = _units(access, unit)
             kept = np.isin(addresses, stored)
             if not kept.any():
