@@ -180,10 +180,14 @@ class Line:
     efficiency: float  # speed-up divided by tokens per step, if nothing but bytes cost anything
 
 
+def efficiency_ceiling(shape: LlamaShape, work: Workload, reads: Reads) -> float:
+    """Speed-up by tokens per step with such a drafting round, if nothing but bytes cost anything: at any bandwidth."""
+    verify = target_step(shape, work, work.drafting.num_speculative_tokens)
+    return target_step(shape, work, 0).total / (verify.total + reads.total)
+
+
 def compare(shape: LlamaShape, config: DrafterConfig, work: Workload, what_if: int | None) -> list[Line]:
     """Ways to draft, each on top of the one before; `what_if` is a smaller draft vocabulary to consider."""
-    plain = target_step(shape, work, 0).total
-    verify = target_step(shape, work, work.drafting.num_speculative_tokens).total
     naive = naive_round(config, work)
     plainly = Layout()
     ways = [("whole drafter at every step", config, plainly), ("constant context half", config, plainly)]
@@ -201,16 +205,10 @@ def compare(shape: LlamaShape, config: DrafterConfig, work: Workload, what_if: i
             kept_bytes(config, work, layout),
             reads.total / naive.total,
             reads.total / work.bandwidth,
-            plain / (verify + reads.total),
+            efficiency_ceiling(shape, work, reads),
         )
         for (name, config, layout), reads in zip(ways, rounds, strict=True)
     ]
-
-
-def efficiency_ceiling(shape: LlamaShape, config: DrafterConfig, work: Workload, layout: Layout) -> float:
-    """Speed-up by tokens per step, if nothing but bytes cost anything: at any bandwidth."""
-    verify = target_step(shape, work, work.drafting.num_speculative_tokens)
-    return target_step(shape, work, 0).total / (verify.total + round_reads(config, work, layout).total)
 
 
 def report(shape: LlamaShape, config: DrafterConfig, work: Workload, what_if: int | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from benchmarks.demo.offline import EngineKind, as_users_run_it, with_redrafter
 from benchmarks.demo.processes import ChildError
 from benchmarks.record import record
-from benchmarks.roofline import Layout, Workload, efficiency_ceiling
+from benchmarks.roofline import Layout, Workload, efficiency_ceiling, round_reads
 from benchmarks.shapes import drafter_config, find_shape
 from benchmarks.speedup.engine import EngineProcess, Job
 from benchmarks.speedup.options import Options, parse_args
@@ -119,7 +119,7 @@ def limits(options: Options, way: str, batch: int) -> dict[str, Any]:
         dtype=options.dtype,
     )
     shape, config = find_shape(str(options.target)), drafter_config(options.drafter_of(way))
-    return {"nodes": nodes, "efficiency_ceiling": efficiency_ceiling(shape, config, work, layout)}
+    return {"nodes": nodes, "efficiency_ceiling": efficiency_ceiling(shape, work, round_reads(config, work, layout))}
 
 
 def held_out_prompts(options: Options) -> list[list[int]]:

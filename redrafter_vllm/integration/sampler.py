@@ -22,7 +22,7 @@ from redrafter_vllm.integration.speculator import RedrafterSpeculator
 from redrafter_vllm.ops.path_history import Paths
 from redrafter_vllm.ops.tree_verify import Walk
 from redrafter_vllm.state import BatchDrafts
-from redrafter_vllm.verifier import emitting_rows, invalidate, part_of, walk_drafts
+from redrafter_vllm.verifier import RowLayout, emitting_rows, invalidate, part_of, walk_drafts
 
 
 class TreeSampler:
@@ -58,30 +58,10 @@ class TreeSampler:
         assert step is not None and step.batch is input_batch
         assert step.layout is not None and step.drafts is not None
         num_nans = get_num_nans(logits) if self.sampler.compute_nans else None
-        logprobs_dims = self.sampler.get_logprobs_dims(input_batch.idx_mapping_np)
-        keeps_processed = logprobs_dims is not None and self.sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES
-
-        drafts, layout = step.drafts, step.layout
-        paths = Paths(drafts.tokens, drafts.parents, layout.req_of_row, layout.local_of_row, self.max_depth)
+        drafts = step.drafts
         if invalid_drafts is not None:
-            drafts = invalidate(drafts, layout, invalid_drafts)
-        walks, logprobs_chunks = [], []
-        # Chunks bound the float copies of the logits.
-        for reqs, rows in _request_chunks(input_batch.cu_num_logits_np, get_max_chunk_logits(logits.shape[1])):
-            sampled, processed = self._sample(logits, input_batch, reqs, rows, paths, logprobs_dims is not None)
-            own = part_of(layout, reqs, rows)
-            walk = walk_drafts(sampled, own, BatchDrafts(*(x[reqs] for x in drafts)), self.max_depth)
-            walks.append(walk)
-            if logprobs_dims is not None:
-                scored = processed if keeps_processed else logits[rows]
-                logprobs_chunks.append(
-                    self._logprobs(scored, sampled, emitting_rows(walk, own), input_batch, rows, logprobs_dims)
-                )
-            del processed
-        step.walk = walks[0] if len(walks) == 1 else Walk(*map(torch.cat, zip(*walks, strict=True)))
-        logprobs = None
-        if logprobs_chunks:
-            logprobs = LogprobsTensors.cat(logprobs_chunks, input_batch.cu_num_logits_np.tolist())
+            drafts = invalidate(drafts, step.layout, invalid_drafts)
+        step.walk, logprobs = self._verify(logits, input_batch, drafts, step.layout)
         num_sampled, num_rejected = get_num_sampled_and_rejected(
             step.walk.num_emitted.clone(),
             input_batch.seq_lens,
@@ -98,6 +78,26 @@ class TreeSampler:
             num_nodes=async_copy_to_np(torch.stack((step.drafts.valid.sum(1), drafts.valid.sum(1)))),
             times=self.speculator.timer.take(),
         )
+
+    def _verify(
+        self, logits: Tensor, batch: InputBatch, drafts: BatchDrafts, layout: RowLayout
+    ) -> tuple[Walk, LogprobsTensors | None]:
+        """The walk of every request, and log-probabilities where one asks for them, in chunks of whole requests."""
+        paths = Paths(drafts.tokens, drafts.parents, layout.req_of_row, layout.local_of_row, self.max_depth)
+        dims = self.sampler.get_logprobs_dims(batch.idx_mapping_np)
+        scores_processed = self.sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES
+        walks, logprobs = [], []
+        # Chunks bound the float copies of the logits.
+        for reqs, rows in _request_chunks(batch.cu_num_logits_np, get_max_chunk_logits(logits.shape[1])):
+            sampled, processed = self._sample(logits, batch, reqs, rows, paths, dims is not None)
+            own = part_of(layout, reqs, rows)
+            walks.append(walk_drafts(sampled, own, BatchDrafts(*(x[reqs] for x in drafts)), self.max_depth))
+            if dims is not None:
+                scored = processed if scores_processed else logits[rows]
+                logprobs.append(self._logprobs(scored, sampled, emitting_rows(walks[-1], own), batch, rows, dims))
+            del processed
+        walk = walks[0] if len(walks) == 1 else Walk(*map(torch.cat, zip(*walks, strict=True)))
+        return walk, LogprobsTensors.cat(logprobs, batch.cu_num_logits_np.tolist()) if logprobs else None
 
     def _sample(
         self, logits: Tensor, batch: InputBatch, reqs: slice, rows: slice, paths: Paths, return_logprobs: bool

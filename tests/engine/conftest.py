@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
 
 from tests.models import save_random_drafter, save_random_llama
 
@@ -67,6 +68,29 @@ def keep_async_scheduling() -> Iterator[None]:
 
     with patch.object(CpuPlatform, "check_and_update_config", classmethod(check_and_update_config)):
         yield
+
+
+@pytest.fixture(params=["triton", "flash"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Any]]:
+    """A GPU's attention backend: engines built under it use it; vLLM remembers its choice of one per process."""
+    from vllm.v1.attention import selector
+
+    from redrafter_vllm.integration.attention import select
+    from redrafter_vllm.integration.attention.flash import FlashTreeBackend
+    from redrafter_vllm.integration.attention.triton import TritonTreeBackend
+    from tests.attention.fake_flash import FakeFlash
+
+    monkeypatch.setenv(select.CPU_SWITCH, request.param)
+    selector._cached_get_attn_backend.cache_clear()
+    if request.param == "triton":
+        yield TritonTreeBackend
+    else:
+        # In fp32, unlike the real one, so that its tokens can be compared.
+        FakeFlash(monkeypatch, (8, 0)).dtypes += (torch.float32,)
+        monkeypatch.setattr(FlashTreeBackend, "supported_dtypes", [torch.float32])
+        monkeypatch.setitem(select._ON_CPU, "flash", select.FLASH)
+        yield FlashTreeBackend
+    selector._cached_get_attn_backend.cache_clear()
 
 
 @pytest.fixture(scope="session")

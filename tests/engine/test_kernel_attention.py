@@ -2,18 +2,12 @@
 """The attention of a GPU, served on the CPU: vLLM's kernels and ours interpreted, FlashAttention's replaced."""
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from vllm.v1.attention import selector
 
-from redrafter_vllm.integration.attention import select
 from redrafter_vllm.integration.attention.flash import FlashTreeBackend
-from redrafter_vllm.integration.attention.triton import TritonTreeBackend
-from tests.attention.fake_flash import FakeFlash
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, cpu_only, params, runner, tokens
 from tests.engine.scripted import run_both
@@ -24,22 +18,6 @@ pytestmark = [pytest.mark.engine, cpu_only]
 
 MAX_TOKENS = 6
 SHAPE = {"max_num_batched_tokens": 48, "max_num_seqs": 3}
-
-
-@pytest.fixture(params=["triton", "flash"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Any]]:
-    """Engines built under it use this backend; vLLM remembers its choice of one per process."""
-    monkeypatch.setenv(select.CPU_SWITCH, request.param)
-    selector._cached_get_attn_backend.cache_clear()
-    if request.param == "triton":
-        yield TritonTreeBackend
-    else:
-        # In fp32, unlike the real one, so that its tokens can be compared.
-        FakeFlash(monkeypatch, (8, 0)).dtypes += (torch.float32,)
-        monkeypatch.setattr(FlashTreeBackend, "supported_dtypes", [torch.float32])
-        monkeypatch.setitem(select._ON_CPU, "flash", select.FLASH)
-        yield FlashTreeBackend
-    selector._cached_get_attn_backend.cache_clear()
 
 
 def parts_of_steps(impl: type[Any], monkeypatch: pytest.MonkeyPatch) -> set[tuple[bool, bool]]:

@@ -11,14 +11,13 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from redrafter_vllm.draft_timer import NO_TIME
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import CHAIN, TREE, cpu_only, generate, params, random_prompts, runner, tokens, worker
 from tests.engine.scripted import run_both
 from tests.engine.simulated_graphs import captures_run_again
-from tests.engine.test_kernel_attention import SHAPE, backend, requests
+from tests.engine.test_kernel_attention import SHAPE, requests
 from tests.models import VOCAB
-
-__all__ = ["backend"]  # a fixture
 
 pytestmark = pytest.mark.engine
 
@@ -99,6 +98,7 @@ def test_the_whole_start_of_a_gpu_worker(make_engine: MakeEngine, random_target:
         worker(llm).initialize_from_config(kv_cache_config)
         Worker.compile_or_warm_up_model(worker(llm))
         assert own.cudagraph_manager.graphs and own.speculator.graphs.graphs
+        assert own.speculator.timer.take() == NO_TIME  # warm-up is nobody's drafting
         prompts, sampling = requests(40, 4)
         sampling[1].max_tokens += 8
         expected, outputs = run_both(plain, llm, prompts, sampling)

@@ -66,6 +66,13 @@ def _check_rows(*matrices: Tensor) -> None:
 
 
 @triton.jit
+def _of_token(inputs_ptr, inputs_stride, token_ptr, column, inside, dtype: tl.constexpr):
+    """A token's row of the inputs, in `dtype`."""
+    token = tl.load(token_ptr).to(tl.int64)
+    return tl.load(inputs_ptr + token * inputs_stride + column, mask=inside, other=0.0).to(tl.float32).to(dtype)
+
+
+@triton.jit
 def _join_kernel(
     inputs_ptr,  # [V, H]
     inputs_stride,
@@ -85,12 +92,12 @@ def _join_kernel(
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < hidden_size
     dtype = out_ptr.dtype.element_ty
-    token = tl.load(tokens_ptr + req * token_req_stride + beam * token_beam_stride).to(tl.int64)
-    of_token = tl.load(inputs_ptr + token * inputs_stride + column, mask=inside, other=0.0)
+    tokens_ptr += req * token_req_stride + beam * token_beam_stride
+    of_token = _of_token(inputs_ptr, inputs_stride, tokens_ptr, column, inside, dtype)
     state_at = req * state_req_stride + beam * state_beam_stride + column
     of_state = tl.load(state_ptr + state_at, mask=inside, other=0.0)
     out_ptr += row.to(tl.int64) * 2 * hidden_size
-    tl.store(out_ptr + column, of_token.to(tl.float32).to(dtype), mask=inside)
+    tl.store(out_ptr + column, of_token, mask=inside)
     tl.store(out_ptr + hidden_size + column, of_state, mask=inside)
 
 
@@ -108,16 +115,16 @@ def _add_kernel(
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0)
+    req, beam = (row // width).to(tl.int64), (row % width).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < hidden_size
     dtype = out_ptr.dtype.element_ty
-    token_at = (row // width).to(tl.int64) * token_req_stride + (row % width).to(tl.int64) * token_beam_stride
-    token = tl.load(tokens_ptr + token_at).to(tl.int64)
-    of_token = tl.load(inputs_ptr + token * inputs_stride + column, mask=inside, other=0.0)
+    tokens_ptr += req * token_req_stride + beam * token_beam_stride
+    of_token = _of_token(inputs_ptr, inputs_stride, tokens_ptr, column, inside, dtype)
     place = row.to(tl.int64) * hidden_size + column
     product = tl.load(product_ptr + place, mask=inside, other=0.0).to(tl.float32)
     # Rounded at every step, as torch does.
-    total = (of_token.to(tl.float32).to(dtype).to(tl.float32) + product).to(dtype).to(tl.float32)
+    total = (of_token.to(tl.float32) + product).to(dtype).to(tl.float32)
     tl.store(out_ptr + place, (total / (1.0 + tl.exp(-total))).to(dtype), mask=inside)
 
 
