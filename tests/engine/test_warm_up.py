@@ -11,7 +11,6 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from redrafter_vllm.draft_timer import NO_TIME
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import CHAIN, TREE, cpu_only, generate, params, random_prompts, runner, tokens, worker
 from tests.engine.scripted import run_both
@@ -96,9 +95,10 @@ def test_the_whole_start_of_a_gpu_worker(make_engine: MakeEngine, random_target:
         assert own.profile_cudagraph_memory() > 0
         assert own.speculator.graphs is None
         worker(llm).initialize_from_config(kv_cache_config)
+        timer_of_warm_up = own.speculator.timer
         Worker.compile_or_warm_up_model(worker(llm))
         assert own.cudagraph_manager.graphs and own.speculator.graphs.graphs
-        assert own.speculator.timer.take() == NO_TIME  # warm-up is nobody's drafting
+        assert own.speculator.timer is not timer_of_warm_up
         prompts, sampling = requests(40, 4)
         sampling[1].max_tokens += 8
         expected, outputs = run_both(plain, llm, prompts, sampling)
