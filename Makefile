@@ -1,7 +1,9 @@
 # Every target sets the environment up first; that takes no time once it is done.
 # REDRAFTER_BACKEND=cpu|cuda overrides the choice, REDRAFTER_PYTHON names the interpreter to use.
+# TEST_WORKERS is the number of processes that share the test files; each keeps engines of its own (about 3 GiB).
 
 BIN := .venv/bin
+TEST_WORKERS ?= 2
 MYPY_TARGETS = $(wildcard redrafter_vllm training benchmarks cpu_support/redrafter_cpu tools)
 
 .PHONY: setup demo test lint
@@ -18,4 +20,4 @@ lint: setup
 	$(BIN)/mypy $(MYPY_TARGETS)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
