@@ -8,9 +8,8 @@ as well, and they run without AMX; where there is no such build, functions with 
 
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -40,7 +39,7 @@ def linear_kernels(choice: str) -> Iterator[None]:
         stand_in()
 
     def check_cpu_sgl_kernel(n: int, k: int, dtype: torch.dtype) -> bool:
-        # Only while vLLM asks about this layer: its attention asks as well, and its AMX instructions have no substitute.
+        # No longer than vLLM asks about this layer: its attention asks as well, and then executes AMX's instructions.
         with patch.object(torch.cpu, "_is_amx_tile_supported", lambda: choice == "sgl"):
             return check(n, k, dtype)
 
@@ -97,7 +96,7 @@ def _refuse_no_rows(x: Tensor) -> None:
 
 
 def inputs(columns: int, generator: torch.Generator) -> list[Tensor]:
-    """[..., columns] as a drafter's products get them: several leading sizes or none, no rows, one row seen as three."""
+    """[..., columns] of every kind that a drafter's product may get: no rows and one row seen as three among them."""
     shapes = [(columns,), (1, columns), (5, columns), (2, 3, 2, columns), (0, columns), (0, 3, columns)]
     own = [torch.randn(shape, generator=generator) for shape in shapes]
     return own + [torch.randn(rows, 1, columns, generator=generator).expand(rows, 3, columns) for rows in (0, 1, 12)]

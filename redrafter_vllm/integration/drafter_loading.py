@@ -79,10 +79,9 @@ def _quantized_linear(quantization: str, weight: Tensor, bias: Tensor | None) ->
 
 
 def _of_any_shape(product: Linear, size: int) -> Linear:
-    """`product`, of matrices of at least one row, for any leading shape; `size`: N.
+    """`product`, of matrices [rows, K] with at least one row, for any leading shape; `size`: N.
 
-    More than such a matrix not every kernel of vLLM's takes: those for AMX divide by the number of rows, and the one for
-    INT8 refuses three dimensions.
+    Not every kernel of vLLM's takes more: those for AMX divide by the number of rows, and INT8's refuses 3 dimensions.
     """
 
     def apply(x: Tensor) -> Tensor:
@@ -114,8 +113,8 @@ def _scheme(quantization: str, dtype: torch.dtype) -> Any:
         numbers = QuantizationArgs(num_bits=8, type=QuantizationType.FLOAT, strategy=channel)
         return schemes.CompressedTensorsW8A16Fp8(numbers, is_static_input_scheme=False)
     if current_platform.is_cpu():
-        # For rows rounded symmetrically vLLM takes its kernel for AMX where there is AMX, and that one is for bf16: fp32
-        # it refuses, fp16 ends the process. Rounded between their extremes, rows always get oneDNN's, as fast and exact.
+        # With AMX, vLLM has a kernel of its own for inputs rounded symmetrically. It refuses fp32, and fp16 ends the
+        # process; inputs rounded between their extremes go to oneDNN everywhere, which is as fast and as exact.
         symmetric = dtype == torch.bfloat16
         return schemes.CompressedTensorsW8A8Int8(channel, is_static_input_scheme=False, input_symmetric=symmetric)
     return schemes.CompressedTensorsWNA16(strategy=channel.value, num_bits=8)
