@@ -59,6 +59,12 @@ def has_sgl_kernels() -> bool:
     return torch.cpu._is_avx512_bf16_supported() and hasattr(torch.ops._C, "int8_scaled_mm_with_quant")
 
 
+def int8_saturates() -> bool:
+    """Whether oneDNN adds two INT8 products at a time in 16 bits, where large ones are cut off: on x86 without VNNI."""
+    able = torch.cpu.get_capabilities()
+    return able.get("architecture") == "x86_64" and not (able.get("avx512_vnni") or able.get("avx_vnni"))
+
+
 def stand_in() -> None:
     """For good, as layers call these by name: without AMX vLLM itself never does."""
     from vllm import _custom_ops

@@ -25,7 +25,7 @@ from redrafter_vllm.integration import drafter_loading
 from redrafter_vllm.integration.drafter_loading import linear_maker
 from redrafter_vllm.packed_drafter import PackedDrafter
 from redrafter_vllm.quantization import rounding_linear
-from tests.cpu_kernels import inputs
+from tests.cpu_kernels import inputs, int8_saturates
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, cpu_only, generate, params, runner, tokens
 from tests.engine.scripted import same_clear_choices
@@ -101,7 +101,7 @@ def test_int8_products(make_engine: MakeEngine, asset: Path, dtype: torch.dtype,
     for x in inputs(64, generator):
         found = product(x.to(dtype))
         assert found.dtype == dtype
-        torch.testing.assert_close(found, reference(x.to(dtype)), atol=0.06, rtol=0)
+        torch.testing.assert_close(found, reference(x.to(dtype)), atol=0.8 if int8_saturates() else 0.06, rtol=0)
 
 
 class ColumnMajorFp8:
