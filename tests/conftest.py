@@ -4,3 +4,10 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_report_header() -> list[str]:
+    """`make test` says what it runs on."""
+    from tests.processor import header
+
+    return header()

@@ -2,7 +2,7 @@
 """The drafter as serving uses it: packed, with vLLM's own matrix products, its weights in one byte where asked.
 
 Quantised products are those of vLLM's compressed-tensors schemes, which choose the kernel for the device. On CUDA they
-are weight-only (Marlin and its kin). vLLM's only INT8 product for a CPU also rounds each activation row to INT8.
+are weight-only (Marlin and its kin). vLLM's INT8 products for a CPU also round each activation row to INT8.
 """
 
 from collections.abc import Callable
@@ -58,25 +58,39 @@ def _unquantized_linear(weight: Tensor, bias: Tensor | None) -> Linear:
     layer, method = _layer(bias), UnquantizedLinearMethod()
     layer.weight = nn.Parameter(weight, requires_grad=False)
     method.process_weights_after_loading(layer)
-    # Of the first state all beams are views of one row, which oneDNN takes and then needs half a second for.
-    return lambda x: method.apply(layer, x.contiguous(), layer.bias)
+    return _of_any_shape(lambda rows: method.apply(layer, rows, layer.bias), weight.shape[0])
 
 
 def _quantized_linear(quantization: str, weight: Tensor, bias: Tensor | None) -> Linear:
-    rows, columns = weight.shape
-    layer, scheme = _layer(bias), _scheme(quantization)
+    size, columns = weight.shape
+    layer, scheme = _layer(bias), _scheme(quantization, weight.dtype)
     scheme.create_weights(
         layer=layer,
         input_size=columns,
         input_size_per_partition=columns,
-        output_size=rows,
-        output_partition_sizes=[rows],
+        output_size=size,
+        output_partition_sizes=[size],
         params_dtype=weight.dtype,
         weight_loader=_no_loader,
     )
     _fill(layer, *quantize_rows(weight, CODE_TYPES[quantization]))
     scheme.process_weights_after_loading(layer)
-    return lambda x: scheme.apply_weights(layer, x.contiguous(), layer.bias)
+    return _of_any_shape(lambda rows: scheme.apply_weights(layer, rows, layer.bias), size)
+
+
+def _of_any_shape(product: Linear, size: int) -> Linear:
+    """`product`, of matrices [rows, K] with at least one row, for any leading shape; `size`: N.
+
+    Not every kernel of vLLM's takes more: those for AMX divide by the number of rows, and INT8's refuses 3 dimensions.
+    """
+
+    def apply(x: Tensor) -> Tensor:
+        # Of the first state all beams are views of one row, which oneDNN takes and then needs half a second for.
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        found = product(rows) if rows.shape[0] else rows.new_empty(0, size)
+        return found.view(*x.shape[:-1], size)
+
+    return apply
 
 
 def _layer(bias: Tensor | None) -> Any:
@@ -86,7 +100,7 @@ def _layer(bias: Tensor | None) -> Any:
     return layer
 
 
-def _scheme(quantization: str) -> Any:
+def _scheme(quantization: str, dtype: torch.dtype) -> Any:
     from compressed_tensors.quantization import (  # type: ignore[import-untyped]
         QuantizationArgs,
         QuantizationStrategy,
@@ -99,7 +113,10 @@ def _scheme(quantization: str) -> Any:
         numbers = QuantizationArgs(num_bits=8, type=QuantizationType.FLOAT, strategy=channel)
         return schemes.CompressedTensorsW8A16Fp8(numbers, is_static_input_scheme=False)
     if current_platform.is_cpu():
-        return schemes.CompressedTensorsW8A8Int8(channel, is_static_input_scheme=False, input_symmetric=True)
+        # With AMX, vLLM has a kernel of its own for inputs rounded symmetrically. It refuses fp32, and fp16 ends the
+        # process; inputs rounded between their extremes go to oneDNN everywhere, which is as fast and as exact.
+        symmetric = dtype == torch.bfloat16
+        return schemes.CompressedTensorsW8A8Int8(channel, is_static_input_scheme=False, input_symmetric=symmetric)
     return schemes.CompressedTensorsWNA16(strategy=channel.value, num_bits=8)
 
 

@@ -11,18 +11,20 @@ from vllm.platforms import current_platform
 from benchmarks.drafting_round import MOST_OFF, checked, deviation
 from redrafter_vllm.packed_drafter import Linear, PackedDrafter
 from redrafter_vllm.quantization import rounding_linear
+from tests.cpu_kernels import CHOICES
 from tests.drafter.oracles import random_drafter
 
 
 @pytest.mark.skipif(not current_platform.is_cpu(), reason="names the ways of a CPU")
-def test_a_small_measurement(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kernels", CHOICES)
+def test_a_small_measurement(tmp_path: Path, kernels: str) -> None:
     """In a process of its own: an engine in this one would have vLLM's process groups."""
     target = tmp_path / "config.json"
     sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     target.write_text(json.dumps({"model_type": "llama", "num_attention_heads": 1, **sizes}))
     options = ["--shape", str(target), "--draft-vocab-size", "40", "--threads", "1", "2", "--rounds", "2"]
-    command = [sys.executable, "-m", "benchmarks.drafting_round", *options, "--out", str(tmp_path)]
-    subprocess.run(command, check=True, timeout=200)
+    command = [sys.executable, "-m", "tests.cpu_kernels", kernels, "benchmarks.drafting_round", *options]
+    subprocess.run([*command, "--out", str(tmp_path)], check=True, timeout=200)
     (file,) = tmp_path.glob("drafting-round_*.json")
     rows = json.loads(file.read_text())["results"]
     names = ["as loaded", "packed", "packed, W·E as a table", "int8", "int8, W·E as a table"]

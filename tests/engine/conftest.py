@@ -16,6 +16,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from tests import cpu_kernels
 from tests.models import save_random_drafter, save_random_llama
 
 ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
@@ -27,7 +28,10 @@ _ENGINES: dict[str, Any] = {}
 
 @pytest.fixture(scope="session")
 def make_engine() -> MakeEngine:
-    """`make_engine(model, speculative=None, **options)`: one `LLM` per distinct call, shared by the session's tests."""
+    """`make_engine(model, speculative=None, **options)`: one `LLM` per distinct call, shared by the session's tests.
+
+    Calls under another choice of linear kernels are distinct.
+    """
     from vllm import LLM
 
     def make(model: Path, speculative: dict[str, Any] | None = None, **options: Any) -> Any:
@@ -42,7 +46,7 @@ def make_engine() -> MakeEngine:
             gpu_memory_utilization=0.1,  # so much must be free on a GPU, however little an engine takes
             seed=0,
         )
-        key = json.dumps([str(model), speculative, options], sort_keys=True, default=str)
+        key = json.dumps([str(model), speculative, options, cpu_kernels.chosen()], sort_keys=True, default=str)
         if key not in _ENGINES:
             with keep_async_scheduling() if options.get("async_scheduling") else nullcontext():
                 _ENGINES[key] = LLM(str(model), speculative_config=speculative, **{**defaults, **options})
@@ -68,6 +72,18 @@ def keep_async_scheduling() -> Iterator[None]:
 
     with patch.object(CpuPlatform, "check_and_update_config", classmethod(check_and_update_config)):
         yield
+
+
+@pytest.fixture(params=cpu_kernels.CHOICES)
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """vLLM's kernels for linear layers on a processor without AMX, and on one with it."""
+    if torch.version.cuda is not None:
+        if request.param != cpu_kernels.CHOICES[0]:
+            pytest.skip("chooses among a CPU's kernels")
+        yield request.param
+        return
+    with cpu_kernels.linear_kernels(request.param):
+        yield request.param
 
 
 @pytest.fixture(params=["triton", "flash"])

@@ -18,14 +18,17 @@ from vllm.model_executor.layers.quantization.utils.quant_utils import (
     unpack_quantized_values_into_int32,
 )
 from vllm.scalar_type import scalar_types
+from vllm.utils.torch_utils import set_default_torch_dtype
 
 from redrafter_vllm.drafter import Drafter
 from redrafter_vllm.integration import drafter_loading
 from redrafter_vllm.integration.drafter_loading import linear_maker
 from redrafter_vllm.packed_drafter import PackedDrafter
 from redrafter_vllm.quantization import rounding_linear
+from tests.cpu_kernels import inputs, int8_saturates
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, cpu_only, generate, params, runner, tokens
+from tests.engine.scripted import same_clear_choices
 from tests.engine.test_draft_vocabulary import counters
 from training.corpus import extract_prompts, load_corpus, split
 
@@ -44,7 +47,7 @@ def prompts(asset: Path) -> list[list[int]]:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8], ids=["greedy", "seeded"])
 def test_tokens_are_those_of_plain_vllm(
-    make_engine: MakeEngine, asset: Path, prompts: list[list[int]], temperature: float
+    make_engine: MakeEngine, asset: Path, prompts: list[list[int]], temperature: float, kernels: str
 ) -> None:
     sampling = [params(seed=index, max_tokens=32, temperature=temperature) for index in range(NUM_PROMPTS)]
     small = make_engine(asset, SMALL, disable_log_stats=False)
@@ -57,7 +60,9 @@ def test_tokens_are_those_of_plain_vllm(
     assert accepted / drafts > (1.2 if temperature == 0 else 0.6)
 
 
-def test_the_served_drafter_computes_what_the_checkpoint_says(make_engine: MakeEngine, asset: Path) -> None:
+def test_the_served_drafter_computes_what_the_checkpoint_says(
+    make_engine: MakeEngine, asset: Path, kernels: str
+) -> None:
     """In FP32 to rounding; in INT8 as far as rounded weights are off, and activations rounded to INT8."""
     drafter = Drafter.from_pretrained(asset / "redrafter")
     generator = torch.Generator().manual_seed(0)
@@ -70,26 +75,33 @@ def test_the_served_drafter_computes_what_the_checkpoint_says(make_engine: MakeE
     assert 0 < (int8(context, state) - exact).std() < 0.05 * exact.std()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_bf16(make_engine: MakeEngine, asset: Path, prompts: list[list[int]], kernels: str) -> None:
+    """Where a drafter's small products get other kernels than in fp32, and those in INT8 as well."""
+    options: dict[str, Any] = {"dtype": "bfloat16"}
+    plain, small = make_engine(asset, **options), make_engine(asset, SMALL, disable_log_stats=False, **options)
+    before = counters(small)
+    sampling = params(temperature=0.0, max_tokens=32, logprobs=2)
+    outputs = generate(small, prompts, sampling)
+    assert same_clear_choices(generate(plain, prompts, sampling), outputs) > 100
+    drafts, accepted = (now - then for now, then in zip(counters(small), before, strict=True))
+    assert accepted / drafts > 1.2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_int8_products(make_engine: MakeEngine, asset: Path, dtype: torch.dtype, with_bias: bool) -> None:
+def test_int8_products(make_engine: MakeEngine, asset: Path, dtype: torch.dtype, with_bias: bool, kernels: str) -> None:
     """Against the product of the rounded weights; what is left is the rounding of each activation row to INT8."""
     make_engine(asset, SMALL, disable_log_stats=False)  # vLLM's layers need its process groups
     generator = torch.Generator().manual_seed(0)
     weight = (torch.randn(96, 64, generator=generator) / 8).to(dtype)
     bias = torch.randn(96, generator=generator).to(dtype) if with_bias else None
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
+    with set_default_torch_dtype(dtype):
         product = linear_maker("int8")(weight, bias)
-    finally:
-        torch.set_default_dtype(before)
-    for rows in (0, 1, 12):
-        x = torch.randn(rows, 1, 64, generator=generator).to(dtype).expand(rows, 3, 64)
-        expected = rounding_linear("int8", weight, bias)(x)
-        found = product(x)
+    reference = rounding_linear("int8", weight, bias)
+    for x in inputs(64, generator):
+        found = product(x.to(dtype))
         assert found.dtype == dtype
-        torch.testing.assert_close(found, expected, atol=0.06, rtol=0)
+        torch.testing.assert_close(found, reference(x.to(dtype)), atol=0.8 if int8_saturates() else 0.06, rtol=0)
 
 
 class ColumnMajorFp8:

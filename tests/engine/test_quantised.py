@@ -81,20 +81,33 @@ def save_quantised(path: Path, kind: str, *, part: str = "proj", layer_type: str
     return path
 
 
-@pytest.mark.parametrize("kind", ["w8a8-int8", "w8a8-fp8"])
-def test_eight_bits(make_engine: MakeEngine, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "kernels"),
+    [("w8a8-int8", "onednn"), ("w8a8-int8", "sgl"), ("w8a8-fp8", "onednn")],
+    indirect=["kernels"],
+)
+def test_eight_bits(make_engine: MakeEngine, tmp_path: Path, kind: str, kernels: str) -> None:
+    if (kind, kernels) == ("w8a8-int8", "sgl"):
+        pytest.skip("vLLM's INT8 kernel for AMX takes no fp32, plain vLLM's layers neither: test_in_bf16 has it")
     target = save_quantised(tmp_path / "target", kind)
     plain = make_engine(target)
     assert_identical(plain, make_engine(target, TREE))
     assert_identical(plain, make_engine(target, CHAIN))
 
 
-def test_four_bits(make_engine: MakeEngine, tmp_path: Path) -> None:
-    """vLLM's CPU kernel takes bf16 only, which rounds a row differently in a batch of another size."""
-    target, options = save_quantised(tmp_path / "target", "w4a16"), {"dtype": "bfloat16"}
+@pytest.mark.parametrize(
+    ("kind", "kernels"), [("w8a8-int8", "sgl"), ("w4a16", "onednn"), ("w4a16", "sgl")], indirect=["kernels"]
+)
+def test_in_bf16(make_engine: MakeEngine, tmp_path: Path, kind: str, kernels: str) -> None:
+    """The kernels that take bf16 only, which rounds a row differently in a batch of another size."""
+    if kind == "w4a16" and torch.version.cuda is None and not hasattr(torch.ops._C, "cpu_gemm_wna16"):
+        pytest.skip("vLLM's build for this processor has no 4-bit kernel, for plain vLLM neither")
+    target, options = save_quantised(tmp_path / "target", kind), {"dtype": "bfloat16"}
     plain, tree = make_engine(target, **options), make_engine(target, TREE, **options)
     sampling = params(temperature=0.0, ignore_eos=True, max_tokens=32, logprobs=2)
-    assert same_clear_choices(*run_both(plain, tree, random_prompts(8, VOCAB, longest=120), sampling)) > 100
+    # Activations in eight bits make more of a difference in rounding.
+    gap, least = (0.2, 50) if kind == "w8a8-int8" else (0.1, 100)
+    assert same_clear_choices(*run_both(plain, tree, random_prompts(8, VOCAB, longest=120), sampling), gap) > least
 
 
 def test_a_quantised_embedding(make_engine: MakeEngine, tmp_path: Path) -> None:

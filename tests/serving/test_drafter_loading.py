@@ -9,7 +9,9 @@ import torch
 from redrafter_vllm.config import OptionError
 from redrafter_vllm.integration import drafter_loading
 from redrafter_vllm.integration.drafter_loading import check_quantization, linear_maker
+from tests.cpu_kernels import CHOICES, has_sgl_kernels, inputs, linear_kernels
 from tests.engine.generation import cpu_only
+from tests.ops.test_launches import Launches
 
 
 class Platform:
@@ -63,17 +65,37 @@ def test_refused(
 
 
 @cpu_only
+@pytest.mark.parametrize("kernels", CHOICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [0, 1, 12])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_products(dtype: torch.dtype, rows: int, with_bias: bool) -> None:
+@pytest.mark.parametrize("outputs", [96, 8])
+def test_products(kernels: str, dtype: torch.dtype, with_bias: bool, outputs: int) -> None:
     """vLLM's own linear kernels against torch's product: any leading shape, an expanded input, with a bias or not."""
-    generator = torch.Generator().manual_seed(rows)
-    weight = (torch.randn(96, 64, generator=generator) / 8).to(dtype)
-    bias = torch.randn(96, generator=generator).to(dtype) if with_bias else None
-    x = torch.randn(rows, 1, 64, generator=generator).to(dtype).expand(rows, 3, 64)
-    exact = torch.nn.functional.linear(x.float(), weight.float(), None if bias is None else bias.float())
-    product = linear_maker(None)(weight, bias)(x)
-    assert product.shape == (rows, 3, 96)
-    assert product.dtype == dtype
-    torch.testing.assert_close(product.float(), exact, atol=1e-5 if dtype == torch.float32 else 0.05, rtol=0)
+    generator = torch.Generator().manual_seed(outputs)
+    weight = (torch.randn(outputs, 64, generator=generator) / 8).to(dtype)
+    bias = torch.randn(outputs, generator=generator).to(dtype) if with_bias else None
+    with linear_kernels(kernels):
+        product = linear_maker(None)(weight, bias)
+    for x in inputs(64, generator):
+        exact = torch.nn.functional.linear(x.to(dtype).float(), weight.float(), None if bias is None else bias.float())
+        found = product(x.to(dtype))
+        assert found.shape == (*x.shape[:-1], outputs)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), exact, atol=1e-5 if dtype == torch.float32 else 0.05, rtol=0)
+
+
+@cpu_only
+@pytest.mark.parametrize("kernels", CHOICES)
+@pytest.mark.parametrize("shape", [(2, 64), (2, 4, 64)])
+def test_a_product_is_one_launch(kernels: str, shape: tuple[int, ...]) -> None:
+    """Its input is multiplied where it lies, whatever the kernel; one that was chosen runs."""
+    if kernels == "sgl" and not has_sgl_kernels():
+        pytest.skip("what stands in for SGLang's kernels takes several")
+    with linear_kernels(kernels):
+        product = linear_maker(None)(torch.randn(96, 64).bfloat16(), torch.randn(96).bfloat16())
+    x = torch.randn(shape).bfloat16()
+    with Launches() as launches:
+        product(x)
+    del launches.count["t"]  # of torch's own product, where oneDNN has none for this processor
+    assert launches.count.total() == 1
+    assert ("weight_packed_linear" in launches.count) == (kernels == "sgl")
