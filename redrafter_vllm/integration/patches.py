@@ -98,6 +98,7 @@ def install_runner() -> None:
     # counts those.
     rebind_seam("vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras", _set_active_loras)
     install_request_settings()
+    install_sessions()
     install_metrics()
 
 
@@ -136,6 +137,17 @@ def install_request_settings() -> None:
     rebind_seam(f"{scheduling}.async_scheduler:AsyncScheduler._update_after_schedule", draft_limits.limit_placeholders)
 
 
+def install_sessions() -> None:
+    """Sessions whose prompt comes in parts go on where plain vLLM would, whatever has been accepted behind a stop."""
+    from redrafter_vllm.integration import sessions
+
+    # All can go when vLLM 0.32 is gone: 0.33 counts by tokens, and queues a session that goes on once.
+    scheduler = "vllm.v1.core.sched.scheduler:Scheduler"
+    rebind_seam(f"{scheduler}._update_request_with_output", sessions.settle_computed)
+    rebind_seam(f"{scheduler}._update_request_as_session", sessions.cut_by_tokens)
+    rebind_seam(f"{scheduler}._handle_stopped_request", sessions.remember_preempted)
+
+
 def install_metrics() -> None:
     """Our counters, and what vLLM's own need to count nodes instead of slots."""
     from redrafter_vllm.integration import metrics, metrics_prometheus
@@ -143,11 +155,17 @@ def install_metrics() -> None:
     # All can go when a speculator can hand statistics of its own to the scheduler, and these reach the stat loggers.
     rebind_seam("vllm.v1.worker.gpu.async_utils:AsyncOutput.get_output", metrics.report_from_worker)
     scheduler = "vllm.v1.core.sched.scheduler:Scheduler"
-    rebind_seam(f"{scheduler}.update_from_output", metrics.read_report)
+    rebind_seam(f"{scheduler}.update_from_output", _update_from_output)
     rebind_seam(f"{scheduler}.make_spec_decoding_stats", metrics.count_slots)
     prometheus = "vllm.v1.spec_decode.metrics:SpecDecodingProm"
     rebind_seam(f"{prometheus}.__init__", metrics_prometheus.create_counters)
     rebind_seam(f"{prometheus}.observe", metrics_prometheus.observe_counters)
+
+
+def _update_from_output(original: Callable) -> Callable:
+    from redrafter_vllm.integration import metrics, sessions
+
+    return sessions.queue_preempted(metrics.read_report(original))
 
 
 def install_refusal(message: str) -> None:

@@ -107,6 +107,13 @@ _REBOUND = (
         "self scheduler_output",
     ),
     Seam(
+        "vllm.v1.core.sched.scheduler:Scheduler._update_request_with_output",
+        Use.REBOUND,
+        "self request new_token_ids is_stale",
+    ),
+    Seam("vllm.v1.core.sched.scheduler:Scheduler._update_request_as_session", Use.REBOUND, "self session update"),
+    Seam("vllm.v1.core.sched.scheduler:Scheduler._handle_stopped_request", Use.REBOUND, "self request"),
+    Seam(
         "vllm.v1.core.sched.scheduler:Scheduler.update_from_output",
         Use.REBOUND,
         "self scheduler_output model_runner_output",

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streaming-input sessions: a request that goes on with another part of its prompt after each of its answers.
+
+Plain vLLM keeps all of an answer but its last token, which was sampled and never computed. Its scheduler of 0.32 takes
+the number of computed tokens for where to cut, and two things put that number elsewhere: a step that verified drafts
+behind the stop, and a preemption before the stop arrived. 0.33 counts as this module does, which then changes nothing.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+
+def settle_computed(original: Callable) -> Callable:
+    """Wrap `Scheduler._update_request_with_output`, where an answer is cut at its stop.
+
+    Whatever has been accepted behind the stop is no longer computed, and the blocks that the kept tokens fill can be
+    cached at once: in plain vLLM they are when the last token is scheduled.
+    """
+
+    def _update_request_with_output(self: Any, request: Any, new_token_ids: list[int], *args: Any, **kw: Any) -> Any:
+        kept, stopped = original(self, request, new_token_ids, *args, **kw)
+        # With steps in flight (asynchronous scheduling) vLLM itself keeps the count, by placeholders.
+        if _is_ours(self) and not (request.num_output_placeholders or request.num_in_flight_tokens):
+            request.num_computed_tokens = min(request.num_computed_tokens, request.num_tokens - 1)
+            self.kv_cache_manager.cache_blocks(request, request.num_computed_tokens)
+        return kept, stopped
+
+    return _update_request_with_output
+
+
+def cut_by_tokens(original: Callable) -> Callable:
+    """Wrap `Scheduler._update_request_as_session`: its cut is before the last token, however much is computed.
+
+    A preempted session has nothing computed, and would lose its whole text.
+    """
+
+    def _update_request_as_session(self: Any, session: Any, update: Any) -> None:
+        if not _is_ours(self):
+            return original(self, session, update)
+        num_computed, num_kept = session.num_computed_tokens, session.num_tokens - 1
+        session.num_computed_tokens = num_kept
+        original(self, session, update)
+        session.num_computed_tokens = min(num_computed, num_kept)
+
+    return _update_request_as_session
+
+
+def remember_preempted(original: Callable) -> Callable:
+    """Wrap `Scheduler._handle_stopped_request`: a session preempted before its stop arrived is queued by hand."""
+
+    def _handle_stopped_request(self: Any, request: Any) -> bool:
+        finished = original(self, request)
+        if not finished and request.num_computed_tokens == 0 and _is_ours(self):
+            self.redrafter_preempted_sessions = [*getattr(self, "redrafter_preempted_sessions", ()), request]
+        return finished
+
+    return _handle_stopped_request
+
+
+def queue_preempted(original: Callable) -> Callable:
+    """Wrap `Scheduler.update_from_output`, which takes every stopped request off the queue that it was preempted to.
+
+    That happens after a session that goes on has been queued again, which then is in no queue.
+    """
+
+    def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
+        outputs = original(self, scheduler_output, model_runner_output)
+        for request in self.__dict__.pop("redrafter_preempted_sessions", ()):
+            alive = self.requests.get(request.request_id) is request and not request.is_finished()
+            if alive and request not in self.waiting and request not in self.kv_holding_waiting:
+                self._enqueue_waiting_request(request)
+        return outputs
+
+    return update_from_output
+
+
+def _is_ours(scheduler: Any) -> bool:
+    spec = scheduler.vllm_config.speculative_config
+    return spec is not None and spec.method == "redrafter"
