@@ -3,7 +3,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tests.engine.generation import params
@@ -12,36 +11,40 @@ from tests.engine.generation import params
 class Part(NamedTuple):
     """What one message of a session adds to its text, and how it is to be answered."""
 
-    prompt: list[int]
+    prompt: Sequence[int]
     sampling: Any
 
 
-@dataclass
+Sessions = Mapping[str, Sequence[Part]]
+
+
 class Session:
-    """One session of an engine; `send` and `close` are what the client does."""
+    """The client of one session: sends a part when the one before is answered, or `ahead` all at once."""
 
-    llm: Any
-    name: str
-    priority: int = 0
-    answers: list[list[int]] = field(default_factory=lambda: [[]])
-    finish_reasons: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._close = self._request([0], params(), resumable=False)
-        self.llm.llm_engine.input_processor.assign_request_id(self._close)
+    def __init__(self, llm: Any, name: str, parts: Sequence[Part], *, ahead: bool = False, **options: Any) -> None:
+        self.engine, self.name, self.options = llm.llm_engine, name, options
+        self.to_send, self.ahead, self.closed = list(parts), ahead, False
+        self.answers: list[list[int]] = [[]]  # of the parts; the last is still to come
+        self.finish_reasons: list[str] = []
+        self.num_sent = 0
+        self._last = self._request(name, Part([0], params()), resumable=False)  # the message that closes a session
+        self.engine.input_processor.assign_request_id(self._last)
 
     @property
     def idle(self) -> bool:
-        """Whether all that has been sent is answered."""
-        return not self.answers[-1] and len(self.answers) > 1
+        """Whether all that was sent is answered."""
+        return len(self.finish_reasons) == self.num_sent
 
-    def send(self, part: Part) -> None:
-        request = self._request(part.prompt, part.sampling, resumable=True)
-        request.request_id, request.external_req_id = self._close.request_id, self.name
-        self._add(request)
-
-    def close(self) -> None:
-        self._add(self._close)
+    def go_on(self) -> None:
+        """Send what is due."""
+        while self.to_send and (self.ahead or self.idle):
+            request = self._request(self._last.request_id, self.to_send.pop(0), resumable=True)
+            request.external_req_id = self.name
+            self._add(request)
+            self.num_sent += 1
+        if not self.to_send and not self.closed and (self.ahead or self.idle):
+            self.closed = True
+            self._add(self._last)
 
     def take(self, output: Any) -> None:
         (completion,) = output.outputs
@@ -50,92 +53,59 @@ class Session:
             self.finish_reasons.append(completion.finish_reason)
             self.answers.append([])
 
-    def _request(self, prompt: list[int], sampling: Any, *, resumable: bool) -> Any:
+    def _request(self, request_id: str, part: Part, *, resumable: bool) -> Any:
         from vllm.sampling_params import RequestOutputKind
 
-        sampling = sampling.clone()
+        sampling = part.sampling.clone()
         sampling.output_kind = RequestOutputKind.DELTA
-        engine = self.llm.llm_engine
-        return engine.input_processor.process_inputs(
-            self.name if resumable is False else self._close.request_id,
-            {"prompt_token_ids": list(prompt)},
+        return self.engine.input_processor.process_inputs(
+            request_id,
+            {"prompt_token_ids": list(part.prompt)},
             sampling,
-            supported_tasks=engine.get_supported_tasks(),
-            priority=self.priority,
+            supported_tasks=self.engine.get_supported_tasks(),
             resumable=resumable,
+            **self.options,
         )
 
     def _add(self, request: Any) -> None:
-        engine = self.llm.llm_engine
-        # Both sides go on to extend the list of the prompt; between processes each has its own.
+        # Both sides extend the list of the prompt; between processes each has its own.
         theirs = copy(request)
         theirs.prompt_token_ids = list(request.prompt_token_ids)
-        engine.output_processor.add_request(request, None, None, 0)
-        engine.engine_core.add_request(theirs)
+        self.engine.output_processor.add_request(request, None, None, 0)
+        self.engine.engine_core.add_request(theirs)
 
 
 def run_sessions(
-    llm: Any,
-    sessions: Mapping[str, Sequence[Part]],
-    *,
-    ahead: bool = False,
-    before_step: Callable[[int], None] | None = None,
+    llm: Any, sessions: Sessions, *, ahead: bool = False, before_step: Callable[[int], None] | None = None
 ) -> dict[str, list[list[int]]]:
-    """Answers of every session, a list for each part.
-
-    A part follows when the one before is answered, `ahead` at once. Requests that run beside are no business of this.
-    """
-    open_sessions = {name: Session(llm, name) for name in sessions}
-    waiting = {name: list(parts) for name, parts in sessions.items()}
-    done: dict[str, list[list[int]]] = {}
+    """Answers of every session, a list for each part; the answers to other requests are dropped."""
+    clients = {name: Session(llm, name, parts, ahead=ahead) for name, parts in sessions.items()}
     step = 0
-    while len(done) < len(sessions):
-        for name, session in open_sessions.items():
-            answered = len(session.finish_reasons)
-            sent = len(sessions[name]) - len(waiting[name])
-            while waiting[name] and (ahead or answered == sent):
-                session.send(waiting[name].pop(0))
-                sent += 1
-            if not waiting[name] and name not in done and (ahead or answered == sent):
-                session.close()
-                done[name] = session.answers
+    while not all(client.closed and client.idle for client in clients.values()):
+        for client in clients.values():
+            client.go_on()
         if before_step is not None:
             before_step(step)
-        deliver(llm, open_sessions)
+        for output in llm.llm_engine.step():
+            if output.request_id in clients:
+                clients[output.request_id].take(output)
         step += 1
-        assert step < 5000, "the sessions never end"
-    while any(len(session.finish_reasons) < len(sessions[name]) for name, session in open_sessions.items()):
-        deliver(llm, open_sessions)
-        step += 1
-        assert step < 5000, "the sessions never end"
-    return {name: session.answers[:-1] for name, session in open_sessions.items()}
+        assert step < 3000, "the sessions never end"
+    return {name: client.answers[:-1] for name, client in clients.items()}
 
 
-def deliver(llm: Any, sessions: Mapping[str, Session]) -> list[Any]:
-    """Run a step; what is not for the sessions is returned."""
-    others = []
-    for output in llm.llm_engine.step():
-        if output.request_id in sessions:
-            sessions[output.request_id].take(output)
-        else:
-            others.append(output)
-    return others
-
-
-def as_prompts(parts: Sequence[Part], answers: Sequence[list[int]]) -> list[list[int]]:
+def as_prompts(parts: Sequence[Part], answers: Sequence[Sequence[int]]) -> list[list[int]]:
     """The prompt that each part of a session amounts to: all before it, without the last token of each answer."""
     text: list[int] = []
     prompts = []
     for part, answer in zip(parts, answers, strict=True):
-        text = text + part.prompt
+        text = [*text, *part.prompt]
         prompts.append(text)
-        text = text + answer[:-1]
+        text = [*text, *answer[:-1]]
     return prompts
 
 
-def truths(
-    sessions: Mapping[str, Sequence[Part]], answers: Mapping[str, Sequence[list[int]]]
-) -> dict[tuple[int, ...], list[int]]:
+def truths(sessions: Sessions, answers: Mapping[str, Sequence[list[int]]]) -> dict[tuple[int, ...], list[int]]:
     """For scripted trees: what each of the sessions' prompts leads to."""
     return {
         tuple(prompt): [*prompt, *answer]
