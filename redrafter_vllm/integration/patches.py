@@ -141,11 +141,13 @@ def install_sessions() -> None:
     """Sessions whose prompt comes in parts go on where plain vLLM would, whatever has been accepted behind a stop."""
     from redrafter_vllm.integration import sessions
 
-    # All can go when vLLM 0.32 is gone: 0.33 counts by tokens, and queues a session that goes on once.
+    # These can go when vLLM 0.32 is gone: 0.33 counts by tokens, and queues a session that goes on once.
     scheduler = "vllm.v1.core.sched.scheduler:Scheduler"
     rebind_seam(f"{scheduler}._update_request_with_output", sessions.settle_computed)
     rebind_seam(f"{scheduler}._update_request_as_session", sessions.cut_by_tokens)
     rebind_seam(f"{scheduler}._handle_stopped_request", sessions.remember_preempted)
+    # Can go when vLLM holds the whole text of a session against the length that there is room for.
+    rebind_seam("vllm.v1.engine.async_llm:AsyncLLM._add_request", sessions.refuse_overlong_parts)
 
 
 def install_metrics() -> None:
@@ -207,11 +209,25 @@ def _create_speculative_config(original: Callable) -> Callable:
                 "target_parallel_config": target_parallel_config,
             }
         )
+        check_engine(self, config)
         if not config.drafting.is_chain:
             select_tree_attention(self)
         return config
 
     return create_speculative_config
+
+
+def check_engine(engine_args: Any, config: Any) -> None:
+    """Refuse what the engine is to do besides, where vLLM would fail later or the output would not be its own."""
+    from redrafter_vllm.integration.target_support import check_step_limits, check_transfer
+
+    has_connector = engine_args.kv_transfer_config is not None or engine_args.kv_offloading_size is not None
+    check_transfer(has_connector, config.drafting)
+    # By a schedule of budgets the scheduler pads nothing.
+    if not config.num_speculative_tokens_per_batch_size:
+        names = "max_num_batched_tokens", "max_num_scheduled_tokens", "long_prefill_token_threshold"
+        limits = {name: getattr(engine_args, name) for name in names}
+        check_step_limits(limits, config.num_speculative_tokens)
 
 
 def select_tree_attention(engine_args: Any) -> None:

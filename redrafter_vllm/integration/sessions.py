@@ -9,6 +9,11 @@ behind the stop, and a preemption before the stop arrived. 0.33 counts as this m
 from collections.abc import Callable
 from typing import Any
 
+from vllm.exceptions import VLLMValidationError
+from vllm.logger import init_logger
+
+logger = init_logger(f"vllm.{__name__}")
+
 
 def settle_computed(original: Callable) -> Callable:
     """Wrap `Scheduler._update_request_with_output`, where an answer is cut at its stop.
@@ -31,18 +36,54 @@ def settle_computed(original: Callable) -> Callable:
 def cut_by_tokens(original: Callable) -> Callable:
     """Wrap `Scheduler._update_request_as_session`: its cut is before the last token, however much is computed.
 
-    A preempted session has nothing computed, and would lose its whole text.
+    A preempted session has nothing computed, and would lose its whole text. A part that does not fit is cut: its text
+    would be written over that of the request in the next row, and the front end has refused it where it could.
     """
 
     def _update_request_as_session(self: Any, session: Any, update: Any) -> None:
         if not _is_ours(self):
             return original(self, session, update)
         num_computed, num_kept = session.num_computed_tokens, session.num_tokens - 1
+        room = self.max_model_len - 1 - num_kept
+        if len(update.prompt_token_ids) > room:
+            logger.warning(
+                "The text of session %s reaches max_model_len=%d: of a part of %d tokens %d are kept.",
+                session.request_id,
+                self.max_model_len,
+                len(update.prompt_token_ids),
+                room,
+            )
+            update.prompt_token_ids = update.prompt_token_ids[:room]
         session.num_computed_tokens = num_kept
         original(self, session, update)
-        session.num_computed_tokens = min(num_computed, num_kept)
+        # One token at least is to be computed, in a session without room the last that it has kept.
+        session.num_computed_tokens = min(num_computed, num_kept, session.num_tokens - 1)
 
     return _update_request_as_session
+
+
+def refuse_overlong_parts(original: Callable) -> Callable:
+    """Wrap `AsyncLLM._add_request`: the call that iterates over a session gets the error, and the session ends.
+
+    vLLM holds each part alone against `max_model_len`. What is counted here is exact for a part that is sent when the
+    one before is answered; of answers still to come nothing is known.
+    """
+
+    async def _add_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+        state = self.output_processor.request_states.get(request.request_id)
+        if state is not None and request.resumable and _is_ours(self):
+            state.redrafter_parts = getattr(state, "redrafter_parts", 0) + 1  # each forgets its last token
+            waiting = sum(len(part.prompt_token_ids) for part in state.input_chunk_queue or ())
+            answered = state.detokenizer.num_output_tokens() - state.redrafter_parts
+            length = state.prompt_len + waiting + answered + len(request.prompt_token_ids)
+            if length >= (limit := self.model_config.max_model_len):
+                raise VLLMValidationError(
+                    f"With its new part the text of this session has {length} tokens, which leaves no room for an "
+                    f"answer within max_model_len={limit}; begin another session."
+                )
+        await original(self, request, *args, **kwargs)
+
+    return _add_request
 
 
 def remember_preempted(original: Callable) -> Callable:
@@ -74,6 +115,6 @@ def queue_preempted(original: Callable) -> Callable:
     return update_from_output
 
 
-def _is_ours(scheduler: Any) -> bool:
-    spec = scheduler.vllm_config.speculative_config
+def _is_ours(owner: Any) -> bool:
+    spec = owner.vllm_config.speculative_config
     return spec is not None and spec.method == "redrafter"

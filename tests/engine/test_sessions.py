@@ -14,7 +14,7 @@ from redrafter_vllm.integration.patches import register_tree_attention
 from tests.engine.conftest import MakeEngine
 from tests.engine.differential.leaks import cached_blocks, leaks, watched_rows
 from tests.engine.differential.stream import Stream, counted_preemptions, settle
-from tests.engine.generation import CHAIN, TREE, cpu_only, generate, params, random_prompts, scheduler, tokens
+from tests.engine.generation import CHAIN, TREE, core, cpu_only, generate, params, random_prompts, scheduler, tokens
 from tests.engine.row_invariant import row_invariant
 from tests.engine.scripted import scripted_trees
 from tests.engine.sessions import Part, Session, Sessions, as_prompts, run_sessions, truths
@@ -229,3 +229,85 @@ def test_cached_blocks(make_engine: MakeEngine, random_target: Path, asynchronou
     assert own.keys() == wanted.keys() and len(own) > 20
     for key, contents in own.items():
         assert all((content == wanted[key][0]).all() for content in contents)
+
+
+@cpu_only
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_kv_events(make_engine: MakeEngine, random_target: Path, asynchronous: bool) -> None:
+    """Whoever follows the cache by its events is told of the blocks that plain vLLM stores: not one fewer."""
+    register_tree_attention()
+    plain = make_engine(random_target, attention_backend="CUSTOM", block_size=16)
+    tree = make_engine(random_target, TREE, block_size=16, async_scheduling=asynchronous)
+    sessions, prompts = random_sessions(13, longest=33), random_prompts(4, VOCAB, longest=60, seed=13)
+    with row_invariant(plain), stored_blocks(plain) as wanted:
+        expected, ordinary = run_sessions(plain, sessions), generate(plain, prompts, greedy(40))
+    asked = {tuple(p): [*p, *o.outputs[0].token_ids] for p, o in zip(prompts, ordinary, strict=True)}
+    with row_invariant(tree), stored_blocks(tree) as own, scripted_trees(tree, truths(sessions, expected) | asked):
+        assert run_sessions(tree, sessions) == expected
+        assert tokens(generate(tree, prompts, greedy(40))) == tokens(ordinary)
+    assert own == wanted and len(own) > 20
+
+
+@contextmanager
+def stored_blocks(llm: Any) -> Iterator[dict[Any, tuple[Any, ...]]]:
+    """Yields what the `BlockStored` events of an engine with an empty cache said: hash, and parent and tokens."""
+    from vllm.distributed.kv_events import BlockStored
+
+    assert llm.llm_engine.reset_prefix_cache()
+    pool, publisher = scheduler(llm).kv_cache_manager.block_pool, scheduler(llm).kv_event_publisher
+    stored: dict[Any, tuple[Any, ...]] = {}
+
+    def publish(batch: Any) -> None:
+        for event in batch.events:
+            assert isinstance(event, BlockStored)  # nothing is evicted here
+            parent = event.parent_block_hash
+            for index, block in enumerate(event.block_hashes):
+                text = event.token_ids[index * event.block_size : (index + 1) * event.block_size]
+                stored[block], parent = (parent, *text), block
+
+    with patch.object(pool, "enable_kv_cache_events", True), patch.object(publisher, "publish", publish):
+        yield stored
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_pause_and_resume(make_engine: MakeEngine, random_target: Path, asynchronous: bool) -> None:
+    """With drafts waiting to be verified; where no session rests, the cache is cleared as well."""
+    plain, tree = make_engine(random_target), make_engine(random_target, TREE, async_scheduling=asynchronous)
+    sessions = random_sessions(15, count=3)
+    expected, cleared = run_sessions(plain, sessions), []
+
+    def pause(step: int) -> None:
+        if step % 5 == 2:
+            core(tree).pause_scheduler("keep", clear_cache=False)
+        elif step % 5 == 4:  # by now what was in flight has arrived
+            cleared.append(not scheduler(tree).kv_holding_waiting)
+            if cleared[-1]:
+                core(tree).reset_prefix_cache(reset_running_requests=True)
+            core(tree).resume_scheduler()
+
+    with scripted_trees(tree, truths(sessions, expected)):
+        assert run_sessions(tree, sessions, before_step=pause) == expected
+    core(tree).resume_scheduler()
+    settle(tree)
+    assert not leaks(tree) and True in cleared
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_text_without_room(make_engine: MakeEngine, random_target: Path, asynchronous: bool) -> None:
+    """Parts that were sent before it was known how long the answers are: cut, and answered with a token.
+
+    Plain vLLM writes such a text over that of another request.
+    """
+    options = {"max_model_len": 64, "max_num_seqs": 2, "async_scheduling": asynchronous}
+    plain, tree = make_engine(random_target), make_engine(random_target, TREE, **options)
+    fits = {"fits": [Part([5, 6, 7], greedy(20)), Part([8], greedy(30))]}
+    parts = [Part([9] * 30, greedy(20)), Part([10] * 30, greedy(20)), Part([11] * 3, greedy(20))]
+    answers = run_sessions(tree, {"long": parts, **fits}, ahead=True)
+    assert answers["fits"] == run_sessions(plain, fits)["fits"]
+    assert [len(answer) for answer in answers["long"]] == [20, 1, 1]
+    first = tokens(generate(plain, [parts[0].prompt], greedy(20)))[0][0]
+    assert answers["long"][0] == first
+    text = [*parts[0].prompt, *first[:-1], *parts[1].prompt][:63]
+    assert answers["long"][1] == answers["long"][2] == tokens(generate(plain, [text], greedy(1)))[0][0]
+    settle(tree)
+    assert not leaks(tree)
