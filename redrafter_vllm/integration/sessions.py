@@ -42,7 +42,8 @@ def cut_by_tokens(original: Callable) -> Callable:
 
     def _update_request_as_session(self: Any, session: Any, update: Any) -> None:
         if not _is_ours(self):
-            return original(self, session, update)
+            original(self, session, update)
+            return
         num_computed, num_kept = session.num_computed_tokens, session.num_tokens - 1
         room = self.max_model_len - 1 - num_kept
         if len(update.prompt_token_ids) > room:

@@ -35,6 +35,11 @@ class Session:
         """Whether all that was sent is answered."""
         return len(self.finish_reasons) == self.num_sent
 
+    @property
+    def done(self) -> bool:
+        """Whether nothing more is to come."""
+        return self.closed and self.idle
+
     def go_on(self) -> None:
         """Send what is due."""
         while self.to_send and (self.ahead or self.idle):
@@ -81,7 +86,7 @@ def run_sessions(
     """Answers of every session, a list for each part; the answers to other requests are dropped."""
     clients = {name: Session(llm, name, parts, ahead=ahead) for name, parts in sessions.items()}
     step = 0
-    while not all(client.closed and client.idle for client in clients.values()):
+    while not all(client.done for client in clients.values()):
         for client in clients.values():
             client.go_on()
         if before_step is not None:

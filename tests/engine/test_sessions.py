@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streaming-input sessions answer as plain vLLM's do: every part, and whoever runs beside them."""
 
+import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+from vllm.exceptions import VLLMValidationError
 
 from redrafter_vllm.integration.patches import register_tree_attention
 from tests.engine.conftest import MakeEngine
@@ -96,7 +98,7 @@ def test_sampling_parameters(make_engine: MakeEngine, random_target: Path, optio
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_beside_requests_in_pieces(make_engine: MakeEngine, random_target: Path, asynchronous: bool) -> None:
-    """Without prefix caching, prompts in chunks: sessions in a batch with requests that have nothing to do with them."""
+    """Without prefix caching, prompts in chunks: sessions in a batch with requests that do not know of them."""
     plain = make_engine(random_target)
     options = {"max_num_batched_tokens": 60, "long_prefill_token_threshold": 20, "enable_prefix_caching": False}
     tree = make_engine(random_target, TREE, **options, async_scheduling=asynchronous)
@@ -311,3 +313,78 @@ def test_a_text_without_room(make_engine: MakeEngine, random_target: Path, async
     assert answers["long"][1] == answers["long"][2] == tokens(generate(plain, [text], greedy(1)))[0][0]
     settle(tree)
     assert not leaks(tree)
+
+
+def test_the_public_interface(make_engine: MakeEngine, asset: Path) -> None:
+    """`AsyncLLM`, its engine in a process of its own, a trained drafter: sessions side by side, pauses, one too long.
+
+    The client of that one gets an error, and nobody else notices.
+    """
+    plain = make_engine(asset)
+    starts = [[40, 300, 77, 12, 90], [5, 6, 800, 13], [401, 22, 9]]
+    sessions = {
+        f"session {i}": [Part(start, greedy(6 + i)), Part([5], greedy(9 + i)), Part([7], greedy(20))]
+        for i, start in enumerate(starts)
+    }
+    expected = run_sessions(plain, sessions)
+    overlong = [Part([8] * 100, greedy(25)), Part([9] * 4, greedy(5))]
+    answers, error = asyncio.run(converse(asset, sessions, overlong))
+    assert answers == expected
+    assert "the text of this session has 128 tokens" in error and "max_model_len=128" in error
+
+
+async def converse(model: Path, sessions: Sessions, overlong: list[Part]) -> tuple[dict[str, list[list[int]]], str]:
+    """The answers to sessions that run side by side, and the error of one that is too long."""
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    llm = AsyncLLM.from_engine_args(
+        AsyncEngineArgs(
+            str(model),
+            speculative_config=TREE,
+            dtype="float32",
+            enforce_eager=True,
+            skip_tokenizer_init=True,
+            max_model_len=128,
+            max_num_seqs=4,
+            kv_cache_memory_bytes=1 << 26,
+        )
+    )
+    try:
+        with pytest.raises(VLLMValidationError) as refused:
+            await talk(llm, "overlong", overlong)
+        done = asyncio.gather(*(talk(llm, name, parts) for name, parts in sessions.items()))
+        while not done.done():
+            await llm.pause_generation(mode="keep", clear_cache=False)
+            await llm.resume_generation()
+            await asyncio.sleep(0.05)
+        return dict(zip(sessions, await done, strict=True)), str(refused.value)
+    finally:
+        llm.shutdown()
+
+
+async def talk(llm: Any, name: str, parts: Sequence[Part]) -> list[list[int]]:
+    """One session: every part is sent when the one before is answered."""
+    from vllm.engine.protocol import StreamingInput
+    from vllm.sampling_params import RequestOutputKind
+
+    answers, answered = [[] for _ in parts], asyncio.Event()
+
+    def asked(part: Part) -> Any:
+        sampling = part.sampling.clone()
+        sampling.output_kind = RequestOutputKind.DELTA
+        return sampling
+
+    async def inputs() -> AsyncGenerator[Any]:
+        for part in parts:
+            answered.clear()
+            yield StreamingInput(prompt={"prompt_token_ids": list(part.prompt)}, sampling_params=asked(part))
+            await answered.wait()
+
+    turn = 0
+    async for output in llm.generate(inputs(), asked(parts[0]), name):
+        answers[turn] += output.outputs[0].token_ids
+        if len(answers[turn]) == parts[turn].sampling.max_tokens:
+            turn += turn < len(parts) - 1
+            answered.set()
+    return answers

@@ -98,7 +98,7 @@ def test_trees_leave_no_cache_to_connectors(options: dict[str, Any]) -> None:
     for drafting in ({"beam_width": 4}, {"beam_width": 1}):
         args.speculative_config = {"method": "redrafter", **drafting}
         refused = drafting["beam_width"] > 1
-        with pytest.raises(UnsupportedTargetError, match="KV connector.*beam_width=1") if refused else nullcontext():
+        with pytest.raises(UnsupportedTargetError, match=r"KV connector.*beam_width=1") if refused else nullcontext():
             args.create_speculative_config(*target_of(args))
 
 
