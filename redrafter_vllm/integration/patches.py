@@ -146,8 +146,8 @@ def install_sessions() -> None:
     rebind_seam(f"{scheduler}._update_request_with_output", sessions.settle_computed)
     rebind_seam(f"{scheduler}._update_request_as_session", sessions.cut_by_tokens)
     rebind_seam(f"{scheduler}._handle_stopped_request", sessions.remember_preempted)
-    # Can go when vLLM holds the whole text of a session against the length that there is room for.
-    rebind_seam("vllm.v1.engine.async_llm:AsyncLLM._add_request", sessions.refuse_overlong_parts)
+    # Can go when vLLM refuses a part for which its session has no room, and survives log-probabilities that come late.
+    rebind_seam("vllm.v1.engine.async_llm:AsyncLLM._add_request", sessions.refuse_parts)
 
 
 def install_metrics() -> None:

@@ -278,7 +278,8 @@ _USED = (
     Seam(
         "vllm.sampling_params:SamplingParams",
         Use.USED,
-        attributes="extra_args bad_words_token_ids structured_outputs thinking_token_budget",
+        attributes="extra_args bad_words_token_ids structured_outputs thinking_token_budget num_logprobs "
+        "prompt_logprobs",
     ),
     Seam(f"{_OPENAI}.chat_completion.protocol:ChatCompletionRequest", Use.USED),
     Seam(f"{_OPENAI}.completion.protocol:CompletionRequest", Use.USED),
@@ -325,13 +326,16 @@ _USED = (
     ),
     Seam("vllm.v1.request:StreamingUpdate", Use.USED, attributes="prompt_token_ids"),
     Seam("vllm.v1.engine.async_llm:AsyncLLM", Use.USED, attributes="vllm_config model_config output_processor"),
-    Seam("vllm.v1.engine:EngineCoreRequest", Use.USED, attributes="request_id resumable prompt_token_ids"),
+    Seam(
+        "vllm.v1.engine:EngineCoreRequest", Use.USED, attributes="request_id resumable prompt_token_ids sampling_params"
+    ),
     Seam("vllm.v1.engine.output_processor:OutputProcessor", Use.USED, attributes="request_states"),
     Seam(
         "vllm.v1.engine.output_processor:RequestState",
         Use.USED,
-        attributes="input_chunk_queue prompt_len detokenizer",
+        attributes="input_chunk_queue prompt_len detokenizer logprobs_processor",
     ),
+    Seam("vllm.v1.engine.logprobs:LogprobsProcessor", Use.USED, attributes="num_logprobs num_prompt_logprobs"),
     Seam("vllm.v1.engine.output_processor:StreamingUpdate", Use.USED, attributes="prompt_token_ids"),
     Seam("vllm.v1.engine.detokenizer:IncrementalDetokenizer.num_output_tokens", Use.CALLED),
     Seam("vllm.v1.core.kv_cache_manager:KVCacheManager.cache_blocks", Use.CALLED, "request num_computed_tokens"),

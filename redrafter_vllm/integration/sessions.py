@@ -63,28 +63,46 @@ def cut_by_tokens(original: Callable) -> Callable:
     return _update_request_as_session
 
 
-def refuse_overlong_parts(original: Callable) -> Callable:
-    """Wrap `AsyncLLM._add_request`: the call that iterates over a session gets the error, and the session ends.
+def refuse_parts(original: Callable) -> Callable:
+    """Wrap `AsyncLLM._add_request`: a part that cannot be answered is an error of its client's call alone.
 
-    vLLM holds each part alone against `max_model_len`. What is counted here is exact for a part that is sent when the
-    one before is answered; of answers still to come nothing is known.
+    Raises:
+        VLLMValidationError: The session's text outgrows `max_model_len`, of which vLLM looks at each part alone, or the
+            part asks for log-probabilities that the session's first did not, which would end vLLM's front end.
     """
 
     async def _add_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
         state = self.output_processor.request_states.get(request.request_id)
         if state is not None and request.resumable and _is_ours(self):
-            state.redrafter_parts = getattr(state, "redrafter_parts", 0) + 1  # each forgets its last token
-            waiting = sum(len(part.prompt_token_ids) for part in state.input_chunk_queue or ())
-            answered = state.detokenizer.num_output_tokens() - state.redrafter_parts
-            length = state.prompt_len + waiting + answered + len(request.prompt_token_ids)
-            if length >= (limit := self.model_config.max_model_len):
-                raise VLLMValidationError(
-                    f"With its new part the text of this session has {length} tokens, which leaves no room for an "
-                    f"answer within max_model_len={limit}; begin another session."
-                )
+            state.redrafter_parts = getattr(state, "redrafter_parts", 0) + 1
+            if problem := _problem(state, request, self.model_config.max_model_len):
+                raise VLLMValidationError(problem)
         await original(self, request, *args, **kwargs)
 
     return _add_request
+
+
+def _problem(state: Any, request: Any, max_model_len: int) -> str | None:
+    """Why a session cannot go on with this part.
+
+    Its length is exact when the part before has been answered; answers still to come may be longer than counted.
+    """
+    waiting = sum(len(part.prompt_token_ids) for part in state.input_chunk_queue or ())
+    kept = state.detokenizer.num_output_tokens() - state.redrafter_parts  # each answer's last token is forgotten
+    length = state.prompt_len + waiting + kept + len(request.prompt_token_ids)
+    if length >= max_model_len:
+        return (
+            f"With its new part the text of this session has {length} tokens, which leaves no room for an answer "
+            f"within max_model_len={max_model_len}; begin another session."
+        )
+    asked, answered = request.sampling_params, state.logprobs_processor
+    for what, wanted, held in (
+        ("log-probabilities", asked.num_logprobs, answered.num_logprobs),
+        ("log-probabilities of the prompt", asked.prompt_logprobs, answered.num_prompt_logprobs),
+    ):
+        if wanted is not None and held is None:
+            return f"A session has {what} only if its first part asks for them; ask there, or begin another session."
+    return None
 
 
 def remember_preempted(original: Callable) -> Callable:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streaming-input sessions on an in-process engine, step by step: the messages are those that `AsyncLLM` sends."""
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any, NamedTuple
 
 from tests.engine.generation import params
+from tests.models import VOCAB
 
 
 class Part(NamedTuple):
@@ -78,6 +80,23 @@ class Session:
         theirs.prompt_token_ids = list(request.prompt_token_ids)
         self.engine.output_processor.add_request(request, None, None, 0)
         self.engine.engine_core.add_request(theirs)
+
+
+def random_sessions(seed: int, count: int = 5, parts: int = 4, longest: int = 19, **options: Any) -> Sessions:
+    """Parts of one token and of many, answers of one token and of many, greedy and seeded in turns."""
+    rng = random.Random(seed)
+
+    def part(index: int) -> Part:
+        defaults = {
+            "temperature": 0.8 * (index % 2),
+            "seed": index,
+            "max_tokens": rng.choice([1, 2, 3, 7, longest]),
+            "ignore_eos": True,
+        }
+        prompt = [rng.randrange(3, VOCAB) for _ in range(rng.choice([1, 1, 2, 17, 40]))]
+        return Part(prompt, params(**{**defaults, **options}))
+
+    return {f"session {i}": [part(i + turn) for turn in range(parts)] for i in range(count)}
 
 
 def run_sessions(

@@ -16,8 +16,11 @@ GRAMMARS: list[dict[str, Any]] = [
     {"json": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}},
 ]
 SESSIONS = 0.05  # to a request
-# vLLM refuses several answers and stop strings there; `min_tokens` would be drawn for other lengths.
-_NOT_IN_SESSIONS = ("n", "stop", "include_stop_str_in_output", "structured", "min_tokens", "prompt_logprobs")
+# vLLM refuses several answers and stop strings there, and takes from the first part whether there are
+# log-probabilities; `min_tokens` would be drawn for other lengths.
+_NOT_IN_SESSIONS = (
+    *("n", "stop", "include_stop_str_in_output", "structured", "min_tokens", "logprobs", "prompt_logprobs"),
+)
 
 
 @dataclass(frozen=True)
