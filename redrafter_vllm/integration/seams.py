@@ -322,9 +322,9 @@ _USED = (
         "vllm.v1.request:Request",
         Use.USED,
         attributes="request_id sampling_params spec_token_ids num_computed_tokens num_tokens num_output_placeholders "
-        "num_in_flight_tokens is_finished",
+        "num_in_flight_tokens is_finished use_structured_output",
     ),
-    Seam("vllm.v1.request:StreamingUpdate", Use.USED, attributes="prompt_token_ids"),
+    Seam("vllm.v1.request:StreamingUpdate", Use.USED, attributes="prompt_token_ids sampling_params"),
     Seam("vllm.v1.engine.async_llm:AsyncLLM", Use.USED, attributes="vllm_config model_config output_processor"),
     Seam(
         "vllm.v1.engine:EngineCoreRequest", Use.USED, attributes="request_id resumable prompt_token_ids sampling_params"

@@ -44,6 +44,9 @@ def cut_by_tokens(original: Callable) -> Callable:
         if not _is_ours(self):
             original(self, session, update)
             return
+        if session.use_structured_output and update.sampling_params.structured_outputs is None:
+            # vLLM keeps to the grammar of a session's first part, and by this the worker knows who needs a chain.
+            update.sampling_params.structured_outputs = session.sampling_params.structured_outputs
         num_computed, num_kept = session.num_computed_tokens, session.num_tokens - 1
         room = self.max_model_len - 1 - num_kept
         if len(update.prompt_token_ids) > room:

@@ -3,6 +3,7 @@
 
 import asyncio
 import random
+import re
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from redrafter_vllm.integration.patches import register_tree_attention
 from tests.engine.conftest import MakeEngine
 from tests.engine.differential.leaks import cached_blocks, leaks
 from tests.engine.differential.stream import Stream, counted_preemptions, settle
+from tests.engine.differential.target import save_byte_target
 from tests.engine.generation import TREE, core, cpu_only, generate, params, random_prompts, scheduler, tokens
 from tests.engine.row_invariant import row_invariant
 from tests.engine.scripted import scripted_trees
@@ -175,6 +177,29 @@ def test_a_text_without_room(make_engine: MakeEngine, random_target: Path, async
     assert answers["long"][1] == answers["long"][2] == tokens(generate(plain, [text], greedy(1)))[0][0]
     settle(tree)
     assert not leaks(tree)
+
+
+@cpu_only
+def test_grammars(make_engine: MakeEngine, tmp_path: Path) -> None:
+    """A session keeps the grammar of its first part, whether or not the later ones name one: they get chains."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    target = save_byte_target(tmp_path / "target")
+    register_tree_attention()
+    options = {"skip_tokenizer_init": False, "attention_backend": "CUSTOM"}
+    plain, tree = make_engine(target, **options), make_engine(target, TREE, skip_tokenizer_init=False)
+    grammar = {"structured_outputs": StructuredOutputsParams(regex=r"[a-f]{3}(-[0-9]{2}){30}")}
+    sampling = [params(temperature=0.9, seed=i, max_tokens=5 + i, **(grammar if i % 2 == 0 else {})) for i in range(4)]
+    parts = [Part([40 + i] * (1 + i), own) for i, own in enumerate(sampling)]
+    sessions = {"by a grammar": parts, "free": [part._replace(sampling=sampling[1]) for part in parts]}
+    for llm in (plain, tree):
+        core(llm).structured_output_manager._use_async_grammar_compilation = False
+    with row_invariant(plain):
+        expected = run_sessions(plain, sessions)
+    with row_invariant(tree), scripted_trees(tree, truths(sessions, expected)):
+        assert run_sessions(tree, sessions) == expected
+    tokenizer = plain.get_tokenizer()
+    assert re.fullmatch(r"[a-f]{3}[-0-9]+", tokenizer.decode([t for part in expected["by a grammar"] for t in part]))
 
 
 def test_the_public_interface(make_engine: MakeEngine, asset: Path) -> None:
