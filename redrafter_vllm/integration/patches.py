@@ -98,6 +98,7 @@ def install_runner() -> None:
     # counts those.
     rebind_seam("vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras", _set_active_loras)
     install_request_settings()
+    install_sessions()
     install_metrics()
 
 
@@ -136,6 +137,19 @@ def install_request_settings() -> None:
     rebind_seam(f"{scheduling}.async_scheduler:AsyncScheduler._update_after_schedule", draft_limits.limit_placeholders)
 
 
+def install_sessions() -> None:
+    """Sessions whose prompt comes in parts go on where plain vLLM would, whatever has been accepted behind a stop."""
+    from redrafter_vllm.integration import sessions
+
+    # These can go when vLLM 0.32 is gone: 0.33 counts by tokens, and queues a session that goes on once.
+    scheduler = "vllm.v1.core.sched.scheduler:Scheduler"
+    rebind_seam(f"{scheduler}._update_request_with_output", sessions.settle_computed)
+    rebind_seam(f"{scheduler}._update_request_as_session", sessions.cut_by_tokens)
+    rebind_seam(f"{scheduler}._handle_stopped_request", sessions.remember_preempted)
+    # Can go when vLLM refuses a part for which its session has no room, and survives log-probabilities that come late.
+    rebind_seam("vllm.v1.engine.async_llm:AsyncLLM._add_request", sessions.refuse_parts)
+
+
 def install_metrics() -> None:
     """Our counters, and what vLLM's own need to count nodes instead of slots."""
     from redrafter_vllm.integration import metrics, metrics_prometheus
@@ -143,11 +157,17 @@ def install_metrics() -> None:
     # All can go when a speculator can hand statistics of its own to the scheduler, and these reach the stat loggers.
     rebind_seam("vllm.v1.worker.gpu.async_utils:AsyncOutput.get_output", metrics.report_from_worker)
     scheduler = "vllm.v1.core.sched.scheduler:Scheduler"
-    rebind_seam(f"{scheduler}.update_from_output", metrics.read_report)
+    rebind_seam(f"{scheduler}.update_from_output", _update_from_output)
     rebind_seam(f"{scheduler}.make_spec_decoding_stats", metrics.count_slots)
     prometheus = "vllm.v1.spec_decode.metrics:SpecDecodingProm"
     rebind_seam(f"{prometheus}.__init__", metrics_prometheus.create_counters)
     rebind_seam(f"{prometheus}.observe", metrics_prometheus.observe_counters)
+
+
+def _update_from_output(original: Callable) -> Callable:
+    from redrafter_vllm.integration import metrics, sessions
+
+    return sessions.queue_preempted(metrics.read_report(original))
 
 
 def install_refusal(message: str) -> None:
@@ -189,11 +209,25 @@ def _create_speculative_config(original: Callable) -> Callable:
                 "target_parallel_config": target_parallel_config,
             }
         )
+        check_engine(self, config)
         if not config.drafting.is_chain:
             select_tree_attention(self)
         return config
 
     return create_speculative_config
+
+
+def check_engine(engine_args: Any, config: Any) -> None:
+    """Refuse what the engine is to do besides, where vLLM would fail later or the output would not be its own."""
+    from redrafter_vllm.integration.target_support import check_step_limits, check_transfer
+
+    has_connector = engine_args.kv_transfer_config is not None or engine_args.kv_offloading_size is not None
+    check_transfer(has_connector, config.drafting)
+    # By a schedule of budgets the scheduler pads nothing.
+    if not config.num_speculative_tokens_per_batch_size:
+        names = "max_num_batched_tokens", "max_num_scheduled_tokens", "long_prefill_token_threshold"
+        limits = {name: getattr(engine_args, name) for name in names}
+        check_step_limits(limits, config.num_speculative_tokens)
 
 
 def select_tree_attention(engine_args: Any) -> None:

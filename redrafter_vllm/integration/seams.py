@@ -107,6 +107,18 @@ _REBOUND = (
         "self scheduler_output",
     ),
     Seam(
+        "vllm.v1.core.sched.scheduler:Scheduler._update_request_with_output",
+        Use.REBOUND,
+        "self request new_token_ids is_stale",
+    ),
+    Seam("vllm.v1.core.sched.scheduler:Scheduler._update_request_as_session", Use.REBOUND, "self session update"),
+    Seam("vllm.v1.core.sched.scheduler:Scheduler._handle_stopped_request", Use.REBOUND, "self request"),
+    Seam(
+        "vllm.v1.engine.async_llm:AsyncLLM._add_request",
+        Use.REBOUND,
+        "self request prompt parent_req index queue",
+    ),
+    Seam(
         "vllm.v1.core.sched.scheduler:Scheduler.update_from_output",
         Use.REBOUND,
         "self scheduler_output model_runner_output",
@@ -230,7 +242,9 @@ _USED = (
     Seam(
         "vllm.engine.arg_utils:EngineArgs",
         Use.USED,
-        attributes="speculative_config spec_method spec_model spec_tokens attention_backend attention_config",
+        attributes="speculative_config spec_method spec_model spec_tokens attention_backend attention_config "
+        "kv_transfer_config kv_offloading_size max_num_batched_tokens max_num_scheduled_tokens "
+        "long_prefill_token_threshold",
     ),
     Seam(
         "vllm.config:SpeculativeConfig",
@@ -264,7 +278,8 @@ _USED = (
     Seam(
         "vllm.sampling_params:SamplingParams",
         Use.USED,
-        attributes="extra_args bad_words_token_ids structured_outputs thinking_token_budget",
+        attributes="extra_args bad_words_token_ids structured_outputs thinking_token_budget num_logprobs "
+        "prompt_logprobs",
     ),
     Seam(f"{_OPENAI}.chat_completion.protocol:ChatCompletionRequest", Use.USED),
     Seam(f"{_OPENAI}.completion.protocol:CompletionRequest", Use.USED),
@@ -293,7 +308,8 @@ _USED = (
     Seam(
         "vllm.v1.core.sched.scheduler:Scheduler",
         Use.USED,
-        attributes="vllm_config requests log_stats num_spec_tokens",
+        attributes="vllm_config requests log_stats num_spec_tokens waiting kv_holding_waiting kv_cache_manager "
+        "max_model_len _enqueue_waiting_request",
     ),
     Seam("vllm.v1.core.sched.async_scheduler:AsyncScheduler", Use.USED),
     Seam(
@@ -302,7 +318,27 @@ _USED = (
         attributes="num_scheduled_tokens scheduled_spec_decode_tokens num_invalid_spec_tokens",
     ),
     Seam("vllm.v1.core.sched.output:NewRequestData", Use.USED, attributes="sampling_params"),
-    Seam("vllm.v1.request:Request", Use.USED, attributes="sampling_params spec_token_ids"),
+    Seam(
+        "vllm.v1.request:Request",
+        Use.USED,
+        attributes="request_id sampling_params spec_token_ids num_computed_tokens num_tokens num_output_placeholders "
+        "num_in_flight_tokens is_finished use_structured_output",
+    ),
+    Seam("vllm.v1.request:StreamingUpdate", Use.USED, attributes="prompt_token_ids sampling_params"),
+    Seam("vllm.v1.engine.async_llm:AsyncLLM", Use.USED, attributes="vllm_config model_config output_processor"),
+    Seam(
+        "vllm.v1.engine:EngineCoreRequest", Use.USED, attributes="request_id resumable prompt_token_ids sampling_params"
+    ),
+    Seam("vllm.v1.engine.output_processor:OutputProcessor", Use.USED, attributes="request_states"),
+    Seam(
+        "vllm.v1.engine.output_processor:RequestState",
+        Use.USED,
+        attributes="input_chunk_queue prompt_len detokenizer logprobs_processor",
+    ),
+    Seam("vllm.v1.engine.logprobs:LogprobsProcessor", Use.USED, attributes="num_logprobs num_prompt_logprobs"),
+    Seam("vllm.v1.engine.output_processor:StreamingUpdate", Use.USED, attributes="prompt_token_ids"),
+    Seam("vllm.v1.engine.detokenizer:IncrementalDetokenizer.num_output_tokens", Use.CALLED),
+    Seam("vllm.v1.core.kv_cache_manager:KVCacheManager.cache_blocks", Use.CALLED, "request num_computed_tokens"),
     Seam("vllm.v1.outputs:DraftTokenIds", Use.USED, attributes="req_ids"),
     Seam("vllm.v1.outputs:ModelRunnerOutput", Use.USED, attributes="req_ids"),
     Seam("vllm.v1.outputs:LogprobsTensors", Use.USED),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which targets can be served, and why others are refused before their weights load."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from redrafter_vllm.config import DraftingConfig
@@ -87,6 +88,38 @@ def check_pipeline(pipeline_parallel_size: int, async_scheduling: bool | None) -
             "scheduling, as vLLM then schedules drafts before the token that they follow; leave out "
             "--no-async-scheduling, or use tensor_parallel_size. On a CPU vLLM always switches it off."
         )
+
+
+def check_transfer(has_connector: bool, drafting: DraftingConfig) -> None:
+    """Refuse trees where a KV connector reads the cache.
+
+    A connector may save each layer as soon as its attention has run, when what the step accepts is not yet where plain
+    decoding would have put it.
+    """
+    if has_connector and not drafting.is_chain:
+        raise UnsupportedTargetError(
+            "ReDrafter does not run trees with a KV connector, which may save the cache before a step's accepted "
+            "tokens are in their places; leave out kv_transfer_config and kv_offloading_size, or use beam_width=1."
+        )
+
+
+def check_step_limits(limits: Mapping[str, int | None], num_speculative_tokens: int) -> None:
+    """Refuse limits on a step's tokens that a single request exceeds.
+
+    vLLM fills a waiting request of one token up to 1 + N rows. Where a limit cuts them its scheduler fails, or puts the
+    request off for good; requests that share a prefix and sessions get there.
+
+    Args:
+        limits: By the option's name; None or 0 is no limit.
+        num_speculative_tokens: N, where every step has as many.
+    """
+    rows = 1 + num_speculative_tokens
+    for name, limit in limits.items():
+        if limit and limit < rows:
+            raise UnsupportedTargetError(
+                f"{name}={limit} leaves no room for a request's {rows} rows in a step (a token and "
+                f"num_speculative_tokens={num_speculative_tokens}); set at least {rows}, or fewer speculative tokens."
+            )
 
 
 def check_runner(v2_switch: bool | None, has_triton: bool) -> None:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hundreds of random requests against plain vLLM: random parameters, arrivals and aborts, in a cache too small for all.
+"""Hundreds of random requests and sessions against plain vLLM, in a cache too small for all.
+
+Parameters, arrivals, aborts and what a session says are random.
 
 Everything follows from one seed. For a longer run:
 
@@ -26,6 +28,7 @@ from tests.engine.differential.target import save_byte_target
 from tests.engine.generation import CHAIN, TREE, cpu_only, runner
 from tests.engine.row_invariant import row_invariant
 from tests.engine.scripted import trees_around
+from tests.engine.sessions import run_sessions, truths
 
 pytestmark = [pytest.mark.engine, cpu_only]
 
@@ -62,11 +65,13 @@ def engines(make_engine: MakeEngine, tmp_path_factory: pytest.TempPathFactory) -
 def expected(engines: dict[str, Any]) -> dict[str, Any]:
     """What plain vLLM answers to each request, in a cache that holds them all."""
     cases = random_cases(REQUESTS, SEED)
-    prompts = [{"prompt_token_ids": list(case.prompt)} for case in cases]
+    single = [case for case in cases if not case.more]
+    prompts = [{"prompt_token_ids": list(case.prompt)} for case in single]
     plain = engines["plain"]
     with row_invariant(plain):
-        outputs = plain.generate(prompts, [case.sampling() for case in cases], use_tqdm=False)
-    return dict(zip((case.name for case in cases), outputs, strict=True))
+        outputs = plain.generate(prompts, [case.sampling() for case in single], use_tqdm=False)
+        answers = run_sessions(plain, {case.name: case.parts for case in cases if case.more})
+    return {**dict(zip((case.name for case in single), outputs, strict=True)), **answers}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -97,16 +102,19 @@ def truthful_trees(llm: Any, cases: list[Case], expected: dict[str, Any]) -> Any
     """Trees around each request's true answer, found by the request's own name (`index_name` for one of several)."""
     states = runner(llm).req_states
     several = {case.name for case in cases if "n" in case.options}
+    sessions = {case.name: truths({case.name: case.parts}, expected) for case in cases if case.more}
 
     def continuation(row: int, known: list[int]) -> list[int]:
         name, index = states.index_to_req_id[row].rsplit("-", 1)[0], 0
+        if name in sessions:
+            return sessions[name][tuple(known[: states.prompt_len.np[row]])][len(known) :]
         if name not in expected:
             child, name = name.split("_", 1)
             index = int(child)
         truth = list(expected[name].outputs[index].token_ids)
         return truth[len(known) - states.prompt_len.np[row] :]
 
-    assert several
+    assert several and sessions
     return trees_around(llm, continuation, seed=SEED)
 
 
@@ -121,7 +129,10 @@ def assert_as_cached_by(plain: Any, blocks: dict[Any, list[torch.Tensor]]) -> No
 
 def assert_not_idle(stream: Stream) -> None:
     """The run has been through what it is there for."""
-    answers = stream.answers.values()
+    answers = [answer for answer in stream.answers.values() if answer.session is None]
+    sessions = [answer for answer in stream.answers.values() if answer.session is not None]
+    assert sum(len(answer.session.finish_reasons) for answer in sessions) > REQUESTS / 20
+    assert any(answer.aborted for answer in sessions)
     assert stream.tokens_per_update > 1.3
     assert stream.preemptions > REQUESTS / 50
     assert sum(answer.num_cached > 0 for answer in answers) > REQUESTS / 10

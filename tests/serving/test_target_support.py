@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which targets are refused, and in which words; on stand-ins for vLLM's configuration objects."""
 
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +12,12 @@ from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.integration.target_support import (
     UnsupportedTargetError,
     check_runner,
+    check_step_limits,
     check_target,
 )
 
+ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
+CONNECTOR = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
 TREE, CHAIN = DraftingConfig(), DraftingConfig(beam_width=1)
 
 
@@ -75,3 +80,40 @@ def test_runner() -> None:
         check_runner(False, True)
     with pytest.raises(UnsupportedTargetError, match="Triton"):
         check_runner(None, False)
+
+
+def test_limits_on_a_step() -> None:
+    check_step_limits({"long_prefill_token_threshold": 0, "max_num_batched_tokens": 17, "other": None}, 16)
+    for name in ("long_prefill_token_threshold", "max_num_batched_tokens"):
+        with pytest.raises(UnsupportedTargetError, match=f"{name}=16 leaves no room for a request's 17 rows.* 17"):
+            check_step_limits({name: 16}, 16)
+
+
+@pytest.mark.parametrize("options", [{"kv_transfer_config": CONNECTOR}, {"kv_offloading_size": 1.0}])
+def test_trees_leave_no_cache_to_connectors(options: dict[str, Any]) -> None:
+    """A connector's hook runs behind every attention layer, where a tree's accepted tokens have not been moved yet."""
+    from vllm import EngineArgs
+
+    args = EngineArgs(str(ASSET), dtype="float32", **options)
+    for drafting in ({"beam_width": 4}, {"beam_width": 1}):
+        args.speculative_config = {"method": "redrafter", **drafting}
+        refused = drafting["beam_width"] > 1
+        with pytest.raises(UnsupportedTargetError, match=r"KV connector.*beam_width=1") if refused else nullcontext():
+            args.create_speculative_config(*target_of(args))
+
+
+@pytest.mark.parametrize("schedule", [None, [(1, 8, 16)]])
+def test_a_step_holds_a_request(schedule: list[tuple[int, int, int]] | None) -> None:
+    """vLLM's scheduler fails or waits for ever where it cannot pad a request; by a schedule it pads none."""
+    from vllm import EngineArgs
+
+    spec = {"method": "redrafter", "num_speculative_tokens_per_batch_size": schedule}
+    args = EngineArgs(str(ASSET), dtype="float32", speculative_config=spec, long_prefill_token_threshold=13)
+    with nullcontext() if schedule else pytest.raises(UnsupportedTargetError, match="long_prefill_token_threshold=13"):
+        args.create_speculative_config(*target_of(args))
+
+
+def target_of(args: Any) -> tuple[Any, Any]:
+    from vllm.config import ParallelConfig
+
+    return args.create_model_config(), ParallelConfig()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.engine.differential.target import VOCAB
+from tests.engine.sessions import Part
 
 MAX_MODEL_LEN = 144
 GRAMMARS: list[dict[str, Any]] = [
@@ -14,6 +15,12 @@ GRAMMARS: list[dict[str, Any]] = [
     {"choice": ["yes", "yesterday", "no", "nobody knows"]},
     {"json": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}},
 ]
+SESSIONS = 0.05  # to a request
+# vLLM refuses several answers and stop strings there, and takes from the first part whether there are
+# log-probabilities; `min_tokens` would be drawn for other lengths.
+_NOT_IN_SESSIONS = (
+    *("n", "stop", "include_stop_str_in_output", "structured", "min_tokens", "logprobs", "prompt_logprobs"),
+)
 
 
 @dataclass(frozen=True)
@@ -27,16 +34,27 @@ class Case:
     priority: int
     abort_after: int | None  # steps after its arrival
     abort_in_step: bool  # while the step runs, rather than before it
+    more: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = ()  # later parts of a session: prompts and options
 
     def sampling(self) -> Any:
         """vLLM's parameters, fresh: the engine changes those that it is given."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import StructuredOutputsParams
+        return _sampling(self.options)
 
-        options = {**self.options}
-        if "structured" in options:
-            options["structured_outputs"] = StructuredOutputsParams(**GRAMMARS[options.pop("structured")])
-        return SamplingParams(**options)
+    @property
+    def parts(self) -> list[Part]:
+        """All that a session says; empty for an ordinary request."""
+        said = [(self.prompt, self.options), *self.more] if self.more else []
+        return [Part(prompt, _sampling(options)) for prompt, options in said]
+
+
+def _sampling(given: dict[str, Any]) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    options = {**given}
+    if "structured" in options:
+        options["structured_outputs"] = StructuredOutputsParams(**GRAMMARS[options.pop("structured")])
+    return SamplingParams(**options)
 
 
 def random_cases(count: int, seed: int) -> list[Case]:
@@ -45,12 +63,15 @@ def random_cases(count: int, seed: int) -> list[Case]:
     bases = [_tokens(rng, rng.randint(24, 90)) for _ in range(4)]
     cases: list[Case] = []
     arrival = 0
+    talk = random.Random(-seed - 1)  # one of its own: the requests of a seed stay what they were
     for index in range(count):
         arrival += rng.choice((0, 0, 0, 0, 1, 2, 6))
+        if talk.random() < SESSIONS:
+            cases.append(_session(talk, f"s{index:05d}", arrival))
         cases.append(
             Case(
                 name=f"r{index:05d}",
-                prompt=_prompt(rng, bases, cases),
+                prompt=_prompt(rng, bases, [case for case in cases if not case.more]),
                 options=_options(rng),
                 arrival=arrival,
                 priority=rng.randint(-1, 1),
@@ -59,6 +80,17 @@ def random_cases(count: int, seed: int) -> list[Case]:
             )
         )
     return cases
+
+
+def _session(rng: random.Random, name: str, arrival: int) -> Case:
+    """Short: while a session waits for its client, vLLM can take its blocks for nobody else."""
+    parts = []
+    for _ in range(rng.randint(2, 4)):
+        options = {**_options(rng), "max_tokens": rng.choice((1, 1, 2, 5, 9)), "detokenize": False}
+        options = {key: value for key, value in options.items() if key not in _NOT_IN_SESSIONS}
+        parts.append((_tokens(rng, rng.choice((1, 1, 2, 7))), options))
+    leaves = rng.choice((1, 2, 4, 7)) if rng.random() < 0.2 else None
+    return Case(name, *parts[0], arrival, rng.randint(-1, 1), leaves, rng.random() < 0.5, tuple(parts[1:]))
 
 
 def _tokens(rng: random.Random, length: int) -> tuple[int, ...]:

@@ -15,6 +15,8 @@ def difference(plain: Any, case: Case, expected: Any, answer: Answer) -> str | N
     """What is wrong with `answer`, or None. `expected` is the output of `plain` for the whole request."""
     if not answer.aborted and not answer.finished:
         return "it never ended"
+    if answer.session is not None:
+        return session_difference(expected, answer.session.answers, answer.aborted)
     for wanted in expected.outputs:
         own = answer.completions.get(wanted.index)
         if own is None:
@@ -42,6 +44,13 @@ def difference(plain: Any, case: Case, expected: Any, answer: Answer) -> str | N
     if not answer.aborted and (problem := logprobs_difference(expected.prompt_logprobs, answer.prompt_logprobs)):
         return f"log-probabilities of the prompt: {problem}"
     return None
+
+
+def session_difference(expected: list[list[int]], answers: list[list[int]], aborted: bool) -> str | None:
+    """What is wrong with the answers to a session's parts, of which the last is still to come."""
+    wanted = [part[: len(own)] for part, own in zip([*expected, []], answers, strict=False)] if aborted else expected
+    own = answers if aborted else answers[:-1]
+    return None if own == wanted else f"its parts are answered by {own}, not {wanted}"
 
 
 def logprobs_difference(wanted: Any, own: Any) -> str | None:

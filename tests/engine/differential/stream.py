@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 from tests.engine.differential.cases import Case
 from tests.engine.generation import core, runner, scheduler
+from tests.engine.sessions import Session
 
 RESET_EVERY = 101  # steps, after which every running request starts over and nothing is cached
 
@@ -22,8 +23,13 @@ class Answer:
     aborted: bool = False
     prompt_logprobs: Any = None
     num_cached: int = 0
+    session: Session | None = None  # its client, of a session
 
     def take(self, output: Any) -> None:
+        if self.session is not None:
+            self.session.take(output)
+            self.finished = self.session.done
+            return
         self.completions.update({completion.index: completion for completion in output.outputs})
         self.finished |= output.finished
         self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
@@ -66,17 +72,24 @@ def _feed(llm: Any, cases: Sequence[Case], stream: Stream, after_step: Callable[
             stream.steps = max(stream.steps, waiting[-1].arrival)
         while waiting and waiting[-1].arrival <= stream.steps:
             case = waiting.pop()
-            request = {"prompt_token_ids": list(case.prompt)}
-            engine.add_request(
-                case.name, request, case.sampling(), priority=case.priority, arrival_time=float(case.arrival)
-            )
+            when = {"priority": case.priority, "arrival_time": float(case.arrival)}
+            if case.more:
+                ahead = case.abort_in_step  # says nothing else of a session that stays
+                stream.answers[case.name].session = Session(llm, case.name, case.parts, ahead=ahead, **when)
+            else:
+                engine.add_request(case.name, {"prompt_token_ids": list(case.prompt)}, case.sampling(), **when)
             if case.abort_after is not None:
                 aborts.setdefault(stream.steps + case.abort_after, []).append(case)
         leaving = [case for case in aborts.pop(stream.steps, []) if not stream.answers[case.name].finished]
         for case in leaving:
             stream.answers[case.name].aborted = True
         engine.abort_request([case.name for case in leaving if not case.abort_in_step])
-        if stream.steps % RESET_EVERY == RESET_EVERY - 1:
+        for answer in stream.answers.values():
+            if answer.session is not None and not answer.aborted:
+                answer.session.go_on()
+                answer.finished = answer.session.done
+        # A session that waits for its client keeps its blocks, and vLLM then cannot clear the cache.
+        if stream.steps % RESET_EVERY == RESET_EVERY - 1 and not scheduler(llm).kv_holding_waiting:
             assert engine.reset_prefix_cache(reset_running_requests=True)
         with aborted_in_step(llm, [case.name for case in leaving if case.abort_in_step]):
             outputs = engine.step()
@@ -84,7 +97,7 @@ def _feed(llm: Any, cases: Sequence[Case], stream: Stream, after_step: Callable[
             answer = stream.answers[output.request_id]
             assert not answer.aborted, f"{output.request_id} was aborted and still answers"
             answer.take(output)
-            for one in output.outputs:
+            for one in output.outputs if answer.session is None else ():
                 key = output.request_id, one.index
                 stream.updates += len(one.token_ids) > sizes.get(key, 0)
                 sizes[key] = len(one.token_ids)
