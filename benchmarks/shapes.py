@@ -145,23 +145,6 @@ def published_drafter(target: LlamaShape, *, draft_vocab_size: int | None = None
     return DrafterConfig(target.vocab_size, target.hidden_size, 2 * target.hidden_size, 2, True, draft_vocab_size)
 
 
-def drafter_tensors(config: DrafterConfig) -> TensorShapes:
-    """Every weight and bias of a drafter, under Apple's names; not the draft vocabulary's map."""
-    hidden, exit_dim, layers = config.hidden_size, config.exit_dim, config.num_draft_layers
-    shapes: TensorShapes = {}
-    if config.has_input_proj:
-        shapes |= {"input_proj.weight": (exit_dim, 2 * hidden), "input_proj.bias": (exit_dim,)}
-    for index in range(layers):
-        shapes |= {
-            f"lm_head.{index}.linear.weight": (exit_dim, exit_dim),
-            f"lm_head.{index}.linear.bias": (exit_dim,),
-        }
-    shapes[f"lm_head.{layers}.weight"] = (config.output_size, exit_dim)
-    if config.rnn:
-        shapes |= {"rnn_u.weight": (hidden, hidden), "rnn_u.bias": (hidden,), "rnn_w.weight": (hidden, hidden)}
-    return shapes
-
-
 def as_dict(shape: LlamaShape | DrafterConfig) -> dict[str, Any]:
     """The sizes as they stand in a `config.json`."""
     return {key: value for key, value in asdict(shape).items() if value is not None}
