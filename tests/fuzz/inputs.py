@@ -20,6 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,8 @@ def values() -> st.SearchStrategy[Any]:
     leaves = (
         st.sampled_from(HOSTILE) | st.integers() | st.floats() | st.text(max_size=20) | st.integers(2, 200).map(_nested)
     )
-    return leaves | st.lists(leaves, max_size=3) | st.dictionaries(st.text(max_size=8), leaves, max_size=3)
+    any_value = leaves | st.lists(leaves, max_size=3) | st.dictionaries(st.text(max_size=8), leaves, max_size=3)
+    return any_value.map(deepcopy)  # documents get damaged further, samples stay as they are
 
 
 def keys(known: Sequence[str]) -> st.SearchStrategy[str]:
