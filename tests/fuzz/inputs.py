@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,7 @@ _RAW = {
 }
 
 
+@cache  # hypothesis checks every strategy that is new to it
 def values() -> st.SearchStrategy[Any]:
     """Any JSON value, the hostile ones often."""
     leaves = (
@@ -171,7 +173,8 @@ def values() -> st.SearchStrategy[Any]:
     return any_value.map(deepcopy)  # documents get damaged further, samples stay as they are
 
 
-def keys(known: Sequence[str]) -> st.SearchStrategy[str]:
+@cache
+def keys(known: tuple[str, ...]) -> st.SearchStrategy[str]:
     """Names: of `known`, slips of the pen in them, and anything."""
     slips = st.tuples(st.sampled_from(known), st.integers(0, 40), st.sampled_from(["", "_", "-", "x", "\n", "\x00"]))
     return (
@@ -181,11 +184,19 @@ def keys(known: Sequence[str]) -> st.SearchStrategy[str]:
     )
 
 
+_CHANGES = st.sampled_from(["replace", "replace", "remove", "add", "rename"])
+_HOW_MANY = st.integers(0, 4)
+_PIECES = st.binary(max_size=8) | st.sampled_from(
+    [b"\xef\xbb\xbf", b"\xff\xfe", b"\xed\xa0\x80", b"\x00", b"\r\n", b"[" * 5000, b'{"":' * 5000, b"9" * 5000]
+)
+_BYTE_CHANGES = st.sampled_from(["overwrite", "insert", "cut", "truncate", "repeat"])
+
+
 @st.composite
-def damaged(draw: st.DrawFn, valid: Sequence[Any], known: Sequence[str] = ("a",)) -> Any:
+def damaged(draw: st.DrawFn, valid: Sequence[Any], known: tuple[str, ...] = ("a",)) -> Any:
     """One of the `valid` documents with up to four places replaced, removed, renamed or added."""
     document = json.loads(json.dumps(draw(st.sampled_from(valid))))
-    for _ in range(draw(st.integers(0, 4))):
+    for _ in range(draw(_HOW_MANY)):
         parent = document
         while isinstance(parent, dict | list) and parent:
             places = list(parent) if isinstance(parent, dict) else range(len(parent))
@@ -194,7 +205,7 @@ def damaged(draw: st.DrawFn, valid: Sequence[Any], known: Sequence[str] = ("a",)
             if isinstance(inner, dict | list) and inner and draw(st.booleans()):
                 parent = inner
                 continue
-            change = draw(st.sampled_from(["replace", "replace", "remove", "add", "rename"]))
+            change = draw(_CHANGES)
             if change == "replace":
                 parent[place] = draw(values())
             elif change == "remove":
@@ -207,9 +218,6 @@ def damaged(draw: st.DrawFn, valid: Sequence[Any], known: Sequence[str] = ("a",)
     return document
 
 
-_PIECES = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xed\xa0\x80", b"\x00", b"\r\n", b"[" * 5000, b'{"":' * 5000, b"9" * 5000)
-
-
 @st.composite
 def damaged_bytes(draw: st.DrawFn, intact: st.SearchStrategy[bytes], most: int = 4) -> bytes:
     """Bytes with up to `most` pieces overwritten, inserted, repeated or cut out."""
@@ -217,8 +225,8 @@ def damaged_bytes(draw: st.DrawFn, intact: st.SearchStrategy[bytes], most: int =
     for _ in range(draw(st.integers(0, most))):
         start = draw(st.integers(0, len(data)))
         end = min(len(data), start + draw(st.integers(0, 8)))
-        piece = draw(st.binary(max_size=8) | st.sampled_from(_PIECES))
-        change = draw(st.sampled_from(["overwrite", "insert", "cut", "truncate", "repeat"]))
+        piece = draw(_PIECES)
+        change = draw(_BYTE_CHANGES)
         data = {
             "overwrite": data[:start] + piece + data[end:],
             "insert": data[:start] + piece + data[start:],
@@ -229,7 +237,7 @@ def damaged_bytes(draw: st.DrawFn, intact: st.SearchStrategy[bytes], most: int =
     return data
 
 
-def damaged_json(valid: Sequence[Any], known: Sequence[str] = ("a",)) -> st.SearchStrategy[bytes]:
+def damaged_json(valid: Sequence[Any], known: tuple[str, ...] = ("a",)) -> st.SearchStrategy[bytes]:
     """The text of a JSON document, with values, keys or bytes that are not as they should be."""
     return damaged_bytes(damaged(valid, known).map(to_json), most=2)
 
@@ -263,11 +271,11 @@ class _Current:
 
 _current = _Current()
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-_CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
+_FILE_CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if not _current.reading or not (event in _CHANGES or (event == "open" and (arguments[2] or 0) & _WRITES)):
+    if not _current.reading or not (event in _FILE_CHANGES or (event == "open" and (arguments[2] or 0) & _WRITES)):
         return
     paths = [os.fsdecode(path) for path in arguments if isinstance(path, str | bytes | os.PathLike)]
     if outside := [path for path in paths[:2] if not os.path.realpath(path).startswith(_current.directory)]:
