@@ -133,7 +133,8 @@ def read_config(directory: Path) -> tuple[DrafterConfig, bool]:
         if fields is None:
             raise CheckpointConfigError(
                 f"{file} describes no drafter: its model_type is {shown(raw.get('model_type'))}, expected "
-                f"{MODEL_TYPE!r} or a target's config with a redrafter block."
+                f"{MODEL_TYPE!r} or a target's config with a redrafter block; give the drafter's own directory, or the "
+                "word 'redrafter' to have it looked up."
             )
         if missing := [key for key in CONFIG_KEYS if key not in fields]:
             raise CheckpointConfigError(f"{file} lacks {', '.join(missing)}: add what the drafter was trained with.")
