@@ -30,9 +30,9 @@ INDEX_FILE = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
 _WEIGHT_STEMS = ("pytorch_model", "model", "drafter")
 
-# A target that carries a drafter may have an index of some megabytes, and a header as long.
-MAX_JSON_BYTES = 16 << 20
-MAX_HEADER_BYTES = 16 << 20
+# Many times what a drafter has, or a target that carries one; so little that reading it takes less than a second.
+MAX_BYTES = {CONFIG_FILE: 4 << 20, INDEX_FILE: 8 << 20}
+MAX_HEADER_BYTES = 8 << 20
 MAX_DIGITS = 100  # of an integer; reading one takes time that grows with the square
 
 _KINDS = {
@@ -91,7 +91,7 @@ def find_file(directory: Path, name: str) -> Path | None:
 
 
 def read_json(directory: Path, name: str) -> dict[str, Any]:
-    """The object in the JSON file `name` of `directory`.
+    """The object in the JSON file `name` of `directory`, the config or the index.
 
     Raises CheckpointNotFoundError, OutsideCheckpointError and, for what is not one plain JSON object,
     CheckpointConfigError.
@@ -101,9 +101,9 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
         raise CheckpointNotFoundError(f"{directory} has no {name}: give a complete checkpoint directory.")
     try:
         with file.open("rb") as stream:
-            data = stream.read(MAX_JSON_BYTES + 1)
-        if len(data) > MAX_JSON_BYTES:
-            raise ValueError(f"it is larger than {MAX_JSON_BYTES >> 20} MiB")
+            data = stream.read(MAX_BYTES[name] + 1)
+        if len(data) > MAX_BYTES[name]:
+            raise ValueError(f"it is larger than {MAX_BYTES[name] >> 20} MiB")
         parsed = json.loads(data.decode(), object_pairs_hook=_unique, parse_int=_integer)
     except (ValueError, OSError) as error:
         raise CheckpointConfigError(f"{file} is not readable JSON ({error}): copy it again.") from None

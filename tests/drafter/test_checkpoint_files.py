@@ -92,10 +92,11 @@ def test_config_that_is_no_plain_json(saved: Path, text: bytes, word: str) -> No
     refused(saved, checkpoint.CheckpointConfigError, word)
 
 
-def test_huge_config(saved: Path) -> None:
-    with (saved / "config.json").open("r+b") as stream:
-        stream.truncate(1 << 40)  # a sparse file
-    refused(saved, checkpoint.CheckpointConfigError, "larger than 16 MiB")
+def test_huge_files(indexed: Path) -> None:
+    for name, words in (("model.safetensors.index.json", "larger than 8 MiB"), ("config.json", "larger than 4 MiB")):
+        with (indexed / name).open("r+b") as stream:
+            stream.truncate(1 << 40)  # a sparse file
+        refused(indexed, checkpoint.CheckpointConfigError, name, words)
 
 
 @pytest.mark.parametrize("value", ["x" * 100_000, "a\nb\u202e", [[[[[[["deep"]]]]]]], {"a": ["x" * 1000] * 1000}])
@@ -246,7 +247,7 @@ def test_header_of_many_megabytes(saved: Path) -> None:
     (saved / "model.safetensors").write_bytes((90 << 20).to_bytes(8, "little") + b"{}")
     with (saved / "model.safetensors").open("r+b") as stream:
         stream.truncate(8 + (90 << 20))
-    refused(saved, checkpoint.UnreadableWeightsError, "more than 16 MiB")
+    refused(saved, checkpoint.UnreadableWeightsError, "more than 8 MiB")
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8])
