@@ -39,9 +39,12 @@ def listed(names: Sequence[str], most: int = 4) -> str:
 
 def one_line(text: str) -> str:
     """`text` with what cannot be printed escaped, and without its middle where it is very long."""
+    text = _without_middle(text, 2 * LONGEST_LINE)
     if not text.isprintable():
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: 2 * LONGEST_LINE])
-    if len(text) <= LONGEST_LINE:
-        return text
-    half = LONGEST_LINE // 2 - 3
-    return f"{text[:half]} ... {text[-half:]}"
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return _without_middle(text, LONGEST_LINE)
+
+
+def _without_middle(text: str, most: int) -> str:
+    half = (most - 5) // 2
+    return text if len(text) <= most else f"{text[:half]} ... {text[-half:]}"
