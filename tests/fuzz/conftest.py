@@ -25,8 +25,8 @@ settings.load_profile("short")  # a profile named on the command line is loaded 
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    rounds = ROUNDS if settings.get_current_profile_name() == "long" else 1
-    metafunc.parametrize("fuzz_round", range(rounds), indirect=True)
+    is_long = settings.get_current_profile_name() == "long" and getattr(metafunc.function, "is_hypothesis_test", False)
+    metafunc.parametrize("fuzz_round", range(ROUNDS if is_long else 1), indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +48,7 @@ def scratch() -> Path:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not TALLIES:
-        return
-    terminalreporter.section("fuzz")
-    for name, tally in TALLIES.items():
-        terminalreporter.write_line(f"{name}: {tally}")
+    if settings.get_current_profile_name() == "long":
+        terminalreporter.section("fuzz")
+        for name, tally in TALLIES.items():
+            terminalreporter.write_line(f"{name}: {tally}")

@@ -250,6 +250,7 @@ def to_json(document: Any) -> bytes:
 
 
 def _peak_memory() -> int:
+    """The most that this process ever had: what tests before have freed hides as much."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
