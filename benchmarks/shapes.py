@@ -128,7 +128,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Raises ShapeError unless `file` holds a JSON object."""
     try:
         parsed = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ShapeError(f"{file} cannot be read as JSON ({error}).") from None
     if not isinstance(parsed, dict):
         raise ShapeError(f"{file} holds no JSON object.")
