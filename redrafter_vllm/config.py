@@ -108,9 +108,7 @@ def parse_drafting_options(options: Mapping[str, Any]) -> DraftingConfig:
             _check_int(name, value, 2, MAX_BEAM_LENGTH + 1)
             target, value = "beam_length", value - 1
         if target not in OPTION_NAMES:
-            raise OptionError(
-                f"Unknown ReDrafter option {shown(name)}; known options are {', '.join(known_options())}."
-            )
+            raise OptionError(f"Unknown ReDrafter option {name!r}; known options are {', '.join(known_options())}.")
         if target in values:
             raise OptionError(f"{name!r} and {given_as[target]!r} both set {target}; give only one of them.")
         values[target], given_as[target] = value, name

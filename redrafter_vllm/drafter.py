@@ -74,6 +74,17 @@ class DrafterConfig:
         return self.output_size if self.starts_with_output else self.exit_dim
 
 
+class ResBlock(nn.Module):
+    """x + silu(L·x + b), [..., exit_dim] -> [..., exit_dim]."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + silu(self.linear(x))
+
+
 def tensor_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
     """Every weight and bias of a drafter, under Apple's names; not the draft vocabulary's map."""
     hidden, exit_dim, layers = config.hidden_size, config.exit_dim, config.num_draft_layers
@@ -89,17 +100,6 @@ def tensor_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
     if config.rnn:
         shapes |= {"rnn_u.weight": (hidden, hidden), "rnn_u.bias": (hidden,), "rnn_w.weight": (hidden, hidden)}
     return shapes
-
-
-class ResBlock(nn.Module):
-    """x + silu(L·x + b), [..., exit_dim] -> [..., exit_dim]."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + silu(self.linear(x))
 
 
 class Drafter(nn.Module):
