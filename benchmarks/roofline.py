@@ -34,13 +34,12 @@ from benchmarks.shapes import (
     as_dict,
     count,
     drafter_config,
-    drafter_tensors,
     find_shape,
     published_drafter,
 )
 from redrafter_vllm.checkpoint_errors import CheckpointError
 from redrafter_vllm.config import DraftingConfig
-from redrafter_vllm.drafter import DrafterConfig
+from redrafter_vllm.drafter import DrafterConfig, tensor_shapes
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -80,7 +79,7 @@ class Reads:
 def naive_round(config: DrafterConfig, work: Workload) -> Reads:
     """A drafting round that reads the whole drafter at every step."""
     steps = work.drafting.beam_length
-    weights = count(drafter_tensors(config)) * work.number_bytes
+    weights = count(tensor_shapes(config)) * work.number_bytes
     return Reads({"whole drafter": steps * weights, "embedding rows": _embedding_rows(config, work)})
 
 
@@ -158,7 +157,7 @@ def target_step(shape: LlamaShape, work: Workload, nodes: int) -> Reads:
 def _tensor_bytes(config: DrafterConfig, work: Workload, layout: Layout) -> dict[str, int]:
     return {
         name: layout.matrix_bytes(shape, work) if len(shape) == 2 else prod(shape) * work.number_bytes
-        for name, shape in drafter_tensors(config).items()
+        for name, shape in tensor_shapes(config).items()
     }
 
 
@@ -220,7 +219,7 @@ def report(shape: LlamaShape, config: DrafterConfig, work: Workload, what_if: in
     return {
         "date": date.today().isoformat(),
         "target": as_dict(shape) | {"parameters": shape.num_parameters},
-        "drafter": as_dict(config) | {"parameters": count(drafter_tensors(config))},
+        "drafter": as_dict(config) | {"parameters": count(tensor_shapes(config))},
         "workload": asdict(work),
         "target_steps": {
             name: {"bytes": reads.total, "parts": reads.parts, "seconds": reads.total / work.bandwidth}

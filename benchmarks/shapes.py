@@ -128,7 +128,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Raises ShapeError unless `file` holds a JSON object."""
     try:
         parsed = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ShapeError(f"{file} cannot be read as JSON ({error}).") from None
     if not isinstance(parsed, dict):
         raise ShapeError(f"{file} holds no JSON object.")
@@ -143,23 +143,6 @@ def drafter_config(path: Path) -> DrafterConfig:
 def published_drafter(target: LlamaShape, *, draft_vocab_size: int | None = None) -> DrafterConfig:
     """The paper's drafter for a target: two ResBlocks as wide as context and state together."""
     return DrafterConfig(target.vocab_size, target.hidden_size, 2 * target.hidden_size, 2, True, draft_vocab_size)
-
-
-def drafter_tensors(config: DrafterConfig) -> TensorShapes:
-    """Every weight and bias of a drafter, under Apple's names; not the draft vocabulary's map."""
-    hidden, exit_dim, layers = config.hidden_size, config.exit_dim, config.num_draft_layers
-    shapes: TensorShapes = {}
-    if config.has_input_proj:
-        shapes |= {"input_proj.weight": (exit_dim, 2 * hidden), "input_proj.bias": (exit_dim,)}
-    for index in range(layers):
-        shapes |= {
-            f"lm_head.{index}.linear.weight": (exit_dim, exit_dim),
-            f"lm_head.{index}.linear.bias": (exit_dim,),
-        }
-    shapes[f"lm_head.{layers}.weight"] = (config.output_size, exit_dim)
-    if config.rnn:
-        shapes |= {"rnn_u.weight": (hidden, hidden), "rnn_u.bias": (hidden,), "rnn_w.weight": (hidden, hidden)}
-    return shapes
 
 
 def as_dict(shape: LlamaShape | DrafterConfig) -> dict[str, Any]:

@@ -6,13 +6,14 @@ be wrong with one is a `CheckpointError` of its own kind, whose message is one s
 """
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +25,6 @@ from redrafter_vllm.checkpoint_errors import (
     CheckpointNotFoundError,
     MissingTensorsError,
     NonFiniteTensorError,
-    PickleCheckpointError,
     SurplusTensorsError,
     TargetMismatchError,
     TensorShapeError,
@@ -32,25 +32,35 @@ from redrafter_vllm.checkpoint_errors import (
 )
 from redrafter_vllm.checkpoint_errors import CheckpointError as CheckpointError
 from redrafter_vllm.checkpoint_errors import DraftVocabularyError as DraftVocabularyError
+from redrafter_vllm.checkpoint_errors import OutsideCheckpointError as OutsideCheckpointError
+from redrafter_vllm.checkpoint_errors import PickleCheckpointError as PickleCheckpointError
+from redrafter_vllm.checkpoint_files import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    StoredTensor,
+    is_directory,
+    read_json,
+    stored_tensors,
+    unreadable,
+    weight_files,
+)
 from redrafter_vllm.draft_vocabulary import MAP, check_map, check_map_header
-from redrafter_vllm.drafter import Drafter, DrafterConfig
-from redrafter_vllm.spellings import CONFIG_KEYS, MODEL_TYPE, PREFIX, canonical_name, drafter_fields, is_inside_target
+from redrafter_vllm.drafter import DrafterConfig, tensor_shapes
+from redrafter_vllm.messages import listed, one_line, shown
+from redrafter_vllm.spellings import (
+    CONFIG_KEYS,
+    MODEL_TYPE,
+    PREFIX,
+    canonical_name,
+    drafter_fields,
+    is_inside_target,
+    unknown_keys,
+)
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
-_WEIGHT_STEMS = ("pytorch_model", "model", "drafter")
+logger = logging.getLogger(__name__)
+
 _FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """Where one tensor of Apple's layout is stored."""
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
 
 
 def check_checkpoint(path: str | PathLike[str]) -> DrafterConfig:
@@ -82,11 +92,14 @@ def load_checkpoint(
     config, entries = _read_header(Path(path))
     tensors: dict[str, Tensor] = {}
     for file in sorted({entry.file for entry in entries.values()}):
-        with safe_open(file, framework="pt") as weights:
-            for name, entry in entries.items():
-                if entry.file == file:
-                    where = f"{entry.name} in {file}"
-                    tensors[name] = _converted(name, weights.get_tensor(entry.name), where, config, dtype, device)
+        try:
+            with safe_open(file, framework="pt") as weights:
+                for name, entry in entries.items():
+                    if entry.file == file:
+                        where = f"{entry.name} in {file}"
+                        tensors[name] = _converted(name, weights.get_tensor(entry.name), where, config, dtype, device)
+        except (SafetensorError, OSError) as error:  # replaced or cut since its header was read
+            raise unreadable(file, error) from None
     return config, tensors
 
 
@@ -108,26 +121,31 @@ def save_checkpoint(path: str | PathLike[str], config: DrafterConfig, tensors: M
 
 def read_config(directory: Path) -> tuple[DrafterConfig, bool]:
     """The drafter's config, and whether its tensors stand behind `drafter.` among a target's."""
-    if not directory.is_dir():
+    if not is_directory(directory):
         raise CheckpointNotFoundError(
             f"There is no drafter checkpoint at {directory}: give a directory that holds {CONFIG_FILE} and "
             f"{WEIGHTS_FILE}."
         )
     file = directory / CONFIG_FILE
-    raw = _read_json(file)
-    fields = drafter_fields(raw)
-    if fields is None:
-        raise CheckpointConfigError(
-            f"{file} describes no drafter: its model_type is {raw.get('model_type')!r}, expected {MODEL_TYPE!r} or a "
-            "target's config with a redrafter block."
-        )
-    missing = [key for key in CONFIG_KEYS if key not in fields]
-    if missing:
-        raise CheckpointConfigError(f"{file} lacks {', '.join(missing)}: add what the drafter was trained with.")
+    raw = read_json(directory, CONFIG_FILE)
     try:
-        return DrafterConfig(**fields), is_inside_target(raw)
+        fields = drafter_fields(raw)
+        if fields is None:
+            raise CheckpointConfigError(
+                f"{file} describes no drafter: its model_type is {shown(raw.get('model_type'))}, expected "
+                f"{MODEL_TYPE!r} or a target's config with a redrafter block; give the drafter's own directory, or the "
+                "word 'redrafter' to have it looked up."
+            )
+        if missing := [key for key in CONFIG_KEYS if key not in fields]:
+            raise CheckpointConfigError(f"{file} lacks {', '.join(missing)}: add what the drafter was trained with.")
+        config = DrafterConfig(**fields)
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointConfigError(f"{file} cannot be used: {error}.") from None
+    if unknown := unknown_keys(raw):
+        _warn_once(f"{file} holds keys that no drafter has, and that are not used: {listed(unknown)}.")
+    return config, is_inside_target(raw)
 
 
 def canonical_entries(where: str, names: Iterable[str], config: DrafterConfig, inside_target: bool) -> dict[str, str]:
@@ -150,22 +168,22 @@ def check_shapes(where: str, config: DrafterConfig, shapes: Mapping[str, tuple[i
 
     The draft vocabulary's map is left to `check_map_header`.
     """
-    expected = _expected_shapes(config)
     shapes = {name: shape for name, shape in shapes.items() if name != MAP}
+    expected = tensor_shapes(config)
     if missing := sorted(expected.keys() - shapes.keys()):
         raise MissingTensorsError(
-            f"{where} lacks {_listed(missing)}: check num_draft_layers, exit_dim and rnn in {CONFIG_FILE}, or export "
+            f"{where} lacks {listed(missing)}: check num_draft_layers, exit_dim and rnn in {CONFIG_FILE}, or export "
             "the drafter again."
         )
     if surplus := sorted(shapes.keys() - expected.keys()):
         raise SurplusTensorsError(
-            f"{where} holds {_listed(surplus)}, for which its config has no place: check num_draft_layers, exit_dim "
+            f"{where} holds {listed(surplus)}, for which its config has no place: check num_draft_layers, exit_dim "
             f"and rnn in {CONFIG_FILE}."
         )
     for name, shape in expected.items():
         if tuple(shapes[name]) != shape:
             raise TensorShapeError(
-                f"{name} in {where} has shape {list(shapes[name])} but its config implies {list(shape)}: "
+                f"{name} in {where} has shape {shown(list(shapes[name]))} but its config implies {list(shape)}: "
                 f"correct {CONFIG_FILE} or export the drafter again."
             )
 
@@ -178,86 +196,33 @@ def check_finite(where: str, tensor: Tensor) -> None:
         )
 
 
-def pickle_files(directory: Path) -> list[Path]:
-    """The directory's pickles, only those named like weights where there are any."""
-    files = sorted(file for file in directory.iterdir() if file.suffix in PICKLE_SUFFIXES)
-    return [file for file in files if file.name.startswith(_WEIGHT_STEMS)] or files
-
-
-def _read_header(directory: Path) -> tuple[DrafterConfig, dict[str, _Entry]]:
+def _read_header(directory: Path) -> tuple[DrafterConfig, dict[str, StoredTensor]]:
+    """The config, and by Apple's names what the files hold; no tensor is read and none made."""
     config, inside_target = read_config(directory)
-    found: dict[str, _Entry] = {}
-    dtypes: dict[str, str] = {}
-    for file in _weight_files(directory):
-        try:
-            with safe_open(file, framework="pt") as weights:
-                for name in weights.keys():  # noqa: SIM118  (not a mapping)
-                    part = weights.get_slice(name)
-                    found[name] = _Entry(file, name, tuple(part.get_shape()))
-                    dtypes[name] = part.get_dtype()
-        except (SafetensorError, OSError) as error:
-            raise UnreadableWeightsError(f"{file} cannot be read as safetensors ({error}): copy it again.") from None
+    found: dict[str, StoredTensor] = {}
+    for file in weight_files(directory):
+        for tensor in stored_tensors(file):
+            if inside_target and not tensor.name.startswith(PREFIX):
+                continue
+            if tensor.name in found:
+                raise SurplusTensorsError(
+                    f"{directory} holds {listed([tensor.name])} twice, in {found[tensor.name].file.name} and in "
+                    f"{file.name}: remove the one that is not meant."
+                )
+            found[tensor.name] = tensor
     stored = canonical_entries(str(directory), found, config, inside_target)
     entries = {name: found[stored_name] for name, stored_name in stored.items()}
     check_shapes(str(directory), config, {name: entry.shape for name, entry in entries.items()})
-    stored_map = None if MAP not in entries else (entries[MAP].name, entries[MAP].shape, dtypes[entries[MAP].name])
+    own_map = entries.get(MAP)
+    stored_map = None if own_map is None else (own_map.name, own_map.shape, own_map.dtype)
     check_map_header(str(directory), config.draft_vocab_size, stored_map)
     for name, entry in entries.items():
-        if name != MAP and dtypes[entry.name] not in _FLOAT_DTYPES:
+        if name != MAP and entry.dtype not in _FLOAT_DTYPES:
             raise UnreadableWeightsError(
-                f"{entry.name} in {entry.file} is stored as {dtypes[entry.name]}, expected one of "
+                f"{entry.name} in {entry.file} is stored as {entry.dtype}, expected one of "
                 f"{', '.join(_FLOAT_DTYPES)}: export the drafter without quantisation."
             )
     return config, entries
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    if (directory / INDEX_FILE).is_file():
-        return _indexed_files(directory / INDEX_FILE)
-    if (directory / WEIGHTS_FILE).is_file():
-        return [directory / WEIGHTS_FILE]
-    others = sorted(directory.glob("*.safetensors"))
-    if len(others) == 1:
-        return others
-    if len(others) > 1:
-        raise CheckpointNotFoundError(
-            f"{directory} holds {len(others)} safetensors files and no {INDEX_FILE} that says which belong together: "
-            "add the index, or keep one file."
-        )
-    if pickles := [file.name for file in pickle_files(directory)]:
-        raise PickleCheckpointError(
-            f"{directory} holds its weights as a pickle ({_listed(pickles)}), which may run code when read: if you "
-            f"trust it, convert it with `python -m redrafter_vllm.convert {directory} DST --allow-pickle`."
-        )
-    raise CheckpointNotFoundError(f"{directory} holds no {WEIGHTS_FILE}: export or copy the drafter's weights there.")
-
-
-def _indexed_files(index: Path) -> list[Path]:
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise UnreadableWeightsError(f"{index} has no weight_map: copy it again.")
-    files = [index.parent / name for name in sorted(set(weight_map.values()))]
-    for file in files:
-        if not file.is_file():
-            raise CheckpointNotFoundError(f"{index} names {file.name}, which is absent: copy it beside the index.")
-    return files
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise CheckpointNotFoundError(f"{file.parent} has no {file.name}: give a complete checkpoint directory.")
-    try:
-        parsed = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointConfigError(f"{file} is not readable JSON ({error}): copy it again.") from None
-    if not isinstance(parsed, dict):
-        raise CheckpointConfigError(f"{file} holds no JSON object: copy it again.")
-    return parsed
-
-
-def _expected_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in Drafter(config).state_dict().items() if name != MAP}
 
 
 def _converted(
@@ -276,5 +241,6 @@ def _converted(
     return converted
 
 
-def _listed(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+@lru_cache(maxsize=64)  # one load reads a config several times
+def _warn_once(message: str) -> None:
+    logger.warning("%s", one_line(message))

@@ -1,13 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can be wrong with a drafter checkpoint, each a kind of its own."""
 
+from redrafter_vllm.messages import one_line
+
 
 class CheckpointError(ValueError):
-    """A drafter checkpoint that cannot be used."""
+    """A drafter checkpoint that cannot be used.
+
+    What stands in a checkpoint comes from outside, and so do names and values in the message: it is one line.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class CheckpointNotFoundError(CheckpointError):
     """No directory, no config, or no weights where a checkpoint was expected."""
+
+
+class OutsideCheckpointError(CheckpointError):
+    """An index or a link leads out of the checkpoint's directory."""
 
 
 class PickleCheckpointError(CheckpointError):
@@ -19,7 +31,7 @@ class CheckpointConfigError(CheckpointError):
 
 
 class UnreadableWeightsError(CheckpointError):
-    """A weights file is damaged or holds something other than floating-point tensors."""
+    """A weights file or an index is damaged or holds something other than floating-point tensors."""
 
 
 class MissingTensorsError(CheckpointError):
@@ -27,7 +39,7 @@ class MissingTensorsError(CheckpointError):
 
 
 class SurplusTensorsError(CheckpointError):
-    """The files hold tensors that the config has no place for."""
+    """The files hold tensors that the config has no place for, or one of them twice."""
 
 
 class TensorShapeError(CheckpointError):

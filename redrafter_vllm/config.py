@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from redrafter_vllm.messages import one_line, shown
+
 MAX_BEAM_WIDTH = 64
 MAX_BEAM_LENGTH = 32
 MAX_NODES = 128
@@ -32,7 +34,10 @@ QUANTIZATIONS = ("fp8", "int8")
 
 
 class OptionError(ValueError):
-    """A drafting option is unknown, contradicts another or is out of its range."""
+    """A drafting option is unknown, contradicts another or is out of its range. The message is one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 @dataclass(frozen=True)
@@ -62,19 +67,19 @@ class DraftingConfig:
     def __post_init__(self) -> None:
         _check_int("beam_width", self.beam_width, 1, MAX_BEAM_WIDTH)
         _check_int("beam_length", self.beam_length, 1, MAX_BEAM_LENGTH)
+        _check_int("num_speculative_tokens", self.num_speculative_tokens, 0, MAX_NODES)
         if self.num_speculative_tokens == 0:
             object.__setattr__(self, "num_speculative_tokens", max(self.beam_length, min(self.max_nodes, 16)))
-        _check_int("num_speculative_tokens", self.num_speculative_tokens, 1, MAX_NODES)
         object.__setattr__(self, "num_speculative_tokens", min(self.num_speculative_tokens, self.max_nodes))
         if self.logits_top_k is not None:
             _check_int("logits_top_k", self.logits_top_k, self.beam_width, 1 << 20)
         if self.drafter_quantization not in (None, *QUANTIZATIONS):
             raise OptionError(
-                f"drafter_quantization={self.drafter_quantization!r} is unknown; it must be null, "
+                f"drafter_quantization={shown(self.drafter_quantization)} is unknown; it must be null, "
                 f"{' or '.join(map(repr, QUANTIZATIONS))}."
             )
         if not isinstance(self.project_embedding, bool):
-            raise OptionError(f"project_embedding must be true or false, not {self.project_embedding!r}.")
+            raise OptionError(f"project_embedding must be true or false, not {shown(self.project_embedding)}.")
 
     @property
     def max_nodes(self) -> int:
@@ -107,8 +112,8 @@ def parse_drafting_options(options: Mapping[str, Any]) -> DraftingConfig:
         if target in values:
             raise OptionError(f"{name!r} and {given_as[target]!r} both set {target}; give only one of them.")
         values[target], given_as[target] = value, name
-    if values.get("num_speculative_tokens") == 0:
-        raise OptionError(f"num_speculative_tokens=0 is out of range; it must be between 1 and {MAX_NODES}.")
+    if "num_speculative_tokens" in values:  # 0 stands for the default within the project only
+        _check_int("num_speculative_tokens", values["num_speculative_tokens"], 1, MAX_NODES)
     return DraftingConfig(**values)
 
 
@@ -120,6 +125,6 @@ def known_options() -> tuple[str, ...]:
 
 def _check_int(name: str, value: Any, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise OptionError(f"{name} must be an integer, not {value!r}.")
+        raise OptionError(f"{name} must be an integer, not {shown(value)}.")
     if not low <= value <= high:
-        raise OptionError(f"{name}={value} is out of range; it must be between {low} and {high}.")
+        raise OptionError(f"{name}={shown(value)} is out of range; it must be between {low} and {high}.")

@@ -5,15 +5,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from redrafter_vllm import checkpoint
+from redrafter_vllm.checkpoint_files import is_directory, pickle_files
 from redrafter_vllm.draft_vocabulary import MAP, check_map, check_map_header
 from redrafter_vllm.drafter import DrafterConfig
+from redrafter_vllm.messages import listed
 
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _INTEGERS = {torch.int32: "I32", torch.int64: "I64"}
 
 
@@ -21,14 +24,12 @@ def convert(source: Path, destination: Path, *, allow_pickle: bool = False) -> D
     """Writes the drafter of `source` to the new directory `destination`, in the stored type.
 
     A pickle is read only with `allow_pickle`, and then as bare tensors. Raises CheckpointError as loading does, and
-    when `destination` already holds a config, which may be a target's.
+    when there is anything at `destination`, which may be a target; OSError when it cannot be written.
     """
-    if (destination / checkpoint.CONFIG_FILE).exists():
-        raise checkpoint.CheckpointError(
-            f"{destination} already holds a {checkpoint.CONFIG_FILE}: give a new directory."
-        )
-    has_safetensors = source.is_dir() and any(source.glob("*.safetensors"))
-    if allow_pickle and source.is_dir() and not has_safetensors:
+    if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
+        raise checkpoint.CheckpointError(f"{destination} already holds something: give a new directory.")
+    has_safetensors = is_directory(source) and any(source.glob("*.safetensors"))
+    if allow_pickle and is_directory(source) and not has_safetensors:
         config, tensors = _load_pickle(source)
     else:
         config, tensors = checkpoint.load_checkpoint(source)
@@ -38,14 +39,12 @@ def convert(source: Path, destination: Path, *, allow_pickle: bool = False) -> D
 
 def _load_pickle(source: Path) -> tuple[DrafterConfig, dict[str, Tensor]]:
     config, inside_target = checkpoint.read_config(source)
-    stored: dict[str, Tensor] = {}
-    files = checkpoint.pickle_files(source)
-    if not files:
-        raise checkpoint.CheckpointNotFoundError(f"{source} holds neither safetensors nor pickled weights.")
-    for file in files:
-        stored |= _read_pickle(file)
+    stored = _read_pickles(source)
     names = checkpoint.canonical_entries(str(source), stored, config, inside_target)
-    tensors = {name: stored[stored_name] for name, stored_name in names.items()}
+    # Tensors of a pickle may be views of one another, which safetensors does not store.
+    tensors = {
+        name: stored[stored_name].clone(memory_format=torch.contiguous_format) for name, stored_name in names.items()
+    }
     checkpoint.check_shapes(str(source), config, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     offsets = tensors.get(MAP)
     if offsets is None:
@@ -55,14 +54,34 @@ def _load_pickle(source: Path) -> tuple[DrafterConfig, dict[str, Tensor]]:
         check_map_header(str(source), config.draft_vocab_size, (MAP, tuple(offsets.shape), dtype))
         check_map(f"{MAP} in {source}", offsets, config.vocab_size)
     for name, tensor in tensors.items():
+        if name != MAP and tensor.dtype not in _FLOATS:
+            raise checkpoint.UnreadableWeightsError(
+                f"{name} in {source} is stored as {tensor.dtype}: export the drafter without quantisation."
+            )
         checkpoint.check_finite(f"{name} in {source}", tensor)
     return config, tensors
+
+
+def _read_pickles(source: Path) -> dict[str, Tensor]:
+    files = pickle_files(source)
+    if not files:
+        raise checkpoint.CheckpointNotFoundError(f"{source} holds neither safetensors nor pickled weights.")
+    stored: dict[str, Tensor] = {}
+    for file in files:
+        tensors = _read_pickle(file)
+        if twice := sorted(stored.keys() & tensors.keys()):
+            raise checkpoint.SurplusTensorsError(
+                f"{source} holds {listed(twice)} twice, in {file.name} and in a file before it: keep the one that is "
+                "meant."
+            )
+        stored |= tensors
+    return stored
 
 
 def _read_pickle(file: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # torch.load raises whatever its parts do
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise checkpoint.UnreadableWeightsError(
             f"{file} cannot be read as a pickle of tensors alone ({reason}): save its state_dict by itself."
@@ -70,9 +89,22 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise checkpoint.UnreadableWeightsError(f"{file} holds no dictionary of tensors: save a state_dict there.")
+    if unusable := [name for name, tensor in content.items() if not _is_plain(tensor)]:
+        raise checkpoint.UnreadableWeightsError(
+            f"{file} holds {listed(unusable)} as something other than a plain tensor in memory: save dense tensors."
+        )
     return content
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Dense, and with as many bytes in the file as the shape says: a view may claim any size."""
+    if tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,6 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = convert(arguments.source, arguments.destination, allow_pickle=arguments.allow_pickle)
     except checkpoint.CheckpointError as error:
         print(error, file=sys.stderr)
+        return 1
+    except (OSError, SafetensorError) as error:
+        print(f"{arguments.destination} cannot be written ({error}): make room or name another place.", file=sys.stderr)
         return 1
     print(f"{arguments.destination}: {config}")
     return 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from redrafter_vllm.config import DraftingConfig, OptionError
+from redrafter_vllm.messages import shown
 
 KEY = "redrafter"
 
@@ -44,17 +45,21 @@ def parse_request_settings(extra_args: Mapping[str, Any] | None, drafting: Draft
     Raises:
         OptionError: An unknown name, a value of another type, or one beyond what the engine drafts.
     """
+    if extra_args is not None and not isinstance(extra_args, Mapping):
+        raise OptionError(f"A request's extra arguments must be a mapping, not {shown(extra_args)}.")
     given = (extra_args or {}).get(KEY)
     if given is None:
         return RequestSettings()
     if not isinstance(given, Mapping):
-        raise OptionError(f"{KEY!r} must be an object such as {{'enabled': false}}, not {given!r}.")
+        raise OptionError(f"{KEY!r} must be an object such as {{'enabled': false}}, not {shown(given)}.")
     known = [field.name for field in fields(RequestSettings)]
     if unknown := [name for name in given if name not in known]:
-        raise OptionError(f"Unknown setting {unknown[0]!r} in {KEY!r} of the request; known are {', '.join(known)}.")
+        raise OptionError(
+            f"Unknown setting {shown(unknown[0])} in {KEY!r} of the request; known are {', '.join(known)}."
+        )
     enabled = given.get("enabled", True)
     if not isinstance(enabled, bool):
-        raise OptionError(f"'enabled' in {KEY!r} of the request must be true or false, not {enabled!r}.")
+        raise OptionError(f"'enabled' in {KEY!r} of the request must be true or false, not {shown(enabled)}.")
     return RequestSettings(
         enabled,
         _within(given, "beam_width", drafting.beam_width),
@@ -67,10 +72,10 @@ def _within(given: Mapping[str, Any], name: str, most: int) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
-        raise OptionError(f"{name!r} in {KEY!r} of the request must be an integer, not {value!r}.")
+        raise OptionError(f"{name!r} in {KEY!r} of the request must be an integer, not {shown(value)}.")
     if not 1 <= value <= most:
         raise OptionError(
-            f"{name}={value} in {KEY!r} of the request is out of range; this engine takes 1 to {most}, and "
+            f"{name}={shown(value)} in {KEY!r} of the request is out of range; this engine takes 1 to {most}, and "
             "'enabled': false for no drafts."
         )
     return value

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from benchmarks.inflate.build import DRAFTER_FOLDER, Inflation, Options, allocated_bytes
 from benchmarks.inflate.writer import DTYPES
-from benchmarks.shapes import SHAPES, ShapeError, count, drafter_tensors, find_shape
+from benchmarks.shapes import SHAPES, ShapeError, count, find_shape
 from redrafter_vllm.checkpoint_errors import CheckpointError
+from redrafter_vllm.drafter import tensor_shapes
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -47,7 +48,7 @@ def describe(inflation: Inflation) -> str:
         f"{shards} file{'s' if shards > 1 else ''}, {options.dtype}"
     ]
     if inflation.drafter is not None and (drafter := inflation.drafter_contents) is not None:
-        parameters = count(drafter_tensors(inflation.drafter.config))
+        parameters = count(tensor_shapes(inflation.drafter.config))
         lines.append(f"drafter  {parameters / 1e9:8.3f} B parameters {drafter.total_bytes / 1e9:9.3f} GB")
     return "\n".join(lines)
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from benchmarks.inflate.placement import Axis, Piece, empty, place, place_output
 from benchmarks.inflate.target import SUPPRESSION, InflatedTarget
-from benchmarks.shapes import ShapeError, TensorShapes, as_dict, drafter_tensors
+from benchmarks.shapes import ShapeError, TensorShapes, as_dict
 from redrafter_vllm.checkpoint import check_against_target, load_checkpoint
 from redrafter_vllm.draft_vocabulary import MAP, to_offsets, to_target_ids
-from redrafter_vllm.drafter import DrafterConfig
+from redrafter_vllm.drafter import DrafterConfig, tensor_shapes
 from redrafter_vllm.spellings import MODEL_TYPE
 
 
@@ -73,7 +73,7 @@ class InflatedDrafter:
 
     @property
     def tensors(self) -> TensorShapes:
-        own = drafter_tensors(self.config)
+        own = tensor_shapes(self.config)
         return own if self.draft_ids is None else own | {MAP: (len(self.draft_ids),)}
 
     def described(self, dtype: str) -> dict[str, Any]:

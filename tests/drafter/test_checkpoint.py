@@ -1,33 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from redrafter_vllm import Drafter, checkpoint
+from tests.drafter.damage import edit_config, edit_tensors, refused
 from tests.drafter.oracles import random_drafter
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    random_drafter().save_pretrained(tmp_path / "drafter")
-    return tmp_path / "drafter"
-
-
-def edit_tensors(directory: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
-    tensors = load_file(directory / "model.safetensors")
-    edit(tensors)
-    save_file(tensors, directory / "model.safetensors")
-
-
-def edit_config(directory: Path, edit: Callable[[dict], object]) -> None:
-    config = json.loads((directory / "config.json").read_text())
-    edit(config)
-    (directory / "config.json").write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize(
@@ -112,18 +93,6 @@ def test_shards(saved: Path) -> None:
         Drafter.from_pretrained(saved)
     drafter.save_pretrained(saved)
     Drafter.from_pretrained(saved)
-
-
-def refused(directory: Path, error: type[checkpoint.CheckpointError], *words: str) -> None:
-    """Refused by the headers alone and by loading, in one sentence that says all of `words`."""
-    for read in (checkpoint.check_checkpoint, Drafter.from_pretrained):
-        with pytest.raises(error) as caught:
-            read(directory)
-        message = str(caught.value)
-        assert type(caught.value) is error
-        assert all(word in message for word in (*words, str(directory)))
-        assert "\n" not in message
-        assert message.endswith(".")
 
 
 def test_missing_tensor(saved: Path) -> None:

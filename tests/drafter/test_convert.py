@@ -2,6 +2,7 @@
 """Every spelling in circulation loads as it is, and converts to Apple's."""
 
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +150,80 @@ def test_pickle_of_something_else(
     assert message in capsys.readouterr().err
 
 
+def pickled(directory: Path, edit: Callable[[dict], object], name: str = "model.pt") -> Path:
+    (directory / "config.json").write_text(json.dumps(OWN_CONFIG))
+    tensors = dict(random_drafter(exit_dim=7).state_dict())
+    edit(tensors)
+    torch.save(tensors, directory / name)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (3, torch.zeros(1), "no dictionary of tensors"),
+        ("lm_head.2.weight", torch.zeros(11, 7).to_sparse(), "other than a plain tensor"),
+        ("lm_head.2.weight", torch.zeros(11, 7, device="meta"), "other than a plain tensor"),
+        ("lm_head.2.weight", torch.zeros(1, 1).expand(11, 7), "other than a plain tensor"),
+        ("lm_head.2.weight", torch.zeros(11, 7, dtype=torch.int8), "stored as torch.int8"),
+        ("lm_head.2.weight", torch.zeros(11, 7, dtype=torch.complex64), "stored as torch.complex64"),
+    ],
+    ids=["number", "sparse", "meta", "expanded", "int8", "complex"],
+)
+def test_pickle_of_strange_tensors(
+    tmp_path: Path, name: object, value: torch.Tensor, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pickled(tmp_path, lambda tensors: tensors.update({name: value}))
+    assert main([str(tmp_path), str(tmp_path / "new"), "--allow-pickle"]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_pickle_of_a_view_that_claims_any_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pickled(tmp_path, lambda tensors: tensors.update({"lm_head.2.weight": torch.zeros(1).expand(2**24, 7)}))
+    (tmp_path / "config.json").write_text(json.dumps(OWN_CONFIG | {"vocab_size": 2**24}))
+    assert main([str(tmp_path), str(tmp_path / "new"), "--allow-pickle"]) == 1
+    assert "lm_head.2.weight" in capsys.readouterr().err
+
+
+def test_pickle_of_tensors_that_share_memory(tmp_path: Path) -> None:
+    whole = torch.randn(2, 6, 6)
+    pickled(tmp_path, lambda tensors: tensors.update({"rnn_u.weight": whole[0].T, "rnn_w.weight": whole[0]}))
+    assert main([str(tmp_path), str(tmp_path / "new"), "--allow-pickle"]) == 0
+    tensors = load_file(tmp_path / "new" / "model.safetensors")
+    assert torch.equal(tensors["rnn_u.weight"], whole[0].T) and torch.equal(tensors["rnn_w.weight"], whole[0])
+
+
+def test_two_pickles_of_one_drafter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pickled(tmp_path, lambda tensors: None)
+    pickled(tmp_path, lambda tensors: None, "pytorch_model.bin")
+    assert main([str(tmp_path), str(tmp_path / "new"), "--allow-pickle"]) == 1
+    assert "twice" in (error := capsys.readouterr().err) and "pytorch_model.bin" in error
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_pickle_that_is_no_file_of_its_own(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    pickled(source, lambda tensors: None).joinpath("model.pt").rename(tmp_path / "elsewhere")
+    if kind == "pipe":
+        os.mkfifo(source / "model.pt")
+    else:
+        (source / "model.pt").symlink_to(tmp_path / "elsewhere")
+    assert main([str(source), str(tmp_path / "new"), "--allow-pickle"]) == 1
+    assert {"pipe": "is a pipe", "link": "out of its directory"}[kind] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x80\x02.", b"PK\x03\x04" + bytes(60), b"\x80\x04" + b"(" * 100_000, b"x" * 99]
+)
+def test_damaged_pickle(tmp_path: Path, data: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    pickled(tmp_path, lambda tensors: None).joinpath("model.pt").write_bytes(data)
+    assert main([str(tmp_path), str(tmp_path / "new"), "--allow-pickle"]) == 1
+    assert "model.pt" in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
 def test_pickle_with_nan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(OWN_CONFIG))
     tensors = random_drafter(exit_dim=7).state_dict()
@@ -162,6 +237,25 @@ def test_destination_must_be_new(tmp_path: Path, capsys: pytest.CaptureFixture[s
     random_drafter().save_pretrained(tmp_path)
     assert main([str(tmp_path), str(tmp_path)]) == 1
     assert "give a new directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "notes.txt"])
+def test_destination_must_be_empty(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A target's weights stand there without a config while it is being copied."""
+    random_drafter().save_pretrained(tmp_path / "source")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / name).write_text("mine")
+    for destination in (tmp_path / "new", tmp_path / "new" / name):
+        assert main([str(tmp_path / "source"), str(destination)]) == 1
+        assert "give a new directory" in capsys.readouterr().err
+    assert [file.read_text() for file in (tmp_path / "new").iterdir()] == ["mine"]
+
+
+def test_destination_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random_drafter().save_pretrained(tmp_path / "source")
+    for destination in (tmp_path / "source" / "config.json" / "new", tmp_path / ("x" * 300)):
+        assert main([str(tmp_path / "source"), str(destination)]) == 1
+        assert "cannot be written" in (error := capsys.readouterr().err) and error.count("\n") == 1
 
 
 def test_no_weights_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

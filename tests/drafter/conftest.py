@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+
+import pytest
+
+from tests.drafter.oracles import random_drafter
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A sound checkpoint."""
+    random_drafter().save_pretrained(tmp_path / "drafter")
+    return tmp_path / "drafter"
