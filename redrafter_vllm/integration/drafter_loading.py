@@ -17,7 +17,7 @@ from vllm.platforms import current_platform
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from redrafter_vllm.config import DraftingConfig, OptionError
-from redrafter_vllm.drafter import Drafter
+from redrafter_vllm.drafter import Drafter, copy_tensors
 from redrafter_vllm.packed_drafter import Linear, PackedDrafter
 from redrafter_vllm.quantization import CODE_TYPES, quantize_rows
 
@@ -48,6 +48,27 @@ def pack_drafter(drafter: Drafter, drafting: DraftingConfig, vllm_config: VllmCo
         )
 
 
+class LayerProduct:
+    """A product by a layer of vLLM's and the method that goes with it."""
+
+    def __init__(self, layer: Any, apply: Callable[[Any, Tensor, Tensor | None], Tensor]) -> None:
+        self.layer, self.apply = layer, apply
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        # Of the first state all beams are views of one row, which oneDNN takes and then needs half a second for.
+        return self.apply(self.layer, x.contiguous(), self.layer.bias)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self.layer.named_parameters()}
+
+    def adopt(self, other: "LayerProduct", /) -> None:
+        if current_platform.is_cpu():
+            # Kernels of a CPU keep weights in a layout of their own that no tensor shows. No graph was recorded there.
+            self.layer, self.apply = other.layer, other.apply
+        else:
+            copy_tensors(self.tensors(), other.tensors())
+
+
 def linear_maker(quantization: str | None) -> Callable[[Tensor, Tensor | None], Linear]:
     """What makes a drafter's products, on the device of its weights; the default dtype must be theirs."""
     return _unquantized_linear if quantization is None else partial(_quantized_linear, quantization)
@@ -58,8 +79,7 @@ def _unquantized_linear(weight: Tensor, bias: Tensor | None) -> Linear:
     layer, method = _layer(bias), UnquantizedLinearMethod()
     layer.weight = nn.Parameter(weight, requires_grad=False)
     method.process_weights_after_loading(layer)
-    # Of the first state all beams are views of one row, which oneDNN takes and then needs half a second for.
-    return lambda x: method.apply(layer, x.contiguous(), layer.bias)
+    return LayerProduct(layer, method.apply)
 
 
 def _quantized_linear(quantization: str, weight: Tensor, bias: Tensor | None) -> Linear:
@@ -76,7 +96,7 @@ def _quantized_linear(quantization: str, weight: Tensor, bias: Tensor | None) ->
     )
     _fill(layer, *quantize_rows(weight, CODE_TYPES[quantization]))
     scheme.process_weights_after_loading(layer)
-    return lambda x: scheme.apply_weights(layer, x.contiguous(), layer.bias)
+    return LayerProduct(layer, scheme.apply_weights)
 
 
 def _layer(bias: Tensor | None) -> Any:

@@ -15,6 +15,7 @@ from redrafter_vllm.integration.seams import SeamChangedError, rebound
 from redrafter_vllm.request_settings import KEY, parse_request_settings
 
 _MARK = "_redrafter_original"
+_GPU = "vllm.v1.worker.gpu"
 
 
 def rebind(owner: Any, name: str, make: Callable[[Any], Any], parameters: str | None = None) -> None:
@@ -62,6 +63,21 @@ def rebind_seam(target: str, make: Callable[[Any], Any]) -> None:
     rebind(owner, name, make, seam.parameters)
 
 
+def add_method(target: str, method: Callable) -> None:
+    """Give a class of vLLM's a method that it does not have.
+
+    Raises:
+        SeamChangedError: The class is gone, or has one of that name.
+    """
+    module, _, name = target.partition(":")
+    owner = getattr(importlib.import_module(module), name, None)
+    if owner is None:
+        raise _seam_changed(target, "does not have")
+    if getattr(owner, method.__name__, method) is not method:
+        raise _seam_changed(target, f"has with a {method.__name__} of its own")
+    setattr(owner, method.__name__, method)
+
+
 def install_front() -> None:
     """What every process needs to recognise the method; installed when the plugin loads."""
     # vLLM knows its speculative methods by a closed list. Can go when it has a registry of methods.
@@ -99,6 +115,7 @@ def install_runner() -> None:
     rebind_seam("vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras", _set_active_loras)
     install_request_settings()
     install_metrics()
+    install_new_weights()
 
 
 def allow_async_scheduling() -> None:
@@ -148,6 +165,20 @@ def install_metrics() -> None:
     prometheus = "vllm.v1.spec_decode.metrics:SpecDecodingProm"
     rebind_seam(f"{prometheus}.__init__", metrics_prometheus.create_counters)
     rebind_seam(f"{prometheus}.observe", metrics_prometheus.observe_counters)
+
+
+def install_new_weights() -> None:
+    """A draft model of which vLLM's workers know, and a method of theirs that replaces the drafter."""
+    from redrafter_vllm.integration import new_weights
+
+    # All but the last can go when a speculator of any kind can name its draft model, and be told of new weights.
+    rebind_seam(f"{_GPU}.model_runner:GPUModelRunner.get_draft_model", _get_draft_model)
+    # What vLLM calls wherever the target has got new weights, for what was made from the old ones.
+    rebind_seam("vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin.reset_lora_state", _reset_lora_state)
+    # An update of a draft model loads as it arrives; ours is checked as a whole.
+    rebind_seam("vllm.v1.worker.gpu_worker:Worker.start_draft_weight_update", _start_draft_weight_update)
+    rebind_seam("vllm.v1.worker.gpu_worker:Worker.finish_weight_update", _finish_weight_update)
+    add_method("vllm.v1.worker.gpu_worker:Worker", new_weights.reload_drafter)
 
 
 def install_refusal(message: str) -> None:
@@ -351,6 +382,44 @@ def _set_active_loras(original: Callable) -> Callable:
         original(self, prompt_lora_mapping, *args, **kwargs)
 
     return _set_active_loras
+
+
+def _get_draft_model(original: Callable) -> Callable:
+    def get_draft_model(self: Any) -> Any:
+        ours = _is_ours(self.vllm_config) and self.speculator is not None
+        return self.speculator.draft_model if ours else original(self)
+
+    return get_draft_model
+
+
+def _reset_lora_state(original: Callable) -> Callable:
+    def reset_lora_state(self: Any) -> None:
+        original(self)
+        if _is_ours(self.vllm_config):
+            from redrafter_vllm.integration.new_weights import follow_target
+
+            follow_target(self)
+
+    return reset_lora_state
+
+
+def _start_draft_weight_update(original: Callable) -> Callable:
+    def start_draft_weight_update(self: Any) -> None:
+        original(self)
+        if _is_ours(self.vllm_config):
+            self.get_draft_model().begin_update()
+
+    return start_draft_weight_update
+
+
+def _finish_weight_update(original: Callable) -> Callable:
+    def finish_weight_update(self: Any) -> None:
+        is_draft = self._weight_update_is_draft
+        original(self)
+        if is_draft and _is_ours(self.vllm_config):
+            self.get_draft_model().finish_update()
+
+    return finish_weight_update
 
 
 def _to_sampling_params(original: Callable) -> Callable:
