@@ -59,7 +59,8 @@ class LayerProduct:
         return self.apply(self.layer, x.contiguous(), self.layer.bias)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in self.layer.named_parameters()}
+        found = (*self.layer.named_parameters(), *self.layer.named_buffers())
+        return {name: tensor.detach() for name, tensor in found}
 
     def adopt(self, other: "LayerProduct", /) -> None:
         if current_platform.is_cpu():

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable
 from typing import Any, ClassVar
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ class RedrafterSpeculator(BaseSpeculator):
         self.drafting = spec.drafting
         self.drafter = load_part(spec.checkpoint, self.drafting, vllm_config, device)
         self.embedding: TokenInputs | None = None
-        self.target: nn.Module | None = None
+        self._target: ref[nn.Module] | None = None
         max_num_reqs = vllm_config.scheduler_config.max_num_seqs
         max_nodes = self.drafting.num_speculative_tokens
         self.rows = DraftRows(max_num_reqs, max_nodes, device)
@@ -83,14 +83,14 @@ class RedrafterSpeculator(BaseSpeculator):
 
     def bind_target(self, model: nn.Module) -> None:
         """Share the target's input embedding, or keep the drafter's product with it."""
-        self.target = model
+        # Weakly: what is left of a runner that vLLM has shut down must not keep the weights.
+        self._target = ref(model)
         self.embedding = share_embedding(model, self.drafter)
 
     @torch.no_grad()
     def follow_target(self) -> None:
         """The target has got new weights, in place: what was made from its embedding is made again, in place."""
-        assert self.target is not None and self.embedding is not None
-        fill_again(self.embedding, target_rows(self.target)[0], self.drafter)
+        fill_again(self._inputs, target_rows(self._model)[0], self.drafter)
 
     @torch.no_grad()
     def replace_drafter(self, read: Callable[[], Drafter]) -> bool:
@@ -101,22 +101,31 @@ class RedrafterSpeculator(BaseSpeculator):
 
         Returns whether it did: where it failed, `all_or_none` lets only some ranks raise.
         """
-        assert self.target is not None and self.embedding is not None
         # From another stage they are sent in any case: that one does not know what becomes of it.
-        rows = target_rows(self.target)[0] if self.drafting.project_embedding else None
+        rows = target_rows(self._model)[0] if self.drafting.project_embedding else None
         fresh = all_or_none(lambda: pack_part(read(), self.drafting, self.vllm_config, self.device), self.vllm_config)
         if fresh is None:
             return False
         self.drafter.adopt(fresh)
         if rows is not None:
-            fill_again(self.embedding, rows, self.drafter)
+            fill_again(self._inputs, rows, self.drafter)
         return True
 
     def tensors(self) -> dict[str, Tensor]:
         """What is drafted with, by name, without the target's own."""
-        assert self.target is not None and self.embedding is not None
-        table = own_table(self.embedding, self.target)
+        table = own_table(self._inputs, self._model)
         return self.drafter.tensors() | ({} if table is None else {"token_inputs": table})
+
+    @property
+    def _model(self) -> nn.Module:
+        model = None if self._target is None else self._target()
+        assert model is not None
+        return model
+
+    @property
+    def _inputs(self) -> TokenInputs:
+        assert self.embedding is not None
+        return self.embedding
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
         self.graphs = DraftGraphs(self.vllm_config, self.device, cudagraph_mode)
