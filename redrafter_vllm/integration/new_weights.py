@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""New weights in a running engine: a drafter from a checkpoint, and a target that has changed.
+"""New weights in a running engine: another drafter, from a checkpoint or from a trainer, and a target that has changed.
 
 Requests in flight go on: drafts decide what is verified, not what is emitted.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -40,12 +41,57 @@ def reload_drafter(worker: Any, path: str) -> None:
         logger.info("ReDrafter: drafting with %s from now on", path)
 
 
-def follow_target(runner: Any) -> None:
-    """The target has got new weights: what drafting keeps of its embedding follows."""
-    if runner.speculator is None:
-        send_embedding(runner.get_model())
-    else:
-        runner.speculator.follow_target()
+def give_draft_model(original: Callable) -> Callable:
+    """Wrap `GPUModelRunner.get_draft_model`: sleep and weight updates ask for it."""
+
+    def get_draft_model(self: Any) -> Any:
+        drafts = _is_ours(self.vllm_config) and self.speculator is not None
+        return self.speculator.draft_model if drafts else original(self)
+
+    return get_draft_model
+
+
+def follow_target(original: Callable) -> Callable:
+    """Wrap `LoRAModelRunnerMixin.reset_lora_state`, called after the target has got new weights, in whatever way."""
+
+    def reset_lora_state(self: Any) -> None:
+        original(self)
+        if not _is_ours(self.vllm_config):
+            return
+        if self.speculator is None:
+            send_embedding(self.get_model())
+        else:
+            self.speculator.follow_target()
+
+    return reset_lora_state
+
+
+def begin_update(original: Callable) -> Callable:
+    """Wrap `Worker.start_draft_weight_update`."""
+
+    def start_draft_weight_update(self: Any) -> None:
+        original(self)
+        if _is_ours(self.vllm_config):
+            self.get_draft_model().begin_update()
+
+    return start_draft_weight_update
+
+
+def finish_update(original: Callable) -> Callable:
+    """Wrap `Worker.finish_weight_update`, which ends an update of the target or of the draft model."""
+
+    def finish_weight_update(self: Any) -> None:
+        is_draft = self._weight_update_is_draft
+        original(self)
+        if is_draft and _is_ours(self.vllm_config):
+            self.get_draft_model().finish_update()
+
+    return finish_weight_update
+
+
+def _is_ours(vllm_config: Any) -> bool:
+    spec = vllm_config.speculative_config
+    return spec is not None and spec.method == "redrafter"
 
 
 def _read(path: str, target: str, served: DrafterConfig, dtype: torch.dtype) -> Drafter:

@@ -172,12 +172,14 @@ def install_new_weights() -> None:
     from redrafter_vllm.integration import new_weights
 
     # All but the last can go when a speculator of any kind can name its draft model, and be told of new weights.
-    rebind_seam(f"{_GPU}.model_runner:GPUModelRunner.get_draft_model", _get_draft_model)
+    rebind_seam(f"{_GPU}.model_runner:GPUModelRunner.get_draft_model", new_weights.give_draft_model)
     # What vLLM calls wherever the target has got new weights, for what was made from the old ones.
-    rebind_seam("vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin.reset_lora_state", _reset_lora_state)
+    rebind_seam(
+        "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin.reset_lora_state", new_weights.follow_target
+    )
     # An update of a draft model loads as it arrives; ours is checked as a whole.
-    rebind_seam("vllm.v1.worker.gpu_worker:Worker.start_draft_weight_update", _start_draft_weight_update)
-    rebind_seam("vllm.v1.worker.gpu_worker:Worker.finish_weight_update", _finish_weight_update)
+    rebind_seam("vllm.v1.worker.gpu_worker:Worker.start_draft_weight_update", new_weights.begin_update)
+    rebind_seam("vllm.v1.worker.gpu_worker:Worker.finish_weight_update", new_weights.finish_update)
     add_method("vllm.v1.worker.gpu_worker:Worker", new_weights.reload_drafter)
 
 
@@ -382,44 +384,6 @@ def _set_active_loras(original: Callable) -> Callable:
         original(self, prompt_lora_mapping, *args, **kwargs)
 
     return _set_active_loras
-
-
-def _get_draft_model(original: Callable) -> Callable:
-    def get_draft_model(self: Any) -> Any:
-        ours = _is_ours(self.vllm_config) and self.speculator is not None
-        return self.speculator.draft_model if ours else original(self)
-
-    return get_draft_model
-
-
-def _reset_lora_state(original: Callable) -> Callable:
-    def reset_lora_state(self: Any) -> None:
-        original(self)
-        if _is_ours(self.vllm_config):
-            from redrafter_vllm.integration.new_weights import follow_target
-
-            follow_target(self)
-
-    return reset_lora_state
-
-
-def _start_draft_weight_update(original: Callable) -> Callable:
-    def start_draft_weight_update(self: Any) -> None:
-        original(self)
-        if _is_ours(self.vllm_config):
-            self.get_draft_model().begin_update()
-
-    return start_draft_weight_update
-
-
-def _finish_weight_update(original: Callable) -> Callable:
-    def finish_weight_update(self: Any) -> None:
-        is_draft = self._weight_update_is_draft
-        original(self)
-        if is_draft and _is_ours(self.vllm_config):
-            self.get_draft_model().finish_update()
-
-    return finish_weight_update
 
 
 def _to_sampling_params(original: Callable) -> Callable:
