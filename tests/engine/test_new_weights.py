@@ -173,6 +173,19 @@ def test_an_engine_without_a_drafter_has_none_to_replace(make_engine: MakeEngine
         make_engine(random_target, TREE).collective_rpc("reload_drafter", args=(7,))
 
 
+def test_a_worker_with_such_a_method_of_its_own_is_another_vllm() -> None:
+    from redrafter_vllm.integration.patches import add_method
+    from redrafter_vllm.integration.seams import SeamChangedError
+
+    def sleep(worker: Any) -> None:
+        raise AssertionError
+
+    with pytest.raises(SeamChangedError, match="gpu_worker:Worker, which this vLLM has with a sleep of its own"):
+        add_method("vllm.v1.worker.gpu_worker:Worker", sleep)
+    with pytest.raises(SeamChangedError, match="gpu_worker:Shirker, which this vLLM does not have"):
+        add_method("vllm.v1.worker.gpu_worker:Shirker", sleep)
+
+
 @pytest.mark.parametrize("spec", [TREE, PROJECTED], ids=["embedding", "projected"])
 def test_recorded_rounds_draw_with_the_new_weights(
     make_engine: MakeEngine, asset: Path, prompts: list[list[int]], untrained: Path, spec: dict[str, Any]
