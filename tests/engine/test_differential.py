@@ -114,7 +114,7 @@ def test_random_stream(engines: dict[str, Any], expected: dict[str, Any], varian
 def test_another_target_in_the_same_engines(engines: dict[str, Any]) -> None:
     """Both get the weights of another target, and those of theirs again; nothing of the one outlives it."""
     plain, tree = engines["plain"], engines["asynchronous"]
-    cases = random_cases(40, SEED + 1)
+    cases = random_cases(24, SEED + 1)
     path = Path(runner(plain).model_config.model)
     weights = load_file(path / "model.safetensors")
     answers: list[list[Any]] = []
@@ -133,7 +133,7 @@ def test_another_target_in_the_same_engines(engines: dict[str, Any]) -> None:
         assert not leaks(tree)
         answers.append([[list(one.token_ids) for one in output.outputs] for output in outputs])
     assert answers[0] == answers[2]
-    assert sum(pair[0] != pair[1] for pair in zip(*answers[:2], strict=True)) > 10
+    assert sum(pair[0] != pair[1] for pair in zip(*answers[:2], strict=True)) > 5
 
 
 @contextmanager
