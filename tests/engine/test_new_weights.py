@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A running engine takes another drafter: `collective_rpc("reload_drafter", args=(path,))`."""
 
+import gc
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import ReferenceType, ref
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from redrafter_vllm.checkpoint import CheckpointError
+from redrafter_vllm.integration.drafter_loading import LayerProduct
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, cpu_only, generate, params, random_prompts, runner, tokens
 from tests.engine.new_weights import addresses, drafting_with, save_drafter_like, weights_in_tensors
@@ -162,6 +165,25 @@ def test_what_does_not_fit_changes_nothing(
         assert "\n" not in str(caught.value)
         assert addresses(speculator) == where
         assert all(torch.equal(tensor, before[key]) for key, tensor in speculator.tensors().items())
+
+
+def test_drafters_that_were_replaced_are_gone(
+    make_engine: MakeEngine, random_target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = make_engine(random_target, TREE)
+    layers: list[ReferenceType[Any]] = []
+    make = LayerProduct.__init__
+
+    def remember(self: LayerProduct, layer: Any, apply: Any) -> None:
+        layers.append(ref(layer))
+        make(self, layer, apply)
+
+    monkeypatch.setattr(LayerProduct, "__init__", remember)
+    for _ in range(5):
+        llm.collective_rpc("reload_drafter", args=(str(random_target / "redrafter"),))
+    gc.collect(2)
+    assert len(layers) == 20
+    assert [layer() is not None for layer in layers] == [False] * 16 + [True] * 4
 
 
 def test_an_engine_without_a_drafter_has_none_to_replace(make_engine: MakeEngine, random_target: Path) -> None:
