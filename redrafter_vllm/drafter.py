@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recurrent drafter of arXiv 2403.09919, section 3: a one-layer RNN over the drafted tokens and a residual head."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Self
@@ -72,6 +73,18 @@ class DrafterConfig:
     def first_size(self) -> int:
         """Rows of the first linear layer, the one whose input is c ⊕ s."""
         return self.output_size if self.starts_with_output else self.exit_dim
+
+
+def copy_tensors(own: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
+    """Fill tensors in place with those of the same names and shapes.
+
+    Raises ValueError where there are others, before any is filled.
+    """
+    shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (own, new)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"tensors of shapes {shapes[1]} cannot take the place of {shapes[0]}")
+    for name, tensor in own.items():
+        tensor.copy_(new[name])
 
 
 class ResBlock(nn.Module):
@@ -183,8 +196,20 @@ class Drafter(nn.Module):
         """What a target id is above its draft id, [D]; None where they are the same."""
         return None if self.config.draft_vocab_size is None else self.d2t
 
-    def token_inputs(self, embedding: Tensor) -> Tensor:
-        """What `next_state` takes of each token, [V, H], for the target's embedding [V, H]: its rows."""
+    def tensors(self) -> dict[str, Tensor]:
+        """What is drafted with, by name: the memory that `adopt` writes to."""
+        return {name: tensor.detach() for name, tensor in self.state_dict().items()}
+
+    @torch.no_grad()
+    def adopt(self, other: "Drafter") -> None:
+        """Draft as `other`, of the same kind and config, in the memory that this one has."""
+        copy_tensors(self.tensors(), other.tensors())
+
+    def token_inputs(self, embedding: Tensor, out: Tensor | None = None) -> Tensor:
+        """What `next_state` takes of each token, [V, H], for the target's embedding [V, H].
+
+        That is the embedding itself, unless the drafter is packed with a product, which is made in `out` where given.
+        """
         return embedding
 
     def initial_state(self, context: Tensor) -> Tensor:

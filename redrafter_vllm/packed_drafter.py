@@ -10,26 +10,56 @@ How a product is computed is the caller's choice, so that serving can use kernel
 
 from collections.abc import Callable
 from os import PathLike
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from redrafter_vllm.draft_vocabulary import MAP
-from redrafter_vllm.drafter import Drafter, ResBlock
+from redrafter_vllm.drafter import Drafter, ResBlock, copy_tensors
 from redrafter_vllm.ops.recurrence import add_tokens, tokens_and_state
 from redrafter_vllm.ops.residual import first_residual, residual
 
-Linear = Callable[[Tensor], Tensor]  # [..., K] -> [..., N]
+
+class Linear(Protocol):
+    """A product [..., K] -> [..., N] with a weight and perhaps a bias."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """The product with `x`."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What it multiplies with, as far as it lies in tensors."""
+
+    def adopt(self, other: Any, /) -> None:
+        """Compute what `other`, made alike from numbers of the same shape, computes."""
+
+
 MakeLinear = Callable[[Tensor, Tensor | None], Linear]  # from a weight [N, K] and a bias [N] or None
 
 # Rows of the embedding that are multiplied by W at once, so that the table is all the memory that it takes.
 _ROWS_AT_ONCE = 8192
 
 
+class PlainLinear:
+    """torch's own product, with the memory that it is given."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
+
+    def adopt(self, other: "PlainLinear", /) -> None:
+        copy_tensors(self.tensors(), other.tensors())
+
+
 def plain_linear(weight: Tensor, bias: Tensor | None) -> Linear:
     """torch's own product."""
-    return lambda x: linear(x, weight, bias)
+    return PlainLinear(weight, bias)
 
 
 class PackedDrafter(Drafter):
@@ -37,6 +67,8 @@ class PackedDrafter(Drafter):
 
     With `project_embedding`, `token_inputs` is the table E·Wᵀ and not the embedding; `next_state` takes its rows. It
     costs the memory of another embedding, V·H numbers, and saves reading the H² numbers of W at every step.
+
+    `adopt` takes a drafter packed alike; each product decides whether it keeps its memory.
 
     `forward`, too, sums the first linear layer's halves apart: Apple's order of summation is the `Drafter`'s.
     """
@@ -58,7 +90,7 @@ class PackedDrafter(Drafter):
                     self._token_weight = token_weight
                 else:
                     state_weight = torch.cat((token_weight, state_weight), 1)
-                self._recurrent = make_linear(state_weight, drafter.rnn_u.bias.detach())
+                self._recurrent_linear = make_linear(state_weight, drafter.rnn_u.bias.detach())
             first = drafter.first_linear
             bias = None if first.bias is None else first.bias.detach()
             self._context_linear = make_linear(first.weight[:, :hidden].detach().contiguous(), bias)
@@ -70,11 +102,31 @@ class PackedDrafter(Drafter):
             if not config.starts_with_output:
                 self._output_linear = make_linear(drafter.output.weight.detach(), None)
 
-    def token_inputs(self, embedding: Tensor) -> Tensor:
-        """What `next_state` takes of each token, [V, H], for the target's embedding [V, H]."""
+    def tensors(self) -> dict[str, Tensor]:
+        found = dict(self.named_buffers())
+        if self._token_weight is not None:
+            found["token_weight"] = self._token_weight
+        for name, product in self._products().items():
+            found |= {f"{name}.{part}": tensor for part, tensor in product.tensors().items()}
+        return found
+
+    def adopt(self, other: Drafter) -> None:
+        assert isinstance(other, PackedDrafter)
+        copy_tensors(dict(self.named_buffers()), dict(other.named_buffers()))
+        if self._token_weight is not None and other._token_weight is not None:
+            self._token_weight.copy_(other._token_weight)
+        for own, new in zip(self._products().values(), other._products().values(), strict=True):
+            own.adopt(new)
+
+    def _products(self) -> dict[str, Linear]:
+        later = {f"later_{index}": product for index, product in enumerate(self._later_linears)}
+        single = {name: getattr(self, f"_{name}_linear", None) for name in ("recurrent", "context", "state", "output")}
+        return {name: product for name, product in single.items() if product is not None} | later
+
+    def token_inputs(self, embedding: Tensor, out: Tensor | None = None) -> Tensor:
         if self._token_weight is None:
             return embedding
-        table = torch.empty_like(embedding, dtype=self._dtype)
+        table = torch.empty_like(embedding, dtype=self._dtype) if out is None else out
         for start in range(0, len(embedding), _ROWS_AT_ONCE):
             rows = embedding[start : start + _ROWS_AT_ONCE].to(self._dtype)
             torch.mm(rows, self._token_weight.T, out=table[start : start + _ROWS_AT_ONCE])
@@ -84,8 +136,8 @@ class PackedDrafter(Drafter):
         if not self.config.rnn:
             return super().advance(state, tokens, inputs)
         if self._token_weight is not None:
-            return add_tokens(self._recurrent(state), inputs, tokens)
-        return silu(self._recurrent(tokens_and_state(inputs, tokens, state)))
+            return add_tokens(self._recurrent_linear(state), inputs, tokens)
+        return silu(self._recurrent_linear(tokens_and_state(inputs, tokens, state)))
 
     def features(self, share: Tensor, state: Tensor) -> Tensor:
         config = self.config
@@ -114,8 +166,8 @@ class PackedDrafter(Drafter):
 
     def _recurrence(self, state: Tensor, token_embedding: Tensor) -> Tensor:
         if self._token_weight is not None:
-            return token_embedding + self._recurrent(state)
-        return self._recurrent(torch.cat((token_embedding, state), -1))
+            return token_embedding + self._recurrent_linear(state)
+        return self._recurrent_linear(torch.cat((token_embedding, state), -1))
 
     def _context_half(self, context: Tensor) -> Tensor:
         return self._context_linear(context)

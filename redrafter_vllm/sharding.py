@@ -48,8 +48,16 @@ class ShardedDrafter(Drafter):
     def id_offsets(self) -> Tensor | None:
         return None  # `beam_step` gives target ids
 
-    def token_inputs(self, embedding: Tensor) -> Tensor:
-        return self.own.token_inputs(embedding)
+    def tensors(self) -> dict[str, Tensor]:
+        return self.own.tensors() | {"target_ids": self.beam_step.target_ids}
+
+    def adopt(self, other: Drafter) -> None:
+        assert isinstance(other, ShardedDrafter)
+        self.own.adopt(other.own)
+        self.beam_step.target_ids.copy_(other.beam_step.target_ids)
+
+    def token_inputs(self, embedding: Tensor, out: Tensor | None = None) -> Tensor:
+        return self.own.token_inputs(embedding, out)
 
     def next_state(self, state: Tensor, token_embedding: Tensor) -> Tensor:
         return self.own.next_state(state, token_embedding)

@@ -17,7 +17,7 @@ from vllm.platforms import current_platform
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from redrafter_vllm.config import DraftingConfig, OptionError
-from redrafter_vllm.drafter import Drafter
+from redrafter_vllm.drafter import Drafter, copy_tensors
 from redrafter_vllm.packed_drafter import Linear, PackedDrafter
 from redrafter_vllm.quantization import CODE_TYPES, quantize_rows
 
@@ -48,6 +48,34 @@ def pack_drafter(drafter: Drafter, drafting: DraftingConfig, vllm_config: VllmCo
         )
 
 
+class LayerProduct:
+    """A product by a layer of vLLM's and the method that goes with it, for any leading shape; `size` is N.
+
+    The layer gets matrices of at least one row. Not every kernel of vLLM's takes more: those for AMX divide by the
+    number of rows, and INT8's refuses 3 dimensions.
+    """
+
+    def __init__(self, layer: Any, apply: Callable[[Any, Tensor, Tensor | None], Tensor], size: int) -> None:
+        self.layer, self.apply, self.size = layer, apply, size
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        # Of the first state all beams are views of one row, which oneDNN takes and then needs half a second for.
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        found = self.apply(self.layer, rows, self.layer.bias) if rows.shape[0] else rows.new_empty(0, self.size)
+        return found.view(*x.shape[:-1], self.size)
+
+    def tensors(self) -> dict[str, Tensor]:
+        found = (*self.layer.named_parameters(), *self.layer.named_buffers())
+        return {name: tensor.detach() for name, tensor in found}
+
+    def adopt(self, other: "LayerProduct", /) -> None:
+        if current_platform.is_cpu():
+            # Kernels of a CPU keep weights in a layout of their own that no tensor shows. No graph was recorded there.
+            self.layer, self.apply = other.layer, other.apply
+        else:
+            copy_tensors(self.tensors(), other.tensors())
+
+
 def linear_maker(quantization: str | None) -> Callable[[Tensor, Tensor | None], Linear]:
     """What makes a drafter's products, on the device of its weights; the default dtype must be theirs."""
     return _unquantized_linear if quantization is None else partial(_quantized_linear, quantization)
@@ -58,7 +86,7 @@ def _unquantized_linear(weight: Tensor, bias: Tensor | None) -> Linear:
     layer, method = _layer(bias), UnquantizedLinearMethod()
     layer.weight = nn.Parameter(weight, requires_grad=False)
     method.process_weights_after_loading(layer)
-    return _of_any_shape(lambda rows: method.apply(layer, rows, layer.bias), weight.shape[0])
+    return LayerProduct(layer, method.apply, weight.shape[0])
 
 
 def _quantized_linear(quantization: str, weight: Tensor, bias: Tensor | None) -> Linear:
@@ -75,22 +103,7 @@ def _quantized_linear(quantization: str, weight: Tensor, bias: Tensor | None) ->
     )
     _fill(layer, *quantize_rows(weight, CODE_TYPES[quantization]))
     scheme.process_weights_after_loading(layer)
-    return _of_any_shape(lambda rows: scheme.apply_weights(layer, rows, layer.bias), size)
-
-
-def _of_any_shape(product: Linear, size: int) -> Linear:
-    """`product`, of matrices [rows, K] with at least one row, for any leading shape; `size`: N.
-
-    Not every kernel of vLLM's takes more: those for AMX divide by the number of rows, and INT8's refuses 3 dimensions.
-    """
-
-    def apply(x: Tensor) -> Tensor:
-        # Of the first state all beams are views of one row, which oneDNN takes and then needs half a second for.
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        found = product(rows) if rows.shape[0] else rows.new_empty(0, size)
-        return found.view(*x.shape[:-1], size)
-
-    return apply
+    return LayerProduct(layer, scheme.apply_weights, size)
 
 
 def _layer(bias: Tensor | None) -> Any:

@@ -6,6 +6,9 @@ the embedding (see `redrafter_vllm.sharding`). Pipeline parallelism: the last st
 the first. Data parallelism: each replica is an engine of its own, with a drafter of its own.
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
@@ -22,31 +25,89 @@ from redrafter_vllm.integration.drafter_loading import pack_drafter
 from redrafter_vllm.integration.target_support import UnsupportedTargetError
 from redrafter_vllm.sharding import ShardedDrafter, ShardedEmbedding, shard_drafter
 
+T = TypeVar("T")
+TokenInputs = Tensor | ShardedEmbedding  # what the drafter takes of each token, [V, H]
+
 
 def load_part(path: str, drafting: DraftingConfig, vllm_config: VllmConfig, device: torch.device) -> Drafter:
     """This rank's part of the drafter at `path`, packed."""
-    group, dtype = get_tp_group(), vllm_config.model_config.dtype
+    # Of several ranks none gets the whole output layer on its device.
+    where = device if get_tp_group().world_size == 1 else "cpu"
+    drafter = Drafter.from_pretrained(path, dtype=vllm_config.model_config.dtype, device=where)
+    return pack_part(drafter, drafting, vllm_config, device)
+
+
+def pack_part(drafter: Drafter, drafting: DraftingConfig, vllm_config: VllmConfig, device: torch.device) -> Drafter:
+    """This rank's part of `drafter`, packed, on `device`."""
+    group = get_tp_group()
     if group.world_size == 1:
-        drafter = Drafter.from_pretrained(path, dtype=dtype, device=device)
-        return pack_drafter(drafter, drafting, vllm_config)
-    # The whole output layer never reaches the device.
-    drafter = Drafter.from_pretrained(path, dtype=dtype, device="cpu")
+        return pack_drafter(drafter.to(device), drafting, vllm_config)
     own = shard_drafter(drafter, group).to(device)
     return ShardedDrafter(pack_drafter(own, drafting, vllm_config), drafter.config, group)
 
 
-def share_embedding(model: nn.Module, drafter: Drafter) -> Tensor | ShardedEmbedding:
+def all_or_none(work: Callable[[], T], vllm_config: VllmConfig) -> T | None:
+    """What `work` gives on this rank, once it has given something on every rank that shares the vocabulary.
+
+    Where it raised anything on a rank, so does this: on every rank, but under vLLM's executor of processes on the last
+    one alone. That executor reads the ranks' answers in order up to the first error, and takes those behind it for
+    answers to its next call. The other ranks get None.
+    """
+    group = get_tp_group()
+    result: T | None = None
+    problem: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:  # whatever it is, the other ranks wait for this one's word
+        problem = error
+    said: list[str | None] = [None if problem is None else str(problem)] * group.world_size
+    if group.world_size > 1:
+        torch.distributed.all_gather_object(said, said[0], group=group.cpu_group)
+    message = next((message for message in said if message is not None), None)
+    if message is None:
+        return result
+    last = group.rank_in_group == group.world_size - 1
+    if vllm_config.parallel_config.distributed_executor_backend == "mp" and not last:
+        return None
+    raise problem or ValueError(message)
+
+
+def share_embedding(model: nn.Module, drafter: Drafter) -> TokenInputs:
     """What the drafter takes of each token, from the target's embedding; on the last stage.
 
     Raises UnsupportedTargetError where the target has no embedding, several, or a quantised one.
     """
-    rows, first_id = _own_rows(model) if get_pp_group().is_first_rank else _receive_rows(model)
+    rows, first_id = target_rows(model)
     inputs, group = drafter.token_inputs(rows), get_tp_group()
     return inputs if group.world_size == 1 else ShardedEmbedding(inputs, first_id, group)
 
 
+def fill_again(inputs: TokenInputs, rows: Tensor, drafter: Drafter) -> None:
+    """Make what `share_embedding` gave again, in place, from this rank's rows of the embedding as they are now."""
+    table = _table(inputs)
+    fresh = drafter.token_inputs(rows, out=table)
+    if fresh.data_ptr() != table.data_ptr():  # a copy that another stage has sent
+        table.copy_(fresh)
+
+
+def own_table(inputs: TokenInputs, model: nn.Module) -> Tensor | None:
+    """The memory of `inputs` where it is not the target's own: a product, or a copy that another stage has sent."""
+    table = _table(inputs)
+    theirs = {embedding.weight.data_ptr() for embedding in _tables(model)}
+    return None if table.data_ptr() in theirs else table
+
+
+def _table(inputs: TokenInputs) -> Tensor:
+    return inputs.rows if isinstance(inputs, ShardedEmbedding) else inputs
+
+
+def target_rows(model: nn.Module) -> tuple[Tensor, int]:
+    """This rank's rows of the target's embedding, and the token id of the first; on the last stage."""
+    return _own_rows(model) if get_pp_group().is_first_rank else _receive_rows(model)
+
+
 def send_embedding(model: nn.Module) -> None:
-    """What a stage other than the last does while that one calls `share_embedding`."""
+    """What a stage other than the last does while that one calls `share_embedding` or `target_rows`."""
     stages = get_pp_group()
     if stages.is_first_rank:
         rows, first_id = _own_rows(model)

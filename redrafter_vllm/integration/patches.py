@@ -15,6 +15,7 @@ from redrafter_vllm.integration.seams import SeamChangedError, rebound
 from redrafter_vllm.request_settings import KEY, parse_request_settings
 
 _MARK = "_redrafter_original"
+_GPU = "vllm.v1.worker.gpu"
 
 
 def rebind(owner: Any, name: str, make: Callable[[Any], Any], parameters: str | None = None) -> None:
@@ -62,6 +63,21 @@ def rebind_seam(target: str, make: Callable[[Any], Any]) -> None:
     rebind(owner, name, make, seam.parameters)
 
 
+def add_method(target: str, method: Callable) -> None:
+    """Give a class of vLLM's a method that it does not have.
+
+    Raises:
+        SeamChangedError: The class is gone, or has one of that name.
+    """
+    module, _, name = target.partition(":")
+    owner = getattr(importlib.import_module(module), name, None)
+    if owner is None:
+        raise _seam_changed(target, "does not have")
+    if getattr(owner, method.__name__, method) is not method:
+        raise _seam_changed(target, f"has with a {method.__name__} of its own")
+    setattr(owner, method.__name__, method)
+
+
 def install_front() -> None:
     """What every process needs to recognise the method; installed when the plugin loads."""
     # vLLM knows its speculative methods by a closed list. Can go when it has a registry of methods.
@@ -100,6 +116,7 @@ def install_runner() -> None:
     install_request_settings()
     install_sessions()
     install_metrics()
+    install_new_weights()
 
 
 def allow_async_scheduling() -> None:
@@ -168,6 +185,22 @@ def _update_from_output(original: Callable) -> Callable:
     from redrafter_vllm.integration import metrics, sessions
 
     return sessions.queue_preempted(metrics.read_report(original))
+
+
+def install_new_weights() -> None:
+    """A draft model of which vLLM's workers know, and a method of theirs that replaces the drafter."""
+    from redrafter_vllm.integration import new_weights
+
+    # All but the last can go when a speculator of any kind can name its draft model, and be told of new weights.
+    rebind_seam(f"{_GPU}.model_runner:GPUModelRunner.get_draft_model", new_weights.give_draft_model)
+    # What vLLM calls wherever the target has got new weights, for what was made from the old ones.
+    rebind_seam(
+        "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin.reset_lora_state", new_weights.follow_target
+    )
+    # An update of a draft model loads as it arrives; ours is checked as a whole.
+    rebind_seam("vllm.v1.worker.gpu_worker:Worker.start_draft_weight_update", new_weights.begin_update)
+    rebind_seam("vllm.v1.worker.gpu_worker:Worker.finish_weight_update", new_weights.finish_update)
+    add_method("vllm.v1.worker.gpu_worker:Worker", new_weights.reload_drafter)
 
 
 def install_refusal(message: str) -> None:

@@ -135,6 +135,10 @@ _REBOUND = (
         "self speculative_config labelnames per_engine_labelvalues is_diffusion",
     ),
     Seam("vllm.v1.spec_decode.metrics:SpecDecodingProm.observe", Use.REBOUND, "self spec_decoding_stats engine_idx"),
+    Seam(f"{_GPU}.model_runner:GPUModelRunner.get_draft_model", Use.REBOUND, "self"),
+    Seam("vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin.reset_lora_state", Use.REBOUND, "self"),
+    Seam("vllm.v1.worker.gpu_worker:Worker.start_draft_weight_update", Use.REBOUND, "self"),
+    Seam("vllm.v1.worker.gpu_worker:Worker.finish_weight_update", Use.REBOUND, "self"),
 )
 
 _OVERRIDDEN = (
@@ -296,7 +300,7 @@ _USED = (
     Seam(
         "vllm.distributed.parallel_state:GroupCoordinator",
         Use.USED,
-        attributes="rank_in_group world_size is_first_rank is_last_rank",
+        attributes="rank_in_group world_size is_first_rank is_last_rank cpu_group",
     ),
     Seam(
         "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding",
@@ -416,6 +420,12 @@ _USED = (
     Seam("vllm.model_executor.layers.linear:UnquantizedLinearMethod", Use.USED),
     Seam("vllm.model_executor.layers.quantization.compressed_tensors:schemes", Use.USED),
     Seam("vllm.v1.worker.utils:AttentionGroup", Use.USED),
+    # It gets the method `reload_drafter`.
+    Seam(
+        "vllm.v1.worker.gpu_worker:Worker",
+        Use.USED,
+        attributes="model_runner get_model get_draft_model _weight_update_is_draft",
+    ),
     Seam(
         f"{_ATTENTION}:AttentionBackend",
         Use.USED,

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The speculator of method `redrafter`: draws the next trees after every step."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 import numpy as np
 import torch
@@ -13,12 +14,22 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 
 from redrafter_vllm.draft_timer import DraftTimer
+from redrafter_vllm.drafter import Drafter
 from redrafter_vllm.integration.draft_graphs import DraftGraphs
-from redrafter_vllm.integration.parallel import load_part, share_embedding
+from redrafter_vllm.integration.draft_model import DraftModel
+from redrafter_vllm.integration.parallel import (
+    TokenInputs,
+    all_or_none,
+    fill_again,
+    load_part,
+    own_table,
+    pack_part,
+    share_embedding,
+    target_rows,
+)
 from redrafter_vllm.integration.speculative_config import RedrafterSpeculativeConfig
 from redrafter_vllm.integration.step import DraftStep
 from redrafter_vllm.ops.draft_round import RoundSource
-from redrafter_vllm.sharding import ShardedEmbedding
 from redrafter_vllm.speculator import draw_trees
 from redrafter_vllm.state import DraftRows, RoundBuffers
 
@@ -44,7 +55,8 @@ class RedrafterSpeculator(BaseSpeculator):
         self.vllm_config, self.device = vllm_config, device
         self.drafting = spec.drafting
         self.drafter = load_part(spec.checkpoint, self.drafting, vllm_config, device)
-        self.embedding: Tensor | ShardedEmbedding | None = None  # what the drafter takes of each token, [V, H]
+        self.embedding: TokenInputs | None = None
+        self._target: ref[nn.Module] | None = None
         max_num_reqs = vllm_config.scheduler_config.max_num_seqs
         max_nodes = self.drafting.num_speculative_tokens
         self.rows = DraftRows(max_num_reqs, max_nodes, device)
@@ -54,6 +66,7 @@ class RedrafterSpeculator(BaseSpeculator):
         self.graphs: DraftGraphs | None = None
         # On the host: a round that no request of the batch wants is not drawn.
         self.drafts_wanted = np.ones(max_num_reqs, dtype=np.bool_)
+        self.draft_model = DraftModel(self.drafter.config, dtype, self.tensors, self.replace_drafter)
         self.timer = DraftTimer(device)
         self.step: DraftStep | None = None
         RedrafterSpeculator._built[id(vllm_config)] = self
@@ -70,7 +83,49 @@ class RedrafterSpeculator(BaseSpeculator):
 
     def bind_target(self, model: nn.Module) -> None:
         """Share the target's input embedding, or keep the drafter's product with it."""
+        # Weakly: what is left of a runner that vLLM has shut down must not keep the weights.
+        self._target = ref(model)
         self.embedding = share_embedding(model, self.drafter)
+
+    @torch.no_grad()
+    def follow_target(self) -> None:
+        """The target has got new weights, in place: what was made from its embedding is made again, in place."""
+        fill_again(self._inputs, target_rows(self._model)[0], self.drafter)
+
+    @torch.no_grad()
+    def replace_drafter(self, read: Callable[[], Drafter]) -> bool:
+        """Draft with what `read` gives, a drafter of the same config, in the target's type.
+
+        Addresses stay, so that recorded rounds do; trees that were drawn are verified as they are. All that may fail
+        has been done, on every rank, before the first number changes. Until then both drafters are in memory.
+
+        Returns whether it did: where it failed, `all_or_none` lets only some ranks raise.
+        """
+        # From another stage they are sent in any case: that one does not know what becomes of it.
+        rows = target_rows(self._model)[0] if self.drafting.project_embedding else None
+        fresh = all_or_none(lambda: pack_part(read(), self.drafting, self.vllm_config, self.device), self.vllm_config)
+        if fresh is None:
+            return False
+        self.drafter.adopt(fresh)
+        if rows is not None:
+            fill_again(self._inputs, rows, self.drafter)
+        return True
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is drafted with, by name, without the target's own."""
+        table = own_table(self._inputs, self._model)
+        return self.drafter.tensors() | ({} if table is None else {"token_inputs": table})
+
+    @property
+    def _model(self) -> nn.Module:
+        model = None if self._target is None else self._target()
+        assert model is not None
+        return model
+
+    @property
+    def _inputs(self) -> TokenInputs:
+        assert self.embedding is not None
+        return self.embedding
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
         self.graphs = DraftGraphs(self.vllm_config, self.device, cudagraph_mode)

@@ -6,13 +6,13 @@ than one over the visible keys alone. Here every row goes through its linear lay
 visible keys, gathered in order: what remains different between two runs is what they stored where.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from redrafter_vllm.integration.attention import cpu
@@ -38,23 +38,30 @@ def rowwise_attention(
 
 
 @contextmanager
-def row_invariant(llm: Any) -> Iterator[None]:
-    """Run `llm` with row-invariant linear layers and attention."""
+def row_invariant(llm: Any) -> Iterator[Callable[[], None]]:
+    """Run `llm` with row-invariant linear layers and attention.
+
+    Yields what to call when the target has got new weights: its layers' products are then new.
+    """
 
     def rowwise(linear: Any) -> Any:
+        @functools.wraps(linear)
         def apply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return torch.cat([linear(row, weight, bias) for row in x.split(1)])
 
         return apply
 
     layers = [module for module in runner(llm).model.modules() if hasattr(module, "cpu_linear")]
-    originals = [layer.cpu_linear for layer in layers]
-    assert layers and all(original is F.linear or callable(original) for original in originals)
-    try:
+    assert layers and all(callable(layer.cpu_linear) for layer in layers)
+
+    def wrap() -> None:
         for layer in layers:
-            layer.cpu_linear = rowwise(layer.cpu_linear)
+            layer.cpu_linear = rowwise(getattr(layer.cpu_linear, "__wrapped__", layer.cpu_linear))
+
+    wrap()
+    try:
         with patch.object(cpu, "paged_attention", rowwise_attention):
-            yield
+            yield wrap
     finally:
-        for layer, original in zip(layers, originals, strict=True):
-            layer.cpu_linear = original
+        for layer in layers:
+            layer.cpu_linear = layer.cpu_linear.__wrapped__

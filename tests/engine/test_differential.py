@@ -3,6 +3,8 @@
 
 Parameters, arrivals, aborts and what a session says are random.
 
+Meanwhile the drafter is replaced by others and the target gets its weights again, at random steps.
+
 Everything follows from one seed. For a longer run:
 
     REDRAFTER_DIFFERENTIAL_REQUESTS=5000 REDRAFTER_DIFFERENTIAL_SEED=7 \\
@@ -13,10 +15,14 @@ differs, a near-tie or not, is a bug.
 """
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from redrafter_vllm.integration.patches import register_tree_attention
 from tests.engine.conftest import MakeEngine
@@ -24,6 +30,7 @@ from tests.engine.differential.cases import MAX_MODEL_LEN, Case, random_cases
 from tests.engine.differential.compare import difference
 from tests.engine.differential.leaks import cached_blocks, leaks, watched_rows
 from tests.engine.differential.stream import Stream, run_stream
+from tests.engine.differential.swaps import Swaps, own_trees_in_between
 from tests.engine.differential.target import save_byte_target
 from tests.engine.generation import CHAIN, TREE, cpu_only, runner
 from tests.engine.row_invariant import row_invariant
@@ -46,7 +53,10 @@ TINY = {
 FEWER_NODES = [(1, 2, 16), (3, 5, 6), (6, 8, 3)]
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "synchronous": (TREE, {}),
-    "asynchronous": ({**TREE, "num_speculative_tokens_per_batch_size": FEWER_NODES}, {"async_scheduling": True}),
+    "asynchronous": (
+        {**TREE, "num_speculative_tokens_per_batch_size": FEWER_NODES, "project_embedding": True},
+        {"async_scheduling": True},
+    ),
     "chains": (CHAIN, {"async_scheduling": True, "attention_backend": "CUSTOM"}),
 }
 
@@ -75,17 +85,24 @@ def expected(engines: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_random_stream(engines: dict[str, Any], expected: dict[str, Any], variant: str) -> None:
+def test_random_stream(engines: dict[str, Any], expected: dict[str, Any], variant: str, tmp_path: Path) -> None:
     cases = random_cases(REQUESTS, SEED)
     plain, tree = engines["plain"], engines[variant]
     blocks: dict[Any, list[torch.Tensor]] = {}
 
-    def collect_blocks(step: int) -> None:
-        if step % 20 == 0:
-            blocks.update(cached_blocks(tree))
+    with (
+        row_invariant(tree) as renew,
+        truthful_trees(tree, cases, expected),
+        new_weights_in_between(tree, tmp_path, renew) as swaps,
+        watched_rows(tree) as strangers,
+    ):
 
-    with row_invariant(tree), truthful_trees(tree, cases, expected), watched_rows(tree) as strangers:
-        stream = run_stream(tree, cases, collect_blocks)
+        def after_step(step: int) -> None:
+            if step % 20 == 0:
+                blocks.update(cached_blocks(tree))
+            swaps(step)
+
+        stream = run_stream(tree, cases, after_step)
     differing = [
         f"seed {SEED}, {variant}, {case}: {what}"
         for case in cases
@@ -96,6 +113,42 @@ def test_random_stream(engines: dict[str, Any], expected: dict[str, Any], varian
     assert not leaks(tree)
     assert_as_cached_by(plain, blocks)
     assert_not_idle(stream)
+    assert min(swaps.done[kind] for kind in ("drafter", "wrong", "target")) > stream.steps / 200
+
+
+def test_another_target_in_the_same_engines(engines: dict[str, Any]) -> None:
+    """Both get the weights of another target, and those of theirs again; nothing of the one outlives it."""
+    plain, tree = engines["plain"], engines["asynchronous"]
+    cases = random_cases(24, SEED + 1)
+    path = Path(runner(plain).model_config.model)
+    weights = load_file(path / "model.safetensors")
+    answers: list[list[Any]] = []
+    for scale in (1.0, 1.3, 1.0):
+        new = [(name, tensor * scale if "embed_tokens" in name else tensor) for name, tensor in weights.items()]
+        for llm in (plain, tree):
+            assert llm.reset_prefix_cache()
+            llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(new)})
+        with row_invariant(plain):
+            prompts = [{"prompt_token_ids": list(case.prompt)} for case in cases]
+            outputs = plain.generate(prompts, [case.sampling() for case in cases], use_tqdm=False)
+        with row_invariant(tree):
+            stream = run_stream(tree, cases)
+        pairs = [(case, output, stream.answers[case.name]) for case, output in zip(cases, outputs, strict=True)]
+        assert [what for case, *pair in pairs if (what := difference(plain, case, *pair))] == []
+        assert not leaks(tree)
+        answers.append([[list(one.token_ids) for one in output.outputs] for output in outputs])
+    assert answers[0] == answers[2]
+    assert sum(pair[0] != pair[1] for pair in zip(*answers[:2], strict=True)) > 5
+
+
+@contextmanager
+def new_weights_in_between(llm: Any, scratch: Path, renew: Callable[[], None]) -> Iterator[Swaps]:
+    """Within scripted trees: weights to change between steps, and some trees of the drafter's own."""
+    target = Path(runner(llm).model_config.model)
+    swaps = Swaps(llm, target, scratch, renew, SEED)
+    with own_trees_in_between(swaps):
+        yield swaps
+    llm.collective_rpc("reload_drafter", args=(str(target / "redrafter"),))
 
 
 def truthful_trees(llm: Any, cases: list[Case], expected: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 from openai import BadRequestError, OpenAI
@@ -22,6 +23,7 @@ from redrafter_vllm.integration.metrics_prometheus import ACCEPTED, COUNTERS
 from tests.engine.chat import TEMPLATE, chat_prompts, texts
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import params
+from tests.engine.new_weights import save_drafter_like
 
 pytestmark = pytest.mark.engine
 
@@ -69,6 +71,7 @@ def server(asset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     own += ["--structured-outputs-config", json.dumps(GRAMMARS)]
     command = [Path(sys.executable).with_name("vllm"), "serve", asset, "--speculative-model", "redrafter"]
     environment = {key: value for key, value in os.environ.items() if key != "VLLM_ENABLE_V1_MULTIPROCESSING"}
+    environment["VLLM_SERVER_DEV_MODE"] = "1"  # with it a server has /collective_rpc
     with log.open("w") as sink:
         process = subprocess.Popen(
             [*map(str, command), "--port", str(port), "--host", "127.0.0.1", *options.split(), *own],
@@ -217,6 +220,42 @@ def test_settings_in_the_body(server: str, asset: Path) -> None:
     assert verifications > 0 and none == 0
     with pytest.raises(BadRequestError, match="Unknown setting 'beams' in 'redrafter'"):
         complete({"beams": 2})
+
+
+def test_another_drafter_under_a_running_server(server: str, client: OpenAI, asset: Path, tmp_path: Path) -> None:
+    """While a text streams: an untrained one, one that does not fit, and the first again."""
+    options = {"model": str(asset), "prompt": PROMPTS[0], "max_tokens": 40, "temperature": 0}
+    served = asset / "redrafter"
+    untrained = save_drafter_like(served, tmp_path / "untrained")
+    wrong = save_drafter_like(served, tmp_path / "wrong", num_draft_layers=3)
+
+    def reload(path: Path) -> str:
+        body = json.dumps({"method": "reload_drafter", "args": [str(path)]}).encode()
+        request = urllib.request.Request(f"{server}/collective_rpc", body, {"Content-Type": "application/json"})
+        return urllib.request.urlopen(request, timeout=60).read().decode()
+
+    def complete() -> tuple[str, float]:
+        """A text, and how many steps verified drafts for it."""
+        before = drafting_metrics(server)["vllm:redrafter_verifications_total"]
+        text = client.completions.create(**options).choices[0].text
+        return text, drafting_metrics(server)["vllm:redrafter_verifications_total"] - before
+
+    whole, steps = complete()
+    pieces: list[str] = []
+    for number, chunk in enumerate(client.completions.create(**options, stream=True)):
+        pieces.append(chunk.choices[0].text)
+        if number == 1:
+            assert json.loads(reload(untrained)) == {"results": [None]}
+        if number == 4:
+            with pytest.raises(HTTPError) as caught:
+                reload(wrong)
+            assert "num_draft_layers 3 instead of 2" in caught.value.read().decode()
+    assert "".join(pieces) == whole
+    text, untrained_steps = complete()
+    assert text == whole and untrained_steps > 36
+    reload(served)
+    assert complete() == (whole, steps)
+    assert steps < 33
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str, stdin: str = "") -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Engines on workers with a process each, and what they emit."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,8 +50,9 @@ def engine(**options: Any) -> Iterator[Any]:
 
 
 def run(llm: Any, prompts: Prompts) -> Run:
+    before = counted(llm.get_metrics())
     outputs = [tokens(generate(llm, prompts, sampling(mode))) for mode in ("greedy", "seeded")]
-    return Run(*outputs, accepted=accepted_per_draft(llm.get_metrics()))
+    return Run(*outputs, accepted=per_draft(counted(llm.get_metrics()) - before))
 
 
 def sampling(mode: str) -> list[Any]:
@@ -59,10 +61,20 @@ def sampling(mode: str) -> list[Any]:
 
 
 def accepted_per_draft(metrics: Sequence[Any], replica: str = "0") -> float:
-    """Accepted tokens per step that verified drafts; 0 where none did."""
-    counted = {
-        metric.name.removeprefix("vllm:spec_decode_num_"): metric.value
-        for metric in metrics
-        if metric.labels.get("engine") == replica and hasattr(metric, "value")
-    }
-    return counted["accepted_tokens"] / counted["drafts"] if counted.get("drafts") else 0.0
+    """Accepted tokens per step that verified drafts, since the start; 0 where none did."""
+    return per_draft(counted(metrics, replica))
+
+
+def counted(metrics: Sequence[Any], replica: str = "0") -> Counter[str]:
+    """vLLM's counters of speculative decoding, without their common prefix."""
+    return Counter(
+        {
+            metric.name.removeprefix("vllm:spec_decode_num_"): metric.value
+            for metric in metrics
+            if metric.labels.get("engine") == replica and hasattr(metric, "value")
+        }
+    )
+
+
+def per_draft(counts: Counter[str]) -> float:
+    return counts["accepted_tokens"] / counts["drafts"] if counts["drafts"] else 0.0

@@ -184,3 +184,29 @@ def test_no_rank_goes_without_tokens() -> None:
     drafter = random_drafter(draft_vocab=2)
     with pytest.raises(ValueError, match="proposes from 2 tokens cannot be split among 3 ranks"):
         on_ranks(3, lambda group: shard_drafter(drafter, group))
+
+
+def test_a_rank_takes_another_drafter_into_its_memory() -> None:
+    """Weights and the ids of its own tokens: afterwards the ranks draft as the other drafter in one piece does."""
+    old, new = random_drafter(draft_vocab=11), random_drafter(layers=1, draft_vocab=11)
+    with torch.no_grad():
+        for parameter in new.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.4)
+    new.set_draft_tokens(torch.arange(4, 37, 3))
+    args = inputs()
+
+    def replaced(group: ThreadGroup) -> Beams:
+        served, fresh = (
+            ShardedDrafter(PackedDrafter(shard_drafter(drafter, group), project_embedding=True), drafter.config, group)
+            for drafter in (old, new)
+        )
+        rows = args[0][22 * group.rank_in_group :][:22]
+        table = served.token_inputs(rows)
+        before = {name: tensor.data_ptr() for name, tensor in served.tensors().items()}
+        assert "target_ids" in before
+        served.adopt(fresh)
+        assert {name: tensor.data_ptr() for name, tensor in served.tensors().items()} == before
+        whole = ShardedEmbedding(served.token_inputs(rows, out=table), 22 * group.rank_in_group, group)
+        return beam_search(served, whole, *args[1:], beam_width=WIDTH, beam_length=LENGTH, step=served.beam_step)
+
+    assert_same(on_ranks(2, replaced), search(new, *args))

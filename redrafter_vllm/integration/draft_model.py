@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The drafter as vLLM's workers see a draft model."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from redrafter_vllm.checkpoint import CheckpointError, canonical_entries, check_finite, check_shapes
+from redrafter_vllm.draft_vocabulary import MAP, check_map, check_map_header
+from redrafter_vllm.drafter import Drafter, DrafterConfig
+
+_INTEGERS = {torch.int32: "I32", torch.int64: "I64"}
+_UPDATE = "The weight update"
+
+
+class NewWeightsError(CheckpointError):
+    """A drafter that cannot take the place of the one being served."""
+
+
+class DraftModel(nn.Module):
+    """The drafter as vLLM's workers see a draft model: what sleep must keep, and what a trainer sends weights to.
+
+    Its buffers are the tensors that are drafted with. It has none of its own, and no submodules: at the start of an
+    update vLLM takes a model's tensors out of its modules, while requests go on to be drafted for. What it is sent is
+    kept on the host until the update is finished, checked as a whole, and only then put in place.
+    """
+
+    def __init__(
+        self,
+        config: DrafterConfig,
+        dtype: torch.dtype,
+        tensors: Callable[[], dict[str, Tensor]],
+        replace: Callable[[Callable[[], Drafter]], bool],
+    ) -> None:
+        """`tensors` gives what is drafted with; `replace` drafts with what a function gives, or raises what it does."""
+        super().__init__()
+        self.config, self.dtype = config, dtype
+        self._tensors, self._replace = tensors, replace
+        self._received: dict[str, Tensor] = {}
+
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Everything that is drafted with and is not the target's own."""
+        for name, tensor in self._tensors().items():
+            yield f"{prefix}.{name}" if prefix else name, tensor
+
+    def begin_update(self) -> None:
+        """Forget what an update that was not finished has left."""
+        self._received.clear()
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Take some of an update's tensors, under their names in any spelling of a checkpoint."""
+        # vLLM hands out views of buffers that it receives the next ones in.
+        new = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights}
+        self._received |= new
+        return set(new)
+
+    def finish_update(self) -> None:
+        """Draft with what was received, or, where it is no drafter of the same config, go on with what there is.
+
+        Raises CheckpointError.
+        """
+        received, self._received = self._received, {}
+        self._replace(lambda: _drafter_of(received, self.config, self.dtype))
+
+
+def _drafter_of(received: dict[str, Tensor], config: DrafterConfig, dtype: torch.dtype) -> Drafter:
+    """A drafter of the tensors of an update, checked as those of a checkpoint are."""
+    names = canonical_entries(_UPDATE, received, config, inside_target=False)
+    tensors = {name: received[stored] for name, stored in names.items()}
+    check_shapes(_UPDATE, config, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    offsets = tensors.pop(MAP, None)
+    stored_map = None
+    if offsets is not None:
+        stored_map = MAP, tuple(offsets.shape), _INTEGERS.get(offsets.dtype, str(offsets.dtype))
+    check_map_header(_UPDATE, config.draft_vocab_size, stored_map)
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise NewWeightsError(
+                f"{name} in the weight update is of type {tensor.dtype}: send floating-point weights."
+            )
+        tensors[name] = tensor.to(dtype)
+        check_finite(f"{name} in the weight update", tensors[name])
+    if offsets is not None:
+        check_map(f"{MAP} in the weight update", offsets, config.vocab_size)
+        tensors[MAP] = offsets.to(torch.int64)
+    with torch.device("meta"):
+        drafter = Drafter(config)
+    drafter.load_state_dict(tensors, assign=True)
+    return drafter.eval()

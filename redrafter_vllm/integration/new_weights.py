@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""New weights in a running engine: another drafter, from a checkpoint or from a trainer, and a target that has changed.
+
+Requests in flight go on: drafts decide what is verified, not what is emitted.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from vllm.logger import init_logger
+
+from redrafter_vllm.checkpoint import read_config
+from redrafter_vllm.drafter import Drafter, DrafterConfig
+from redrafter_vllm.integration.draft_model import NewWeightsError
+from redrafter_vllm.integration.parallel import send_embedding
+from redrafter_vllm.resolve import resolve_drafter
+
+logger = init_logger(f"vllm.{__name__}")  # vLLM shows what stands below its own name
+
+
+def reload_drafter(worker: Any, path: str) -> None:
+    """Draft with the checkpoint at `path` from the next round on; a method of vLLM's worker, for `collective_rpc`.
+
+    `path` is what the option `model` takes. The drafter must have the config of the one being served.
+
+    Raises ValueError, a sentence, with nothing changed.
+    """
+    vllm_config = worker.vllm_config
+    drafting = getattr(vllm_config.speculative_config, "drafting", None)
+    if drafting is None:
+        raise NewWeightsError("This engine does not draft with ReDrafter; start it with the option model.")
+    speculator = worker.model_runner.speculator
+    if speculator is None:  # a stage of a pipeline that does not draft
+        if drafting.project_embedding:
+            send_embedding(worker.get_model())
+        return
+    model = vllm_config.model_config
+    if speculator.replace_drafter(lambda: _read(path, model.model, speculator.drafter.config, model.dtype)):
+        logger.info("ReDrafter: drafting with %s from now on", path)
+
+
+def give_draft_model(original: Callable) -> Callable:
+    """Wrap `GPUModelRunner.get_draft_model`: sleep and weight updates ask for it."""
+
+    def get_draft_model(self: Any) -> Any:
+        drafts = _is_ours(self.vllm_config) and self.speculator is not None
+        return self.speculator.draft_model if drafts else original(self)
+
+    return get_draft_model
+
+
+def follow_target(original: Callable) -> Callable:
+    """Wrap `LoRAModelRunnerMixin.reset_lora_state`, called after the target has got new weights, in whatever way."""
+
+    def reset_lora_state(self: Any) -> None:
+        original(self)
+        if not _is_ours(self.vllm_config):
+            return
+        if self.speculator is None:
+            send_embedding(self.get_model())
+        else:
+            self.speculator.follow_target()
+
+    return reset_lora_state
+
+
+def begin_update(original: Callable) -> Callable:
+    """Wrap `Worker.start_draft_weight_update`."""
+
+    def start_draft_weight_update(self: Any) -> None:
+        original(self)
+        if _is_ours(self.vllm_config):
+            self.get_draft_model().begin_update()
+
+    return start_draft_weight_update
+
+
+def finish_update(original: Callable) -> Callable:
+    """Wrap `Worker.finish_weight_update`, which ends an update of the target or of the draft model."""
+
+    def finish_weight_update(self: Any) -> None:
+        is_draft = self._weight_update_is_draft
+        original(self)
+        if is_draft and _is_ours(self.vllm_config):
+            self.get_draft_model().finish_update()
+
+    return finish_weight_update
+
+
+def _is_ours(vllm_config: Any) -> bool:
+    spec = vllm_config.speculative_config
+    return spec is not None and spec.method == "redrafter"
+
+
+def _read(path: str, target: str, served: DrafterConfig, dtype: torch.dtype) -> Drafter:
+    if not isinstance(path, str) or not path:
+        raise NewWeightsError(f"The drafter to load is named by a directory or a hub id, not by {path!r}.")
+    directory = resolve_drafter(path, target)
+    config, _ = read_config(directory)
+    if config != served:
+        own, new = asdict(served), asdict(config)
+        differing = ", ".join(f"{name} {new[name]} instead of {own[name]}" for name in own if new[name] != own[name])
+        raise NewWeightsError(
+            f"The drafter at {directory} has {differing}: a running engine takes weights for the drafter that it has; "
+            "start another engine with this one."
+        )
+    return Drafter.from_pretrained(directory, dtype=dtype)
