@@ -145,6 +145,10 @@ def install_metrics() -> None:
     scheduler = "vllm.v1.core.sched.scheduler:Scheduler"
     rebind_seam(f"{scheduler}.update_from_output", metrics.read_report)
     rebind_seam(f"{scheduler}.make_spec_decoding_stats", metrics.count_slots)
+    # Stop strings are found where text is made, after the engine has counted. Can go when vLLM counts behind them.
+    processor = "vllm.v1.engine.output_processor:OutputProcessor"
+    rebind_seam(f"{processor}.process_outputs", metrics.note_stop_strings)
+    rebind_seam(f"{processor}.update_scheduler_stats", metrics.count_stop_strings)
     prometheus = "vllm.v1.spec_decode.metrics:SpecDecodingProm"
     rebind_seam(f"{prometheus}.__init__", metrics_prometheus.create_counters)
     rebind_seam(f"{prometheus}.observe", metrics_prometheus.observe_counters)

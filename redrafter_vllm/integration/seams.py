@@ -116,6 +116,16 @@ _REBOUND = (
         Use.REBOUND,
         "self spec_decoding_stats num_draft_tokens num_accepted_tokens num_invalid_spec_tokens request_id",
     ),
+    Seam(
+        "vllm.v1.engine.output_processor:OutputProcessor.process_outputs",
+        Use.REBOUND,
+        "self engine_core_outputs engine_core_timestamp iteration_stats weight_version",
+    ),
+    Seam(
+        "vllm.v1.engine.output_processor:OutputProcessor.update_scheduler_stats",
+        Use.REBOUND,
+        "self scheduler_stats",
+    ),
     Seam(f"{_GPU}.async_utils:AsyncOutput.get_output", Use.REBOUND, "self"),
     Seam(
         "vllm.v1.spec_decode.metrics:SpecDecodingProm.__init__",
@@ -302,7 +312,15 @@ _USED = (
         attributes="num_scheduled_tokens scheduled_spec_decode_tokens num_invalid_spec_tokens",
     ),
     Seam("vllm.v1.core.sched.output:NewRequestData", Use.USED, attributes="sampling_params"),
-    Seam("vllm.v1.request:Request", Use.USED, attributes="sampling_params spec_token_ids"),
+    Seam("vllm.v1.request:Request", Use.USED, attributes="sampling_params spec_token_ids spec_decode_metrics"),
+    Seam("vllm.v1.engine:EngineCoreOutput", Use.USED, attributes="request_id new_token_ids"),
+    Seam("vllm.v1.engine:EngineCoreOutputs", Use.USED, attributes="outputs"),
+    Seam("vllm.v1.metrics.stats:SchedulerStats", Use.USED, attributes="spec_decoding_stats"),
+    Seam(
+        "vllm.v1.metrics.stats:RequestSpecDecodeMetrics",
+        Use.USED,
+        attributes="histogram per_step_accepted per_step_drafted",
+    ),
     Seam("vllm.v1.outputs:DraftTokenIds", Use.USED, attributes="req_ids"),
     Seam("vllm.v1.outputs:ModelRunnerOutput", Use.USED, attributes="req_ids"),
     Seam("vllm.v1.outputs:LogprobsTensors", Use.USED),
