@@ -119,7 +119,8 @@ def read_config(directory: Path) -> tuple[DrafterConfig, bool]:
     if fields is None:
         raise CheckpointConfigError(
             f"{file} describes no drafter: its model_type is {raw.get('model_type')!r}, expected {MODEL_TYPE!r} or a "
-            "target's config with a redrafter block."
+            "target's config with a redrafter block; give the drafter's own directory, or the word 'redrafter' to have "
+            "it looked up."
         )
     missing = [key for key in CONFIG_KEYS if key not in fields]
     if missing:

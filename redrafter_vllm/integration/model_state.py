@@ -22,6 +22,7 @@ from redrafter_vllm.integration.requests import needs_chain
 from redrafter_vllm.integration.sampler import TreeSampler
 from redrafter_vllm.integration.speculator import RedrafterSpeculator
 from redrafter_vllm.integration.step import DraftStep
+from redrafter_vllm.integration.target_support import UnsupportedTargetError
 from redrafter_vllm.ops.kv_compact import prepare
 from redrafter_vllm.request_settings import parse_request_settings
 
@@ -70,7 +71,7 @@ class RedrafterModelState(DefaultModelState):
         if self.is_chain:
             return
         if len(kv_cache_config.kv_cache_groups) != 1:
-            raise ValueError(
+            raise UnsupportedTargetError(
                 f"ReDrafter's trees need one kind of attention layer, but the cache has "
                 f"{len(kv_cache_config.kv_cache_groups)} groups; use beam_width=1."
             )

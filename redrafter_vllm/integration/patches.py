@@ -7,12 +7,16 @@ All were written for vLLM >=0.32,<0.34, and all answer as vLLM does unless the m
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from redrafter_vllm.config import OptionError
+from redrafter_vllm.integration.error_hook import end_in_one_sentence
 from redrafter_vllm.integration.seams import SeamChangedError, rebound
+from redrafter_vllm.integration.target_support import UnsupportedTargetError
+from redrafter_vllm.integration.versions import UnsupportedVllmError
 from redrafter_vllm.request_settings import KEY, parse_request_settings
+from redrafter_vllm.wording import shown
 
 _MARK = "_redrafter_original"
 
@@ -163,7 +167,7 @@ def install_refusal(message: str) -> None:
             options = getattr(self, "speculative_config", None) or {}
             names = (options.get("method"), options.get("model"), getattr(self, "spec_model", None))
             if "redrafter" in names:
-                raise RuntimeError(message)
+                raise UnsupportedVllmError(message)
             return original(self, *args, **kwargs)
 
         return create_speculative_config
@@ -178,13 +182,18 @@ def _create_speculative_config(original: Callable) -> Callable:
 
         flags = {"method": self.spec_method, "model": self.spec_model, "num_speculative_tokens": self.spec_tokens}
         given = {name: value for name, value in flags.items() if value is not None}
-        options = {**(self.speculative_config or {})}
+        options = self.speculative_config or {}
+        if not isinstance(options, Mapping):
+            raise OptionError(
+                'The speculative config must be an object of options such as {"method": "redrafter"}, not '
+                f"{shown(options)}."
+            )
         if not is_redrafter({**options, **given}):
             return original(self, target_model_config, target_parallel_config)
         from redrafter_vllm.integration.speculative_config import build_speculative_config
 
         if twice := sorted(given.keys() & options.keys()):
-            raise ValueError(f"{twice[0]!r} is set both by its own flag and in --speculative-config; set it once.")
+            raise OptionError(f"{twice[0]!r} is set both by its own flag and in --speculative-config; set it once.")
         config = build_speculative_config(
             {
                 **options,
@@ -207,7 +216,7 @@ def select_tree_attention(engine_args: Any) -> None:
     chosen = engine_args.attention_backend or engine_args.attention_config.backend
     if chosen not in (None, "CUSTOM", AttentionBackendEnum.CUSTOM):
         name = getattr(chosen, "name", chosen)
-        raise ValueError(
+        raise UnsupportedTargetError(
             f"ReDrafter's trees need their own attention backend, but {name} was chosen; leave the attention backend "
             "unset, or draft chains (beam_width=1)."
         )
@@ -224,7 +233,7 @@ def register_tree_attention() -> None:
 
     custom = AttentionBackendEnum.CUSTOM
     if custom.is_overridden() and not is_ours(custom.get_path()):
-        raise ValueError(
+        raise UnsupportedTargetError(
             f"ReDrafter's trees need vLLM's CUSTOM attention backend, which {custom.get_path()} has taken; unload that "
             "plugin or draft chains (beam_width=1)."
         )
@@ -236,6 +245,7 @@ def _add_cli_args(original: Callable) -> Callable:
         parser = original(parser)
         if "--speculative-model" in parser._option_string_actions:
             return parser
+        end_in_one_sentence()
         # Plain `--help` lists groups, not flags: a group of its own puts the flag where users look first.
         group = parser.add_argument_group(
             "ReDrafter", "Speculative decoding with a recurrent drafter: --speculative-model redrafter"
