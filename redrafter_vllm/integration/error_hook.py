@@ -5,7 +5,7 @@ import logging
 import sys
 from types import TracebackType
 
-_PACKAGE = __name__.partition(".")[0]
+from redrafter_vllm.integration.start_errors import is_ours
 
 
 def end_in_one_sentence() -> None:
@@ -24,7 +24,7 @@ _previous = sys.excepthook
 
 
 def _hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    ours = kind.__module__.partition(".")[0] == _PACKAGE
+    ours = is_ours(error)
     if not ours or logging.getLogger("vllm").isEnabledFor(logging.DEBUG):
         _previous(kind, error, traceback)
     if ours:

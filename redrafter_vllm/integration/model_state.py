@@ -21,6 +21,7 @@ from redrafter_vllm.integration.attention.metadata import StepTrees
 from redrafter_vllm.integration.requests import needs_chain
 from redrafter_vllm.integration.sampler import TreeSampler
 from redrafter_vllm.integration.speculator import RedrafterSpeculator
+from redrafter_vllm.integration.start_errors import tells_the_front
 from redrafter_vllm.integration.step import DraftStep
 from redrafter_vllm.integration.target_support import UnsupportedTargetError
 from redrafter_vllm.ops.kv_compact import prepare
@@ -66,6 +67,7 @@ class RedrafterModelState(DefaultModelState):
         beam_limit = 1 if needs_chain(params) else settings.beam_limit(drafting)
         self.speculator.open_row(req_index, beam_limit, settings.node_limit(drafting))
 
+    @tells_the_front
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
         super().initialize_kv_cache(kv_cache_config, block_tables)
         if self.is_chain:
@@ -129,6 +131,7 @@ class RedrafterModelState(DefaultModelState):
             None if self.is_chain else TreeAttnMetadata(step),
         )
 
+    @tells_the_front
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
         return sampler, TreeSampler(sampler, self.speculator)
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from redrafter_vllm.config import OptionError
 from redrafter_vllm.integration.error_hook import end_in_one_sentence
 from redrafter_vllm.integration.seams import SeamChangedError, rebound
+from redrafter_vllm.integration.start_errors import expect_start_errors, raise_what_was_told, tells_the_front
 from redrafter_vllm.integration.target_support import UnsupportedTargetError
 from redrafter_vllm.integration.versions import UnsupportedVllmError
 from redrafter_vllm.request_settings import KEY, parse_request_settings
@@ -101,6 +102,8 @@ def install_runner() -> None:
     # Runner V2 names one adapter a request for the LM head, which has a row for every draft as well. Can go when it
     # counts those.
     rebind_seam("vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras", _set_active_loras)
+    # The front end does not learn why an engine's process has ended. Can go when vLLM hands the error on.
+    rebind_seam("vllm.v1.engine.utils:wait_for_engine_startup", raise_what_was_told)
     install_request_settings()
     install_metrics()
 
@@ -204,6 +207,7 @@ def _create_speculative_config(original: Callable) -> Callable:
         )
         if not config.drafting.is_chain:
             select_tree_attention(self)
+        expect_start_errors()
         return config
 
     return create_speculative_config
@@ -265,6 +269,7 @@ def _add_cli_args(original: Callable) -> Callable:
 
 
 def _init_speculator(original: Callable) -> Callable:
+    @tells_the_front
     def init_speculator(vllm_config: Any, device: Any, req_states: Any) -> Any:
         if not _is_ours(vllm_config):
             return original(vllm_config, device, req_states)
@@ -283,6 +288,7 @@ def _init_speculator(original: Callable) -> Callable:
 
 
 def _init_model_state(original: Callable) -> Callable:
+    @tells_the_front
     def init_model_state(vllm_config: Any, model: Any, encoder_cache: Any, device: Any) -> Any:
         if not _is_ours(vllm_config):
             return original(vllm_config, model, encoder_cache, device)
@@ -307,6 +313,7 @@ def _owner(cls: type, name: str) -> type:
 
 
 def _attn_backend(original: Callable) -> Callable:
+    @tells_the_front
     def get_attn_backend_cls(
         cls: Any, selected_backend: Any, attn_selector_config: Any, *args: Any, **kwargs: Any
     ) -> str:

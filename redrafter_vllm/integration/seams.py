@@ -117,6 +117,11 @@ _REBOUND = (
         "self spec_decoding_stats num_draft_tokens num_accepted_tokens num_invalid_spec_tokens request_id",
     ),
     Seam(
+        "vllm.v1.engine.utils:wait_for_engine_startup",
+        Use.REBOUND,
+        "handshake_socket core_engines parallel_config coordinated_dp cache_config launch",
+    ),
+    Seam(
         "vllm.v1.engine.output_processor:OutputProcessor.process_outputs",
         Use.REBOUND,
         "self engine_core_outputs engine_core_timestamp iteration_stats weight_version",
