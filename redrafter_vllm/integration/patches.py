@@ -167,8 +167,9 @@ def install_refusal(message: str) -> None:
 
     def refuse(original: Callable) -> Callable:
         def create_speculative_config(self: Any, *args: Any, **kwargs: Any) -> Any:
-            options = getattr(self, "speculative_config", None) or {}
-            names = (options.get("method"), options.get("model"), getattr(self, "spec_model", None))
+            options = getattr(self, "speculative_config", None)
+            given = options if isinstance(options, Mapping) else {}
+            names = (given.get("method"), given.get("model"), getattr(self, "spec_model", None))
             if "redrafter" in names:
                 raise UnsupportedVllmError(message)
             return original(self, *args, **kwargs)
