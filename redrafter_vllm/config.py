@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The serving configuration: what to draft, checked once, where it is built."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from redrafter_vllm.messages import one_line, shown
+from redrafter_vllm.messages import did_you_mean, one_line, shown
 
 MAX_BEAM_WIDTH = 64
 MAX_BEAM_LENGTH = 32
@@ -22,14 +22,6 @@ _ROOT_INCLUDED = "beam_length_with_root"
 # Whether a request is greedy is its own temperature's matter; the switch of an engine-wide default has no effect.
 _IGNORED = "redrafter_greedy_search"
 
-OPTION_NAMES = (
-    "beam_width",
-    "beam_length",
-    "num_speculative_tokens",
-    "logits_top_k",
-    "drafter_quantization",
-    "project_embedding",
-)
 QUANTIZATIONS = ("fp8", "int8")
 
 
@@ -92,23 +84,32 @@ class DraftingConfig:
         return self.beam_width == 1
 
 
-def parse_drafting_options(options: Mapping[str, Any]) -> DraftingConfig:
+def parse_drafting_options(options: Mapping[str, Any], also_known: Sequence[str] = ()) -> DraftingConfig:
     """Build the configuration from user options in our names, TensorRT-LLM's or Apple's.
+
+    Args:
+        options: By name; None leaves an option at its default.
+        also_known: Names that may stand beside them, of which the message about an unknown one tells.
 
     Raises:
         OptionError: An unknown name, one quantity given twice, or a value out of range.
     """
     values: dict[str, Any] = {}
     given_as: dict[str, str] = {}
+    known = (*also_known, *known_options())
+    options = {name: value for name, value in options.items() if name not in also_known}
     for name, value in options.items():
+        if name not in known:
+            raise OptionError(
+                f"Unknown ReDrafter option {shown(name)} in the speculative config{did_you_mean(name, known)}; known "
+                f"options are {', '.join(known)}."
+            )
         if name == _IGNORED or value is None:
             continue
         target = _TENSORRT_LLM_NAMES.get(name, name)
         if name == _ROOT_INCLUDED:
             _check_int(name, value, 2, MAX_BEAM_LENGTH + 1)
             target, value = "beam_length", value - 1
-        if target not in OPTION_NAMES:
-            raise OptionError(f"Unknown ReDrafter option {name!r}; known options are {', '.join(known_options())}.")
         if target in values:
             raise OptionError(f"{name!r} and {given_as[target]!r} both set {target}; give only one of them.")
         values[target], given_as[target] = value, name

@@ -127,7 +127,11 @@ class Options:
         """vLLM's speculative config."""
         given = {name: value for name, value in asdict(self.drafting[way]).items() if value is not None}
         if self.schedule:
-            given["num_speculative_tokens_per_batch_size"] = [list(each) for each in self.schedule]
+            # One schedule for every way to draft; a way with fewer slots follows it as far as it can.
+            slots = self.drafting[way].num_speculative_tokens
+            given["num_speculative_tokens_per_batch_size"] = [
+                [first, last, min(nodes, slots)] for first, last, nodes in self.schedule
+            ]
         return {"method": "redrafter", "model": str(self.drafter_of(way)), **given}
 
 

@@ -18,7 +18,7 @@ ACCEPTED = "vllm:redrafter_accepted"
 # What each counter counts, by name.
 COUNTERS = {
     "vllm:redrafter_verifications": "Verification steps of single requests that had drafts.",
-    "vllm:redrafter_tokens": "Tokens emitted by verification steps: the accepted drafts and the target's own token.",
+    "vllm:redrafter_tokens": "Tokens received of verification steps: the accepted drafts and the target's own token.",
     "vllm:redrafter_nodes": "Nodes of the draft trees that were verified.",
     "vllm:redrafter_node_slots": "Node slots that the scheduler set aside for these trees.",
     "vllm:redrafter_draft_microseconds": "Time that the device spent on drafting.",

@@ -21,7 +21,9 @@ from redrafter_vllm.integration.attention.metadata import StepTrees
 from redrafter_vllm.integration.requests import needs_chain
 from redrafter_vllm.integration.sampler import TreeSampler
 from redrafter_vllm.integration.speculator import RedrafterSpeculator
+from redrafter_vllm.integration.start_errors import tells_the_front
 from redrafter_vllm.integration.step import DraftStep
+from redrafter_vllm.integration.target_support import UnsupportedTargetError
 from redrafter_vllm.ops.kv_compact import prepare
 from redrafter_vllm.request_settings import parse_request_settings
 
@@ -65,12 +67,13 @@ class RedrafterModelState(DefaultModelState):
         beam_limit = 1 if needs_chain(params) else settings.beam_limit(drafting)
         self.speculator.open_row(req_index, beam_limit, settings.node_limit(drafting))
 
+    @tells_the_front
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
         super().initialize_kv_cache(kv_cache_config, block_tables)
         if self.is_chain:
             return
         if len(kv_cache_config.kv_cache_groups) != 1:
-            raise ValueError(
+            raise UnsupportedTargetError(
                 f"ReDrafter's trees need one kind of attention layer, but the cache has "
                 f"{len(kv_cache_config.kv_cache_groups)} groups; use beam_width=1."
             )
@@ -128,6 +131,7 @@ class RedrafterModelState(DefaultModelState):
             None if self.is_chain else TreeAttnMetadata(step),
         )
 
+    @tells_the_front
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
         return sampler, TreeSampler(sampler, self.speculator)
 

@@ -7,11 +7,16 @@ All were written for vLLM >=0.32,<0.34, and all answer as vLLM does unless the m
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from redrafter_vllm.config import OptionError
+from redrafter_vllm.integration.error_hook import end_in_one_sentence
 from redrafter_vllm.integration.seams import SeamChangedError, rebound
+from redrafter_vllm.integration.start_errors import expect_start_errors, raise_what_was_told, tells_the_front
+from redrafter_vllm.integration.target_support import UnsupportedTargetError
+from redrafter_vllm.integration.versions import UnsupportedVllmError
+from redrafter_vllm.messages import shown
 from redrafter_vllm.request_settings import KEY, parse_request_settings
 
 _MARK = "_redrafter_original"
@@ -113,6 +118,8 @@ def install_runner() -> None:
     # Runner V2 names one adapter a request for the LM head, which has a row for every draft as well. Can go when it
     # counts those.
     rebind_seam("vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras", _set_active_loras)
+    # The front end does not learn why an engine's process has ended. Can go when vLLM hands the error on.
+    rebind_seam("vllm.v1.engine.utils:wait_for_engine_startup", raise_what_was_told)
     install_request_settings()
     install_sessions()
     install_metrics()
@@ -176,6 +183,10 @@ def install_metrics() -> None:
     scheduler = "vllm.v1.core.sched.scheduler:Scheduler"
     rebind_seam(f"{scheduler}.update_from_output", _update_from_output)
     rebind_seam(f"{scheduler}.make_spec_decoding_stats", metrics.count_slots)
+    # Stop strings are found where text is made, after the engine has counted. Can go when vLLM counts behind them.
+    processor = "vllm.v1.engine.output_processor:OutputProcessor"
+    rebind_seam(f"{processor}.process_outputs", metrics.note_stop_strings)
+    rebind_seam(f"{processor}.update_scheduler_stats", metrics.count_stop_strings)
     prometheus = "vllm.v1.spec_decode.metrics:SpecDecodingProm"
     rebind_seam(f"{prometheus}.__init__", metrics_prometheus.create_counters)
     rebind_seam(f"{prometheus}.observe", metrics_prometheus.observe_counters)
@@ -209,10 +220,11 @@ def install_refusal(message: str) -> None:
 
     def refuse(original: Callable) -> Callable:
         def create_speculative_config(self: Any, *args: Any, **kwargs: Any) -> Any:
-            options = getattr(self, "speculative_config", None) or {}
-            names = (options.get("method"), options.get("model"), getattr(self, "spec_model", None))
+            options = getattr(self, "speculative_config", None)
+            given = options if isinstance(options, Mapping) else {}
+            names = (given.get("method"), given.get("model"), getattr(self, "spec_model", None))
             if "redrafter" in names:
-                raise RuntimeError(message)
+                raise UnsupportedVllmError(message)
             return original(self, *args, **kwargs)
 
         return create_speculative_config
@@ -227,13 +239,18 @@ def _create_speculative_config(original: Callable) -> Callable:
 
         flags = {"method": self.spec_method, "model": self.spec_model, "num_speculative_tokens": self.spec_tokens}
         given = {name: value for name, value in flags.items() if value is not None}
-        options = {**(self.speculative_config or {})}
+        options = self.speculative_config or {}
+        if not isinstance(options, Mapping):
+            raise OptionError(
+                'The speculative config must be an object of options such as {"method": "redrafter"}, not '
+                f"{shown(options)}."
+            )
         if not is_redrafter({**options, **given}):
             return original(self, target_model_config, target_parallel_config)
         from redrafter_vllm.integration.speculative_config import build_speculative_config
 
         if twice := sorted(given.keys() & options.keys()):
-            raise ValueError(f"{twice[0]!r} is set both by its own flag and in --speculative-config; set it once.")
+            raise OptionError(f"{twice[0]!r} is set both by its own flag and in --speculative-config; set it once.")
         config = build_speculative_config(
             {
                 **options,
@@ -245,6 +262,7 @@ def _create_speculative_config(original: Callable) -> Callable:
         check_engine(self, config)
         if not config.drafting.is_chain:
             select_tree_attention(self)
+        expect_start_errors()
         return config
 
     return create_speculative_config
@@ -270,7 +288,7 @@ def select_tree_attention(engine_args: Any) -> None:
     chosen = engine_args.attention_backend or engine_args.attention_config.backend
     if chosen not in (None, "CUSTOM", AttentionBackendEnum.CUSTOM):
         name = getattr(chosen, "name", chosen)
-        raise ValueError(
+        raise UnsupportedTargetError(
             f"ReDrafter's trees need their own attention backend, but {name} was chosen; leave the attention backend "
             "unset, or draft chains (beam_width=1)."
         )
@@ -287,7 +305,7 @@ def register_tree_attention() -> None:
 
     custom = AttentionBackendEnum.CUSTOM
     if custom.is_overridden() and not is_ours(custom.get_path()):
-        raise ValueError(
+        raise UnsupportedTargetError(
             f"ReDrafter's trees need vLLM's CUSTOM attention backend, which {custom.get_path()} has taken; unload that "
             "plugin or draft chains (beam_width=1)."
         )
@@ -299,6 +317,7 @@ def _add_cli_args(original: Callable) -> Callable:
         parser = original(parser)
         if "--speculative-model" in parser._option_string_actions:
             return parser
+        end_in_one_sentence()
         # Plain `--help` lists groups, not flags: a group of its own puts the flag where users look first.
         group = parser.add_argument_group(
             "ReDrafter", "Speculative decoding with a recurrent drafter: --speculative-model redrafter"
@@ -318,6 +337,7 @@ def _add_cli_args(original: Callable) -> Callable:
 
 
 def _init_speculator(original: Callable) -> Callable:
+    @tells_the_front
     def init_speculator(vllm_config: Any, device: Any, req_states: Any) -> Any:
         if not _is_ours(vllm_config):
             return original(vllm_config, device, req_states)
@@ -336,6 +356,7 @@ def _init_speculator(original: Callable) -> Callable:
 
 
 def _init_model_state(original: Callable) -> Callable:
+    @tells_the_front
     def init_model_state(vllm_config: Any, model: Any, encoder_cache: Any, device: Any) -> Any:
         if not _is_ours(vllm_config):
             return original(vllm_config, model, encoder_cache, device)
@@ -360,6 +381,7 @@ def _owner(cls: type, name: str) -> type:
 
 
 def _attn_backend(original: Callable) -> Callable:
+    @tells_the_front
     def get_attn_backend_cls(
         cls: Any, selected_backend: Any, attn_selector_config: Any, *args: Any, **kwargs: Any
     ) -> str:

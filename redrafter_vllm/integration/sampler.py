@@ -19,6 +19,7 @@ from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logit
 from redrafter_vllm.integration.history import follow_paths
 from redrafter_vllm.integration.metrics import VerifiedOutput
 from redrafter_vllm.integration.speculator import RedrafterSpeculator
+from redrafter_vllm.integration.target_support import UnsupportedTargetError
 from redrafter_vllm.ops.path_history import Paths
 from redrafter_vllm.ops.tree_verify import Walk
 from redrafter_vllm.state import BatchDrafts
@@ -41,7 +42,9 @@ class TreeSampler:
             ("return_sampling_mask", sampler.return_sampling_mask),
         ):
             if is_on:
-                raise ValueError(f"ReDrafter does not record or replay samples: switch off {option} or ReDrafter.")
+                raise UnsupportedTargetError(
+                    f"ReDrafter does not record or replay samples: switch off {option} or ReDrafter."
+                )
         self.sampler = sampler
         self.speculator = speculator
         self.max_depth = speculator.drafting.beam_length

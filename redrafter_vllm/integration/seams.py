@@ -128,6 +128,21 @@ _REBOUND = (
         Use.REBOUND,
         "self spec_decoding_stats num_draft_tokens num_accepted_tokens num_invalid_spec_tokens request_id",
     ),
+    Seam(
+        "vllm.v1.engine.utils:wait_for_engine_startup",
+        Use.REBOUND,
+        "handshake_socket core_engines parallel_config coordinated_dp cache_config launch",
+    ),
+    Seam(
+        "vllm.v1.engine.output_processor:OutputProcessor.process_outputs",
+        Use.REBOUND,
+        "self engine_core_outputs engine_core_timestamp iteration_stats weight_version",
+    ),
+    Seam(
+        "vllm.v1.engine.output_processor:OutputProcessor.update_scheduler_stats",
+        Use.REBOUND,
+        "self scheduler_stats",
+    ),
     Seam(f"{_GPU}.async_utils:AsyncOutput.get_output", Use.REBOUND, "self"),
     Seam(
         "vllm.v1.spec_decode.metrics:SpecDecodingProm.__init__",
@@ -326,7 +341,7 @@ _USED = (
         "vllm.v1.request:Request",
         Use.USED,
         attributes="request_id sampling_params spec_token_ids num_computed_tokens num_tokens num_output_placeholders "
-        "num_in_flight_tokens is_finished use_structured_output",
+        "num_in_flight_tokens is_finished use_structured_output spec_decode_metrics",
     ),
     Seam("vllm.v1.request:StreamingUpdate", Use.USED, attributes="prompt_token_ids sampling_params"),
     Seam("vllm.v1.engine.async_llm:AsyncLLM", Use.USED, attributes="vllm_config model_config output_processor"),
@@ -343,6 +358,14 @@ _USED = (
     Seam("vllm.v1.engine.output_processor:StreamingUpdate", Use.USED, attributes="prompt_token_ids"),
     Seam("vllm.v1.engine.detokenizer:IncrementalDetokenizer.num_output_tokens", Use.CALLED),
     Seam("vllm.v1.core.kv_cache_manager:KVCacheManager.cache_blocks", Use.CALLED, "request num_computed_tokens"),
+    Seam("vllm.v1.engine:EngineCoreOutput", Use.USED, attributes="request_id new_token_ids"),
+    Seam("vllm.v1.engine:EngineCoreOutputs", Use.USED, attributes="outputs"),
+    Seam("vllm.v1.metrics.stats:SchedulerStats", Use.USED, attributes="spec_decoding_stats"),
+    Seam(
+        "vllm.v1.metrics.stats:RequestSpecDecodeMetrics",
+        Use.USED,
+        attributes="histogram per_step_accepted per_step_drafted",
+    ),
     Seam("vllm.v1.outputs:DraftTokenIds", Use.USED, attributes="req_ids"),
     Seam("vllm.v1.outputs:ModelRunnerOutput", Use.USED, attributes="req_ids"),
     Seam("vllm.v1.outputs:LogprobsTensors", Use.USED),

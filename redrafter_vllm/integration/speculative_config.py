@@ -16,7 +16,10 @@ from redrafter_vllm.config import DraftingConfig, OptionError, known_options, pa
 from redrafter_vllm.integration.drafter_loading import check_quantization
 from redrafter_vllm.integration.patches import install_runner
 from redrafter_vllm.integration.target_support import check_parallelism, check_runner, check_target
-from redrafter_vllm.resolve import resolve_drafter
+from redrafter_vllm.messages import did_you_mean, shown
+from redrafter_vllm.resolve import WORD, resolve_drafter
+from redrafter_vllm.schedule import NAME as SCHEDULE
+from redrafter_vllm.schedule import check_schedule
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows what stands below its own name
 
@@ -25,7 +28,7 @@ logger = init_logger(f"vllm.{__name__}")  # vLLM shows what stands below its own
 install_runner()
 
 # Options of vLLM's own that mean something for this method.
-_VLLM_OPTIONS = ("method", "model", "num_speculative_tokens_per_batch_size")
+_VLLM_OPTIONS = ("method", "model", SCHEDULE)
 _FROM_ENGINE = ("target_model_config", "target_parallel_config")
 
 # Vocabularies are padded to multiples of at most 512, and get a few hundred special tokens; a drafter that lacks more
@@ -79,18 +82,12 @@ def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeCon
     Raises:
         ValueError: One sentence that says what is wrong, where, and what to do.
     """
-    user = {name.replace("-", "_"): value for name, value in options.items()}
+    user = {str(name).replace("-", "_"): value for name, value in options.items()}
     engine = {name: user.pop(name, None) for name in _FROM_ENGINE}
-    kept = {name: user.pop(name) for name in _VLLM_OPTIONS if name in user}
-    try:
-        drafting = parse_drafting_options(user)
-    except OptionError as error:
-        if unknown := set(user) - set(known_options()):
-            names = ", ".join((*_VLLM_OPTIONS, *known_options()))
-            raise OptionError(
-                f"Unknown ReDrafter option {sorted(unknown)[0]!r} in the speculative config; known options are {names}."
-            ) from error
-        raise
+    _check_asked_for(user)
+    drafting = parse_drafting_options(user, also_known=_VLLM_OPTIONS)
+    schedule = user.get(SCHEDULE)
+    check_schedule(schedule, drafting.num_speculative_tokens)
     check_runner(envs.VLLM_USE_V2_MODEL_RUNNER, HAS_TRITON)
     asked = user.get("num_speculative_tokens") or 0
     if asked > drafting.num_speculative_tokens:
@@ -99,7 +96,7 @@ def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeCon
     check_target(target, drafting)
     check_parallelism(engine["target_parallel_config"], drafting, target.is_moe)
     check_quantization(drafting.drafter_quantization, target.dtype)
-    checkpoint = resolve_drafter(kept.get("model"), target.model)
+    checkpoint = resolve_drafter(user.get("model"), target.model)
     _check_checkpoint(checkpoint, target, drafting)
     logger.info("ReDrafter: drafter %s, %s", checkpoint, drafting)
     return RedrafterSpeculativeConfig(
@@ -111,9 +108,23 @@ def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeCon
         logits_top_k=drafting.logits_top_k,
         drafter_quantization=drafting.drafter_quantization,
         project_embedding=drafting.project_embedding,
-        num_speculative_tokens_per_batch_size=kept.get("num_speculative_tokens_per_batch_size"),
+        num_speculative_tokens_per_batch_size=schedule,
         **engine,
     )
+
+
+def _check_asked_for(options: dict[str, Any]) -> None:
+    """Raises OptionError where the method is misspelt, or only its options are given."""
+    method, model = options.get("method"), options.get("model")
+    if method not in (None, WORD):
+        raise OptionError(
+            f"Unknown method {shown(method)} in the speculative config{did_you_mean(method, [WORD])}; ReDrafter's is "
+            f"{WORD!r}."
+        )
+    if method is None and model is None and options.keys() <= {*_VLLM_OPTIONS, *known_options()}:
+        raise OptionError(
+            f'The speculative config has options of ReDrafter\'s, but names no method; add "method": "{WORD}".'
+        )
 
 
 def _check_checkpoint(checkpoint: Path, target: Any, drafting: DraftingConfig) -> None:

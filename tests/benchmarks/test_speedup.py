@@ -132,6 +132,8 @@ def test_graphs_fit_what_the_schedule_makes_of_each_batch() -> None:
     assert [falling.nodes(batch, tree) for batch in (1, 8, 9, 16, 17, 64)] == [16, 16, 7, 7, 0, 0]
     assert falling.capture_sizes(tree) == [1, 2, 4, 8, 16, 17, 34, 64, 68, 128, 136]
     assert falling.speculative("x")["num_speculative_tokens_per_batch_size"] == [[1, 8, 16], [9, 16, 7], [17, 64, 0]]
+    chain = options(drafting={"x": DraftingConfig(1, 4)}, schedule=falling.schedule)
+    assert chain.speculative("x")["num_speculative_tokens_per_batch_size"] == [[1, 8, 4], [9, 16, 4], [17, 64, 0]]
     assert "compilation_config" not in falling.engine(tree)  # a CPU has no graphs
     assert "num_speculative_tokens_per_batch_size" not in fixed.speculative("x")
 

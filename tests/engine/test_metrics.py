@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import pytest
@@ -24,7 +24,6 @@ pytestmark = pytest.mark.engine
 DOCS = Path(__file__).parents[2] / "docs"
 METRIC = re.compile(r"vllm:[a-z_]+")
 ENGINE = {**TREE, "beam_length": 5, "num_speculative_tokens": 12}
-# Asynchronous scheduling verifies drafts once more for requests that have just finished, and vLLM does not count these.
 STATS = {
     "disable_log_stats": False,
     "per_request_spec_decode_metrics": "detailed",
@@ -32,23 +31,44 @@ STATS = {
 }
 
 
+class Step(NamedTuple):
+    """One verification of a request that had a tree."""
+
+    request: str
+    known: int  # tokens before it, the prompt's included
+    slots: int
+    nodes: int
+    emitted: int
+
+
 @contextmanager
-def watched() -> Iterator[list[tuple[str, int, int, int]]]:
-    """Request, slots, nodes and emitted tokens of every verification of a request that had a tree."""
-    seen: list[tuple[str, int, int, int]] = []
+def watched() -> Iterator[list[Step]]:
+    """Every verification as the walk saw it."""
+    seen: list[Step] = []
     verify = TreeSampler.__call__
 
     def record(self: TreeSampler, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
         nodes = self.speculator.step.drafts.valid.sum(1).tolist()
+        known = self.sampler.req_states.total_len.gpu[input_batch.idx_mapping].tolist()
         output = verify(self, logits, input_batch, *args, **kwargs)
         slots = input_batch.num_draft_tokens_per_req.tolist()
         emitted = self.speculator.step.walk.num_emitted.tolist()
-        rows = zip(input_batch.req_ids, slots, nodes, emitted, strict=True)
-        seen.extend(row for row in rows if row[2] > 0)
+        requests = [request.split("-")[0] for request in input_batch.req_ids]
+        seen.extend(step for step in map(Step, requests, known, slots, nodes, emitted) if step.nodes > 0)
         return output
 
     with patch.object(TreeSampler, "__call__", record):
         yield seen
+
+
+def received(seen: list[Step], outputs: list[Any]) -> list[Step]:
+    """The verifications that brought a request something, with no more tokens than it got."""
+    ends = {out.request_id: len(out.prompt_token_ids) + len(out.outputs[0].token_ids) for out in outputs}
+    return [
+        step._replace(emitted=min(step.emitted, ends[step.request] - step.known))
+        for step in seen
+        if step.known < ends[step.request]
+    ]
 
 
 def counters(llm: Any) -> Counter[Any]:
@@ -87,44 +107,41 @@ def test_counters_are_what_happened(make_engine: MakeEngine, random_target: Path
         _, outputs = run_both(plain, tree, prompts, workload(10))
     counted = counters(tree)
     counted.subtract(before)
+    seen = received(seen, outputs)
 
     def at_least(depth: int) -> int:
-        return sum(emitted > depth for *_, emitted in seen)
+        return sum(step.emitted > depth for step in seen)
 
-    accepted = sum(emitted - 1 for *_, emitted in seen)
+    accepted = sum(step.emitted - 1 for step in seen)
     assert accepted > 100 and at_least(4) > 0
     # vLLM's own: nodes, not slots, are its draft tokens, and its positions are depths.
     assert counted["vllm:spec_decode_num_drafts"] == len(seen)
-    assert counted["vllm:spec_decode_num_draft_tokens"] == sum(nodes for _, _, nodes, _ in seen)
+    assert counted["vllm:spec_decode_num_draft_tokens"] == sum(step.nodes for step in seen)
     assert counted["vllm:spec_decode_num_accepted_tokens"] == accepted
     positions = [counted["vllm:spec_decode_num_accepted_tokens_per_pos", depth] for depth in range(1, 13)]
     assert positions == [at_least(depth) for depth in range(1, 13)]
     # Ours.
     assert counted["vllm:redrafter_verifications"] == len(seen)
     assert counted["vllm:redrafter_tokens"] == accepted + len(seen)
-    assert counted["vllm:redrafter_nodes"] == sum(nodes for _, _, nodes, _ in seen)
-    assert counted["vllm:redrafter_node_slots"] == sum(slots for _, slots, _, _ in seen)
+    assert counted["vllm:redrafter_nodes"] == sum(step.nodes for step in seen)
+    assert counted["vllm:redrafter_node_slots"] == sum(step.slots for step in seen)
     assert counted["vllm:redrafter_nodes"] < counted["vllm:redrafter_node_slots"]
     assert [counted[ACCEPTED, depth] for depth in range(1, 6)] == [at_least(depth) for depth in range(1, 6)]
     assert (ACCEPTED, 6) not in counted
     assert 0 < counted["vllm:redrafter_draft_microseconds"] < counted["vllm:redrafter_step_microseconds"]
     assert_per_request(seen, outputs)
-
-
-def assert_per_request(seen: list[tuple[str, int, int, int]], outputs: list[Any]) -> None:
-    for output in outputs:
-        own = [(nodes, emitted - 1) for req, _, nodes, emitted in seen if req.split("-")[0] == output.request_id]
-        figures = output.outputs[0].spec_decode_metrics.to_dict()
-        drafted = [
-            pair
-            for pair in zip(figures.get("per_step_drafted", []), figures.get("per_step_accepted", []), strict=True)
-            if pair[0]
-        ]
-        assert drafted == own
-        assert figures["num_draft_tokens"] == sum(nodes for nodes, _ in own)
-        assert figures["num_accepted_draft_tokens"] == sum(accepted for _, accepted in own)
     assert outputs[0].outputs[0].spec_decode_metrics.num_draft_tokens > 0
     assert outputs[3].outputs[0].spec_decode_metrics.num_draft_tokens == 0
+
+
+def assert_per_request(seen: list[Step], outputs: list[Any]) -> None:
+    for output in outputs:
+        own = [(step.nodes, step.emitted - 1) for step in seen if step.request == output.request_id]
+        figures = output.outputs[0].spec_decode_metrics.to_dict()
+        assert list(zip(figures.get("per_step_drafted", []), figures.get("per_step_accepted", []), strict=True)) == own
+        assert figures["num_spec_steps"] == len(own)
+        assert figures["num_draft_tokens"] == sum(nodes for nodes, _ in own)
+        assert figures["num_accepted_draft_tokens"] == sum(accepted for _, accepted in own)
 
 
 def test_every_metric_is_exported_before_anything_ran(make_engine: MakeEngine, random_target: Path) -> None:
@@ -145,9 +162,10 @@ def test_the_log_line_tells_the_same(
     assert logging is not None
     logging.reset()
     with watched() as seen:
-        generate(tree, random_prompts(4, VOCAB, seed=9), params(temperature=0.0, ignore_eos=True, max_tokens=20))
+        sampling = params(temperature=0.0, ignore_eos=True, max_tokens=20)
+        seen = received(seen, generate(tree, random_prompts(4, VOCAB, seed=9), sampling))
     logging.log(log_fn=lambda text, *values: lines.append(text % values))
-    nodes, accepted = sum(row[2] for row in seen), sum(row[3] - 1 for row in seen)
+    nodes, accepted = sum(step.nodes for step in seen), sum(step.emitted - 1 for step in seen)
     assert f"Accepted: {accepted} tokens, Drafted: {nodes} tokens" in lines[0]
     assert f"Mean acceptance length: {1 + accepted / len(seen):.2f}" in lines[0]
 

@@ -198,8 +198,11 @@ def drafting_metrics(server: str) -> dict[str, float]:
 
 def test_drafting_metrics_cross_the_processes(server: str, asset: Path) -> None:
     client = OpenAI(base_url=f"{server}/v1", api_key="none")
+    before = drafting_metrics(server)["vllm:redrafter_tokens_total"]
     client.completions.create(model=str(asset), prompt=PROMPTS[0], max_tokens=30, temperature=0)
     values = drafting_metrics(server)
+    # The first token is the prompt's own step's; what was verified behind the thirtieth nobody got.
+    assert values["vllm:redrafter_tokens_total"] - before == 29
     assert values.keys() == {f"{name}_total" for name in (*COUNTERS, ACCEPTED)}
     assert values["vllm:redrafter_tokens_total"] > values["vllm:redrafter_verifications_total"] > 0
     assert 0 < values["vllm:redrafter_nodes_total"] <= values["vllm:redrafter_node_slots_total"]

@@ -60,3 +60,22 @@ def test_an_explicit_place_without_a_drafter_is_an_error(home: Path, monkeypatch
 def test_a_path_that_is_not_there(home: Path, path: str) -> None:
     with pytest.raises(DrafterNotFoundError, match="not a directory"):
         resolve_drafter(path, "org/name")
+
+
+def test_a_drafter_on_the_hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, asked = checkpoint(home / "snapshot"), []
+    (place / "config.json").write_text('{"model_type": "recurrent_drafting_drafter"}')
+
+    def download(repo_id: str, allow_patterns: list[str]) -> str:
+        asked.append((repo_id, *allow_patterns))
+        return str(place)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert resolve_drafter("org/drafter", "org/name") == place
+    assert asked == [("org/drafter", "config.json"), ("org/drafter", "*.json", "*.safetensors")]
+
+
+def test_home_of_the_registry(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("REDRAFTER_HOME", "~/elsewhere")
+    assert registry_dir("org/name") == home / "elsewhere" / "org--name"

@@ -8,6 +8,8 @@ from vllm.logger import init_logger
 from vllm.platforms import current_platform
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
+from redrafter_vllm.integration.target_support import UnsupportedTargetError
+
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows what stands below its own name
 
 _PACKAGE = "redrafter_vllm.integration.attention."
@@ -29,16 +31,16 @@ def candidates() -> list[str]:
     """Paths of the backends for this process's device, the preferred one first.
 
     Raises:
-        ValueError: There are none for this device, or the switch for CPUs says something unknown.
+        UnsupportedTargetError: There are none for this device, or the switch for CPUs says something unknown.
     """
     if current_platform.is_cuda():
         return [FLASH, TRITON]
     if current_platform.is_cpu():
         wanted = os.environ.get(CPU_SWITCH, "torch")
         if wanted not in _ON_CPU:
-            raise ValueError(f"{CPU_SWITCH} is {wanted!r}; it can be {' or '.join(_ON_CPU)}.")
+            raise UnsupportedTargetError(f"{CPU_SWITCH} is {wanted!r}; it can be {' or '.join(_ON_CPU)}.")
         return [_ON_CPU[wanted]]
-    raise ValueError(
+    raise UnsupportedTargetError(
         f"ReDrafter has no tree attention for {current_platform.device_name} devices; draft chains (beam_width=1)."
     )
 
@@ -47,7 +49,7 @@ def select(config: Any) -> str:
     """Path of the backend for a layer's configuration (vLLM's AttentionSelectorConfig).
 
     Raises:
-        ValueError: None of ours can serve it; the message has vLLM's reasons for each.
+        UnsupportedTargetError: None of ours can serve it; the message has vLLM's reasons for each.
     """
     reasons: dict[str, str] = {}
     capability = current_platform.get_device_capability()
@@ -61,7 +63,7 @@ def select(config: Any) -> str:
             logger.info_once("Tree attention by %s.%s", path, f" Not by {_listed(reasons)}." if reasons else "")
             return path
         reasons[path.rsplit(".", 1)[1]] = ", ".join(found)
-    raise ValueError(
+    raise UnsupportedTargetError(
         f"ReDrafter's tree attention cannot serve this model ({_listed(reasons)}); draft chains (beam_width=1)."
     )
 

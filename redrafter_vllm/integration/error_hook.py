@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a command line ends on an error of ours: with its sentence, not with the way through vLLM that led to it."""
+
+import logging
+import sys
+from types import TracebackType
+
+from redrafter_vllm.integration.start_errors import is_ours
+
+
+def end_in_one_sentence() -> None:
+    """Let an uncaught error of this package end the process with its message as the last line, and exit code 1.
+
+    For processes that have parsed vLLM's command line; a program that builds an engine gets the exception itself. With
+    `VLLM_LOGGING_LEVEL=DEBUG` the traceback stands above the sentence. Idempotent.
+    """
+    if sys.excepthook is not _hook:
+        global _previous
+        _previous = sys.excepthook
+        sys.excepthook = _hook
+
+
+_previous = sys.excepthook
+
+
+def _hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    ours = is_ours(error)
+    if not ours or logging.getLogger("vllm").isEnabledFor(logging.DEBUG):
+        _previous(kind, error, traceback)
+    if ours:
+        sys.stdout.flush()
+        print(f"Error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors that only an engine's process meets, and the front end then raises."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from redrafter_vllm.checkpoint_errors import NonFiniteTensorError
+from redrafter_vllm.config import OptionError
+from redrafter_vllm.integration.start_errors import expect_start_errors, raise_what_was_told, tells_the_front
+from tests.models import save_random_drafter, save_random_llama
+
+ENGINE_PROCESS = """
+import sys
+from redrafter_vllm.config import OptionError
+from redrafter_vllm.integration.start_errors import tells_the_front
+
+@tells_the_front
+def start():
+    raise OptionError(sys.argv[1]) if sys.argv[1] else ValueError("somebody else's")
+
+start()
+"""
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("REDRAFTER_START_ERROR", "")
+    return tmp_path
+
+
+def engine_process(message: str) -> None:
+    ended = subprocess.run([sys.executable, "-c", ENGINE_PROCESS, message], capture_output=True, check=False)
+    assert ended.returncode == 1
+
+
+@raise_what_was_told
+def wait(*messages: str) -> None:
+    for message in messages:
+        engine_process(message)
+    raise RuntimeError("Engine core initialization failed. See root cause above.")
+
+
+def test_the_first_cause_is_raised(scratch: Path) -> None:
+    expect_start_errors()
+    with pytest.raises(OptionError, match=r"^The first\.$") as error:
+        wait("The first.", "The second.")
+    assert isinstance(error.value.__cause__, RuntimeError)
+    assert list(scratch.iterdir()) == []
+    # The next engine's failure is not this one's.
+    with pytest.raises(RuntimeError, match="See root cause above"):
+        wait()
+
+
+def test_other_errors_stay_theirs(scratch: Path) -> None:
+    expect_start_errors()
+    with pytest.raises(RuntimeError, match="See root cause above"):
+        wait("")
+    assert list(scratch.iterdir()) == []
+
+
+def test_in_the_same_process_the_error_itself_arrives(scratch: Path) -> None:
+    @tells_the_front
+    def start() -> None:
+        raise OptionError("Here.")
+
+    expect_start_errors()
+    assert os.environ["REDRAFTER_START_ERROR"].startswith(str(scratch))
+    with pytest.raises(OptionError, match="Here"):
+        start()
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.engine
+def test_an_engine_in_processes_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that are none are found where the tensors are read: in the worker, two processes from here."""
+    from vllm import LLM
+
+    target = save_random_llama(tmp_path / "target")
+    drafter = save_random_drafter(target / "redrafter")
+    spoil(drafter / "model.safetensors")
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    options: dict[str, Any] = {"dtype": "float32", "max_model_len": 64, "kv_cache_memory_bytes": 1 << 26}
+    with pytest.raises(NonFiniteTensorError, match="holds NaN or infinite values"):
+        LLM(
+            str(target),
+            speculative_config={"method": "redrafter"},
+            enforce_eager=True,
+            skip_tokenizer_init=True,
+            gpu_memory_utilization=0.1,
+            **options,
+        )
+
+
+def spoil(file: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(file)
+    next(iter(tensors.values())).view(-1)[0] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
