@@ -22,7 +22,7 @@ from tests.models import VOCAB
 pytestmark = pytest.mark.engine
 
 
-@pytest.mark.parametrize("budget", [8, 20, 50])
+@pytest.mark.parametrize("budget", [17, 20, 50])
 def test_small_token_budgets(make_engine: MakeEngine, random_target: Path, budget: int) -> None:
     options = {"max_num_batched_tokens": budget, "max_num_seqs": 8}
     assert_identical(make_engine(random_target), make_engine(random_target, TREE, **options), count=12)
