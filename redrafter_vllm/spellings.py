@@ -85,12 +85,13 @@ def unknown_keys(config: Mapping[str, Any]) -> list[str]:
 
     Of a target's config only those that are meant for the drafter.
     """
-    known = (*CONFIG_KEYS, *OPTIONAL_KEYS)
+    known: tuple[str, ...] = (*CONFIG_KEYS, *OPTIONAL_KEYS)
     if is_inside_target(config):
         known += (*_BLOCK_ALIASES, *_BLOCK_OTHERS)
-        unknown = [key for key in _block(config) if _block_key(key) not in known]
+        given = {key: _block_key(key) for key in _block(config)}
     else:
-        unknown = [key for key in config if key not in (*known, *_COMMON_KEYS)]
+        given = {key: key for key in config}
+    unknown = [key for key, name in given.items() if name not in (*known, *_COMMON_KEYS)]
     return [_with_guess(key, known) if place < _MOST_GUESSES else key for place, key in enumerate(unknown)]
 
 
