@@ -5,11 +5,10 @@ Exact verification emits what the target emits anyway. So the target's text is g
 decoding with drafts would have needed for it are counted afterwards: at every position the beams are drawn, packed
 into a tree and followed along the text.
 
-One JSON line per number of beams, and one with `redrafter{i}_loss` and `redrafter{i}_top{k}` by depth i.
+One JSON line per number of beams, and one with `redrafter{i}_kl` and `redrafter{i}_top{k}` by depth i.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from redrafter_vllm import strict_json
 from redrafter_vllm.drafter import Drafter
 from redrafter_vllm.ops.beam_search import beam_search
 from redrafter_vllm.resolve import resolve_drafter
@@ -174,9 +174,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     for width in args.beam_width:
         drafting = Drafting(width, args.beam_length, args.max_nodes or width * args.beam_length)
-        print(json.dumps(asdict(drafting) | asdict(measure(target, drafter, texts, drafting))))
+        print(strict_json.dumps(asdict(drafting) | asdict(measure(target, drafter, texts, drafting))))
     windows = held_out_windows(tokenizer, args.windows, corpus=args.corpus)
-    print(json.dumps(depth_figures(drafter, target, windows, args.beam_length).named()))
+    print(strict_json.dumps(depth_figures(drafter, target, windows, args.beam_length).named()))
 
 
 if __name__ == "__main__":

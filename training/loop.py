@@ -225,7 +225,7 @@ def distill(
         progress.history.append([figures.loss, *figures.loss_by_depth, *figures.agreement])
         tick.bar.set_postfix(loss=f"{figures.loss:.3f}", first=f"{figures.agreement[0]:.2f}", refresh=False)
         if _due(progress.step, hooks.log_every):
-            hooks.log(progress.step, figures.named() | {"learning_rate": config.learning_rate * scale})
+            hooks.log(progress.step, figures.named() | {"train/learning_rate": config.learning_rate * scale})
         if _due(progress.step, hooks.evaluate_every):
             _evaluate(drafter, progress, hooks)
         if _due(progress.step, hooks.checkpoint_every):

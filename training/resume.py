@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that a training's next step depends on, to and from a file."""
 
-import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from redrafter_vllm import strict_json
 from redrafter_vllm.drafter import Drafter
 from training.context import TrainContext
 from training.optimizer import SplitOptimizer
@@ -46,7 +46,7 @@ def capture(
         "seconds": progress.seconds,
         "history": torch.tensor(progress.history, dtype=torch.float64),
         "evaluations": progress.evaluations,
-        "identity": json.dumps(identity, sort_keys=True, default=str),
+        "identity": strict_json.dumps(identity, sort_keys=True, default=str),
         "rng": context.gather(_random_state(context.device)),
     }
 
@@ -80,8 +80,8 @@ def restore(
     Raises:
         ResumeError: the checkpoint belongs to another target, data or configuration.
     """
-    wanted = json.loads(json.dumps(identity, sort_keys=True, default=str))
-    if changed := differences(json.loads(state["identity"]), wanted):
+    wanted = strict_json.loads(strict_json.dumps(identity, sort_keys=True, default=str))
+    if changed := differences(strict_json.loads(state["identity"]), wanted):
         raise ResumeError(
             f"the checkpoint of step {state['step']} was made with other settings ({', '.join(changed)}): restore "
             "them, choose another --run-dir, or start over with --resume false"
