@@ -47,6 +47,8 @@ class VllmComplete:
             "max_model_len": job.window,
             "skip_tokenizer_init": True,
             "seed": job.seed,
+            # Of the target's generation config only the tokens that end a text count (see `end_tokens`).
+            "generation_config": "vllm",
             **({} if on_cuda else ON_CPU),
             **job.engine,
         }
