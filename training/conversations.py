@@ -218,7 +218,7 @@ def iter_conversations(
     report: DataReport,
     *,
     config: str | None = None,
-    split: str = "train",
+    split: str | None = None,
     need_answers: bool = True,
 ) -> Iterator[Conversation]:
     """The usable conversations of one data set, in order; the others are counted in `report`.
@@ -250,7 +250,7 @@ def iter_conversations(
 
 
 def load_conversations(
-    sources: Sequence[str], *, config: str | None = None, split: str = "train", need_answers: bool = True
+    sources: Sequence[str], *, config: str | None = None, split: str | None = None, need_answers: bool = True
 ) -> tuple[list[Conversation], DataReport]:
     """All usable conversations of some data sets, which may differ in form, and what became of their records.
 

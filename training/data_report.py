@@ -26,6 +26,7 @@ class Reason(StrEnum):
     REFUSED_BY_TEMPLATE = "refused by the chat template"
     TEMPLATE_MISMATCH = "chat template changes the turns"
     PROMPT_TOO_LONG = "prompt too long"
+    BEYOND_EMBEDDING = "token without a row in the target's embedding"
     NOTHING_TO_LEARN = "no loss token within the maximum length"
 
 

@@ -76,15 +76,15 @@ def _row(example: Example, *, new: bool) -> dict[str, Any]:
     }
 
 
-def ingest(source: str, encoder: ExampleEncoder, path: Path, **sizes: int) -> None:
+def ingest(source: str, encoder: ExampleEncoder, path: Path, **choice: Any) -> None:
     """Stores the examples of `source` at `path`, as `load_conversations` and `encode_all` would make them in turn.
 
-    Needs a Ray session, whose processes must see `source` where it is a file. `sizes` are those of `pieces.cut`.
+    Needs a Ray session, whose processes must see `source` where it is a file. `choice` is that of `pieces.cut`.
 
     Raises:
         DataError: as `load_conversations` and `encode_all`; nothing is stored.
     """
-    pieces = list(cut(source, **sizes))
+    pieces = list(cut(source, **choice))
     head = list(islice(chain.from_iterable(piece() for piece in pieces), DETECTION_RECORDS))
     if not head:
         raise DataError(f"{source} holds no records")

@@ -19,20 +19,25 @@ class Record:
     problem: UnusableRecord | None = None
 
 
-def read_records(source: str, *, config: str | None = None, split: str = "train") -> Iterator[Record]:
+def read_records(source: str, *, config: str | None = None, split: str | None = None) -> Iterator[Record]:
     """Every record of `source`, in order: a local file, a folder, or the name of a data set on the hub.
 
     Args:
         source: a `.json`, `.jsonl`, `.parquet` or `.txt` file (a text file is one record), or what
             `datasets.load_dataset` takes.
-        config: a hub data set's configuration ("subset").
-        split: which split of a folder or hub data set to read.
+        config: configuration ("subset") of a folder or hub data set.
+        split: split of a folder or hub data set; by default the only one, or train.
 
     Raises:
         DataError: the source does not exist or, as a whole, cannot be read.
     """
     path = Path(source).expanduser()
     if path.is_file():
+        if config is not None or split is not None:
+            raise DataError(
+                f"{source} is a file and has neither configurations nor splits: leave --data-config, --data-split and "
+                "--held-out-split away"
+            )
         reader = _READERS.get(path.suffix.lower())
         if reader is None:
             raise DataError(f"{source}: unknown kind of file; known are {', '.join(_READERS)}")
@@ -122,27 +127,44 @@ def parquet_rows(path: Path, group: int | None, first: int) -> Iterator[Record]:
             index += 1
 
 
-def _read_dataset(name: str, config: str | None, split: str) -> Iterator[Record]:
+def _read_dataset(name: str, config: str | None, split: str | None) -> Iterator[Record]:
     for index, value in enumerate(load_rows(name, config, split)):
         yield Record(f"{name}[{index}]", value)
 
 
-def load_rows(name: str, config: str | None, split: str) -> Any:
-    """A data set as the `datasets` library gives it.
+def load_rows(name: str, config: str | None, split: str | None) -> Any:
+    """A data set as the `datasets` library gives it: the split asked for, else the only one, else train.
 
     Raises:
-        DataError: it cannot be loaded, or the library is missing.
+        DataError: it cannot be loaded, or the library is missing; or several splits are there, none of them train.
     """
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise DataError(f"{name}: not a local file, and data sets need redrafter-vllm[train]") from error
     try:
-        return load_dataset(name, config, split=split)
+        rows = load_dataset(name, config, split=split or _default_split(name, config))
+    except DataError:
+        raise
     except Exception as error:
         # The library raises dozens of types, from network failures to broken loaders: all mean the same here.
-        message = f"{name}: neither a local file nor a data set that could be loaded (split {split!r}): {error}"
+        asked = ", ".join(f"{key} {value!r}" for key, value in (("configuration", config), ("split", split)) if value)
+        message = f"{name}: neither a local file nor a data set that could be loaded{asked and f' ({asked})'}: {error}"
+        if "onfig name is missing" in str(error):
+            message += " (--data-config chooses one)"
         raise DataError(message) from error
+    return rows
+
+
+def _default_split(name: str, config: str | None) -> str:
+    from datasets import get_dataset_split_names
+
+    names = get_dataset_split_names(name, config)
+    if len(names) == 1:
+        return names[0]
+    if "train" not in names:
+        raise DataError(f"{name} has no split named train; --data-split chooses one of {', '.join(names)}")
+    return "train"
 
 
 LINES = (".jsonl", ".ndjson")
