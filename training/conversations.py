@@ -26,6 +26,9 @@ ROLES: dict[str, Role] = {
 }
 
 
+_THOUGHT_KEYS = ("reasoning_content", "reasoning")
+
+
 @dataclass(frozen=True)
 class Turn:
     """What one side says."""
@@ -39,12 +42,14 @@ class Conversation:
     """Turns of a conversation, or a raw text; exactly one of the two.
 
     Turns begin with at most one system turn; then user and assistant alternate, the user first. A user turn at the end
-    is an unanswered prompt.
+    is an unanswered prompt. `opening` turns of the assistant stood before the first of the user and were dropped: there
+    is no prompt for them.
     """
 
     where: str
     turns: tuple[Turn, ...] = ()
     text: str | None = None
+    opening: int = 0
 
     def __post_init__(self) -> None:
         if bool(self.turns) == (self.text is not None):
@@ -90,10 +95,18 @@ def _turns_form(name: str, column: str, role_key: str, content_key: str) -> Form
         for number, turn in enumerate(_turn_list(record[column])):
             if not isinstance(turn, Mapping) or role_key not in turn or content_key not in turn:
                 raise UnusableRecord(Reason.BAD_TURN, f"turn {number} needs {role_key!r} and {content_key!r}")
-            turns.append((turn[role_key], turn[content_key]))
+            turns.append((turn[role_key], _with_thought(turn, turn[content_key])))
         return turns
 
     return Form(name, (column,), read, (role_key, content_key))
+
+
+def _with_thought(turn: Mapping[str, Any], content: Any) -> Any:
+    """The content behind the thought that some data sets, as the engines they come from, keep in a field of its own."""
+    thought = next((turn[key] for key in _THOUGHT_KEYS if turn.get(key)), None)
+    if not isinstance(thought, str) or not isinstance(content, str) or "</think>" in content:
+        return content
+    return f"<think>\n{thought.strip()}\n</think>\n\n{content}"
 
 
 def _read_alpaca(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -174,7 +187,8 @@ def normalise(record: Record, form: Form) -> Conversation:
         if not content.strip():
             raise UnusableRecord(Reason.EMPTY)
         return Conversation(record.where, text=content)
-    return Conversation(record.where, turns=_check_turns(content))
+    turns, opening = _check_turns(content)
+    return Conversation(record.where, turns=turns, opening=opening)
 
 
 def usable(record: Record, form: Form, *, need_answers: bool = True) -> Conversation:
@@ -188,7 +202,8 @@ def usable(record: Record, form: Form, *, need_answers: bool = True) -> Conversa
     return conversation
 
 
-def _check_turns(raw: list[tuple[str, Any]]) -> tuple[Turn, ...]:
+def _check_turns(raw: list[tuple[str, Any]]) -> tuple[tuple[Turn, ...], int]:
+    """The turns of a conversation, and how many the assistant had before the user's first one."""
     turns = [_check_turn(number, role, content) for number, (role, content) in enumerate(raw)]
     if turns and turns[0].role == "system" and not turns[0].content.strip():
         del turns[0]  # No system prompt, in the spelling of data sets that always have the turn.
@@ -197,13 +212,15 @@ def _check_turns(raw: list[tuple[str, Any]]) -> tuple[Turn, ...]:
     for number, turn in enumerate(turns):
         if not turn.content.strip():
             raise UnusableRecord(Reason.EMPTY, f"the {turn.role}'s turn {number}")
-    spoken = turns[1:] if turns[0].role == "system" else turns
+    system, spoken = (turns[:1], turns[1:]) if turns[0].role == "system" else ([], turns)
     if not spoken:
         raise UnusableRecord(Reason.NO_ASSISTANT, "a system turn only")
+    opening = next((number for number, turn in enumerate(spoken) if turn.role != "assistant"), 0)
+    spoken = spoken[opening:]
     expected: tuple[Role, ...] = ("user", "assistant")
     if any(turn.role != expected[i % 2] for i, turn in enumerate(spoken)):
         raise UnusableRecord(Reason.ROLE_ORDER, ", ".join(turn.role for turn in turns))
-    return tuple(turns)
+    return (*system, *spoken), opening
 
 
 def _check_turn(number: int, role: Any, content: Any) -> Turn:
@@ -243,6 +260,7 @@ def iter_conversations(
                 own.skip(record.where, problem)
                 continue
             own.used += 1
+            own.opening += conversation.opening > 0
             yield conversation
     finally:
         report.merge(own)

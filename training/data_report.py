@@ -58,12 +58,14 @@ class Skipped:
 class DataReport:
     """Counts of records used and left out, with the first few records of each reason.
 
-    `truncated` records are used, but `cut_tokens` of their tokens lie beyond the maximum length.
+    `truncated` records are used, but `cut_tokens` of their tokens lie beyond the maximum length. `opening` records are
+    used without the assistant's turn before the user's first one.
     """
 
     used: int = 0
     truncated: int = 0
     cut_tokens: int = 0
+    opening: int = 0
     counts: dict[Reason, int] = field(default_factory=dict)
     examples: dict[Reason, list[Skipped]] = field(default_factory=dict)
 
@@ -88,6 +90,7 @@ class DataReport:
         self.used += other.used
         self.truncated += other.truncated
         self.cut_tokens += other.cut_tokens
+        self.opening += other.opening
         for reason, count in other.counts.items():
             self._add(reason, count, other.examples[reason])
 
@@ -111,6 +114,8 @@ class DataReport:
         yield f"{self.used:>9}  used"
         if self.truncated:
             yield f"{self.truncated:>9}    of these truncated ({self.cut_tokens} tokens cut)"
+        if self.opening:
+            yield f"{self.opening:>9}    of these without the assistant's turn at the beginning, which answers no prompt"
         for reason, count in sorted(self.counts.items(), key=lambda item: (-item[1], item[0])):
             yield f"{count:>9}  skipped: {reason}"
             for example in self.examples[reason]:
