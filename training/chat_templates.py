@@ -12,8 +12,7 @@ conversation before it as its prompt shows it.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from os.path import commonprefix
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +62,14 @@ PROBES = (
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as text, and where the assistant speaks: [start, end) in characters, ascending."""
+    """A conversation as text, and where the assistant speaks: [start, end) in characters, ascending.
+
+    The first `earlier` answers of the conversation have no span: they are part of the prompt, as it shows them.
+    """
 
     text: str
     spans: tuple[tuple[int, int], ...]
+    earlier: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,12 @@ class ChatTemplate:
     def _answer_by_answer(self, turns: Sequence[Turn]) -> list[Rendered]:
         """Each answer after its own prompt; in the text of the answer before it where that is how the prompt begins."""
         made: list[Rendered] = []
-        for number in _answer_numbers(turns):
+        for earlier, number in enumerate(_answer_numbers(turns)):
             prompt = self._apply(turns[:number], add_generation_prompt=True)
-            rendered = self._last_answer(turns[: number + 1], prompt)
+            rendered = replace(self._last_answer(turns[: number + 1], prompt), earlier=earlier)
             if made and prompt.startswith(made[-1].text):
-                rendered = Rendered(rendered.text, (*made.pop().spans, *rendered.spans))
+                before = made.pop()
+                rendered = Rendered(rendered.text, (*before.spans, *rendered.spans), before.earlier)
             made.append(rendered)
         return made
 
@@ -152,8 +156,7 @@ class ChatTemplate:
             ((start, end),) = self._match(text, pieces, [answer])
             begin = self._begin(text, prompt, start, len(turns) - 1)
             return Rendered(text, ((begin, self._closing_end(text, end)),))
-        before = self._apply(turns[:-1])
-        begun = prompt[len(commonprefix([before, prompt])) :]  # what the prompt says of the answer already
+        begun = prompt[_shared(self._apply(turns[:-1]), prompt) :]  # what the prompt says of the answer already
         said = _without(answer, begun)
         after = pieces[1]
         shown = text.removesuffix(after)
@@ -230,6 +233,12 @@ def _closing_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | No
         special.add(tokenizer.eos_token)
     choice = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
     return re.compile(rf"\s*(?:{choice})") if special else None
+
+
+def _shared(one: str, other: str) -> int:
+    """Characters that two texts have in common at their beginnings."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _without(answer: str, begun: str) -> str:

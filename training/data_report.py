@@ -115,7 +115,7 @@ class DataReport:
         if self.truncated:
             yield f"{self.truncated:>9}    of these truncated ({self.cut_tokens} tokens cut)"
         if self.opening:
-            yield f"{self.opening:>9}    of these without the assistant's turn at the beginning, which answers no prompt"
+            yield f"{self.opening:>9}    of these without the assistant's turn at the beginning: it answers nothing"
         for reason, count in sorted(self.counts.items(), key=lambda item: (-item[1], item[0])):
             yield f"{count:>9}  skipped: {reason}"
             for example in self.examples[reason]:

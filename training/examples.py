@@ -94,7 +94,9 @@ class ExampleEncoder:
         return self._encode_turns(conversation)
 
     def _encode_turns(self, conversation: Conversation) -> list[Example]:
-        encoded = [self._encode_rendered(conversation.where, rendered) for rendered in self.template.render(conversation)]
+        encoded = [
+            self._encode_rendered(conversation.where, rendered) for rendered in self.template.render(conversation)
+        ]
         made = [example for example, _ in encoded if example is not None]
         if not made:
             raise UnusableRecord(Reason.NOTHING_TO_LEARN, f"{encoded[0][1]} tokens, maximum {self.max_length}")

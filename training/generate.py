@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from training.config import ResponseConfig
 from training.data import cut_windows
@@ -31,7 +31,7 @@ def continue_prompts(
         ids[row, longest - len(prompt) :] = prompt
         mask[row, longest - len(prompt) :] = 1
     sampling = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature, "top_k": 0}
-    eos = target.model.generation_config.eos_token_id
+    eos = target.model.generation_config.eos_token_id or None  # an empty list is none, too
     with _plain_generation(target.model, GenerationConfig(eos_token_id=eos)):
         output = target.model.generate(
             input_ids=ids.to(target.device),
@@ -42,6 +42,13 @@ def continue_prompts(
         ).cpu()
     ends = {eos} if isinstance(eos, int) else set(eos or ())
     return [_until_end(row[longest - len(p) :], len(p), ends) for row, p in zip(output, prompts, strict=True)]
+
+
+def ends_of(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer in serving: those of the generation config, and the tokenizer's EOS."""
+    named = config.eos_token_id
+    ends = {named} if isinstance(named, int) else set(named or ())
+    return sorted(ends | ({tokenizer.eos_token_id} - {None}))
 
 
 @contextmanager

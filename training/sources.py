@@ -156,6 +156,22 @@ def load_rows(name: str, config: str | None, split: str | None) -> Any:
     return rows
 
 
+def data_set_files(folder: str, config: str | None, split: str | None) -> list[Path]:
+    """The files of a local folder that `load_rows` reads.
+
+    Raises:
+        DataError: as `load_rows`.
+    """
+    try:
+        from datasets import load_dataset_builder
+
+        files = load_dataset_builder(folder, config).config.data_files or {}
+    except Exception as error:  # as in load_rows
+        raise DataError(f"{folder}: no data set that could be loaded: {error}") from error
+    chosen = split.partition("[")[0] if split else _default_split(folder, config)
+    return [Path(path) for named, paths in files.items() if str(named) == chosen for path in paths]
+
+
 def _default_split(name: str, config: str | None) -> str:
     from datasets import get_dataset_split_names
 
@@ -175,3 +191,4 @@ _READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     PARQUET: _read_parquet,
     ".txt": _read_text,
 }
+DATA_SUFFIXES = tuple(_READERS)

@@ -38,7 +38,9 @@ def drafting_table(held_out: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def print_summary(job: Job, report: Mapping[str, Any], console: Console) -> None:
-    console.print(f"{report['steps']} steps, last training loss {report['training']['loss']:.3f}, {report['seconds']} s")
+    console.print(
+        f"{report['steps']} steps, last training loss {report['training']['loss']:.3f}, {report['seconds']} s"
+    )
     if report["metrics"]:
         console.print(figures_table(report["metrics"]))
     if report["held_out"]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must be known of a target before any work is spent on it: how long its texts may be, how many tokens it knows."""
+"""What must be known of a target before any work is spent on it: how long its texts may be, which tokens it knows."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -101,4 +101,5 @@ def beyond_embedding(ids: Sequence[int], vocab_size: int | None, tokenizer: PreT
     first = next((token for token in ids if token >= vocab_size), None)
     if first is None:
         return None
-    return f"{tokenizer.convert_ids_to_tokens(first)!r} is token {first}, and the target's embedding has {vocab_size} rows"
+    token = tokenizer.convert_ids_to_tokens(first)
+    return f"{token!r} is token {first}, and the target's embedding has {vocab_size} rows"

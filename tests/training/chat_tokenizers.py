@@ -24,7 +24,7 @@ NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no syst
 OPEN_THOUGHT = CHATML.replace("assistant\n'", "assistant\n<think>\n'")
 # The prompt names the assistant otherwise than the conversation does, at a length that alone betrays nothing.
 RENAMED = CHATML.replace("<|im_start|>assistant\n'", "<|im_start|>helper\n'")
-# As Qwen3's: an answer behind the last question shows its thought, or an empty one; earlier answers have theirs dropped.
+# As Qwen3's: an answer behind the last question shows its thought, or an empty one; earlier answers lack theirs.
 # With `enable_thinking` false the prompt itself has the empty thought.
 QWEN_LIKE = (
     "{% set last = namespace(user=0) %}"
