@@ -9,6 +9,8 @@ from typing import Any
 
 from training.data_report import DataError, Reason, UnusableRecord
 
+TRAIN = "train"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -133,7 +135,7 @@ def _read_dataset(name: str, config: str | None, split: str | None) -> Iterator[
 
 
 def load_rows(name: str, config: str | None, split: str | None) -> Any:
-    """A data set as the `datasets` library gives it: the split asked for, else the only one, else train.
+    """A data set as the `datasets` library gives it: the split asked for, else train, else the only one.
 
     Raises:
         DataError: it cannot be loaded, or the library is missing; or several splits are there, none of them train.
@@ -143,17 +145,31 @@ def load_rows(name: str, config: str | None, split: str | None) -> Any:
     except ImportError as error:
         raise DataError(f"{name}: not a local file, and data sets need redrafter-vllm[train]") from error
     try:
-        rows = load_dataset(name, config, split=split or _default_split(name, config))
-    except DataError:
-        raise
+        return load_dataset(name, config, split=split or TRAIN)
     except Exception as error:
         # The library raises dozens of types, from network failures to broken loaders: all mean the same here.
+        if split is None and (names := _split_names(name, config)) and TRAIN not in names:
+            return load_rows(name, config, _only(name, names))
         asked = ", ".join(f"{key} {value!r}" for key, value in (("configuration", config), ("split", split)) if value)
         message = f"{name}: neither a local file nor a data set that could be loaded{asked and f' ({asked})'}: {error}"
         if "onfig name is missing" in str(error):
             message += " (--data-config chooses one)"
         raise DataError(message) from error
-    return rows
+
+
+def _split_names(name: str, config: str | None) -> list[str]:
+    from datasets import get_dataset_split_names
+
+    try:
+        return list(get_dataset_split_names(name, config))
+    except Exception:  # whatever it is, loading has failed of it, too, and tells
+        return []
+
+
+def _only(name: str, splits: list[str]) -> str:
+    if len(splits) > 1:
+        raise DataError(f"{name} has no split named {TRAIN}; --data-split chooses one of {', '.join(splits)}")
+    return splits[0]
 
 
 def data_set_files(folder: str, config: str | None, split: str | None) -> list[Path]:
@@ -168,19 +184,9 @@ def data_set_files(folder: str, config: str | None, split: str | None) -> list[P
         files = load_dataset_builder(folder, config).config.data_files or {}
     except Exception as error:  # as in load_rows
         raise DataError(f"{folder}: no data set that could be loaded: {error}") from error
-    chosen = split.partition("[")[0] if split else _default_split(folder, config)
+    names = [str(named) for named in files]
+    chosen = split.partition("[")[0] if split else TRAIN if TRAIN in names else _only(folder, names)
     return [Path(path) for named, paths in files.items() if str(named) == chosen for path in paths]
-
-
-def _default_split(name: str, config: str | None) -> str:
-    from datasets import get_dataset_split_names
-
-    names = get_dataset_split_names(name, config)
-    if len(names) == 1:
-        return names[0]
-    if "train" not in names:
-        raise DataError(f"{name} has no split named train; --data-split chooses one of {', '.join(names)}")
-    return "train"
 
 
 LINES = (".jsonl", ".ndjson")
