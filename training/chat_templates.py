@@ -64,12 +64,14 @@ PROBES = (
 class Rendered:
     """A conversation as text, and where the assistant speaks: [start, end) in characters, ascending.
 
-    The first `earlier` answers of the conversation have no span: they are part of the prompt, as it shows them.
+    The first `earlier` answers of the conversation have no span: they are part of the prompt, as it shows them. The
+    prompt for the answer of the first span has `asked` characters; the template may put something between the two.
     """
 
     text: str
     spans: tuple[tuple[int, int], ...]
     earlier: int = 0
+    asked: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,26 +130,28 @@ class ChatTemplate:
     def _whole(self, turns: Sequence[Turn]) -> Rendered:
         """All answers in one text."""
         text = self._apply(turns)
-        spans = []
+        spans, asked = [], []
         for number, (start, end) in zip(_answer_numbers(turns), self._find_answers(text, turns), strict=True):
             prompt = self._apply(turns[:number], add_generation_prompt=True)
             spans.append((self._begin(text, prompt, start, number), self._closing_end(text, end)))
-        return Rendered(text, tuple(spans))
+            asked.append(len(prompt))
+        return Rendered(text, tuple(spans), asked=asked[0])
 
     def _answer_by_answer(self, turns: Sequence[Turn]) -> list[Rendered]:
         """Each answer after its own prompt; in the text of the answer before it where that is how the prompt begins."""
         made: list[Rendered] = []
         for earlier, number in enumerate(_answer_numbers(turns)):
             prompt = self._apply(turns[:number], add_generation_prompt=True)
-            rendered = replace(self._last_answer(turns[: number + 1], prompt), earlier=earlier)
+            text, span = self._last_answer(turns[: number + 1], prompt)
             if made and prompt.startswith(made[-1].text):
                 before = made.pop()
-                rendered = Rendered(rendered.text, (*before.spans, *rendered.spans), before.earlier)
-            made.append(rendered)
+                made.append(replace(before, text=text, spans=(*before.spans, span)))
+            else:
+                made.append(Rendered(text, (span,), earlier, len(prompt)))
         return made
 
-    def _last_answer(self, turns: Sequence[Turn], prompt: str) -> Rendered:
-        """The conversation as it is when its last answer has just been given to `prompt`."""
+    def _last_answer(self, turns: Sequence[Turn], prompt: str) -> tuple[str, tuple[int, int]]:
+        """The conversation as it is when its last answer has just been given to `prompt`, and that answer's span."""
         answer, text = turns[-1].content, self._apply(turns)
         pieces = self._apply([*turns[:-1], Turn("assistant", _PLACEHOLDER)]).split(_PLACEHOLDER)
         if len(pieces) != 2:
@@ -155,20 +159,20 @@ class ChatTemplate:
         if _THOUGHT not in answer:
             ((start, end),) = self._match(text, pieces, [answer])
             begin = self._begin(text, prompt, start, len(turns) - 1)
-            return Rendered(text, ((begin, self._closing_end(text, end)),))
+            return text, (begin, self._closing_end(text, end))
         begun = prompt[_shared(self._apply(turns[:-1]), prompt) :]  # what the prompt says of the answer already
         said = _without(answer, begun)
         after = pieces[1]
         shown = text.removesuffix(after)
         if text.startswith(prompt) and text.endswith(after) and _same_words(shown[len(prompt) :], said):
-            return Rendered(text, ((len(prompt), self._closing_end(text, len(shown))),))
+            return text, (len(prompt), self._closing_end(text, len(shown)))
         begins = prompt.removesuffix(begun) + begun.partition(_THINK)[0]
         self._begin(text, begins, len(shown), len(turns) - 1)
         if not shown[len(begins) :].rstrip().endswith(answer.rpartition(_THOUGHT)[2].strip()):
             raise UnusableRecord(Reason.TEMPLATE_MISMATCH, f"{self.name}: it does not render answers as they are")
         # The template drops the thought or moves it about; the target was shown the prompt and said the answer.
         text = prompt + said + after[: self._closing_end(after, 0)]
-        return Rendered(text, ((len(prompt), len(text)),))
+        return text, (len(prompt), len(text))
 
     def _begin(self, text: str, prompt: str, start: int, number: int) -> int:
         """Where the answer at `start` begins to be the assistant's."""

@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 from redrafter_vllm.checkpoint import check_checkpoint
 from training.config import RECIPES, DistillConfig
 from training.job import Job, check_rows
+from training.keys_parser import KeysParser
 
 Keys = TypeVar("Keys")
 
@@ -97,7 +98,7 @@ def parse_keys(holder: type[Keys], program: str, description: str, argv: Sequenc
 
 
 def _empty_parser(program: str, description: str) -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = KeysParser(
         prog=f"python -m {program}",
         description=description,
         epilog="A YAML file given with --config holds the same keys, with underscores; flags after it override it.",

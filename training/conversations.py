@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Literal
 
-from training.data_report import DataError, DataReport, Reason, UnusableRecord
+from training.data_report import DataError, DataReport, Reason, UnusableRecord, shortened
 from training.sources import Record, read_records
 
 Role = Literal["system", "user", "assistant"]
 
 # Records looked at to recognise the form: the first ones may be broken or lack a column.
 DETECTION_RECORDS = 100
+NAMED_COLUMNS = 12  # in an error
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -163,9 +164,10 @@ def detect_form(records: Sequence[Record], source: str) -> Form:
                     return form
             except UnusableRecord:
                 continue
-    columns = sorted({str(column) for value in values for column in value})
-    found = f"columns {', '.join(columns)}" if columns else "no object with columns"
-    broken = [f"{r.where}: {r.problem}" for r in records if r.problem is not None][:3]
+    columns = sorted({shortened(str(column)) for value in values for column in value})
+    more = f" and {len(columns) - NAMED_COLUMNS} more" if len(columns) > NAMED_COLUMNS else ""
+    found = f"columns {', '.join(columns[:NAMED_COLUMNS])}{more}" if columns else "no object with columns"
+    broken = [f"{r.where}: {shortened(str(r.problem))}" for r in records if r.problem is not None][:3]
     unread = "".join(f"\n  unreadable: {line}" for line in broken)
     raise DataError(f"{source}: cannot tell the form of the data; found {found}; known forms:\n{KNOWN_FORMS}{unread}")
 

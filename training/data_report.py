@@ -30,6 +30,12 @@ class Reason(StrEnum):
     NOTHING_TO_LEARN = "no loss token within the maximum length"
 
 
+def shortened(text: str, width: int = DETAIL_WIDTH) -> str:
+    """What comes from outside as a part of a line: at most `width` characters, all printable."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:width])
+    return shown if len(text) <= width and len(shown) <= width else shown[: width - 1] + "…"
+
+
 class UnusableRecord(Exception):  # noqa: N818 - one record's fate, reported and not fatal
     """Raised where a record turns out to be unusable; whoever goes through the records counts it."""
 
@@ -119,9 +125,8 @@ class DataReport:
         for reason, count in sorted(self.counts.items(), key=lambda item: (-item[1], item[0])):
             yield f"{count:>9}  skipped: {reason}"
             for example in self.examples[reason]:
-                detail = example.detail
-                short = detail if len(detail) <= DETAIL_WIDTH else detail[: DETAIL_WIDTH - 1] + "…"
-                yield f"{'':>9}    {example.where}" + (f": {short}" if short else "")
+                detail = shortened(example.detail)
+                yield f"{'':>9}    {example.where}" + (f": {detail}" if detail else "")
 
     def __str__(self) -> str:
         return "\n".join(self._lines())

@@ -21,13 +21,15 @@ from training.target_facts import beyond_embedding
 class Example:
     """One document, or a piece of one: its tokens, and which of them are to be learned.
 
-    The first token carries no loss: nothing predicts it. `cut` tokens were left off at the end.
+    The first token carries no loss: nothing predicts it. `cut` tokens were left off at the end. The first `asked` are a
+    prompt that the first answer was given to; 0 of what answers nothing.
     """
 
     where: str
     tokens: Tensor  # [n] int32
     loss: Tensor  # [n] bool
     cut: int = 0
+    asked: int = 0
 
     def __post_init__(self) -> None:
         if self.tokens.shape != self.loss.shape or self.tokens.dim() != 1:
@@ -120,7 +122,8 @@ class ExampleEncoder:
             return None, length
         tokens = torch.tensor(encoded["input_ids"][:kept], dtype=torch.int32)
         self._check_tokens(encoded["input_ids"][:kept])
-        return Example(where, tokens, loss[:kept].clone(), cut=length - kept), length
+        asked = sum(end <= rendered.asked for _, end in encoded["offset_mapping"])
+        return Example(where, tokens, loss[:kept].clone(), cut=length - kept, asked=asked), length
 
     def _encode_text(self, where: str, text: str) -> list[Example]:
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

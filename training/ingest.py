@@ -81,6 +81,7 @@ def _row(example: Example) -> dict[str, Any]:
         "tokens": example.tokens.numpy(),
         "loss": example.loss.numpy(),
         "cut": example.cut,
+        "asked": example.asked,
         **dict.fromkeys(("new", "truncated", "opening"), False),
     }
 

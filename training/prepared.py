@@ -13,13 +13,14 @@ from training.examples import Example, ExampleEncoder, encode_all
 from training.job import Job
 from training.target_facts import read_facts
 
+FORMAT = 2  # of the file
 LARGE = 256 << 20  # bytes of a file that one process would take minutes to tokenise
 
 
 def examples_file(job: Job, window: int) -> Path:
     """Where in its run's folder a job's prepared examples are, if they are."""
     job = job.absolute()
-    made_from = [job.target, job.data, job.chat_template, window, *job.choices.items()]
+    made_from = [FORMAT, job.target, job.data, job.chat_template, window, *job.choices.items()]
     name = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
     return job.run_folder / f"examples-{name}.parquet"
 

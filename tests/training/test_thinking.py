@@ -96,6 +96,17 @@ def test_variables_of_the_template_reach_what_is_trained_on_and_asked(
     assert len(rows) > len(answers)
 
 
+def test_answers_without_thoughts_are_asked_for_as_in_serving(tmp_path: Path, target: FrozenTarget) -> None:
+    # The template shows an empty thought before the answer; the prompt of a server has none.
+    tokenizer = byte_tokenizer(QWEN_LIKE)
+    data = write(tmp_path / "data.jsonl", [record(f"Is {number}?", "It is.") for number in range(10)])
+    settings = FeedSettings(data, None, CONFIG, tmp_path / "run", 8)
+    feed = open_feed(settings, target, tokenizer, LocalContext())
+    own = {prompt for prompt, answer in learned(tokenizer, feed.batches, 20) if answer != "It is.<|im_end|>"}
+    assert own and all(prompt.endswith("<|im_start|>assistant\n") for prompt in own)
+    assert all(tokenizer.decode(prompt).endswith("<|im_start|>assistant\n") for prompt in feed.prompts)
+
+
 def test_a_run_of_other_variables_does_not_take_the_answers_of_this_one(tmp_path: Path, target: FrozenTarget) -> None:
     tokenizer = byte_tokenizer(QWEN_LIKE)
     data = write(tmp_path / "data.jsonl", [thoughtful(number) for number in range(10)])
