@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from training.conversations import Conversation, Turn
 from training.data_report import DataError, Reason, UnusableRecord
+from training.thoughts import THINK, THOUGHT, left_to_say, same_words, shared
 
 VICUNA = "vicuna"
 # The wording of Vicuna v1.1, which versions up to 1.5 of the model were tuned with. It has no BOS: that is added by the
@@ -43,9 +44,6 @@ VICUNA_TEMPLATE = (
 # Characters of a private-use area: no trim filter removes them and no sensible text holds them.
 _PLACEHOLDER = "\uf1d0answer\uf1d1"
 _TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.rstrip, str.lstrip)
-
-# What surrounds a thought in the answers of models that think.
-_THINK, _THOUGHT = "<think>", "</think>"
 
 
 def _probe(*answers: str) -> Conversation:
@@ -145,34 +143,51 @@ class ChatTemplate:
             text, span = self._last_answer(turns[: number + 1], prompt)
             if made and prompt.startswith(made[-1].text):
                 before = made.pop()
-                made.append(replace(before, text=text, spans=(*before.spans, span)))
+                begin, end = before.spans[-1]
+                if end == len(before.text):  # some templates close an answer with the token of the next turn
+                    end = self._closing_end(text, end)
+                made.append(replace(before, text=text, spans=(*before.spans[:-1], (begin, end), span)))
             else:
                 made.append(Rendered(text, (span,), earlier, len(prompt)))
         return made
 
     def _last_answer(self, turns: Sequence[Turn], prompt: str) -> tuple[str, tuple[int, int]]:
         """The conversation as it is when its last answer has just been given to `prompt`, and that answer's span."""
-        answer, text = turns[-1].content, self._apply(turns)
+        begun = prompt[shared(self._apply(turns[:-1]), prompt) :]  # what the prompt says of the answer already
+        _, marked, said = turns[-1].content.rpartition(THOUGHT)
+        if marked and THOUGHT in begun:  # the prompt closes the thought: the target is not to think
+            turns, marked = [*turns[:-1], Turn("assistant", said.lstrip())], ""
+        text = self._apply(turns)
         pieces = self._apply([*turns[:-1], Turn("assistant", _PLACEHOLDER)]).split(_PLACEHOLDER)
-        if len(pieces) != 2:
-            raise UnusableRecord(Reason.TEMPLATE_MISMATCH, f"{self.name}: it does not render answers as they are")
-        if _THOUGHT not in answer:
-            ((start, end),) = self._match(text, pieces, [answer])
-            begin = self._begin(text, prompt, start, len(turns) - 1)
-            return text, (begin, self._closing_end(text, end))
-        begun = prompt[_shared(self._apply(turns[:-1]), prompt) :]  # what the prompt says of the answer already
-        said = _without(answer, begun)
-        after = pieces[1]
-        shown = text.removesuffix(after)
-        if text.startswith(prompt) and text.endswith(after) and _same_words(shown[len(prompt) :], said):
+        if marked:
+            return self._thoughtful_answer(text, pieces, turns, prompt, begun)
+        if not text.startswith(prompt) and THINK in begun:
+            raise UnusableRecord(
+                Reason.TEMPLATE_MISMATCH,
+                f"turn {len(turns) - 1} has no thought, which the prompt for it begins; --chat-template-kwargs may "
+                "turn thinking off",
+            )
+        ((start, end),) = self._match(text, pieces, [turns[-1].content])
+        return text, (self._begin(text, prompt, start, len(turns) - 1), self._closing_end(text, end))
+
+    def _thoughtful_answer(
+        self, text: str, pieces: Sequence[str], turns: Sequence[Turn], prompt: str, begun: str
+    ) -> tuple[str, tuple[int, int]]:
+        """`_last_answer` of one with a thought; `text` is the conversation, `pieces` what stands around its answer."""
+        answer, after = turns[-1].content, pieces[-1]
+        said, shown = left_to_say(answer, begun), text.removesuffix(after)
+        if text.startswith(prompt) and text.endswith(after) and same_words(shown[len(prompt) :], said):
             return text, (len(prompt), self._closing_end(text, len(shown)))
-        begins = prompt.removesuffix(begun) + begun.partition(_THINK)[0]
-        self._begin(text, begins, len(shown), len(turns) - 1)
-        if not shown[len(begins) :].rstrip().endswith(answer.rpartition(_THOUGHT)[2].strip()):
-            raise UnusableRecord(Reason.TEMPLATE_MISMATCH, f"{self.name}: it does not render answers as they are")
+        role = prompt.removesuffix(begun) + begun.partition(THINK)[0]
+        self._begin(text, role, len(shown), len(turns) - 1)
+        if not shown[len(role) :].rstrip().endswith(answer.rpartition(THOUGHT)[2].strip()):
+            raise self._changed()
         # The template drops the thought or moves it about; the target was shown the prompt and said the answer.
         text = prompt + said + after[: self._closing_end(after, 0)]
         return text, (len(prompt), len(text))
+
+    def _changed(self) -> UnusableRecord:
+        return UnusableRecord(Reason.TEMPLATE_MISMATCH, f"{self.name}: it does not render answers as they are")
 
     def _begin(self, text: str, prompt: str, start: int, number: int) -> int:
         """Where the answer at `start` begins to be the assistant's."""
@@ -204,7 +219,7 @@ class ChatTemplate:
                 places, built = _interleave(pieces, [trim(answer) for answer in answers])
                 if built == text:
                     return places
-        raise UnusableRecord(Reason.TEMPLATE_MISMATCH, f"{self.name}: it does not render answers as they are")
+        raise self._changed()
 
     def _closing_end(self, text: str, end: int) -> int:
         match = self.closing.match(text, end) if self.closing else None
@@ -237,27 +252,6 @@ def _closing_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | No
         special.add(tokenizer.eos_token)
     choice = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
     return re.compile(rf"\s*(?:{choice})") if special else None
-
-
-def _shared(one: str, other: str) -> int:
-    """Characters that two texts have in common at their beginnings."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-
-def _without(answer: str, begun: str) -> str:
-    """What is left to say of an answer with a thought when the prompt has begun it with `begun`."""
-    if _THOUGHT in begun:  # the prompt closes the thought: the target is not to think
-        return answer.rpartition(_THOUGHT)[2].lstrip()
-    head, opened, rest = answer.partition(_THINK)
-    if _THINK in begun and opened and not head.strip():
-        return rest.lstrip("\n")
-    return answer
-
-
-def _same_words(shown: str, said: str) -> bool:
-    """Whether two texts differ in white space alone, which templates set anew around thoughts."""
-    return "".join(shown.split()) == "".join(said.split())
 
 
 def _answer_numbers(turns: Sequence[Turn]) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from training.data_report import DataError, DataReport, Reason, UnusableRecord, shortened
 from training.sources import Record, read_records
+from training.thoughts import with_thought
 
 Role = Literal["system", "user", "assistant"]
 
@@ -25,9 +26,6 @@ ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "model": "assistant",
 }
-
-
-_THOUGHT_KEYS = ("reasoning_content", "reasoning")
 
 
 @dataclass(frozen=True)
@@ -96,18 +94,10 @@ def _turns_form(name: str, column: str, role_key: str, content_key: str) -> Form
         for number, turn in enumerate(_turn_list(record[column])):
             if not isinstance(turn, Mapping) or role_key not in turn or content_key not in turn:
                 raise UnusableRecord(Reason.BAD_TURN, f"turn {number} needs {role_key!r} and {content_key!r}")
-            turns.append((turn[role_key], _with_thought(turn, turn[content_key])))
+            turns.append((turn[role_key], with_thought(turn, turn[content_key])))
         return turns
 
     return Form(name, (column,), read, (role_key, content_key))
-
-
-def _with_thought(turn: Mapping[str, Any], content: Any) -> Any:
-    """The content behind the thought that some data sets, as the engines they come from, keep in a field of its own."""
-    thought = next((turn[key] for key in _THOUGHT_KEYS if turn.get(key)), None)
-    if not isinstance(thought, str) or not isinstance(content, str) or "</think>" in content:
-        return content
-    return f"<think>\n{thought.strip()}\n</think>\n\n{content}"
 
 
 def _read_alpaca(record: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -97,8 +97,8 @@ def test_answers_without_thoughts_where_the_template_adds_empty_ones() -> None:
     ]
     # Thoughts of the data are not what the target says then.
     assert shown(QWEN_LIKE, THOUGHTFUL, enable_thinking=False) == [
-        (f"{FIRST}{empty}It is.{END}", ["It is.<|im_end|>"]),
-        (f"{SECOND}{empty}It was.{END}", ["It was.<|im_end|>"]),
+        (f"{FIRST}{empty}It is.{END}\n", ["It is.<|im_end|>"]),
+        (f"{SECOND}{empty}It was.{END}\n", ["It was.<|im_end|>"]),
     ]
 
 
@@ -137,9 +137,20 @@ def test_a_prompt_that_begins_the_thought(opening: str) -> None:
 
 def test_an_answer_without_the_thought_that_its_prompt_begins() -> None:
     template = resolve_chat_template(byte_tokenizer(OPEN_THOUGHT))
-    with pytest.raises(UnusableRecord, match=r"(?s)prompt for turn 1 ends in .*<think>") as caught:
+    with pytest.raises(UnusableRecord, match=r"turn 1 has no thought, which the prompt for it begins") as caught:
         template.render(chat("Hi", "Yes"))
     assert caught.value.reason == Reason.TEMPLATE_MISMATCH
+
+
+def test_an_answer_that_the_users_next_turn_closes() -> None:
+    # As GLM's with thinking off: the prompt has an empty thought and the template a line break behind it.
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ '</s>' + m['content'] }}{% else %}"
+        "{{ '<|im_start|><think></think>\n' + m['content'].split('</think>')[-1].strip() }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|><think></think>' }}{% endif %}"
+    )
+    begins = "</s>Is it?<|im_start|><think></think>\nIt is.</s>And?<|im_start|><think></think>\nIt was."
+    assert shown(template, THOUGHTFUL) == [(begins, ["\nIt is.</s>", "\nIt was."])]
 
 
 def test_a_user_may_speak_of_thoughts() -> None:
