@@ -98,16 +98,15 @@ class Answerer:
         encoded = self._tokenizer(text, add_special_tokens=self._template.adds_special_tokens, verbose=False)
         # A first answer cut short by a long prompt teaches little, a later one comes at no further cost.
         most = self._job.window - 1 if dialogue.answers else self._job.window // 2
-        ids = tuple(encoded["input_ids"])
-        if beyond := beyond_embedding(ids, self._vocab_size, self._tokenizer):
-            raise UnusableRecord(Reason.BEYOND_EMBEDDING, beyond)
-        return self._checked(ids, most)
+        return self._checked(tuple(encoded["input_ids"]), most)
 
     def _checked(self, ids: tuple[int, ...], most: int) -> tuple[int, ...]:
         if not 1 <= len(ids) <= most:
             raise UnusableRecord(
                 Reason.PROMPT_TOO_LONG, f"{len(ids)} tokens, most {most} in --window {self._job.window}"
             )
+        if beyond := beyond_embedding(ids, self._vocab_size, self._tokenizer):
+            raise UnusableRecord(Reason.BEYOND_EMBEDDING, beyond)
         return ids
 
     def _temperature(self, task: Task) -> float:

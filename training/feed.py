@@ -161,6 +161,7 @@ def conversation_feed(
             "used": report.used,
             "skipped": report.skipped,
             "truncated": report.truncated,
+            "opening_dropped": report.opening,
             "training": len(training),
             "held_out": len(held_out),
             "packed": window is not None,
