@@ -6,7 +6,6 @@ their steps alternate. A packed step does more work and learns from more positio
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import hardware
+from redrafter_vllm import strict_json
 from training.borders import show_borders
 from training.config import DistillConfig
 from training.context import LocalContext
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "torch": version("torch"),
         "transformers": version("transformers"),
     }
-    print(json.dumps(figures, indent=1))
+    print(strict_json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

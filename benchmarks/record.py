@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measurements as kept: what was found, beside the command, day, versions and machine that it was found with."""
 
-import json
 import platform
 import shlex
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import hardware
+from redrafter_vllm import strict_json
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -33,7 +33,7 @@ def record(module: str, argv: Sequence[str], found: dict[str, Any], folder: Path
 def store(path: Path, report: dict[str, Any]) -> None:
     """Whole or not at all."""
     partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(strict_json.dumps(report, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
 
 

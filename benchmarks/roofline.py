@@ -15,7 +15,6 @@ step over those of verification and drafting together.
 """
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -37,6 +36,7 @@ from benchmarks.shapes import (
     find_shape,
     published_drafter,
 )
+from redrafter_vllm import strict_json
 from redrafter_vllm.checkpoint_errors import CheckpointError
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.drafter import DrafterConfig, tensor_shapes
@@ -307,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json is not None:
         result["command"] = shlex.join(["python", "-m", "benchmarks.roofline", *argv])
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        args.json.write_text(strict_json.dumps(result, indent=2) + "\n")
     return 0
 
 

@@ -40,3 +40,36 @@ def save_random_drafter(path: Path, *, vocab_size: int = VOCAB, hidden_size: int
         torch.nn.init.normal_(parameter, std=0.3)
     drafter.save_pretrained(path)
     return path
+
+
+# What a generation_config.json may hold that would have greedy decoding say something else than the likeliest token.
+# Written into a target's folder, as transformers itself refuses to store some of it.
+HOSTILE_GENERATION = {
+    "do_sample": True,
+    "temperature": 5.0,
+    "top_k": 3,
+    "top_p": 0.5,
+    "min_p": 0.2,
+    "typical_p": 0.3,
+    "repetition_penalty": 9.0,
+    "no_repeat_ngram_size": 1,
+    "num_beams": 3,
+    "num_return_sequences": 2,
+    "length_penalty": 3.0,
+    "min_length": 200,
+    "min_new_tokens": 40,
+    "max_length": 30,
+    "max_new_tokens": 3,
+    "max_time": 1e-6,
+    "suppress_tokens": list(range(20, 200)),
+    "begin_suppress_tokens": list(range(200, 260)),
+    "bad_words_ids": [[5], [6], [7, 8]],
+    "forced_bos_token_id": 9,
+    "forced_eos_token_id": 10,
+    "exponential_decay_length_penalty": [1, 2.0],
+    "sequence_bias": [[[11], 20.0]],
+    "renormalize_logits": True,
+    "return_dict_in_generate": True,
+    "output_scores": True,
+    "prompt_lookup_num_tokens": 3,
+}

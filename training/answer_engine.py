@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from training.answering import Answerer, Completion, Request
+from training.generate import ends_of
 from training.regeneration import Regeneration
+from training.target_facts import load_config, read_facts
 
 # Small enough for a machine without a GPU, where vLLM would take nearly all of its memory and compile for long.
 ON_CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30}
@@ -47,6 +49,9 @@ class VllmComplete:
             "max_model_len": job.window,
             "skip_tokenizer_init": True,
             "seed": job.seed,
+            "trust_remote_code": job.trust_remote_code,
+            # Of the target's generation config only the tokens that end a text count (see `end_tokens`).
+            "generation_config": "vllm",
             **({} if on_cuda else ON_CPU),
             **job.engine,
         }
@@ -87,18 +92,18 @@ def _repetition(longest_repeat: int) -> Any:
     return RepetitionDetectionParams(max_pattern_size=2 * longest_repeat, min_pattern_size=longest_repeat, min_count=2)
 
 
-def end_tokens(target: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_tokens(target: str, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool = False) -> list[int]:
     """The tokens that end an answer: those of the generation config and the tokenizer's EOS."""
     try:
         config = GenerationConfig.from_pretrained(target)
     except OSError:
-        config = GenerationConfig.from_model_config(AutoConfig.from_pretrained(target))
-    named = config.eos_token_id
-    ends = {named} if isinstance(named, int) else set(named or ())
-    return sorted(ends | ({tokenizer.eos_token_id} - {None}))
+        config = GenerationConfig.from_model_config(load_config(target, trust_remote_code=trust_remote_code))
+    return ends_of(config, tokenizer)
 
 
 def make_answerer(job: Regeneration) -> Answerer:
     """An answerer with an engine of its own."""
-    tokenizer = AutoTokenizer.from_pretrained(job.target)
-    return Answerer(job, tokenizer, VllmComplete(job, end_tokens(job.target, tokenizer)))
+    trusted = {"trust_remote_code": job.trust_remote_code}
+    tokenizer = AutoTokenizer.from_pretrained(job.target, **trusted)
+    engine = VllmComplete(job, end_tokens(job.target, tokenizer, **trusted))
+    return Answerer(job, tokenizer, engine, read_facts(job.target, **trusted).vocab_size)

@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from redrafter_vllm import strict_json
 from training.answers import Answer, Answered
 from training.data_report import DataError, Reason
 from training.resume import differences
@@ -74,7 +75,7 @@ class AnswerStore:
             StoreError: the folder holds something else, or answers made with other settings.
             StoreWriteError: it cannot be written.
         """
-        wanted = json.loads(json.dumps(settings))
+        wanted = strict_json.loads(strict_json.dumps(settings))
         if (self.folder / MANIFEST).is_file():
             if changed := differences(self.manifest()["settings"], wanted):
                 raise StoreError(
@@ -90,7 +91,7 @@ class AnswerStore:
                 path.unlink()
         if not (self.folder / MANIFEST).is_file():
             manifest = {"settings": wanted, "texts": texts, "shards": shards, **facts}
-            self._put(MANIFEST, json.dumps(manifest, indent=2, default=str) + "\n")
+            self._put(MANIFEST, strict_json.dumps(manifest, indent=2, default=str) + "\n")
 
     def manifest(self) -> dict[str, Any]:
         """
@@ -98,7 +99,7 @@ class AnswerStore:
             StoreError: it cannot be read.
         """
         try:
-            return json.loads((self.folder / MANIFEST).read_text())
+            return strict_json.loads((self.folder / MANIFEST).read_text())
         except (OSError, ValueError) as problem:
             raise StoreError(f"{self.folder / MANIFEST} cannot be read ({problem})") from problem
 

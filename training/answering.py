@@ -12,6 +12,7 @@ from training.chat_templates import ChatTemplate, resolve_chat_template
 from training.conversations import Turn
 from training.data_report import Reason, UnusableRecord
 from training.regeneration import Regeneration
+from training.target_facts import beyond_embedding
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,19 @@ class Answerer:
     In a conversation every turn of the assistant is answered in order, after the answers given before, as if its user
     had said the same whatever the answers. It ends early after an answer that the window cut or that is empty, and
     where the window has no room for another.
+
+    Args:
+        vocab_size: rows of the target's embedding, if known.
     """
 
-    def __init__(self, job: Regeneration, tokenizer: PreTrainedTokenizerBase, complete: Complete) -> None:
+    def __init__(
+        self,
+        job: Regeneration,
+        tokenizer: PreTrainedTokenizerBase,
+        complete: Complete,
+        vocab_size: int | None = None,
+    ) -> None:
+        self._vocab_size = vocab_size
         self._job = job
         self._tokenizer = tokenizer
         self._complete = complete
@@ -80,7 +91,9 @@ class Answerer:
             return self._checked(dialogue.task.prompt_ids, self._job.window - 1)
         dialogue.advance()
         if self._template is None:
-            self._template = resolve_chat_template(self._tokenizer, self._job.chat_template)
+            self._template = resolve_chat_template(
+                self._tokenizer, self._job.chat_template, self._job.chat_template_kwargs
+            )
         text = self._template.prompt(dialogue.said)
         encoded = self._tokenizer(text, add_special_tokens=self._template.adds_special_tokens, verbose=False)
         # A first answer cut short by a long prompt teaches little, a later one comes at no further cost.
@@ -92,6 +105,8 @@ class Answerer:
             raise UnusableRecord(
                 Reason.PROMPT_TOO_LONG, f"{len(ids)} tokens, most {most} in --window {self._job.window}"
             )
+        if beyond := beyond_embedding(ids, self._vocab_size, self._tokenizer):
+            raise UnusableRecord(Reason.BEYOND_EMBEDDING, beyond)
         return ids
 
     def _temperature(self, task: Task) -> float:

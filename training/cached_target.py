@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoConfig
+from transformers import PretrainedConfig
 
 from training.cached_texts import TextIndex, texts_of
 from training.config import DistillConfig
@@ -20,6 +20,7 @@ from training.frozen_target import DeferredTarget, FrozenTarget, Signals, Teache
 from training.hidden_cache import DTYPE, SHARD_BYTES, HiddenCache, HiddenCacheError, free_space
 from training.job import Job, absolute_place
 from training.memory import readable
+from training.target_facts import load_config
 from training.target_head import TargetHead
 
 FORMAT = 1
@@ -70,7 +71,7 @@ def open_cached_target(
     """
     assert job.hidden_cache is not None
     index, trained = texts_of(batches, config.budget.max_steps, held_out)
-    text_config = AutoConfig.from_pretrained(job.target).get_text_config()
+    text_config = load_config(job.target, trust_remote_code=job.trust_remote_code).get_text_config()
     cache = HiddenCache(job.hidden_cache, index.lengths, text_config.hidden_size, shard_bytes=shard_bytes)
     identity = cache_identity(job, index, context.device) | {"shard_bytes": shard_bytes}
     settings = text_settings(job, config)
@@ -177,6 +178,7 @@ def text_settings(job: Job, config: DistillConfig) -> dict[str, Any]:
         "target": absolute_place(job.target),
         "data": absolute_place(job.data),
         "chat_template": job.chat_template,
+        **job.choices,
         "evaluate_windows": job.evaluate_windows,
         "max_steps": config.budget.max_steps,
         "responses": asdict(config.responses),
@@ -191,7 +193,7 @@ def target_fingerprint(target: str) -> str:
     """
     folder = Path(target)
     if not folder.is_dir():
-        commit = getattr(AutoConfig.from_pretrained(target), "_commit_hash", None)
+        commit = PretrainedConfig.get_config_dict(target)[0].get("_commit_hash")
         return f"{target}@{commit}"
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(path for pattern in WEIGHT_FILES for path in folder.glob(pattern)):

@@ -4,11 +4,15 @@
 The stretches are found by rendering, not by markers in the template, so that any template will do: the same
 conversation with placeholders for answers shows where the answers stand, and the prompt of each answer, rendered as
 serving renders it, must be how the conversation begins.
+
+Templates of models that think before they answer show an answer otherwise once it lies behind: they drop its thought.
+No single text then holds what the target has seen at every answer, and each answer gets a text of its own, with the
+conversation before it as its prompt shows it.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from training.conversations import Conversation, Turn
 from training.data_report import DataError, Reason, UnusableRecord
+from training.thoughts import THINK, THOUGHT, left_to_say, same_words, shared
 
 VICUNA = "vicuna"
 # The wording of Vicuna v1.1, which versions up to 1.5 of the model were tuned with. It has no BOS: that is added by the
@@ -40,18 +45,31 @@ VICUNA_TEMPLATE = (
 _PLACEHOLDER = "\uf1d0answer\uf1d1"
 _TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.rstrip, str.lstrip)
 
-PROBE = Conversation(
-    "probe",
-    (Turn("user", "Is it?"), Turn("assistant", "It is."), Turn("user", "And then?"), Turn("assistant", "Then it was.")),
+
+def _probe(*answers: str) -> Conversation:
+    first, second = (Turn("assistant", answer) for answer in answers)
+    return Conversation("probe", (Turn("user", "Is it?"), first, Turn("user", "And then?"), second))
+
+
+PROBES = (
+    _probe("It is.", "Then it was."),
+    # For templates whose prompts begin a thought: an answer without one is none there.
+    _probe("<think>\nHm.\n</think>\n\nIt is.", "<think>\nThen?\n</think>\n\nThen it was."),
 )
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as text, and where the assistant speaks: [start, end) in characters, ascending."""
+    """A conversation as text, and where the assistant speaks: [start, end) in characters, ascending.
+
+    The first `earlier` answers of the conversation have no span: they are part of the prompt, as it shows them. The
+    prompt for the answer of the first span has `asked` characters; the template may put something between the two.
+    """
 
     text: str
     spans: tuple[tuple[int, int], ...]
+    earlier: int = 0
+    asked: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,23 +89,28 @@ class ChatTemplate:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "closing", _closing_pattern(self.tokenizer))
-        try:
-            rendered = self.render(PROBE)
-        except UnusableRecord as problem:
+        problems = [self._probe_problem(probe) for probe in PROBES]
+        if all(problems):
             raise DataError(
-                f"{self.name} cannot be trained with: {problem.detail or problem}. Another one, or other options for "
-                "it, may do (chat_template, chat_template_options)"
-            ) from problem
-        if len(rendered.spans) != 2:
-            raise DataError(f"{self.name} shows {len(rendered.spans)} of 2 answers")
+                f"{self.name} cannot be trained with: {problems[0]}. Another one, or other variables for it, may do "
+                "(--chat-template, --chat-template-kwargs)"
+            )
 
-    def render(self, conversation: Conversation) -> Rendered:
-        """The conversation up to its last answer.
+    def _probe_problem(self, probe: Conversation) -> str | None:
+        try:
+            shown = sum(len(rendered.spans) for rendered in self.render(probe))
+        except UnusableRecord as problem:
+            return problem.detail or str(problem)
+        return None if shown == len(probe.answers) else f"it shows {shown} of {len(probe.answers)} answers"
+
+    def render(self, conversation: Conversation) -> list[Rendered]:
+        """The conversation up to its last answer: one text, or several where the template shows earlier answers
+        otherwise than they were given. Every answer stands in one of them.
 
         A span begins where the prompt for the answer ends, with the space before the answer if there is one, and goes
-        to the end of the special token that closes the answer (EOS or end of turn), if one does. What the template
-        itself puts in front of an answer and the prompt for it does not have, an empty thought for instance, is not
-        the assistant's.
+        to the end of the special token that closes the answer (EOS or end of turn), if one does. A thought is part of
+        its answer. What the template itself puts in front of an answer and the prompt for it does not have, an empty
+        thought for instance, is not the assistant's; nor is what the prompt has already said of the answer.
 
         Raises:
             UnusableRecord: the template refuses the conversation, changes an answer, or renders the prompt of an
@@ -95,19 +118,86 @@ class ChatTemplate:
         """
         last = _answer_numbers(conversation.turns)[-1]
         turns = conversation.turns[: last + 1]
+        try:
+            return [self._whole(turns)]
+        except UnusableRecord as problem:
+            if problem.reason != Reason.TEMPLATE_MISMATCH:
+                raise
+        return self._answer_by_answer(turns)
+
+    def _whole(self, turns: Sequence[Turn]) -> Rendered:
+        """All answers in one text."""
         text = self._apply(turns)
-        spans = []
+        spans, asked = [], []
         for number, (start, end) in zip(_answer_numbers(turns), self._find_answers(text, turns), strict=True):
             prompt = self._apply(turns[:number], add_generation_prompt=True)
-            if not text.startswith(prompt) or len(prompt) > start:
-                raise UnusableRecord(
-                    Reason.TEMPLATE_MISMATCH,
-                    f"{self.name}: the prompt for turn {number} ends in {prompt[-30:]!r}, "
-                    f"and the conversation has {text[max(start - 30, 0) : start]!r} before that turn",
-                )
-            begin = len(prompt) if not text[len(prompt) : start].strip() else start
-            spans.append((begin, self._closing_end(text, end)))
-        return Rendered(text, tuple(spans))
+            spans.append((self._begin(text, prompt, start, number), self._closing_end(text, end)))
+            asked.append(len(prompt))
+        return Rendered(text, tuple(spans), asked=asked[0])
+
+    def _answer_by_answer(self, turns: Sequence[Turn]) -> list[Rendered]:
+        """Each answer after its own prompt; in the text of the answer before it where that is how the prompt begins."""
+        made: list[Rendered] = []
+        for earlier, number in enumerate(_answer_numbers(turns)):
+            prompt = self._apply(turns[:number], add_generation_prompt=True)
+            text, span = self._last_answer(turns[: number + 1], prompt)
+            if made and prompt.startswith(made[-1].text):
+                before = made.pop()
+                begin, end = before.spans[-1]
+                if end == len(before.text):  # some templates close an answer with the token of the next turn
+                    end = self._closing_end(text, end)
+                made.append(replace(before, text=text, spans=(*before.spans[:-1], (begin, end), span)))
+            else:
+                made.append(Rendered(text, (span,), earlier, len(prompt)))
+        return made
+
+    def _last_answer(self, turns: Sequence[Turn], prompt: str) -> tuple[str, tuple[int, int]]:
+        """The conversation as it is when its last answer has just been given to `prompt`, and that answer's span."""
+        begun = prompt[shared(self._apply(turns[:-1]), prompt) :]  # what the prompt says of the answer already
+        _, marked, said = turns[-1].content.rpartition(THOUGHT)
+        if marked and THOUGHT in begun:  # the prompt closes the thought: the target is not to think
+            turns, marked = [*turns[:-1], Turn("assistant", said.lstrip())], ""
+        text = self._apply(turns)
+        pieces = self._apply([*turns[:-1], Turn("assistant", _PLACEHOLDER)]).split(_PLACEHOLDER)
+        if marked:
+            return self._thoughtful_answer(text, pieces, turns, prompt, begun)
+        if not text.startswith(prompt) and THINK in begun:
+            raise UnusableRecord(
+                Reason.TEMPLATE_MISMATCH,
+                f"turn {len(turns) - 1} has no thought, which the prompt for it begins; --chat-template-kwargs may "
+                "turn thinking off",
+            )
+        ((start, end),) = self._match(text, pieces, [turns[-1].content])
+        return text, (self._begin(text, prompt, start, len(turns) - 1), self._closing_end(text, end))
+
+    def _thoughtful_answer(
+        self, text: str, pieces: Sequence[str], turns: Sequence[Turn], prompt: str, begun: str
+    ) -> tuple[str, tuple[int, int]]:
+        """`_last_answer` of one with a thought; `text` is the conversation, `pieces` what stands around its answer."""
+        answer, after = turns[-1].content, pieces[-1]
+        said, shown = left_to_say(answer, begun), text.removesuffix(after)
+        if text.startswith(prompt) and text.endswith(after) and same_words(shown[len(prompt) :], said):
+            return text, (len(prompt), self._closing_end(text, len(shown)))
+        role = prompt.removesuffix(begun) + begun.partition(THINK)[0]
+        self._begin(text, role, len(shown), len(turns) - 1)
+        if not shown[len(role) :].rstrip().endswith(answer.rpartition(THOUGHT)[2].strip()):
+            raise self._changed()
+        # The template drops the thought or moves it about; the target was shown the prompt and said the answer.
+        text = prompt + said + after[: self._closing_end(after, 0)]
+        return text, (len(prompt), len(text))
+
+    def _changed(self) -> UnusableRecord:
+        return UnusableRecord(Reason.TEMPLATE_MISMATCH, f"{self.name}: it does not render answers as they are")
+
+    def _begin(self, text: str, prompt: str, start: int, number: int) -> int:
+        """Where the answer at `start` begins to be the assistant's."""
+        if not text.startswith(prompt) or len(prompt) > start:
+            raise UnusableRecord(
+                Reason.TEMPLATE_MISMATCH,
+                f"{self.name}: the prompt for turn {number} ends in {prompt[-30:]!r}, "
+                f"and the conversation has {text[max(start - 30, 0) : start]!r} before that turn",
+            )
+        return len(prompt) if not text[len(prompt) : start].strip() else start
 
     def prompt(self, turns: Sequence[Turn]) -> str:
         """The text after which the target is to answer.
@@ -120,14 +210,16 @@ class ChatTemplate:
     def _find_answers(self, text: str, turns: Sequence[Turn]) -> list[tuple[int, int]]:
         blank = [Turn(t.role, _PLACEHOLDER) if t.role == "assistant" else t for t in turns]
         pieces = self._apply(blank).split(_PLACEHOLDER)
-        answers = [t.content for t in turns if t.role == "assistant"]
+        return self._match(text, pieces, [t.content for t in turns if t.role == "assistant"])
+
+    def _match(self, text: str, pieces: Sequence[str], answers: Sequence[str]) -> list[tuple[int, int]]:
+        """Where the answers stand in `text`, which has them between the pieces."""
         if len(pieces) == len(answers) + 1:
             for trim in _TRIMS:
-                trimmed = [trim(answer) for answer in answers]
-                places, built = _interleave(pieces, trimmed)
+                places, built = _interleave(pieces, [trim(answer) for answer in answers])
                 if built == text:
                     return places
-        raise UnusableRecord(Reason.TEMPLATE_MISMATCH, f"{self.name}: it does not render answers as they are")
+        raise self._changed()
 
     def _closing_end(self, text: str, end: int) -> int:
         match = self.closing.match(text, end) if self.closing else None
@@ -151,10 +243,11 @@ class ChatTemplate:
 
 
 def _closing_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """EOS and the other special tokens that a model may end a turn with: not those that begin or pad a text."""
+    """EOS and the other special tokens that a model may end a turn with: not those that begin a text."""
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     special |= set(tokenizer.all_special_tokens)
-    special -= {tokenizer.bos_token, tokenizer.pad_token, tokenizer.unk_token}
+    # Not without the padding token: some tokenizers pad with the token that ends a turn, and its end is to be learned.
+    special -= {tokenizer.bos_token, tokenizer.unk_token}
     if tokenizer.eos_token:
         special.add(tokenizer.eos_token)
     choice = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))

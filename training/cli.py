@@ -6,16 +6,20 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
+from redrafter_vllm.checkpoint import check_checkpoint
 from training.config import RECIPES, DistillConfig
 from training.job import Job, check_rows
+from training.keys_parser import KeysParser
 
 Keys = TypeVar("Keys")
 
 DEFAULT_RECIPE = "standard"
+SHAPE = ("exit_dim", "num_draft_layers", "rnn", "draft_vocab_size")  # keys of a drafter's shape
 FLAT = frozenset({"budget"})  # whose keys stand among those of the class around it
 
 
@@ -50,11 +54,36 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Job, DistillConfig, str, s
     try:
         job, config = _build(Job, given), _build(DistillConfig, given)
         check_rows(job, config)
+        if job.init_from is not None:
+            config = keep_shape(job.init_from, config, parser.parse_args(argv, defaults=False))
+            given.update(_shape_of(config))
         if job.hidden_cache is not None:
             config = replace(config, fixed_windows=True)
     except ValueError as problem:
         parser.error(str(problem))
     return job, config, recipe, parser.dump(given, skip_none=False)
+
+
+def keep_shape(folder: Path, config: DistillConfig, asked: Namespace) -> DistillConfig:
+    """`config` with the shape of the drafter in `folder`, which a training from it keeps.
+
+    Raises:
+        CheckpointError: the folder holds no drafter.
+        ValueError: another shape is asked for, by one of the keys that are given and not just a recipe's.
+    """
+    shape = check_checkpoint(folder)
+    for key in SHAPE:
+        wanted, kept = asked.get(key), getattr(shape, key)
+        if wanted is not None and wanted != kept:
+            raise ValueError(
+                f"{key} {wanted} was asked for, and the drafter in {folder} (--init-from) has {kept}, which it keeps: "
+                "leave the key away, or train a new drafter"
+            )
+    return replace(config, **{key: getattr(shape, key) for key in SHAPE})
+
+
+def _shape_of(config: DistillConfig) -> Namespace:
+    return Namespace({key: getattr(config, key) for key in SHAPE})
 
 
 def parse_keys(holder: type[Keys], program: str, description: str, argv: Sequence[str] | None = None) -> Keys:
@@ -69,7 +98,7 @@ def parse_keys(holder: type[Keys], program: str, description: str, argv: Sequenc
 
 
 def _empty_parser(program: str, description: str) -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = KeysParser(
         prog=f"python -m {program}",
         description=description,
         epilog="A YAML file given with --config holds the same keys, with underscores; flags after it override it.",

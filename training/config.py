@@ -4,6 +4,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from redrafter_vllm.config import MAX_BEAM_LENGTH
 from training.head_loss import LossConfig
 from training.loops import LONGEST_REPEAT
 from training.schedule import Budget
@@ -50,7 +51,7 @@ class DistillConfig:
     are accepted.
 
     Attributes:
-        beam_length: drafted tokens to train for, the root not counted.
+        beam_length: drafted tokens to train for, the root not counted; 1 to 32, as in serving.
         depth_decay: the loss at depth t counts depth_decay^(t-1).
         exit_dim: width of the drafter's head (default: twice the target's hidden size).
         num_draft_layers: residual blocks in the drafter's head.
@@ -95,6 +96,10 @@ class DistillConfig:
     def __post_init__(self) -> None:
         if self.beam_length < 1 or self.window <= self.beam_length:
             raise ValueError(f"need 1 <= beam_length < window, got {self.beam_length} and {self.window}")
+        if self.beam_length > MAX_BEAM_LENGTH:
+            raise ValueError(
+                f"beam_length must be at most {MAX_BEAM_LENGTH}, as serving drafts no more, got {self.beam_length}"
+            )
         if not 0 < self.depth_decay <= 1:
             raise ValueError(f"depth_decay must be in (0, 1], got {self.depth_decay}")
         if self.draft_vocab_size is not None and self.draft_vocab_size < 1:

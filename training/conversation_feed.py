@@ -81,8 +81,8 @@ def held_out_rows(examples: Sequence[Example], least: int, window: int | None) -
 
 
 def first_prompt(example: Example) -> Tensor:
-    """The tokens before the first one to be learned. [n] int64"""
-    return example.tokens[: int(example.loss.int().argmax())].long()
+    """What the first answer was given to, or else the tokens before the first one to be learned. [n] int64"""
+    return example.tokens[: example.asked or int(example.loss.int().argmax())].long()
 
 
 def write_answers(

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Literal
 
-from training.data_report import DataError, DataReport, Reason, UnusableRecord
+from training.data_report import DataError, DataReport, Reason, UnusableRecord, shortened
 from training.sources import Record, read_records
+from training.thoughts import with_thought
 
 Role = Literal["system", "user", "assistant"]
 
 # Records looked at to recognise the form: the first ones may be broken or lack a column.
 DETECTION_RECORDS = 100
+NAMED_COLUMNS = 12  # in an error
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -39,12 +41,14 @@ class Conversation:
     """Turns of a conversation, or a raw text; exactly one of the two.
 
     Turns begin with at most one system turn; then user and assistant alternate, the user first. A user turn at the end
-    is an unanswered prompt.
+    is an unanswered prompt. `opening` turns of the assistant stood before the first of the user and were dropped: there
+    is no prompt for them.
     """
 
     where: str
     turns: tuple[Turn, ...] = ()
     text: str | None = None
+    opening: int = 0
 
     def __post_init__(self) -> None:
         if bool(self.turns) == (self.text is not None):
@@ -90,7 +94,7 @@ def _turns_form(name: str, column: str, role_key: str, content_key: str) -> Form
         for number, turn in enumerate(_turn_list(record[column])):
             if not isinstance(turn, Mapping) or role_key not in turn or content_key not in turn:
                 raise UnusableRecord(Reason.BAD_TURN, f"turn {number} needs {role_key!r} and {content_key!r}")
-            turns.append((turn[role_key], turn[content_key]))
+            turns.append((turn[role_key], with_thought(turn, turn[content_key])))
         return turns
 
     return Form(name, (column,), read, (role_key, content_key))
@@ -150,9 +154,10 @@ def detect_form(records: Sequence[Record], source: str) -> Form:
                     return form
             except UnusableRecord:
                 continue
-    columns = sorted({str(column) for value in values for column in value})
-    found = f"columns {', '.join(columns)}" if columns else "no object with columns"
-    broken = [f"{r.where}: {r.problem}" for r in records if r.problem is not None][:3]
+    columns = sorted({shortened(str(column)) for value in values for column in value})
+    more = f" and {len(columns) - NAMED_COLUMNS} more" if len(columns) > NAMED_COLUMNS else ""
+    found = f"columns {', '.join(columns[:NAMED_COLUMNS])}{more}" if columns else "no object with columns"
+    broken = [f"{r.where}: {shortened(str(r.problem))}" for r in records if r.problem is not None][:3]
     unread = "".join(f"\n  unreadable: {line}" for line in broken)
     raise DataError(f"{source}: cannot tell the form of the data; found {found}; known forms:\n{KNOWN_FORMS}{unread}")
 
@@ -174,7 +179,8 @@ def normalise(record: Record, form: Form) -> Conversation:
         if not content.strip():
             raise UnusableRecord(Reason.EMPTY)
         return Conversation(record.where, text=content)
-    return Conversation(record.where, turns=_check_turns(content))
+    turns, opening = _check_turns(content)
+    return Conversation(record.where, turns=turns, opening=opening)
 
 
 def usable(record: Record, form: Form, *, need_answers: bool = True) -> Conversation:
@@ -188,7 +194,8 @@ def usable(record: Record, form: Form, *, need_answers: bool = True) -> Conversa
     return conversation
 
 
-def _check_turns(raw: list[tuple[str, Any]]) -> tuple[Turn, ...]:
+def _check_turns(raw: list[tuple[str, Any]]) -> tuple[tuple[Turn, ...], int]:
+    """The turns of a conversation, and how many the assistant had before the user's first one."""
     turns = [_check_turn(number, role, content) for number, (role, content) in enumerate(raw)]
     if turns and turns[0].role == "system" and not turns[0].content.strip():
         del turns[0]  # No system prompt, in the spelling of data sets that always have the turn.
@@ -197,13 +204,15 @@ def _check_turns(raw: list[tuple[str, Any]]) -> tuple[Turn, ...]:
     for number, turn in enumerate(turns):
         if not turn.content.strip():
             raise UnusableRecord(Reason.EMPTY, f"the {turn.role}'s turn {number}")
-    spoken = turns[1:] if turns[0].role == "system" else turns
+    system, spoken = (turns[:1], turns[1:]) if turns[0].role == "system" else ([], turns)
     if not spoken:
         raise UnusableRecord(Reason.NO_ASSISTANT, "a system turn only")
+    opening = next((number for number, turn in enumerate(spoken) if turn.role != "assistant"), 0)
+    spoken = spoken[opening:]
     expected: tuple[Role, ...] = ("user", "assistant")
     if any(turn.role != expected[i % 2] for i, turn in enumerate(spoken)):
         raise UnusableRecord(Reason.ROLE_ORDER, ", ".join(turn.role for turn in turns))
-    return tuple(turns)
+    return (*system, *spoken), opening
 
 
 def _check_turn(number: int, role: Any, content: Any) -> Turn:
@@ -218,7 +227,7 @@ def iter_conversations(
     report: DataReport,
     *,
     config: str | None = None,
-    split: str = "train",
+    split: str | None = None,
     need_answers: bool = True,
 ) -> Iterator[Conversation]:
     """The usable conversations of one data set, in order; the others are counted in `report`.
@@ -243,6 +252,7 @@ def iter_conversations(
                 own.skip(record.where, problem)
                 continue
             own.used += 1
+            own.opening += conversation.opening > 0
             yield conversation
     finally:
         report.merge(own)
@@ -250,7 +260,7 @@ def iter_conversations(
 
 
 def load_conversations(
-    sources: Sequence[str], *, config: str | None = None, split: str = "train", need_answers: bool = True
+    sources: Sequence[str], *, config: str | None = None, split: str | None = None, need_answers: bool = True
 ) -> tuple[list[Conversation], DataReport]:
     """All usable conversations of some data sets, which may differ in form, and what became of their records.
 

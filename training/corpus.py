@@ -9,6 +9,8 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+from training.sources import DATA_SUFFIXES
+
 # Test suites are absent from some distributions' Python and hold deliberately broken files; the code pages in
 # `encodings` are tables of escapes; the remaining names differ from one machine to the next.
 EXCLUDED_FOLDERS = frozenset(
@@ -37,9 +39,12 @@ def is_held_out(relative_path: str) -> bool:
 
 
 def is_source_code(data: str) -> bool:
-    """Whether `data` names Python sources: the standard library, or a folder with some."""
+    """Whether `data` names Python sources: the standard library, or a folder with more of them than data files."""
     folder = Path(data)
-    return data == STDLIB or (folder.is_dir() and next(folder.rglob("*.py"), None) is not None)
+    if data == STDLIB or not folder.is_dir():
+        return data == STDLIB
+    sources = len(source_paths(folder))
+    return sources > 0 and sources > sum(len(list(folder.rglob(f"*{suffix}"))) for suffix in DATA_SUFFIXES)
 
 
 def corpus_root(data: str) -> Path | None:
@@ -63,6 +68,13 @@ def _read_source(path: Path) -> str | None:
     return text if text.strip() else None
 
 
+def source_paths(root: Path | None) -> list[Path]:
+    """The files under `root` (default: the running Python's standard library) that count as sources, by path."""
+    root = Path(sysconfig.get_path("stdlib")) if root is None else root
+    paths = (path for path in root.rglob("*.py") if not _is_excluded(path.relative_to(root)))
+    return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
+
+
 def load_corpus(root: Path | None = None) -> list[SourceFile]:
     """All usable source files under `root` (default: the running Python's standard library), ordered by path.
 
@@ -71,13 +83,10 @@ def load_corpus(root: Path | None = None) -> list[SourceFile]:
     """
     root = Path(sysconfig.get_path("stdlib")) if root is None else root
     files = []
-    for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
-        relative = path.relative_to(root)
-        if _is_excluded(relative):
-            continue
+    for path in source_paths(root):
         text = _read_source(path)
         if text is not None:
-            files.append(SourceFile(relative.as_posix(), text))
+            files.append(SourceFile(path.relative_to(root).as_posix(), text))
     if not files:
         raise FileNotFoundError(f"no Python source files under {root}")
     return files

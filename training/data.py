@@ -69,9 +69,10 @@ class Windows:
 
 
 def encode_files(files: list[SourceFile], tokenizer: PreTrainedTokenizerBase) -> list[Tensor]:
-    """Token ids of each file, without BOS and with EOS at its end."""
+    """Token ids of each file, without BOS and with EOS, if the tokenizer has one, at its end."""
     encoded = tokenizer([f.text for f in files], add_special_tokens=False, verbose=False)["input_ids"]
-    return [torch.tensor([*ids, tokenizer.eos_token_id]) for ids in encoded]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return [torch.tensor([*ids, *end]) for ids in encoded]
 
 
 def cut_windows(files: list[Tensor], length: int, bos: int | None, generator: torch.Generator) -> Tensor:

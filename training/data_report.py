@@ -26,7 +26,14 @@ class Reason(StrEnum):
     REFUSED_BY_TEMPLATE = "refused by the chat template"
     TEMPLATE_MISMATCH = "chat template changes the turns"
     PROMPT_TOO_LONG = "prompt too long"
+    BEYOND_EMBEDDING = "token without a row in the target's embedding"
     NOTHING_TO_LEARN = "no loss token within the maximum length"
+
+
+def shortened(text: str, width: int = DETAIL_WIDTH) -> str:
+    """What comes from outside as a part of a line: at most `width` characters, all printable."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:width])
+    return shown if len(text) <= width and len(shown) <= width else shown[: width - 1] + "…"
 
 
 class UnusableRecord(Exception):  # noqa: N818 - one record's fate, reported and not fatal
@@ -57,12 +64,14 @@ class Skipped:
 class DataReport:
     """Counts of records used and left out, with the first few records of each reason.
 
-    `truncated` records are used, but `cut_tokens` of their tokens lie beyond the maximum length.
+    `truncated` records are used, but `cut_tokens` of their tokens lie beyond the maximum length. `opening` records are
+    used without the assistant's turn before the user's first one.
     """
 
     used: int = 0
     truncated: int = 0
     cut_tokens: int = 0
+    opening: int = 0
     counts: dict[Reason, int] = field(default_factory=dict)
     examples: dict[Reason, list[Skipped]] = field(default_factory=dict)
 
@@ -87,6 +96,7 @@ class DataReport:
         self.used += other.used
         self.truncated += other.truncated
         self.cut_tokens += other.cut_tokens
+        self.opening += other.opening
         for reason, count in other.counts.items():
             self._add(reason, count, other.examples[reason])
 
@@ -110,12 +120,13 @@ class DataReport:
         yield f"{self.used:>9}  used"
         if self.truncated:
             yield f"{self.truncated:>9}    of these truncated ({self.cut_tokens} tokens cut)"
+        if self.opening:
+            yield f"{self.opening:>9}    of these without the assistant's turn at the beginning: it answers nothing"
         for reason, count in sorted(self.counts.items(), key=lambda item: (-item[1], item[0])):
             yield f"{count:>9}  skipped: {reason}"
             for example in self.examples[reason]:
-                detail = example.detail
-                short = detail if len(detail) <= DETAIL_WIDTH else detail[: DETAIL_WIDTH - 1] + "…"
-                yield f"{'':>9}    {example.where}" + (f": {short}" if short else "")
+                detail = shortened(example.detail)
+                yield f"{'':>9}    {example.where}" + (f": {detail}" if detail else "")
 
     def __str__(self) -> str:
         return "\n".join(self._lines())

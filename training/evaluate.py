@@ -5,11 +5,11 @@ Exact verification emits what the target emits anyway. So the target's text is g
 decoding with drafts would have needed for it are counted afterwards: at every position the beams are drawn, packed
 into a tree and followed along the text.
 
-One JSON line per number of beams, and one with `redrafter{i}_loss` and `redrafter{i}_top{k}` by depth i.
+One JSON line per number of beams, and one with `redrafter{i}_kl` and `redrafter{i}_top{k}` by depth i.
 """
 
 import argparse
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from redrafter_vllm import strict_json
+from redrafter_vllm.config import MAX_BEAM_LENGTH, MAX_BEAM_WIDTH
 from redrafter_vllm.drafter import Drafter
 from redrafter_vllm.ops.beam_search import beam_search
 from redrafter_vllm.resolve import resolve_drafter
@@ -27,6 +29,9 @@ from training.data import Windows, cut_windows, encode_files
 from training.frozen_target import FrozenTarget
 from training.generate import continue_prompts
 from training.metrics import depth_figures
+from training.target_facts import read_facts
+
+WINDOW = 256  # tokens of the held-out text that figures by depth are measured on at once
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,11 @@ class Drafting:
     def __post_init__(self) -> None:
         if min(self.beam_width, self.beam_length, self.max_nodes) < 1:
             raise ValueError(f"beam_width, beam_length and max_nodes must be at least 1, got {self}")
+        if self.beam_width > MAX_BEAM_WIDTH or self.beam_length > MAX_BEAM_LENGTH:
+            raise ValueError(
+                f"beam_width must be at most {MAX_BEAM_WIDTH} and beam_length at most {MAX_BEAM_LENGTH}, as in "
+                f"serving, got {self.beam_width} and {self.beam_length}"
+            )
 
 
 @dataclass(frozen=True)
@@ -129,18 +139,26 @@ def held_out_texts(
     seed: int,
     temperature: float = 0.0,
     corpus: Path | None = None,
+    longest: float = math.inf,
 ) -> list[tuple[Tensor, int]]:
-    """The target's continuations of prompts from files that no training has seen."""
+    """The target's continuations of prompts from files that no training has seen.
+
+    Of a prompt that leaves less than `new_tokens` of the `longest` text that the target takes, the end is taken.
+    """
     held_out = split(load_corpus(corpus))[1]
     encoded = [
         torch.tensor(tokenizer(p)["input_ids"]) for p in extract_prompts(held_out, prompts, seed=seed, max_chars=600)
     ]
+    if math.isfinite(longest):
+        encoded = [prompt[-int(longest - new_tokens) :] for prompt in encoded]
     torch.manual_seed(seed)
     texts = continue_prompts(target, encoded, new_tokens, temperature=temperature)
     return [(text, len(prompt)) for text, prompt in zip(texts, encoded, strict=True)]
 
 
-def held_out_windows(tokenizer: AutoTokenizer, count: int, *, length: int = 256, corpus: Path | None = None) -> Windows:
+def held_out_windows(
+    tokenizer: AutoTokenizer, count: int, *, length: int = WINDOW, corpus: Path | None = None
+) -> Windows:
     """At most `count` windows of the files that no training has seen, the same ones every time."""
     files = encode_files(split(load_corpus(corpus))[1], tokenizer)
     return Windows.full(cut_windows(files, length, tokenizer.bos_token_id, torch.Generator().manual_seed(0))[:count])
@@ -159,10 +177,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--corpus", type=Path, help="folder of Python files (default: the standard library)")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that the target brings along")
     args = parser.parse_args(argv)
-    target = FrozenTarget(AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32))
+    trusted = {"trust_remote_code": args.trust_remote_code}
+    try:
+        facts = read_facts(args.target, **trusted)
+        facts.check_length(args.new_tokens + 1, "--new-tokens and a prompt")
+        drafting = [Drafting(w, args.beam_length, args.max_nodes or w * args.beam_length) for w in args.beam_width]
+    except ValueError as problem:
+        parser.error(str(problem))
+    target = FrozenTarget(AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32, **trusted))
     drafter = Drafter.from_pretrained(resolve_drafter(args.drafter, args.target))
-    tokenizer = AutoTokenizer.from_pretrained(args.target)
+    tokenizer = AutoTokenizer.from_pretrained(args.target, **trusted)
     texts = held_out_texts(
         target,
         tokenizer,
@@ -171,12 +197,13 @@ def main(argv: list[str] | None = None) -> None:
         seed=args.seed,
         temperature=args.temperature,
         corpus=args.corpus,
+        longest=facts.longest,
     )
-    for width in args.beam_width:
-        drafting = Drafting(width, args.beam_length, args.max_nodes or width * args.beam_length)
-        print(json.dumps(asdict(drafting) | asdict(measure(target, drafter, texts, drafting))))
-    windows = held_out_windows(tokenizer, args.windows, corpus=args.corpus)
-    print(json.dumps(depth_figures(drafter, target, windows, args.beam_length).named()))
+    for shape in drafting:
+        print(strict_json.dumps(asdict(shape) | asdict(measure(target, drafter, texts, shape))))
+    length = int(min(WINDOW, facts.longest))
+    windows = held_out_windows(tokenizer, args.windows, length=length, corpus=args.corpus)
+    print(strict_json.dumps(depth_figures(drafter, target, windows, args.beam_length).named()))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ SCHEMA = pa.schema(
         ("tokens", pa.list_(pa.int32())),
         ("loss", pa.list_(pa.bool_())),
         ("cut", pa.int32()),
+        ("asked", pa.int32()),
     ]
 )
 REPORT = "data_report"
@@ -57,8 +58,8 @@ def _examples(batch: pa.RecordBatch) -> list[Example]:
     # A copy, since torch does not take memory that must not be written to.
     all_tokens = torch.from_numpy(tokens.flatten().to_numpy().copy())
     all_loss = torch.from_numpy(loss.flatten().to_numpy(zero_copy_only=False).copy())
-    wheres, cuts = batch.column("where").to_pylist(), batch.column("cut").to_pylist()
+    wheres, cuts, asked = (batch.column(name).to_pylist() for name in ("where", "cut", "asked"))
     made = []
-    for where, cut, first, last in zip(wheres, cuts, [0, *ends], ends, strict=False):
-        made.append(Example(where, all_tokens[first:last], all_loss[first:last], cut))
+    for where, cut, prompt, first, last in zip(wheres, cuts, asked, [0, *ends], ends, strict=False):
+        made.append(Example(where, all_tokens[first:last], all_loss[first:last], cut, prompt))
     return made

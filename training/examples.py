@@ -2,7 +2,7 @@
 """Tokens to train on, with the ones that carry loss marked."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,22 +11,25 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from training.chat_templates import ChatTemplate, resolve_chat_template
+from training.chat_templates import PROBES, ChatTemplate, Rendered, resolve_chat_template
 from training.conversations import Conversation
 from training.data_report import DataError, DataReport, Reason, UnusableRecord
+from training.target_facts import beyond_embedding
 
 
 @dataclass(frozen=True)
 class Example:
     """One document, or a piece of one: its tokens, and which of them are to be learned.
 
-    The first token carries no loss: nothing predicts it. `cut` tokens were left off at the end.
+    The first token carries no loss: nothing predicts it. `cut` tokens were left off at the end. The first `asked` are a
+    prompt that the first answer was given to; 0 of what answers nothing.
     """
 
     where: str
     tokens: Tensor  # [n] int32
     loss: Tensor  # [n] bool
     cut: int = 0
+    asked: int = 0
 
     def __post_init__(self) -> None:
         if self.tokens.shape != self.loss.shape or self.tokens.dim() != 1:
@@ -43,13 +46,15 @@ class ExampleEncoder:
     """Turns conversations into examples of at most `max_length` tokens.
 
     The chat template is looked up when the first conversation with turns comes: plain text needs none.
-    `chat_template` and `options` are those of `resolve_chat_template`.
+    `chat_template` and `options` are those of `resolve_chat_template`. `vocab_size` is the number of rows of the
+    target's embedding, beyond which no token can be trained with; None when that is not known.
     """
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
     chat_template: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    vocab_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_length < 2:
@@ -60,7 +65,14 @@ class ExampleEncoder:
         if not self.tokenizer.is_fast:
             label = self.tokenizer.name_or_path or type(self.tokenizer).__name__
             raise DataError(f"the tokenizer of {label} does not tell where its tokens stand; a fast one is needed")
-        return resolve_chat_template(self.tokenizer, self.chat_template, self.options)
+        template = resolve_chat_template(self.tokenizer, self.chat_template, self.options)
+        probe = self.tokenizer(template.prompt(PROBES[0].turns[:1]) + (self.tokenizer.eos_token or ""))["input_ids"]
+        if beyond := beyond_embedding(probe, self.vocab_size, self.tokenizer):
+            raise DataError(
+                f"{template.name} cannot be trained with: {beyond}. Resize and train the target, or give another "
+                "--chat-template"
+            )
+        return template
 
     @cached_property
     def bos(self) -> int | None:
@@ -69,7 +81,8 @@ class ExampleEncoder:
         return ids[0] if ids and ids[0] == self.tokenizer.bos_token_id else None
 
     def encode(self, conversation: Conversation) -> list[Example]:
-        """The conversation's example, or the pieces of a raw text.
+        """The conversation's example, or examples where earlier answers are shown otherwise (see
+        `ChatTemplate.render`); the pieces of a raw text.
 
         A conversation ends with its last token that carries loss, or at `max_length`. A raw text ends with EOS, is cut
         into pieces of `max_length` tokens, each with BOS where the tokenizer uses it, and all of it carries loss.
@@ -80,10 +93,21 @@ class ExampleEncoder:
         """
         if conversation.text is not None:
             return self._encode_text(conversation.where, conversation.text)
-        return [self._encode_turns(conversation)]
+        return self._encode_turns(conversation)
 
-    def _encode_turns(self, conversation: Conversation) -> Example:
-        rendered = self.template.render(conversation)
+    def _encode_turns(self, conversation: Conversation) -> list[Example]:
+        encoded = [
+            self._encode_rendered(conversation.where, rendered) for rendered in self.template.render(conversation)
+        ]
+        made = [example for example, _ in encoded if example is not None]
+        if not made:
+            raise UnusableRecord(Reason.NOTHING_TO_LEARN, f"{encoded[0][1]} tokens, maximum {self.max_length}")
+        if lost := sum(length for example, length in encoded if example is None):
+            made[-1] = replace(made[-1], cut=made[-1].cut + lost)
+        return made
+
+    def _encode_rendered(self, where: str, rendered: Rendered) -> tuple[Example | None, int]:
+        """The example, None when no loss token is within the maximum length; and the tokens up to its last one."""
         encoded = self.tokenizer(
             rendered.text,
             add_special_tokens=self.template.adds_special_tokens,
@@ -95,14 +119,17 @@ class ExampleEncoder:
         length = int(loss.nonzero().max()) + 1 if loss.any() else 0
         kept = min(length, self.max_length)
         if not loss[:kept].any():
-            raise UnusableRecord(Reason.NOTHING_TO_LEARN, f"{length} tokens, maximum {self.max_length}")
+            return None, length
         tokens = torch.tensor(encoded["input_ids"][:kept], dtype=torch.int32)
-        return Example(conversation.where, tokens, loss[:kept].clone(), cut=length - kept)
+        self._check_tokens(encoded["input_ids"][:kept])
+        asked = sum(end <= rendered.asked for _, end in encoded["offset_mapping"])
+        return Example(where, tokens, loss[:kept].clone(), cut=length - kept, asked=asked), length
 
     def _encode_text(self, where: str, text: str) -> list[Example]:
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if self.tokenizer.eos_token_id is not None:
             ids = [*ids, self.tokenizer.eos_token_id]
+        self._check_tokens(ids)
         front = [] if self.bos is None else [self.bos]
         body = self.max_length - len(front)
         pieces = [[*front, *ids[first : first + body]] for first in range(0, len(ids), body)]
@@ -111,6 +138,10 @@ class ExampleEncoder:
         if not examples:
             raise UnusableRecord(Reason.NOTHING_TO_LEARN, f"{len(ids)} tokens")
         return examples
+
+    def _check_tokens(self, ids: Sequence[int]) -> None:
+        if beyond := beyond_embedding(ids, self.vocab_size, self.tokenizer):
+            raise UnusableRecord(Reason.BEYOND_EMBEDDING, beyond)
 
 
 def _fully_learned(where: str, ids: Sequence[int]) -> Example:

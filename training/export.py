@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A trained drafter with its provenance, put in its place in one go."""
 
-import json
 import os
 import platform
 import shlex
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from redrafter_vllm import strict_json
 from redrafter_vllm.drafter import Drafter
 
 PROVENANCE_FILE = "training.json"
@@ -30,7 +30,7 @@ def export(drafter: Drafter, out: Path, report: Mapping[str, Any], dtype: torch.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         made = Path(scratch, "made")
         drafter.to(dtype).save_pretrained(made)
-        (made / PROVENANCE_FILE).write_text(json.dumps(report, indent=2, default=str) + "\n")
+        (made / PROVENANCE_FILE).write_text(strict_json.dumps(report, indent=2, default=str) + "\n")
         if not out.exists():
             made.rename(out)
             return

@@ -4,8 +4,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,12 @@ from training.data import Repeated, Windows, encode_files, mixed_batches
 from training.data_report import DataError
 from training.draft_vocabulary import token_frequencies
 from training.evaluate import held_out_windows
-from training.examples import Example
+from training.examples import Example, ExampleEncoder
 from training.frozen_target import FrozenTarget
 from training.generate import make_responses
 from training.prepared import load_examples
 from training.regenerated import load_regenerated
+from training.target_facts import beyond_embedding
 
 EVALUATION_PROMPTS = 32
 
@@ -62,6 +63,11 @@ class FeedSettings:
     held_out_windows: int
     examples: Path | None = None  # where prepared conversations are, if they are
     hidden_cache: bool = False  # the target's hidden states come from the disk
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    data_config: str | None = None
+    data_split: str | None = None
+    held_out_split: str | None = None
+    vocab_size: int | None = None  # rows of the target's embedding, if known
 
 
 def holds_conversations(data: str) -> bool:
@@ -77,6 +83,9 @@ def source_code_feed(
     root = corpus_root(settings.data)
     training, held_out = split(load_corpus(root))
     files = encode_files(training, tokenizer)
+    for file, ids in zip(training, files, strict=True):
+        if beyond := beyond_embedding(ids.tolist(), settings.vocab_size, tokenizer):
+            raise DataError(f"{settings.data}: {file.path} cannot be trained with: {beyond}")
     answers: list[Tensor] = []
     if config.response_fraction and config.responses.folders:
         answers = [text.tokens.long() for text in written_before(config.responses, tokenizer, config.window)]
@@ -106,12 +115,21 @@ def conversation_feed(
 ) -> Feed:
     """Conversations, and the target's own answers to their first prompts."""
     config, quiet = settings.config, context.rank != 0
-    examples, report = load_examples(
-        settings.examples, settings.data, tokenizer, config.window, settings.chat_template, quiet=quiet
+    encoder = ExampleEncoder(
+        tokenizer, config.window, settings.chat_template, settings.chat_template_kwargs, settings.vocab_size
     )
+    choice = {"config": settings.data_config, "split": settings.data_split}
+    examples, report = load_examples(settings.examples, settings.data, encoder, **choice, quiet=quiet)
     if not quiet:
         print(report)
-    training, held_out = hold_out(examples)
+    if settings.held_out_split is None:
+        training, held_out = hold_out(examples)
+    else:
+        choice["split"] = settings.held_out_split
+        held_out, _ = load_examples(None, settings.data, encoder, **choice, quiet=quiet)
+        training = without_prompts_of(held_out, examples)
+        if not quiet:
+            print(f"{len(examples) - len(training)} conversations with first prompts of the held-out split left out")
     answers: Sequence[Example] = []
     if config.response_fraction and config.responses.folders:
         answers = written_before(config.responses, tokenizer, config.window)
@@ -143,6 +161,7 @@ def conversation_feed(
             "used": report.used,
             "skipped": report.skipped,
             "truncated": report.truncated,
+            "opening_dropped": report.opening,
             "training": len(training),
             "held_out": len(held_out),
             "packed": window is not None,
@@ -215,6 +234,9 @@ def _once_per_run(settings: FeedSettings, size: int, make: Callable[[], Any], co
     """What rank 0 makes, or made at an earlier start of the same run, in all processes."""
     config = settings.config
     asked = [asdict(config.responses), config.window, config.seed, settings.data, settings.chat_template, size]
+    chosen = [settings.chat_template_kwargs, settings.data_config, settings.data_split, settings.held_out_split]
+    if any(chosen):
+        asked += chosen
     name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
     path = settings.folder / f"responses-{name}.pt"
     if context.rank == 0 and not path.is_file():
@@ -227,6 +249,19 @@ def _once_per_run(settings: FeedSettings, size: int, make: Callable[[], Any], co
     return torch.load(path, weights_only=True)
 
 
+def without_prompts_of(held_out: Sequence[Example], examples: Sequence[Example]) -> list[Example]:
+    """The examples that do not begin with a first prompt of `held_out`.
+
+    Raises:
+        DataError: there is none.
+    """
+    seen = {tuple(first_prompt(example).tolist()) for example in held_out}
+    left = [example for example in examples if tuple(first_prompt(example).tolist()) not in seen]
+    if not left:
+        raise DataError("every prompt of the split to train on stands in the held-out split, too")
+    return left
+
+
 def open_feed(
     settings: FeedSettings, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, context: TrainContext
 ) -> Feed:
@@ -235,6 +270,10 @@ def open_feed(
     Raises:
         DataError: it names nothing that can be read or used.
     """
+    if not holds_conversations(settings.data) and any(
+        (settings.data_config, settings.data_split, settings.held_out_split)
+    ):
+        raise DataError(f"{settings.data} has no splits: leave --data-config, --data-split and --held-out-split away")
     if is_regenerated(settings.data):
         return regenerated_feed(settings, target, tokenizer, context)
     if holds_conversations(settings.data):

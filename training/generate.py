@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Responses that the target writes itself."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from training.config import ResponseConfig
 from training.data import cut_windows
@@ -19,7 +21,8 @@ def continue_prompts(
 ) -> list[Tensor]:
     """Each prompt [n] with the target's continuation: at most `max_new_tokens` more, up to and including EOS.
 
-    Temperature 0 is greedy; above it, tokens are drawn from torch's global generator. All prompts run as one batch.
+    Temperature 0 is greedy: always the likeliest token, whatever else the target's generation config asks for. Above
+    it, tokens are drawn from torch's global generator. All prompts run as one batch.
     """
     longest = max(len(p) for p in prompts)
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)
@@ -28,16 +31,38 @@ def continue_prompts(
         ids[row, longest - len(prompt) :] = prompt
         mask[row, longest - len(prompt) :] = 1
     sampling = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature, "top_k": 0}
-    eos = target.model.generation_config.eos_token_id
-    output = target.model.generate(
-        input_ids=ids.to(target.device),
-        attention_mask=mask.to(target.device),
-        max_new_tokens=max_new_tokens,
-        pad_token_id=eos[0] if isinstance(eos, list) else eos,
-        **sampling,
-    ).cpu()
+    eos = target.model.generation_config.eos_token_id or None  # an empty list is none, too
+    with _plain_generation(target.model, GenerationConfig(eos_token_id=eos)):
+        output = target.model.generate(
+            input_ids=ids.to(target.device),
+            attention_mask=mask.to(target.device),
+            max_new_tokens=max_new_tokens,
+            pad_token_id=eos[0] if isinstance(eos, list) else eos,
+            **sampling,
+        ).cpu()
     ends = {eos} if isinstance(eos, int) else set(eos or ())
     return [_until_end(row[longest - len(p) :], len(p), ends) for row, p in zip(output, prompts, strict=True)]
+
+
+def ends_of(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer in serving: those of the generation config, and the tokenizer's EOS."""
+    named = config.eos_token_id
+    ends = {named} if isinstance(named, int) else set(named or ())
+    return sorted(ends | ({tokenizer.eos_token_id} - {None}))
+
+
+@contextmanager
+def _plain_generation(model: PreTrainedModel, plain: GenerationConfig) -> Iterator[None]:
+    """Sets the model's generation config aside for the while.
+
+    `generate` fills whatever it is not told from there, and much of that (repetition penalties, suppressed or forced
+    tokens, beams, least lengths) has no value that a caller could give to turn it off.
+    """
+    own, model.generation_config = model.generation_config, plain
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _until_end(sequence: Tensor, prompt_length: int, ends: set[int]) -> Tensor:

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from redrafter_vllm import strict_json
 from training.checkpoints import flush
 from training.config import DistillConfig
 from training.resume import differences
@@ -106,7 +107,7 @@ class HiddenCache:
         if not path.is_file():
             return False
         try:
-            found = json.loads(path.read_text())
+            found = strict_json.loads(path.read_text())
             before, chosen = dict(found["identity"]), found["settings"]
         except (OSError, ValueError, KeyError, TypeError) as problem:
             raise HiddenCacheError(f"{path} cannot be read ({problem}): remove the folder") from problem
@@ -128,7 +129,7 @@ class HiddenCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob("hidden-*.safetensors"):
             path.unlink()
-        text = json.dumps({"identity": _plain(identity), "settings": _plain(settings)}, indent=2) + "\n"
+        text = strict_json.dumps({"identity": _plain(identity), "settings": _plain(settings)}, indent=2) + "\n"
         self._write_whole(self.folder / MANIFEST, lambda path: path.write_text(text))
         tensors = {"weight": head.weight}
         if head.bias is not None:
@@ -220,4 +221,4 @@ def _cut(lengths: Sequence[int], room: int) -> list[int]:
 
 
 def _plain(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(mapping, default=str))
+    return strict_json.loads(strict_json.dumps(mapping, default=str))

@@ -27,7 +27,9 @@ ROW = pa.schema(
     [
         *SCHEMA,
         ("piece", pa.int64()),
-        ("new", pa.bool_()),  # the first example of its record
+        ("new", pa.bool_()),  # the first example of its record; what is true of the record stands there
+        ("truncated", pa.bool_()),
+        ("opening", pa.bool_()),
         ("reason", pa.string()),
         ("detail", pa.string()),
     ]
@@ -60,31 +62,39 @@ class EncodePieces:
 
     def _rows(self, record: Record) -> list[dict[str, Any]]:
         try:
-            examples = self.encoder.encode(usable(record, self.form))
+            conversation = usable(record, self.form)
+            examples = self.encoder.encode(conversation)
         except UnusableRecord as problem:
             return [{"where": record.where, "reason": problem.reason, "detail": problem.detail}]
-        return [_row(example, new=number == 0) for number, example in enumerate(examples)]
+        rows = [_row(example) for example in examples]
+        rows[0] |= {
+            "new": True,
+            "truncated": any(example.cut for example in examples),
+            "opening": conversation.opening > 0,
+        }
+        return rows
 
 
-def _row(example: Example, *, new: bool) -> dict[str, Any]:
+def _row(example: Example) -> dict[str, Any]:
     return {
         "where": example.where,
         "tokens": example.tokens.numpy(),
         "loss": example.loss.numpy(),
         "cut": example.cut,
-        "new": new,
+        "asked": example.asked,
+        **dict.fromkeys(("new", "truncated", "opening"), False),
     }
 
 
-def ingest(source: str, encoder: ExampleEncoder, path: Path, **sizes: int) -> None:
+def ingest(source: str, encoder: ExampleEncoder, path: Path, **choice: Any) -> None:
     """Stores the examples of `source` at `path`, as `load_conversations` and `encode_all` would make them in turn.
 
-    Needs a Ray session, whose processes must see `source` where it is a file. `sizes` are those of `pieces.cut`.
+    Needs a Ray session, whose processes must see `source` where it is a file. `choice` is that of `pieces.cut`.
 
     Raises:
         DataError: as `load_conversations` and `encode_all`; nothing is stored.
     """
-    pieces = list(cut(source, **sizes))
+    pieces = list(cut(source, **choice))
     head = list(islice(chain.from_iterable(piece() for piece in pieces), DETECTION_RECORDS))
     if not head:
         raise DataError(f"{source} holds no records")
@@ -125,7 +135,8 @@ def _collect(encoded: Dataset, source: str, write: Any) -> DataReport:
             report.skip(row["where"], UnusableRecord(Reason(row["reason"]), row["detail"]))
         if len(used):
             report.used += compute.sum(used["new"]).as_py()
-            report.truncated += compute.sum(compute.greater(used["cut"], 0)).as_py()
+            report.truncated += compute.sum(used["truncated"]).as_py()
+            report.opening += compute.sum(used["opening"]).as_py()
             report.cut_tokens += compute.sum(used["cut"]).as_py()
             write(used.select(SCHEMA.names).cast(SCHEMA))
     report.require_used(source)

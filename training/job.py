@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one training is asked to do, apart from the recipe: target, data, machines, places."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,18 +18,25 @@ class Job:
     Attributes:
         target: folder or hub name of the frozen target.
         data: `stdlib` for the Python standard library's sources, a folder of Python files, a JSON, JSONL, Parquet or
-            text file of conversations, or the name of a data set on the hub.
+            text file of conversations, a folder that `datasets` can load, or the name of a data set on the hub.
+        data_config: configuration ("subset") of a data set.
+        data_split: split of a data set to train on (default: the only one, or train).
+        held_out_split: split of the data set to measure on; what the other split shares with it is not trained on
+            (default: a part of data_split is held out).
         chat_template: `vicuna`, or a file of Jinja source (default: the tokenizer's own).
+        chat_template_kwargs: variables for the chat template, as JSON: {"enable_thinking": false} for instance.
         out: where the drafter goes (default: <target>/redrafter for a target on disk, else the registry).
         ingest: ray reads and tokenises conversations through Ray Data, direct in each process by itself; auto takes
             ray for several workers, a cluster or a large file.
         run_dir: where checkpoints, logs and plots go; storage that all machines share (default: <out>.run).
-        init_from: folder of a drafter to start from instead of a new one; its shape replaces the recipe's.
+        init_from: folder of a drafter to start from instead of a new one; its shape replaces the recipe's, and keys
+            that ask for another are refused.
         num_workers: processes to train with, or an elastic range [least, most]; above 1 they are Ray workers.
         ray_address: cluster to use (auto: the one this machine belongs to); uses Ray for one worker, too.
         max_failures: how often Ray may restart the workers from the last checkpoint.
         device: cpu, cuda, or auto for cuda where there is one.
         target_dtype: what the target computes in; auto is bfloat16 on cuda and float32 on the CPU.
+        trust_remote_code: run the code that the target's or tokenizer's repository brings along.
         target_quantization: weights of the target's layers in 8 or 4 bits (bitsandbytes); head and embedding stay.
         target_gpus: GPUs per worker that the target's layers are spread over.
         hidden_cache: folder for the target's hidden states, computed once instead of in every step; storage that all
@@ -46,7 +53,12 @@ class Job:
 
     target: str
     data: str
+    data_config: str | None = None
+    data_split: str | None = None
+    held_out_split: str | None = None
     chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    trust_remote_code: bool = False
     ingest: Literal["auto", "ray", "direct"] = "auto"
     out: Path | None = None
     run_dir: Path | None = None
@@ -126,6 +138,17 @@ class Job:
             return getattr(torch, self.target_dtype)
         return torch.float32 if device.type == "cpu" else torch.bfloat16
 
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What is chosen of the data and of the chat template, as far as it is."""
+        chosen = {
+            "data_config": self.data_config,
+            "data_split": self.data_split,
+            "held_out_split": self.held_out_split,
+            "chat_template_kwargs": self.chat_template_kwargs,
+        }
+        return {key: value for key, value in chosen.items() if value}
+
     def identity(self, config: DistillConfig) -> dict[str, Any]:
         """What must be the same for a checkpoint to be continued."""
         absolute = self.absolute()
@@ -133,6 +156,7 @@ class Job:
             "target": absolute.target,
             "data": absolute.data,
             "chat_template": absolute.chat_template,
+            **self.choices,
             "init_from": str(absolute.init_from) if absolute.init_from else None,
             "target_dtype": self.target_dtype,
             "target_quantization": self.target_quantization,

@@ -18,7 +18,7 @@ from training.frozen_target import Teacher
 from training.guard import Guard
 from training.losses import DepthSums, num_positions, unrolled_loss
 from training.optimizer import SplitOptimizer
-from training.resume import Progress, capture, read_state, restore, write_state
+from training.resume import Progress, budget_growth, capture, read_state, restore, write_state
 from training.schedule import learning_rate_scale, steps
 
 
@@ -204,7 +204,14 @@ def distill(
     )
     progress = Progress()
     if checkpoint := context.latest_checkpoint():
-        progress = restore(read_state(checkpoint, context.device), drafter, optimizer, hooks.identity, context)
+        state = read_state(checkpoint, context.device)
+        progress = restore(state, drafter, optimizer, hooks.identity, context)
+        if (grown := budget_growth(state, hooks.identity)) and not quiet:
+            used = config.budget.used(progress.step, progress.seconds)
+            print(
+                f"going on from step {progress.step} with more to do ({', '.join(grown)}): the learning rate follows "
+                f"the longer schedule from there, at {learning_rate_scale(used, config.warmup):.0%} of its peak"
+            )
     replica = Replica(drafter, context)
     embedding = target.embedding.float()
     guard = Guard(hooks.max_rise, [row[0] for row in progress.history])
@@ -225,7 +232,7 @@ def distill(
         progress.history.append([figures.loss, *figures.loss_by_depth, *figures.agreement])
         tick.bar.set_postfix(loss=f"{figures.loss:.3f}", first=f"{figures.agreement[0]:.2f}", refresh=False)
         if _due(progress.step, hooks.log_every):
-            hooks.log(progress.step, figures.named() | {"learning_rate": config.learning_rate * scale})
+            hooks.log(progress.step, figures.named() | {"train/learning_rate": config.learning_rate * scale})
         if _due(progress.step, hooks.evaluate_every):
             _evaluate(drafter, progress, hooks)
         if _due(progress.step, hooks.checkpoint_every):

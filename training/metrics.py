@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a drafter predicts its target, by depth, on windows that training has not seen."""
+"""How well a drafter predicts its target, by depth, on windows that training has not seen.
+
+The divergence is not the training's loss, which is sharpened and may have a share of labels (`LossConfig`): the two are
+not to be compared, and have names of their own.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,15 +24,15 @@ TOP = 5
 class DepthFigures:
     """Means over positions, by depth 1..T. The truth is what the target says, not what the text holds."""
 
-    loss: tuple[float, ...]  # KL divergence from the target's distribution over the draft vocabulary, nats
+    divergence: tuple[float, ...]  # KL from the target's distribution over the draft vocabulary at temperature 1, nats
     top: tuple[tuple[float, ...], ...]  # [T][k]: fraction with the target's favourite among the k + 1 best drafts
     positions: int  # at depth 1
 
     def named(self) -> dict[str, float]:
-        """`redrafter{i}_loss` and `redrafter{i}_top{k}` for every depth i and k from 1 to 5."""
+        """`redrafter{i}_kl` and `redrafter{i}_top{k}` for every depth i and k from 1 to 5."""
         named = {}
-        for depth, (loss, top) in enumerate(zip(self.loss, self.top, strict=True), 1):
-            named[f"redrafter{depth}_loss"] = loss
+        for depth, (divergence, top) in enumerate(zip(self.divergence, self.top, strict=True), 1):
+            named[f"redrafter{depth}_kl"] = divergence
             named |= {f"redrafter{depth}_top{k}": value for k, value in enumerate(top, 1)}
         return named
 

@@ -20,8 +20,15 @@ PIECE_RECORDS = 256
 Piece = Callable[[], Iterator[Record]]  # can be pickled; gives the same records on every machine that sees the files
 
 
-def cut(source: str, *, piece_bytes: int = PIECE_BYTES, piece_records: int = PIECE_RECORDS) -> Iterator[Piece]:
-    """Pieces that hold, one after the other, the records of `read_records(source)`.
+def cut(
+    source: str,
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    piece_bytes: int = PIECE_BYTES,
+    piece_records: int = PIECE_RECORDS,
+) -> Iterator[Piece]:
+    """Pieces that hold, one after the other, the records of `read_records(source, config=config, split=split)`.
 
     Lines and Parquet are read where the piece is; the rest is read here and travels with the piece.
 
@@ -30,13 +37,14 @@ def cut(source: str, *, piece_bytes: int = PIECE_BYTES, piece_records: int = PIE
     """
     path = Path(source).expanduser().absolute()
     suffix = path.suffix.lower()
-    if path.is_file() and suffix in LINES:
-        return _cut_lines(path, piece_bytes)
-    if path.is_file() and suffix == PARQUET:
-        return _cut_parquet(path)
+    if config is None and split is None:
+        if path.is_file() and suffix in LINES:
+            return _cut_lines(path, piece_bytes)
+        if path.is_file() and suffix == PARQUET:
+            return _cut_parquet(path)
     if path.is_file() or suffix in (*LINES, PARQUET, ".json", ".txt"):
-        return _cut_records(read_records(source), piece_records)
-    return _cut_rows(source, piece_records)
+        return _cut_records(read_records(source, config=config, split=split), piece_records)
+    return _cut_rows(source, config, split, piece_records)
 
 
 def _cut_lines(path: Path, size: int) -> Iterator[Piece]:
@@ -71,8 +79,8 @@ def _cut_records(records: Iterator[Record], size: int) -> Iterator[Piece]:
         yield partial(iter, some)
 
 
-def _cut_rows(name: str, size: int) -> Iterator[Piece]:
-    rows = load_rows(name, None, "train")
+def _cut_rows(name: str, config: str | None, split: str | None, size: int) -> Iterator[Piece]:
+    rows = load_rows(name, config, split)
     arrow = rows.with_format("arrow")
     for first in range(0, len(rows), size):
         yield partial(_decode_rows, name, first, _to_bytes(arrow[first : first + size]), rows.features)

@@ -8,15 +8,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from redrafter_vllm.checkpoint import check_checkpoint
 from redrafter_vllm.drafter import Drafter, DrafterConfig
 from training.answer_store import is_regenerated
 from training.config import DistillConfig
+from training.folder_files import passed_over
 from training.hidden_cache import free_space, most_bytes
 from training.job import Job
 from training.memory import GIB, readable, weight_bytes
+from training.target_facts import load_config, read_facts
 
 FLOAT32 = 4
 
@@ -39,7 +41,8 @@ class Plan:
 
 def make_plan(job: Job, config: DistillConfig, device: torch.device) -> Plan:
     """Reads the target's config, not its weights."""
-    target = target_on_paper(job.target)
+    check_window(job, config)
+    target = target_on_paper(job.target, trust_remote_code=job.trust_remote_code)
     text = target.config.get_text_config()
     shape = (
         check_checkpoint(job.init_from)
@@ -71,10 +74,17 @@ def make_plan(job: Job, config: DistillConfig, device: torch.device) -> Plan:
     )
 
 
-def target_on_paper(target: str) -> PreTrainedModel:
+def check_window(job: Job, config: DistillConfig) -> None:
+    """Raises TargetFactsError when the target cannot take rows of the window's length, or is none."""
+    facts = read_facts(job.target, trust_remote_code=job.trust_remote_code)
+    facts.check_length(config.window, "--window")
+
+
+def target_on_paper(target: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The target's layers without their weights, from its configuration alone."""
+    config = load_config(target, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(target))
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def estimate_memory(drafter: Drafter, config: DistillConfig, rows: int, target_bytes: int) -> dict[str, int]:
@@ -113,7 +123,8 @@ def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, console
     table = Table(title="plan", show_header=False, title_justify="left")
     for name, value in (
         ("target", f"{job.target}: {plan.target_parameters:,} parameters"),
-        ("data", job.data),
+        ("data", " ".join((job.data, *(f"{key} {value}" for key, value in job.choices.items())))),
+        *((("passed over", note),) if (note := data_note(job)) else ()),
         ("recipe", recipe),
         (
             "drafter",
@@ -139,6 +150,12 @@ def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, console
     memory.add_section()
     memory.add_row("together", f"{plan.total_memory / GIB:.2f} GiB")
     console.print(memory)
+
+
+def data_note(job: Job) -> str | None:
+    """See `passed_over`."""
+    splits = (job.data_split, *((job.held_out_split,) if job.held_out_split else ()))
+    return passed_over(job.data, config=job.data_config, splits=splits)
 
 
 def _answers_line(config: DistillConfig, data: str) -> str:

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loss and agreement by depth over the steps of a training, as a picture."""
+"""A training's figures by depth over its steps, as a picture.
+
+The training loss and the held-out divergence are different measures and stand on axes of their own. Agreement is the
+same measure on both texts, and shares one.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +26,16 @@ def smooth(values: Tensor, width: int) -> Tensor:
 Evaluations = Sequence[tuple[int, Mapping[str, float]]]
 
 
+def _smoothed(values: Sequence[float], width: int) -> Tensor:
+    return smooth(torch.tensor(values, dtype=torch.float64), width)
+
+
+def _series(evaluations: Evaluations, name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one figure; a checkpoint of an earlier version may not have it."""
+    points = [(step, figures[name]) for step, figures in evaluations if name in figures]
+    return [step for step, _ in points], [value for _, value in points]
+
+
 def plot_training(history: Sequence[StepFigures], evaluations: Evaluations, path: Path) -> bool:
     """Writes a PNG to `path`; False when there is nothing to show or matplotlib is not installed.
 
@@ -34,30 +49,28 @@ def plot_training(history: Sequence[StepFigures], evaluations: Evaluations, path
         return False
     if not history:
         return False
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(16, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    trained, held_out, agreeing = figure.subplots(1, 3)
     steps = torch.arange(1, len(history) + 1)
     width = max(1, len(history) // 50)
-    evaluated = [step for step, _ in evaluations]
     for depth in range(1, len(history[0].loss_by_depth) + 1):
-        colour = f"C{depth - 1}"
-        for axes, column, name in (
-            (left, [figures.loss_by_depth[depth - 1] for figures in history], f"redrafter{depth}_loss"),
-            (right, [figures.agreement[depth - 1] for figures in history], f"redrafter{depth}_top1"),
-        ):
-            values = torch.tensor(column, dtype=torch.float64)
-            axes.plot(steps, smooth(values, width), color=colour, linewidth=1.2, label=f"depth {depth}")
-            held_out = [figures.get(name) for _, figures in evaluations]
-            if held_out and None not in held_out:
-                axes.plot(evaluated, held_out, "o", color=colour, markersize=4)
-    left.set(title="loss by depth (line: as trained; dot: KL at temperature 1)", xlabel="step", ylabel="loss, nats")
-    left.set_ylim(bottom=0)
-    right.set(title="favourite token agrees with the target's", xlabel="step", ylabel="fraction of positions")
-    right.set_ylim(0, 1)
-    for axes in (left, right):
+        style: dict[str, Any] = {"color": f"C{depth - 1}", "label": f"depth {depth}"}
+        losses = [figures.loss_by_depth[depth - 1] for figures in history]
+        trained.plot(steps, _smoothed(losses, width), linewidth=1.2, **style)
+        held_out.plot(*_series(evaluations, f"redrafter{depth}_kl"), "o-", markersize=4, linewidth=0.8, **style)
+        agreements = [figures.agreement[depth - 1] for figures in history]
+        agreeing.plot(steps, _smoothed(agreements, width), linewidth=1.2, **style)
+        agreeing.plot(*_series(evaluations, f"redrafter{depth}_top1"), "o", color=style["color"], markersize=4)
+    trained.set(title="training loss by depth, as configured", ylabel="loss, nats")
+    held_out.set(title="held-out text: KL from the target at temperature 1", ylabel="KL divergence, nats")
+    agreeing.set(title="favourite token agrees with the target's", ylabel="fraction of positions", ylim=(0, 1))
+    for axes in (trained, held_out):
+        axes.set_ylim(bottom=0)
+    for axes in (trained, held_out, agreeing):
+        axes.set(xlabel="step", xlim=(0, len(history) + 1))
         axes.grid(alpha=0.3)
-    right.legend(title=f"line: batches, mean of {width}\ndot: held-out text", loc="upper left", fontsize=9)
+    agreeing.legend(title=f"line: batches, mean of {width}\ndot: held-out text", loc="upper left", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     return True

@@ -5,20 +5,22 @@ import hashlib
 import json
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from training.conversations import load_conversations
 from training.data_report import DataReport
 from training.examples import Example, ExampleEncoder, encode_all
 from training.job import Job
+from training.target_facts import read_facts
 
+FORMAT = 2  # of the file
 LARGE = 256 << 20  # bytes of a file that one process would take minutes to tokenise
 
 
 def examples_file(job: Job, window: int) -> Path:
     """Where in its run's folder a job's prepared examples are, if they are."""
     job = job.absolute()
-    made_from = [job.target, job.data, job.chat_template, window]
+    made_from = [FORMAT, job.target, job.data, job.chat_template, window, *job.choices.items()]
     name = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
     return job.run_folder / f"examples-{name}.parquet"
 
@@ -50,18 +52,28 @@ def prepare_examples(job: Job, window: int) -> None:
             return
         raise ValueError(f"--ingest ray needs Ray: pip install 'redrafter-vllm[train]' ({problem})") from None
     job = job.absolute()
-    encoder = ExampleEncoder(AutoTokenizer.from_pretrained(job.target), window, job.chat_template)
     with session():
-        ingest(job.data, encoder, path)
+        ingest(job.data, job_encoder(job, window), path, config=job.data_config, split=job.data_split)
+
+
+def job_encoder(job: Job, window: int) -> ExampleEncoder:
+    """What turns a job's conversations into examples."""
+    return ExampleEncoder(
+        AutoTokenizer.from_pretrained(job.target, trust_remote_code=job.trust_remote_code),
+        window,
+        job.chat_template,
+        job.chat_template_kwargs,
+        read_facts(job.target, trust_remote_code=job.trust_remote_code).vocab_size,
+    )
 
 
 def load_examples(
     path: Path | None,
     source: str,
-    tokenizer: PreTrainedTokenizerBase,
-    window: int,
-    chat_template: str | None,
+    encoder: ExampleEncoder,
     *,
+    config: str | None = None,
+    split: str | None = None,
     quiet: bool,
 ) -> tuple[list[Example], DataReport]:
     """The examples of `source` from the file at `path`, or, where there is none, made here: the same ones.
@@ -73,6 +85,6 @@ def load_examples(
         from training.example_store import read_store
 
         return read_store(path)
-    conversations, report = load_conversations([source])
-    examples = encode_all(conversations, ExampleEncoder(tokenizer, window, chat_template), report, quiet=quiet)
+    conversations, report = load_conversations([source], config=config, split=split)
+    examples = encode_all(conversations, encoder, report, quiet=quiet)
     return examples, report

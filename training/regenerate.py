@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from tqdm import tqdm
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from training.answer_engine import has_vllm, make_answerer
 from training.answer_store import AnswerStore, StoreError, StoreWriteError, target_fingerprint, vocabulary_fingerprint
@@ -21,8 +21,10 @@ from training.cli import parse_keys
 from training.context import WorkersFailedError
 from training.data_report import DataError, DataReport, UnusableRecord
 from training.export import provenance
+from training.folder_files import passed_over
 from training.regeneration import Regeneration
 from training.regeneration_tasks import fingerprint, load_tasks
+from training.target_facts import TargetFactsError, facts_of, load_config
 
 DESCRIPTION = "Have the target itself answer the prompts of some data, for its drafter to be trained on."
 
@@ -79,6 +81,9 @@ def regenerate(job: Regeneration) -> Summary:
     tasks, report = load_tasks(job, tokenizer)
     if report.skipped:
         print(report)
+    splits = (job.data_split, *((job.held_out_split,) if job.held_out_split else ()))
+    if note := passed_over(job.data, config=job.data_config, splits=splits):
+        print(note)
     store = AnswerStore(job.out)
     shards = cut_shards(tasks, job.shard_size)
     settings = job.identity() | {
@@ -107,13 +112,13 @@ def load_tokenizer(job: Regeneration) -> tuple[PreTrainedTokenizerBase, str | No
     if not has_vllm():
         raise DataError("answers are written with vLLM: pip install 'redrafter-vllm[cuda]', or see README for a CPU")
     try:
-        config = AutoConfig.from_pretrained(job.target)
-        tokenizer = AutoTokenizer.from_pretrained(job.target)
+        config = load_config(job.target, trust_remote_code=job.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(job.target, trust_remote_code=job.trust_remote_code)
+        facts_of(job.target, config).check_length(job.window, "--window")
+    except TargetFactsError as problem:
+        raise DataError(str(problem)) from problem
     except (OSError, ValueError) as problem:
         raise DataError(f"the target {job.target} cannot be loaded: {str(problem).splitlines()[0]}") from problem
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if longest is not None and job.window > longest:
-        raise DataError(f"{job.target} takes texts of at most {longest} tokens, --window is {job.window}")
     return tokenizer, getattr(config, "_commit_hash", None)
 
 

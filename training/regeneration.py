@@ -28,8 +28,12 @@ class Regeneration:
     Attributes:
         target: folder or hub name of the target.
         data: what the training takes; `stdlib`, a folder of Python files, conversations, or a data set on the hub.
+        data_config: configuration ("subset") of a data set.
+        data_split: split of a data set to answer (default: the only one, or train).
+        held_out_split: split of the data set to answer for measuring on (default: a part of data_split).
         out: folder for the answers; give it to the training as --data.
         chat_template: `vicuna`, or a file of Jinja source (default: the tokenizer's own).
+        chat_template_kwargs: variables for the chat template, as JSON: {"enable_thinking": false} for instance.
         count: texts to write for training; one for every twenty comes on top, from held-out prompts (default: 3072
             from source code, one per record from anything else, which is also the most).
         window: most tokens of a text, prompt and answers together; the --window to train with.
@@ -43,6 +47,7 @@ class Regeneration:
         num_workers: engines to write with; above 1 they are Ray workers.
         ray_address: cluster to use (auto: the one this machine belongs to); uses Ray for one worker, too.
         max_failures: how often Ray may restart each worker.
+        trust_remote_code: run the code that the target's or tokenizer's repository brings along.
         device: cpu, cuda, or auto for cuda where there is one.
         target_dtype: what the target computes in; auto is bfloat16 on cuda and float32 on the CPU.
         engine: further arguments of vLLM's `LLM`, as JSON; tensor_parallel_size is also the GPUs of each worker.
@@ -51,7 +56,12 @@ class Regeneration:
     target: str
     data: str
     out: Path
+    data_config: str | None = None
+    data_split: str | None = None
+    held_out_split: str | None = None
     chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    trust_remote_code: bool = False
     count: int | None = None
     window: int = 256
     temperatures: tuple[float, ...] = (0.0, 0.0, 0.8)
@@ -107,6 +117,11 @@ class Regeneration:
             "target": absolute.target,
             "data": absolute.data,
             "chat_template": absolute.chat_template,
+            **{
+                key: value
+                for key in ("data_config", "data_split", "held_out_split", "chat_template_kwargs")
+                if (value := getattr(self, key))
+            },
             "count": self.count,
             "window": self.window,
             "temperatures": list(self.temperatures),

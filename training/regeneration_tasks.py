@@ -27,7 +27,11 @@ def load_tasks(job: Regeneration, tokenizer: PreTrainedTokenizerBase) -> tuple[l
     Raises:
         DataError: the data cannot be read or holds nothing to answer, or there is no chat template where one is needed.
     """
-    return _source_tasks(job, tokenizer) if is_source_code(job.data) else _record_tasks(job, tokenizer)
+    if not is_source_code(job.data):
+        return _record_tasks(job, tokenizer)
+    if job.data_config or job.data_split or job.held_out_split:
+        raise DataError(f"{job.data} has no splits: leave --data-config, --data-split and --held-out-split away")
+    return _source_tasks(job, tokenizer)
 
 
 def fingerprint(tasks: Sequence[Task]) -> str:
@@ -77,16 +81,31 @@ def _pieces(
 
 
 def _record_tasks(job: Regeneration, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Task], DataReport]:
-    conversations, report = load_conversations([job.data], need_answers=False)
+    conversations, report = load_conversations(
+        [job.data], config=job.data_config, split=job.data_split, need_answers=False
+    )
     if any(conversation.turns for conversation in conversations):
-        resolve_chat_template(tokenizer, job.chat_template)
+        resolve_chat_template(tokenizer, job.chat_template, job.chat_template_kwargs)
     rng = random.Random(job.seed)
-    training, held_out = hold_out(conversations)
+    if job.held_out_split is None:
+        training, held_out = hold_out(conversations)
+    else:
+        held_out, further = load_conversations(
+            [job.data], config=job.data_config, split=job.held_out_split, need_answers=False
+        )
+        seen = {_asked_first(conversation) for conversation in held_out}
+        training = [conversation for conversation in conversations if _asked_first(conversation) not in seen]
+        report.used -= len(conversations) - len(training)
+        report.merge(further)
     if job.count is not None:
         training = _choose(training, job.count, rng)
         held_out = _choose(held_out, _held_out_count(job.count), rng)
     chosen = [(c, False) for c in training] + [(c, True) for c in held_out]
     return [_record_task(n, c, held, job, tokenizer, rng) for n, (c, held) in enumerate(chosen)], report
+
+
+def _asked_first(conversation: Conversation) -> str | None:
+    return next((turn.content for turn in conversation.turns if turn.role == "user"), conversation.text)
 
 
 def _choose(conversations: list[Conversation], count: int, rng: random.Random) -> list[Conversation]:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that a training's next step depends on, to and from a file."""
 
-import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from redrafter_vllm import strict_json
 from redrafter_vllm.drafter import Drafter
 from training.context import TrainContext
 from training.optimizer import SplitOptimizer
@@ -46,7 +46,7 @@ def capture(
         "seconds": progress.seconds,
         "history": torch.tensor(progress.history, dtype=torch.float64),
         "evaluations": progress.evaluations,
-        "identity": json.dumps(identity, sort_keys=True, default=str),
+        "identity": strict_json.dumps(identity, sort_keys=True, default=str),
         "rng": context.gather(_random_state(context.device)),
     }
 
@@ -80,8 +80,8 @@ def restore(
     Raises:
         ResumeError: the checkpoint belongs to another target, data or configuration.
     """
-    wanted = json.loads(json.dumps(identity, sort_keys=True, default=str))
-    if changed := differences(json.loads(state["identity"]), wanted):
+    before, wanted = _identities(state, identity)
+    if changed := differences(before | larger_budget(before, wanted), wanted):
         raise ResumeError(
             f"the checkpoint of step {state['step']} was made with other settings ({', '.join(changed)}): restore "
             "them, choose another --run-dir, or start over with --resume false"
@@ -93,6 +93,37 @@ def restore(
     history = state["history"].tolist()
     evaluations = [(int(step), dict(figures)) for step, figures in state["evaluations"]]
     return Progress(state["step"], state["seconds"], history, evaluations)
+
+
+def budget_growth(state: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """`key: old -> new` for each limit that the training of `identity` has above that of a stored state."""
+    before, wanted = _identities(state, identity)
+    return differences(before, before | larger_budget(before, wanted))
+
+
+def _identities(state: Mapping[str, Any], identity: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of a stored state, and of the training that is to go on from it."""
+    wanted = strict_json.loads(strict_json.dumps(identity, sort_keys=True, default=str))
+    return strict_json.loads(state["identity"]), wanted
+
+
+def larger_budget(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` of `before` with the limits of `wanted` where they are above its own: more may be asked for later.
+
+    The null of a limit means none.
+    """
+    config, asked = before.get("config", {}), wanted.get("config", {})
+    if "budget" not in config or "budget" not in asked:
+        return {}
+    limits = {
+        key: asked["budget"].get(key, limit) if _above(asked["budget"].get(key, limit), limit) else limit
+        for key, limit in config["budget"].items()
+    }
+    return {"config": {**config, "budget": limits}}
+
+
+def _above(limit: float | None, other: float | None) -> bool:
+    return other is not None and (limit is None or limit > other)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -3,12 +3,14 @@
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from redrafter_vllm.checkpoint import check_against_target
@@ -27,10 +29,12 @@ from training.guard import DivergedError
 from training.job import Job
 from training.loop import Hooks, StepFigures, build_drafter, distill
 from training.metrics import depth_figures
+from training.plan import check_window, data_note
 from training.plots import plot_training
 from training.prepared import examples_file, prepare_examples
 from training.recorder import Recorder
 from training.resume import STATE_FILE, read_state
+from training.target_facts import facts_of, read_facts
 from training.target_loading import load_target
 
 EXPORT_DTYPE = torch.bfloat16
@@ -54,8 +58,9 @@ def train_worker(job: Job, config: DistillConfig, context: TrainContext) -> Outc
         FloatingPointError: the training has diverged; names the file with the batch that did it.
         ResumeError, CheckpointWriteError, ValueError: see `distill`, `open_feed` and `initial_drafter`.
     """
-    target = DeferredTarget(partial(load_target, job, config, context.device, context.devices))
-    tokenizer = AutoTokenizer.from_pretrained(job.target)
+    tokenizer = AutoTokenizer.from_pretrained(job.target, trust_remote_code=job.trust_remote_code)
+    load = partial(load_target, job, config, context.device, context.devices, tokenizer)
+    target = DeferredTarget(load)
     examples = examples_file(job, config.window)
     settings = FeedSettings(
         job.data,
@@ -65,6 +70,11 @@ def train_worker(job: Job, config: DistillConfig, context: TrainContext) -> Outc
         job.evaluate_windows,
         examples,
         hidden_cache=job.hidden_cache is not None,
+        chat_template_kwargs=job.chat_template_kwargs,
+        data_config=job.data_config,
+        data_split=job.data_split,
+        held_out_split=job.held_out_split,
+        vocab_size=read_facts(job.target, trust_remote_code=job.trust_remote_code).vocab_size,
     )
     feed = open_feed(settings, target, tokenizer, context)
     teacher: Teacher = target
@@ -114,16 +124,28 @@ def tokens_per_step(
 ) -> dict[str, dict[str, Any]]:
     """What greedy decoding of held-out prompts would gain from the drafter as it is exported, by shape of the draft."""
     rounded = drafter.to(EXPORT_DTYPE).to(target.embedding.dtype)
-    continued = continue_prompts(target, feed.prompts, EVALUATED_TOKENS)
-    texts = [(text.to(target.device), len(prompt)) for text, prompt in zip(continued, feed.prompts, strict=True)]
+    prompts, new_tokens = fitting(feed.prompts, facts_of("", target.model.config).longest)
+    continued = continue_prompts(target, prompts, new_tokens)
+    texts = [(text.to(target.device), len(prompt)) for text, prompt in zip(continued, prompts, strict=True)]
     length = config.beam_length
     shapes = [Drafting(width, length, width * length) for width in (1, 4)]
     return {f"{s.beam_width}x{s.beam_length}": asdict(measure(target, rounded, texts, s)) for s in shapes}
 
 
+def fitting(prompts: Sequence[Tensor], longest: float) -> tuple[list[Tensor], int]:
+    """The prompts that the target can continue within its `longest` text, and by how many tokens each."""
+    new_tokens = int(min(EVALUATED_TOKENS, longest // 2))
+    room = [prompt for prompt in prompts if len(prompt) + new_tokens <= longest]
+    # Of prompts that all fill the window, as a target of few positions may leave none other, the ends are kept.
+    return room or [prompt[-int(longest - new_tokens) :] for prompt in prompts], new_tokens
+
+
 def run(job: Job, config: DistillConfig, recipe: str, *, program: str = "training") -> dict[str, Any]:
     """Trains, exports the drafter with its `training.json` and returns what that holds."""
     started = time.monotonic()
+    check_window(job, config)
+    if note := data_note(job):
+        print(note)
     outcome = _launch(job, config)
     newest = checkpoints.latest(job.checkpoints)
     if newest is None:

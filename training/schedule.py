@@ -17,7 +17,7 @@ class Budget:
     the clock ended is not repeatable to the bit: the number of steps then depends on the machine.
 
     Attributes:
-        max_steps: most steps.
+        max_steps: most steps; a finished run goes on when the same command asks for more.
         max_seconds: most seconds of wall clock (.inf: any); the schedule still runs to its end.
     """
 

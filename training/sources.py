@@ -9,6 +9,8 @@ from typing import Any
 
 from training.data_report import DataError, Reason, UnusableRecord
 
+TRAIN = "train"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -19,20 +21,25 @@ class Record:
     problem: UnusableRecord | None = None
 
 
-def read_records(source: str, *, config: str | None = None, split: str = "train") -> Iterator[Record]:
+def read_records(source: str, *, config: str | None = None, split: str | None = None) -> Iterator[Record]:
     """Every record of `source`, in order: a local file, a folder, or the name of a data set on the hub.
 
     Args:
         source: a `.json`, `.jsonl`, `.parquet` or `.txt` file (a text file is one record), or what
             `datasets.load_dataset` takes.
-        config: a hub data set's configuration ("subset").
-        split: which split of a folder or hub data set to read.
+        config: configuration ("subset") of a folder or hub data set.
+        split: split of a folder or hub data set; by default the only one, or train.
 
     Raises:
         DataError: the source does not exist or, as a whole, cannot be read.
     """
     path = Path(source).expanduser()
     if path.is_file():
+        if config is not None or split is not None:
+            raise DataError(
+                f"{source} is a file and has neither configurations nor splits: leave --data-config, --data-split and "
+                "--held-out-split away"
+            )
         reader = _READERS.get(path.suffix.lower())
         if reader is None:
             raise DataError(f"{source}: unknown kind of file; known are {', '.join(_READERS)}")
@@ -122,27 +129,64 @@ def parquet_rows(path: Path, group: int | None, first: int) -> Iterator[Record]:
             index += 1
 
 
-def _read_dataset(name: str, config: str | None, split: str) -> Iterator[Record]:
+def _read_dataset(name: str, config: str | None, split: str | None) -> Iterator[Record]:
     for index, value in enumerate(load_rows(name, config, split)):
         yield Record(f"{name}[{index}]", value)
 
 
-def load_rows(name: str, config: str | None, split: str) -> Any:
-    """A data set as the `datasets` library gives it.
+def load_rows(name: str, config: str | None, split: str | None) -> Any:
+    """A data set as the `datasets` library gives it: the split asked for, else train, else the only one.
 
     Raises:
-        DataError: it cannot be loaded, or the library is missing.
+        DataError: it cannot be loaded, or the library is missing; or several splits are there, none of them train.
     """
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise DataError(f"{name}: not a local file, and data sets need redrafter-vllm[train]") from error
     try:
-        return load_dataset(name, config, split=split)
+        return load_dataset(name, config, split=split or TRAIN)
     except Exception as error:
         # The library raises dozens of types, from network failures to broken loaders: all mean the same here.
-        message = f"{name}: neither a local file nor a data set that could be loaded (split {split!r}): {error}"
+        if split is None and (names := _split_names(name, config)) and TRAIN not in names:
+            return load_rows(name, config, _only(name, names))
+        asked = ", ".join(f"{key} {value!r}" for key, value in (("configuration", config), ("split", split)) if value)
+        message = f"{name}: neither a local file nor a data set that could be loaded{asked and f' ({asked})'}: {error}"
+        if "onfig name is missing" in str(error):
+            message += " (--data-config chooses one)"
         raise DataError(message) from error
+
+
+def _split_names(name: str, config: str | None) -> list[str]:
+    from datasets import get_dataset_split_names
+
+    try:
+        return list(get_dataset_split_names(name, config))
+    except Exception:  # whatever it is, loading has failed of it, too, and tells
+        return []
+
+
+def _only(name: str, splits: list[str]) -> str:
+    if len(splits) > 1:
+        raise DataError(f"{name} has no split named {TRAIN}; --data-split chooses one of {', '.join(splits)}")
+    return splits[0]
+
+
+def data_set_files(folder: str, config: str | None, split: str | None) -> list[Path]:
+    """The files of a local folder that `load_rows` reads.
+
+    Raises:
+        DataError: as `load_rows`.
+    """
+    try:
+        from datasets import load_dataset_builder
+
+        files = load_dataset_builder(folder, config).config.data_files or {}
+    except Exception as error:  # as in load_rows
+        raise DataError(f"{folder}: no data set that could be loaded: {error}") from error
+    names = [str(named) for named in files]
+    chosen = split.partition("[")[0] if split else TRAIN if TRAIN in names else _only(folder, names)
+    return [Path(path) for named, paths in files.items() if str(named) == chosen for path in paths]
 
 
 LINES = (".jsonl", ".ndjson")
@@ -153,3 +197,4 @@ _READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     PARQUET: _read_parquet,
     ".txt": _read_text,
 }
+DATA_SUFFIXES = tuple(_READERS)

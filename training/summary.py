@@ -12,16 +12,16 @@ from training.metrics import TOP
 
 
 def figures_table(metrics: Mapping[str, float]) -> Table:
-    """Loss and top-k agreement, one row per depth, from `redrafter{i}_loss` and `redrafter{i}_top{k}`."""
+    """Divergence and top-k agreement, one row per depth, from `redrafter{i}_kl` and `redrafter{i}_top{k}`."""
     table = Table(title="held-out text: does the drafter predict the target?", title_justify="left")
     table.add_column("depth", justify="right")
-    table.add_column("loss, nats", justify="right")
+    table.add_column("KL, nats", justify="right")
     for k in range(1, TOP + 1):
         table.add_column(f"top {k}", justify="right")
     depth = 1
-    while (loss := metrics.get(f"redrafter{depth}_loss")) is not None:
+    while (divergence := metrics.get(f"redrafter{depth}_kl")) is not None:
         tops = [f"{metrics[f'redrafter{depth}_top{k}']:.1%}" for k in range(1, TOP + 1)]
-        table.add_row(str(depth), f"{loss:.3f}", *tops)
+        table.add_row(str(depth), f"{divergence:.3f}", *tops)
         depth += 1
     return table
 
@@ -38,7 +38,9 @@ def drafting_table(held_out: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def print_summary(job: Job, report: Mapping[str, Any], console: Console) -> None:
-    console.print(f"{report['steps']} steps, last loss {report['training']['loss']:.3f}, {report['seconds']} s")
+    console.print(
+        f"{report['steps']} steps, last training loss {report['training']['loss']:.3f}, {report['seconds']} s"
+    )
     if report["metrics"]:
         console.print(figures_table(report["metrics"]))
     if report["held_out"]:

@@ -7,7 +7,6 @@ computes with the values that the drafter was distilled against.
 """
 
 import argparse
-import json
 import math
 import platform
 import sys
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from redrafter_vllm import strict_json
 from training.corpus import load_corpus, split
 from training.data import cut_windows, encode_files, text_batches
 from training.optimizer import SplitOptimizer
@@ -166,7 +166,7 @@ def make_target(
         "held_out_loss": held_out_loss(model.float(), encode_files(held_out_files, tokenizer), config),
         "seconds": round(time.monotonic() - started),
     }
-    (out / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+    (out / "training.json").write_text(strict_json.dumps(report, indent=2) + "\n")
     return report
 
 
@@ -195,7 +195,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[str, TargetConfig, Path, 
 
 def main(argv: list[str] | None = None) -> None:
     report = make_target(*parse_args(argv))
-    print(json.dumps({key: report[key] for key in ("steps", "tokens", "held_out_loss", "seconds")}))
+    print(strict_json.dumps({key: report[key] for key in ("steps", "tokens", "held_out_loss", "seconds")}))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from training.config import DistillConfig
 from training.frozen_target import FrozenTarget
+from training.generate import ends_of
 from training.job import Job
 from training.memory import free_memory, readable, stored_bits, weight_bytes
 from training.plan import make_plan, target_on_paper
@@ -23,12 +24,17 @@ class TargetLoadError(ValueError):
 
 
 def load_target(
-    job: Job, config: DistillConfig, device: torch.device, devices: Sequence[torch.device] | None = None
+    job: Job,
+    config: DistillConfig,
+    device: torch.device,
+    devices: Sequence[torch.device] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> FrozenTarget:
     """The job's target, its embedding on `device`.
 
     Args:
         devices: all that this process may use, `device` first; default: `job.target_gpus` GPUs from `device` on.
+        tokenizer: the target's, whose EOS ends its answers, too, as it does in serving.
 
     Raises:
         TargetLoadError: it does not fit, a library is missing, or there are too few GPUs.
@@ -36,7 +42,7 @@ def load_target(
     chosen = list(devices or visible_devices(job, device))
     check_target_options(job)
     check_fits(job, chosen)
-    arguments: dict[str, Any] = {"dtype": job.dtype_on(device)}
+    arguments: dict[str, Any] = {"dtype": job.dtype_on(device), "trust_remote_code": job.trust_remote_code}
     if job.target_quantization != "none":
         _require("bitsandbytes", "a quantised target")
         arguments["quantization_config"] = quantization(job.target_quantization, job.dtype_on(device))
@@ -47,6 +53,8 @@ def load_target(
         _require("accelerate", "a quantised target")
         arguments["device_map"] = {"": device}
     model = AutoModelForCausalLM.from_pretrained(job.target, **arguments)
+    if tokenizer is not None:
+        model.generation_config.eos_token_id = ends_of(model.generation_config, tokenizer)
     return FrozenTarget(model if "device_map" in arguments else model.to(device))
 
 
@@ -75,7 +83,7 @@ def check_target_options(job: Job) -> None:
     """Raises TargetLoadError for a quantisation of what is quantised already."""
     if job.target_quantization == "none":
         return
-    if bits := stored_bits(target_on_paper(job.target).config):
+    if bits := stored_bits(target_on_paper(job.target, trust_remote_code=job.trust_remote_code).config):
         raise TargetLoadError(
             f"{job.target} is stored quantised to {bits} bits already: leave --target-quantization away"
         )
@@ -123,7 +131,8 @@ def remedies(job: Job, devices: Sequence[torch.device]) -> list[str]:
 
 def target_bytes(job: Job, dtype: torch.dtype) -> int:
     """Bytes of the target's weights in memory, from their shapes."""
-    return weight_bytes(target_on_paper(job.target), dtype.itemsize, job.target_quantization)
+    target = target_on_paper(job.target, trust_remote_code=job.trust_remote_code)
+    return weight_bytes(target, dtype.itemsize, job.target_quantization)
 
 
 def memory_shares(job: Job, config: DistillConfig, devices: Sequence[torch.device]) -> dict[int, int]:

@@ -7,10 +7,12 @@ what would be learned counts, of any data nothing that is held out.
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,10 +23,12 @@ from redrafter_vllm.draft_vocabulary import MAP, check_target_ids, to_offsets
 from redrafter_vllm.drafter import Drafter
 from training.answer_store import is_regenerated
 from training.conversation_feed import hold_out
-from training.corpus import corpus_root, is_source_code, load_corpus, split
+from training.corpus import corpus_root, is_source_code, load_corpus
+from training.corpus import split as split_sources
 from training.data import encode_files
 from training.data_report import DataError
 from training.draft_vocabulary import DraftVocabulary, choose_draft_vocabulary, token_frequencies
+from training.examples import ExampleEncoder
 from training.loops import LONGEST_REPEAT
 from training.prepared import load_examples
 from training.regenerated import load_regenerated
@@ -55,7 +59,15 @@ def trim(drafter: Drafter, tokens: Tensor) -> Drafter:
 
 
 def data_frequencies(
-    data: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int, window: int, chat_template: str | None = None
+    data: str,
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    window: int,
+    chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    *,
+    config: str | None = None,
+    split: str | None = None,
 ) -> Tensor:
     """How often each token is met in what a training on `data` would learn from: [V], adding up to 1.
 
@@ -65,10 +77,11 @@ def data_frequencies(
     if is_regenerated(data):
         examples = load_regenerated(Path(data), tokenizer, window, LONGEST_REPEAT).training
     elif is_source_code(data):
-        training = split(load_corpus(corpus_root(data)))[0]
+        training = split_sources(load_corpus(corpus_root(data)))[0]
         return token_frequencies(encode_files(training, tokenizer), [], 0.0, vocab_size)
     else:
-        examples = hold_out(load_examples(None, data, tokenizer, window, chat_template, quiet=True)[0])[0]
+        encoder = ExampleEncoder(tokenizer, window, chat_template, chat_template_kwargs or {}, vocab_size)
+        examples = hold_out(load_examples(None, data, encoder, config=config, split=split, quiet=True)[0])[0]
     return token_frequencies([example.tokens[example.loss].long() for example in examples], [], 0.0, vocab_size)
 
 
@@ -96,13 +109,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--draft-vocab-size", type=int, required=True, help="tokens to keep")
     parser.add_argument("--window", type=int, default=WINDOW, help="tokens of a conversation that count")
     parser.add_argument("--chat-template", help="as for training")
+    parser.add_argument("--chat-template-kwargs", type=json.loads, default={}, help="as for training")
+    parser.add_argument("--data-config", help="as for training")
+    parser.add_argument("--data-split", help="as for training")
+    parser.add_argument("--trust-remote-code", action="store_true", help="as for training")
     args = parser.parse_args(argv)
     try:
         if (args.destination / CONFIG_FILE).exists():
             raise CheckpointError(f"{args.destination} already holds a {CONFIG_FILE}: give a new folder.")
         drafter = Drafter.from_pretrained(args.source, dtype=None)
-        tokenizer = AutoTokenizer.from_pretrained(args.target)
-        frequencies = data_frequencies(args.data, tokenizer, drafter.config.vocab_size, args.window, args.chat_template)
+        tokenizer = AutoTokenizer.from_pretrained(args.target, trust_remote_code=args.trust_remote_code)
+        frequencies = data_frequencies(
+            args.data,
+            tokenizer,
+            drafter.config.vocab_size,
+            args.window,
+            args.chat_template,
+            args.chat_template_kwargs,
+            config=args.data_config,
+            split=args.data_split,
+        )
         chosen = choose_tokens(drafter, frequencies, args.draft_vocab_size)
         trim(drafter, chosen.tokens).save_pretrained(args.destination)
     except (CheckpointError, DataError, ValueError) as error:

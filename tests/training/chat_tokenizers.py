@@ -24,6 +24,26 @@ NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no syst
 OPEN_THOUGHT = CHATML.replace("assistant\n'", "assistant\n<think>\n'")
 # The prompt names the assistant otherwise than the conversation does, at a length that alone betrays nothing.
 RENAMED = CHATML.replace("<|im_start|>assistant\n'", "<|im_start|>helper\n'")
+# As Qwen3's: an answer behind the last question shows its thought, or an empty one; earlier answers lack theirs.
+# With `enable_thinking` false the prompt itself has the empty thought.
+QWEN_LIKE = (
+    "{% set last = namespace(user=0) %}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}{% set last.user = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' %}"
+    "{% set parts = m['content'].split('</think>') %}{% set said = parts[-1].lstrip('\n') %}"
+    "{% set thought = parts[0].split('<think>')[-1].strip('\n') if parts | length > 1 else '' %}"
+    "{% if loop.index0 > last.user %}{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}{{ said }}"
+    "{% else %}{{ m['content'] }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+# As DeepSeek-R1's: no answer shows its thought, not even the last one; here `opens` has the prompt begin a thought.
+R1_LIKE = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '<|im_start|>' + m['content'].split('</think>')[-1] }}"
+    "{{ '</s>' }}{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>' }}{% if opens %}{{ '<think>\n' }}{% endif %}{% endif %}"
+)
 # Says something else than the assistant did.
 SHOUTING = CHATML.replace("m['content']", "m['content'].upper()")
 

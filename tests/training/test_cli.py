@@ -5,6 +5,7 @@ from typing import get_type_hints
 
 import pytest
 
+from redrafter_vllm.drafter import Drafter, DrafterConfig
 from training.cli import attribute_help, parse
 from training.config import RECIPES, DistillConfig, ResponseConfig
 from training.head_loss import LossConfig
@@ -37,6 +38,74 @@ def test_flags_override_the_file_and_the_file_the_recipe(tmp_path: Path) -> None
     assert config == replace(RECIPES["long"], learning_rate=0.5, seed=7, responses=responses)
     file.write_text(keys)
     assert parse(["--config", str(file)])[:3] == (job, config, recipe)
+
+
+@pytest.fixture
+def drafter(tmp_path: Path) -> Path:
+    """A drafter of one layer, where the recipe has two."""
+    Drafter(DrafterConfig(40, 16, exit_dim=24, num_draft_layers=1)).save_pretrained(tmp_path / "drafter")
+    return tmp_path / "drafter"
+
+
+def test_a_drafter_to_start_from_keeps_its_shape(drafter: Path, tmp_path: Path) -> None:
+    start = [*GIVEN, "--init-from", str(drafter)]
+    job, config, recipe, keys = parse(start)
+    assert (config.exit_dim, config.num_draft_layers, config.rnn, config.draft_vocab_size) == (24, 1, True, None)
+    assert parse([*start, "--exit-dim", "24", "--num-draft-layers", "1"])[1] == config
+    # What the run's folder keeps says so, too, and is that run again.
+    (tmp_path / "config.yaml").write_text(keys)
+    assert parse(["--config", str(tmp_path / "config.yaml")])[:3] == (job, config, recipe)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["--num-draft-layers", "2"], "num_draft_layers 2 was asked for"),  # the recipe's own value, but asked for
+        (["--exit-dim", "32"], "exit_dim 32 was asked for"),
+        (["--rnn", "false"], "rnn False was asked for"),
+        (["--draft-vocab-size", "8"], "draft_vocab_size 8 was asked for, and the drafter in"),
+    ],
+)
+def test_another_shape_than_that_of_the_drafter_to_start_from(
+    drafter: Path, asked: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse([*GIVEN, "--init-from", str(drafter), *asked])
+    assert told in capsys.readouterr().err
+
+
+def test_a_shape_in_a_file_of_keys(drafter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "keys.yaml").write_text(f"init_from: {drafter}\nexit_dim: 32\n")
+    with pytest.raises(SystemExit):
+        parse([*GIVEN, "--config", str(tmp_path / "keys.yaml")])
+    assert "exit_dim 32 was asked for" in capsys.readouterr().err
+
+
+def test_a_folder_to_start_from_without_a_drafter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse([*GIVEN, "--init-from", str(tmp_path)])
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_drafts_longer_than_serving_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse([*GIVEN, "--beam-length", "32"])[1].beam_length == 32
+    with pytest.raises(SystemExit):
+        parse([*GIVEN, "--beam-length", "33"])
+    assert "beam_length must be at most 32, as serving drafts no more, got 33" in capsys.readouterr().err
+
+
+def test_keys_of_templates_and_data_sets() -> None:
+    kwargs = '{"enable_thinking": false}'
+    given = ["--chat-template-kwargs", kwargs, "--data-config", "small", "--data-split", "train_sft"]
+    job = parse([*GIVEN, *given, "--held-out-split", "test_sft", "--trust-remote-code"])[0]
+    assert job.chat_template_kwargs == {"enable_thinking": False} and job.trust_remote_code
+    assert job.choices == {
+        "data_config": "small",
+        "data_split": "train_sft",
+        "held_out_split": "test_sft",
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    assert Job("t", "stdlib").choices == {}  # as earlier versions' checkpoints have it
 
 
 @pytest.mark.parametrize("holder", [Job, DistillConfig, Budget, ResponseConfig, LossConfig])

@@ -81,7 +81,7 @@ def test_distilled_drafter_round_trip(
     assert [r["beam_width"] for r in rows[:-1]] == [1, 2]
     assert all(len(r["acceptance_by_depth"]) == 2 for r in rows[:-1])
     assert rows[-1].keys() == report["metrics"].keys()
-    assert {"redrafter1_loss", "redrafter2_top5"} < rows[-1].keys()
+    assert {"redrafter1_kl", "redrafter2_top5"} < rows[-1].keys()
 
 
 def test_trimmed_drafter_from_text_and_labels(

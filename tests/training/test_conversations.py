@@ -97,6 +97,45 @@ def test_data_sets_come_through_the_datasets_library(tmp_path: Path, monkeypatch
         load_conversations([str(folder)], split="nowhere")
 
 
+@pytest.fixture
+def carded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a data set's card: two configurations, the second of which has one split."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "carded"
+    folder.mkdir()
+    for name in ("train_sft", "test_sft", "only"):
+        messages = [{"role": "user", "content": name}, {"role": "assistant", "content": "Hello"}]
+        (folder / f"{name}.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    splits = {"default": ("train_sft", "test_sft"), "small": ("only",)}
+    card = "".join(
+        f"- config_name: {config}\n  data_files:\n" + "".join(f"  - split: {n}\n    path: {n}.jsonl\n" for n in names)
+        for config, names in splits.items()
+    )
+    (folder / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
+    return folder
+
+
+def test_configuration_and_split_of_a_data_set(carded: Path) -> None:
+    def first(**choice: str) -> str:
+        return load_conversations([str(carded)], **choice)[0][0].turns[0].content
+
+    assert first(config="default", split="test_sft") == "test_sft"
+    assert first(config="default", split="train_sft[:1]") == "train_sft"
+    assert first(config="small") == "only"  # the only split there is
+    with pytest.raises(DataError, match=r"no split named train; --data-split chooses one of train_sft, test_sft"):
+        first(config="default")
+    with pytest.raises(DataError, match=r"configuration 'huge'"):
+        first(config="huge")
+
+
+def test_a_file_has_no_splits(tmp_path: Path) -> None:
+    source = store(tmp_path, [SHAREGPT], "jsonl")
+    for choice in ({"split": "train"}, {"config": "default"}):
+        with pytest.raises(DataError, match=r"is a file and has neither configurations nor splits"):
+            load_conversations([source], **choice)
+
+
 def test_an_object_of_lists_is_a_list_of_turns(tmp_path: Path) -> None:
     record = {"conversations": {"from": ["human", "gpt"], "value": ["Hi", "Hello"]}}
     conversations, _ = load_conversations([store(tmp_path, [record], "json")])
@@ -166,6 +205,28 @@ def test_lines_under_the_name_of_json(tmp_path: Path) -> None:
     conversations, report = load_conversations([str(path)])
     assert [c.text for c in conversations] == ["one", "three"]
     assert report.examples[Reason.BROKEN_JSON][0].where == "data.json:2"
+
+
+def test_the_assistants_turn_before_any_prompt_is_dropped(tmp_path: Path) -> None:
+    records = [
+        said("gpt: Welcome!", "human: Hi", "gpt: Hello"),
+        said("system: Be kind.", "gpt: Welcome!", "gpt: Well?", "human: Hi", "gpt: Hello"),
+        said("human: Hi", "gpt: Hello"),
+        said("gpt: Welcome!", "human: Only a question"),
+    ]
+    conversations, report = load_conversations([store(tmp_path, records, "json")])
+    assert [c.turns for c in conversations] == [TURNS[1:], TURNS, TURNS[1:]]
+    assert [c.opening for c in conversations] == [1, 2, 0]
+    assert (report.used, report.opening, report.counts) == (3, 2, {Reason.NO_ASSISTANT: 1})
+    assert "        2    of these without the assistant's turn at the beginning" in str(report)
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
+def test_thoughts_in_a_field_of_their_own(tmp_path: Path, key: str) -> None:
+    answer = {"role": "assistant", "content": "Hello", key: "A greeting.\n"}
+    records = [{"messages": [{"role": "user", "content": "Hi", key: None}, answer]}]
+    ((_, turn),) = [c.turns for c in load_conversations([store(tmp_path, records, "json")])[0]]
+    assert turn.content == "<think>\nA greeting.\n</think>\n\nHello"
 
 
 def test_an_empty_system_turn_is_none(tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 from dataclasses import replace
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from tests.models import HOSTILE_GENERATION
 from training.config import DistillConfig, ResponseConfig
 from training.data import cut_windows, mixed_batches, text_batches
 from training.frozen_target import FrozenTarget
@@ -80,6 +84,32 @@ def test_greedy_continuations_of_mixed_lengths_are_the_targets_own(tiny_target: 
             best = tiny_target.model(input_ids=expected[None]).logits[0, -1].argmax()
             expected = torch.cat([expected, best[None]])
         assert text.tolist() == expected.tolist()
+
+
+def test_greedy_is_the_likeliest_token_whatever_the_generation_config_holds(
+    tiny_target: FrozenTarget, tmp_path: Path
+) -> None:
+    tiny_target.model.save_pretrained(tmp_path)
+    stored = tmp_path / "generation_config.json"
+    hostile = json.loads(stored.read_text()) | HOSTILE_GENERATION | {"eos_token_id": [1, 2], "pad_token_id": 3}
+    stored.write_text(json.dumps(hostile))
+    target = FrozenTarget(AutoModelForCausalLM.from_pretrained(tmp_path))
+    assert target.model.generation_config.repetition_penalty == 9.0
+    generator = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(3, 40, (n,), generator=generator) for n in (2, 5, 9)]
+    made = continue_prompts(target, prompts, 12)
+    assert len(made) == 3
+    for text, prompt in zip(made, prompts, strict=True):
+        expected = prompt
+        while len(expected) < len(prompt) + 12 and not (len(expected) > len(prompt) and expected[-1] in (1, 2)):
+            best = tiny_target.model(input_ids=expected[None]).logits[0, -1].argmax()
+            expected = torch.cat([expected, best[None]])
+        assert text.tolist() == expected.tolist()
+    assert target.model.generation_config.repetition_penalty == 9.0  # it is the target's, and stays
+    # Sampling follows the temperature alone: the generation config would leave three tokens to choose from.
+    torch.manual_seed(0)
+    drawn = continue_prompts(target, [torch.tensor([5])] * 300, 1, temperature=100.0)
+    assert len({int(text[1]) for text in drawn}) > 30
 
 
 def test_responses_are_seeded_and_end_by_themselves_or_with_the_window(tiny_target: FrozenTarget) -> None:

@@ -208,7 +208,7 @@ def test_the_command_trains_the_same_drafter_either_way(
     assert examples_file(job, 320) == stored
     data.unlink()
     prepare_examples(job, 320)
-    examples, _ = load_examples(stored, str(data), train_tokenizer(["x"], 300), 320, "vicuna", quiet=True)
+    examples, _ = load_examples(stored, str(data), ExampleEncoder(train_tokenizer(["x"], 300), 320), quiet=True)
     assert len(examples) == reports[0]["training"] + reports[0]["held_out"]
     with pytest.raises(DataError, match="no such file"):
         prepare_examples(replace(job, resume=False), 320)

@@ -38,11 +38,11 @@ def test_equals_position_by_position(tiny_target: FrozenTarget) -> None:
                 count[t - 1] += 1
     figures = depth_figures(drafter, tiny_target, Windows(tokens, valid), 2, batch_size=2, chunk=4)
     assert figures.positions == count[0]
-    assert figures.loss == pytest.approx([total / n for total, n in zip(loss, count, strict=True)], rel=1e-4)
+    assert figures.divergence == pytest.approx([total / n for total, n in zip(loss, count, strict=True)], rel=1e-4)
     for top, hit, n in zip(figures.top, hits, count, strict=True):
         assert top == pytest.approx([h / n for h in hit])
     named = figures.named()
-    assert named["redrafter2_loss"] == figures.loss[1]
+    assert named["redrafter2_kl"] == figures.divergence[1]
     assert named["redrafter1_top3"] == figures.top[0][2]
     assert len(named) == 2 * 6
 
@@ -63,7 +63,7 @@ def test_trimmed_vocabulary_is_compared_over_its_tokens_and_ranked_over_all(tiny
         for k in range(5):
             hits[k] += int(signals.logits[0, p + 1].argmax()) in ranked[: k + 1]
     figures = depth_figures(drafter, tiny_target, Windows.full(tokens), 1)
-    assert figures.loss[0] == pytest.approx(loss / 7, rel=1e-4)
+    assert figures.divergence[0] == pytest.approx(loss / 7, rel=1e-4)
     assert figures.top[0] == pytest.approx([h / 7 for h in hits])
 
 

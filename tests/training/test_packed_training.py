@@ -223,7 +223,7 @@ def test_packed_metrics_are_those_of_rows_of_one() -> None:
     # Rows with room at the end: a full one leaves out the last positions, as full rows of one document do.
     packed = depth_figures(drafter, target, arrange([examples[:3], examples[3:5], examples[5:]], 24), T, chunk=5)
     assert packed.positions == alone.positions
-    assert packed.loss == pytest.approx(alone.loss, rel=1e-4)
+    assert packed.divergence == pytest.approx(alone.divergence, rel=1e-4)
     assert packed.top == alone.top
     held_out = held_out_rows(examples, T + 1, 24)
     assert len(held_out) < len(examples)

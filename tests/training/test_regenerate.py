@@ -108,6 +108,21 @@ def test_record_prompts(tmp_path: Path) -> None:
     assert {tokenizer.decode(task.prompt_ids)[:4] for task in tasks} == {"aaaa", "bbbb"}
 
 
+def test_prompts_that_the_embedding_has_no_row_for() -> None:
+    tokenizer = byte_tokenizer(CHATML)
+    script = Script(tokenizer, "Alpha", "Beta")
+    tasks = [
+        Task(0, "piece", False, prompt_ids=(5, 260)),
+        Task(1, "asked", False, turns=spoken("<|im_start|>")),
+        Task(2, "fine", False, prompt_ids=(5, 6)),
+    ]
+    texts = Answerer(replace(JOB, window=200), tokenizer, script, 260)(tasks)
+    assert [text.skipped for text in texts] == [Reason.BEYOND_EMBEDDING, None, None]
+    assert "and the target's embedding has 260 rows" in texts[0].detail
+    (asked,) = script.asked
+    assert len(asked) == 2
+
+
 def test_every_turn_is_answered_after_the_answers_before() -> None:
     tokenizer = byte_tokenizer(CHATML)
     script = Script(tokenizer, "Alpha", "Beta", "Gamma")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.models import save_random_llama
+from tests.models import HOSTILE_GENERATION, save_random_llama
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
 from training import regenerate as command
 from training.answer_engine import VllmComplete, end_tokens, make_answerer
@@ -56,6 +56,8 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("regenerate") / "target"
     tokenizer = byte_tokenizer(CHATML)
     save_random_llama(path, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=ENDS)
+    stored = path / "generation_config.json"
+    stored.write_text(json.dumps(json.loads(stored.read_text()) | HOSTILE_GENERATION))
     tokenizer.save_pretrained(path)
     return path
 
@@ -135,10 +137,14 @@ def test_greedy_answers_are_the_targets(whole: Path, target: Path) -> None:
         (continued,) = continue_prompts(model, [prompt], 224 - len(prompt))
         assert continued[len(prompt) :].tolist() == list(answer.answer_ids)
         assert answer.ended == (answer.answer_ids[-1] in ENDS)
+        # The likeliest token at every place, whatever the target's generation config holds.
+        whole_text = torch.tensor([*answer.prompt_ids, *answer.answer_ids])
+        likeliest = model.signals(whole_text[None, :-1]).logits[0, len(prompt) - 1 :].argmax(-1)
+        assert likeliest.tolist() == list(answer.answer_ids)
         assert answer.text == tokenizer.decode(answer.answer_ids, skip_special_tokens=True)
     sampled = [answer for text in read if text.temperature == 0.9 for answer in text.answers]
-    likeliest = [model.model(input_ids=torch.tensor([a.prompt_ids])).logits[0, -1].argmax() for a in sampled]
-    assert any(first != answer.answer_ids[0] for first, answer in zip(likeliest, sampled, strict=True))
+    firsts = [model.model(input_ids=torch.tensor([a.prompt_ids])).logits[0, -1].argmax() for a in sampled]
+    assert any(first != answer.answer_ids[0] for first, answer in zip(firsts, sampled, strict=True))
     assert any(len(text.answers) == 2 for text in read)
 
 

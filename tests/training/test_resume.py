@@ -2,8 +2,9 @@
 """A training that was interrupted ends as one that was not."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from training.context import LocalContext
 from training.data import Windows
 from training.frozen_target import FrozenTarget
 from training.loop import Hooks, build_drafter, distill
-from training.resume import ResumeError, read_state
+from training.resume import ResumeError, budget_growth, read_state
 from training.schedule import Budget
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,6 +80,47 @@ def test_other_settings_are_refused(tiny_target: FrozenTarget, tmp_path: Path) -
     train(tiny_target, tmp_path, hooks=replace(HOOKS, identity={"config": {"seed": 0}, "data": "a"}))
     with pytest.raises(ResumeError, match=r"config\.seed: 0 -> 1.*--resume false"):
         train(tiny_target, tmp_path, hooks=replace(HOOKS, identity={"config": {"seed": 1}, "data": "a"}))
+
+
+def test_more_steps_go_on_from_a_finished_run(
+    tiny_target: FrozenTarget, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(steps: int, stop_at: int | None = None) -> Drafter:
+        config = replace(CONFIG, budget=Budget(steps))
+        hooks = replace(HOOKS, identity={"config": asdict(config)}, log=lambda step, f: logged.append((step, f)))
+        drafter = build_drafter(tiny_target, config)
+        distill(drafter, tiny_target, batches(stop_at), config, context=LocalContext(tmp_path), hooks=hooks)
+        return drafter
+
+    logged: list[tuple[int, Mapping[str, float]]] = []
+    first = run(8)
+    with pytest.raises(ResumeError, match=r"config\.budget\.max_steps: 8 -> 6"):
+        run(6)
+    assert_same(run(8, stop_at=0), first)
+    capsys.readouterr()
+    logged.clear()
+    longer = run(20)
+    assert "going on from step 8 with more to do (config.budget.max_steps: 8 -> 20)" in capsys.readouterr().out
+    state = read_state(tmp_path / "step-00000020")
+    assert len(state["history"]) == 20
+    # After step 8 the cosine of 20 steps is at 8/20 of its way, and so the learning rate has risen again.
+    rates = {step: figures["train/learning_rate"] for step, figures in logged if "train/learning_rate" in figures}
+    way = (9 / 20 - CONFIG.warmup) / (1 - CONFIG.warmup)
+    assert rates[10] == pytest.approx(CONFIG.learning_rate * (0.02 + 0.98 * (1 + math.cos(math.pi * way)) / 2))
+    assert_same(run(20, stop_at=0), longer)
+
+
+def test_limits_of_earlier_versions_and_of_the_clock() -> None:
+    old = {"identity": '{"config": {"budget": {"max_steps": 4, "max_seconds": Infinity}, "seed": 0}}'}
+
+    def growth(steps: int, seconds: float) -> list[str]:
+        return budget_growth(old, {"config": {"budget": {"max_steps": steps, "max_seconds": seconds}, "seed": 1}})
+
+    assert growth(4, math.inf) == growth(3, math.inf) == growth(4, 60.0) == []
+    assert growth(5, 60.0) == ["config.budget.max_steps: 4 -> 5"]
+    old["identity"] = old["identity"].replace("Infinity", "60.0")
+    assert growth(4, 90.0) == ["config.budget.max_seconds: 60.0 -> 90.0"]
+    assert growth(4, math.inf) == ["config.budget.max_seconds: 60.0 -> None"]
 
 
 def test_full_disk_leaves_the_last_checkpoint(tiny_target: FrozenTarget, tmp_path: Path) -> None:

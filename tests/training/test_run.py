@@ -78,10 +78,11 @@ def test_what_a_run_leaves(
     shown = capsys.readouterr().out
     assert "tokens per step" in shown
     assert "top 5" in shown
-    report = json.loads((out / "training.json").read_text())
-    assert report["config"]["budget"]["max_steps"] == 6
+    # Any reader of JSON takes it: without a clock there is no limit, and no Infinity.
+    report = json.loads((out / "training.json").read_text(), parse_constant=pytest.fail)
+    assert report["config"]["budget"] == {"max_steps": 6, "max_seconds": None}
     assert report["data"]["files"] > 0
-    assert {"redrafter1_loss", "redrafter2_top5"} < report["metrics"].keys()
+    assert {"redrafter1_kl", "redrafter2_top5"} < report["metrics"].keys()
     assert report["held_out"]["4x2"]["tokens_per_step"] >= 1
     run = tmp_path / "drafter.run"
     assert "max_steps: 6" in (run / "config.yaml").read_text()
@@ -94,6 +95,10 @@ def test_what_a_run_leaves(
 
     events = EventAccumulator(str(run / "logs")).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
+    assert [event.step for event in events.Scalars("train/learning_rate")] == [2, 4, 6]
+    held_out = {tag for tag in events.Tags()["scalars"] if tag.startswith("held_out/")}
+    measures = ("kl", *(f"top{k}" for k in range(1, 6)))
+    assert held_out == {f"held_out/redrafter{depth}_{measure}" for depth in (1, 2) for measure in measures}
     assert [event.step for event in events.Scalars("held_out/redrafter2_top3")] == [6]
 
     # The stored keys alone repeat the run, and a finished run is not trained again.

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must be known of a target before any work is spent on it: how long its texts may be, which tokens it knows."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+# Names that configurations have for the most positions of a text.
+_LONGEST = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "model_max_length",
+    "max_sequence_length",
+    "max_seq_length",
+    "seq_len",
+)
+# Kinds of rotary scaling whose configurations state the positions after it; the others state those before.
+_SCALED_ALREADY = frozenset({"default", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"})
+
+
+class TargetFactsError(ValueError):
+    """A target that cannot be read, or of which more is asked than it can do."""
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """What a target's configuration says."""
+
+    name: str
+    vocab_size: int  # rows of its embedding
+    longest: float  # tokens of a text; infinite where the configuration names no limit
+
+    def check_length(self, length: int, what: str) -> None:
+        """Raises TargetFactsError when `length` tokens are more than a text of the target may have."""
+        if length > self.longest:
+            raise TargetFactsError(
+                f"{self.name} takes texts of at most {self.longest:.0f} tokens, {what} asks for {length}"
+            )
+
+
+def read_facts(target: str, *, trust_remote_code: bool = False) -> TargetFacts:
+    """
+    Raises:
+        TargetFactsError: there is no such target, or its configuration cannot be read.
+    """
+    return facts_of(target, load_config(target, trust_remote_code=trust_remote_code))
+
+
+def load_config(target: str, *, trust_remote_code: bool = False) -> Any:
+    """The target's configuration, of transformers' class for it.
+
+    Raises:
+        TargetFactsError: as `read_facts`.
+    """
+    try:
+        return AutoConfig.from_pretrained(target, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as problem:
+        reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+        if "trust_remote_code" in str(problem):
+            reason = "it brings code of its own, which --trust-remote-code runs; read that code first"
+        raise TargetFactsError(f"the target {target} cannot be loaded: {reason}") from problem
+
+
+def facts_of(target: str, config: Any) -> TargetFacts:
+    """What `config`, of transformers' class for `target`, says."""
+    text = config.get_text_config()
+    named = [getattr(text, key, None) for key in _LONGEST]
+    longest = min((value for value in named if isinstance(value, int) and value > 0), default=math.inf)
+    # Gemma 3 states the positions after its scaling, which its kind of scaling alone would not tell.
+    if "gemma3" not in config.model_type:
+        for rope in _rope_parameters(getattr(text, "rope_parameters", None)):
+            if rope.get("rope_type", "default") not in _SCALED_ALREADY:
+                longest *= rope.get("factor") or 1.0
+                break  # all kinds of layers share one factor
+    return TargetFacts(target, int(text.vocab_size), longest)
+
+
+def _rope_parameters(stated: Any) -> Iterator[dict[str, Any]]:
+    """Of the whole model, or one by one of its kinds of layers."""
+    if not isinstance(stated, dict):
+        return
+    if "rope_type" in stated:
+        yield stated
+        return
+    yield from (held for held in stated.values() if isinstance(held, dict))
+
+
+def beyond_embedding(ids: Sequence[int], vocab_size: int | None, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What to say of the first token that the target's embedding has no row for; None when there is no such token.
+
+    Tokens were added to the tokenizer then, and the model was not resized. With a `vocab_size` of None nothing is
+    known of the embedding.
+    """
+    if vocab_size is None:
+        return None
+    first = next((token for token in ids if token >= vocab_size), None)
+    if first is None:
+        return None
+    token = tokenizer.convert_ids_to_tokens(first)
+    return f"{token!r} is token {first}, and the target's embedding has {vocab_size} rows"
