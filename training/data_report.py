@@ -26,6 +26,7 @@ class Reason(StrEnum):
     REFUSED_BY_TEMPLATE = "refused by the chat template"
     TEMPLATE_MISMATCH = "chat template changes the turns"
     PROMPT_TOO_LONG = "prompt too long"
+    NO_PROMPT = "no prompt that is not in the other texts"
     NOTHING_TO_LEARN = "no loss token within the maximum length"
 
 

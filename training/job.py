@@ -20,6 +20,7 @@ class Job:
         data: `stdlib` for the Python standard library's sources, a folder of Python files, a JSON, JSONL, Parquet or
             text file of conversations, or the name of a data set on the hub.
         chat_template: `vicuna`, or a file of Jinja source (default: the tokenizer's own).
+        duplicates: drop trains on one of several texts that say the same, keep on all of them.
         out: where the drafter goes (default: <target>/redrafter for a target on disk, else the registry).
         ingest: ray reads and tokenises conversations through Ray Data, direct in each process by itself; auto takes
             ray for several workers, a cluster or a large file.
@@ -47,6 +48,7 @@ class Job:
     target: str
     data: str
     chat_template: str | None = None
+    duplicates: Literal["drop", "keep"] = "drop"
     ingest: Literal["auto", "ray", "direct"] = "auto"
     out: Path | None = None
     run_dir: Path | None = None
@@ -133,6 +135,7 @@ class Job:
             "target": absolute.target,
             "data": absolute.data,
             "chat_template": absolute.chat_template,
+            "duplicates": self.duplicates,
             "init_from": str(absolute.init_from) if absolute.init_from else None,
             "target_dtype": self.target_dtype,
             "target_quantization": self.target_quantization,

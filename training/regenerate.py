@@ -14,13 +14,14 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from training.answer_engine import has_vllm, make_answerer
-from training.answer_store import AnswerStore, StoreError, StoreWriteError, target_fingerprint, vocabulary_fingerprint
+from training.answer_store import AnswerStore, StoreError, StoreWriteError, vocabulary_fingerprint
 from training.answer_workers import Crew, Shard, answer_here, answer_on_ray
 from training.answers import Answered, Task
 from training.cli import parse_keys
 from training.context import WorkersFailedError
 from training.data_report import DataError, DataReport, UnusableRecord
 from training.export import provenance
+from training.fingerprint import target_fingerprint, template_fingerprint
 from training.regeneration import Regeneration
 from training.regeneration_tasks import fingerprint, load_tasks
 
@@ -75,14 +76,15 @@ def regenerate(job: Regeneration) -> Summary:
         StoreWriteError: a shard could not be written; the finished ones are intact.
         WorkersFailedError: Ray's workers failed.
     """
-    tokenizer, commit = load_tokenizer(job)
+    tokenizer = load_tokenizer(job)
     tasks, report = load_tasks(job, tokenizer)
     if report.skipped:
         print(report)
     store = AnswerStore(job.out)
     shards = cut_shards(tasks, job.shard_size)
     settings = job.identity() | {
-        "weights": target_fingerprint(job.target, commit),
+        "target_content": target_fingerprint(job.target),
+        "chat_template": template_fingerprint(job.chat_template),
         "prompts": fingerprint(tasks),
         "vocabulary": vocabulary_fingerprint(tokenizer),
     }
@@ -98,8 +100,8 @@ def regenerate(job: Regeneration) -> Summary:
     return summary
 
 
-def load_tokenizer(job: Regeneration) -> tuple[PreTrainedTokenizerBase, str | None]:
-    """The target's, and its commit on the hub, after a look whether there is such a target and vLLM to run it.
+def load_tokenizer(job: Regeneration) -> PreTrainedTokenizerBase:
+    """The target's, after a look whether there is such a target and vLLM to run it.
 
     Raises:
         DataError: there is not, or it cannot have so long a text.
@@ -114,7 +116,7 @@ def load_tokenizer(job: Regeneration) -> tuple[PreTrainedTokenizerBase, str | No
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and job.window > longest:
         raise DataError(f"{job.target} takes texts of at most {longest} tokens, --window is {job.window}")
-    return tokenizer, getattr(config, "_commit_hash", None)
+    return tokenizer
 
 
 def cut_shards(tasks: Sequence[Task], size: int) -> list[Shard]:

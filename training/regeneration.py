@@ -30,6 +30,7 @@ class Regeneration:
         data: what the training takes; `stdlib`, a folder of Python files, conversations, or a data set on the hub.
         out: folder for the answers; give it to the training as --data.
         chat_template: `vicuna`, or a file of Jinja source (default: the tokenizer's own).
+        duplicates: drop answers one of several conversations in which the user says the same, keep all of them.
         count: texts to write for training; one for every twenty comes on top, from held-out prompts (default: 3072
             from source code, one per record from anything else, which is also the most).
         window: most tokens of a text, prompt and answers together; the --window to train with.
@@ -52,6 +53,7 @@ class Regeneration:
     data: str
     out: Path
     chat_template: str | None = None
+    duplicates: Literal["drop", "keep"] = "drop"
     count: int | None = None
     window: int = 256
     temperatures: tuple[float, ...] = (0.0, 0.0, 0.8)
@@ -107,6 +109,7 @@ class Regeneration:
             "target": absolute.target,
             "data": absolute.data,
             "chat_template": absolute.chat_template,
+            "duplicates": self.duplicates,
             "count": self.count,
             "window": self.window,
             "temperatures": list(self.temperatures),

@@ -68,7 +68,7 @@ def data_frequencies(
         training = split(load_corpus(corpus_root(data)))[0]
         return token_frequencies(encode_files(training, tokenizer), [], 0.0, vocab_size)
     else:
-        examples = hold_out(load_examples(None, data, tokenizer, window, chat_template, quiet=True)[0])[0]
+        examples, _ = hold_out(load_examples(None, data, tokenizer, window, chat_template, quiet=True)[0])
     return token_frequencies([example.tokens[example.loss].long() for example in examples], [], 0.0, vocab_size)
 
 
