@@ -22,7 +22,7 @@ from redrafter_vllm.drafter import Drafter
 from redrafter_vllm.ops.beam_search import beam_search
 from redrafter_vllm.resolve import resolve_drafter
 from redrafter_vllm.tree import DraftTree
-from training.corpus import extract_prompts, load_corpus, split
+from training.corpus import load_corpus, split, unseen_prompts
 from training.data import Windows, cut_windows, encode_files
 from training.frozen_target import FrozenTarget
 from training.generate import continue_prompts
@@ -130,11 +130,10 @@ def held_out_texts(
     temperature: float = 0.0,
     corpus: Path | None = None,
 ) -> list[tuple[Tensor, int]]:
-    """The target's continuations of prompts from files that no training has seen."""
-    held_out = split(load_corpus(corpus))[1]
-    encoded = [
-        torch.tensor(tokenizer(p)["input_ids"]) for p in extract_prompts(held_out, prompts, seed=seed, max_chars=600)
-    ]
+    """The target's continuations of at most so many prompts from files that no training has seen."""
+    training, held_out = split(load_corpus(corpus))
+    unseen = unseen_prompts(training, held_out, prompts, seed=seed, max_chars=600)
+    encoded = [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in unseen]
     torch.manual_seed(seed)
     texts = continue_prompts(target, encoded, new_tokens, temperature=temperature)
     return [(text, len(prompt)) for text, prompt in zip(texts, encoded, strict=True)]

@@ -84,7 +84,8 @@ def source_code_feed(
     if not held_out:
         raise DataError(f"{settings.data} holds one text only: one must be held out and another one trained on")
     files = encode_files(training, tokenizer)
-    elsewhere = Passages(tokenizer([file.text for file in held_out], add_special_tokens=False)["input_ids"])
+    measured_on = tokenizer([file.text for file in held_out], add_special_tokens=False, verbose=False)
+    elsewhere = Passages(measured_on["input_ids"])
     answers: list[Tensor] = []
     if config.response_fraction and config.responses.folders:
         texts = written_before(config.responses, tokenizer, config.window, settings.target)

@@ -98,7 +98,8 @@ def estimate_memory(drafter: Drafter, config: DistillConfig, rows: int, target_b
     }
 
 
-def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, console: Console) -> None:
+def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, texts: str, console: Console) -> None:
+    """The plan as a table; `texts` says what there is to train and to measure on."""
     least, most = job.workers
     where = (
         "this process"
@@ -114,6 +115,7 @@ def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, console
     for name, value in (
         ("target", f"{job.target}: {plan.target_parameters:,} parameters"),
         ("data", job.data),
+        ("texts", texts),
         ("recipe", recipe),
         (
             "drafter",

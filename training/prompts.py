@@ -45,6 +45,7 @@ def cut_stretches(
     rng: random.Random,
     *,
     elsewhere: Container[Sequence[int]] = (),
+    block: int = 1,
 ) -> list[Stretch]:
     """At most `count` different stretches of texts; every token of the texts is as likely to be in one.
 
@@ -53,19 +54,22 @@ def cut_stretches(
         lengths: fewest and most tokens of a stretch; a text that has fewer may be taken whole.
         front: ids in front of every stretch, not counted.
         elsewhere: what a stretch must not stand in: the other side of the split.
+        block: so many stretches are of one length, where texts have as much: they share a batch.
     """
     usable = [number for number, ids in enumerate(texts) if ids]
     if not usable:
         return []
     weights = list(accumulate(len(texts[number]) for number in usable))
     found: dict[tuple[int, ...], Stretch] = {}
-    for _ in range(TRIES * count):
+    wanted = lengths[1]
+    for draw in range(TRIES * count):
         if len(found) == count:
             break
+        if draw % block == 0:
+            wanted = rng.randint(*lengths)
         number = rng.choices(usable, cum_weights=weights)[0]
         ids = texts[number]
-        most = min(lengths[1], len(ids))
-        size = rng.randint(min(lengths[0], most), most)
+        size = min(wanted, len(ids))
         start = rng.randint(0, len(ids) - size)
         body = tuple(ids[start : start + size])
         if body not in found and body not in elsewhere:
@@ -74,18 +78,19 @@ def cut_stretches(
 
 
 def asked(prompts: Sequence[Tensor], config: ResponseConfig) -> list[tuple[Tensor, float]]:
-    """At most `config.count` prompts, each with a temperature, in turn; a greedy answer is asked for once.
+    """At most `config.count` prompts, each with a temperature, batch by batch in turn; none is asked greedily twice.
 
     `prompts` are different ones. Where they are fewer than the texts wanted they come again, at another temperature.
     """
-    count, places = len(config.temperatures), range(config.count if prompts else 0)
-    pairs = [(place % len(prompts), config.temperatures[(place + place // len(prompts)) % count]) for place in places]
-    known: set[tuple[int, float]] = set()
+    greedy: set[int] = set()
     chosen = []
-    for number, temperature in pairs:
-        if temperature > 0 or (number, temperature) not in known:
-            known.add((number, temperature))
+    for place in range(config.count if prompts else 0):
+        time, number = divmod(place, len(prompts))
+        temperature = config.temperatures[(place // config.batch_size + time) % len(config.temperatures)]
+        if temperature > 0 or number not in greedy:
             chosen.append((prompts[number], temperature))
+        if temperature == 0:
+            greedy.add(number)
     return chosen
 
 
@@ -103,7 +108,8 @@ def text_prompts(
     special = set(tokenizer.all_special_ids)
     bodies = [without_special(text, special) for text in texts]
     lengths = (max(1, config.min_prompt - len(front)), max(1, config.max_prompt - len(front)))
-    found = cut_stretches(bodies, count, lengths, front, random.Random(seed), elsewhere=elsewhere)
+    rng, block = random.Random(seed), config.batch_size
+    found = cut_stretches(bodies, count, lengths, front, rng, elsewhere=elsewhere, block=block)
     return [torch.tensor(stretch.ids) for stretch in found]
 
 
