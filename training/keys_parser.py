@@ -14,7 +14,7 @@ LINE_WIDTH = 300
 class KeysParser(ArgumentParser):
     """Exits with 2 and a message whatever stands in a file of keys."""
 
-    def parse_args(self, *args: Any, **options: Any) -> Namespace:
+    def parse_args(self, *args: Any, **options: Any) -> Namespace:  # type: ignore[override]
         """
         Raises:
             OSError, UnicodeDecodeError, RecursionError: of reading the file, which the caller can name.
