@@ -35,10 +35,12 @@ from training.data import encode_files, mixed_batches
 from training.draft_vocabulary import choose_draft_vocabulary, token_frequencies
 from training.evaluate import Drafting, held_out_texts, measure
 from training.feed import written_before
+from training.fingerprint import target_fingerprint
 from training.frozen_target import FrozenTarget
-from training.generate import make_responses
+from training.generate import write_texts
 from training.head_loss import LossConfig
 from training.loop import build_drafter, distill
+from training.prompts import asked, text_prompts
 from training.schedule import Budget
 
 OURS, PUBLISHED = "ours", "published"
@@ -137,11 +139,14 @@ class Bench:
             return [text.tokens.long() for text in written_before(config.responses, self.tokenizer, config.window)]
         return self._stored_responses(config.responses)
 
-    def _stored_responses(self, asked: ResponseConfig) -> list[Tensor]:
-        weights = (self.options.target / "model.safetensors").stat()
-        path = self.options.work / f"responses-{asked.count}-{asked.longest_repeat}-{weights.st_mtime_ns}.pt"
+    def _stored_responses(self, wanted: ResponseConfig) -> list[Tensor]:
+        content = "-".join(part[:8] for part in target_fingerprint(str(self.options.target)).values())
+        path = self.options.work / f"responses-{wanted.count}-{wanted.longest_repeat}-{content}.pt"
         if not path.is_file():
-            made = make_responses(self.target, self.files, RECIPES["standard"].window, self.bos, asked, RESPONSE_SEED)
+            front = () if self.bos is None else (self.bos,)
+            prompts = text_prompts(self.files, wanted.count, self.tokenizer, front, wanted, RESPONSE_SEED)
+            length = RECIPES["standard"].window
+            made = [t for t, _ in write_texts(self.target, asked(prompts, wanted), length, wanted, RESPONSE_SEED)]
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".part")
             torch.save(made, partial)

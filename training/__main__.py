@@ -11,6 +11,8 @@ from redrafter_vllm.checkpoint import CheckpointError
 from training.checkpoints import CheckpointWriteError
 from training.cli import parse
 from training.context import WorkersFailedError
+from training.data_plan import describe_data
+from training.data_report import DataError
 from training.plan import make_plan, print_plan
 from training.runner import run
 from training.summary import print_summary
@@ -21,7 +23,12 @@ def main(argv: Sequence[str] | None = None, *, program: str = "training") -> int
     console = Console()
     device = torch.device("cuda" if job.device != "cpu" and torch.cuda.is_available() else "cpu")
     if job.dry_run:
-        print_plan(job, config, recipe, make_plan(job, config, device), console)
+        try:
+            texts = describe_data(job, config)
+            print_plan(job, config, recipe, make_plan(job, config, device), texts, console)
+        except DataError as problem:
+            print(problem, file=sys.stderr)
+            return 1
         return 0
     job.run_folder.mkdir(parents=True, exist_ok=True)
     (job.run_folder / "config.yaml").write_text(keys)

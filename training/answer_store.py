@@ -22,8 +22,6 @@ from training.resume import differences
 
 MANIFEST = "regenerated.json"
 WRITING = ".writing"
-WEIGHTS = frozenset({".safetensors", ".bin"})
-SAMPLE = 1 << 16
 
 
 class StoreError(ValueError):
@@ -42,24 +40,6 @@ def is_regenerated(data: str) -> bool:
 def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """The same for tokenizers whose ids mean the same."""
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
-
-
-def target_fingerprint(target: str, commit: str | None = None) -> str | None:
-    """Of a folder's weights and config, so that another target in the same place is noticed; of a hub name its commit.
-
-    Beginning and end of each file stand for it: retrained weights differ there, and nobody waits for gigabytes.
-    """
-    folder = Path(target)
-    if not folder.is_dir():
-        return commit
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.name == "config.json" or path.suffix in WEIGHTS):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {size} ".encode() + file.read(SAMPLE))
-            file.seek(max(size - SAMPLE, 0))
-            digest.update(file.read())
-    return digest.hexdigest()[:16]
 
 
 class AnswerStore:
@@ -165,4 +145,5 @@ def _from_json(stored: dict[str, Any]) -> Answered:
         Answer(tuple(a["prompt_ids"]), tuple(a["answer_ids"]), a["text"], a["ended"]) for a in stored.pop("answers")
     )
     reason = stored.pop("skipped")
-    return Answered(**stored, answers=answers, skipped=Reason(reason) if reason else None)
+    prompts = tuple(stored.pop("prompts", ()))
+    return Answered(**stored, answers=answers, skipped=Reason(reason) if reason else None, prompts=prompts)

@@ -11,6 +11,7 @@ from training.answers import Answer, Answered, Task
 from training.chat_templates import ChatTemplate, resolve_chat_template
 from training.conversations import Turn
 from training.data_report import Reason, UnusableRecord
+from training.held_out import text_key
 from training.regeneration import Regeneration
 from training.target_facts import beyond_embedding
 
@@ -140,7 +141,15 @@ class Answerer:
             dialogue.prompts - len(dialogue.answers) if dialogue.answers else 0,
             problem.reason if problem else None,
             problem.detail if problem else "",
+            self._asked(task),
         )
+
+    def _asked(self, task: Task) -> tuple[int, ...]:
+        """The keys of the prompts, in the words of the data."""
+        if task.turns:
+            return tuple(text_key(turn.content) for turn in task.turns if turn.role == "user")
+        piece = self._tokenizer.decode(task.prompt_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return (text_key(piece),)
 
 
 @dataclass

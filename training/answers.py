@@ -47,6 +47,7 @@ class Answered:
     left_out: int = 0  # later turns of the conversation that could not be reached
     skipped: Reason | None = None
     detail: str = ""
+    prompts: tuple[int, ...] = ()  # keys of what was asked, for `training.held_out`
 
     @property
     def tokens(self) -> int:

@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """A teacher whose hidden states were computed once: filling the cache, and training from it without the body."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PretrainedConfig
 
 from training.cached_texts import TextIndex, texts_of
 from training.config import DistillConfig
 from training.context import TrainContext
 from training.data import Windows
+from training.fingerprint import template_fingerprint, weights_fingerprint
 from training.frozen_target import DeferredTarget, FrozenTarget, Signals, Teacher
 from training.hidden_cache import DTYPE, SHARD_BYTES, HiddenCache, HiddenCacheError, free_space
 from training.job import Job, absolute_place
@@ -23,10 +22,7 @@ from training.memory import readable
 from training.target_facts import load_config
 from training.target_head import TargetHead
 
-FORMAT = 1
-SAMPLES = 16  # pieces of each weight file that its fingerprint is made from
-SAMPLE_BYTES = 1 << 16
-WEIGHT_FILES = ("*.safetensors", "*.bin")
+FORMAT = 2
 
 
 class CachedTarget(Teacher):
@@ -73,7 +69,8 @@ def open_cached_target(
     index, trained = texts_of(batches, config.budget.max_steps, held_out)
     text_config = load_config(job.target, trust_remote_code=job.trust_remote_code).get_text_config()
     cache = HiddenCache(job.hidden_cache, index.lengths, text_config.hidden_size, shard_bytes=shard_bytes)
-    identity = cache_identity(job, index, context.device) | {"shard_bytes": shard_bytes}
+    weights = context.made_by_first(partial(weights_fingerprint, job.target))
+    identity = cache_identity(job, weights, index, context.device) | {"shard_bytes": shard_bytes}
     settings = text_settings(job, config)
     begun = cache.check_identity(identity, settings) and cache.has_head()
     everything = list(range(cache.num_shards))
@@ -160,11 +157,11 @@ def describe(cache: HiddenCache, texts: int, missing: list[int]) -> str:
     )
 
 
-def cache_identity(job: Job, index: TextIndex, device: torch.device) -> dict[str, Any]:
-    """What determines the hidden states."""
+def cache_identity(job: Job, weights: str, index: TextIndex, device: torch.device) -> dict[str, Any]:
+    """What determines the hidden states; `weights` is the target's `weights_fingerprint`."""
     return {
         "format": FORMAT,
-        "target": target_fingerprint(job.target),
+        "target": weights,
         "dtype": str(job.dtype_on(device)).removeprefix("torch."),
         "quantization": job.target_quantization,
         "texts": {"count": len(index), "tokens": index.total, "digest": index.digest()},
@@ -177,30 +174,10 @@ def text_settings(job: Job, config: DistillConfig) -> dict[str, Any]:
     return {
         "target": absolute_place(job.target),
         "data": absolute_place(job.data),
-        "chat_template": job.chat_template,
+        "chat_template": template_fingerprint(job.chat_template),
         **job.choices,
         "evaluate_windows": job.evaluate_windows,
         "max_steps": config.budget.max_steps,
         "responses": asdict(config.responses),
         **{key: getattr(config, key) for key in keys},
     }
-
-
-def target_fingerprint(target: str) -> str:
-    """The commit of a hub's target; of a folder's, a digest of its configuration and of samples of its weights.
-
-    A copy of the folder has the same fingerprint, and a target trained further another.
-    """
-    folder = Path(target)
-    if not folder.is_dir():
-        commit = PretrainedConfig.get_config_dict(target)[0].get("_commit_hash")
-        return f"{target}@{commit}"
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(path for pattern in WEIGHT_FILES for path in folder.glob(pattern)):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}".encode())
-        with path.open("rb") as file:
-            for sample in range(SAMPLES + 1):
-                file.seek(max(0, size - SAMPLE_BYTES) * sample // SAMPLES)
-                digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()[:32]

@@ -15,13 +15,14 @@ class ResponseConfig:
     """Text that the target writes itself from training prompts: serving drafts for such text, not for the corpus.
 
     Attributes:
-        count: how many texts.
+        count: how many texts at most; prompts are different ones, and none is answered greedily twice.
         temperatures: sampling temperatures, taken in turn; 0 is greedy.
         min_prompt: fewest tokens of a prompt.
         max_prompt: most tokens of a prompt.
         batch_size: texts written at once.
         folders: texts that `training.regenerate` has written, to take all of instead of writing any.
         longest_repeat: a text ends where the target says so many tokens in a row over again; 0 keeps all.
+        any_target: take folders that another target of the same vocabulary has written.
     """
 
     count: int = 256
@@ -31,6 +32,7 @@ class ResponseConfig:
     batch_size: int = 64
     folders: tuple[str, ...] = ()
     longest_repeat: int = LONGEST_REPEAT
+    any_target: bool = False
 
     def __post_init__(self) -> None:
         if self.count < 0 or self.batch_size < 1:

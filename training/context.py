@@ -2,16 +2,18 @@
 """What the training loop knows of the processes and the storage around it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from training import checkpoints
 from training.checkpoints import Write
+
+Made = TypeVar("Made")
 
 
 class WorkersFailedError(RuntimeError):
@@ -53,6 +55,10 @@ class TrainContext(ABC):
     @abstractmethod
     def wrap(self, module: nn.Module) -> nn.Module:
         """`module` with its gradients averaged over the processes during backward passes."""
+
+    def made_by_first(self, make: Callable[[], Made]) -> Made:
+        """What rank 0's `make` returns, in all processes; it can be pickled."""
+        return self.gather(make() if self.rank == 0 else None)[0]
 
     def of_first(self, value: float) -> float:
         """Rank 0's value, in all processes: clocks differ, and what they decide must not."""

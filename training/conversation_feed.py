@@ -1,42 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversations as training batches: loss on the answers only, first answers also rewritten.
 
-Rows are packed with several conversations, or hold one each and are as long as the longest of their batch. Of the
-conversations 5 % are held out, the same ones for every seed.
+Rows are packed with several conversations, or hold one each and are as long as the longest of their batch. What is held
+out is decided by content, the same for every seed; see `training.held_out`.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from training.config import ResponseConfig
 from training.data import Windows
 from training.data_report import DataError
 from training.examples import Example
-from training.frozen_target import FrozenTarget
-from training.generate import continue_prompts
-from training.loops import loop_start
+from training.held_out import Content, Split, divide, text_key
 from training.packing import Packing, arrange
+from training.prompts import Passages, distinct, text_prompts
 
-Held = TypeVar("Held")
-
-HELD_OUT_SHARE = 20
 ROW_MULTIPLE = 16  # row lengths repeat, which spares allocators and compilers new shapes
 
 
-def hold_out(examples: Sequence[Held]) -> tuple[list[Held], list[Held]]:
-    """(training, held out): every twentieth in a fixed random order, at least one.
+@dataclass(frozen=True)
+class Divided:
+    """Examples to train on, to measure on, and one for each held-out prompt."""
+
+    training: list[Example]
+    held_out: list[Example]
+    prompts: list[Example]
+    split: Split
+
+
+def divide_examples(
+    examples: Sequence[Example], *, marked: Iterable[int] = (), keep_duplicates: bool = False
+) -> Divided:
+    """The examples divided by what they say; see `training.held_out.divide`.
 
     Raises:
-        DataError: there are not two examples.
+        DataError: nothing can be held out, or nothing is left to train on.
     """
-    if len(examples) < 2:
-        raise DataError(f"{len(examples)} usable conversation is too little: one must be held out")
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
-    count = max(1, len(examples) // HELD_OUT_SHARE)
-    return [examples[i] for i in sorted(order[count:])], [examples[i] for i in sorted(order[:count])]
+    contents = [example.content for example in examples]
+    split = divide([c for c in contents if c is not None], marked=marked, keep_duplicates=keep_duplicates)
+    training, held_out = (
+        [cut for text in kept if (cut := examples[text.index].up_to(text.exchanges)) is not None]
+        for kept in (split.training, split.held_out)
+    )
+    return Divided(training, held_out, [examples[index] for index in split.prompts], split)
+
+
+def hold_out(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+    """(training, held out) of `divide_examples`."""
+    divided = divide_examples(examples)
+    return divided.training, divided.held_out
 
 
 def collate(examples: Sequence[Example], least: int) -> Windows:
@@ -73,7 +90,9 @@ def conversation_batches(
 
 
 def held_out_rows(examples: Sequence[Example], least: int, window: int | None) -> Windows:
-    """The examples to measure on, in rows like those of the batches."""
+    """The examples to measure on, in rows like those of the batches; no rows where there are none."""
+    if not examples:
+        return Windows.full(torch.empty(0, least, dtype=torch.long))
     if window is None:
         return collate(examples, least)
     packing = Packing(examples, window, seed=0)
@@ -85,38 +104,71 @@ def first_prompt(example: Example) -> Tensor:
     return example.tokens[: example.asked or int(example.loss.int().argmax())].long()
 
 
-def write_answers(
-    target: FrozenTarget, conversations: Sequence[Example], length: int, config: ResponseConfig, seed: int
-) -> list[tuple[Tensor, int]]:
-    """`config.count` texts, each a conversation's first prompt with the target's own answer, and the prompt's length.
-
-    Prompts that leave less than half of `length` are passed over; similar lengths share a batch, and the configured
-    temperatures alternate from batch to batch. A text ends before it goes round in circles.
+def prompts_to_answer(
+    training: Sequence[Example],
+    held_out: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    config: ResponseConfig,
+    seed: int,
+) -> list[Tensor]:
+    """Different prompts for the target: first prompts of at most half of `length`, or stretches of plain text.
 
     Raises:
-        DataError: no prompt is short enough.
+        DataError: there is none.
     """
-    torch.manual_seed(seed)
-    prompts = [prompt for prompt in map(first_prompt, conversations) if 1 <= len(prompt) <= length // 2]
+    if any(example.is_text for example in training):
+        prompts = cut_prompts(training, held_out, config.count, tokenizer, config, seed)
+        if not prompts:
+            raise DataError("the texts have no prompt for the target to go on from that is not held out")
+        return prompts
+    prompts = distinct(prompt for prompt in map(first_prompt, training) if 1 <= len(prompt) <= length // 2)
     if not prompts:
         raise DataError(f"no prompt of at most {length // 2} tokens, half of --window, for the target to answer")
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed)).tolist()
-    chosen = [prompts[order[i % len(order)]] for i in range(config.count)]
-    chosen.sort(key=len)
-    texts = []
-    for number, first in enumerate(range(0, len(chosen), config.batch_size)):
-        batch = chosen[first : first + config.batch_size]
-        temperature = config.temperatures[number % len(config.temperatures)]
-        room = length - max(map(len, batch))
-        continued = continue_prompts(target, batch, room, temperature=temperature)
-        for text, prompt in zip(continued, batch, strict=True):
-            texts.append((text[: loop_start(text.tolist(), len(prompt), config.longest_repeat)], len(prompt)))
-    return texts
+    return [prompts[number] for number in order]
 
 
-def answer_example(text: Tensor, start: int) -> Example:
+def held_out_prompts(
+    divided: Divided, count: int, tokenizer: PreTrainedTokenizerBase, config: ResponseConfig
+) -> list[Tensor]:
+    """At most `count` different prompts that no training has seen.
+
+    Raises:
+        DataError: there is none.
+    """
+    if any(example.is_text for example in divided.held_out):
+        prompts = cut_prompts(divided.held_out, divided.training, count, tokenizer, config, seed=1)
+    else:
+        prompts = distinct(prompt for prompt in map(first_prompt, divided.prompts) if len(prompt))[:count]
+    if not prompts:
+        raise DataError("what is held out has no prompt to measure on that does not stand in what is trained on")
+    return prompts
+
+
+def cut_prompts(
+    examples: Sequence[Example],
+    others: Sequence[Example],
+    count: int,
+    tokenizer: PreTrainedTokenizerBase,
+    config: ResponseConfig,
+    seed: int,
+) -> list[Tensor]:
+    """At most `count` different stretches of pieces of plain text that stand in none of `others`."""
+    begins = int(examples[0].tokens[0])
+    front = (begins,) if begins == tokenizer.bos_token_id else ()
+    elsewhere = Passages([example.tokens.tolist() for example in others])
+    texts = [example.tokens for example in examples]
+    return text_prompts(texts, count, tokenizer, front, config, seed, elsewhere=elsewhere)
+
+
+def answer_example(text: Tensor, start: int, tokenizer: PreTrainedTokenizerBase) -> Example:
     """A text whose tokens from `start` on the target has written."""
-    return Example("written by the target", text.int(), torch.arange(len(text)) >= start)
+    said = tokenizer.batch_decode([text[:start], text[start:]], skip_special_tokens=True)
+    prompt, answer = map(text_key, said)
+    content = Content(prompt, ((prompt, answer),))
+    loss = torch.arange(len(text)) >= start
+    return Example("written by the target", text.int(), loss, content=content, ends=(len(text),))
 
 
 def _row_stream(source: Sequence[Example], seed: int, window: int | None) -> Iterator[Sequence[Example]]:

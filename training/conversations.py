@@ -276,3 +276,20 @@ def load_conversations(
         for conversation in iter_conversations(source, report, config=config, split=split, need_answers=need_answers)
     ]
     return conversations, report
+
+
+def load_splits(
+    source: str, config: str | None, split: str | None, held_out_split: str | None, *, need_answers: bool = True
+) -> tuple[list[Conversation], range, DataReport]:
+    """The conversations of a data set, then those of its held-out split if one is named; which are the latter.
+
+    Raises:
+        DataError: as `iter_conversations`.
+    """
+    conversations, report = load_conversations([source], config=config, split=split, need_answers=need_answers)
+    count = len(conversations)
+    if held_out_split is not None:
+        held_out, further = load_conversations([source], config=config, split=held_out_split, need_answers=need_answers)
+        conversations += held_out
+        report.merge(further)
+    return conversations, range(count, len(conversations)), report

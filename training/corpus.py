@@ -6,9 +6,11 @@ import hashlib
 import random
 import sysconfig
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from training.held_out import normalised, text_key
 from training.sources import DATA_SUFFIXES
 
 # Test suites are absent from some distributions' Python and hold deliberately broken files; the code pages in
@@ -35,7 +37,11 @@ class SourceFile:
 
 def is_held_out(relative_path: str) -> bool:
     """Whether a file is kept away from all training: about 5 % of the files, decided by a hash of the path alone."""
-    return hashlib.sha256(relative_path.encode()).digest()[0] < HELD_OUT_OF_256
+    return _path_hash(relative_path)[0] < HELD_OUT_OF_256
+
+
+def _path_hash(relative_path: str) -> bytes:
+    return hashlib.sha256(relative_path.encode()).digest()
 
 
 def is_source_code(data: str) -> bool:
@@ -92,9 +98,24 @@ def load_corpus(root: Path | None = None) -> list[SourceFile]:
     return files
 
 
-def split(files: list[SourceFile]) -> tuple[list[SourceFile], list[SourceFile]]:
-    """(training files, held-out files); see `is_held_out`."""
-    return [f for f in files if not f.held_out], [f for f in files if f.held_out]
+def split(files: Sequence[SourceFile], *, keep_duplicates: bool = False) -> tuple[list[SourceFile], list[SourceFile]]:
+    """(training files, held-out files), each text once, whatever copies of it there are under other paths.
+
+    See `is_held_out`; a text is held out if one of its copies is. Where that would be all of the texts or none of them,
+    one is held out: the first by the hash of its path.
+
+    Args:
+        keep_duplicates: keep all copies in training.
+    """
+    copies: dict[int, list[SourceFile]] = {}
+    for file in files:
+        copies.setdefault(text_key(file.text), []).append(file)
+    held = {key for key, same in copies.items() if any(file.held_out for file in same)}
+    if len(copies) > 1 and len(held) in (0, len(copies)):
+        held = {min(copies, key=lambda key: min(_path_hash(file.path) for file in copies[key]))}
+    kept = None if keep_duplicates else 1
+    training = [file for key, same in copies.items() if key not in held for file in same[:kept]]
+    return training, [same[0] for key, same in copies.items() if key in held]
 
 
 def extract_prompts(
@@ -120,3 +141,19 @@ def extract_prompts(
         start = text.rfind("\n", 0, rng.randint(0, len(text) - length)) + 1
         prompts.append(text[start : start + length])
     return prompts
+
+
+def unseen_prompts(
+    training: Sequence[SourceFile], held_out: list[SourceFile], count: int, *, seed: int, max_chars: int
+) -> list[str]:
+    """At most `count` different prompts of `extract_prompts` that stand in no training file: no shared licence, say.
+
+    Raises:
+        ValueError: as `extract_prompts`, or all prompts stand in training files.
+    """
+    known = normalised("\n".join(file.text for file in training))
+    drawn = dict.fromkeys(extract_prompts(held_out, 4 * count, seed=seed, max_chars=max_chars))
+    unseen = [prompt for prompt in drawn if normalised(prompt) not in known]
+    if not unseen:
+        raise ValueError("no prompt from the held-out files is unseen: the training files hold all of them")
+    return unseen[:count]

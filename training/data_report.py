@@ -27,6 +27,7 @@ class Reason(StrEnum):
     TEMPLATE_MISMATCH = "chat template changes the turns"
     PROMPT_TOO_LONG = "prompt too long"
     BEYOND_EMBEDDING = "token without a row in the target's embedding"
+    NO_PROMPT = "no prompt that is not in the other texts"
     NOTHING_TO_LEARN = "no loss token within the maximum length"
 
 

@@ -24,7 +24,7 @@ from redrafter_vllm.drafter import Drafter
 from redrafter_vllm.ops.beam_search import beam_search
 from redrafter_vllm.resolve import resolve_drafter
 from redrafter_vllm.tree import DraftTree
-from training.corpus import extract_prompts, load_corpus, split
+from training.corpus import load_corpus, split, unseen_prompts
 from training.data import Windows, cut_windows, encode_files
 from training.frozen_target import FrozenTarget
 from training.generate import continue_prompts
@@ -141,14 +141,13 @@ def held_out_texts(
     corpus: Path | None = None,
     longest: float = math.inf,
 ) -> list[tuple[Tensor, int]]:
-    """The target's continuations of prompts from files that no training has seen.
+    """The target's continuations of at most so many prompts from files that no training has seen.
 
     Of a prompt that leaves less than `new_tokens` of the `longest` text that the target takes, the end is taken.
     """
-    held_out = split(load_corpus(corpus))[1]
-    encoded = [
-        torch.tensor(tokenizer(p)["input_ids"]) for p in extract_prompts(held_out, prompts, seed=seed, max_chars=600)
-    ]
+    training, held_out = split(load_corpus(corpus))
+    unseen = unseen_prompts(training, held_out, prompts, seed=seed, max_chars=600)
+    encoded = [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in unseen]
     if math.isfinite(longest):
         encoded = [prompt[-int(longest - new_tokens) :] for prompt in encoded]
     torch.manual_seed(seed)

@@ -13,6 +13,7 @@ import torch
 
 from training.data_report import DataReport, Reason, Skipped
 from training.examples import Example
+from training.held_out import Content
 
 SCHEMA = pa.schema(
     [
@@ -20,6 +21,9 @@ SCHEMA = pa.schema(
         ("tokens", pa.list_(pa.int32())),
         ("loss", pa.list_(pa.bool_())),
         ("cut", pa.int32()),
+        ("group", pa.int64()),
+        ("keys", pa.list_(pa.int64())),  # of the exchanges, one after the other, each of equally many
+        ("ends", pa.list_(pa.int32())),
         ("asked", pa.int32()),
     ]
 )
@@ -58,8 +62,18 @@ def _examples(batch: pa.RecordBatch) -> list[Example]:
     # A copy, since torch does not take memory that must not be written to.
     all_tokens = torch.from_numpy(tokens.flatten().to_numpy().copy())
     all_loss = torch.from_numpy(loss.flatten().to_numpy(zero_copy_only=False).copy())
-    wheres, cuts, asked = (batch.column(name).to_pylist() for name in ("where", "cut", "asked"))
     made = []
-    for where, cut, prompt, first, last in zip(wheres, cuts, asked, [0, *ends], ends, strict=False):
-        made.append(Example(where, all_tokens[first:last], all_loss[first:last], cut, prompt))
+    columns = (batch.column(name).to_pylist() for name in ("where", "cut", "asked", "group", "keys", "ends"))
+    for where, cut, prompt, group, keys, exchange_ends, first, last in zip(*columns, [0, *ends], ends, strict=False):
+        size = len(keys) // len(exchange_ends)
+        content = Content(group, tuple(tuple(keys[place : place + size]) for place in range(0, len(keys), size)))
+        tokens, loss = all_tokens[first:last], all_loss[first:last]
+        made.append(Example(where, tokens, loss, cut, content, tuple(exchange_ends), prompt))
     return made
+
+
+def content_columns(example: Example) -> dict[str, object]:
+    """The columns that tell what an example says."""
+    assert example.content is not None
+    keys = [key for exchange in example.content.exchanges for key in exchange]
+    return {"group": example.content.group, "keys": keys, "ends": list(example.ends)}

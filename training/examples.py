@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokens to train on, with the ones that carry loss marked."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from training.chat_templates import PROBES, ChatTemplate, Rendered, resolve_chat_template
 from training.conversations import Conversation
 from training.data_report import DataError, DataReport, Reason, UnusableRecord
+from training.held_out import Content, pairs, text_key
 from training.target_facts import beyond_embedding
 
 
@@ -21,14 +23,17 @@ from training.target_facts import beyond_embedding
 class Example:
     """One document, or a piece of one: its tokens, and which of them are to be learned.
 
-    The first token carries no loss: nothing predicts it. `cut` tokens were left off at the end. The first `asked` are a
-    prompt that the first answer was given to; 0 of what answers nothing.
+    The first token carries no loss: nothing predicts it. `cut` tokens were left off at the end. `ends` counts the
+    tokens up to the end of each exchange of `content`. The first `asked` are a prompt that the first answer was given
+    to; 0 of what answers nothing.
     """
 
     where: str
     tokens: Tensor  # [n] int32
     loss: Tensor  # [n] bool
     cut: int = 0
+    content: Content | None = None  # what it says, for `training.held_out`; None for what is never divided
+    ends: tuple[int, ...] = ()
     asked: int = 0
 
     def __post_init__(self) -> None:
@@ -39,6 +44,21 @@ class Example:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is a piece of plain text: nobody is asked anything."""
+        return self.content is not None and len(self.content.exchanges[0]) == 1
+
+    def up_to(self, exchanges: int) -> "Example | None":
+        """The first `exchanges` of it, at least one; None when no token of them is to be learned."""
+        if self.content is None or exchanges == len(self.ends):
+            return self
+        end = self.ends[exchanges - 1]
+        if not self.loss[:end].any():
+            return None
+        content = Content(self.content.group, self.content.exchanges[:exchanges])
+        return Example(self.where, self.tokens[:end], self.loss[:end], 0, content, self.ends[:exchanges], self.asked)
 
 
 @dataclass(frozen=True)
@@ -96,9 +116,7 @@ class ExampleEncoder:
         return self._encode_turns(conversation)
 
     def _encode_turns(self, conversation: Conversation) -> list[Example]:
-        encoded = [
-            self._encode_rendered(conversation.where, rendered) for rendered in self.template.render(conversation)
-        ]
+        encoded = [self._encode_rendered(conversation, rendered) for rendered in self.template.render(conversation)]
         made = [example for example, _ in encoded if example is not None]
         if not made:
             raise UnusableRecord(Reason.NOTHING_TO_LEARN, f"{encoded[0][1]} tokens, maximum {self.max_length}")
@@ -106,7 +124,7 @@ class ExampleEncoder:
             made[-1] = replace(made[-1], cut=made[-1].cut + lost)
         return made
 
-    def _encode_rendered(self, where: str, rendered: Rendered) -> tuple[Example | None, int]:
+    def _encode_rendered(self, conversation: Conversation, rendered: Rendered) -> tuple[Example | None, int]:
         """The example, None when no loss token is within the maximum length; and the tokens up to its last one."""
         encoded = self.tokenizer(
             rendered.text,
@@ -122,8 +140,9 @@ class ExampleEncoder:
             return None, length
         tokens = torch.tensor(encoded["input_ids"][:kept], dtype=torch.int32)
         self._check_tokens(encoded["input_ids"][:kept])
+        content, ends = _exchanges(conversation, rendered, encoded["offset_mapping"][:kept])
         asked = sum(end <= rendered.asked for _, end in encoded["offset_mapping"])
-        return Example(where, tokens, loss[:kept].clone(), cut=length - kept, asked=asked), length
+        return Example(conversation.where, tokens, loss[:kept].clone(), length - kept, content, ends, asked), length
 
     def _encode_text(self, where: str, text: str) -> list[Example]:
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -134,7 +153,8 @@ class ExampleEncoder:
         body = self.max_length - len(front)
         pieces = [[*front, *ids[first : first + body]] for first in range(0, len(ids), body)]
         # A last piece of a single token without BOS has nothing before it that could predict it.
-        examples = [_fully_learned(where, piece) for piece in pieces if len(piece) > 1]
+        document = text_key(text)
+        examples = [self._piece(where, piece, document) for piece in pieces if len(piece) > 1]
         if not examples:
             raise UnusableRecord(Reason.NOTHING_TO_LEARN, f"{len(ids)} tokens")
         return examples
@@ -143,11 +163,34 @@ class ExampleEncoder:
         if beyond := beyond_embedding(ids, self.vocab_size, self.tokenizer):
             raise UnusableRecord(Reason.BEYOND_EMBEDDING, beyond)
 
+    def _piece(self, where: str, ids: Sequence[int], document: int) -> Example:
+        loss = torch.ones(len(ids), dtype=torch.bool)
+        loss[0] = False
+        said = text_key(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        content = Content(document, ((said,),))
+        return Example(where, torch.tensor(ids, dtype=torch.int32), loss, content=content, ends=(len(ids),))
 
-def _fully_learned(where: str, ids: Sequence[int]) -> Example:
-    loss = torch.ones(len(ids), dtype=torch.bool)
-    loss[0] = False
-    return Example(where, torch.tensor(ids, dtype=torch.int32), loss)
+
+def _exchanges(
+    conversation: Conversation, rendered: Rendered, offsets: Sequence[tuple[int, int]]
+) -> tuple[Content, tuple[int, ...]]:
+    """What the tokens at `offsets` of a conversation say, and how many of them there are to the end of each answer.
+
+    Of an answer that is cut, what is left of it counts. Nothing is to be learned before the first answer with a span,
+    and so an exchange of an earlier one ends before the first token.
+    """
+    token_ends = [end for _, end in offsets]
+    said_before = pairs(conversation)[: rendered.earlier]
+    exchanges = [(text_key(prompt.content), text_key(answer.content)) for prompt, answer in said_before]
+    ends = [0] * len(exchanges)
+    spoken = pairs(conversation)[rendered.earlier :]
+    for (prompt, answer), (start, end) in zip(spoken, rendered.spans, strict=False):
+        if start >= token_ends[-1]:
+            break
+        said = answer.content if end <= token_ends[-1] else rendered.text[start : token_ends[-1]]
+        exchanges.append((text_key(prompt.content), text_key(said)))
+        ends.append(bisect_right(token_ends, end))
+    return Content(exchanges[0][0], tuple(exchanges)), tuple(ends)
 
 
 def tokens_inside(text: str, offsets: Iterable[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:

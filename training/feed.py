@@ -4,7 +4,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,20 +21,22 @@ from training.context import TrainContext
 from training.conversation_feed import (
     answer_example,
     conversation_batches,
+    divide_examples,
     first_prompt,
+    held_out_prompts,
     held_out_rows,
-    hold_out,
-    write_answers,
+    prompts_to_answer,
 )
-from training.corpus import corpus_root, extract_prompts, is_source_code, load_corpus, split
+from training.corpus import corpus_root, is_source_code, load_corpus, split, unseen_prompts
 from training.data import Repeated, Windows, encode_files, mixed_batches
 from training.data_report import DataError
 from training.draft_vocabulary import token_frequencies
 from training.evaluate import held_out_windows
 from training.examples import Example, ExampleEncoder
 from training.frozen_target import FrozenTarget
-from training.generate import make_responses
+from training.generate import write_texts
 from training.prepared import load_examples
+from training.prompts import Passages, asked, distinct, text_prompts, without_special
 from training.regenerated import load_regenerated
 from training.target_facts import beyond_embedding
 
@@ -63,6 +65,9 @@ class FeedSettings:
     held_out_windows: int
     examples: Path | None = None  # where prepared conversations are, if they are
     hidden_cache: bool = False  # the target's hidden states come from the disk
+    keep_duplicates: bool = False
+    target: Mapping[str, str] = field(default_factory=dict)  # the target's fingerprint
+    computes: tuple[str, ...] = ()  # in which type, and how it is quantised
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     data_config: str | None = None
     data_split: str | None = None
@@ -81,64 +86,100 @@ def source_code_feed(
     """Windows of Python sources, some of them continued by the target itself."""
     config, bos = settings.config, tokenizer.bos_token_id
     root = corpus_root(settings.data)
-    training, held_out = split(load_corpus(root))
+    sources = load_corpus(root)
+    training, held_out = split(sources, keep_duplicates=settings.keep_duplicates)
+    if not held_out:
+        raise DataError(f"{settings.data} holds one text only: one must be held out and another one trained on")
     files = encode_files(training, tokenizer)
     for file, ids in zip(training, files, strict=True):
         if beyond := beyond_embedding(ids.tolist(), settings.vocab_size, tokenizer):
             raise DataError(f"{settings.data}: {file.path} cannot be trained with: {beyond}")
+    measured_on = tokenizer([file.text for file in held_out], add_special_tokens=False, verbose=False)
+    elsewhere = Passages(measured_on["input_ids"])
     answers: list[Tensor] = []
     if config.response_fraction and config.responses.folders:
-        answers = [text.tokens.long() for text in written_before(config.responses, tokenizer, config.window)]
+        texts = written_before(config.responses, tokenizer, config.window, settings.target)
+        answers = [text.tokens.long() for text in texts if not _continues(text, elsewhere, tokenizer)]
     elif config.response_fraction:
-
-        def write() -> list[Tensor]:
-            return make_responses(target, files, config.window, bos, config.responses, config.seed)
-
-        answers = _once_per_run(settings, len(files), write, context)
+        front = () if bos is None else (bos,)
+        count, seed = config.responses.count, config.seed
+        prompts = text_prompts(files, count, tokenizer, front, config.responses, seed, elsewhere=elsewhere)
+        answers = [text for text, _ in own_answers(settings, prompts, target, context)]
     if config.response_fraction and (tokens := sum(map(len, answers))) < 2 * config.window:
         raise DataError(
             f"the target's own {len(answers)} texts have {tokens} tokens, less than two windows of {config.window}: "
             "more are needed (--responses.count, or --count of training.regenerate)"
         )
-    prompts = extract_prompts(held_out, EVALUATION_PROMPTS, seed=1, max_chars=600)
+    measured = [
+        torch.tensor(tokenizer(prompt)["input_ids"])
+        for prompt in unseen_prompts(training, held_out, EVALUATION_PROMPTS, seed=1, max_chars=600)
+    ]
+    duplicates = len(sources) - len(training) - len(held_out)
+    facts = {"files": len(files), "tokens": sum(map(len, files)), "held_out": len(held_out), "duplicates": duplicates}
+    if context.rank == 0:
+        print(f"{len(files):,} files to train on, {len(held_out):,} held out, {duplicates:,} copies left out")
     return Feed(
         Repeated(partial(mixed_batches, files, answers, bos, config)),
         held_out_windows(tokenizer, settings.held_out_windows, length=config.window, corpus=root),
-        [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in prompts],
+        measured,
         partial(token_frequencies, files, answers, config.response_fraction),
-        {"data": settings.data, "files": len(files), "tokens": sum(map(len, files))},
+        {"data": settings.data, **facts, "own_texts": len(answers), "measured_prompts": len(measured)},
     )
 
 
 def conversation_feed(
     settings: FeedSettings, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, context: TrainContext
 ) -> Feed:
-    """Conversations, and the target's own answers to their first prompts."""
+    """Conversations or plain texts, and the target's own answers to their first prompts or stretches of them."""
     config, quiet = settings.config, context.rank != 0
     encoder = ExampleEncoder(
         tokenizer, config.window, settings.chat_template, settings.chat_template_kwargs, settings.vocab_size
     )
     choice = {"config": settings.data_config, "split": settings.data_split}
     examples, report = load_examples(settings.examples, settings.data, encoder, **choice, quiet=quiet)
+    marked = range(0)
+    if settings.held_out_split is not None:
+        choice["split"] = settings.held_out_split
+        measured_on, _ = load_examples(None, settings.data, encoder, **choice, quiet=quiet)
+        marked = range(len(examples), len(examples) + len(measured_on))
+        examples = [*examples, *measured_on]
+    divided = divide_examples(examples, marked=marked, keep_duplicates=settings.keep_duplicates)
+    training, held_out = divided.training, divided.held_out
     if not quiet:
         print(report)
-    if settings.held_out_split is None:
-        training, held_out = hold_out(examples)
-    else:
-        choice["split"] = settings.held_out_split
-        held_out, _ = load_examples(None, settings.data, encoder, **choice, quiet=quiet)
-        training = without_prompts_of(held_out, examples)
-        if not quiet:
-            print(f"{len(examples) - len(training)} conversations with first prompts of the held-out split left out")
+        print(divided.split)
     answers: Sequence[Example] = []
     if config.response_fraction and config.responses.folders:
-        answers = written_before(config.responses, tokenizer, config.window)
+        answers = written_before(config.responses, tokenizer, config.window, settings.target)
     elif config.response_fraction:
+        prompts = prompts_to_answer(training, held_out, tokenizer, config.window, config.responses, config.seed)
+        answers = [
+            answer_example(text, start, tokenizer) for text, start in own_answers(settings, prompts, target, context)
+        ]
+    answers = without(answers, divided.split.keys)
+    if config.response_fraction and not answers:
+        raise DataError("all of the target's own texts say what is held out: none is left to train on")
+    measured = held_out_prompts(divided, EVALUATION_PROMPTS, tokenizer, config.responses)
+    facts: dict[str, object] = {"data": settings.data}
+    facts |= {"used": report.used, "skipped": report.skipped, "truncated": report.truncated}
+    facts["opening_dropped"] = report.opening
+    facts |= divided.split.facts() | {"own_texts": len(answers), "measured_prompts": len(measured)}
+    return packed_feed(settings, target, context, training, answers, held_out, measured, facts)
 
-        def write() -> list[tuple[Tensor, int]]:
-            return write_answers(target, training, config.window, config.responses, config.seed)
 
-        answers = [answer_example(*text) for text in _once_per_run(settings, len(training), write, context)]
+def packed_feed(
+    settings: FeedSettings,
+    target: FrozenTarget,
+    context: TrainContext,
+    training: Sequence[Example],
+    answers: Sequence[Example],
+    held_out: Sequence[Example],
+    measured: list[Tensor],
+    facts: dict[str, object],
+) -> Feed:
+    """Batches of examples, packed where the target allows it."""
+    config = settings.config
+    fraction = config.response_fraction if answers else 0.0
     least = config.beam_length + 1
     window = packed_window(settings, target, context)
     batches = partial(
@@ -146,7 +187,7 @@ def conversation_feed(
         training,
         answers,
         batch_size=config.batch_size,
-        answer_fraction=config.response_fraction,
+        answer_fraction=fraction,
         least=least,
         seed=config.seed,
         window=window,
@@ -154,18 +195,9 @@ def conversation_feed(
     return Feed(
         Repeated(batches),
         held_out_rows(held_out[: settings.held_out_windows], least, window),
-        [prompt for prompt in map(first_prompt, held_out) if len(prompt)][:EVALUATION_PROMPTS],
-        partial(_frequencies, training, answers, config.response_fraction),
-        {
-            "data": settings.data,
-            "used": report.used,
-            "skipped": report.skipped,
-            "truncated": report.truncated,
-            "opening_dropped": report.opening,
-            "training": len(training),
-            "held_out": len(held_out),
-            "packed": window is not None,
-        },
+        measured,
+        partial(_frequencies, training, answers, fraction),
+        facts | {"packed": window is not None},
     )
 
 
@@ -186,29 +218,25 @@ def regenerated_feed(
 ) -> Feed:
     """Texts that the target has written beforehand, and nothing else."""
     config = settings.config
-    texts = load_regenerated(Path(settings.data), tokenizer, config.window, config.responses.longest_repeat)
-    least = config.beam_length + 1
-    window = packed_window(settings, target, context)
-    batches = partial(
-        conversation_batches,
-        texts.training,
-        [],
-        batch_size=config.batch_size,
-        answer_fraction=0,
-        least=least,
-        seed=config.seed,
-        window=window,
+    texts = load_regenerated(
+        Path(settings.data),
+        tokenizer,
+        config.window,
+        config.responses.longest_repeat,
+        target=settings.target,
+        any_target=config.responses.any_target,
+        keep_duplicates=settings.keep_duplicates,
     )
-    return Feed(
-        Repeated(batches),
-        held_out_rows(texts.held_out[: settings.held_out_windows], least, window),
-        [first_prompt(example) for example in texts.held_out][:EVALUATION_PROMPTS],
-        partial(_frequencies, texts.training, [], 0.0),
-        {"data": settings.data, **texts.facts, "packed": window is not None},
-    )
+    if context.rank == 0:
+        print(texts.split)
+    measured = distinct(map(first_prompt, texts.prompts))[:EVALUATION_PROMPTS]
+    facts = {"data": settings.data, **texts.facts, "measured_prompts": len(measured)}
+    return packed_feed(settings, target, context, texts.training, [], texts.held_out, measured, facts)
 
 
-def written_before(config: ResponseConfig, tokenizer: PreTrainedTokenizerBase, window: int) -> list[Example]:
+def written_before(
+    config: ResponseConfig, tokenizer: PreTrainedTokenizerBase, window: int, target: Mapping[str, str] | None = None
+) -> list[Example]:
     """The texts for training of all folders of responses, each of at most `window` tokens.
 
     Raises:
@@ -218,8 +246,22 @@ def written_before(config: ResponseConfig, tokenizer: PreTrainedTokenizerBase, w
     for folder in config.folders:
         if not is_regenerated(folder):
             raise DataError(f"{folder}: no folder of answers; python -m training.regenerate --out {folder} makes one")
-        texts += load_regenerated(Path(folder), tokenizer, window, config.longest_repeat).training
+        loaded = load_regenerated(
+            Path(folder), tokenizer, window, config.longest_repeat, target=target, any_target=config.any_target
+        )
+        texts += loaded.training
     return texts
+
+
+def without(texts: Sequence[Example], keys: Set[int]) -> list[Example]:
+    """The texts up to the first turn that is one of `keys`."""
+    cut = [text.up_to(kept) for text in texts if text.content is None or (kept := text.content.before(keys))]
+    return [text for text in cut if text is not None]
+
+
+def _continues(text: Example, held_out: Passages, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether what the target was asked to go on from stands in a held-out text."""
+    return without_special(first_prompt(text), set(tokenizer.all_special_ids)) in held_out
 
 
 def _frequencies(
@@ -230,36 +272,33 @@ def _frequencies(
     return token_frequencies(learned, written, response_fraction, vocab_size)
 
 
-def _once_per_run(settings: FeedSettings, size: int, make: Callable[[], Any], context: TrainContext) -> Any:
-    """What rank 0 makes, or made at an earlier start of the same run, in all processes."""
+def own_answers(
+    settings: FeedSettings, prompts: Sequence[Tensor], target: FrozenTarget, context: TrainContext
+) -> list[tuple[Tensor, int]]:
+    """The target's texts after `prompts` and the prompts' lengths, written by rank 0 now or at an earlier start.
+
+    They are found again by all that they depend on: the target's content and how it computes, the prompts, the
+    settings.
+    """
     config = settings.config
-    asked = [asdict(config.responses), config.window, config.seed, settings.data, settings.chat_template, size]
-    chosen = [settings.chat_template_kwargs, settings.data_config, settings.data_split, settings.held_out_split]
-    if any(chosen):
-        asked += chosen
-    name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
+    wanted = asked(prompts, config.responses)
+    digest = hashlib.sha256()
+    for prompt, temperature in wanted:
+        digest.update(f"{temperature} {prompt.tolist()}\n".encode())
+    made_from = [settings.target, settings.computes, asdict(config.responses), config.window, config.seed]
+    name = hashlib.sha256(json.dumps([*made_from, digest.hexdigest()]).encode()).hexdigest()[:12]
     path = settings.folder / f"responses-{name}.pt"
     if context.rank == 0 and not path.is_file():
-        made = make()
+        made = write_texts(target, wanted, config.window, config.responses, config.seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial_file = path.with_suffix(".writing")
         torch.save(made, partial_file)
         os.replace(partial_file, path)
     context.barrier()
-    return torch.load(path, weights_only=True)
-
-
-def without_prompts_of(held_out: Sequence[Example], examples: Sequence[Example]) -> list[Example]:
-    """The examples that do not begin with a first prompt of `held_out`.
-
-    Raises:
-        DataError: there is none.
-    """
-    seen = {tuple(first_prompt(example).tolist()) for example in held_out}
-    left = [example for example in examples if tuple(first_prompt(example).tolist()) not in seen]
-    if not left:
-        raise DataError("every prompt of the split to train on stands in the held-out split, too")
-    return left
+    texts: list[tuple[Tensor, int]] = torch.load(path, weights_only=True)
+    if context.rank == 0:
+        print(f"{len(texts):,} different texts by the target after {len(prompts):,} different prompts")
+    return texts
 
 
 def open_feed(

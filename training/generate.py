@@ -3,6 +3,8 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -10,7 +12,6 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from training.config import ResponseConfig
-from training.data import cut_windows
 from training.frozen_target import FrozenTarget
 from training.loops import loop_start
 
@@ -72,33 +73,34 @@ def _until_end(sequence: Tensor, prompt_length: int, ends: set[int]) -> Tensor:
     return sequence
 
 
-def make_responses(
+def write_texts(
     target: FrozenTarget,
-    files: list[Tensor],
+    asked: Sequence[tuple[Tensor, float]],
     length: int,
-    bos: int | None,
     config: ResponseConfig,
     seed: int,
     *,
     quiet: bool = False,
-) -> list[Tensor]:
-    """`config.count` texts of at most `length` tokens: a prompt from `files`, then what the target makes of it.
+) -> list[tuple[Tensor, int]]:
+    """The target's continuations of prompts, each at a temperature; texts of at most `length` tokens, each once.
 
-    Prompt lengths and the configured temperatures alternate from batch to batch. A text ends before it goes round in
-    circles.
+    Prompts of one temperature and similar length share a batch. A text ends before it goes round in circles.
+
+    Returns:
+        The texts, and how many tokens of each are the prompt.
     """
-    generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    texts = torch.cat([cut_windows(files, config.max_prompt, bos, generator)])
-    made: list[Tensor] = []
-    with tqdm(total=config.count, desc="responses", unit="text", disable=quiet) as bar:
-        for number, first in enumerate(range(0, config.count, config.batch_size)):
-            last = min(first + config.batch_size, config.count)
-            size = int(torch.randint(config.min_prompt, config.max_prompt + 1, (), generator=generator))
-            rows = torch.randint(len(texts), (last - first,), generator=generator)
-            temperature = config.temperatures[number % len(config.temperatures)]
-            prompts = list(texts[rows, :size])
-            continued = continue_prompts(target, prompts, length - size, temperature=temperature)
-            made += [text[: loop_start(text.tolist(), size, config.longest_repeat)] for text in continued]
-            bar.update(last - first)
-    return made
+    texts: dict[tuple[int, ...], tuple[Tensor, int]] = {}
+    in_order = sorted(asked, key=lambda pair: (pair[1], len(pair[0])))
+    with tqdm(total=len(asked), desc="responses", unit="text", disable=quiet) as bar:
+        for temperature, group in groupby(in_order, key=itemgetter(1)):
+            prompts = [prompt for prompt, _ in group]
+            for first in range(0, len(prompts), config.batch_size):
+                batch = prompts[first : first + config.batch_size]
+                room = length - max(map(len, batch))
+                continued = continue_prompts(target, batch, room, temperature=temperature)
+                for text, prompt in zip(continued, batch, strict=True):
+                    kept = text[: loop_start(text.tolist(), len(prompt), config.longest_repeat)]
+                    texts.setdefault(tuple(kept.tolist()), (kept, len(prompt)))
+                bar.update(len(batch))
+    return list(texts.values())

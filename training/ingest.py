@@ -16,7 +16,7 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from training.conversations import DETECTION_RECORDS, FORMS, detect_form, usable
 from training.data_report import DataError, DataReport, Reason, UnusableRecord
-from training.example_store import SCHEMA, write_store
+from training.example_store import SCHEMA, content_columns, write_store
 from training.examples import Example, ExampleEncoder
 from training.launch import connect
 from training.pieces import Piece, cut
@@ -82,6 +82,7 @@ def _row(example: Example) -> dict[str, Any]:
         "loss": example.loss.numpy(),
         "cut": example.cut,
         "asked": example.asked,
+        **content_columns(example),
         **dict.fromkeys(("new", "truncated", "opening"), False),
     }
 

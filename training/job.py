@@ -25,6 +25,7 @@ class Job:
             (default: a part of data_split is held out).
         chat_template: `vicuna`, or a file of Jinja source (default: the tokenizer's own).
         chat_template_kwargs: variables for the chat template, as JSON: {"enable_thinking": false} for instance.
+        duplicates: drop trains on one of several texts that say the same, keep on all of them.
         out: where the drafter goes (default: <target>/redrafter for a target on disk, else the registry).
         ingest: ray reads and tokenises conversations through Ray Data, direct in each process by itself; auto takes
             ray for several workers, a cluster or a large file.
@@ -59,6 +60,7 @@ class Job:
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
+    duplicates: Literal["drop", "keep"] = "drop"
     ingest: Literal["auto", "ray", "direct"] = "auto"
     out: Path | None = None
     run_dir: Path | None = None
@@ -157,6 +159,7 @@ class Job:
             "data": absolute.data,
             "chat_template": absolute.chat_template,
             **self.choices,
+            "duplicates": self.duplicates,
             "init_from": str(absolute.init_from) if absolute.init_from else None,
             "target_dtype": self.target_dtype,
             "target_quantization": self.target_quantization,

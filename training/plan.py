@@ -108,7 +108,8 @@ def estimate_memory(drafter: Drafter, config: DistillConfig, rows: int, target_b
     }
 
 
-def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, console: Console) -> None:
+def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, texts: str, console: Console) -> None:
+    """The plan as a table; `texts` says what there is to train and to measure on."""
     least, most = job.workers
     where = (
         "this process"
@@ -125,6 +126,7 @@ def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, console
         ("target", f"{job.target}: {plan.target_parameters:,} parameters"),
         ("data", " ".join((job.data, *(f"{key} {value}" for key, value in job.choices.items())))),
         *((("passed over", note),) if (note := data_note(job)) else ()),
+        ("texts", texts),
         ("recipe", recipe),
         (
             "drafter",

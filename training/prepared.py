@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from training.conversations import load_conversations
 from training.data_report import DataReport
 from training.examples import Example, ExampleEncoder, encode_all
+from training.fingerprint import template_fingerprint, tokenizer_fingerprint
 from training.job import Job
 from training.target_facts import read_facts
 
@@ -18,9 +19,16 @@ LARGE = 256 << 20  # bytes of a file that one process would take minutes to toke
 
 
 def examples_file(job: Job, window: int) -> Path:
-    """Where in its run's folder a job's prepared examples are, if they are."""
+    """Where in its run's folder a job's prepared examples are, if they are: those of this tokenizer and template."""
     job = job.absolute()
-    made_from = [FORMAT, job.target, job.data, job.chat_template, window, *job.choices.items()]
+    made_from = [
+        FORMAT,
+        tokenizer_fingerprint(job.target),
+        template_fingerprint(job.chat_template),
+        job.data,
+        window,
+        *job.choices.items(),
+    ]
     name = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
     return job.run_folder / f"examples-{name}.parquet"
 

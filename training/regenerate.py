@@ -14,13 +14,14 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from training.answer_engine import has_vllm, make_answerer
-from training.answer_store import AnswerStore, StoreError, StoreWriteError, target_fingerprint, vocabulary_fingerprint
+from training.answer_store import AnswerStore, StoreError, StoreWriteError, vocabulary_fingerprint
 from training.answer_workers import Crew, Shard, answer_here, answer_on_ray
 from training.answers import Answered, Task
 from training.cli import parse_keys
 from training.context import WorkersFailedError
 from training.data_report import DataError, DataReport, UnusableRecord
 from training.export import provenance
+from training.fingerprint import target_fingerprint, template_fingerprint
 from training.folder_files import passed_over
 from training.regeneration import Regeneration
 from training.regeneration_tasks import fingerprint, load_tasks
@@ -77,7 +78,7 @@ def regenerate(job: Regeneration) -> Summary:
         StoreWriteError: a shard could not be written; the finished ones are intact.
         WorkersFailedError: Ray's workers failed.
     """
-    tokenizer, commit = load_tokenizer(job)
+    tokenizer = load_tokenizer(job)
     tasks, report = load_tasks(job, tokenizer)
     if report.skipped:
         print(report)
@@ -87,7 +88,8 @@ def regenerate(job: Regeneration) -> Summary:
     store = AnswerStore(job.out)
     shards = cut_shards(tasks, job.shard_size)
     settings = job.identity() | {
-        "weights": target_fingerprint(job.target, commit),
+        "target_content": target_fingerprint(job.target),
+        "chat_template": template_fingerprint(job.chat_template),
         "prompts": fingerprint(tasks),
         "vocabulary": vocabulary_fingerprint(tokenizer),
     }
@@ -103,8 +105,8 @@ def regenerate(job: Regeneration) -> Summary:
     return summary
 
 
-def load_tokenizer(job: Regeneration) -> tuple[PreTrainedTokenizerBase, str | None]:
-    """The target's, and its commit on the hub, after a look whether there is such a target and vLLM to run it.
+def load_tokenizer(job: Regeneration) -> PreTrainedTokenizerBase:
+    """The target's, after a look whether there is such a target and vLLM to run it.
 
     Raises:
         DataError: there is not, or it cannot have so long a text.
@@ -119,7 +121,7 @@ def load_tokenizer(job: Regeneration) -> tuple[PreTrainedTokenizerBase, str | No
         raise DataError(str(problem)) from problem
     except (OSError, ValueError) as problem:
         raise DataError(f"the target {job.target} cannot be loaded: {str(problem).splitlines()[0]}") from problem
-    return tokenizer, getattr(config, "_commit_hash", None)
+    return tokenizer
 
 
 def cut_shards(tasks: Sequence[Task], size: int) -> list[Shard]:

@@ -2,19 +2,22 @@
 """Regenerated texts as examples: exactly the tokens that the target was asked with and answered with."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from training.answer_store import AnswerStore, vocabulary_fingerprint
 from training.answers import Answered
-from training.conversation_feed import hold_out
+from training.conversation_feed import divide_examples
 from training.data_report import DataError
 from training.examples import Example
+from training.held_out import Content, Split, text_key
 from training.loops import loop_start
+from training.resume import differences
 
 TOO_LONG = "prompt fills the window"
 NO_ANSWER = "without an answer"
@@ -26,16 +29,30 @@ class RegeneratedTexts:
 
     training: list[Example]
     held_out: list[Example]
+    prompts: list[Example]  # one for each held-out prompt
+    split: Split
     facts: dict[str, object]
 
 
 def load_regenerated(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, window: int, longest_repeat: int
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    window: int,
+    longest_repeat: int,
+    *,
+    target: Mapping[str, str] | None = None,
+    any_target: bool = False,
+    keep_duplicates: bool = False,
 ) -> RegeneratedTexts:
     """All texts in `folder`, each cut where an answer repeats itself (see `loop_start`), and at `window` tokens.
 
+    Args:
+        target: fingerprint of the target that they are to be the own texts of, if they are to be one's.
+        any_target: take those of another target of the same vocabulary, too.
+        keep_duplicates: keep all of several equal texts.
+
     Raises:
-        DataError: texts are missing, were written with another vocabulary, or none fits the window.
+        DataError: texts are missing, were written by another target, or none fits the window.
         StoreError: a file cannot be read.
     """
     store = AnswerStore(folder)
@@ -44,7 +61,10 @@ def load_regenerated(
         raise DataError(
             f"{folder} was written by {manifest['settings']['target']} in other tokens than this target's: regenerate"
         )
-    kept: dict[bool, list[Example]] = {False: [], True: []}
+    if target and not any_target:
+        check_writer(folder, manifest["settings"], target)
+    examples: list[Example] = []
+    marked: list[int] = []
     left_out: Counter[str] = Counter()
     cut = looping = 0
     for text in store.read_all():
@@ -58,29 +78,34 @@ def load_regenerated(
                 left_out[TOO_LONG] += 1
                 continue
             cut += shortened.cut > 0
-            kept[text.held_out].append(shortened)
-    training, held_out = kept[False], kept[True]
-    if not training:
+            marked += [len(examples)] * text.held_out
+            examples.append(shortened)
+    if len(marked) == len(examples):
         raise DataError(f"{folder} has no text for --window {window} ({_told(left_out) or 'it is empty'})")
-    if not held_out:
-        training, held_out = hold_out(training)
+    divided = divide_examples(examples, marked=marked, keep_duplicates=keep_duplicates)
     if cut or looping or left_out:
         print(
             f"{folder}: {cut} texts cut at {window} tokens, {looping} where they repeat themselves; "
             f"left out: {_told(left_out) or 'none'}"
         )
-    return RegeneratedTexts(
-        training,
-        held_out,
-        {
-            "regenerated": manifest["settings"],
-            "training": len(training),
-            "held_out": len(held_out),
-            "truncated": cut,
-            "looping": looping,
-            "skipped": left_out.total(),
-        },
-    )
+    facts: dict[str, object] = {"regenerated": manifest["settings"], **divided.split.facts()}
+    facts |= {"truncated": cut, "looping": looping, "skipped": left_out.total()}
+    return RegeneratedTexts(divided.training, divided.held_out, divided.prompts, divided.split, facts)
+
+
+def check_writer(folder: Path, settings: Mapping[str, Any], target: Mapping[str, str]) -> None:
+    """
+    Raises:
+        DataError: the texts are another target's.
+    """
+    wrote = settings.get("target_content")
+    if wrote is None:
+        print(f"{folder} was written before targets were told apart by content: its texts are taken for this target's")
+    elif changed := differences(wrote, target):
+        raise DataError(
+            f"{folder} was written by another target, {settings['target']} ({', '.join(changed)}): regenerate, or take "
+            "its texts nevertheless with --responses.any-target"
+        )
 
 
 def without_loop(text: Answered, longest_repeat: int) -> tuple[Answered, bool]:
@@ -101,18 +126,28 @@ def examples_of(text: Answered) -> Iterator[Example]:
     """
     ids: list[int] = []
     loss: list[bool] = []
-    for answer in text.answers:
+    said: list[int] = []
+    exchanges: list[tuple[int, ...]] = []
+    ends: list[int] = []
+    # Folders of earlier versions do not tell what the prompts say, beyond their tokens.
+    keys = text.prompts or [text_key(str(answer.prompt_ids)) for answer in text.answers]
+    for key, answer in zip(keys, text.answers, strict=False):
+        said += [key, text_key(answer.text)]
         if ids and list(answer.prompt_ids[: len(ids)]) != ids:
-            yield _example(text.where, ids, loss)
-            ids, loss = [], []
+            yield _example(text.where, ids, loss, Content(said[0], tuple(exchanges)), ends)
+            # All that was said before is the next one's prompt.
+            ids, loss, ends, exchanges = [], [], [], [tuple(said)]
+        else:
+            exchanges.append((said[-2], said[-1]))
         loss = loss + [False] * (len(answer.prompt_ids) - len(ids)) + [True] * len(answer.answer_ids)
         ids = [*answer.prompt_ids, *answer.answer_ids]
+        ends.append(len(ids))
     if ids:
-        yield _example(text.where, ids, loss)
+        yield _example(text.where, ids, loss, Content(said[0], tuple(exchanges)), ends)
 
 
-def _example(where: str, ids: Sequence[int], loss: Sequence[bool]) -> Example:
-    return Example(where, torch.tensor(ids, dtype=torch.int32), torch.tensor(loss))
+def _example(where: str, ids: Sequence[int], loss: Sequence[bool], content: Content, ends: Sequence[int]) -> Example:
+    return Example(where, torch.tensor(ids, dtype=torch.int32), torch.tensor(loss), content=content, ends=tuple(ends))
 
 
 def _cut(example: Example, window: int) -> Example | None:
@@ -120,7 +155,12 @@ def _cut(example: Example, window: int) -> Example | None:
     if len(example) <= window:
         return example
     loss = example.loss[:window]
-    return Example(example.where, example.tokens[:window], loss, len(example) - window) if loss.any() else None
+    if not loss.any() or example.content is None:
+        return None
+    kept = next(number for number, end in enumerate(example.ends, 1) if end >= window)
+    content = Content(example.content.group, example.content.exchanges[:kept])
+    ends = (*example.ends[: kept - 1], window)
+    return Example(example.where, example.tokens[:window], loss, len(example) - window, content, ends)
 
 
 def _told(left_out: Counter[str]) -> str:

@@ -34,6 +34,7 @@ class Regeneration:
         out: folder for the answers; give it to the training as --data.
         chat_template: `vicuna`, or a file of Jinja source (default: the tokenizer's own).
         chat_template_kwargs: variables for the chat template, as JSON: {"enable_thinking": false} for instance.
+        duplicates: drop answers one of several conversations in which the user says the same, keep all of them.
         count: texts to write for training; one for every twenty comes on top, from held-out prompts (default: 3072
             from source code, one per record from anything else, which is also the most).
         window: most tokens of a text, prompt and answers together; the --window to train with.
@@ -62,6 +63,7 @@ class Regeneration:
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
+    duplicates: Literal["drop", "keep"] = "drop"
     count: int | None = None
     window: int = 256
     temperatures: tuple[float, ...] = (0.0, 0.0, 0.8)
@@ -122,6 +124,7 @@ class Regeneration:
                 for key in ("data_config", "data_split", "held_out_split", "chat_template_kwargs")
                 if (value := getattr(self, key))
             },
+            "duplicates": self.duplicates,
             "count": self.count,
             "window": self.window,
             "temperatures": list(self.temperatures),

@@ -5,17 +5,17 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict
-from itertools import accumulate
+from dataclasses import asdict, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from training.answers import Task
 from training.chat_templates import resolve_chat_template
-from training.conversation_feed import HELD_OUT_SHARE, hold_out
-from training.conversations import Conversation, load_conversations
+from training.conversations import Conversation, load_splits
 from training.corpus import SourceFile, corpus_root, is_source_code, load_corpus, split
-from training.data_report import DataError, DataReport
+from training.data_report import DataError, DataReport, Reason, UnusableRecord
+from training.held_out import HELD_OUT_SHARE, content_of, divide
+from training.prompts import Passages, cut_stretches
 from training.regeneration import Regeneration
 
 SOURCE_TEXTS = 3072
@@ -44,74 +44,102 @@ def fingerprint(tasks: Sequence[Task]) -> str:
 
 def _source_tasks(job: Regeneration, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Task], DataReport]:
     try:
-        training, held_out = split(load_corpus(corpus_root(job.data)))
+        training, held_out = split(load_corpus(corpus_root(job.data)), keep_duplicates=job.duplicates == "keep")
     except FileNotFoundError as problem:
         raise DataError(str(problem)) from problem
     count = job.count or SOURCE_TEXTS
     rng = random.Random(job.seed)
-    pieces = _pieces(training, count, job, tokenizer, rng)
-    # A few files may all be on one side of the split; then the feed holds out some of the training's texts.
-    aside = _pieces(held_out, _held_out_count(count), job, tokenizer, rng) if held_out else []
-    texts = [(where, ids, False) for where, ids in pieces] + [(where, ids, True) for where, ids in aside]
+    encoded = [
+        tokenizer([file.text for file in files], add_special_tokens=False, verbose=False)["input_ids"] if files else []
+        for files in (training, held_out)
+    ]
+    pieces = _pieces(training, encoded[0], encoded[1], count, job, tokenizer, rng)
+    texts = [(where, ids, False) for where, ids in pieces]
+    if not texts:
+        raise DataError(f"no file of {job.data} has the {job.min_prompt} tokens of a prompt (--min-prompt)")
+    # A single file is all on one side of the split; then the feed holds out some of the texts.
+    aside = _pieces(held_out, encoded[1], encoded[0], _held_out_count(count), job, tokenizer, rng)
+    texts += [(where, ids, True) for where, ids in aside]
     tasks = [Task(index, where, held, prompt_ids=ids) for index, (where, ids, held) in enumerate(texts)]
     return tasks, DataReport(used=len(tasks))
 
 
 def _pieces(
     files: Sequence[SourceFile],
+    encoded: Sequence[list[int]],
+    other_side: Sequence[list[int]],
     count: int,
     job: Regeneration,
     tokenizer: PreTrainedTokenizerBase,
     rng: random.Random,
 ) -> list[tuple[str, tuple[int, ...]]]:
-    """Stretches of the files, with BOS where the tokenizer has one; every token of the files is as likely a start."""
-    encoded = tokenizer([file.text for file in files], add_special_tokens=False, verbose=False)["input_ids"]
-    usable = [(file.path, ids) for file, ids in zip(files, encoded, strict=True) if len(ids) >= job.min_prompt]
-    if not usable:
-        raise DataError(f"no file of {job.data} has the {job.min_prompt} tokens of a prompt (--min-prompt)")
-    weights = list(accumulate(len(ids) for _, ids in usable))
+    """Different stretches of the files, with BOS where the tokenizer has one, that the other side does not have."""
+    usable = [ids if len(ids) >= job.min_prompt else [] for ids in encoded]
     front = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
-    found = []
-    for _ in range(count):
-        path, ids = rng.choices(usable, cum_weights=weights)[0]
-        size = rng.randint(job.min_prompt, min(job.max_prompt, len(ids)))
-        start = rng.randint(0, len(ids) - size)
-        found.append((f"{path} token {start}", (*front, *ids[start : start + size])))
-    return found
+    lengths = (job.min_prompt, job.max_prompt)
+    found = cut_stretches(usable, count, lengths, front, rng, elsewhere=Passages(other_side))
+    return [(f"{files[stretch.text].path} token {stretch.start}", stretch.ids) for stretch in found]
 
 
 def _record_tasks(job: Regeneration, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Task], DataReport]:
-    conversations, report = load_conversations(
-        [job.data], config=job.data_config, split=job.data_split, need_answers=False
+    conversations, marked, report = load_splits(
+        job.data, job.data_config, job.data_split, job.held_out_split, need_answers=False
     )
     if any(conversation.turns for conversation in conversations):
         resolve_chat_template(tokenizer, job.chat_template, job.chat_template_kwargs)
     rng = random.Random(job.seed)
-    if job.held_out_split is None:
-        training, held_out = hold_out(conversations)
-    else:
-        held_out, further = load_conversations(
-            [job.data], config=job.data_config, split=job.held_out_split, need_answers=False
-        )
-        seen = {_asked_first(conversation) for conversation in held_out}
-        training = [conversation for conversation in conversations if _asked_first(conversation) not in seen]
-        report.used -= len(conversations) - len(training)
-        report.merge(further)
+    contents = [content_of(conversation, answered=False) for conversation in conversations]
+    divided = divide(contents, marked=marked, keep_duplicates=job.duplicates == "keep")
+    print(divided)
+    training, held_out = (
+        [_up_to(conversations[text.index], text.exchanges) for text in kept]
+        for kept in (divided.training, divided.held_out)
+    )
+    seen, unseen = (_Said(tokenizer, side) for side in (training, held_out))
     if job.count is not None:
         training = _choose(training, job.count, rng)
         held_out = _choose(held_out, _held_out_count(job.count), rng)
-    chosen = [(c, False) for c in training] + [(c, True) for c in held_out]
-    return [_record_task(n, c, held, job, tokenizer, rng) for n, (c, held) in enumerate(chosen)], report
+    tasks: list[Task] = []
+    for conversation, held in [(c, False) for c in training] + [(c, True) for c in held_out]:
+        elsewhere = seen if held else unseen
+        if (task := _record_task(len(tasks), conversation, held, job, tokenizer, rng, elsewhere)) is not None:
+            tasks.append(task)
+        else:
+            report.reject(conversation.where, UnusableRecord(Reason.NO_PROMPT))
+    if not any(not task.held_out for task in tasks):
+        raise DataError(f"no text of {job.data} has a prompt that is not held out")
+    return tasks, report
 
 
-def _asked_first(conversation: Conversation) -> str | None:
-    return next((turn.content for turn in conversation.turns if turn.role == "user"), conversation.text)
+class _Said:
+    """Whether a stretch stands in one of some plain texts, or has been asked for."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Conversation]) -> None:
+        self._tokenizer = tokenizer
+        self._texts = "\0".join(conversation.text for conversation in texts if conversation.text is not None)
+        self._asked: set[tuple[int, ...]] = set()
+
+    def add(self, ids: tuple[int, ...]) -> None:
+        self._asked.add(ids)
+
+    def __contains__(self, ids: object) -> bool:
+        assert isinstance(ids, tuple)
+        said = self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return ids in self._asked or said in self._texts
 
 
 def _choose(conversations: list[Conversation], count: int, rng: random.Random) -> list[Conversation]:
     """At most `count` of them, in the data's order."""
     chosen = rng.sample(range(len(conversations)), min(count, len(conversations)))
     return [conversations[number] for number in sorted(chosen)]
+
+
+def _up_to(conversation: Conversation, prompts: int) -> Conversation:
+    """The conversation without what the user says after so many prompts."""
+    ends = [place for place, turn in enumerate(conversation.turns, 1) if turn.role == "user"]
+    if len(ends) <= prompts:
+        return conversation
+    return replace(conversation, turns=conversation.turns[: ends[prompts] - 1])
 
 
 def _record_task(
@@ -121,14 +149,18 @@ def _record_task(
     job: Regeneration,
     tokenizer: PreTrainedTokenizerBase,
     rng: random.Random,
-) -> Task:
-    """A conversation as it is, or the beginning of a plain text."""
+    elsewhere: "_Said",
+) -> Task | None:
+    """A conversation as it is, or a stretch of a plain text that does not stand elsewhere; None where there is none."""
     if conversation.text is None:
         return Task(index, conversation.where, held_out, turns=conversation.turns)
-    size = rng.randint(job.min_prompt, job.max_prompt)
-    ids = tokenizer(conversation.text, truncation=True, max_length=size + 1, verbose=False)["input_ids"]
-    # The last token may be an EOS that the tokenizer adds, after which there is nothing to say.
-    return Task(index, conversation.where, held_out, prompt_ids=tuple(ids[:-1] if len(ids) > 1 else ids))
+    ids = tokenizer(conversation.text, add_special_tokens=False, verbose=False)["input_ids"]
+    begins = tokenizer("a")["input_ids"][:1]
+    front = tuple(begins) if begins == [tokenizer.bos_token_id] else ()
+    for stretch in cut_stretches([ids], 1, (job.min_prompt, job.max_prompt), front, rng, elsewhere=elsewhere):
+        elsewhere.add(stretch.ids[len(front) :])
+        return Task(index, f"{conversation.where} token {stretch.start}", held_out, prompt_ids=stretch.ids)
+    return None
 
 
 def _held_out_count(count: int) -> int:

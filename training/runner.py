@@ -23,6 +23,7 @@ from training.draft_vocabulary import choose_draft_vocabulary
 from training.evaluate import Drafting, measure
 from training.export import export, provenance
 from training.feed import Feed, FeedSettings, holds_conversations, open_feed
+from training.fingerprint import target_fingerprint
 from training.frozen_target import DeferredTarget, FrozenTarget, Teacher
 from training.generate import continue_prompts
 from training.guard import DivergedError
@@ -61,6 +62,7 @@ def train_worker(job: Job, config: DistillConfig, context: TrainContext) -> Outc
     tokenizer = AutoTokenizer.from_pretrained(job.target, trust_remote_code=job.trust_remote_code)
     load = partial(load_target, job, config, context.device, context.devices, tokenizer)
     target = DeferredTarget(load)
+    fingerprint = context.made_by_first(partial(target_fingerprint, job.target))
     examples = examples_file(job, config.window)
     settings = FeedSettings(
         job.data,
@@ -75,6 +77,9 @@ def train_worker(job: Job, config: DistillConfig, context: TrainContext) -> Outc
         data_split=job.data_split,
         held_out_split=job.held_out_split,
         vocab_size=read_facts(job.target, trust_remote_code=job.trust_remote_code).vocab_size,
+        keep_duplicates=job.duplicates == "keep",
+        target=fingerprint,
+        computes=(str(job.dtype_on(context.device)), job.target_quantization),
     )
     feed = open_feed(settings, target, tokenizer, context)
     teacher: Teacher = target
@@ -84,12 +89,14 @@ def train_worker(job: Job, config: DistillConfig, context: TrainContext) -> Outc
     first = context.rank == 0
     recorder = Recorder(job.run_folder / "logs" if first else None, purge_step=_last_step(job) if first else None)
     hooks = Hooks(
-        evaluate=partial(_held_out_figures, feed=feed, target=teacher, config=config, context=context),
+        evaluate=partial(_held_out_figures, feed=feed, target=teacher, config=config, context=context)
+        if len(feed.held_out)
+        else None,
         evaluate_every=job.evaluate_every,
         checkpoint_every=job.checkpoint_every,
         log_every=job.log_every,
         log=recorder.log,
-        identity=job.identity(config),
+        identity=job.identity(config) | {"target_content": fingerprint},
         max_rise=job.max_rise,
     )
     try:

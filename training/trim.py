@@ -81,7 +81,7 @@ def data_frequencies(
         return token_frequencies(encode_files(training, tokenizer), [], 0.0, vocab_size)
     else:
         encoder = ExampleEncoder(tokenizer, window, chat_template, chat_template_kwargs or {}, vocab_size)
-        examples = hold_out(load_examples(None, data, encoder, config=config, split=split, quiet=True)[0])[0]
+        examples, _ = hold_out(load_examples(None, data, encoder, config=config, split=split, quiet=True)[0])
     return token_frequencies([example.tokens[example.loss].long() for example in examples], [], 0.0, vocab_size)
 
 

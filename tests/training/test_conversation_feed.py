@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.training.chat_tokenizers import byte_tokenizer
 from training.__main__ import main
 from training.config import ResponseConfig
 from training.conversation_feed import (
     answer_example,
     collate,
     conversation_batches,
-    first_prompt,
-    hold_out,
-    write_answers,
+    prompts_to_answer,
 )
 from training.data_report import DataError
 from training.examples import Example
 from training.frozen_target import FrozenTarget
+from training.generate import write_texts
 from training.loops import loop_start
 
 ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
@@ -50,42 +50,35 @@ def test_shares_and_passes() -> None:
         next(conversation_batches(conversations, [], batch_size=4, answer_fraction=0.5, least=4, seed=0))
 
 
-def test_held_out_conversations() -> None:
-    examples = [example(n) for n in range(1, 61)]
-    training, held_out = hold_out(examples)
-    assert (len(training), len(held_out)) == (57, 3)
-    assert {e.where for e in training} | {e.where for e in held_out} == {e.where for e in examples}
-    assert len(hold_out(examples[:2])[1]) == 1
-    with pytest.raises(DataError, match="too little"):
-        hold_out(examples[:1])
+def test_prompts_to_answer_are_different_ones_that_leave_room() -> None:
+    tokenizer = byte_tokenizer()
+    conversations = [example(7, 8, (4,)), example(8, 16, (9,)), example(7, 9, (4, 5)), example(9, 4, (3,))]
+    prompts = prompts_to_answer(conversations, [], tokenizer, 16, ResponseConfig(), 0)
+    # The second leaves less than half, and the third asks what the first does.
+    assert sorted(prompt.tolist() for prompt in prompts) == [[7] * 4, [9] * 3]
+    with pytest.raises(DataError, match="--window"):
+        prompts_to_answer(conversations, [], tokenizer, 4, ResponseConfig(), 0)
 
 
 def test_answers_are_the_targets_own(tiny_target: FrozenTarget) -> None:
     generator = torch.Generator().manual_seed(0)
-    conversations = [
-        Example(str(n), torch.randint(3, 40, (n + 4,), generator=generator).int(), torch.arange(n + 4) >= n)
-        for n in (3, 5, 9)
-    ]
-    config = ResponseConfig(count=4, temperatures=(0.0,), batch_size=2)
-    texts = write_answers(tiny_target, conversations, 14, config, 0)
-    assert len(texts) == 4
-    prompts = [first_prompt(c).tolist() for c in conversations[:2]]  # the third leaves less than half
+    prompts = [torch.randint(3, 40, (n,), generator=generator) for n in (3, 5, 4)]
+    config = ResponseConfig(batch_size=2)
+    texts = write_texts(tiny_target, [(prompt, 0.0) for prompt in (*prompts, prompts[0])], 14, config, 0, quiet=True)
+    assert sorted(text[:start].tolist() for text, start in texts) == sorted(prompt.tolist() for prompt in prompts)
     for text, start in texts:
-        assert text[:start].tolist() in prompts
         for place in range(start, len(text)):
             assert text[place] == tiny_target.model(input_ids=text[None, :place]).logits[0, -1].argmax()
-        made = answer_example(text, start)
+        made = answer_example(text, start, byte_tokenizer())
         assert made.loss.tolist() == [place >= start for place in range(len(text))]
-    with pytest.raises(DataError, match="--window"):
-        write_answers(tiny_target, conversations, 4, config, 0)
 
 
 def test_answers_end_before_they_go_round_in_circles(tiny_target: FrozenTarget) -> None:
     tiny_target.model.generation_config.eos_token_id = 39  # which this target does not say
-    conversations = [Example(str(n), torch.arange(n, n + 8).int(), torch.arange(8) >= 4) for n in (3, 9, 20)]
-    keep = ResponseConfig(count=6, temperatures=(0.0,), batch_size=3, longest_repeat=0)
-    whole = write_answers(tiny_target, conversations, 48, keep, 0)
-    cut = write_answers(tiny_target, conversations, 48, replace(keep, longest_repeat=2), 0)
+    asked = [(torch.arange(n, n + 4), 0.0) for n in (3, 9, 20)]
+    keep = ResponseConfig(batch_size=3, longest_repeat=0)
+    whole = write_texts(tiny_target, asked, 48, keep, 0, quiet=True)
+    cut = write_texts(tiny_target, asked, 48, replace(keep, longest_repeat=2), 0, quiet=True)
     assert any(len(text) < len(long) for (text, _), (long, _) in zip(cut, whole, strict=True))
     for (text, start), (long, _) in zip(cut, whole, strict=True):
         assert text.tolist() == long[: loop_start(long.tolist(), start, 2)].tolist()

@@ -179,7 +179,7 @@ def test_a_split_to_measure_on(tmp_path: Path, target: FrozenTarget, splits: str
     # The question that the splits share is measured on, and so it is not trained on.
     answers = {answer for _, answer in learned(tokenizer, feed.batches, 20)}
     assert answers == {f"It is {n}.<|im_end|>" for n in (0, 1, 2, 4, 5)}
-    assert len(feed.held_out) == 2
+    assert len(feed.held_out) == 3  # with the answer of the other split to it
 
 
 def test_a_split_to_answer_for_measuring_on(tmp_path: Path, splits: str) -> None:
@@ -187,7 +187,7 @@ def test_a_split_to_answer_for_measuring_on(tmp_path: Path, splits: str) -> None
     tasks, report = load_tasks(job, byte_tokenizer(QWEN_LIKE))
     questions = [(task.turns[0].content, task.held_out) for task in tasks]
     assert questions == [(f"Is {n}?", False) for n in (0, 1, 2, 4, 5)] + [("Is 3?", True), ("And you?", True)]
-    assert report.used == len(tasks)
+    assert report.used == 8
 
 
 def test_splits_of_what_has_none(tmp_path: Path, target: FrozenTarget) -> None:

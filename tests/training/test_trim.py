@@ -87,9 +87,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_of_conversations_only_what_is_learned_counts(tmp_path: Path) -> None:
     """The answers, of conversations in training; not what the user says."""
     tokenizer = AutoTokenizer.from_pretrained(ASSET)
-    turns = [{"from": "human", "value": "zzzz"}, {"from": "gpt", "value": "return self"}]
+    prompts = ("zzzz", "zz zz", "z zzz")
+    chats = [
+        [{"from": "human", "value": prompt}, {"from": "gpt", "value": f"return self {number}"}]
+        for number, prompt in enumerate(prompts)
+    ]
     file = tmp_path / "chats.json"
-    file.write_text(json.dumps([{"conversations": turns}] * 3))
+    file.write_text(json.dumps([{"conversations": turns} for turns in chats]))
     frequencies = data_frequencies(str(file), tokenizer, 2048, 128, "vicuna")
     learned = set(frequencies.nonzero().flatten().tolist())
     answer = tokenizer.encode(" return self", add_special_tokens=False)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts cut from texts: stretches that begin and end anywhere, each once."""
+
+import random
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from training.config import ResponseConfig
+
+TRIES = 20  # draws per prompt; texts that have few different ones give fewer
+BORDER = -1  # no token
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Tokens of the text of number `text` from `start` on, after what stands in front of every prompt."""
+
+    text: int
+    start: int
+    ids: tuple[int, ...]
+
+
+class Passages:
+    """Whether some tokens stand one after the other in any of some texts."""
+
+    def __init__(self, texts: Sequence[Sequence[int]]) -> None:
+        pieces = [torch.tensor([*text, BORDER], dtype=torch.int32) for text in texts]
+        self._bytes = torch.cat(pieces).numpy().tobytes() if pieces else b""
+
+    def __contains__(self, ids: object) -> bool:
+        """Of a sequence of ids; mistaken only where the bytes of ids, shifted by less than an id, look the same."""
+        return torch.tensor(ids, dtype=torch.int32).numpy().tobytes() in self._bytes
+
+
+def cut_stretches(
+    texts: Sequence[Sequence[int]],
+    count: int,
+    lengths: tuple[int, int],
+    front: tuple[int, ...],
+    rng: random.Random,
+    *,
+    elsewhere: Container[Sequence[int]] = (),
+    block: int = 1,
+) -> list[Stretch]:
+    """At most `count` different stretches of texts; every token of the texts is as likely to be in one.
+
+    Args:
+        texts: ids without what the tokenizer puts in front of and behind a text.
+        lengths: fewest and most tokens of a stretch; a text that has fewer may be taken whole.
+        front: ids in front of every stretch, not counted.
+        elsewhere: what a stretch must not stand in: the other side of the split.
+        block: so many stretches are of one length, where texts have as much: they share a batch.
+    """
+    usable = [number for number, ids in enumerate(texts) if ids]
+    if not usable:
+        return []
+    weights = list(accumulate(len(texts[number]) for number in usable))
+    found: dict[tuple[int, ...], Stretch] = {}
+    wanted = lengths[1]
+    for draw in range(TRIES * count):
+        if len(found) == count:
+            break
+        if draw % block == 0:
+            wanted = rng.randint(*lengths)
+        number = rng.choices(usable, cum_weights=weights)[0]
+        ids = texts[number]
+        size = min(wanted, len(ids))
+        start = rng.randint(0, len(ids) - size)
+        body = tuple(ids[start : start + size])
+        if body not in found and body not in elsewhere:
+            found[body] = Stretch(number, start, (*front, *body))
+    return list(found.values())
+
+
+def asked(prompts: Sequence[Tensor], config: ResponseConfig) -> list[tuple[Tensor, float]]:
+    """At most `config.count` prompts, each with a temperature, batch by batch in turn; none is asked greedily twice.
+
+    `prompts` are different ones. Where they are fewer than the texts wanted they come again, at another temperature.
+    """
+    greedy: set[int] = set()
+    chosen = []
+    for place in range(config.count if prompts else 0):
+        time, number = divmod(place, len(prompts))
+        temperature = config.temperatures[(place // config.batch_size + time) % len(config.temperatures)]
+        if temperature > 0 or number not in greedy:
+            chosen.append((prompts[number], temperature))
+        if temperature == 0:
+            greedy.add(number)
+    return chosen
+
+
+def text_prompts(
+    texts: Sequence[Tensor],
+    count: int,
+    tokenizer: PreTrainedTokenizerBase,
+    front: tuple[int, ...],
+    config: ResponseConfig,
+    seed: int,
+    *,
+    elsewhere: Container[Sequence[int]] = (),
+) -> list[Tensor]:
+    """At most `count` different prompts cut from tokenised texts, of the lengths in `config`, `front` included."""
+    special = set(tokenizer.all_special_ids)
+    bodies = [without_special(text, special) for text in texts]
+    lengths = (max(1, config.min_prompt - len(front)), max(1, config.max_prompt - len(front)))
+    rng, block = random.Random(seed), config.batch_size
+    found = cut_stretches(bodies, count, lengths, front, rng, elsewhere=elsewhere, block=block)
+    return [torch.tensor(stretch.ids) for stretch in found]
+
+
+def distinct(prompts: Iterable[Tensor]) -> list[Tensor]:
+    """Each prompt once, in order."""
+    first: dict[tuple[int, ...], Tensor] = {}
+    for prompt in prompts:
+        first.setdefault(tuple(prompt.tolist()), prompt)
+    return list(first.values())
+
+
+def without_special(text: Tensor, special: set[int]) -> list[int]:
+    """The ids of a text between what the tokenizer puts in front of it and behind it."""
+    ids = text.tolist()
+    first = next((place for place, token in enumerate(ids) if token not in special), len(ids))
+    last = next((place for place in range(len(ids), first, -1) if ids[place - 1] not in special), first)
+    return ids[first:last]
