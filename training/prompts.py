@@ -86,7 +86,7 @@ def asked(prompts: Sequence[Tensor], config: ResponseConfig) -> list[tuple[Tenso
     chosen = []
     for place in range(config.count if prompts else 0):
         time, number = divmod(place, len(prompts))
-        temperature = config.temperatures[(place // config.batch_size + time) % len(config.temperatures)]
+        temperature = config.temperatures[(number // config.batch_size + time) % len(config.temperatures)]
         if temperature > 0 or number not in greedy:
             chosen.append((prompts[number], temperature))
         if temperature == 0:
