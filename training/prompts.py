@@ -72,8 +72,8 @@ def cut_stretches(
         size = min(wanted, len(ids))
         start = rng.randint(0, len(ids) - size)
         body = tuple(ids[start : start + size])
-        if body not in found and body not in elsewhere:
-            found[body] = Stretch(number, start, (*front, *body))
+        if body not in elsewhere:
+            found.setdefault(body, Stretch(number, start, (*front, *body)))
     return list(found.values())
 
 
