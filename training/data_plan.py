@@ -32,6 +32,8 @@ def describe_data(job: Job, config: DistillConfig) -> str:
         copies = len(sources) - len(training) - len(held_out)
         return f"{len(training):,} files to train on, {len(held_out):,} held out, {copies:,} copies left out"
     conversations, report = load_conversations([job.data])
+    if len(conversations) == 1 and conversations[0].text is not None:
+        return f"one document, held out by its pieces of {config.window} tokens"
     divided = divide([content_of(conversation) for conversation in conversations], keep_duplicates=keep)
     skipped = f"\n{report.skipped:,} records cannot be used" if report.skipped else ""
     return f"{divided}{skipped}"

@@ -111,6 +111,11 @@ def test_labels_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixtur
     for more in ([], ["--dry-run"]):
         assert main([*arguments, *more, "--resume", "false"]) == 1
         assert "9 usable texts with 1 different prompts are too little" in capsys.readouterr().err
+    book = tmp_path / "book.txt"
+    book.write_text("".join(f"Line {n} of it. " for n in range(2000)))
+    assert main([*arguments, "--data", str(book), "--dry-run"]) == 0
+    assert "one document, held out by its pieces" in capsys.readouterr().out
+    assert main([*arguments, "--data", str(book), "--evaluate", "false", "--resume", "false"]) == 0
 
 
 def test_conversations_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
