@@ -32,6 +32,8 @@ def describe_data(job: Job, config: DistillConfig) -> str:
         copies = len(sources) - len(training) - len(held_out)
         return f"{len(training):,} files to train on, {len(held_out):,} held out, {copies:,} copies left out"
     conversations, marked, report = load_splits(job.data, job.data_config, job.data_split, job.held_out_split)
+    if len(conversations) == 1 and conversations[0].text is not None:
+        return f"one document, held out by its pieces of {config.window} tokens"
     contents = [content_of(conversation) for conversation in conversations]
     divided = divide(contents, marked=marked, keep_duplicates=keep)
     skipped = f"\n{report.skipped:,} records cannot be used" if report.skipped else ""

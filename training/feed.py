@@ -158,7 +158,10 @@ def conversation_feed(
         ]
     answers = without(answers, divided.split.keys)
     if config.response_fraction and not answers:
-        raise DataError("all of the target's own texts say what is held out: none is left to train on")
+        raise DataError(
+            "the target has no text of its own to train on: none is asked for (--responses.count), or all say what is "
+            "held out"
+        )
     measured = held_out_prompts(divided, EVALUATION_PROMPTS, tokenizer, config.responses)
     facts: dict[str, object] = {"data": settings.data}
     facts |= {"used": report.used, "skipped": report.skipped, "truncated": report.truncated}

@@ -9,6 +9,7 @@ target on the hub is told by its commit, which stands for the content of all of 
 import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 from transformers import PretrainedConfig
@@ -63,7 +64,13 @@ def template_fingerprint(chat_template: str | None) -> str | None:
 
 
 def file_digest(path: Path) -> str:
-    """Of all bytes of a file."""
+    """Of all bytes of a file, which are read once in a process while nobody writes them."""
+    state = path.stat()
+    return _digest(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache
+def _digest(path: Path, size: int, modified: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
 

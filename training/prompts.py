@@ -72,8 +72,8 @@ def cut_stretches(
         size = min(wanted, len(ids))
         start = rng.randint(0, len(ids) - size)
         body = tuple(ids[start : start + size])
-        if body not in found and body not in elsewhere:
-            found[body] = Stretch(number, start, (*front, *body))
+        if body not in elsewhere:
+            found.setdefault(body, Stretch(number, start, (*front, *body)))
     return list(found.values())
 
 
@@ -86,7 +86,7 @@ def asked(prompts: Sequence[Tensor], config: ResponseConfig) -> list[tuple[Tenso
     chosen = []
     for place in range(config.count if prompts else 0):
         time, number = divmod(place, len(prompts))
-        temperature = config.temperatures[(place // config.batch_size + time) % len(config.temperatures)]
+        temperature = config.temperatures[(number // config.batch_size + time) % len(config.temperatures)]
         if temperature > 0 or number not in greedy:
             chosen.append((prompts[number], temperature))
         if temperature == 0:

@@ -84,6 +84,40 @@ def test_answers_end_before_they_go_round_in_circles(tiny_target: FrozenTarget) 
         assert text.tolist() == long[: loop_start(long.tolist(), start, 2)].tolist()
 
 
+def test_labels_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All answers are trained on: the held-out prompts are left to measure on, and the plan says so."""
+    data = tmp_path / "labels.jsonl"
+    lines = [
+        {"instruction": f"Is {n} odd?", "output": ("It is not.", "It certainly is.")[n % 2]} for n in [*range(30), 3, 4]
+    ]
+    data.write_text("\n".join(map(json.dumps, lines)))
+    arguments = (
+        f"--target {ASSET} --data {data} --chat-template vicuna --max-steps 2 --window 384 --batch-size 2 "
+        f"--beam-length 2 --response-fraction 0 --device cpu --out {tmp_path / 'drafter'}"
+    ).split()
+    assert main([*arguments, "--dry-run"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    assert "32 texts with 30 different first prompts or documents; 2 say the same as another one" in shown
+    assert "no held-out loss can be measured" in shown
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "2 say the same as another one and are left out" in shown
+    report = json.loads((tmp_path / "drafter" / "training.json").read_text())
+    assert report["metrics"] == {} and report["held_out"]["4x2"]["tokens_per_step"] >= 1
+    assert report["data"]["duplicates"] == 2 and report["data"]["distinct_prompts"] == 30
+    assert report["data"]["held_out"] == 0 < report["data"]["held_out_prompts"] == report["data"]["measured_prompts"]
+
+    data.write_text("\n".join(json.dumps({"instruction": "  the SAME", "output": f"answer {n}"}) for n in range(9)))
+    for more in ([], ["--dry-run"]):
+        assert main([*arguments, *more, "--resume", "false"]) == 1
+        assert "9 usable texts with 1 different prompts are too little" in capsys.readouterr().err
+    book = tmp_path / "book.txt"
+    book.write_text("".join(f"Line {n} of it. " for n in range(2000)))
+    assert main([*arguments, "--data", str(book), "--dry-run"]) == 0
+    assert "one document, held out by its pieces" in capsys.readouterr().out
+    assert main([*arguments, "--data", str(book), "--evaluate", "false", "--resume", "false"]) == 0
+
+
 def test_conversations_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = [
         {
@@ -109,7 +143,8 @@ def test_conversations_through_the_command(tmp_path: Path, capsys: pytest.Captur
     report = json.loads((tmp_path / "drafter" / "training.json").read_text())
     assert report["data"]["used"] == 30
     assert report["data"]["skipped"] == 1
-    assert report["data"]["held_out"] == 1
+    assert report["data"]["training"] + report["data"]["held_out"] == 30
+    assert report["data"]["held_out"] == report["data"]["held_out_prompts"] >= 1
     assert report["held_out"]["4x2"]["tokens_per_step"] >= 1
     capsys.readouterr()
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from training.corpus import extract_prompts, is_held_out, load_corpus, split
+from training.corpus import SourceFile, extract_prompts, is_held_out, load_corpus, split
 
 
 def test_split_is_disjoint_and_complete(corpus_root: Path) -> None:
@@ -23,6 +23,21 @@ def test_split_depends_on_the_path_alone() -> None:
     assert all(map(is_held_out, held_out))
     assert not any(map(is_held_out, training))
     assert hashlib.sha256(b"opcode.py").digest()[0] < 13
+
+
+def test_copies_are_on_one_side() -> None:
+    names = ["opcode.py", "ast.py", "typing.py", "json/decoder.py"]  # the first is held out by its path
+    files = [
+        SourceFile(name, text) for name, text in zip(names, ["a = 1\n", "A  = 1", "b = 2\n", "b = 2\n\n"], strict=True)
+    ]
+    training, held_out = split(files)
+    assert ([f.path for f in training], [f.path for f in held_out]) == (["typing.py"], ["opcode.py"])
+    assert [f.path for f in split(files, keep_duplicates=True)[0]] == ["typing.py", "json/decoder.py"]
+    # Of few files, all on one side by their paths, one is on the other.
+    trained, held = [SourceFile(f"{n}.py", f"x = {n}\n") for n in ("ast", "typing")], SourceFile("opcode.py", "y = 1\n")
+    for few in (trained, [held, SourceFile("secrets.py", "z = 1\n")]):
+        assert [len(side) for side in split(few)] == [1, 1]
+    assert split(trained[:1]) == (trained[:1], [])
 
 
 def test_order_is_that_of_the_paths(corpus_root: Path) -> None:

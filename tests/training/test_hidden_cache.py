@@ -267,7 +267,7 @@ def test_command_with_a_cache(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fills, trains, and trains again without the target; agrees with the same training online."""
-    cache = tmp_path / "states"
+    cache, path = tmp_path / "states", Path(command[1]) / "model.safetensors"
     with_cache = [*command, "--hidden-cache", str(cache)]
     assert main([*with_cache, "--dry-run", "--out", str(tmp_path / "none")]) == 0
     shown = capsys.readouterr().out
@@ -302,6 +302,11 @@ def test_command_with_a_cache(
     assert "made from something else (seed: 0 -> 1)" in error
     assert main([*with_cache, "--target-dtype", "bfloat16", "--out", str(tmp_path / "other")]) == 1
     assert "dtype: float32 -> bfloat16" in capsys.readouterr().err
+    stored = path.read_bytes()
+    path.write_bytes(stored[:-3] + bytes([stored[-3] ^ 1]) + stored[-2:])
+    assert main([*with_cache, "--out", str(tmp_path / "other")]) == 1
+    assert "made from something else (target: " in capsys.readouterr().err
+    path.write_bytes(stored)
     # What the states do not depend on may change.
     assert main([*with_cache, "--beam-length", "1", "--max-steps", "24", "--out", str(tmp_path / "other")]) == 0
 

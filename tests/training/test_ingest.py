@@ -79,7 +79,8 @@ def assert_same(made: Examples, expected: Examples) -> None:
     assert str(made[1]) == str(expected[1])
     assert len(made[0]) == len(expected[0])
     for one, other in zip(made[0], expected[0], strict=True):
-        assert (one.where, one.cut) == (other.where, other.cut)
+        assert (one.where, one.cut, one.content, one.ends) == (other.where, other.cut, other.content, other.ends)
+        assert one.content is not None and one.ends[-1] == len(one)
         assert one.tokens.dtype == other.tokens.dtype
         assert torch.equal(one.tokens, other.tokens)
         assert torch.equal(one.loss, other.loss)

@@ -125,6 +125,46 @@ def test_prompts_that_the_embedding_has_no_row_for() -> None:
     assert len(asked) == 2
 
 
+def test_conversations_that_ask_the_same_are_asked_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the data answers; a held-out prompt ends a conversation that comes to it later."""
+    tokenizer = byte_tokenizer(CHATML)
+    data = tmp_path / "records.jsonl"
+
+    def record(*contents: str) -> str:
+        sides = ("user", "assistant")
+        return json.dumps({"messages": [{"role": sides[n % 2], "content": c} for n, c in enumerate(contents)]})
+
+    lines = [record(f"question {n}", f"answer {n}") for n in range(60)]
+    data.write_text("\n".join([*lines, *(record(f" Question {n}", "another") for n in range(60))]))
+    job = replace(JOB, data=str(data))
+    tasks, _ = load_tasks(job, tokenizer)
+    assert len({task.turns[0].content for task in tasks}) == len(tasks) == 60
+    assert "60 say the same as another one and are left out" in capsys.readouterr().out
+    held = {task.turns[0].content for task in tasks if task.held_out}
+    kept, _ = load_tasks(replace(job, duplicates="keep"), tokenizer)
+    assert sum(not task.held_out for task in kept) == 2 * (60 - len(held))
+    data.write_text("\n".join([*lines, *(record(f"other {n}", "so", f"question {n}", "yes") for n in range(60))]))
+    for task in load_tasks(job, tokenizer)[0]:
+        asked = [turn.content for turn in task.turns if turn.role == "user"]
+        assert task.held_out == (asked[0] in held) or asked[0].startswith("other")
+        assert task.held_out or not held.intersection(asked)
+
+
+def test_prompts_of_plain_texts_stand_in_one_side_alone(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    data = tmp_path / "records.jsonl"
+    texts = ["the same beginning of every text " + f"and then {n}, {n * n}, {n * n * n}. " * 3 for n in range(60)]
+    data.write_text("\n".join(json.dumps({"text": text}) for text in [*texts, *texts[:5]]))
+    tasks, report = load_tasks(replace(JOB, data=str(data), max_prompt=30), tokenizer)
+    prompts = [tokenizer.decode(task.prompt_ids) for task in tasks]
+    assert len(set(prompts)) == len(prompts) == report.used - 5
+    held = {n for task, p in zip(tasks, prompts, strict=True) if task.held_out for n, t in enumerate(texts) if p in t}
+    assert 0 < len(held) < 12
+    for task, prompt in zip(tasks, prompts, strict=True):
+        there = {n for n, text in enumerate(texts) if prompt in text}
+        assert there and (there <= held if task.held_out else not there & held)
+
+
 def test_every_turn_is_answered_after_the_answers_before() -> None:
     tokenizer = byte_tokenizer(CHATML)
     script = Script(tokenizer, "Alpha", "Beta", "Gamma")
@@ -275,6 +315,24 @@ def test_training_reads_answers_only(tmp_path: Path, tiny_target: FrozenTarget) 
     tokenizer.add_tokens(["new"])
     with pytest.raises(DataError, match="other tokens"):
         load_regenerated(store.folder, tokenizer, 8, 0)
+
+
+def test_answers_are_divided_by_what_they_say(tmp_path: Path) -> None:
+    """Folders of earlier versions, too: there a prompt may stand on both sides."""
+    pairs = [(f"{n % 8:02}", f"answer {n}") for n in range(24)] + [("10", "answer 3"), ("11", "answer 4")]
+    texts = [answered(n, (pair,), held_out=n == 3) for n, pair in enumerate(pairs)]
+    for old in (False, True):
+        texts = [replace(text, prompts=() if old else text.prompts) for text in texts]
+        store = open_store(tmp_path / str(old), texts, 1)
+        store.write(0, texts)
+        read = load_regenerated(store.folder, byte_tokenizer(), 40, 0)
+        training, held_out = (
+            {bytes(example.tokens.tolist()).decode() for example in part} for part in (read.training, read.held_out)
+        )
+        # Prompt 03 is held out with all its answers, one of which is trained on after prompt 10.
+        assert held_out == {"03answer 11", "03answer 19"}
+        assert "10answer 3" in training and not any(text.startswith("03") for text in training)
+        assert len(training) == 23 and read.split.unmeasured == 1
 
 
 def test_answers_written_before_stand_beside_source_code(tmp_path: Path, corpus_root: Path) -> None:

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Targets are told apart by content, byte by byte, and by nothing else."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PretrainedConfig
+
+from training.fingerprint import target_fingerprint, template_fingerprint, tokenizer_fingerprint, weights_fingerprint
+from training.job import Job
+from training.prepared import examples_file
+
+ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    folder = tmp_path / "target"
+    shutil.copytree(ASSET, folder, ignore=shutil.ignore_patterns("redrafter*"))
+    return folder
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {part for part in before if before[part] != after[part]}
+
+
+def append(path: Path, text: str = " ") -> None:
+    path.write_text((path.read_text() if path.exists() else "") + text)
+
+
+def flip_a_norm(folder: Path) -> None:
+    """Same names, types and shapes; a few bytes in the middle of the file."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] *= -1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def flip_a_bit(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+
+
+def another_shard(folder: Path) -> None:
+    save_file({"x": torch.ones(1)}, folder / "model-00002-of-00002.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (flip_a_norm, {"weights"}),
+        (flip_a_bit, {"weights"}),
+        (another_shard, {"weights"}),
+        (lambda folder: append(folder / "config.json"), {"weights"}),
+        (lambda folder: append(folder / "modeling_own.py", "x = 1\n"), {"weights"}),
+        (lambda folder: append(folder / "tokenizer.json"), {"tokenizer"}),
+        (lambda folder: append(folder / "tokenizer_config.json"), {"tokenizer"}),
+        (lambda folder: append(folder / "chat_template.jinja", "{{ messages }}"), {"tokenizer"}),
+        (lambda folder: append(folder / "generation_config.json"), {"generation"}),
+        (lambda folder: append(folder / "README.md"), set()),
+        (lambda folder: (folder / "redrafter").mkdir(), set()),
+        (lambda folder: (folder / "model.safetensors").touch(), set()),
+    ],
+)
+def test_each_part_follows_its_files(target: Path, change: Callable[[Path], Any], parts: set[str]) -> None:
+    before = target_fingerprint(str(target))
+    change(target)
+    assert changed(before, target_fingerprint(str(target))) == parts
+
+
+def test_a_copy_is_the_same_target(target: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(target, copy)
+    links = tmp_path / "links"
+    links.mkdir()
+    for file in target.iterdir():
+        (links / file.name).symlink_to(file)
+    assert target_fingerprint(str(target)) == target_fingerprint(str(copy)) == target_fingerprint(str(links))
+
+
+def test_a_target_on_the_hub_is_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "1" * 40
+    monkeypatch.setattr(PretrainedConfig, "get_config_dict", lambda name: ({"_commit_hash": commit}, {}))
+    before = target_fingerprint("some/model")
+    assert before == target_fingerprint("some/model")
+    commit = "2" * 40
+    assert changed(before, target_fingerprint("some/model")) == {"weights", "tokenizer", "generation"}
+
+
+def test_a_template_is_its_content(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.jinja", tmp_path / "second.jinja"
+    first.write_text("{{ messages }}")
+    second.write_text("{{ messages }}")
+    assert template_fingerprint(str(first)) == template_fingerprint(str(second))
+    second.write_text("{{ messages }} ")
+    assert template_fingerprint(str(first)) != template_fingerprint(str(second))
+    assert (template_fingerprint(None), template_fingerprint("vicuna")) == (None, "vicuna")
+
+
+def test_examples_belong_to_tokenizer_and_template(target: Path, tmp_path: Path) -> None:
+    template, data = tmp_path / "own.jinja", tmp_path / "data.jsonl"
+    template.write_text("{{ messages }}")
+    job = Job(str(target), str(data), chat_template=str(template), out=tmp_path / "out")
+    names = [examples_file(job, 64)]
+    flip_a_norm(target)  # tokens do not depend on weights
+    assert examples_file(job, 64) == names[0]
+    template.write_text("{{ messages[0] }}")
+    names.append(examples_file(job, 64))
+    append(target / "tokenizer.json")
+    names += [examples_file(job, 64), examples_file(job, 65)]
+    assert len(set(names)) == 4
+
+
+def test_parts_by_themselves(target: Path) -> None:
+    whole = target_fingerprint(str(target))
+    assert whole["weights"] == weights_fingerprint(str(target)) != whole["generation"]
+    assert whole["tokenizer"] == tokenizer_fingerprint(str(target))
