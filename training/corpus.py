@@ -63,21 +63,25 @@ def _read_source(path: Path) -> str | None:
     return text if text.strip() else None
 
 
+def source_files(root: Path | None = None) -> tuple[Path, list[Path]]:
+    """The root itself (default: the running Python's standard library) and the files that count there, by path."""
+    root = Path(sysconfig.get_path("stdlib")) if root is None else root
+    paths = sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix())
+    return root, [path for path in paths if not _is_excluded(path.relative_to(root))]
+
+
 def load_corpus(root: Path | None = None) -> list[SourceFile]:
     """All usable source files under `root` (default: the running Python's standard library), ordered by path.
 
     Raises:
         FileNotFoundError: no usable source file lies under `root`.
     """
-    root = Path(sysconfig.get_path("stdlib")) if root is None else root
+    root, paths = source_files(root)
     files = []
-    for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
-        relative = path.relative_to(root)
-        if _is_excluded(relative):
-            continue
+    for path in paths:
         text = _read_source(path)
         if text is not None:
-            files.append(SourceFile(relative.as_posix(), text))
+            files.append(SourceFile(path.relative_to(root).as_posix(), text))
     if not files:
         raise FileNotFoundError(f"no Python source files under {root}")
     return files

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from redrafter_vllm.places import PlaceError, user_path
 from redrafter_vllm.resolve import WORD, registry_dir
 from training.config import DistillConfig
 
@@ -35,6 +36,7 @@ class Job:
         hidden_cache: folder for the target's hidden states, computed once instead of in every step; storage that all
             machines share.
         resume: continue from the last checkpoint in the run's folder; false starts over.
+        overwrite: replace a drafter that is in out already; one that the same run has put there is replaced anyway.
         evaluate: measure simulated tokens per step on held-out prompts at the end.
         evaluate_every: steps between evaluations by depth.
         evaluate_windows: held-out windows per evaluation.
@@ -60,6 +62,7 @@ class Job:
     target_gpus: int = 1
     hidden_cache: Path | None = None
     resume: bool = True
+    overwrite: bool = False
     evaluate: bool = True
     evaluate_every: int = 200
     evaluate_windows: int = 16
@@ -69,6 +72,7 @@ class Job:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
+        expand_places(self, "target", "data", "chat_template", "out", "run_dir", "init_from", "hidden_cache")
         least, most = self.workers
         if not 1 <= least <= most:
             raise ValueError(f"num_workers must be at least 1, or a range [least, most], got {self.num_workers}")
@@ -101,6 +105,8 @@ class Job:
     @property
     def run_folder(self) -> Path:
         out = self.out_dir
+        if out.name in ("", ".."):
+            out = out.resolve()
         return self.run_dir or out.with_name(f"{out.name}.run")
 
     @property
@@ -127,18 +133,33 @@ class Job:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
 
     def identity(self, config: DistillConfig) -> dict[str, Any]:
-        """What must be the same for a checkpoint to be continued."""
-        absolute = self.absolute()
+        """What must be the same for a checkpoint to be continued, beside the inputs (see `training.inputs`)."""
+        responses = replace(config.responses, folders=())
         return {
-            "target": absolute.target,
-            "data": absolute.data,
-            "chat_template": absolute.chat_template,
-            "init_from": str(absolute.init_from) if absolute.init_from else None,
             "target_dtype": self.target_dtype,
             "target_quantization": self.target_quantization,
             "hidden_cache": self.hidden_cache is not None,
-            "config": asdict(config.absolute()),
+            "config": asdict(replace(config, responses=responses)),
         }
+
+
+def expand_places(holder: Any, *names: str) -> None:
+    """Replaces `~` in the paths, or names of the hub, that a frozen dataclass holds under `names`.
+
+    Raises:
+        PlaceError: one is empty, or there is no such home folder.
+    """
+    for name in names:
+        place = getattr(holder, name)
+        if place is None:
+            continue
+        try:
+            expanded = user_path(place)
+        except PlaceError as problem:
+            raise PlaceError(f"{name}: {problem}") from None
+        # A name of the hub stays as it is written; `Path` would tidy it.
+        if isinstance(place, Path) or place.startswith("~"):
+            object.__setattr__(holder, name, type(place)(expanded))
 
 
 def absolute_place(place: str) -> str:

@@ -3,7 +3,9 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -15,10 +17,13 @@ from training.job import Job
 LARGE = 256 << 20  # bytes of a file that one process would take minutes to tokenise
 
 
-def examples_file(job: Job, window: int) -> Path:
-    """Where in its run's folder a job's prepared examples are, if they are."""
-    job = job.absolute()
-    made_from = [job.target, job.data, job.chat_template, window]
+def examples_file(job: Job, window: int, inputs: Mapping[str, Any]) -> Path:
+    """Where in its run's folder a job's prepared examples are, if they are.
+
+    Args:
+        inputs: see `input_fingerprints`.
+    """
+    made_from = [inputs["tokenizer"] or inputs["target"], inputs["data"], inputs["chat_template"], window]
     name = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
     return job.run_folder / f"examples-{name}.parquet"
 
@@ -31,14 +36,14 @@ def wants_ray(job: Job) -> bool:
     return job.on_ray or (path.is_file() and path.stat().st_size >= LARGE)
 
 
-def prepare_examples(job: Job, window: int) -> None:
+def prepare_examples(job: Job, window: int, inputs: Mapping[str, Any]) -> None:
     """Ingests a job's conversations through Ray Data, if wanted, unless an earlier start of the run has done so.
 
     Raises:
         DataError: the data cannot be used.
         ValueError: Ray is missing.
     """
-    path = examples_file(job, window)
+    path = examples_file(job, window, inputs)
     if not job.resume:
         path.unlink(missing_ok=True)
     if path.is_file() or not wants_ray(job):
