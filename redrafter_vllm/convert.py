@@ -13,6 +13,7 @@ from torch import Tensor
 from redrafter_vllm import checkpoint
 from redrafter_vllm.draft_vocabulary import MAP, check_map, check_map_header
 from redrafter_vllm.drafter import DrafterConfig
+from redrafter_vllm.places import user_path
 
 _INTEGERS = {torch.int32: "I32", torch.int64: "I64"}
 
@@ -78,9 +79,11 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m redrafter_vllm.convert", description=__doc__)
     parser.add_argument(
-        "source", metavar="SRC", type=Path, help="directory with the drafter, or a target that holds one"
+        "source", metavar="SRC", type=user_path, help="directory with the drafter, or a target that holds one"
     )
-    parser.add_argument("destination", metavar="DST", type=Path, help="new directory for Apple's layout in safetensors")
+    parser.add_argument(
+        "destination", metavar="DST", type=user_path, help="new directory for Apple's layout in safetensors"
+    )
     parser.add_argument("--allow-pickle", action="store_true", help="read *.bin, *.pt and *.pth as well")
     arguments = parser.parse_args(argv)
     try:

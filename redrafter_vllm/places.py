@@ -44,6 +44,16 @@ def user_path(place: str | PathLike[str]) -> Path:
         raise PlaceError(f"{os.fspath(place)}: there is no home folder of that name") from None
 
 
+def user_place(place: str) -> str:
+    """A path or the name of something on the hub, which stays as it is.
+
+    Raises:
+        PlaceError: see `user_path`.
+    """
+    path = user_path(place)
+    return str(path) if place.startswith("~") else place
+
+
 def check_drafter_place(out: Path, *, replace: bool) -> None:
     """Checks that a drafter can be put at `out` without loss; writes nothing.
 
@@ -58,11 +68,8 @@ def check_drafter_place(out: Path, *, replace: bool) -> None:
 
 def _check_drafter_place(out: Path, *, replace: bool, others: bool) -> None:
     """As `check_drafter_place`; with `others`, there may be files beside the drafter, which stay as they are."""
-    if out.is_symlink() and not out.exists():
-        raise PlaceError(f"{out} is a link to nothing: remove it, or choose another place for the drafter")
-    if out.exists() and not out.is_dir():
-        raise PlaceError(f"{out} is a file: choose a folder for the drafter")
     check_writable(out)
+    out = out.resolve()  # `new/..` is no new folder
     names = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
     if not (entries := [name for name in names if not name.startswith(_SCRATCH)]):
         return
@@ -93,24 +100,28 @@ def check_writable(place: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             return
     except OSError as problem:
-        what = str(place) if folder == place else f"{place} cannot be made: {folder}"
-        raise PlaceError(f"{what} cannot be written to ({problem.strerror}): choose another place") from None
+        raise PlaceError(
+            f"{place} cannot be written to ({problem.strerror or problem} in {folder}): choose another place"
+        ) from None
 
 
 def existing_folder(place: Path) -> Path:
-    """`place`, or the folder that it would be made in.
+    """`place`, or the folder that it would be made in; links and `..` resolved.
 
     Raises:
         PlaceError: a file stands where a folder is needed, or the path is none.
     """
     try:
-        folder = Path(os.path.abspath(place))
+        if place.is_symlink() and not place.exists():
+            raise PlaceError(f"{place} is a link to nothing: remove it, or choose another place")
+        folder = place.resolve()
         while not folder.exists():
             folder = folder.parent
-    except (OSError, ValueError) as problem:  # a name too long, a zero byte
-        raise PlaceError(f"{str(place)[:200]!r} cannot be a path ({problem}): choose another place") from None
-    if not folder.is_dir():
-        raise PlaceError(f"{place} cannot be made, as {folder} is a file: choose another place")
+        is_folder = folder.is_dir()
+    except (OSError, RuntimeError) as problem:  # a name too long, links in a circle
+        raise PlaceError(f"{str(place)[:200]} cannot be used as a place ({problem}): choose another") from None
+    if not is_folder:
+        raise PlaceError(f"{place} cannot be made into a folder, as {folder} is a file: choose another place")
     return folder
 
 

@@ -4,6 +4,8 @@
 import os
 from pathlib import Path
 
+from redrafter_vllm.places import user_path
+
 WORD = "redrafter"
 CHECKPOINT_VARIABLE = "REDRAFTER_CHECKPOINT"
 HOME_VARIABLE = "REDRAFTER_HOME"
@@ -18,7 +20,7 @@ def registry_dir(target: str) -> Path:
 
     `REDRAFTER_HOME` moves the registry. A target on disk is registered under its directory's name.
     """
-    home = Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".cache" / "redrafter")
+    home = user_path(os.environ.get(HOME_VARIABLE) or "~/.cache/redrafter")
     path = Path(target)
     name = path.resolve().name if path.is_dir() else target.strip("/").replace("/", "--")
     return home / name

@@ -3,38 +3,28 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from rich.console import Console
 
 from training import checkpoints
 from training.cli import parse
+from training.command import run_command
 from training.config import DistillConfig
-from training.context import TrainingStoppedError, WorkersFailedError
-from training.interruption import EXIT_CODE, Interruption
+from training.interruption import Interruption
 from training.job import Job
 from training.plan import make_plan, print_plan
 from training.preflight import check_target
 from training.runner import local_device, run
-from training.sentences import sentence
 from training.summary import print_summary
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "training") -> int:
     job, config, recipe, keys = parse(argv)
-    with Interruption() as interruption:
-        try:
-            return _main(job, config, recipe, keys, interruption, program)
-        except (KeyboardInterrupt, TrainingStoppedError):
-            print(_interrupted(job), file=sys.stderr)
-            return EXIT_CODE
-        except OSError as problem:
-            print(sentence(problem), file=sys.stderr)
-        except (FloatingPointError, ValueError, WorkersFailedError) as problem:
-            print(problem, file=sys.stderr)
-        return 1
+    return run_command(partial(_main, job, config, recipe, keys, program), partial(_interrupted, job))
 
 
-def _main(job: Job, config: DistillConfig, recipe: str, keys: str, interruption: Interruption, program: str) -> int:
+def _main(job: Job, config: DistillConfig, recipe: str, keys: str, program: str, interruption: Interruption) -> int:
     console = Console()
     if job.dry_run:
         check_target(job.target)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from redrafter_vllm.places import user_path
+from redrafter_vllm.places import user_place
 from training.head_loss import LossConfig
 from training.loops import LONGEST_REPEAT
 from training.schedule import Budget
@@ -45,7 +45,7 @@ class ResponseConfig:
     longest_repeat: int = LONGEST_REPEAT
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "folders", tuple(str(user_path(folder)) for folder in self.folders))
+        object.__setattr__(self, "folders", tuple(user_place(folder) for folder in self.folders))
         check_sizes(self, "count", "batch_size", "max_prompt", "longest_repeat")
         if self.count < 0 or self.batch_size < 1:
             raise ValueError(f"count must be >= 0 and batch_size >= 1, got {self.count} and {self.batch_size}")

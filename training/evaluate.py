@@ -10,6 +10,7 @@ One JSON line per number of beams, and one with `redrafter{i}_loss` and `redraft
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +21,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from redrafter_vllm.drafter import Drafter
 from redrafter_vllm.ops.beam_search import beam_search
+from redrafter_vllm.places import user_path, user_place
 from redrafter_vllm.resolve import resolve_drafter
 from redrafter_vllm.tree import DraftTree
+from training.command import run_command
 from training.corpus import extract_prompts, load_corpus, split
 from training.data import Windows, cut_windows, encode_files
 from training.frozen_target import FrozenTarget
@@ -148,8 +151,8 @@ def held_out_windows(tokenizer: AutoTokenizer, count: int, *, length: int = 256,
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("--target", required=True, help="folder or hub name of the target")
-    parser.add_argument("--drafter", help="the drafter's folder (default: where serving finds it)")
+    parser.add_argument("--target", type=user_place, required=True, help="folder or hub name of the target")
+    parser.add_argument("--drafter", type=user_place, help="the drafter's folder (default: where serving finds it)")
     parser.add_argument("--beam-width", type=int, nargs="+", default=[1, 2, 4, 8], help="one row of figures each")
     parser.add_argument("--beam-length", type=int, default=4, help="drafted tokens per beam, the root not counted")
     parser.add_argument("--max-nodes", type=int, help="nodes per tree (default: all that the beams hold)")
@@ -157,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--windows", type=int, default=32, help="windows of held-out text for the figures by depth")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument("--corpus", type=Path, help="folder of Python files (default: the standard library)")
+    parser.add_argument("--corpus", type=user_path, help="folder of Python files (default: the standard library)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
     target = FrozenTarget(AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32))
@@ -180,4 +183,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(lambda _: main(sys.argv[1:]) or 0, lambda: "interrupted: nothing is stored"))

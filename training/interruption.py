@@ -25,22 +25,20 @@ class Interruption:
 
     def __enter__(self) -> Self:
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
-        self.install()
+        self._install()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def install(self) -> None:
-        """Takes the signals, again where a library (Ray) has taken them in between."""
+    def _install(self) -> None:
         for number in self._before:
             signal.signal(number, signal.SIG_DFL if self.requested else self._receive)
 
     @contextmanager
     def postponed(self) -> Iterator[None]:
         """Here `requested` is looked at often enough."""
-        self.install()
         self._postponed = True
         try:
             yield
@@ -49,6 +47,6 @@ class Interruption:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        self.install()
+        self._install()
         if not self._postponed:
             raise KeyboardInterrupt

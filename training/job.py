@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from redrafter_vllm.places import PlaceError, user_path
+from redrafter_vllm.places import PlaceError, user_path, user_place
 from redrafter_vllm.resolve import WORD, registry_dir
 from training.config import DistillConfig
 
@@ -154,12 +154,10 @@ def expand_places(holder: Any, *names: str) -> None:
         if place is None:
             continue
         try:
-            expanded = user_path(place)
+            expanded = user_path(place) if isinstance(place, Path) else user_place(place)
         except PlaceError as problem:
             raise PlaceError(f"{name}: {problem}") from None
-        # A name of the hub stays as it is written; `Path` would tidy it.
-        if isinstance(place, Path) or place.startswith("~"):
-            object.__setattr__(holder, name, type(place)(expanded))
+        object.__setattr__(holder, name, expanded)
 
 
 def absolute_place(place: str) -> str:

@@ -3,6 +3,7 @@
 
 import json
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
+from types import MethodType
 from typing import Any
 
 import ray
@@ -271,7 +273,10 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> None:
     if not ray.is_initialized():
         # Ray refuses a size for a cluster that is there already.
         size = num_cpus if address is None else None
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(address=address, num_cpus=size, log_to_driver=True, include_dashboard=False)
+        if isinstance(before, MethodType):  # an `Interruption`, in whose place Ray has put a handler of its own
+            signal.signal(signal.SIGTERM, before)
 
 
 def has_gpus(workers: int) -> bool:

@@ -17,11 +17,7 @@ KEYS_FILE = "config.yaml"
 
 def check_run_folder(folder: Path) -> None:
     """Raises PlaceError unless `folder` is one of a run, or can be made into one; leaves nothing there."""
-    if folder.is_symlink() and not folder.exists():
-        raise PlaceError(f"{folder} is a link to nothing: choose another --run-dir")
     check_writable(folder)
-    if folder.exists() and not folder.is_dir():
-        raise PlaceError(f"{folder} is a file: choose another --run-dir")
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     if RUN_FILE not in names and (others := sorted(set(names) - {LOCK})):
         raise PlaceError(

@@ -162,8 +162,7 @@ def _launch(
     except ImportError as problem:
         raise ValueError(f"several workers need Ray: pip install 'redrafter-vllm[train]' ({problem})") from None
     connect(job.ray_address, num_cpus=job.workers[1])
-    interruption.install()
-    _prepare(job, config, inputs, interruption)
+    _prepare(job, config, inputs)
     use_gpu = job.device == "cuda" or (job.device == "auto" and has_gpus(job.workers[0] * job.target_gpus))
     fleet = Fleet(job.num_workers, use_gpu, job.max_failures, gpus_per_worker=job.target_gpus)
     job, config = job.absolute(), config.absolute()
@@ -180,7 +179,7 @@ def _launch_here(
         raise ValueError("--device cuda was asked for, and torch finds no GPU here")
     if not job.resume:
         shutil.rmtree(job.checkpoints, ignore_errors=True)
-    _prepare(job, config, inputs, interruption)
+    _prepare(job, config, inputs)
     context = LocalContext(job.checkpoints, device, interruption=interruption)
     target = deferred_target(job, config, context)
     outcome = train_worker(job, config, inputs, context, target)
@@ -193,10 +192,9 @@ def _evaluate(
     return tokens_per_step(load_target(job, config, device), drafter, prompts, config.beam_length)
 
 
-def _prepare(job: Job, config: DistillConfig, inputs: Mapping[str, Any], interruption: Interruption) -> None:
+def _prepare(job: Job, config: DistillConfig, inputs: Mapping[str, Any]) -> None:
     if holds_conversations(job.data):
         prepare_examples(job, config.window, inputs)
-        interruption.install()
 
 
 def _held_out_figures(
