@@ -14,7 +14,7 @@ from training.config import DistillConfig
 from training.interruption import Interruption
 from training.job import Job
 from training.plan import make_plan, print_plan
-from training.preflight import check_target
+from training.preflight import check_places, check_target
 from training.runner import local_device, run
 from training.summary import print_summary
 
@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "training") -> int
 def _main(job: Job, config: DistillConfig, recipe: str, keys: str, program: str, interruption: Interruption) -> int:
     console = Console()
     if job.dry_run:
+        check_places(job)
         check_target(job.target)
         print_plan(job, config, recipe, make_plan(job, config, local_device(job)), console)
         return 0

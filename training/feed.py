@@ -221,8 +221,11 @@ def _once_per_run(settings: FeedSettings, size: int, make: Callable[[], Any], co
         made = make()
         path.parent.mkdir(parents=True, exist_ok=True)
         partial_file = path.with_suffix(".writing")
-        torch.save(made, partial_file)
-        os.replace(partial_file, path)
+        try:
+            torch.save(made, partial_file)
+            os.replace(partial_file, path)
+        finally:
+            partial_file.unlink(missing_ok=True)
     context.barrier()
     return torch.load(path, weights_only=True)
 

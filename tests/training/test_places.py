@@ -13,6 +13,7 @@ import torch
 
 from redrafter_vllm.drafter import Drafter, DrafterConfig
 from redrafter_vllm.places import PlaceError, check_drafter_place, drafter_folder, user_path, user_place
+from tests.training.small_command import tree
 from training.export import export
 from training.job import Job
 from training.memory import GIB
@@ -32,10 +33,6 @@ def make_target(folder: Path) -> Path:
     put(folder / "config.json", json.dumps({"model_type": "llama"}))
     put(folder / "model.safetensors")
     return folder
-
-
-def tree(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def target_itself(root: Path) -> Path:
