@@ -57,9 +57,19 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Job, DistillConfig, str, s
             config = replace(config, fixed_windows=True)
     except ValueError as problem:
         parser.error(str(problem))
-    # These two are about one start, not about the run that the keys are to repeat.
-    given.resume, given.overwrite = True, False
-    return job, config, recipe, parser.dump(given, skip_none=False)
+    return job, config, recipe, parser.dump(_lasting(given, job, config), skip_none=False)
+
+
+def _lasting(given: Namespace, job: Job, config: DistillConfig) -> Namespace:
+    """The keys to repeat a run with, from wherever: without what was about one start, and with whole paths."""
+    lasting = given.clone()
+    lasting.resume, lasting.overwrite = True, False
+    whole = job.absolute()
+    for key in ("target", "data", "chat_template", "out", "run_dir", "init_from", "hidden_cache"):
+        if getattr(job, key) is not None:
+            lasting[key] = getattr(whole, key)
+    lasting["responses.folders"] = config.absolute().responses.folders
+    return lasting
 
 
 def parse_keys(holder: type[Keys], program: str, description: str, argv: Sequence[str] | None = None) -> Keys:

@@ -182,5 +182,10 @@ def main(argv: list[str] | None = None) -> None:
     print(json.dumps(depth_figures(drafter, target, windows, args.beam_length).named()))
 
 
+def _main(_: object) -> int:
+    main()
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(lambda _: main(sys.argv[1:]) or 0, lambda: "interrupted: nothing is stored"))
+    sys.exit(run_command(_main, lambda: "interrupted: nothing is stored"))

@@ -4,6 +4,7 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import current_thread, main_thread
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ class Interruption:
     """While entered, the first signal asks for the end, and a second one ends the process at once.
 
     The first raises KeyboardInterrupt where it arrives; inside `postponed` it only sets `requested`, for the code there
-    to heed. Belongs into the main thread, as signals do. One that was never entered leaves signals alone.
+    to heed. One that is never entered, or in another thread than the main one, leaves signals alone.
     """
 
     def __init__(self) -> None:
@@ -24,7 +25,8 @@ class Interruption:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        if current_thread() is main_thread():
+            self._before = {number: signal.getsignal(number) for number in SIGNALS}
         self._install()
         return self
 
