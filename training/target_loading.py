@@ -14,6 +14,7 @@ from training.frozen_target import FrozenTarget
 from training.job import Job
 from training.memory import free_memory, readable, stored_bits, weight_bytes
 from training.plan import make_plan, target_on_paper
+from training.sentences import sentence
 
 HEADROOM = 0.95  # of a GPU's free memory may hold layers; the rest is for what flows through them
 
@@ -31,7 +32,7 @@ def load_target(
         devices: all that this process may use, `device` first; default: `job.target_gpus` GPUs from `device` on.
 
     Raises:
-        TargetLoadError: it does not fit, a library is missing, or there are too few GPUs.
+        TargetLoadError: it is damaged or does not fit, a library is missing, or there are too few GPUs.
     """
     chosen = list(devices or visible_devices(job, device))
     check_target_options(job)
@@ -46,7 +47,10 @@ def load_target(
     elif job.target_quantization != "none":
         _require("accelerate", "a quantised target")
         arguments["device_map"] = {"": device}
-    model = AutoModelForCausalLM.from_pretrained(job.target, **arguments)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(job.target, **arguments)
+    except Exception as problem:  # of any type: damaged files, types that a device lacks
+        raise TargetLoadError(f"the target {job.target} cannot be loaded: {sentence(problem)}") from problem
     return FrozenTarget(model if "device_map" in arguments else model.to(device))
 
 

@@ -20,6 +20,7 @@ from training.memory import GIB
 from training.plan import Plan
 from training.preflight import check_places, check_room
 from training.run_folder import begin_anew, run_name
+from training.target import check_new_target
 
 CONFIG = DrafterConfig(vocab_size=7, hidden_size=4, exit_dim=8, num_draft_layers=1)
 
@@ -251,3 +252,15 @@ def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             user_path(wrong)
     with pytest.raises(PlaceError, match="target: a path is empty"):
         Job("", "stdlib")
+
+
+def test_a_new_target_replaces_nothing(tmp_path: Path) -> None:
+    """But for what an unfinished training of one has left."""
+    put(tmp_path / "unfinished" / "tokenizer.json")
+    put(tmp_path / "unfinished" / "checkpoint" / "config.json")
+    for fine in (tmp_path / "new", tmp_path / "unfinished"):
+        check_new_target(fine)
+    put(tmp_path / "file")
+    for wrong in (make_target(tmp_path / "target"), data(tmp_path), tmp_path / "file"):
+        with pytest.raises(PlaceError, match=r"holds something already|is a file"):
+            check_new_target(wrong)

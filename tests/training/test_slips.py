@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.small_command import ASSET, small_command, write_data
+from tests.training.small_command import ASSET, copy_target, small_command, write_data
 from training.__main__ import main
 from training.cli import parse
 
@@ -79,6 +79,9 @@ def test_starts_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "nested.json").write_text("[" * 100_000)
     (tmp_path / "number.json").write_text("9" * 10_000)
     (tmp_path / "file").write_text("mine")
+    damaged = copy_target(home / "damaged")
+    with (damaged / "model.safetensors").open("r+b") as weights:
+        weights.truncate(1000)
     before = sorted(tmp_path.rglob("*"))
     out = tmp_path / "out"
     for arguments, told in (
@@ -87,6 +90,7 @@ def test_starts_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (small_command(home, data, out), "cannot be loaded"),
         (small_command(home / "empty", data, out), "has no config.json"),
         (small_command(data, data, out), "there is no folder"),
+        (small_command(damaged, data, out, "--run-dir", str(home / "t")), "cannot be loaded"),
         (small_command(ASSET, tmp_path / "none.json", out), "no such file"),
         (small_command(ASSET, tmp_path / "nested.json", out, "--run-dir", str(home / "r")), "nested.json: JSON that"),
         (small_command(ASSET, tmp_path / "number.json", out, "--run-dir", str(home / "s")), "number.json: JSON that"),
