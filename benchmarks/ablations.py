@@ -29,6 +29,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.record import RESULTS, record, store
+from redrafter_vllm.places import user_path
 from training.config import RECIPES, DistillConfig, ResponseConfig
 from training.corpus import load_corpus, split
 from training.data import encode_files, mixed_batches
@@ -241,7 +242,7 @@ def parse_args(argv: Sequence[str]) -> Options:
         description="What each part of the training recipe is worth.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--target", type=Path, required=True, help="folder of the target")
+    parser.add_argument("--target", type=user_path, required=True, help="folder of the target")
     parser.add_argument("--steps", type=int, default=400, help="of every training")
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0, 1, 2], help="each variant is trained once with each"
@@ -259,8 +260,8 @@ def parse_args(argv: Sequence[str]) -> Options:
     parser.add_argument(
         "--groups", nargs="+", default=[], choices=list(dict.fromkeys(v.group for v in VARIANTS)), help="only these"
     )
-    parser.add_argument("--work", type=Path, default=Path("build/ablations"), help="folder for finished trainings")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file")
+    parser.add_argument("--work", type=user_path, default=Path("build/ablations"), help="folder for finished trainings")
+    parser.add_argument("--out", type=user_path, default=RESULTS, help="folder for the JSON file")
     args = parser.parse_args(argv)
     lists = {name: tuple(getattr(args, name)) for name in ("seeds", "groups", "answers")}
     return Options(**{**vars(args), **lists})

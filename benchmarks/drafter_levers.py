@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from benchmarks.roofline import Layout, Workload, naive_round, round_reads
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.drafter import Drafter
 from redrafter_vllm.packed_drafter import MakeLinear, PackedDrafter, plain_linear
+from redrafter_vllm.places import user_path, user_place
 from redrafter_vllm.quantization import CODE_TYPES, rounding_linear
 from redrafter_vllm.resolve import resolve_drafter
 from training.evaluate import Drafting, held_out_texts, measure
@@ -104,15 +104,17 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         description="What each way of reading fewer drafter bytes costs in acceptance.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--target", type=Path, required=True, help="folder of the target")
-    parser.add_argument("--drafter", help="the drafter's folder (None: where serving finds it)")
-    parser.add_argument("--data", default="stdlib", help="whose most frequent tokens are kept; as for training.trim")
+    parser.add_argument("--target", type=user_path, required=True, help="folder of the target")
+    parser.add_argument("--drafter", type=user_place, help="the drafter's folder (None: where serving finds it)")
+    parser.add_argument(
+        "--data", type=user_place, default="stdlib", help="whose most frequent tokens are kept; as for training.trim"
+    )
     parser.add_argument("--draft-vocab-size", type=int, nargs="+", help="tokens to keep, a row each (None: a quarter)")
     parser.add_argument("--beam-width", type=int, default=4)
     parser.add_argument("--beam-length", type=int, default=4, help="drafted tokens per beam, the root not counted")
     parser.add_argument("--prompts", type=int, default=64, help="prompts from files held out of all training")
     parser.add_argument("--new-tokens", type=int, default=128, help="tokens that each prompt is continued by")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file")
+    parser.add_argument("--out", type=user_path, default=RESULTS, help="folder for the JSON file")
     return parser.parse_args(argv)
 
 

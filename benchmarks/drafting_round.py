@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +37,7 @@ from redrafter_vllm.config import QUANTIZATIONS, DraftingConfig, OptionError
 from redrafter_vllm.drafter import Drafter, DrafterConfig
 from redrafter_vllm.integration.drafter_loading import check_quantization, linear_maker
 from redrafter_vllm.packed_drafter import PackedDrafter
+from redrafter_vllm.places import user_path
 from redrafter_vllm.speculator import draw_trees
 
 WARM_UP = 2
@@ -217,7 +217,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="of a CPU, one after the other")
     parser.add_argument("--rounds", type=int, default=15, help="that are timed, of each way")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file")
+    parser.add_argument("--out", type=user_path, default=RESULTS, help="folder for the JSON file")
     return parser.parse_args(argv)
 
 

@@ -30,6 +30,7 @@ from benchmarks.demo.processes import ChildError, run_to_end
 from benchmarks.gpu_stages import outcome_file
 from benchmarks.gpu_stages.bundle import pack, unpack
 from benchmarks.record import RESULTS, record, store
+from redrafter_vllm.places import user_path
 
 LEAST_SECONDS = 10.0  # with less left, no stage is begun
 PASSED, STALE = "passed", "passed with other code"
@@ -150,9 +151,11 @@ def parse_args(argv: Sequence[str]) -> Options:
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="STAGE", help=", ".join(names))
     parser.add_argument("--minutes", type=float, default=8.0, help="for this call")
     parser.add_argument("--again", action="store_true", help="run stages that have passed, too")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-check", help="folder of logs and stages")
-    parser.add_argument("--bundle", type=Path, metavar="FILE.tar.gz", help="archive of all findings and logs to write")
-    parser.add_argument("--resume", type=Path, metavar="FILE.tar.gz", help="such an archive to go on from")
+    parser.add_argument("--out", type=user_path, default=ROOT / "build" / "gpu-check", help="folder of logs and stages")
+    parser.add_argument(
+        "--bundle", type=user_path, metavar="FILE.tar.gz", help="archive of all findings and logs to write"
+    )
+    parser.add_argument("--resume", type=user_path, metavar="FILE.tar.gz", help="such an archive to go on from")
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; --device cpu rehearses the script")

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import hardware
 from redrafter_vllm import strict_json
+from redrafter_vllm.places import user_place
 from training.borders import show_borders
 from training.config import DistillConfig
 from training.context import LocalContext
@@ -83,7 +84,7 @@ class Way:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.packing", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", required=True, help="conversations")
+    parser.add_argument("--data", type=user_place, required=True, help="conversations")
     parser.add_argument("--tokenizer", required=True, help="folder or hub name")
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=2)

@@ -23,6 +23,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from benchmarks.record import RESULTS, record
+from redrafter_vllm.places import user_path
 from training.config import RECIPES
 from training.context import TrainContext
 from training.data import Windows
@@ -96,13 +97,13 @@ def parse_args(argv: Sequence[str]) -> Options:
         description="Training steps per second of Ray workers, one against several.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--target", type=Path, required=True, help="folder of the target")
+    parser.add_argument("--target", type=user_path, required=True, help="folder of the target")
     parser.add_argument("--workers", type=int, default=2, help="against one")
     parser.add_argument("--batch-size", type=int, default=8, help="rows per step, over all workers together")
     parser.add_argument("--warm-up", type=int, default=5, help="steps of each run that do not count")
     parser.add_argument("--steps", type=int, default=30, help="steps of each run that count")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each fleet")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file")
+    parser.add_argument("--out", type=user_path, default=RESULTS, help="folder for the JSON file")
     options = Options(**vars(parser.parse_args(argv)))
     if options.workers < 2 or min(options.warm_up, options.steps, options.rounds) < 1:
         parser.error("needs at least 2 workers and 1 warm-up step, step and round")

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -40,6 +39,7 @@ from redrafter_vllm import strict_json
 from redrafter_vllm.checkpoint_errors import CheckpointError
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.drafter import DrafterConfig, tensor_shapes
+from redrafter_vllm.places import user_path, user_place
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -273,8 +273,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         description="Bytes that drafting and verification must read, and the time that takes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--target", "--shape", required=True, help="folder, config.json or name of a shape")
-    parser.add_argument("--drafter", type=Path, help="the drafter's folder (None: the paper's, in the target's size)")
+    parser.add_argument(
+        "--target", "--shape", type=user_place, required=True, help="folder, config.json or name of a shape"
+    )
+    parser.add_argument(
+        "--drafter", type=user_path, help="the drafter's folder (None: the paper's, in the target's size)"
+    )
     parser.add_argument("--beam-width", type=int, default=4)
     parser.add_argument("--beam-length", type=int, default=5, help="drafted tokens per beam, the root not counted")
     parser.add_argument("--nodes", type=int, default=0, help="node slots of the tree (0: as serving's default)")
@@ -285,7 +289,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--draft-vocab-size", type=int, default=8000, help="a trimmed vocabulary to consider; the drafter's if smaller"
     )
-    parser.add_argument("--json", type=Path, help="file for the report")
+    parser.add_argument("--json", type=user_path, help="file for the report")
     return parser.parse_args(argv)
 
 

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.record import RESULTS, record
 from redrafter_vllm.drafter import Drafter
+from redrafter_vllm.places import user_path
 from redrafter_vllm.resolve import resolve_drafter
 from training.corpus import extract_prompts, load_corpus, split
 from training.evaluate import Drafting, measure
@@ -167,7 +168,7 @@ def parse_args(argv: Sequence[str]) -> Options:
         description="What structured output loses by chains, and what masks for trees would cost the host.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--target", type=Path, required=True, help="folder of the target")
+    parser.add_argument("--target", type=user_path, required=True, help="folder of the target")
     parser.add_argument("--drafter", help="the drafter's folder (None: where serving finds it)")
     parser.add_argument("--prompts", type=int, default=24, help="prompts from files held out of all training")
     parser.add_argument("--new-tokens", type=int, default=64, help="tokens that each prompt is continued by at most")
@@ -175,7 +176,7 @@ def parse_args(argv: Sequence[str]) -> Options:
     parser.add_argument(
         "--vocabulary", type=int, default=128_256, help="words of the vocabulary that masks are timed on"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file")
+    parser.add_argument("--out", type=user_path, default=RESULTS, help="folder for the JSON file")
     args = parser.parse_args(argv)
     drafter = resolve_drafter(args.drafter, str(args.target))
     return Options(args.target, drafter, args.prompts, args.new_tokens, args.temperature, args.vocabulary, args.out)

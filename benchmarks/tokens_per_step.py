@@ -29,6 +29,7 @@ from benchmarks.record import RESULTS, record
 from redrafter_vllm.config import QUANTIZATIONS
 from redrafter_vllm.drafter import Drafter
 from redrafter_vllm.packed_drafter import PackedDrafter
+from redrafter_vllm.places import user_path
 from redrafter_vllm.quantization import rounding_linear
 from redrafter_vllm.resolve import resolve_drafter
 from training.evaluate import Acceptance, Drafting, held_out_texts, measure
@@ -160,14 +161,14 @@ def parse_args(argv: Sequence[str]) -> Options:
         description="Tokens per step as training simulates them and as vLLM counts them when serving.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--target", type=Path, required=True, help="folder of the target")
+    parser.add_argument("--target", type=user_path, required=True, help="folder of the target")
     parser.add_argument("--drafter", help="the drafter's folder (None: where serving finds it)")
     parser.add_argument("--beam-width", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of beams, a row each")
     parser.add_argument("--beam-length", type=int, default=4, help="drafted tokens per beam, the root not counted")
     parser.add_argument("--prompts", type=int, default=64, help="prompts from files held out of all training")
     parser.add_argument("--new-tokens", type=int, default=128, help="tokens that each prompt is continued by")
     parser.add_argument("--drafter-quantization", choices=QUANTIZATIONS, help="as the serving option")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file")
+    parser.add_argument("--out", type=user_path, default=RESULTS, help="folder for the JSON file")
     args = parser.parse_args(argv)
     drafter = resolve_drafter(args.drafter, str(args.target))
     return Options(

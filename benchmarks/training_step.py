@@ -24,6 +24,7 @@ from tqdm import tqdm
 from benchmarks.machine import PeakMemory
 from benchmarks.record import RESULTS, record
 from redrafter_vllm.drafter import Drafter, DrafterConfig
+from redrafter_vllm.places import user_path
 from training.config import DistillConfig, ResponseConfig
 from training.context import LocalContext
 from training.data import Windows
@@ -246,7 +247,9 @@ def parse_args(argv: Sequence[str]) -> tuple[Options, Path]:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help=text + shown)
     parser.add_argument("--label-share", type=float, default=default.label_share, help="cross-entropy's share (0)")
     parser.add_argument("--device", default=default.device, help="cpu or cuda (default: cpu)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record (default: benchmarks/results)")
+    parser.add_argument(
+        "--out", type=user_path, default=RESULTS, help="folder for the record (default: benchmarks/results)"
+    )
     args = vars(parser.parse_args(argv))
     out = args.pop("out")
     return replace(default, **args | {"vocab_sizes": tuple(args["vocab_sizes"])}), out

@@ -15,6 +15,7 @@ from redrafter_vllm.checkpoint_files import is_directory, pickle_files
 from redrafter_vllm.draft_vocabulary import MAP, check_map, check_map_header
 from redrafter_vllm.drafter import DrafterConfig
 from redrafter_vllm.messages import listed
+from redrafter_vllm.places import user_path
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _INTEGERS = {torch.int32: "I32", torch.int64: "I64"}
@@ -110,9 +111,11 @@ def _is_plain(tensor: Tensor) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m redrafter_vllm.convert", description=__doc__)
     parser.add_argument(
-        "source", metavar="SRC", type=Path, help="directory with the drafter, or a target that holds one"
+        "source", metavar="SRC", type=user_path, help="directory with the drafter, or a target that holds one"
     )
-    parser.add_argument("destination", metavar="DST", type=Path, help="new directory for Apple's layout in safetensors")
+    parser.add_argument(
+        "destination", metavar="DST", type=user_path, help="new directory for Apple's layout in safetensors"
+    )
     parser.add_argument("--allow-pickle", action="store_true", help="read *.bin, *.pt and *.pth as well")
     arguments = parser.parse_args(argv)
     try:

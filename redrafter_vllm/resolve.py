@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from redrafter_vllm.messages import is_dangling, is_near, reason, shown, why_no_directory
+from redrafter_vllm.places import user_path
 from redrafter_vllm.spellings import drafter_fields
 
 WORD = "redrafter"
@@ -24,7 +25,7 @@ def registry_dir(target: str) -> Path:
 
     `REDRAFTER_HOME` moves the registry. A target on disk is registered under its directory's name.
     """
-    home = Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".cache" / "redrafter").expanduser()
+    home = user_path(os.environ.get(HOME_VARIABLE) or "~/.cache/redrafter")
     path = Path(target)
     name = path.resolve().name if path.is_dir() else target.strip("/").replace("/", "--")
     return home / name

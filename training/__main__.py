@@ -3,42 +3,53 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
-import torch
 from rich.console import Console
 
-from redrafter_vllm.checkpoint import CheckpointError
-from training.checkpoints import CheckpointWriteError
+from training import checkpoints
 from training.cli import parse
-from training.context import WorkersFailedError
+from training.command import run_command
+from training.config import DistillConfig
 from training.data_plan import describe_data
-from training.data_report import DataError
+from training.interruption import Interruption
+from training.job import Job
 from training.plan import make_plan, print_plan
-from training.runner import run
+from training.preflight import check_places, check_target
+from training.runner import local_device, run
 from training.summary import print_summary
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "training") -> int:
     job, config, recipe, keys = parse(argv)
+    return run_command(partial(_main, job, config, recipe, keys, program), partial(_interrupted, job))
+
+
+def _main(job: Job, config: DistillConfig, recipe: str, keys: str, program: str, interruption: Interruption) -> int:
     console = Console()
-    device = torch.device("cuda" if job.device != "cpu" and torch.cuda.is_available() else "cpu")
     if job.dry_run:
-        try:
-            texts = describe_data(job, config)
-            print_plan(job, config, recipe, make_plan(job, config, device), texts, console)
-        except DataError as problem:
-            print(problem, file=sys.stderr)
-            return 1
+        check_places(job)
+        check_target(job.target, trust_remote_code=job.trust_remote_code)
+        texts = describe_data(job, config)
+        print_plan(job, config, recipe, make_plan(job, config, local_device(job)), texts, console)
         return 0
-    job.run_folder.mkdir(parents=True, exist_ok=True)
-    (job.run_folder / "config.yaml").write_text(keys)
-    try:
-        report = run(job, config, recipe, program=program)
-    except (CheckpointError, CheckpointWriteError, FloatingPointError, ValueError, WorkersFailedError) as problem:
-        print(problem, file=sys.stderr)
-        return 1
-    print_summary(job, report, console)
-    return 0
+    report = run(job, config, recipe, keys, interruption, program=program)
+    print_summary(job, report.content, console)
+    if report.unmeasured is None:
+        return 0
+    print(
+        f"the drafter in {job.out_dir} is complete, but what it saves could not be measured ({report.unmeasured}): "
+        "try python -m training.evaluate, or leave the measure away with --evaluate false",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _interrupted(job: Job) -> str:
+    newest = checkpoints.latest(job.checkpoints)
+    if newest is None:
+        return "interrupted before the first checkpoint: the same command starts again"
+    return f"interrupted: the last checkpoint is {newest}, from which the same command goes on"
 
 
 if __name__ == "__main__":

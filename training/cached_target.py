@@ -2,6 +2,7 @@
 """A teacher whose hidden states were computed once: filling the cache, and training from it without the body."""
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -10,13 +11,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from redrafter_vllm.places import free_space
 from training.cached_texts import TextIndex, texts_of
 from training.config import DistillConfig
 from training.context import TrainContext
 from training.data import Windows
 from training.fingerprint import template_fingerprint, weights_fingerprint
+from training.folder_lock import locked
 from training.frozen_target import DeferredTarget, FrozenTarget, Signals, Teacher
-from training.hidden_cache import DTYPE, SHARD_BYTES, HiddenCache, HiddenCacheError, free_space
+from training.hidden_cache import DTYPE, SHARD_BYTES, HiddenCache, HiddenCacheError
 from training.job import Job, absolute_place
 from training.memory import readable
 from training.target_facts import load_config
@@ -77,15 +80,19 @@ def open_cached_target(
     begun, missing = context.gather((begun, cache.missing() if begun else everything))[0]
     if missing or not begun:
         if context.rank == 0:
-            cache.clear_unfinished()
             print(describe(cache, len(index), missing))
         head_bytes = 0 if begun else 2 * text_config.vocab_size * text_config.hidden_size * 4
         check_space(cache, cache.size(missing) + head_bytes, context)
-        if context.rank == 0 and not begun:
-            cache.begin(identity, settings, target.head())
-        context.barrier()
-        fill(cache, index, target, missing, context, rows=rows_at_once(job, config), trained=trained)
-        context.barrier()
+        with ExitStack() as stack:
+            if context.rank == 0:
+                cache.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(cache.folder, "choose another --hidden-cache"))
+                cache.clear_unfinished()
+                if not begun:
+                    cache.begin(identity, settings, target.head())
+            context.barrier()
+            fill(cache, index, target, missing, context, rows=rows_at_once(job, config), trained=trained)
+            context.barrier()
         if left := cache.missing():
             raise HiddenCacheError(
                 f"{len(left)} shards are not to be seen in {cache.folder} by worker {context.rank}: --hidden-cache "

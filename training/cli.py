@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar, get_type_hints
+from typing import Any, TypeGuard, TypeVar, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -48,9 +48,12 @@ def build_parser(recipe: str = DEFAULT_RECIPE) -> ArgumentParser:
 def parse(argv: Sequence[str] | None = None) -> tuple[Job, DistillConfig, str, str]:
     """(job, recipe, recipe's name, everything as YAML). Exits with a message for what cannot be."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    recipe = build_parser().parse_args(argv).recipe
+    parser = build_parser()
+    recipe = _parsed(parser, argv).recipe
+    if recipe is None:
+        parser.error("recipe must not be null")
     parser = build_parser(recipe)
-    given = parser.parse_args(argv)
+    given = _parsed(parser, argv)
     try:
         job, config = _build(Job, given), _build(DistillConfig, given)
         check_rows(job, config)
@@ -61,7 +64,19 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Job, DistillConfig, str, s
             config = replace(config, fixed_windows=True)
     except ValueError as problem:
         parser.error(str(problem))
-    return job, config, recipe, parser.dump(given, skip_none=False)
+    return job, config, recipe, parser.dump(_lasting(given, job, config), skip_none=False)
+
+
+def _lasting(given: Namespace, job: Job, config: DistillConfig) -> Namespace:
+    """The keys to repeat a run with, from wherever: without what was about one start, and with whole paths."""
+    lasting = given.clone()
+    lasting.resume, lasting.overwrite = True, False
+    whole = job.absolute()
+    for key in ("target", "data", "chat_template", "out", "run_dir", "init_from", "hidden_cache"):
+        if getattr(job, key) is not None:
+            lasting[key] = getattr(whole, key)
+    lasting["responses.folders"] = config.absolute().responses.folders
+    return lasting
 
 
 def keep_shape(folder: Path, config: DistillConfig, asked: Namespace) -> DistillConfig:
@@ -90,11 +105,21 @@ def parse_keys(holder: type[Keys], program: str, description: str, argv: Sequenc
     """The keys of `holder` alone, for a command without recipes. Exits with a message for what cannot be."""
     parser = _empty_parser(program, description)
     _add(parser, "keys", holder, None)
-    given = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
+    given = _parsed(parser, list(sys.argv[1:] if argv is None else argv))
     try:
         return _build(holder, given)
     except ValueError as problem:
         parser.error(str(problem))
+
+
+def _parsed(parser: ArgumentParser, argv: list[str]) -> Namespace:
+    """What is given, file and flags; exits with a message where the library would leave with a traceback."""
+    try:
+        return parser.parse_args(argv)
+    except (OSError, UnicodeDecodeError) as problem:
+        parser.error(f"the --config file cannot be read as UTF-8 text ({problem})")
+    except RecursionError:
+        parser.error("the --config file nests too deeply")
 
 
 def _empty_parser(program: str, description: str) -> ArgumentParser:
@@ -126,12 +151,25 @@ def _is_nested(kind: Any) -> TypeGuard[type]:
 
 
 def _build(holder: type, given: Namespace, prefix: str = "") -> Any:
-    return holder(
-        **{
-            entry.name: _build(kind, given, within) if _is_nested(kind) else given[within + entry.name]
-            for entry, kind, within in _fields(holder, prefix)
-        }
-    )
+    values = {}
+    for entry, kind, within in _fields(holder, prefix):
+        if not _is_nested(kind):
+            values[entry.name] = _checked(prefix + entry.name, kind, given[prefix + entry.name])
+            continue
+        group = given if within == prefix else given[prefix + entry.name]
+        if not isinstance(group, Namespace):
+            raise ValueError(f"{prefix}{entry.name} holds keys, as in {entry.name}: {{key: value}}, not {group!r}")
+        values[entry.name] = _build(kind, given, within)
+    return holder(**values)
+
+
+def _checked(name: str, kind: Any, value: Any) -> Any:
+    """What the library lets pass: null for any key, anything for flags without a value."""
+    if value is None and type(None) not in get_args(kind):
+        raise ValueError(f"{name} must not be null")
+    if kind is bool and not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+    return value
 
 
 def _add(parser: ArgumentParser, title: str, holder: type, defaults: Any, prefix: str = "") -> None:

@@ -1,13 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a drafter is shaped and distilled."""
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from redrafter_vllm.config import MAX_BEAM_LENGTH
+from redrafter_vllm.places import user_place
 from training.head_loss import LossConfig
 from training.loops import LONGEST_REPEAT
 from training.schedule import Budget
+
+MOST = 1 << 24  # of anything that memory is taken for: more is a slip, which torch would meet with an overflow
+MOST_LAYERS = 1024
+
+
+def check_sizes(holder: Any, *names: str) -> None:
+    """Raises ValueError for sizes above `MOST`; None is none."""
+    for name in names:
+        if (size := getattr(holder, name)) is not None and size > MOST:
+            raise ValueError(f"{name} must be at most {MOST:,}, got {size:,}")
 
 
 @dataclass(frozen=True)
@@ -35,12 +48,14 @@ class ResponseConfig:
     any_target: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "folders", tuple(user_place(folder) for folder in self.folders))
+        check_sizes(self, "count", "batch_size", "max_prompt", "longest_repeat")
         if self.count < 0 or self.batch_size < 1:
             raise ValueError(f"count must be >= 0 and batch_size >= 1, got {self.count} and {self.batch_size}")
         if self.longest_repeat < 0:
             raise ValueError(f"longest_repeat must not be negative, got {self.longest_repeat}")
-        if not self.temperatures or min(self.temperatures) < 0:
-            raise ValueError(f"temperatures must be given and not negative, got {self.temperatures}")
+        if not self.temperatures or not all(0 <= temperature < math.inf for temperature in self.temperatures):
+            raise ValueError(f"temperatures must be given, finite and not negative, got {self.temperatures}")
         if not 1 <= self.min_prompt <= self.max_prompt:
             raise ValueError(f"need 1 <= min_prompt <= max_prompt, got {self.min_prompt} and {self.max_prompt}")
 
@@ -96,6 +111,13 @@ class DistillConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_sizes(self, "beam_length", "exit_dim", "draft_vocab_size", "window", "batch_size", "chunk")
+        if self.exit_dim is not None and self.exit_dim < 1:
+            raise ValueError(f"exit_dim must be at least 1, got {self.exit_dim}")
+        if not 0 <= self.num_draft_layers <= MOST_LAYERS:
+            raise ValueError(f"num_draft_layers must be in [0, {MOST_LAYERS}], got {self.num_draft_layers}")
+        if not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"seed must be in [0, 2^63), got {self.seed}")
         if self.beam_length < 1 or self.window <= self.beam_length:
             raise ValueError(f"need 1 <= beam_length < window, got {self.beam_length} and {self.window}")
         if self.beam_length > MAX_BEAM_LENGTH:
@@ -114,8 +136,10 @@ class DistillConfig:
             raise ValueError(f"max_prompt {self.responses.max_prompt} leaves no response in windows of {self.window}")
         if min(self.batch_size, self.chunk) < 1:
             raise ValueError(f"batch_size and chunk must be at least 1, got {self.batch_size} and {self.chunk}")
-        if not (self.learning_rate > 0 and self.max_grad_norm > 0 and 0 < self.warmup < 1):
+        if not (0 < self.learning_rate < math.inf and self.max_grad_norm > 0 and 0 < self.warmup < 1):
             raise ValueError("learning_rate and max_grad_norm must be positive, warmup a fraction in (0, 1)")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
 
     def absolute(self) -> "DistillConfig":
         """The same for a process that runs in another folder."""

@@ -3,7 +3,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,12 +13,17 @@ from torch import Tensor, nn
 
 from training import checkpoints
 from training.checkpoints import Write
+from training.interruption import Interruption
 
 Made = TypeVar("Made")
 
 
 class WorkersFailedError(RuntimeError):
     """The workers of a training failed more often than allowed; checkpoints are intact."""
+
+
+class TrainingStoppedError(RuntimeError):
+    """The training has been asked to end, and has stored a checkpoint of the step that it got to."""
 
 
 class TrainContext(ABC):
@@ -56,6 +62,14 @@ class TrainContext(ABC):
     def wrap(self, module: nn.Module) -> nn.Module:
         """`module` with its gradients averaged over the processes during backward passes."""
 
+    @abstractmethod
+    def stoppable(self) -> AbstractContextManager[None]:
+        """While entered, `stop_wanted` is asked after every step."""
+
+    @abstractmethod
+    def stop_wanted(self) -> bool:
+        """Whether to end after this step, with a checkpoint; the same in all processes."""
+
     def made_by_first(self, make: Callable[[], Made]) -> Made:
         """What rank 0's `make` returns, in all processes; it can be pickled."""
         return self.gather(make() if self.rank == 0 else None)[0]
@@ -73,6 +87,7 @@ class LocalContext(TrainContext):
     directory: Path | None = None
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
     keep: int = 2
+    interruption: Interruption = field(default_factory=Interruption)
     rank = 0
     world_size = 1
 
@@ -94,3 +109,9 @@ class LocalContext(TrainContext):
 
     def wrap(self, module: nn.Module) -> nn.Module:
         return module
+
+    def stoppable(self) -> AbstractContextManager[None]:
+        return self.interruption.postponed()
+
+    def stop_wanted(self) -> bool:
+        return self.interruption.requested

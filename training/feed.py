@@ -295,8 +295,11 @@ def own_answers(
         made = write_texts(target, wanted, config.window, config.responses, config.seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial_file = path.with_suffix(".writing")
-        torch.save(made, partial_file)
-        os.replace(partial_file, path)
+        try:
+            torch.save(made, partial_file)
+            os.replace(partial_file, path)
+        finally:
+            partial_file.unlink(missing_ok=True)
     context.barrier()
     texts: list[tuple[Tensor, int]] = torch.load(path, weights_only=True)
     if context.rank == 0:

@@ -63,6 +63,21 @@ def template_fingerprint(chat_template: str | None) -> str | None:
     return file_digest(path) if path.is_file() else chat_template
 
 
+def folder_fingerprint(folder: Path, patterns: Iterable[str]) -> str:
+    """Of those files of a folder whose names match one of `patterns`."""
+    return files_fingerprint(sorted({path for pattern in patterns for path in folder.glob(pattern)}), folder)
+
+
+def files_fingerprint(files: Iterable[Path], root: Path) -> str:
+    """Of the content of files, in order, and of their names below `root`."""
+    files = [path for path in files if path.is_file()]
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(READERS) as readers:
+        for path, content in zip(files, readers.map(file_digest, files), strict=True):
+            digest.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
+    return digest.hexdigest()[:DIGITS]
+
+
 def file_digest(path: Path) -> str:
     """Of all bytes of a file, which are read once in a process while nobody writes them."""
     state = path.stat()
@@ -81,9 +96,4 @@ def _fingerprint(target: str, patterns: Iterable[str]) -> str:
         # The plain file, so that a model with code of its own needs no trust for this.
         described, _ = PretrainedConfig.get_config_dict(target)
         return f"commit {described.get('_commit_hash')} of {target}"
-    files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-    digest = hashlib.sha256()
-    with ThreadPoolExecutor(READERS) as readers:
-        for path, content in zip(files, readers.map(file_digest, files), strict=True):
-            digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
-    return digest.hexdigest()[:DIGITS]
+    return folder_fingerprint(folder, patterns)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from training.answer_store import is_regenerated
-from training.corpus import corpus_root, is_source_code, source_paths
+from training.corpus import corpus_root, is_source_code, source_files
 from training.sources import DATA_SUFFIXES, data_set_files
 
 NAMED = 5  # files named of those passed over
@@ -22,7 +22,7 @@ def passed_over(data: str, *, config: str | None = None, splits: Iterable[str | 
         return None
     code = is_source_code(data)
     if code:
-        taken = set(source_paths(corpus_root(data)))
+        taken = set(source_files(corpus_root(data))[1])
     else:
         taken = {path for split in splits for path in data_set_files(data, config, split)}
     left = [path for path in _candidates(folder) if path not in taken]

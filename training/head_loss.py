@@ -7,6 +7,7 @@ depth's are computed. Splitting over the vocabulary as well would save nothing m
 for [B, P, V] hands them over in parts, at no cost but smaller products.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,8 +49,8 @@ class LossConfig:
         if self.labels not in ("target", "data"):
             raise ValueError(f"labels must be 'target' or 'data', got {self.labels!r}")
         for name in ("temperature", "target_temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

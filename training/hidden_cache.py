@@ -9,7 +9,6 @@
 import json
 import os
 import secrets
-import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -183,19 +182,12 @@ class HiddenCache:
             os.replace(scratch, path)
             flush(self.folder)
         except (OSError, SafetensorError) as problem:
-            scratch.unlink(missing_ok=True)
             raise HiddenCacheError(
                 f"{path} could not be written ({problem}); the shards before it are whole: make room there and give "
                 "the same command again"
             ) from problem
-
-
-def free_space(folder: Path) -> int:
-    """Bytes free where `folder` is, or will be."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def most_bytes(config: DistillConfig, hidden_size: int, held_out_windows: int) -> int:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from redrafter_vllm.places import PlaceError, user_path, user_place
 from redrafter_vllm.resolve import WORD, registry_dir
 from training.config import DistillConfig
 
@@ -43,6 +44,7 @@ class Job:
         hidden_cache: folder for the target's hidden states, computed once instead of in every step; storage that all
             machines share.
         resume: continue from the last checkpoint in the run's folder; false starts over.
+        overwrite: replace a drafter that is in out already; one that the same run has put there is replaced anyway.
         evaluate: measure simulated tokens per step on held-out prompts at the end.
         evaluate_every: steps between evaluations by depth.
         evaluate_windows: held-out windows per evaluation.
@@ -74,6 +76,7 @@ class Job:
     target_gpus: int = 1
     hidden_cache: Path | None = None
     resume: bool = True
+    overwrite: bool = False
     evaluate: bool = True
     evaluate_every: int = 200
     evaluate_windows: int = 16
@@ -83,6 +86,7 @@ class Job:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
+        expand_places(self, "target", "data", "chat_template", "out", "run_dir", "init_from", "hidden_cache")
         least, most = self.workers
         if not 1 <= least <= most:
             raise ValueError(f"num_workers must be at least 1, or a range [least, most], got {self.num_workers}")
@@ -115,6 +119,8 @@ class Job:
     @property
     def run_folder(self) -> Path:
         out = self.out_dir
+        if out.name in ("", ".."):
+            out = out.resolve()
         return self.run_dir or out.with_name(f"{out.name}.run")
 
     @property
@@ -152,20 +158,33 @@ class Job:
         return {key: value for key, value in chosen.items() if value}
 
     def identity(self, config: DistillConfig) -> dict[str, Any]:
-        """What must be the same for a checkpoint to be continued."""
-        absolute = self.absolute()
+        """What must be the same for a checkpoint to be continued, beside the inputs (see `training.inputs`)."""
+        responses = replace(config.responses, folders=())
         return {
-            "target": absolute.target,
-            "data": absolute.data,
-            "chat_template": absolute.chat_template,
             **self.choices,
             "duplicates": self.duplicates,
-            "init_from": str(absolute.init_from) if absolute.init_from else None,
             "target_dtype": self.target_dtype,
             "target_quantization": self.target_quantization,
             "hidden_cache": self.hidden_cache is not None,
-            "config": asdict(config.absolute()),
+            "config": asdict(replace(config, responses=responses)),
         }
+
+
+def expand_places(holder: Any, *names: str) -> None:
+    """Replaces `~` in the paths, or names of the hub, that a frozen dataclass holds under `names`.
+
+    Raises:
+        PlaceError: one is empty, or there is no such home folder.
+    """
+    for name in names:
+        place = getattr(holder, name)
+        if place is None:
+            continue
+        try:
+            expanded = user_path(place) if isinstance(place, Path) else user_place(place)
+        except PlaceError as problem:
+            raise PlaceError(f"{name}: {problem}") from None
+        object.__setattr__(holder, name, expanded)
 
 
 def absolute_place(place: str) -> str:

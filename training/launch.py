@@ -3,14 +3,20 @@
 
 import json
 import shutil
+import signal
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
+from types import MethodType
 from typing import Any
 
 import ray
 import ray.train
+import torch
 import torch.distributed as dist
 from ray.train import (
     Checkpoint,
@@ -28,8 +34,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training import checkpoints
 from training.checkpoints import CheckpointWriteError, Write
-from training.context import TrainContext, WorkersFailedError
+from training.context import TrainContext, TrainingStoppedError, WorkersFailedError
+from training.interruption import Interruption
 
+POLL_SECONDS = 0.2
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
@@ -67,6 +75,7 @@ class RayContext(TrainContext):
         self.device = get_device()
         self.devices = get_devices()
         self._directory = directory
+        self._wish = StopWish(directory)
 
     def latest_checkpoint(self) -> Path | None:
         recorded = ray.train.get_checkpoint()
@@ -113,8 +122,57 @@ class RayContext(TrainContext):
     def wrap(self, module: nn.Module) -> nn.Module:
         return DistributedDataParallel(module, broadcast_buffers=False) if self.world_size > 1 else module
 
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        if self.rank == 0:
+            self._wish.look()
+        try:
+            yield
+        finally:
+            if self.rank == 0:
+                self._wish.look_away()
 
-def run_on_ray(train: Callable[[TrainContext], Any], directory: Path, fleet: Fleet, *, resume: bool = True) -> Any:
+    def stop_wanted(self) -> bool:
+        return bool(self.of_first(float(self.rank == 0 and self._wish.is_expressed())))
+
+
+class StopWish:
+    """The launcher's wish that the workers end, by way of files beside the checkpoints: both see those."""
+
+    def __init__(self, directory: Path) -> None:
+        self._looked_for = directory.parent / ".stop-looked-for"  # as long as a worker does
+        self._wanted = directory.parent / ".stop-wanted"
+
+    def look(self) -> None:
+        self._looked_for.touch()
+
+    def look_away(self) -> None:
+        self._looked_for.unlink(missing_ok=True)
+
+    def is_expressed(self) -> bool:
+        return self._wanted.exists()
+
+    def express(self) -> bool:
+        """Whether there is a worker that looks for it; without one nothing is done."""
+        if self._looked_for.exists():
+            self._wanted.touch()
+            return True
+        return False
+
+    def forget(self) -> None:
+        """What an earlier start has left."""
+        for file in (self._looked_for, self._wanted):
+            file.unlink(missing_ok=True)
+
+
+def run_on_ray(
+    train: Callable[[TrainContext], Any],
+    directory: Path,
+    fleet: Fleet,
+    *,
+    resume: bool = True,
+    interruption: Interruption | None = None,
+) -> Any:
     """Runs `train` in every worker of a new group, from its last checkpoint on; returns what rank 0's call returns.
 
     A worker that dies takes its group with it, and the group starts again, up to `fleet.max_failures` times; an
@@ -122,17 +180,26 @@ def run_on_ray(train: Callable[[TrainContext], Any], directory: Path, fleet: Fle
 
     Args:
         directory: checkpoints and Ray's own record of the run; on a cluster, storage that all nodes share.
+        interruption: who hears the signals; once the steps have begun, the workers end after one and its checkpoint.
 
     Raises:
         WorkersFailedError: the workers failed more often than allowed; names the last failure.
+        TrainingStoppedError: they have been interrupted, and a checkpoint is stored.
+        KeyboardInterrupt: they have been interrupted before the steps.
     """
     directory = directory.resolve()
     if not resume:
         shutil.rmtree(directory, ignore_errors=True)
     _set_broken_record_aside(directory)
 
+    wish = StopWish(directory)
+    wish.forget()
+
     def worker() -> Any:
-        return train(RayContext(directory))
+        try:
+            return train(RayContext(directory))
+        except TrainingStoppedError as stopped:
+            return stopped  # raised here, it would be a failure that Ray makes up for
 
     trainer = TorchTrainer(
         worker,
@@ -148,9 +215,47 @@ def run_on_ray(train: Callable[[TrainContext], Any], directory: Path, fleet: Fle
         ),
     )
     try:
-        return trainer.fit().return_value
+        result = _fit(trainer, interruption or Interruption(), wish).return_value
     except TrainingFailedError as problem:
         raise WorkersFailedError(_reason(problem)) from problem
+    finally:
+        wish.forget()
+    if isinstance(result, TrainingStoppedError):
+        raise result
+    return result
+
+
+def _fit(trainer: TorchTrainer, interruption: Interruption, wish: StopWish) -> Any:
+    """`trainer.fit()` in a thread of its own: in the main one Ray takes SIGINT, and ends the workers on the spot."""
+    fitted: Future[Any] = Future()
+
+    def fit() -> None:
+        try:
+            fitted.set_result(trainer.fit())
+        except BaseException as problem:
+            fitted.set_exception(problem)
+
+    Thread(target=fit, daemon=True).start()
+    with interruption.postponed():
+        expressed = False
+        while not wait([fitted], timeout=POLL_SECONDS).done:
+            if interruption.requested and not expressed:
+                expressed = wish.express()
+                if not expressed:
+                    ray.shutdown()  # and the workers with it
+                    raise KeyboardInterrupt
+        return fitted.result()
+
+
+def call_on_ray(call: Callable[[torch.device], Any], fleet: Fleet) -> Any:
+    """`call(device)` in one process with the resources of a worker."""
+    gpus = fleet.gpus_per_worker if fleet.use_gpu else 0
+    device = torch.device("cuda" if fleet.use_gpu else "cpu")
+
+    def body() -> Any:
+        return call(device)
+
+    return ray.get(ray.remote(num_cpus=1, num_gpus=gpus)(body).remote())
 
 
 def _reason(problem: TrainingFailedError) -> str:
@@ -168,7 +273,10 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> None:
     if not ray.is_initialized():
         # Ray refuses a size for a cluster that is there already.
         size = num_cpus if address is None else None
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(address=address, num_cpus=size, log_to_driver=True, include_dashboard=False)
+        if isinstance(before, MethodType):  # an `Interruption`, in whose place Ray has put a handler of its own
+            signal.signal(signal.SIGTERM, before)
 
 
 def has_gpus(workers: int) -> bool:

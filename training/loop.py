@@ -2,6 +2,7 @@
 """The drafter's training loop. Of processes and storage it knows what its context tells it."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from redrafter_vllm.drafter import Drafter, DrafterConfig
 from training.config import DistillConfig
-from training.context import LocalContext, TrainContext
+from training.context import LocalContext, TrainContext, TrainingStoppedError
 from training.data import Windows
 from training.frozen_target import Teacher
 from training.guard import Guard
@@ -193,6 +194,7 @@ def distill(
             batch. The drafter keeps its last good weights.
         ResumeError: the context's checkpoint belongs to another training.
         CheckpointWriteError: a checkpoint could not be stored.
+        TrainingStoppedError: the context has wanted an end before the budget's; a checkpoint of it is stored.
     """
     context = context or LocalContext(device=target.device)
     hooks = hooks or Hooks()
@@ -221,27 +223,34 @@ def distill(
     ticks = steps(
         config.budget, "drafter", quiet=quiet, first=progress.step, seconds=progress.seconds, agree=context.of_first
     )
-    for tick in ticks:
-        batch = next(remaining).share(context.rank, context.world_size).to(context.device)
-        figures = accumulate_gradients(replica, embedding, target, batch, config, context)
-        norm = float(nn.utils.clip_grad_norm_(drafter.parameters(), config.max_grad_norm))
-        guard.check(tick.step, figures.loss, norm, batch)
-        scale = learning_rate_scale(tick.used, config.warmup)
-        optimizer.step(scale)
-        progress.step, progress.seconds = tick.step + 1, tick.seconds
-        progress.history.append([figures.loss, *figures.loss_by_depth, *figures.agreement])
-        tick.bar.set_postfix(loss=f"{figures.loss:.3f}", first=f"{figures.agreement[0]:.2f}", refresh=False)
-        if _due(progress.step, hooks.log_every):
-            hooks.log(progress.step, figures.named() | {"train/learning_rate": config.learning_rate * scale})
-        if _due(progress.step, hooks.evaluate_every):
+    with closing(ticks), context.stoppable():
+        for tick in ticks:
+            batch = next(remaining).share(context.rank, context.world_size).to(context.device)
+            figures = accumulate_gradients(replica, embedding, target, batch, config, context)
+            norm = float(nn.utils.clip_grad_norm_(drafter.parameters(), config.max_grad_norm))
+            guard.check(tick.step, figures.loss, norm, batch)
+            scale = learning_rate_scale(tick.used, config.warmup)
+            optimizer.step(scale)
+            progress.step, progress.seconds = tick.step + 1, tick.seconds
+            progress.history.append([figures.loss, *figures.loss_by_depth, *figures.agreement])
+            tick.bar.set_postfix(loss=f"{figures.loss:.3f}", first=f"{figures.agreement[0]:.2f}", refresh=False)
+            if _due(progress.step, hooks.log_every):
+                hooks.log(progress.step, figures.named() | {"train/learning_rate": config.learning_rate * scale})
+            if _due(progress.step, hooks.evaluate_every):
+                _evaluate(drafter, progress, hooks)
+            stopped = context.stop_wanted()
+            if stopped or _due(progress.step, hooks.checkpoint_every):
+                _save(drafter, optimizer, progress, hooks, context)
+                saved = progress.step
+            if stopped:
+                raise TrainingStoppedError(f"stopped after step {progress.step}")
+        if not progress.evaluations or progress.evaluations[-1][0] != progress.step:
             _evaluate(drafter, progress, hooks)
-        if _due(progress.step, hooks.checkpoint_every):
+            saved = -1 if hooks.evaluate else saved  # the checkpoint of this step lacks what was just measured
+        if saved != progress.step:
             _save(drafter, optimizer, progress, hooks, context)
-            saved = progress.step
-    if not progress.evaluations or progress.evaluations[-1][0] != progress.step:
-        _evaluate(drafter, progress, hooks)
-    if saved != progress.step:
-        _save(drafter, optimizer, progress, hooks, context)
+        if context.stop_wanted():
+            raise TrainingStoppedError(f"stopped after step {progress.step}, the last one")
     drafter.eval()
     return [StepFigures.from_row(row) for row in progress.history]
 

@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from redrafter_vllm.checkpoint import check_checkpoint
 from redrafter_vllm.drafter import Drafter, DrafterConfig
+from redrafter_vllm.places import free_space
 from training.answer_store import is_regenerated
 from training.config import DistillConfig
 from training.folder_files import passed_over
-from training.hidden_cache import free_space, most_bytes
+from training.hidden_cache import most_bytes
 from training.job import Job
 from training.memory import GIB, readable, weight_bytes
 from training.target_facts import load_config, read_facts

@@ -3,14 +3,15 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer
 
 from training.conversations import load_conversations
 from training.data_report import DataReport
 from training.examples import Example, ExampleEncoder, encode_all
-from training.fingerprint import template_fingerprint, tokenizer_fingerprint
 from training.job import Job
 from training.target_facts import read_facts
 
@@ -18,17 +19,14 @@ FORMAT = 2  # of the file
 LARGE = 256 << 20  # bytes of a file that one process would take minutes to tokenise
 
 
-def examples_file(job: Job, window: int) -> Path:
-    """Where in its run's folder a job's prepared examples are, if they are: those of this tokenizer and template."""
-    job = job.absolute()
-    made_from = [
-        FORMAT,
-        tokenizer_fingerprint(job.target),
-        template_fingerprint(job.chat_template),
-        job.data,
-        window,
-        *job.choices.items(),
-    ]
+def examples_file(job: Job, window: int, inputs: Mapping[str, Any]) -> Path:
+    """Where in its run's folder a job's prepared examples are, if they are: those of this tokenizer and template.
+
+    Args:
+        inputs: see `input_fingerprints`.
+    """
+    contents = [inputs["target"]["tokenizer"], inputs["data"], inputs["chat_template"]]
+    made_from = [FORMAT, *contents, window, *job.choices.items()]
     name = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
     return job.run_folder / f"examples-{name}.parquet"
 
@@ -41,14 +39,14 @@ def wants_ray(job: Job) -> bool:
     return job.on_ray or (path.is_file() and path.stat().st_size >= LARGE)
 
 
-def prepare_examples(job: Job, window: int) -> None:
+def prepare_examples(job: Job, window: int, inputs: Mapping[str, Any]) -> None:
     """Ingests a job's conversations through Ray Data, if wanted, unless an earlier start of the run has done so.
 
     Raises:
         DataError: the data cannot be used.
         ValueError: Ray is missing.
     """
-    path = examples_file(job, window)
+    path = examples_file(job, window, inputs)
     if not job.resume:
         path.unlink(missing_ok=True)
     if path.is_file() or not wants_ray(job):

@@ -14,11 +14,11 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from training.answer_engine import has_vllm, make_answerer
-from training.answer_store import AnswerStore, StoreError, StoreWriteError, vocabulary_fingerprint
+from training.answer_store import AnswerStore, vocabulary_fingerprint
 from training.answer_workers import Crew, Shard, answer_here, answer_on_ray
 from training.answers import Answered, Task
 from training.cli import parse_keys
-from training.context import WorkersFailedError
+from training.command import run_command
 from training.data_report import DataError, DataReport, UnusableRecord
 from training.export import provenance
 from training.fingerprint import target_fingerprint, template_fingerprint
@@ -157,14 +157,18 @@ def _answered(job: Regeneration, pending: list[Shard]) -> Iterator[tuple[int, li
 
 def main(argv: Sequence[str] | None = None) -> int:
     job = parse_keys(Regeneration, "training.regenerate", DESCRIPTION, argv)
-    try:
-        summary = regenerate(job)
-    except (DataError, StoreError, StoreWriteError, WorkersFailedError, ValueError) as problem:
-        print(problem, file=sys.stderr)
-        return 1
-    print(summary)
+    return run_command(lambda _: _main(job), lambda: _interrupted(job))
+
+
+def _main(job: Regeneration) -> int:
+    print(regenerate(job))
     print(f"train on them with: python -m training --target {job.target} --data {job.out} --window {job.window}")
     return 0
+
+
+def _interrupted(job: Regeneration) -> str:
+    finished = len(list(job.out.glob("shard-*.jsonl")))
+    return f"interrupted: {finished} finished shards are in {job.out}, and the same command writes the others"
 
 
 if __name__ == "__main__":

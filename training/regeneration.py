@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from training.job import absolute_place
+from training.job import absolute_place, expand_places
 from training.loops import LONGEST_REPEAT
 
 # Arguments of the engine that change its speed and memory, not what it writes.
@@ -80,6 +80,7 @@ class Regeneration:
     engine: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        expand_places(self, "target", "data", "out", "chat_template")
         if min(self.shard_size, self.num_workers) < 1 or self.max_failures < 0:
             raise ValueError("shard_size and num_workers must be at least 1, max_failures not negative")
         if self.longest_repeat < 0:

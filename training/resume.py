@@ -15,6 +15,13 @@ from training.context import TrainContext
 from training.optimizer import SplitOptimizer
 
 STATE_FILE = "state.pt"
+INPUTS = {  # what a training is made from, see `training.inputs`, as a user names it
+    "target": "--target",
+    "data": "--data",
+    "chat_template": "--chat-template",
+    "init_from": "--init-from",
+    "folders": "--responses.folders",
+}
 
 
 class ResumeError(ValueError):
@@ -55,14 +62,14 @@ def write_state(state: Mapping[str, Any], directory: Path) -> None:
     torch.save(dict(state), directory / STATE_FILE)
 
 
-def read_state(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """A stored state, its weights on `device`.
+def read_state(directory: Path, device: torch.device | str = "cpu", *, mmap: bool = False) -> dict[str, Any]:
+    """A stored state, its weights on `device`; with `mmap` they stay in the file until they are used.
 
     Raises:
         ResumeError: the file cannot be read.
     """
     try:
-        return torch.load(directory / STATE_FILE, map_location=device, weights_only=True)
+        return torch.load(directory / STATE_FILE, map_location=device, weights_only=True, mmap=mmap)
     except Exception as problem:  # torch.load raises whatever its parts do
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise ResumeError(f"{directory / STATE_FILE} cannot be read ({reason}): remove {directory}") from problem
@@ -80,12 +87,7 @@ def restore(
     Raises:
         ResumeError: the checkpoint belongs to another target, data or configuration.
     """
-    before, wanted = _identities(state, identity)
-    if changed := differences(before | larger_budget(before, wanted), wanted):
-        raise ResumeError(
-            f"the checkpoint of step {state['step']} was made with other settings ({', '.join(changed)}): restore "
-            "them, choose another --run-dir, or start over with --resume false"
-        )
+    check_identity(state, identity)
     drafter.load_state_dict(state["drafter"])
     optimizer.load_state_dict(state["optimizer"])
     if context.rank < len(state["rng"]):
@@ -93,6 +95,22 @@ def restore(
     history = state["history"].tolist()
     evaluations = [(int(step), dict(figures)) for step, figures in state["evaluations"]]
     return Progress(state["step"], state["seconds"], history, evaluations)
+
+
+def check_identity(state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Raises ResumeError unless a stored state belongs to the training that `identity` tells."""
+    before, wanted = _identities(state, identity)
+    made_from, given = before.pop("inputs", {}), wanted.pop("inputs", {})
+    if inputs := [told for key, told in INPUTS.items() if made_from.get(key) != given.get(key)]:
+        raise ResumeError(
+            f"the checkpoint of step {state['step']} was made with other contents of {', '.join(inputs)}: bring them "
+            "back, choose another --run-dir, or start over with --resume false"
+        )
+    if changed := differences(before | larger_budget(before, wanted), wanted):
+        raise ResumeError(
+            f"the checkpoint of step {state['step']} was made with other settings ({', '.join(changed)}): restore "
+            "them, choose another --run-dir, or start over with --resume false"
+        )
 
 
 def budget_growth(state: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:

@@ -3,8 +3,8 @@
 
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,56 +14,52 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from redrafter_vllm.checkpoint import check_against_target
-from redrafter_vllm.drafter import Drafter, DrafterConfig
+from redrafter_vllm.drafter import Drafter
 from training import checkpoints
 from training.cached_target import open_cached_target
 from training.config import DistillConfig
 from training.context import LocalContext, TrainContext
 from training.draft_vocabulary import choose_draft_vocabulary
-from training.evaluate import Drafting, measure
-from training.export import export, provenance
 from training.feed import Feed, FeedSettings, holds_conversations, open_feed
-from training.fingerprint import target_fingerprint
+from training.finish import Evaluate, Outcome, Report, finish, tokens_per_step
 from training.frozen_target import DeferredTarget, FrozenTarget, Teacher
-from training.generate import continue_prompts
 from training.guard import DivergedError
+from training.inputs import input_fingerprints
+from training.interruption import Interruption
 from training.job import Job
-from training.loop import Hooks, StepFigures, build_drafter, distill
+from training.loop import Hooks, build_drafter, distill
 from training.metrics import depth_figures
-from training.plan import check_window, data_note
-from training.plots import plot_training
+from training.plan import data_note, make_plan
+from training.preflight import check_places, check_room, check_target
 from training.prepared import examples_file, prepare_examples
 from training.recorder import Recorder
-from training.resume import STATE_FILE, read_state
-from training.target_facts import facts_of, read_facts
+from training.resume import STATE_FILE, check_identity, read_state
+from training.run_folder import KEYS_FILE, begin_anew, held, put_text
+from training.target_facts import read_facts
 from training.target_loading import load_target
 
-EXPORT_DTYPE = torch.bfloat16
-EVALUATED_TOKENS = 96
-TAIL = 50
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a finished training leaves to its launcher."""
-
-    drafter_config: dict[str, Any]
-    facts: dict[str, object]  # about the data
-    tokens_per_step: dict[str, dict[str, Any]]  # by shape of the draft, empty when it was not asked for
-
-
-def train_worker(job: Job, config: DistillConfig, context: TrainContext) -> Outcome:
+def train_worker(
+    job: Job,
+    config: DistillConfig,
+    inputs: Mapping[str, Any],
+    context: TrainContext,
+    target: DeferredTarget | None = None,
+) -> Outcome:
     """Everything that one process does.
+
+    Args:
+        inputs: see `input_fingerprints`.
+        target: the job's, to be used again afterwards.
 
     Raises:
         FloatingPointError: the training has diverged; names the file with the batch that did it.
-        ResumeError, CheckpointWriteError, ValueError: see `distill`, `open_feed` and `initial_drafter`.
+        ResumeError, CheckpointWriteError, TrainingStoppedError, ValueError: see `distill`, `open_feed` and
+            `initial_drafter`.
     """
     tokenizer = AutoTokenizer.from_pretrained(job.target, trust_remote_code=job.trust_remote_code)
-    load = partial(load_target, job, config, context.device, context.devices, tokenizer)
-    target = DeferredTarget(load)
-    fingerprint = context.made_by_first(partial(target_fingerprint, job.target))
-    examples = examples_file(job, config.window)
+    target = target or deferred_target(job, config, context)
+    examples = examples_file(job, config.window, inputs)
     settings = FeedSettings(
         job.data,
         job.chat_template,
@@ -78,7 +74,7 @@ def train_worker(job: Job, config: DistillConfig, context: TrainContext) -> Outc
         held_out_split=job.held_out_split,
         vocab_size=read_facts(job.target, trust_remote_code=job.trust_remote_code).vocab_size,
         keep_duplicates=job.duplicates == "keep",
-        target=fingerprint,
+        target=inputs["target"],
         computes=(str(job.dtype_on(context.device)), job.target_quantization),
     )
     feed = open_feed(settings, target, tokenizer, context)
@@ -96,7 +92,7 @@ def train_worker(job: Job, config: DistillConfig, context: TrainContext) -> Outc
         checkpoint_every=job.checkpoint_every,
         log_every=job.log_every,
         log=recorder.log,
-        identity=job.identity(config) | {"target_content": fingerprint},
+        identity=job.identity(config) | {"inputs": inputs},
         max_rise=job.max_rise,
     )
     try:
@@ -106,8 +102,19 @@ def train_worker(job: Job, config: DistillConfig, context: TrainContext) -> Outc
         raise FloatingPointError(f"{problem}; its batch is in {path}") from None
     finally:
         recorder.close()
-    measured = tokens_per_step(target, drafter, feed, config) if job.evaluate and first else {}
-    return Outcome(asdict(drafter.config), feed.facts | facts, measured)
+    return Outcome(asdict(drafter.config), feed.facts | facts, feed.prompts)
+
+
+def deferred_target(job: Job, config: DistillConfig, context: TrainContext) -> DeferredTarget:
+    """The job's target, loaded when it is first needed."""
+    return DeferredTarget(partial(_load_target, job, config, context.device, context.devices))
+
+
+def _load_target(
+    job: Job, config: DistillConfig, device: torch.device, devices: Sequence[torch.device] | None = None
+) -> FrozenTarget:
+    tokenizer = AutoTokenizer.from_pretrained(job.target, trust_remote_code=job.trust_remote_code)
+    return load_target(job, config, device, devices, tokenizer)
 
 
 def initial_drafter(target: Teacher, feed: Feed, job: Job, config: DistillConfig) -> tuple[Drafter, dict[str, object]]:
@@ -126,94 +133,88 @@ def initial_drafter(target: Teacher, feed: Feed, job: Job, config: DistillConfig
     return build_drafter(target, config, chosen.tokens), {"draft_vocabulary_coverage": chosen.coverage}
 
 
-def tokens_per_step(
-    target: FrozenTarget, drafter: Drafter, feed: Feed, config: DistillConfig
-) -> dict[str, dict[str, Any]]:
-    """What greedy decoding of held-out prompts would gain from the drafter as it is exported, by shape of the draft."""
-    rounded = drafter.to(EXPORT_DTYPE).to(target.embedding.dtype)
-    prompts, new_tokens = fitting(feed.prompts, facts_of("", target.model.config).longest)
-    continued = continue_prompts(target, prompts, new_tokens)
-    texts = [(text.to(target.device), len(prompt)) for text, prompt in zip(continued, prompts, strict=True)]
-    length = config.beam_length
-    shapes = [Drafting(width, length, width * length) for width in (1, 4)]
-    return {f"{s.beam_width}x{s.beam_length}": asdict(measure(target, rounded, texts, s)) for s in shapes}
+def run(
+    job: Job, config: DistillConfig, recipe: str, keys: str, interruption: Interruption, *, program: str = "training"
+) -> Report:
+    """Trains, exports the drafter with its `training.json`, measures what it saves and adds that.
 
+    Nothing is written, and nothing of an earlier start changed, before all that can be checked beforehand has been.
 
-def fitting(prompts: Sequence[Tensor], longest: float) -> tuple[list[Tensor], int]:
-    """The prompts that the target can continue within its `longest` text, and by how many tokens each."""
-    new_tokens = int(min(EVALUATED_TOKENS, longest // 2))
-    room = [prompt for prompt in prompts if len(prompt) + new_tokens <= longest]
-    # Of prompts that all fill the window, as a target of few positions may leave none other, the ends are kept.
-    return room or [prompt[-int(longest - new_tokens) :] for prompt in prompts], new_tokens
+    Args:
+        keys: what `config.yaml` in the run's folder is to hold.
 
-
-def run(job: Job, config: DistillConfig, recipe: str, *, program: str = "training") -> dict[str, Any]:
-    """Trains, exports the drafter with its `training.json` and returns what that holds."""
+    Raises:
+        PlaceError, TargetNotFoundError: see `training.preflight`.
+        FolderInUseError: another training is in the run's folder.
+        KeyboardInterrupt: by a signal before the first step, or after the last.
+    """
     started = time.monotonic()
-    check_window(job, config)
+    check_places(job)
+    check_target(job.target, trust_remote_code=job.trust_remote_code)
+    device = local_device(job)
+    check_room(job, make_plan(job, config, device), device)
     if note := data_note(job):
         print(note)
-    outcome = _launch(job, config)
-    newest = checkpoints.latest(job.checkpoints)
-    if newest is None:
-        raise FileNotFoundError(f"the training left no checkpoint in {job.checkpoints}")
-    state = read_state(newest)
-    history = [StepFigures.from_row(row) for row in state["history"].tolist()]
-    evaluations = state["evaluations"]
-    drafter = Drafter(DrafterConfig(**outcome.drafter_config))
-    drafter.load_state_dict(state["drafter"])
-    report = provenance(program) | {
-        "recipe": recipe,
-        "target": job.target,
-        "data": outcome.facts,
-        "config": asdict(config),
-        "parameters": sum(p.numel() for p in drafter.parameters()),
-        "steps": len(history),
-        "training": tail_means(history),
-        "metrics": evaluations[-1][1] if evaluations else {},
-        "held_out": outcome.tokens_per_step,
-        "seconds": round(time.monotonic() - started),
-    }
-    plot_training(history, evaluations, job.run_folder / "training.png")
-    export(drafter, job.out_dir, report, EXPORT_DTYPE)
-    return report
-
-
-def tail_means(history: list[StepFigures]) -> dict[str, object]:
-    """Means over the last steps, which one batch alone would leave noisy."""
-    tail = history[-TAIL:]
-    return {
-        "loss": sum(f.loss for f in tail) / len(tail),
-        "loss_by_depth": [sum(column) / len(tail) for column in zip(*(f.loss_by_depth for f in tail), strict=True)],
-        "agreement_by_depth": [sum(column) / len(tail) for column in zip(*(f.agreement for f in tail), strict=True)],
-    }
-
-
-def _launch(job: Job, config: DistillConfig) -> Outcome:
-    if not job.on_ray:
-        device = torch.device("cuda" if job.device != "cpu" and torch.cuda.is_available() else "cpu")
-        if job.device == "cuda" and device.type != "cuda":
-            raise ValueError("--device cuda was asked for, and torch finds no GPU here")
+    inputs = input_fingerprints(job, config)
+    with held(job.run_folder):
+        newest = checkpoints.latest(job.checkpoints)
+        if job.resume and newest is not None:
+            check_identity(read_state(newest, mmap=True), job.identity(config) | {"inputs": inputs})
         if not job.resume:
-            shutil.rmtree(job.checkpoints, ignore_errors=True)
-        _prepare(job, config)
-        return train_worker(job, config, LocalContext(job.checkpoints, device))
+            begin_anew(job.run_folder)
+        put_text(job.run_folder / KEYS_FILE, keys)
+        outcome, evaluate = _launch(job, config, inputs, interruption)
+        return finish(job, config, recipe, outcome, evaluate, program, started)
+
+
+def local_device(job: Job) -> torch.device:
+    return torch.device("cuda" if job.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _launch(
+    job: Job, config: DistillConfig, inputs: Mapping[str, Any], interruption: Interruption
+) -> tuple[Outcome, Evaluate]:
+    """Trains; returns what is left of that, and how to measure the drafter on the target that it was trained for."""
+    if not job.on_ray:
+        return _launch_here(job, config, inputs, interruption)
     try:
-        from training.launch import Fleet, connect, has_gpus, run_on_ray
+        from training.launch import Fleet, call_on_ray, connect, has_gpus, run_on_ray
     except ImportError as problem:
         raise ValueError(f"several workers need Ray: pip install 'redrafter-vllm[train]' ({problem})") from None
     connect(job.ray_address, num_cpus=job.workers[1])
-    _prepare(job, config)
+    _prepare(job, config, inputs)
     use_gpu = job.device == "cuda" or (job.device == "auto" and has_gpus(job.workers[0] * job.target_gpus))
     fleet = Fleet(job.num_workers, use_gpu, job.max_failures, gpus_per_worker=job.target_gpus)
-    return run_on_ray(
-        partial(train_worker, job.absolute(), config.absolute()), job.checkpoints, fleet, resume=job.resume
-    )
+    job, config = job.absolute(), config.absolute()
+    train = partial(train_worker, job, config, inputs)
+    outcome = run_on_ray(train, job.checkpoints, fleet, resume=job.resume, interruption=interruption)
+    return outcome, lambda drafter, prompts: call_on_ray(partial(_evaluate, job, config, drafter, prompts), fleet)
 
 
-def _prepare(job: Job, config: DistillConfig) -> None:
+def _launch_here(
+    job: Job, config: DistillConfig, inputs: Mapping[str, Any], interruption: Interruption
+) -> tuple[Outcome, Evaluate]:
+    device = local_device(job)
+    if job.device == "cuda" and device.type != "cuda":
+        raise ValueError("--device cuda was asked for, and torch finds no GPU here")
+    if not job.resume:
+        shutil.rmtree(job.checkpoints, ignore_errors=True)
+    _prepare(job, config, inputs)
+    context = LocalContext(job.checkpoints, device, interruption=interruption)
+    target = deferred_target(job, config, context)
+    outcome = train_worker(job, config, inputs, context, target)
+    return outcome, lambda drafter, prompts: tokens_per_step(target, drafter, prompts, config.beam_length)
+
+
+def _evaluate(
+    job: Job, config: DistillConfig, drafter: Drafter, prompts: Sequence[Tensor], device: torch.device
+) -> dict[str, dict[str, Any]]:
+    return tokens_per_step(_load_target(job, config, device), drafter, prompts, config.beam_length)
+
+
+def _prepare(job: Job, config: DistillConfig, inputs: Mapping[str, Any]) -> None:
     if holds_conversations(job.data):
-        prepare_examples(job, config.window)
+        prepare_examples(job, config.window, inputs)
 
 
 def _held_out_figures(
@@ -233,4 +234,6 @@ def _held_out_figures(
 
 def _last_step(job: Job) -> int | None:
     newest: Path | None = checkpoints.latest(job.checkpoints) if job.resume else None
-    return int(read_state(newest)["step"]) if newest is not None and (newest / STATE_FILE).is_file() else None
+    return (
+        int(read_state(newest, mmap=True)["step"]) if newest is not None and (newest / STATE_FILE).is_file() else None
+    )

@@ -3,7 +3,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -61,7 +61,7 @@ def steps(
     first: int = 0,
     seconds: float = 0.0,
     agree: Callable[[float], float] = float,
-) -> Iterator[Tick]:
+) -> Generator[Tick, None, None]:
     """Count steps from `first` under a progress bar until the budget is used.
 
     Args:

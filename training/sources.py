@@ -63,6 +63,9 @@ def _read_json(path: Path) -> Iterator[Record]:
         if not text.strip():
             return
         raise DataError(f"{path}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        # Numbers of thousands of digits, brackets in thousands of brackets.
+        raise DataError(f"{path}: JSON that cannot be read: {error}") from error
     for index, value in enumerate(content if isinstance(content, list) else [content]):
         yield Record(f"{path.name}[{index}]", value)
 

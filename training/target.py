@@ -20,11 +20,15 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from redrafter_vllm import strict_json
+from redrafter_vllm.places import PlaceError, check_writable, user_path
+from training.command import run_command
 from training.corpus import load_corpus, split
 from training.data import cut_windows, encode_files, text_batches
 from training.optimizer import SplitOptimizer
 from training.schedule import Budget, learning_rate_scale, steps
 from training.tokenizer import train_tokenizer
+
+UNFINISHED = frozenset({"checkpoint", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"})
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,7 @@ def make_target(
     recipe: str, config: TargetConfig, out: Path, corpus: Path | None = None, *, quiet: bool = False
 ) -> dict[str, object]:
     """Train tokenizer and target, store both under `out`, return (and store as `training.json`) the report."""
+    check_new_target(out)
     started = time.monotonic()
     train_files, held_out_files = split(load_corpus(corpus))
     tokenizer = train_tokenizer((f.text for f in train_files), config.vocab_size, max_length=config.max_positions)
@@ -170,10 +175,18 @@ def make_target(
     return report
 
 
+def check_new_target(out: Path) -> None:
+    """Raises PlaceError when `out` holds anything, unless it is what an unfinished training of a target has left."""
+    check_writable(out)
+    names = [entry.name for entry in out.iterdir()] if out.is_dir() else []
+    if others := sorted(name for name in names if name not in UNFINISHED):
+        raise PlaceError(f"{out} holds something already ({', '.join(others[:3])}): give a new folder")
+
+
 def parse_args(argv: list[str] | None = None) -> tuple[str, TargetConfig, Path, Path | None]:
     parser = argparse.ArgumentParser(prog="python -m training.target", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder to write model and tokenizer to")
-    parser.add_argument("--corpus", type=Path, help="folder of Python files (default: the standard library)")
+    parser.add_argument("--out", type=user_path, required=True, help="folder to write model and tokenizer to")
+    parser.add_argument("--corpus", type=user_path, help="folder of Python files (default: the standard library)")
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="short", help="how long to train (short: 3 min)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-steps", type=int, help="instead of the recipe's")
@@ -193,10 +206,16 @@ def parse_args(argv: list[str] | None = None) -> tuple[str, TargetConfig, Path, 
     return args.recipe, config, args.out, args.corpus
 
 
-def main(argv: list[str] | None = None) -> None:
-    report = make_target(*parse_args(argv))
-    print(strict_json.dumps({key: report[key] for key in ("steps", "tokens", "held_out_loss", "seconds")}))
+def main(argv: list[str] | None = None) -> int:
+    recipe, config, out, corpus = parse_args(argv)
+
+    def body(_: object) -> int:
+        report = make_target(recipe, config, out, corpus)
+        print(strict_json.dumps({key: report[key] for key in ("steps", "tokens", "held_out_loss", "seconds")}))
+        return 0
+
+    return run_command(body, lambda: f"interrupted: what there was of the target is in {out}/checkpoint")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,6 +15,7 @@ from training.generate import ends_of
 from training.job import Job
 from training.memory import free_memory, readable, stored_bits, weight_bytes
 from training.plan import make_plan, target_on_paper
+from training.sentences import sentence
 
 HEADROOM = 0.95  # of a GPU's free memory may hold layers; the rest is for what flows through them
 
@@ -37,7 +38,7 @@ def load_target(
         tokenizer: the target's, whose EOS ends its answers, too, as it does in serving.
 
     Raises:
-        TargetLoadError: it does not fit, a library is missing, or there are too few GPUs.
+        TargetLoadError: it is damaged or does not fit, a library is missing, or there are too few GPUs.
     """
     chosen = list(devices or visible_devices(job, device))
     check_target_options(job)
@@ -52,7 +53,10 @@ def load_target(
     elif job.target_quantization != "none":
         _require("accelerate", "a quantised target")
         arguments["device_map"] = {"": device}
-    model = AutoModelForCausalLM.from_pretrained(job.target, **arguments)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(job.target, **arguments)
+    except Exception as problem:  # of any type: damaged files, types that a device lacks
+        raise TargetLoadError(f"the target {job.target} cannot be loaded: {sentence(problem)}") from problem
     if tokenizer is not None:
         model.generation_config.eos_token_id = ends_of(model.generation_config, tokenizer)
     return FrozenTarget(model if "device_map" in arguments else model.to(device))

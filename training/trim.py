@@ -18,18 +18,19 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from redrafter_vllm.checkpoint import CONFIG_FILE, CheckpointError
 from redrafter_vllm.draft_vocabulary import MAP, check_target_ids, to_offsets
 from redrafter_vllm.drafter import Drafter
+from redrafter_vllm.places import check_drafter_place, drafter_folder, user_path, user_place
 from training.answer_store import is_regenerated
+from training.command import run_command
 from training.conversation_feed import hold_out
 from training.corpus import corpus_root, is_source_code, load_corpus
 from training.corpus import split as split_sources
 from training.data import encode_files
-from training.data_report import DataError
 from training.draft_vocabulary import DraftVocabulary, choose_draft_vocabulary, token_frequencies
 from training.examples import ExampleEncoder
 from training.loops import LONGEST_REPEAT
+from training.preflight import check_target
 from training.prepared import load_examples
 from training.regenerated import load_regenerated
 
@@ -102,38 +103,43 @@ def choose_tokens(drafter: Drafter, frequencies: Tensor, size: int) -> DraftVoca
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.trim", description=(__doc__ or "").partition(": ")[2])
-    parser.add_argument("source", metavar="SRC", type=Path, help="the drafter's folder")
-    parser.add_argument("destination", metavar="DST", type=Path, help="new folder for the trimmed one")
-    parser.add_argument("--target", required=True, help="folder or hub name of the target, for its tokenizer")
-    parser.add_argument("--data", required=True, help="stdlib, a folder of Python sources or of answers, conversations")
+    parser.add_argument("source", metavar="SRC", type=user_path, help="the drafter's folder")
+    parser.add_argument("destination", metavar="DST", type=user_path, help="new folder for the trimmed one")
+    parser.add_argument(
+        "--target", type=user_place, required=True, help="folder or hub name of the target, for its tokenizer"
+    )
+    parser.add_argument(
+        "--data", type=user_place, required=True, help="stdlib, a folder of Python sources or of answers, conversations"
+    )
     parser.add_argument("--draft-vocab-size", type=int, required=True, help="tokens to keep")
     parser.add_argument("--window", type=int, default=WINDOW, help="tokens of a conversation that count")
-    parser.add_argument("--chat-template", help="as for training")
+    parser.add_argument("--overwrite", action="store_true", help="replace a drafter that is in DST already")
+    parser.add_argument("--chat-template", type=user_place, help="as for training")
     parser.add_argument("--chat-template-kwargs", type=json.loads, default={}, help="as for training")
     parser.add_argument("--data-config", help="as for training")
     parser.add_argument("--data-split", help="as for training")
     parser.add_argument("--trust-remote-code", action="store_true", help="as for training")
     args = parser.parse_args(argv)
-    try:
-        if (args.destination / CONFIG_FILE).exists():
-            raise CheckpointError(f"{args.destination} already holds a {CONFIG_FILE}: give a new folder.")
-        drafter = Drafter.from_pretrained(args.source, dtype=None)
-        tokenizer = AutoTokenizer.from_pretrained(args.target, trust_remote_code=args.trust_remote_code)
-        frequencies = data_frequencies(
-            args.data,
-            tokenizer,
-            drafter.config.vocab_size,
-            args.window,
-            args.chat_template,
-            args.chat_template_kwargs,
-            config=args.data_config,
-            split=args.data_split,
-        )
-        chosen = choose_tokens(drafter, frequencies, args.draft_vocab_size)
-        trim(drafter, chosen.tokens).save_pretrained(args.destination)
-    except (CheckpointError, DataError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    return run_command(lambda _: _main(args), lambda: f"interrupted: {args.destination} is as it was")
+
+
+def _main(args: argparse.Namespace) -> int:
+    check_drafter_place(args.destination, replace=args.overwrite)
+    drafter = Drafter.from_pretrained(args.source, dtype=None)
+    check_target(args.target, trust_remote_code=args.trust_remote_code)
+    frequencies = data_frequencies(
+        args.data,
+        AutoTokenizer.from_pretrained(args.target, trust_remote_code=args.trust_remote_code),
+        drafter.config.vocab_size,
+        args.window,
+        args.chat_template,
+        args.chat_template_kwargs,
+        config=args.data_config,
+        split=args.data_split,
+    )
+    chosen = choose_tokens(drafter, frequencies, args.draft_vocab_size)
+    with drafter_folder(args.destination, replace=args.overwrite) as made:
+        trim(drafter, chosen.tokens).save_pretrained(made)
     print(f"{args.destination}: {len(chosen.tokens)} tokens, {chosen.coverage:.2%} of the data's")
     return 0
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redrafter_vllm.config import DraftingConfig
+from redrafter_vllm.places import user_path
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSET = ROOT / "tests" / "assets" / "stdlib-llama"
@@ -43,8 +44,10 @@ def parse_args(argv: Sequence[str] | None = None) -> DemoOptions:
         description="Train a drafter, serve with it through `vllm serve`, and compare with plain vLLM token by token.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--target", type=Path, help="target model (default: the committed one, or one trained here)")
-    parser.add_argument("--drafter", type=Path, help="drafter to use instead of training one")
+    parser.add_argument(
+        "--target", type=user_path, help="target model (default: the committed one, or one trained here)"
+    )
+    parser.add_argument("--drafter", type=user_path, help="drafter to use instead of training one")
     parser.add_argument("--recipe", choices=("short", "long"), default="short", help="how long the drafter is trained")
     parser.add_argument("--prompts", type=int, default=32, help="prompts from files held out of all training")
     parser.add_argument("--max-tokens", type=int, default=96, help="tokens that each prompt is continued by")
@@ -52,7 +55,7 @@ def parse_args(argv: Sequence[str] | None = None) -> DemoOptions:
     parser.add_argument("--beam-width", type=int, default=4, help="beams")
     parser.add_argument("--beam-length", type=int, default=4, help="drafted tokens per beam, the root not counted")
     parser.add_argument("--nodes", type=int, default=16, help="node slots of the draft tree")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "demo", help="folder for everything written")
+    parser.add_argument("--out", type=user_path, default=ROOT / "build" / "demo", help="folder for everything written")
     args = parser.parse_args(argv)
     try:
         return DemoOptions(

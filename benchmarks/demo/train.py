@@ -33,9 +33,8 @@ def obtain_drafter(target: Path, options: DemoOptions, console: Console) -> Path
     console.print(f"training a drafter for it ({options.recipe} recipe)")
     places = ("--target", str(target), "--out", str(made))
     # A drafter of an earlier demonstration may have another recipe or target.
-    _python(
-        "training", "--data", "stdlib", "--recipe", options.recipe, "--evaluate", "false", "--resume", "false", *places
-    )
+    anew = ("--resume", "false", "--overwrite")
+    _python("training", "--data", "stdlib", "--recipe", options.recipe, "--evaluate", "false", *anew, *places)
     return made
 
 

@@ -7,13 +7,13 @@ Embeds a small Llama, and its drafter, in a larger shape: the same tokens at the
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from benchmarks.inflate.build import DRAFTER_FOLDER, Inflation, Options, allocated_bytes
 from benchmarks.inflate.writer import DTYPES
 from benchmarks.shapes import SHAPES, ShapeError, count, find_shape
 from redrafter_vllm.checkpoint_errors import CheckpointError
 from redrafter_vllm.drafter import tensor_shapes
+from redrafter_vllm.places import user_path
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -22,12 +22,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Embed a small Llama and its drafter in a larger shape, function preserved.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--model", type=Path, required=True, help="folder of the small target")
-    parser.add_argument("--drafter", type=Path, help="folder of its drafter (None: the target alone)")
+    parser.add_argument("--model", type=user_path, required=True, help="folder of the small target")
+    parser.add_argument("--drafter", type=user_path, help="folder of its drafter (None: the target alone)")
     parser.add_argument(
         "--shape", required=True, help=f"{', '.join(SHAPES)}, or a config.json (or its folder) with the sizes"
     )
-    parser.add_argument("--out", type=Path, required=True, help=f"new folder; the drafter goes to {DRAFTER_FOLDER}/")
+    parser.add_argument(
+        "--out", type=user_path, required=True, help=f"new folder; the drafter goes to {DRAFTER_FOLDER}/"
+    )
     parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="stored type")
     parser.add_argument("--shard-gb", type=float, default=5.0, help="largest file, in 10^9 bytes")
     parser.add_argument("--exit-dim", type=int, help="of the large drafter (None: grows with the hidden size)")

@@ -19,6 +19,7 @@ from benchmarks.roofline import DTYPE_BYTES
 from benchmarks.shapes import find_shape
 from benchmarks.speedup.engine import START_SECONDS, Turn
 from redrafter_vllm.config import QUANTIZATIONS, DraftingConfig
+from redrafter_vllm.places import user_path
 from redrafter_vllm.resolve import resolve_drafter
 
 PAGE = 128  # tokens; vLLM's largest page for these targets
@@ -141,7 +142,7 @@ def parse_args(argv: Sequence[str]) -> Options:
         description="LLM.generate with ReDrafter against vLLM as its users run it, in turns.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--target", type=Path, required=True, help="folder of the target; see benchmarks.inflate")
+    parser.add_argument("--target", type=user_path, required=True, help="folder of the target; see benchmarks.inflate")
     parser.add_argument("--drafter", help="the drafter's folder (None: where serving finds it)")
     parser.add_argument("--beam-width", type=int, default=4, help="beams")
     parser.add_argument("--beam-length", type=int, default=4, help="drafted tokens per beam, the root not counted")
@@ -167,7 +168,7 @@ def parse_args(argv: Sequence[str]) -> Options:
     parser.add_argument(
         "--eager", action="store_true", help="keep vLLM from compiling the model and capturing CUDA graphs"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file")
+    parser.add_argument("--out", type=user_path, default=RESULTS, help="folder for the JSON file")
     args = parser.parse_args(argv)
     try:
         drafting = DraftingConfig(

@@ -132,3 +132,23 @@ def test_shipped_recipes_are_valid(name: str) -> None:
     assert (config.beam_length, config.num_draft_layers, config.window, config.batch_size) == (5, 2, 2048, 128)
     published = LossConfig(label_share=1.0, labels="data", temperature=1.5, target_temperature=0.2)
     assert (config.loss == published) == (name == "vicuna-7b-published")
+
+
+def test_stored_keys_repeat_the_run_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what was about that start: to start over, and to replace what is there."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "t").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    arguments = ["--out", "o", "--hidden-cache", "../c", "--responses.folders", "[answers]"]
+    job, _, _, keys = parse([*GIVEN, *arguments, "--resume", "false", "--overwrite"])
+    assert not job.resume
+    assert job.overwrite
+    (tmp_path / "config.yaml").write_text(keys)
+    monkeypatch.chdir(tmp_path)
+    again, config, _, _ = parse(["--config", "config.yaml"])
+    here = tmp_path / "here"
+    assert (again.target, again.data) == (str(here / "t"), "stdlib")
+    assert (again.out, again.run_dir, again.hidden_cache) == (here / "o", None, here / ".." / "c")
+    assert config.responses.folders == (str(here / "answers"),)
+    assert again.resume
+    assert not again.overwrite

@@ -16,7 +16,7 @@ def test_new_and_existing_directories(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "drafter"
     for number in (1, 2):
         drafter = Drafter(CONFIG)
-        export(drafter, out, {"number": number})
+        export(drafter, out, {"number": number}, overwrite=True)
         assert json.loads((out / "training.json").read_text()) == {"number": number}
         loaded = Drafter.from_pretrained(out)
         assert all(
@@ -38,6 +38,6 @@ def test_failure_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="No space"):
-        export(Drafter(CONFIG), out, {"new": True})
+        export(Drafter(CONFIG), out, {"new": True}, overwrite=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["drafter"]

@@ -16,12 +16,15 @@ import pytest
 import torch
 
 from training.__main__ import main
+from training.config import DistillConfig
 from training.conversations import load_conversations
 from training.data_report import DataError, DataReport
 from training.examples import Example, ExampleEncoder, encode_all
+from training.inputs import input_fingerprints
 from training.job import Job
 from training.pieces import Piece, cut
 from training.prepared import examples_file, load_examples, prepare_examples, wants_ray
+from training.schedule import Budget
 from training.sources import read_records
 from training.tokenizer import train_tokenizer
 
@@ -206,13 +209,14 @@ def test_the_command_trains_the_same_drafter_either_way(
 
     # What is stored is what counts from then on, whatever has become of the source.
     job = Job(str(target), str(data), chat_template="vicuna", ingest="ray", out=tmp_path / "ray")
-    assert examples_file(job, 320) == stored
+    inputs = input_fingerprints(job, DistillConfig(Budget(1)))
+    assert examples_file(job, 320, inputs) == stored
     data.unlink()
-    prepare_examples(job, 320)
+    prepare_examples(job, 320, inputs)
     examples, _ = load_examples(stored, str(data), ExampleEncoder(train_tokenizer(["x"], 300), 320), quiet=True)
     assert len(examples) == reports[0]["training"] + reports[0]["held_out"]
     with pytest.raises(DataError, match="no such file"):
-        prepare_examples(replace(job, resume=False), 320)
+        prepare_examples(replace(job, resume=False), 320, inputs)
     assert not stored.exists()
 
 

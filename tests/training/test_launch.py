@@ -4,8 +4,10 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -14,9 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from training.cached_target import open_cached_target
 from training.config import DistillConfig, ResponseConfig
-from training.context import LocalContext, TrainContext, WorkersFailedError
+from training.context import LocalContext, TrainContext, TrainingStoppedError, WorkersFailedError
 from training.data import Repeated, Windows
 from training.frozen_target import DeferredTarget, FrozenTarget
+from training.interruption import Interruption
 from training.job import Job
 from training.loop import Hooks, build_drafter, distill
 from training.resume import read_state
@@ -41,10 +44,14 @@ CONFIG = DistillConfig(
 def session() -> Iterator[None]:
     # The workers cannot import this module by name.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+    start_session()
     yield
     ray.shutdown()
+
+
+def start_session() -> None:
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
 
 
 def make_target() -> FrozenTarget:
@@ -62,10 +69,11 @@ def make_target() -> FrozenTarget:
     return FrozenTarget(LlamaForCausalLM(config))
 
 
-def batches(kill_at: tuple[int, ...] = (), markers: Path = Path()) -> Iterator[Windows]:
+def batches(kill_at: tuple[int, ...] = (), markers: Path = Path(), waiting: Path | None = None) -> Iterator[Windows]:
     """Eight rows whose valid lengths differ, so that the workers' shares hold different numbers of positions.
 
-    The process is killed once at each of the steps `kill_at`; files in `markers` remember it.
+    The process is killed once at each of the steps `kill_at`; files in `markers` remember it. The third step begins
+    when there is a file `waiting`.
     """
     generator = torch.Generator().manual_seed(0)
     step = 0
@@ -73,16 +81,20 @@ def batches(kill_at: tuple[int, ...] = (), markers: Path = Path()) -> Iterator[W
         if step in kill_at and not (markers / str(step)).exists():
             (markers / str(step)).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        while step == 2 and waiting is not None and not waiting.exists():
+            time.sleep(0.05)
         lengths = torch.randint(8, 25, (8, 1), generator=generator)
         yield Windows(torch.randint(40, (8, 24), generator=generator), torch.arange(24) < lengths)
         step += 1
 
 
-def train(context: TrainContext, kill_at: tuple[int, ...] = (), markers: Path = Path()) -> dict[str, Any]:
+def train(
+    context: TrainContext, kill_at: tuple[int, ...] = (), markers: Path = Path(), waiting: Path | None = None
+) -> dict[str, Any]:
     torch.set_num_threads(1)
     target = make_target()
     drafter = build_drafter(target, CONFIG)
-    data = batches(kill_at if context.rank == context.world_size - 1 else (), markers)
+    data = batches(kill_at if context.rank == context.world_size - 1 else (), markers, waiting)
     hooks = Hooks(checkpoint_every=6)
     history = distill(drafter, target, data, CONFIG, context=context, hooks=hooks, quiet=True)
     return {"losses": [figures.loss for figures in history], "world_size": context.world_size}
@@ -148,6 +160,48 @@ def test_deaths_of_a_worker_and_of_the_job_change_nothing(
     assert result["world_size"] == 2
     assert result["losses"] == two_workers[0]
     assert torch.equal(weights(run), weights(two_workers[1]))
+
+
+def test_a_signal_to_the_launcher_ends_the_workers_with_a_checkpoint(
+    two_workers: tuple[list[float], Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "checkpoints"
+
+    def slow(context: TrainContext) -> dict[str, Any]:
+        # A step that waits for the signal, so that the launcher, which looks now and then, has passed it on.
+        return train(context, waiting=tmp_path / ".stop-wanted")
+
+    def interrupt() -> None:
+        while not (tmp_path / ".stop-looked-for").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with Interruption() as interruption:
+        Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(TrainingStoppedError, match="stopped after step 3"):
+            run_on_ray(slow, run, Fleet(num_workers=2), interruption=interruption)
+    assert (run / "step-00000003").is_dir()
+    assert not list(tmp_path.glob(".stop-*"))
+    result = run_on_ray(train, run, Fleet(num_workers=2))
+    assert result["losses"] == two_workers[0]
+    assert torch.equal(weights(run), weights(two_workers[1]))
+
+
+def test_a_signal_before_the_steps_ends_the_workers_at_once(tmp_path: Path) -> None:
+    def preparing(context: TrainContext) -> None:
+        (tmp_path / "begun").touch()
+        time.sleep(600)
+
+    def interrupt() -> None:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with Interruption() as interruption:
+        Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            run_on_ray(preparing, tmp_path / "checkpoints", Fleet(), interruption=interruption)
+    start_session()
 
 
 def test_a_cluster_that_is_there_keeps_its_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from tests.models import save_random_llama
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
 from training import evaluate
 from training.__main__ import main
-from training.runner import EVALUATED_TOKENS, fitting
+from training.finish import EVALUATED_TOKENS, fitting
 from training.target_facts import TargetFactsError, beyond_embedding, facts_of, read_facts
 
 ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"

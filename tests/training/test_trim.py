@@ -78,7 +78,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert not held_out - learned <= set(kept.tolist())
     assert "20 tokens, 100.00% of the data's" in capsys.readouterr().out
     assert main([*command, "--draft-vocab-size", "10"]) == 1
-    assert "already holds a config.json" in capsys.readouterr().err
+    assert "holds a drafter already" in capsys.readouterr().err
+    assert check_checkpoint(out).draft_vocab_size == 20
+    assert main([*command, "--draft-vocab-size", "10", "--overwrite"]) == 0
+    assert check_checkpoint(out).draft_vocab_size == 10
+    command[1] = str(ASSET)
+    assert main([*command, "--draft-vocab-size", "10", "--overwrite"]) == 1
+    assert "holds something else than a drafter" in capsys.readouterr().err
     command[1] = str(tmp_path / "other")
     assert main([*command, "--draft-vocab-size", "2048"]) == 1
     assert "cannot trim a drafter of 2048 tokens to 2048" in capsys.readouterr().err

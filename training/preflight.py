@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is looked at before anything is done: whether there is such a target, and whether the outputs have a place."""
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from redrafter_vllm.places import PlaceError, check_drafter_place, check_writable, existing_folder, free_space
+from training.export import is_of_run
+from training.folder_lock import LOCK
+from training.hidden_cache import MANIFEST
+from training.job import Job
+from training.memory import free_memory, readable
+from training.plan import Plan
+from training.run_folder import check_run_folder, run_name
+from training.sentences import sentence
+from training.target_facts import TargetFactsError, load_config
+
+STATES_AT_ONCE = 3  # the two newest checkpoints, and the one that is being written
+EXPORTED_BYTES = 2  # per parameter
+
+
+class TargetNotFoundError(ValueError):
+    """A target that is no model, or not there."""
+
+
+def check_target(target: str, *, trust_remote_code: bool = False) -> None:
+    """Raises TargetNotFoundError unless configuration and tokenizer of `target` can be loaded."""
+    folder = Path(target)
+    if not folder.is_dir() and (folder.is_absolute() or target.startswith(".") or target.count("/") > 1):
+        raise TargetNotFoundError(f"there is no folder {target}, which is named as the target")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise TargetNotFoundError(f"{target} has no config.json: the target must be the folder of a model")
+    try:
+        load_config(target, trust_remote_code=trust_remote_code)
+        AutoTokenizer.from_pretrained(target, trust_remote_code=trust_remote_code)
+    except TargetFactsError as problem:
+        raise TargetNotFoundError(str(problem)) from problem
+    except Exception as problem:  # of dozens of types: damaged files, unknown models, no network
+        kind = "" if folder.is_dir() else ", which is no folder here either,"
+        raise TargetNotFoundError(f"the target {target}{kind} cannot be loaded: {sentence(problem)}") from problem
+
+
+def check_places(job: Job) -> None:
+    """Checks that drafter, run and hidden states can be written without loss; writes nothing.
+
+    Raises:
+        PlaceError: a place holds something else, lies in another, or cannot be written.
+    """
+    run = run_name(job.run_folder) if job.resume else None
+    replace = job.overwrite or is_of_run(job.out_dir, run)
+    check_apart(job)
+    check_drafter_place(job.out_dir, replace=replace)
+    check_run_folder(job.run_folder)
+    cache = job.hidden_cache
+    if cache is not None:
+        check_writable(cache)
+        names = [entry.name for entry in cache.iterdir()] if cache.is_dir() else []
+        if MANIFEST not in names and any(name != LOCK and not name.endswith(".writing") for name in names):
+            raise PlaceError(f"{cache} holds something else than hidden states: choose another --hidden-cache")
+
+
+def check_apart(job: Job) -> None:
+    """Raises PlaceError where one output would stand among the files of another."""
+    places = [("--out", job.out_dir), ("--run-dir", job.run_folder)]
+    places += [("--hidden-cache", job.hidden_cache)] if job.hidden_cache else []
+    for inner, place in places:
+        for outer, around in places:
+            # A run's folder may hold the others.
+            holds = outer == "--run-dir" and place.resolve() != around.resolve()
+            if inner != outer and not holds and is_inside(place, around):
+                raise PlaceError(f"{inner} {place} lies in {outer} {around}: choose a folder apart from it")
+
+
+def is_inside(place: Path, folder: Path) -> bool:
+    """Whether `place` is `folder`, or in it, links followed."""
+    return place.resolve().is_relative_to(folder.resolve())
+
+
+def check_room(job: Job, plan: Plan, device: torch.device) -> None:
+    """Checks that memory and disks have room for the drafter.
+
+    The target has a check of its own, when it is loaded, and so have hidden states, once their exact size is known.
+
+    Raises:
+        PlaceError: checkpoints and drafter are larger than the room on a disk.
+        ValueError: the drafter in training is larger than the memory of `device`.
+    """
+    training = plan.memory["drafter's weights and gradients"] + plan.memory["optimizer"]
+    free_here = None if job.on_ray else free_memory(device)
+    if free_here is not None and training > free_here:
+        raise ValueError(
+            f"the drafter needs {readable(training)} for weights, gradients and optimizer, and {device} has "
+            f"{readable(free_here)} free: choose a smaller --exit-dim or --num-draft-layers, or trim the vocabulary "
+            "with --draft-vocab-size"
+        )
+    state = plan.memory["drafter's weights and gradients"] // 2 + plan.memory["optimizer"]
+    stored = sum(file.stat().st_size for file in job.checkpoints.glob("*/*") if file.is_file())
+    needs = [(job.run_folder, max(state, STATES_AT_ONCE * state - stored))]
+    needs.append((job.out_dir, plan.drafter_parameters * EXPORTED_BYTES))
+    by_disk: dict[int, int] = {}
+    for place, needed in needs:
+        disk = os.stat(existing_folder(place)).st_dev
+        by_disk[disk] = by_disk.get(disk, 0) + needed
+        if by_disk[disk] > (free := free_space(place)):
+            raise PlaceError(
+                f"checkpoints and drafter need {readable(by_disk[disk])} and {place} has {readable(free)} free: make "
+                "room, or choose other places with --run-dir and --out"
+            )
