@@ -10,13 +10,13 @@ from redrafter_vllm.packed_drafter import Linear, plain_linear
 CODE_TYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 
 
-def quantize_rows(weight: Tensor, code_type: torch.dtype) -> tuple[Tensor, Tensor]:
+def quantize_rows(weight: Tensor, code_type: torch.dtype, largest: float | None = None) -> tuple[Tensor, Tensor]:
     """Codes [N, K] of `code_type` and scales [N, 1] of the weight's type, whose product is near `weight` [N, K].
 
-    INT8 is symmetric: -128 is not used.
+    INT8 is symmetric: -128 is not used. `largest` limits the codes further, for kernels that have no room for all.
     """
     is_float = code_type.is_floating_point
-    largest = torch.finfo(code_type).max if is_float else torch.iinfo(code_type).max
+    largest = largest or (torch.finfo(code_type).max if is_float else torch.iinfo(code_type).max)
     scales = (weight.float().abs().amax(1, keepdim=True) / largest).to(weight.dtype)
     # Codes fit the scale as kernels have it, rounded. A row of zeros has scale 1: 0 / 0 would be no code.
     scales = torch.where(scales > 0, scales, 1)

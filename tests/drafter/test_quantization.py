@@ -43,3 +43,10 @@ def test_the_rounded_product_is_near_the_exact_one(quantization: str) -> None:
     error = rounding_linear(quantization, weight, bias)(x) - exact
     # Of independent errors of a step's half at most: 0.3 % of INT8's largest, 3 % of FP8's own value.
     assert 0 < error.std() < (0.02 if quantization == "int8" else 0.04) * exact.std()
+
+
+def test_fewer_codes() -> None:
+    """By hand: 0.5 of 2.0 is a quarter of 64."""
+    codes, scales = quantize_rows(torch.tensor([[2.0, -0.5], [-64.0, 1.0]]), torch.int8, 64)
+    assert codes.tolist() == [[64, -16], [-64, 1]]
+    assert scales.tolist() == [[2 / 64], [1.0]]

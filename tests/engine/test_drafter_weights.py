@@ -90,7 +90,10 @@ def test_in_bf16(make_engine: MakeEngine, asset: Path, prompts: list[list[int]],
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_int8_products(make_engine: MakeEngine, asset: Path, dtype: torch.dtype, with_bias: bool, kernels: str) -> None:
-    """Against the product of the rounded weights; what is left is the rounding of each activation row to INT8."""
+    """Against the product of the rounded weights; what is left is the rounding of each activation row to INT8.
+
+    And that of the weights, where only half of the codes fit.
+    """
     make_engine(asset, SMALL, disable_log_stats=False)  # vLLM's layers need its process groups
     generator = torch.Generator().manual_seed(0)
     weight = (torch.randn(96, 64, generator=generator) / 8).to(dtype)
@@ -101,7 +104,7 @@ def test_int8_products(make_engine: MakeEngine, asset: Path, dtype: torch.dtype,
     for x in inputs(64, generator):
         found = product(x.to(dtype))
         assert found.dtype == dtype
-        torch.testing.assert_close(found, reference(x.to(dtype)), atol=0.8 if int8_saturates() else 0.06, rtol=0)
+        torch.testing.assert_close(found, reference(x.to(dtype)), atol=0.12 if int8_saturates() else 0.06, rtol=0)
 
 
 class ColumnMajorFp8:

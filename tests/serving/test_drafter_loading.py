@@ -64,6 +64,25 @@ def test_refused(
         check_quantization(quantization, dtype)
 
 
+@pytest.mark.parametrize(
+    ("platform", "able", "largest"),
+    [
+        (CPU, {"architecture": "x86_64", "avx2": True, "avx512_vnni": False, "avx_vnni": False}, 64),
+        (CPU, {"architecture": "x86_64", "avx512_vnni": True, "avx_vnni": False}, None),
+        (CPU, {"architecture": "x86_64", "avx512_vnni": False, "avx_vnni": True}, None),
+        (CPU, {"architecture": "aarch64"}, None),
+        (TURING, {"architecture": "x86_64"}, None),
+    ],
+)
+def test_codes_that_a_processor_has_room_for(
+    platform: Any, able: dict[str, Any], largest: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 · 255 · 64 = 32,640 fits into 16 bits; with 65 it would be 33,150, above 32,767."""
+    monkeypatch.setattr(drafter_loading, "current_platform", platform)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    assert drafter_loading._largest_code() == largest
+
+
 @cpu_only
 @pytest.mark.parametrize("kernels", CHOICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
