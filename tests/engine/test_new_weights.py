@@ -174,9 +174,9 @@ def test_drafters_that_were_replaced_are_gone(
     layers: list[ReferenceType[Any]] = []
     make = LayerProduct.__init__
 
-    def remember(self: LayerProduct, layer: Any, apply: Any) -> None:
+    def remember(self: LayerProduct, layer: Any, *args: Any) -> None:
         layers.append(ref(layer))
-        make(self, layer, apply)
+        make(self, layer, *args)
 
     monkeypatch.setattr(LayerProduct, "__init__", remember)
     for _ in range(5):
