@@ -48,6 +48,7 @@ from redrafter_vllm.checkpoint_files import (
 from redrafter_vllm.draft_vocabulary import MAP, check_map, check_map_header
 from redrafter_vllm.drafter import DrafterConfig, tensor_shapes
 from redrafter_vllm.messages import listed, one_line, shown
+from redrafter_vllm.places import check_replaceable
 from redrafter_vllm.spellings import (
     CONFIG_KEYS,
     MODEL_TYPE,
@@ -104,8 +105,12 @@ def load_checkpoint(
 
 
 def save_checkpoint(path: str | PathLike[str], config: DrafterConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Writes Apple's layout into directory `path`; a reader sees the old file or the new one, never half of one."""
+    """Writes Apple's layout into directory `path`; a reader sees the old file or the new one, never half of one.
+
+    Raises PlaceError where `path` holds the weights or the config of anything but a drafter: a target's, for instance.
+    """
     directory = Path(path)
+    check_replaceable(directory)
     directory.mkdir(parents=True, exist_ok=True)
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     dtype = str(next(tensor.dtype for name, tensor in stored.items() if name != MAP)).removeprefix("torch.")

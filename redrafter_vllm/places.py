@@ -84,6 +84,16 @@ def _check_drafter_place(out: Path, *, replace: bool, others: bool) -> None:
         raise PlaceError(f"{out} holds a drafter already: choose another place, or replace it with --overwrite")
 
 
+def check_replaceable(folder: Path) -> None:
+    """Raises PlaceError where files of a drafter, written to `folder`, would replace those of something else."""
+    there = [name for name in (CONFIG, WEIGHTS, INDEX) if (folder / name).exists()]
+    if there and not is_own_config(folder / CONFIG):
+        raise PlaceError(
+            f"{folder} holds {_listed(there)} of something else than a drafter, which would be overwritten: choose "
+            "another place for the drafter"
+        )
+
+
 def is_own_config(file: Path) -> bool:
     """Whether `file` describes a drafter that has its folder to itself: not a target, and none inside of one."""
     try:

@@ -16,9 +16,12 @@ def loads(text: str | bytes) -> Any:
     """What `dumps` wrote; Infinity and NaN, which earlier versions wrote, are read as null, too.
 
     Raises:
-        ValueError: the text is no JSON.
+        ValueError: the text is no JSON, or nests more deeply than anything that was written by `dumps`.
     """
-    return json.loads(text, parse_constant=lambda name: None)
+    try:
+        return json.loads(text, parse_constant=lambda name: None)
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
 
 
 def _finite(value: Any) -> Any:

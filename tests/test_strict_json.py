@@ -33,3 +33,8 @@ def test_options_are_handed_on() -> None:
     )
     with pytest.raises(TypeError):
         strict_json.dumps({"a": object})
+
+
+def test_nesting_without_end_is_no_json() -> None:
+    with pytest.raises(ValueError, match="nests too deeply"):
+        strict_json.loads("[" * 100_000)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from redrafter_vllm import strict_json
 from training.answers import Answer, Answered
 from training.data_report import DataError, Reason
+from training.folder_lock import LOCK, locked
 from training.resume import differences
 
 MANIFEST = "regenerated.json"
@@ -48,12 +50,41 @@ class AnswerStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Makes the folder and keeps other commands from filling it.
+
+        Raises:
+            FolderInUseError: another one is at it.
+            StoreWriteError: the folder cannot be made.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise StoreWriteError(f"{self.folder} cannot be made ({problem.strerror or problem})") from problem
+        with locked(self.folder, "choose another --out"):
+            yield
+
     def open(self, settings: Mapping[str, Any], texts: int, shards: int, facts: Mapping[str, Any]) -> None:
-        """Makes the folder, or checks that it is the one of an earlier start with the same `settings`.
+        """Makes the folder, or goes on with the one of an earlier start. Only the folder's holder may.
+
+        Raises:
+            StoreError: see `check`.
+            StoreWriteError: it cannot be written.
+        """
+        self.check(settings)
+        for path in self._entries():
+            if path.name.endswith(WRITING):
+                path.unlink()
+        if not (self.folder / MANIFEST).is_file():
+            manifest = {"settings": settings, "texts": texts, "shards": shards, **facts}
+            self._put(MANIFEST, strict_json.dumps(manifest, indent=2, default=str) + "\n")
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Checks that answers made with `settings` can go into the folder; changes nothing.
 
         Raises:
             StoreError: the folder holds something else, or answers made with other settings.
-            StoreWriteError: it cannot be written.
         """
         wanted = strict_json.loads(strict_json.dumps(settings))
         if (self.folder / MANIFEST).is_file():
@@ -66,22 +97,20 @@ class AnswerStore:
             raise StoreError(f"{self.folder} is not a folder")
         elif any(not path.name.endswith(WRITING) for path in self._entries()):
             raise StoreError(f"{self.folder} holds something else than answers: choose another --out")
-        for path in self._entries():
-            if path.name.endswith(WRITING):
-                path.unlink()
-        if not (self.folder / MANIFEST).is_file():
-            manifest = {"settings": wanted, "texts": texts, "shards": shards, **facts}
-            self._put(MANIFEST, strict_json.dumps(manifest, indent=2, default=str) + "\n")
 
     def manifest(self) -> dict[str, Any]:
         """
         Raises:
             StoreError: it cannot be read.
         """
+        path = self.folder / MANIFEST
         try:
-            return strict_json.loads((self.folder / MANIFEST).read_text())
+            found = strict_json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as problem:
-            raise StoreError(f"{self.folder / MANIFEST} cannot be read ({problem})") from problem
+            raise StoreError(f"{path} cannot be read ({problem})") from problem
+        if not (isinstance(found, dict) and isinstance(found.get("settings"), dict)):
+            raise StoreError(f"{path} does not say how the answers were made: make them again in another --out")
+        return found
 
     def has(self, number: int) -> bool:
         return (self.folder / _shard_name(number)).is_file()
@@ -117,7 +146,7 @@ class AnswerStore:
             yield from self.read(number)
 
     def _entries(self) -> list[Path]:
-        return sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        return sorted(path for path in self.folder.iterdir() if path.name != LOCK) if self.folder.is_dir() else []
 
     def _put(self, name: str, content: str) -> None:
         scratch = self.folder / (name + WRITING)

@@ -38,7 +38,7 @@ def is_complete(directory: Path) -> bool:
     try:
         sizes: dict[str, int] = json.loads((directory / MANIFEST).read_text())
         return all((directory / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # damaged in whatever way
         return False
 
 

@@ -76,6 +76,7 @@ def regenerate(job: Regeneration) -> Summary:
         DataError: the data or the target cannot be used.
         StoreError: the folder holds something else, or answers made with other settings.
         StoreWriteError: a shard could not be written; the finished ones are intact.
+        FolderInUseError: another command is filling the folder.
         WorkersFailedError: Ray's workers failed.
     """
     tokenizer = load_tokenizer(job)
@@ -94,11 +95,13 @@ def regenerate(job: Regeneration) -> Summary:
         "vocabulary": vocabulary_fingerprint(tokenizer),
     }
     facts = {"records": {"used": report.used, "skipped": report.skipped}} | provenance("training.regenerate")
-    store.open(settings, len(tasks), len(shards), facts)
-    pending = [shard for shard in shards if not store.has(shard.number)]
-    summary = Summary(report, finished_before=len(shards) - len(pending), shards=len(shards))
-    if pending:
-        _write(job, store, pending, len(tasks), summary)
+    store.check(settings)
+    with store.held():
+        store.open(settings, len(tasks), len(shards), facts)
+        pending = [shard for shard in shards if not store.has(shard.number)]
+        summary = Summary(report, finished_before=len(shards) - len(pending), shards=len(shards))
+        if pending:
+            _write(job, store, pending, len(tasks), summary)
     report.used = len(tasks)
     for text in store.read_all():
         summary.add(text)

@@ -82,7 +82,12 @@ def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeCon
     Raises:
         ValueError: One sentence that says what is wrong, where, and what to do.
     """
-    user = {str(name).replace("-", "_"): value for name, value in options.items()}
+    user: dict[str, Any] = {}
+    for name, value in options.items():
+        if user.setdefault(spelt := str(name).replace("-", "_"), value) is not value:
+            raise OptionError(
+                f"{shown(spelt)} is given twice, with a dash and with an underscore; give only one of them."
+            )
     engine = {name: user.pop(name, None) for name in _FROM_ENGINE}
     _check_asked_for(user)
     drafting = parse_drafting_options(user, also_known=_VLLM_OPTIONS)

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from redrafter_vllm import Drafter, checkpoint
+from redrafter_vllm.places import PlaceError
 from tests.drafter.damage import edit_config, edit_tensors, refused
 from tests.drafter.oracles import random_drafter
 
@@ -189,3 +190,14 @@ def test_another_targets_drafter(saved: Path) -> None:
         checkpoint.check_against_target(config, hidden_size=8, vocab_size=11)
     with pytest.raises(checkpoint.TargetMismatchError, match="vocabulary size 11 but the target has 12"):
         checkpoint.check_against_target(config, hidden_size=6, vocab_size=12)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json"])
+def test_nothing_but_a_drafter_is_replaced(tmp_path: Path, name: str) -> None:
+    random_drafter().save_pretrained(tmp_path / "drafter")
+    (tmp_path / name).write_text('{"model_type": "llama"}')
+    with pytest.raises(PlaceError, match=rf"holds {name} of something else than a drafter"):
+        random_drafter().save_pretrained(tmp_path)
+    assert (tmp_path / name).read_text() == '{"model_type": "llama"}'
+    assert {path.name for path in tmp_path.iterdir()} == {"drafter", name}
+    random_drafter(seed=1).save_pretrained(tmp_path / "drafter")

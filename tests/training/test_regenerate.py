@@ -30,6 +30,7 @@ from training.conversations import Turn
 from training.corpus import load_corpus
 from training.data_report import DataError, Reason
 from training.feed import FeedSettings, open_feed, written_before
+from training.folder_lock import FolderInUseError
 from training.frozen_target import FrozenTarget
 from training.held_out import text_key
 from training.job import Job
@@ -253,6 +254,29 @@ def open_store(folder: Path, texts: Sequence[Answered], shards: int, seed: int =
     store = AnswerStore(folder)
     store.open(settings, len(texts), shards, {})
     return store
+
+
+def test_one_command_at_a_time_fills_a_folder(tmp_path: Path) -> None:
+    """Another one would clear away the shard that is being written."""
+    texts = [answered(0)]
+    store = open_store(tmp_path / "out", texts, 1)
+    writing = tmp_path / "out" / "shard-00000.jsonl.writing"
+    with store.held():
+        writing.write_text("half a sh")
+        with pytest.raises(FolderInUseError, match=r"another command \(process \d+ on .*choose another --out"):
+            with AnswerStore(store.folder).held():
+                pass
+        assert writing.exists()
+    with store.held():
+        open_store(store.folder, texts, 1)
+    assert sorted(path.name for path in store.folder.iterdir()) == ["lock", "regenerated.json"]
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "{}", '{"settings": 3}', ""])
+def test_a_damaged_manifest_is_told(tmp_path: Path, content: str) -> None:
+    (tmp_path / "regenerated.json").write_text(content)
+    with pytest.raises(StoreError, match=r"regenerated\.json"):
+        AnswerStore(tmp_path).manifest()
 
 
 def test_shards_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
