@@ -101,7 +101,8 @@ def check_identity(state: Mapping[str, Any], identity: Mapping[str, Any]) -> Non
     """Raises ResumeError unless a stored state belongs to the training that `identity` tells."""
     before, wanted = _identities(state, identity)
     made_from, given = before.pop("inputs", {}), wanted.pop("inputs", {})
-    if inputs := [told for key, told in INPUTS.items() if made_from.get(key) != given.get(key)]:
+    changed_inputs = [(told, made_from.get(key), given.get(key)) for key, told in INPUTS.items()]
+    if inputs := [told + _parts(old, new) for told, old, new in changed_inputs if old != new]:
         raise ResumeError(
             f"the checkpoint of step {state['step']} was made with other contents of {', '.join(inputs)}: bring them "
             "back, choose another --run-dir, or start over with --resume false"
@@ -111,6 +112,13 @@ def check_identity(state: Mapping[str, Any], identity: Mapping[str, Any]) -> Non
             f"the checkpoint of step {state['step']} was made with other settings ({', '.join(changed)}): restore "
             "them, choose another --run-dir, or start over with --resume false"
         )
+
+
+def _parts(old: Any, new: Any) -> str:
+    """Which parts of an input differ, where it is told by parts."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return ""
+    return f" ({', '.join(sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)))})"
 
 
 def budget_growth(state: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:

@@ -109,8 +109,9 @@ def test_labels_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixtur
 
     data.write_text("\n".join(json.dumps({"instruction": "  the SAME", "output": f"answer {n}"}) for n in range(9)))
     for more in ([], ["--dry-run"]):
-        assert main([*arguments, *more, "--resume", "false"]) == 1
+        assert main([*arguments, *more, "--resume", "false", "--overwrite"]) == 1
         assert "9 usable texts with 1 different prompts are too little" in capsys.readouterr().err
+    arguments.append("--overwrite")
     book = tmp_path / "book.txt"
     book.write_text("".join(f"Line {n} of it. " for n in range(2000)))
     assert main([*arguments, "--data", str(book), "--dry-run"]) == 0

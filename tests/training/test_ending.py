@@ -181,11 +181,11 @@ def test_a_refused_start_changes_nothing(tmp_path: Path, capsys: pytest.CaptureF
     weights = bytearray(old[target / "model.safetensors"])
     weights[-2] ^= 1
     (target / "model.safetensors").write_bytes(weights)
-    assert "other contents of --target:" in refused()
+    assert "other contents of --target (weights):" in refused()
     (target / "model.safetensors").write_bytes(old[target / "model.safetensors"])
     vocabulary = old[target / "tokenizer.json"].decode().rstrip()
     (target / "tokenizer.json").write_text(vocabulary + " ")
-    assert "other contents of the target's tokenizer:" in refused()
+    assert "other contents of --target (tokenizer):" in refused()
     (target / "tokenizer.json").write_bytes(old[target / "tokenizer.json"])
     # The same contents elsewhere are the same, and the stored keys are still those of the run.
     assert main(["--config", str(tmp_path / "out.run" / "config.yaml")]) == 0
@@ -223,5 +223,5 @@ def test_measured_texts_end_with_the_targets_positions() -> None:
     figures = tokens_per_step(target, drafter, prompts, 2)
     # Two prompts leave room for half of the positions, of which a step emits all but the first.
     assert 2 <= figures["1x2"]["tokens"] <= 2 * 15
-    with pytest.raises(ValueError, match="none of 2 held-out prompts leaves room for 16"):
-        tokens_per_step(target, drafter, prompts[2:], 2)
+    # Where none leaves so much room, the ends of the prompts are taken.
+    assert 1 <= tokens_per_step(target, drafter, prompts[2:], 2)["1x2"]["tokens"] <= 2 * 15

@@ -11,9 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PretrainedConfig
 
+from training.config import DistillConfig
 from training.fingerprint import target_fingerprint, template_fingerprint, tokenizer_fingerprint, weights_fingerprint
+from training.inputs import input_fingerprints
 from training.job import Job
 from training.prepared import examples_file
+from training.schedule import Budget
 
 ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
 
@@ -107,14 +110,21 @@ def test_examples_belong_to_tokenizer_and_template(target: Path, tmp_path: Path)
     template, data = tmp_path / "own.jinja", tmp_path / "data.jsonl"
     template.write_text("{{ messages }}")
     job = Job(str(target), str(data), chat_template=str(template), out=tmp_path / "out")
-    names = [examples_file(job, 64)]
+    data.write_text('{"text": "a"}')
+
+    def place(window: int = 64) -> Path:
+        return examples_file(job, window, input_fingerprints(job, DistillConfig(Budget(1))))
+
+    names = [place()]
     flip_a_norm(target)  # tokens do not depend on weights
-    assert examples_file(job, 64) == names[0]
+    assert place() == names[0]
     template.write_text("{{ messages[0] }}")
-    names.append(examples_file(job, 64))
+    names.append(place())
     append(target / "tokenizer.json")
-    names += [examples_file(job, 64), examples_file(job, 65)]
-    assert len(set(names)) == 4
+    names += [place(), place(65)]
+    data.write_text('{"text": "b"}')
+    names.append(place())
+    assert len(set(names)) == 5
 
 
 def test_parts_by_themselves(target: Path) -> None:

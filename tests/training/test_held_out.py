@@ -223,7 +223,7 @@ def test_the_sharegpt_sample(window: int) -> None:
     """400 of its 500 conversations begin as others do."""
     source = str(SHARED / "data" / "sharegpt_sample.json")
     tokenizer = AutoTokenizer.from_pretrained(SHARED / "data" / "vicuna-tokenizer")
-    examples, _ = load_examples(None, source, tokenizer, window, "vicuna", quiet=True)
+    examples, _ = load_examples(None, source, ExampleEncoder(tokenizer, window, "vicuna"), quiet=True)
     divided = divide_examples(examples)
     split = divided.split
     assert split.groups == 52

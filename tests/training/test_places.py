@@ -243,7 +243,13 @@ def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert user_place("~/x") == str(tmp_path / "x")
     assert user_place("org/name") == "org/name"
     job = Job(
-        "~/t", "~/d", "~/c", out=Path("~/o"), run_dir=Path("~/r"), init_from=Path("~/i"), hidden_cache=Path("~/h")
+        "~/t",
+        "~/d",
+        chat_template="~/c",
+        out=Path("~/o"),
+        run_dir=Path("~/r"),
+        init_from=Path("~/i"),
+        hidden_cache=Path("~/h"),
     )
     places = (job.target, job.data, job.chat_template, job.out, job.run_dir, job.init_from, job.hidden_cache)
     assert [str(place) for place in places] == [str(tmp_path / name) for name in "tdcorih"]

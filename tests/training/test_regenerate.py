@@ -263,9 +263,9 @@ def test_one_command_at_a_time_fills_a_folder(tmp_path: Path) -> None:
     writing = tmp_path / "out" / "shard-00000.jsonl.writing"
     with store.held():
         writing.write_text("half a sh")
-        with pytest.raises(FolderInUseError, match=r"another command \(process \d+ on .*choose another --out"):
-            with AnswerStore(store.folder).held():
-                pass
+        told = r"another command \(process \d+ on .*choose another --out"
+        with pytest.raises(FolderInUseError, match=told), AnswerStore(store.folder).held():
+            pass
         assert writing.exists()
     with store.held():
         open_store(store.folder, texts, 1)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.drafter.oracles import random_drafter
 from tests.training.small_command import ASSET, copy_target, small_command, write_data
 from training.__main__ import main
 from training.cli import parse
@@ -116,6 +117,7 @@ def test_home_in_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     places = {key: f"~/{key}" for key in ("target", "data", "chat_template", "out", "run_dir", "init_from")}
+    random_drafter().save_pretrained(tmp_path / "init_from")
     file = tmp_path / "keys.yaml"
     file.write_text("".join(f"{key}: {place}\n" for key, place in (places | {"hidden_cache": "~/c"}).items()))
     job, config, _, _ = parse(["--config", str(file), "--responses.folders", "[~/answers]"])

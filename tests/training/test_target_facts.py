@@ -181,7 +181,7 @@ def test_a_tokenizer_without_eos(conversations: Path, corpus_root: Path, tmp_pat
         "{% if add_generation_prompt %}{{ '## assistant\n' }}{% endif %}"
     )
     of_conversations = ["--data", str(conversations), "--chat-template", str(tmp_path / "headings.jinja")]
-    assert main([*given, *of_conversations, "--run-dir", str(tmp_path / "run"), "--resume", "false"]) == 0
+    assert main([*given, *of_conversations, "--run-dir", str(tmp_path / "run"), "--overwrite"]) == 0
 
 
 def test_the_tokenizers_eos_ends_the_targets_answers(tmp_path: Path) -> None:
