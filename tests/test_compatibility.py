@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/compatibility.md: no row without a test that exists."""
+"""docs/compatibility.md and docs/reported_cases.md: no row without a test that exists."""
 
 import ast
 import re
@@ -8,21 +8,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "compatibility.md"
+PAGES = ("compatibility.md", "reported_cases.md")
 
 
-def rows() -> list[tuple[str, str]]:
-    """Feature and the tests named for it, of every table."""
-    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+def rows(page: str) -> list[tuple[str, str]]:
+    """Feature or case and the tests named for it, of every table of a page."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    return [(row[0], row[-1]) for row in cells if row[0] not in ("feature", "---")]
+    return [(row[0], row[-1]) for row in cells if row[0] not in ("feature", "case", "---")]
 
 
-def test_page_has_rows() -> None:
-    assert len(rows()) > 40
+@pytest.mark.parametrize(("page", "fewest"), [("compatibility.md", 40), ("reported_cases.md", 25)])
+def test_page_has_rows(page: str, fewest: int) -> None:
+    assert len(rows(page)) > fewest
 
 
-@pytest.mark.parametrize(("feature", "shown_by"), rows())
+@pytest.mark.parametrize(("feature", "shown_by"), [row for page in PAGES for row in rows(page)])
 def test_named_tests_exist(feature: str, shown_by: str) -> None:
     named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?(?:\[.*?\])?`", shown_by)
     assert named, f"the row of {feature!r} names no test"
