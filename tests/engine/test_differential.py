@@ -73,11 +73,13 @@ def engines(make_engine: MakeEngine, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def expected(engines: dict[str, Any]) -> dict[str, Any]:
-    """What plain vLLM answers to each request, in a cache that holds them all."""
-    cases = random_cases(REQUESTS, SEED)
+    return answers_of_plain(engines["plain"], random_cases(REQUESTS, SEED))
+
+
+def answers_of_plain(plain: Any, cases: list[Case]) -> dict[str, Any]:
+    """What plain vLLM answers to each request and session, by name, in a cache that holds them all."""
     single = [case for case in cases if not case.more]
     prompts = [{"prompt_token_ids": list(case.prompt)} for case in single]
-    plain = engines["plain"]
     with row_invariant(plain):
         outputs = plain.generate(prompts, [case.sampling() for case in single], use_tqdm=False)
         answers = run_sessions(plain, {case.name: case.parts for case in cases if case.more})
@@ -128,17 +130,20 @@ def test_another_target_in_the_same_engines(engines: dict[str, Any]) -> None:
         for llm in (plain, tree):
             assert llm.reset_prefix_cache()
             llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(new)})
-        with row_invariant(plain):
-            prompts = [{"prompt_token_ids": list(case.prompt)} for case in cases]
-            outputs = plain.generate(prompts, [case.sampling() for case in cases], use_tqdm=False)
+        expected = answers_of_plain(plain, cases)
         with row_invariant(tree):
             stream = run_stream(tree, cases)
-        pairs = [(case, output, stream.answers[case.name]) for case, output in zip(cases, outputs, strict=True)]
+        pairs = [(case, expected[case.name], stream.answers[case.name]) for case in cases]
         assert [what for case, *pair in pairs if (what := difference(plain, case, *pair))] == []
         assert not leaks(tree)
-        answers.append([[list(one.token_ids) for one in output.outputs] for output in outputs])
+        answers.append([tokens_of(expected[case.name]) for case in cases])
     assert answers[0] == answers[2]
     assert sum(pair[0] != pair[1] for pair in zip(*answers[:2], strict=True)) > 5
+
+
+def tokens_of(answer: Any) -> list[list[int]]:
+    """Of a request's choices, or of a session's parts."""
+    return answer if isinstance(answer, list) else [list(one.token_ids) for one in answer.outputs]
 
 
 @contextmanager

@@ -141,7 +141,7 @@ WRONG: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     "another target's": (unlike(hidden_size=32, exit_dim=64), "hidden_size 32 instead of 64, exit_dim 64"),
     "another vocabulary": (unlike(vocab_size=VOCAB - 1), "vocab_size 319 instead of 320"),
     "a draft vocabulary": (unlike(draft_vocab_size=50), "draft_vocab_size 50 instead of None"),
-    "absurd sizes": (with_sizes_of_nothing, "num_draft_layers 1000000000 instead of 1"),
+    "absurd sizes": (with_sizes_of_nothing, "num_draft_layers must be .* 1000000000"),
     "not a number": (with_nan, "rnn_u.bias in .* holds NaN or infinite values"),
     "cut short": (cut_short, "cannot be read as safetensors"),
     "a tensor less": (without_a_tensor, "lacks rnn_w.weight"),
