@@ -44,7 +44,8 @@ class Job:
         hidden_cache: folder for the target's hidden states, computed once instead of in every step; storage that all
             machines share.
         resume: continue from the last checkpoint in the run's folder; false starts over.
-        overwrite: replace a drafter that is in out already; one that the same run has put there is replaced anyway.
+        overwrite: replace a drafter that is in out already; one that a training in
+            the same run folder has put there is replaced anyway.
         evaluate: measure simulated tokens per step on held-out prompts at the end.
         evaluate_every: steps between evaluations by depth.
         evaluate_windows: held-out windows per evaluation.

@@ -49,8 +49,7 @@ def check_places(job: Job) -> None:
     Raises:
         PlaceError: a place holds something else, lies in another, or cannot be written.
     """
-    run = run_name(job.run_folder) if job.resume else None
-    replace = job.overwrite or is_of_run(job.out_dir, run)
+    replace = job.overwrite or is_of_run(job.out_dir, run_name(job.run_folder))
     check_apart(job)
     check_drafter_place(job.out_dir, replace=replace)
     check_run_folder(job.run_folder)

@@ -45,12 +45,12 @@ def held(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "choose another --run-dir"):
         if run_name(folder) is None:
-            begin_anew(folder)
+            give_name(folder)
         yield
 
 
-def begin_anew(folder: Path) -> None:
-    """Gives the run another name: what it exports is from here on another run's drafter."""
+def give_name(folder: Path) -> None:
+    """Makes `folder` that of a new run. A run that starts over in its folder is the same one: its drafter may go."""
     put_text(folder / RUN_FILE, json.dumps({"run": secrets.token_hex(8)}) + "\n")
 
 

@@ -34,7 +34,7 @@ from training.preflight import check_places, check_room, check_target
 from training.prepared import examples_file, prepare_examples
 from training.recorder import Recorder
 from training.resume import STATE_FILE, check_identity, read_state
-from training.run_folder import KEYS_FILE, begin_anew, held, put_text
+from training.run_folder import KEYS_FILE, held, put_text
 from training.target_facts import read_facts
 from training.target_loading import load_target
 
@@ -160,8 +160,6 @@ def run(
         newest = checkpoints.latest(job.checkpoints)
         if job.resume and newest is not None:
             check_identity(read_state(newest, mmap=True), job.identity(config) | {"inputs": inputs})
-        if not job.resume:
-            begin_anew(job.run_folder)
         put_text(job.run_folder / KEYS_FILE, keys)
         outcome, evaluate = _launch(job, config, inputs, interruption)
         return finish(job, config, recipe, outcome, evaluate, program, started)

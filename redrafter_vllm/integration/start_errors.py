@@ -84,4 +84,6 @@ def _found() -> Exception | None:
         path.unlink()
     except (OSError, ValueError):
         return None
+    if module.partition(".")[0] != _PACKAGE:  # nothing else is ever written there
+        return None
     return getattr(import_module(module), name)(message)

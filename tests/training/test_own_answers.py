@@ -209,7 +209,7 @@ def test_another_target_in_the_same_place(
     capsys.readouterr()
     assert main(command) == 1
     assert "other contents of --target (weights): " in capsys.readouterr().err
-    assert main([*command, "--resume", "false", "--overwrite"]) == 0
+    assert main([*command, "--resume", "false"]) == 0
     both = stored(tmp_path / "out.run")
     (others,) = (found for other, found in both.items() if other != name)
     assert [text.tolist() for text, _ in others] != [text.tolist() for text, _ in texts]

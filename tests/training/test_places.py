@@ -19,7 +19,7 @@ from training.job import Job
 from training.memory import GIB
 from training.plan import Plan
 from training.preflight import check_places, check_room
-from training.run_folder import begin_anew, run_name
+from training.run_folder import give_name, run_name
 from training.target import check_new_target
 
 CONFIG = DrafterConfig(vocab_size=7, hidden_size=4, exit_dim=8, num_draft_layers=1)
@@ -140,18 +140,16 @@ def test_a_drafter_goes_for_its_own_run_or_when_asked_to(tmp_path: Path) -> None
     job = Job(str(target), "stdlib")
     run = job.run_folder
     run.mkdir()
-    begin_anew(run)
+    give_name(run)
     export(Drafter(CONFIG), job.out_dir, {"run": run_name(run)})
     check_places(job)
-    with pytest.raises(PlaceError, match=r"holds a drafter already.*--overwrite"):
-        check_places(replace(job, resume=False))
-    check_places(replace(job, resume=False, overwrite=True))
-    begin_anew(run)
-    with pytest.raises(PlaceError, match="holds a drafter already"):
-        check_places(job)
-    shutil.rmtree(run)
-    with pytest.raises(PlaceError, match="holds a drafter already"):
-        check_places(job)
+    check_places(replace(job, resume=False))
+    for other in (lambda: give_name(run), lambda: shutil.rmtree(run)):
+        other()
+        for resume in (True, False):
+            with pytest.raises(PlaceError, match=r"holds a drafter already.*--overwrite"):
+                check_places(replace(job, resume=resume))
+            check_places(replace(job, resume=resume, overwrite=True))
 
 
 def test_outputs_stand_apart(tmp_path: Path) -> None:
