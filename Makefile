@@ -20,4 +20,4 @@ lint: setup
 	$(BIN)/mypy $(MYPY_TARGETS)
 
 test: lint
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder

@@ -21,7 +21,8 @@ ENGINE = "--dtype float32 --max-model-len 256 --max-num-seqs 8 --enforce-eager -
 
 def vllm(*arguments: str, own_process: bool = True) -> str:
     """Output of `vllm ARGUMENTS`; the engine gets a process of its own, as usual, or saves one."""
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if own_process else "0"}
+    own = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1" if own_process else "0", "VLLM_LOGGING_LEVEL": "INFO"}
+    environment = {**os.environ, **own}
     command = [str(Path(sys.executable).with_name("vllm")), *arguments, *ENGINE.split()]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout[-3000:]

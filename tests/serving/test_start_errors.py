@@ -6,11 +6,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from redrafter_vllm.checkpoint_errors import NonFiniteTensorError
 from redrafter_vllm.config import OptionError
 from redrafter_vllm.integration.start_errors import expect_start_errors, raise_what_was_told, tells_the_front
 from tests.models import save_random_drafter, save_random_llama
@@ -77,25 +75,35 @@ def test_in_the_same_process_the_error_itself_arrives(scratch: Path) -> None:
     assert list(scratch.iterdir()) == []
 
 
-@pytest.mark.engine
-def test_an_engine_in_processes_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers that are none are found where the tensors are read: in the worker, two processes from here."""
-    from vllm import LLM
+BUILD = """
+import sys
+from vllm import LLM
+from redrafter_vllm.checkpoint_errors import NonFiniteTensorError
 
+if __name__ == "__main__":
+    options = dict(dtype="float32", max_model_len=64, kv_cache_memory_bytes=1 << 26, gpu_memory_utilization=0.1)
+    try:
+        method = {"method": "redrafter"}
+        LLM(sys.argv[1], speculative_config=method, enforce_eager=True, skip_tokenizer_init=True, **options)
+    except NonFiniteTensorError as error:
+        print("caught:", error)
+"""
+
+
+@pytest.mark.engine
+def test_an_engine_in_processes_of_its_own(tmp_path: Path) -> None:
+    """Numbers that are none are found where the tensors are read: in the worker, two processes from who called."""
     target = save_random_llama(tmp_path / "target")
     drafter = save_random_drafter(target / "redrafter")
     spoil(drafter / "model.safetensors")
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-    options: dict[str, Any] = {"dtype": "float32", "max_model_len": 64, "kv_cache_memory_bytes": 1 << 26}
-    with pytest.raises(NonFiniteTensorError, match="holds NaN or infinite values"):
-        LLM(
-            str(target),
-            speculative_config={"method": "redrafter"},
-            enforce_eager=True,
-            skip_tokenizer_init=True,
-            gpu_memory_utilization=0.1,
-            **options,
-        )
+    script = tmp_path / "build.py"
+    script.write_text(BUILD)
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(
+        [sys.executable, str(script), str(target)], env=environment, capture_output=True, text=True, check=False
+    )
+    told = [line for line in ended.stdout.splitlines() if line.startswith("caught:")]
+    assert told and "holds NaN or infinite values" in told[0], ended.stderr[-2000:]
 
 
 def spoil(file: Path) -> None:
