@@ -15,6 +15,7 @@ from fnmatch import fnmatch
 from os import PathLike
 from pathlib import Path
 
+from redrafter_vllm.messages import listed
 from redrafter_vllm.spellings import MODEL_TYPE
 
 CONFIG = "config.json"
@@ -77,7 +78,7 @@ def _check_drafter_place(out: Path, *, replace: bool, others: bool) -> None:
     if foreign or not is_own_config(out / CONFIG):
         foreign = foreign or entries
         raise PlaceError(
-            f"{out} holds something else than a drafter ({_listed(foreign)}), which would be overwritten: choose "
+            f"{out} holds something else than a drafter ({listed(foreign, 3)}), which would be overwritten: choose "
             "another place for the drafter"
         )
     if not replace:
@@ -89,7 +90,7 @@ def check_replaceable(folder: Path) -> None:
     there = [name for name in (CONFIG, WEIGHTS, INDEX) if (folder / name).exists()]
     if there and not is_own_config(folder / CONFIG):
         raise PlaceError(
-            f"{folder} holds {_listed(there)} of something else than a drafter, which would be overwritten: choose "
+            f"{folder} holds {listed(there)} of something else than a drafter, which would be overwritten: choose "
             "another place for the drafter"
         )
 
@@ -184,10 +185,6 @@ def _is_own(name: str) -> bool:
 def _flush(file: Path) -> None:
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
-
-
-def _listed(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def free_space(folder: Path) -> int:
