@@ -12,9 +12,11 @@ from typing import Any, TypeGuard, TypeVar, get_args, get_type_hints
 from jsonargparse import ArgumentParser, Namespace
 
 from redrafter_vllm.checkpoint import check_checkpoint
+from redrafter_vllm.messages import one_line
 from training.config import RECIPES, DistillConfig
 from training.job import Job, check_rows
 from training.keys_parser import KeysParser
+from training.sentences import sentence
 
 Keys = TypeVar("Keys")
 
@@ -62,9 +64,12 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Job, DistillConfig, str, s
             given.update(_shape_of(config))
         if job.hidden_cache is not None:
             config = replace(config, fixed_windows=True)
+        lasting = _lasting(given, job, config)
     except ValueError as problem:
         parser.error(str(problem))
-    return job, config, recipe, parser.dump(_lasting(given, job, config), skip_none=False)
+    except OSError as problem:  # of names longer than a path may be, for instance
+        parser.error(one_line(sentence(problem)))
+    return job, config, recipe, parser.dump(lasting, skip_none=False)
 
 
 def _lasting(given: Namespace, job: Job, config: DistillConfig) -> Namespace:
@@ -110,6 +115,8 @@ def parse_keys(holder: type[Keys], program: str, description: str, argv: Sequenc
         return _build(holder, given)
     except ValueError as problem:
         parser.error(str(problem))
+    except OSError as problem:
+        parser.error(one_line(sentence(problem)))
 
 
 def _parsed(parser: ArgumentParser, argv: list[str]) -> Namespace:

@@ -115,6 +115,8 @@ def read(scratch: Path, document: bytes, parse: Callable[[list[str]], object]) -
 @example(b"seed: !!python/object/apply:os.system [x]\n")
 @example(b"num_workers: [1, 2, 3]\n")
 @example(b"max_steps: " + b"9" * 5_000)
+@example(b"chat_template: " + b"v" * 5_000)
+@example(b"data: " + b"v" * 5_000)
 @example(b"\n".join(b"a%d: &a%d [%s]" % (n, n, b",".join([b"*a%d" % (n - 1)] * 9)) for n in range(1, 9)))
 def test_training(scratch: Path, document: bytes) -> None:
     read(scratch, document, cli.parse)

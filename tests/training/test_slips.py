@@ -50,6 +50,7 @@ KEYS = {
     "learning_rat: 1\n": "learning_rat",
     "data: ''\n": "data: a path is empty",
     "out: ~nobody-of-that-name/x\n": "no home folder",
+    f"chat_template: {'v' * 5000}\n": "File name too long",
 }
 
 
