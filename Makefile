@@ -4,7 +4,7 @@
 
 BIN := .venv/bin
 TEST_WORKERS ?= 2
-MYPY_TARGETS = $(wildcard redrafter_vllm training benchmarks cpu_support/redrafter_cpu tools)
+MYPY_TARGETS = redrafter_vllm training/redrafter_training benchmarks tools
 
 .PHONY: setup demo test lint
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import hardware
-from redrafter_vllm import strict_json
+from redrafter_vllm.utils import strict_json
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -9,19 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from redrafter_vllm.drafter import Drafter, DrafterConfig
+    from redrafter_vllm.drafting.tree import DraftTree
+    from redrafter_vllm.model.drafter import Drafter, DrafterConfig
     from redrafter_vllm.ops.beam_search import Beams, beam_search
-    from redrafter_vllm.tree import DraftTree
 
 __version__ = "0.1.0"
 __all__ = ["Beams", "DraftTree", "Drafter", "DrafterConfig", "__version__", "beam_search"]
 
 _HOMES = {
-    "Drafter": "redrafter_vllm.drafter",
-    "DrafterConfig": "redrafter_vllm.drafter",
+    "Drafter": "redrafter_vllm.model.drafter",
+    "DrafterConfig": "redrafter_vllm.model.drafter",
     "Beams": "redrafter_vllm.ops.beam_search",
     "beam_search": "redrafter_vllm.ops.beam_search",
-    "DraftTree": "redrafter_vllm.tree",
+    "DraftTree": "redrafter_vllm.drafting.tree",
 }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from redrafter_vllm.messages import did_you_mean, one_line, shown
+from redrafter_vllm.utils.messages import did_you_mean, one_line, shown
 
 MAX_BEAM_WIDTH = 64
 MAX_BEAM_LENGTH = 32

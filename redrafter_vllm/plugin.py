@@ -10,7 +10,7 @@ def register() -> None:
     """Teach vLLM the method `redrafter`. Idempotent; without that method vLLM behaves as if this were not installed."""
     import vllm
 
-    from redrafter_vllm.integration import patches
+    from redrafter_vllm.integration.patches import rebind as patches
     from redrafter_vllm.integration.versions import UnsupportedVllmError, check_vllm_version
 
     try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from redrafter_vllm.config import DraftingConfig, OptionError
-from redrafter_vllm.messages import shown
+from redrafter_vllm.utils.messages import shown
 
 KEY = "redrafter"
 

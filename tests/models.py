@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-from redrafter_vllm.drafter import Drafter, DrafterConfig
+from redrafter_vllm.model.drafter import Drafter, DrafterConfig
 
 VOCAB = 320
 HIDDEN = 64

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-API = Path(__file__).parents[2] / "docs" / "api.md"
+from tests.paths import ROOT
+
+API = ROOT / "docs" / "reference" / "api.md"
 
 
 def test_the_documented_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/compatibility.md and docs/reported_cases.md: no row without a test that exists."""
+"""docs/reference/compatibility.md and docs/reference/reported_cases.md: no row without a test that exists."""
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.paths import ROOT
+
 PAGES = ("compatibility.md", "reported_cases.md")
 
 

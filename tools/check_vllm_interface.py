@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the names that this package leans on a version of vLLM still has: `python -m tools.check_seams [PLACE]`.
+"""Which of the names that this package leans on a version of vLLM still has: `python -m tools.check_vllm_interface [PLACE]`.
 
-PLACE is `installed` (the default), a wheel, or a directory with vLLM's sources. Nothing of vLLM's is run. A seam that
-holds by name and parameters may still have another meaning: docs/vllm_seams.md says what to read.
+PLACE is `installed` (the default), a wheel, or a directory with vLLM's sources. Nothing of vLLM's is run. An interface that
+holds by name and parameters may still have another meaning: docs/design/vllm_interface.md says what to read.
 """
 
 import argparse
@@ -11,28 +11,28 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from redrafter_vllm.integration.seams import SEAMS, Seam, Use
 from redrafter_vllm.integration.versions import UnsupportedVllmError, check_vllm_version
+from redrafter_vllm.integration.vllm_interface import INTERFACES, Interface, Use
 from tools.vllm_source import Fact, Source, open_tree
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "vllm_seams.md"
-TABLE_BEGINS = "<!-- python -m tools.check_seams --document: begins -->"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "design" / "vllm_interface.md"
+TABLE_BEGINS = "<!-- python -m tools.check_vllm_interface --document: begins -->"
 TABLE_ENDS = "<!-- ends -->"
 
 
-def problem(seam: Seam, fact: Fact) -> str | None:
-    """Why a seam does not hold; None when it does."""
+def problem(interface: Interface, fact: Fact) -> str | None:
+    """Why an interface does not hold; None when it does."""
     if fact.kind == "missing":
         return "is gone"
-    if seam.use is Use.USED:
-        gone = [name for name in seam.attributes.split() if name not in fact.attributes]
+    if interface.use is Use.USED:
+        gone = [name for name in interface.attributes.split() if name not in fact.attributes]
         return f"has no {', '.join(gone)}" if gone else None
     if fact.kind != "function":
         return f"is a {fact.kind} now"
-    if seam.use is Use.CALLED:
-        return _problem_of_call(seam.parameters, fact.parameters)
+    if interface.use is Use.CALLED:
+        return _problem_of_call(interface.parameters, fact.parameters)
     names = " ".join(name.rstrip("=") for name in fact.parameters)
-    return None if names == seam.parameters else f"takes ({names}), not ({seam.parameters})"
+    return None if names == interface.parameters else f"takes ({names}), not ({interface.parameters})"
 
 
 def _problem_of_call(passed: str, parameters: Sequence[str]) -> str | None:
@@ -50,8 +50,8 @@ def _problem_of_call(passed: str, parameters: Sequence[str]) -> str | None:
 
 
 def facts_of(source: Source) -> dict[str, Fact]:
-    """Of every seam's target."""
-    return {seam.target: source.fact(seam.target) for seam in SEAMS}
+    """Of every interface's target."""
+    return {interface.target: source.fact(interface.target) for interface in INTERFACES}
 
 
 def save(facts: Mapping[str, Fact], version: str, path: Path) -> None:
@@ -75,25 +75,26 @@ def load(path: Path) -> tuple[str, dict[str, Fact]]:
 
 
 def with_table(text: str) -> str:
-    """The document with its table of all seams made anew."""
+    """The document with its table of all interfaces made anew."""
     before, _, rest = text.partition(TABLE_BEGINS)
     _, ends, after = rest.partition(TABLE_ENDS)
     if not ends:
         raise ValueError(f"the document has no {TABLE_BEGINS} … {TABLE_ENDS}")
     rows = ["| use | name | parameters, or attributes that are read |", "|---|---|---|"]
-    for seam in SEAMS:
+    for interface in INTERFACES:
         details = " ".join(
-            f"`{word}`" if word != "*" else "by name:" for word in (seam.parameters or seam.attributes).split()
+            f"`{word}`" if word != "*" else "by name:"
+            for word in (interface.parameters or interface.attributes).split()
         )
-        rows.append(f"| {seam.use} | `{seam.module}.{seam.path}` | {details} |")
+        rows.append(f"| {interface.use} | `{interface.module}.{interface.path}` | {details} |")
     return "\n".join([before + TABLE_BEGINS, "", *rows, "", TABLE_ENDS + after])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.check_seams", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.check_vllm_interface", description=__doc__)
     parser.add_argument("place", nargs="?", default="installed", help="installed, a wheel or a directory")
     parser.add_argument("--write", type=Path, metavar="FILE", help="also store what was found, for the tests")
-    parser.add_argument("--document", action="store_true", help="only renew the table in docs/vllm_seams.md")
+    parser.add_argument("--document", action="store_true", help="only renew the table in docs/design/vllm_interface.md")
     options = parser.parse_args(arguments)
     if options.document:
         DOCUMENT.write_text(with_table(DOCUMENT.read_text()))
@@ -104,11 +105,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     version, facts = source.version(), facts_of(source)
     broken = 0
-    for seam in SEAMS:
-        why = problem(seam, facts[seam.target])
+    for interface in INTERFACES:
+        why = problem(interface, facts[interface.target])
         broken += why is not None
-        print(f"{'holds' if why is None else 'CHANGED':8}{seam.use:11}{seam.target}{'' if why is None else f': {why}'}")
-    print(f"vLLM {version or 'of unknown version'}: {len(SEAMS) - broken} of {len(SEAMS)} seams hold")
+        print(
+            f"{'holds' if why is None else 'CHANGED':8}{interface.use:11}{interface.target}{'' if why is None else f': {why}'}"
+        )
+    print(f"vLLM {version or 'of unknown version'}: {len(INTERFACES) - broken} of {len(INTERFACES)} interfaces hold")
     try:
         check_vllm_version(version)
     except UnsupportedVllmError as error:

@@ -13,11 +13,11 @@ from rich.console import Console
 from benchmarks.demo.colour import ACCEPTED, coloured
 from benchmarks.demo.offline import as_users_run_it, plain, run_engine, with_redrafter
 from benchmarks.demo.options import ROOT, DemoOptions, parse_args
-from benchmarks.demo.processes import ChildError
 from benchmarks.demo.report import Evidence, as_json, evaluate, print_tables, relative_to_here
 from benchmarks.demo.serve import serve_and_complete
 from benchmarks.demo.train import obtain_drafter, obtain_target
 from benchmarks.demo.workload import load_tokenizer, make_workload
+from benchmarks.engine_process import ChildError
 from benchmarks.record import store
 
 

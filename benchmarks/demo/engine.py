@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.demo.acceptance import DraftCounters
+from benchmarks.acceptance import DraftCounters
 from benchmarks.demo.steps import decoding, recorded_steps
 
 

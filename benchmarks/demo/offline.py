@@ -11,10 +11,10 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.demo.acceptance import DraftCounters
+from benchmarks.acceptance import DraftCounters
 from benchmarks.demo.options import MAX_MODEL_LEN
-from benchmarks.demo.processes import run_to_end
 from benchmarks.demo.workload import Workload
+from benchmarks.engine_process import run_to_end
 
 BATCH = 8
 

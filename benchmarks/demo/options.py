@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redrafter_vllm.config import DraftingConfig
-from redrafter_vllm.places import user_path
+from redrafter_vllm.utils.paths import user_path
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSET = ROOT / "tests" / "assets" / "stdlib-llama"

@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.demo.acceptance import acceptance_by_depth, tokens_per_step
-from benchmarks.demo.compare import Comparison, compare
+from benchmarks.acceptance import acceptance_by_depth, tokens_per_step
+from benchmarks.compare import Comparison, compare
 from benchmarks.demo.offline import BATCH, ENGINE, THREADS, EngineResult, Run
 from benchmarks.demo.options import DemoOptions
 from benchmarks.demo.serve import Served

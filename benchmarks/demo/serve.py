@@ -16,8 +16,8 @@ from openai import AsyncOpenAI
 from rich.console import Console
 
 from benchmarks.demo.offline import BATCH, ENGINE
-from benchmarks.demo.processes import ChildError, running, tail, waiting
 from benchmarks.demo.workload import Workload
+from benchmarks.engine_process import ChildError, running, tail, waiting
 
 HOST = "127.0.0.1"
 MODEL_NAME = "target"

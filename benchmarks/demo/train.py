@@ -21,7 +21,7 @@ def obtain_target(options: DemoOptions, console: Console) -> Path:
     made = options.out / "target"
     if not (made / "model.safetensors").is_file():
         console.print("no target is committed: training a small one on the standard library's sources (3 minutes)")
-        _python("training.target", "--recipe", "short", "--out", str(made))
+        _python("redrafter_training.tiny_target.train", "--recipe", "short", "--out", str(made))
     return made
 
 
@@ -34,7 +34,7 @@ def obtain_drafter(target: Path, options: DemoOptions, console: Console) -> Path
     places = ("--target", str(target), "--out", str(made))
     # A drafter of an earlier demonstration may have another recipe or target.
     anew = ("--resume", "false", "--overwrite")
-    _python("training", "--data", "stdlib", "--recipe", options.recipe, "--evaluate", "false", *anew, *places)
+    _python("redrafter_training", "--data", "stdlib", "--recipe", options.recipe, "--evaluate", "false", *anew, *places)
     return made
 
 

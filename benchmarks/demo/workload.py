@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from benchmarks.demo.options import DemoOptions
-from training.corpus import extract_prompts, load_corpus, split
+from redrafter_training.data.python_corpus import extract_prompts, load_corpus, split
 
 PROMPT_SEED = 7
 

@@ -26,11 +26,11 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.demo.options import ROOT
-from benchmarks.demo.processes import ChildError, run_to_end
-from benchmarks.gpu_stages import outcome_file
-from benchmarks.gpu_stages.bundle import pack, unpack
+from benchmarks.engine_process import ChildError, run_to_end
+from benchmarks.gpu_check.stages import outcome_file
+from benchmarks.gpu_check.stages.bundle import pack, unpack
 from benchmarks.record import RESULTS, record, store
-from redrafter_vllm.places import user_path
+from redrafter_vllm.utils.paths import user_path
 
 LEAST_SECONDS = 10.0  # with less left, no stage is begun
 PASSED, STALE = "passed", "passed with other code"
@@ -38,7 +38,7 @@ PASSED, STALE = "passed", "passed with other code"
 
 @dataclass(frozen=True)
 class Stage:
-    """A module of `benchmarks.gpu_stages`, what it shows, and the seconds that it may take."""
+    """A module of `benchmarks.gpu_check.stages`, what it shows, and the seconds that it may take."""
 
     name: str
     shows: str
@@ -104,7 +104,15 @@ def run_stage(stage: Stage, options: Options, limit: float, console: Console) ->
     """A stage that crashes or takes too long has failed, with the figures that it had; the others go on."""
     result, log = outcome_file(options.out / stage.name), options.out / f"{stage.name}.log"
     result.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "benchmarks.gpu_stages", stage.name, options.device, str(limit), str(options.out)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu_check.stages",
+        stage.name,
+        options.device,
+        str(limit),
+        str(options.out),
+    ]
     started = time.monotonic()
     try:
         run_to_end(command, log, {}, stage.shows, console, limit)
@@ -124,7 +132,7 @@ def run_stage(stage: Stage, options: Options, limit: float, console: Console) ->
 def code_digest() -> str:
     """Of all that a stage runs: another one means that what it found may no longer hold."""
     digest = hashlib.sha256()
-    for folder in ("redrafter_vllm", "benchmarks", "tests"):
+    for folder in ("redrafter_vllm", "benchmarks", "tests", "tools"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]

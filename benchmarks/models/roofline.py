@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bytes that a decode step has to read, and the time that a memory bandwidth needs for them.
 
-`python -m benchmarks.roofline --target DIR --drafter DIR`, or `--target vicuna-7b` without any weights: sizes come
+`python -m benchmarks.models.roofline --target DIR --drafter DIR`, or `--target vicuna-7b` without any weights: sizes come
 from `config.json` alone.
 
 A drafting round is T steps of the recurrence and the head, each of which has to read its weights again, as no cache
@@ -26,7 +26,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.shapes import (
+from benchmarks.models.shapes import (
     LlamaShape,
     ShapeError,
     as_dict,
@@ -35,11 +35,11 @@ from benchmarks.shapes import (
     find_shape,
     published_drafter,
 )
-from redrafter_vllm import strict_json
-from redrafter_vllm.checkpoint_errors import CheckpointError
+from redrafter_vllm.checkpoint.errors import CheckpointError
 from redrafter_vllm.config import DraftingConfig
-from redrafter_vllm.drafter import DrafterConfig, tensor_shapes
-from redrafter_vllm.places import user_path, user_place
+from redrafter_vllm.model.drafter import DrafterConfig, tensor_shapes
+from redrafter_vllm.utils import strict_json
+from redrafter_vllm.utils.paths import user_path, user_place
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -269,7 +269,7 @@ def print_tables(result: dict[str, Any], console: Console) -> None:
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.roofline",
+        prog="python -m benchmarks.models.roofline",
         description="Bytes that drafting and verification must read, and the time that takes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -309,7 +309,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print_tables(result, Console(width=120))
     if args.json is not None:
-        result["command"] = shlex.join(["python", "-m", "benchmarks.roofline", *argv])
+        result["command"] = shlex.join(["python", "-m", "benchmarks.models.roofline", *argv])
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(strict_json.dumps(result, indent=2) + "\n")
     return 0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each way of reading fewer drafter bytes costs in acceptance.
 
-`python -m benchmarks.drafter_levers --target DIR`: the target continues held-out prompts greedily, in float32; then
-each variant of the drafter is followed along the same texts, as in `training.evaluate`. Trimming keeps the most
+`python -m benchmarks.serving.drafter_levers --target DIR`: the target continues held-out prompts greedily, in float32; then
+each variant of the drafter is followed along the same texts, as in `redrafter_training.evaluate`. Trimming keeps the most
 frequent tokens of the data; rounding is that of weight-only kernels, computed with torch. Bytes are this drafter's.
 """
 
@@ -20,17 +20,17 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.models.roofline import Layout, Workload, naive_round, round_reads
 from benchmarks.record import RESULTS, record
-from benchmarks.roofline import Layout, Workload, naive_round, round_reads
+from redrafter_training.evaluate import Drafting, held_out_texts, measure
+from redrafter_training.target.model import TargetModel
+from redrafter_training.trim import WINDOW, choose_tokens, data_frequencies, trim
+from redrafter_vllm.checkpoint.locate import resolve_drafter
 from redrafter_vllm.config import DraftingConfig
-from redrafter_vllm.drafter import Drafter
-from redrafter_vllm.packed_drafter import MakeLinear, PackedDrafter, plain_linear
-from redrafter_vllm.places import user_path, user_place
-from redrafter_vllm.quantization import CODE_TYPES, rounding_linear
-from redrafter_vllm.resolve import resolve_drafter
-from training.evaluate import Drafting, held_out_texts, measure
-from training.frozen_target import FrozenTarget
-from training.trim import WINDOW, choose_tokens, data_frequencies, trim
+from redrafter_vllm.model.drafter import Drafter
+from redrafter_vllm.model.packed import MakeLinear, PackedDrafter, plain_linear
+from redrafter_vllm.model.quantization import CODE_TYPES, rounding_linear
+from redrafter_vllm.utils.paths import user_path, user_place
 
 
 def products(quantization: str | None) -> MakeLinear:
@@ -39,7 +39,7 @@ def products(quantization: str | None) -> MakeLinear:
 
 def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """The report. Its first row is the drafter as it is."""
-    target = FrozenTarget(AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32))
+    target = TargetModel(AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32))
     tokenizer = AutoTokenizer.from_pretrained(args.target)
     full = Drafter.from_pretrained(resolve_drafter(args.drafter, str(args.target)))
     frequencies = data_frequencies(args.data, tokenizer, full.config.vocab_size, WINDOW)
@@ -100,14 +100,17 @@ def print_table(report: dict[str, Any], console: Console) -> None:
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.drafter_levers",
+        prog="python -m benchmarks.serving.drafter_levers",
         description="What each way of reading fewer drafter bytes costs in acceptance.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--target", type=user_path, required=True, help="folder of the target")
     parser.add_argument("--drafter", type=user_place, help="the drafter's folder (None: where serving finds it)")
     parser.add_argument(
-        "--data", type=user_place, default="stdlib", help="whose most frequent tokens are kept; as for training.trim"
+        "--data",
+        type=user_place,
+        default="stdlib",
+        help="whose most frequent tokens are kept; as for redrafter_training.trim",
     )
     parser.add_argument("--draft-vocab-size", type=int, nargs="+", help="tokens to keep, a row each (None: a quarter)")
     parser.add_argument("--beam-width", type=int, default=4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time of a drafting round by how the drafter is held: `python -m benchmarks.drafting_round --shape llama-1b`.
+"""Time of a drafting round by how the drafter is held: `python -m benchmarks.serving.drafting_round --shape llama-1b`.
 
 Random weights: what a round costs does not depend on them. Every way runs once before the next has its second turn, so
 that other work on the machine meets all of them alike. On a GPU the rounds are eager: serving replays them as graphs.
@@ -30,15 +30,15 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from benchmarks.demo.options import ASSET
+from benchmarks.models.roofline import DTYPE_BYTES, Layout, Workload, kept_bytes, round_reads
+from benchmarks.models.shapes import ShapeError, find_shape, published_drafter
 from benchmarks.record import RESULTS, record
-from benchmarks.roofline import DTYPE_BYTES, Layout, Workload, kept_bytes, round_reads
-from benchmarks.shapes import ShapeError, find_shape, published_drafter
 from redrafter_vllm.config import QUANTIZATIONS, DraftingConfig, OptionError
-from redrafter_vllm.drafter import Drafter, DrafterConfig
-from redrafter_vllm.integration.drafter_loading import check_quantization, linear_maker
-from redrafter_vllm.packed_drafter import PackedDrafter
-from redrafter_vllm.places import user_path
-from redrafter_vllm.speculator import draw_trees
+from redrafter_vllm.drafting.propose import propose_trees
+from redrafter_vllm.integration.worker.drafter_loading import check_quantization, linear_maker
+from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.model.packed import PackedDrafter
+from redrafter_vllm.utils.paths import user_path
 
 WARM_UP = 2
 
@@ -130,7 +130,7 @@ def seconds_of(
         for name, drafter in drafters.items():
             _wait(embedding)
             start = time.perf_counter()
-            draw_trees(drafter, inputs[name], context, roots, beam_limit, drafting)
+            propose_trees(drafter, inputs[name], context, roots, beam_limit, drafting)
             _wait(embedding)
             if turn >= WARM_UP:
                 found[name].append(time.perf_counter() - start)
@@ -204,7 +204,7 @@ def print_table(report: dict[str, Any], console: Console) -> None:
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.drafting_round",
+        prog="python -m benchmarks.serving.drafting_round",
         description="Time of a drafting round by how the drafter is held.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

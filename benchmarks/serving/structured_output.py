@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What structured output loses by chains, and what a mask for every node of a tree would cost the host.
 
-`python -m benchmarks.structured_output --target DIR` lets plain vLLM answer held-out prompts under grammars, counts the
+`python -m benchmarks.serving.structured_output --target DIR` lets plain vLLM answer held-out prompts under grammars, counts the
 steps that one beam and a tree would have taken along those answers, and times xgrammar's masks.
 """
 
@@ -23,12 +23,12 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM
 
 from benchmarks.record import RESULTS, record
-from redrafter_vllm.drafter import Drafter
-from redrafter_vllm.places import user_path
-from redrafter_vllm.resolve import resolve_drafter
-from training.corpus import extract_prompts, load_corpus, split
-from training.evaluate import Drafting, measure
-from training.frozen_target import FrozenTarget
+from redrafter_training.data.python_corpus import extract_prompts, load_corpus, split
+from redrafter_training.evaluate import Drafting, measure
+from redrafter_training.target.model import TargetModel
+from redrafter_vllm.checkpoint.locate import resolve_drafter
+from redrafter_vllm.model.drafter import Drafter
+from redrafter_vllm.utils.paths import user_path
 
 SCHEMA = {
     "type": "object",
@@ -131,7 +131,7 @@ def mask_times(vocabulary: int) -> dict[str, float]:
 
 def run(options: Options) -> dict[str, Any]:
     """The report."""
-    target = FrozenTarget(AutoModelForCausalLM.from_pretrained(options.target, dtype=torch.float32))
+    target = TargetModel(AutoModelForCausalLM.from_pretrained(options.target, dtype=torch.float32))
     drafter = Drafter.from_pretrained(options.drafter)
     rows = []
     for name, grammar in GRAMMARS.items():
@@ -164,7 +164,7 @@ def print_table(report: dict[str, Any], console: Console) -> None:
 
 def parse_args(argv: Sequence[str]) -> Options:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.structured_output",
+        prog="python -m benchmarks.serving.structured_output",
         description="What structured output loses by chains, and what masks for trees would cost the host.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

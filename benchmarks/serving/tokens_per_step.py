@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokens per step as training simulates them and as vLLM counts them.
 
-`python -m benchmarks.tokens_per_step --target DIR` takes the same held-out prompts for both, greedily, in float32, at
+`python -m benchmarks.serving.tokens_per_step --target DIR` takes the same held-out prompts for both, greedily, in float32, at
 each number of beams. Served figures come from vLLM's own speculative-decoding counters. They are not the same number by
 construction: a request's last verification counts whole in vLLM, and only as far as the request goes in the simulation.
 """
@@ -20,20 +20,20 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.demo.acceptance import DraftCounters, acceptance_by_depth
-from benchmarks.demo.compare import compare
+from benchmarks.acceptance import DraftCounters, acceptance_by_depth
+from benchmarks.compare import compare
 from benchmarks.demo.offline import run_engine, with_redrafter
 from benchmarks.demo.options import ROOT
 from benchmarks.demo.workload import Workload
 from benchmarks.record import RESULTS, record
+from redrafter_training.evaluate import Acceptance, Drafting, held_out_texts, measure
+from redrafter_training.target.model import TargetModel
+from redrafter_vllm.checkpoint.locate import resolve_drafter
 from redrafter_vllm.config import QUANTIZATIONS
-from redrafter_vllm.drafter import Drafter
-from redrafter_vllm.packed_drafter import PackedDrafter
-from redrafter_vllm.places import user_path
-from redrafter_vllm.quantization import rounding_linear
-from redrafter_vllm.resolve import resolve_drafter
-from training.evaluate import Acceptance, Drafting, held_out_texts, measure
-from training.frozen_target import FrozenTarget
+from redrafter_vllm.model.drafter import Drafter
+from redrafter_vllm.model.packed import PackedDrafter
+from redrafter_vllm.model.quantization import rounding_linear
+from redrafter_vllm.utils.paths import user_path
 
 AGREEMENT = 0.03
 
@@ -108,7 +108,7 @@ def difference(simulated: Acceptance, counted: Served) -> float:
 
 def run(options: Options, console: Console) -> dict[str, Any]:
     """The report."""
-    target = FrozenTarget(AutoModelForCausalLM.from_pretrained(options.target, dtype=torch.float32))
+    target = TargetModel(AutoModelForCausalLM.from_pretrained(options.target, dtype=torch.float32))
     drafter = Drafter.from_pretrained(options.drafter)
     if options.drafter_quantization is not None:
         drafter = PackedDrafter(drafter, partial(rounding_linear, options.drafter_quantization))
@@ -157,7 +157,7 @@ def agreed(report: dict[str, Any]) -> bool:
 
 def parse_args(argv: Sequence[str]) -> Options:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.tokens_per_step",
+        prog="python -m benchmarks.serving.tokens_per_step",
         description="Tokens per step as training simulates them and as vLLM counts them when serving.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each part of the training recipe is worth: `python -m benchmarks.ablations --target DIR`.
+"""What each part of the training recipe is worth: `python -m benchmarks.training.ablations --target DIR`.
 
 Every variant differs from ours in the one thing that its name says, and all have the same data, steps, drafter size and
 seeds. `published` is the published recipe: cross-entropy on the data set's own tokens, all depths of equal weight.
@@ -29,20 +29,20 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.record import RESULTS, record, store
-from redrafter_vllm.places import user_path
-from training.config import RECIPES, DistillConfig, ResponseConfig
-from training.corpus import load_corpus, split
-from training.data import encode_files, mixed_batches
-from training.draft_vocabulary import choose_draft_vocabulary, token_frequencies
-from training.evaluate import Drafting, held_out_texts, measure
-from training.feed import written_before
-from training.fingerprint import target_fingerprint
-from training.frozen_target import FrozenTarget
-from training.generate import write_texts
-from training.head_loss import LossConfig
-from training.loop import build_drafter, distill
-from training.prompts import asked, text_prompts
-from training.schedule import Budget
+from redrafter_training.config.recipe import RECIPES, DistillConfig, ResponseConfig
+from redrafter_training.data.python_corpus import load_corpus, split
+from redrafter_training.data.text_prompts import asked, text_prompts
+from redrafter_training.data.vocab_mapping import choose_draft_vocabulary, token_frequencies
+from redrafter_training.data.windows import encode_files, mixed_batches
+from redrafter_training.evaluate import Drafting, held_out_texts, measure
+from redrafter_training.responses.transformers_engine import write_texts
+from redrafter_training.run.feed import written_before
+from redrafter_training.target.model import TargetModel
+from redrafter_training.trainer.fused_head_loss import LossConfig
+from redrafter_training.trainer.loop import build_drafter, distill
+from redrafter_training.trainer.lr_schedule import Budget
+from redrafter_training.utils.fingerprint import target_fingerprint
+from redrafter_vllm.utils.paths import user_path
 
 OURS, PUBLISHED = "ours", "published"
 DRAFTINGS = {"1x4": Drafting(1, 4, 4), "4x4": Drafting(4, 4, 16)}
@@ -69,10 +69,10 @@ VARIANTS = (
     Variant(OURS, "KL, target and drafts sharpened"),
     Variant(PUBLISHED, "cross-entropy on the data", {"loss": DATA_LABELS, **EQUAL_DEPTHS, "response_fraction": 0.0}),
     Variant("loss", "cross-entropy on data and responses", {"loss": DATA_LABELS}),
-    Variant("loss", "cross-entropy on the target's favourites", {"loss": LossConfig(label_share=1.0)}),
+    Variant("loss", "cross-entropy on the target's top1_ids", {"loss": LossConfig(label_share=1.0)}),
     Variant("loss", "KL", {"loss": LossConfig()}),
     Variant("loss", "KL, target sharpened", {"loss": LossConfig(target_temperature=0.3)}),
-    Variant("loss", "KL and cross-entropy on favourites, half each", {"loss": LossConfig(label_share=0.5)}),
+    Variant("loss", "KL and cross-entropy on top1_ids, half each", {"loss": LossConfig(label_share=0.5)}),
     Variant("depth weights", "equal", EQUAL_DEPTHS),
     Variant("depth weights", "decay 0.6", {"depth_decay": 0.6}),
     Variant("regenerated", "none", {"response_fraction": 0.0}),
@@ -124,7 +124,7 @@ class Bench:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.target = FrozenTarget(AutoModelForCausalLM.from_pretrained(options.target, dtype=torch.float32))
+        self.target = TargetModel(AutoModelForCausalLM.from_pretrained(options.target, dtype=torch.float32))
         self.tokenizer = tokenizer = AutoTokenizer.from_pretrained(options.target)
         self.bos = tokenizer.bos_token_id
         self.files = encode_files(split(load_corpus())[0], tokenizer)
@@ -238,7 +238,7 @@ def print_table(rows: Sequence[dict[str, Any]], shape: str, console: Console) ->
 
 def parse_args(argv: Sequence[str]) -> Options:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.ablations",
+        prog="python -m benchmarks.training.ablations",
         description="What each part of the training recipe is worth.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -253,7 +253,7 @@ def parse_args(argv: Sequence[str]) -> Options:
         nargs="+",
         default=[],
         metavar="DIR",
-        help="of training.regenerate, to unknown prompts",
+        help="of redrafter_training.respond, to unknown prompts",
     )
     parser.add_argument("--prompts", type=int, default=64, help="held-out prompts to measure on")
     parser.add_argument("--new-tokens", type=int, default=96, help="tokens that each is continued by")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversations packed into rows against a row each: `python -m benchmarks.packing --data FILE --tokenizer DIR`.
+"""Conversations packed into rows against a row each: `python -m benchmarks.training.packing --data FILE --tokenizer DIR`.
 
 Both ways train the same drafter shape from the same conversations, with a random target of the tokenizer's vocabulary;
 their steps alternate. A packed step does more work and learns from more positions, so positions per second compare.
@@ -20,19 +20,19 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import hardware
-from redrafter_vllm import strict_json
-from redrafter_vllm.places import user_place
-from training.borders import show_borders
-from training.config import DistillConfig
-from training.context import LocalContext
-from training.conversation_feed import conversation_batches
-from training.conversations import load_conversations
-from training.data import Windows
-from training.examples import Example, ExampleEncoder, encode_all
-from training.frozen_target import FrozenTarget
-from training.loop import Replica, accumulate_gradients, build_drafter, inner_matrices
-from training.optimizer import SplitOptimizer
-from training.schedule import Budget
+from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.data.batches import conversation_batches
+from redrafter_training.data.conversations import load_conversations
+from redrafter_training.data.tokenize import Example, ExampleEncoder, encode_all
+from redrafter_training.data.windows import Windows
+from redrafter_training.distributed.context import LocalContext
+from redrafter_training.target.model import TargetModel
+from redrafter_training.target.packing_probe import show_borders
+from redrafter_training.trainer.loop import Replica, accumulate_gradients, build_drafter, inner_matrices
+from redrafter_training.trainer.lr_schedule import Budget
+from redrafter_training.trainer.optimizer import SplitOptimizer
+from redrafter_vllm.utils import strict_json
+from redrafter_vllm.utils.paths import user_place
 
 PADDING_BATCHES = 50
 
@@ -63,7 +63,7 @@ def positions(batch: Windows, config: DistillConfig) -> int:
 class Way:
     """One of the two, with its own drafter."""
 
-    def __init__(self, target: FrozenTarget, examples: Sequence[Example], config: DistillConfig, steps: int) -> None:
+    def __init__(self, target: TargetModel, examples: Sequence[Example], config: DistillConfig, steps: int) -> None:
         self.target, self.config = target, config
         self.drafter = build_drafter(target, config)
         self.replica = Replica(self.drafter, LocalContext())
@@ -83,7 +83,9 @@ class Way:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.packing", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training.packing", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--data", type=user_place, required=True, help="conversations")
     parser.add_argument("--tokenizer", required=True, help="folder or hub name")
     parser.add_argument("--window", type=int, default=1024)
@@ -97,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     examples = encode_all(conversations, ExampleEncoder(tokenizer, args.window, "vicuna"), report, quiet=True)
     torch.manual_seed(0)
     shape = {"hidden_size": args.hidden_size, "intermediate_size": 2 * args.hidden_size, "num_hidden_layers": 2}
-    target = FrozenTarget(
+    target = TargetModel(
         LlamaForCausalLM(
             LlamaConfig(vocab_size=len(tokenizer), num_attention_heads=4, max_position_embeddings=args.window, **shape)
         )

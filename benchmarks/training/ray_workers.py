@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training steps per second of Ray workers, one against several: `python -m benchmarks.ray_workers --target DIR`.
+"""Training steps per second of Ray workers, one against several: `python -m benchmarks.training.ray_workers --target DIR`.
 
 Batches are the same whatever the number of workers, which share their rows. Every worker computes with one thread.
 Rounds alternate between the fleets; each is a Ray Train run of its own, whose first steps do not count.
@@ -23,13 +23,13 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from benchmarks.record import RESULTS, record
-from redrafter_vllm.places import user_path
-from training.config import RECIPES
-from training.context import TrainContext
-from training.data import Windows
-from training.frozen_target import FrozenTarget
-from training.loop import build_drafter, distill
-from training.schedule import Budget
+from redrafter_training.config.recipe import RECIPES
+from redrafter_training.data.windows import Windows
+from redrafter_training.distributed.context import TrainContext
+from redrafter_training.target.model import TargetModel
+from redrafter_training.trainer.loop import build_drafter, distill
+from redrafter_training.trainer.lr_schedule import Budget
+from redrafter_vllm.utils.paths import user_path
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def stamped_batches(vocab_size: int, options: Options, window: int, stamps: list
 def train(options: Options, context: TrainContext) -> list[float]:
     """What one worker does; the seconds of each step after the warm-up."""
     torch.set_num_threads(1)
-    target = FrozenTarget(AutoModelForCausalLM.from_pretrained(options.target, dtype=torch.float32))
+    target = TargetModel(AutoModelForCausalLM.from_pretrained(options.target, dtype=torch.float32))
     recipe = replace(
         RECIPES["standard"], budget=Budget(options.warm_up + options.steps + 1), batch_size=options.batch_size
     )
@@ -70,7 +70,7 @@ def run(options: Options) -> dict[str, Any]:
     """Median seconds per step by round and number of workers, and the ratio of the medians over all rounds."""
     import ray
 
-    from training.launch import Fleet, run_on_ray
+    from redrafter_training.distributed.ray_train import Fleet, run_on_ray
 
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}}
     ray.init(num_cpus=options.workers, include_dashboard=False, log_to_driver=False, runtime_env=environment)
@@ -93,7 +93,7 @@ def run(options: Options) -> dict[str, Any]:
 
 def parse_args(argv: Sequence[str]) -> Options:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.ray_workers",
+        prog="python -m benchmarks.training.ray_workers",
         description="Training steps per second of Ray workers, one against several.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training step against the straightforward one: `python -m benchmarks.training_step`.
+"""A training step against the straightforward one: `python -m benchmarks.training.training_step`.
 
 Both steps start from the target's hidden states and logits, which cost the same either way, and end with the
 optimizer's update. The straightforward one computes all logits of all depths and positions at once and leaves the
@@ -23,17 +23,17 @@ from tqdm import tqdm
 
 from benchmarks.machine import PeakMemory
 from benchmarks.record import RESULTS, record
-from redrafter_vllm.drafter import Drafter, DrafterConfig
-from redrafter_vllm.places import user_path
-from training.config import DistillConfig, ResponseConfig
-from training.context import LocalContext
-from training.data import Windows
-from training.frozen_target import FrozenTarget, Signals
-from training.head_loss import LossConfig, straightforward_head_loss
-from training.loop import Replica, accumulate_gradients, inner_matrices
-from training.losses import num_positions, truth_of, unrolled_features
-from training.optimizer import SplitOptimizer
-from training.schedule import Budget
+from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.data.windows import Windows
+from redrafter_training.distributed.context import LocalContext
+from redrafter_training.target.model import TargetModel, TargetOutputs
+from redrafter_training.trainer.fused_head_loss import LossConfig, straightforward_head_loss
+from redrafter_training.trainer.loop import Replica, accumulate_gradients, inner_matrices
+from redrafter_training.trainer.loss import num_positions, truth_of, unrolled_features
+from redrafter_training.trainer.lr_schedule import Budget
+from redrafter_training.trainer.optimizer import SplitOptimizer
+from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.utils.paths import user_path
 
 MIB = 1 << 20
 
@@ -61,14 +61,14 @@ class Options:
             raise ValueError(f"need at least one round and one thread, got {self.rounds} and {self.threads}")
 
 
-class RecordedTarget(FrozenTarget):
-    """A target whose signals are at hand."""
+class RecordedTarget(TargetModel):
+    """A target whose outputs are at hand."""
 
-    def __init__(self, signals: Signals) -> None:
-        self._signals = signals
+    def __init__(self, outputs: TargetOutputs) -> None:
+        self._outputs = outputs
 
-    def signals(self, tokens: Tensor, positions: Tensor | None = None) -> Signals:
-        return self._signals
+    def outputs(self, tokens: Tensor, positions: Tensor | None = None) -> TargetOutputs:
+        return self._outputs
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Setting:
     config: DistillConfig
     shape: DrafterConfig
     embedding: Tensor  # [V, H]
-    signals: Signals
+    outputs: TargetOutputs
     batch: Windows
 
     def drafter(self) -> Drafter:
@@ -87,7 +87,7 @@ class Setting:
 
 
 def make_setting(options: Options, vocab_size: int) -> Setting:
-    """Random signals of a target; the last row of the batch is half padding."""
+    """Random outputs of a target; the last row of the batch is half padding."""
     config = DistillConfig(
         Budget(1),
         beam_length=options.beam_length,
@@ -114,13 +114,13 @@ def make_setting(options: Options, vocab_size: int) -> Setting:
     valid[-1, options.window // 2 :] = False
     batch = Windows(torch.randint(vocab_size, rows, generator=generator), valid)
     device = torch.device(options.device)
-    signals = Signals(hidden.to(device), (hidden @ embedding.T / 4).to(device))
-    return Setting(config, shape, embedding.to(device), signals, batch.to(device))
+    outputs = TargetOutputs(hidden.to(device), (hidden @ embedding.T / 4).to(device))
+    return Setting(config, shape, embedding.to(device), outputs, batch.to(device))
 
 
 def lean_gradients(drafter: Drafter, setting: Setting) -> float:
     """The training loop's own."""
-    target = RecordedTarget(setting.signals)
+    target = RecordedTarget(setting.outputs)
     context = LocalContext(device=setting.batch.tokens.device)
     replica = Replica(drafter, context)
     return accumulate_gradients(replica, setting.embedding, target, setting.batch, setting.config, context).loss
@@ -133,8 +133,8 @@ def straightforward_gradients(drafter: Drafter, setting: Setting) -> float:
     counts = torch.stack([batch.valid[:, t : t + last].sum() for t in range(1, depths + 1)]).clamp(min=1)
     scale = torch.tensor(config.depth_weights, device=counts.device) / counts
     with torch.autocast(batch.tokens.device.type, torch.bfloat16):
-        features = unrolled_features(drafter, setting.embedding, setting.signals.hidden, batch.tokens, depths, 0, last)
-        truth = truth_of(setting.signals, batch.tokens, batch.valid, depths, 0, last)
+        features = unrolled_features(drafter, setting.embedding, setting.outputs.hidden, batch.tokens, depths, 0, last)
+        truth = truth_of(setting.outputs, batch.tokens, batch.valid, depths, 0, last)
         result = straightforward_head_loss(
             features, drafter.output.weight, truth, scale, config.loss, drafter.draft_tokens
         )
@@ -224,7 +224,7 @@ def run(options: Options) -> dict[str, Any]:
 
 def parse_args(argv: Sequence[str]) -> tuple[Options, Path]:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training_step",
+        prog="python -m benchmarks.training.training_step",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

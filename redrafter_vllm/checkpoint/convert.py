@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m redrafter_vllm.convert SRC DST [--allow-pickle]`: any spelling of a drafter checkpoint into Apple's."""
+"""`python -m redrafter_vllm.checkpoint.convert SRC DST [--allow-pickle]`: any spelling of a drafter checkpoint into Apple's."""
 
 import argparse
 import sys
@@ -10,12 +10,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from redrafter_vllm import checkpoint
-from redrafter_vllm.checkpoint_files import is_directory, pickle_files
-from redrafter_vllm.draft_vocabulary import MAP, check_map, check_map_header
-from redrafter_vllm.drafter import DrafterConfig
-from redrafter_vllm.messages import listed
-from redrafter_vllm.places import user_path
+from redrafter_vllm.checkpoint import io as checkpoint
+from redrafter_vllm.checkpoint.files import is_directory, pickle_files
+from redrafter_vllm.checkpoint.vocab_mapping import MAP, check_map, check_map_header
+from redrafter_vllm.model.drafter import DrafterConfig
+from redrafter_vllm.utils.messages import listed
+from redrafter_vllm.utils.paths import user_path
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _INTEGERS = {torch.int32: "I32", torch.int64: "I64"}
@@ -109,7 +109,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m redrafter_vllm.convert", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m redrafter_vllm.checkpoint.convert", description=__doc__)
     parser.add_argument(
         "source", metavar="SRC", type=user_path, help="directory with the drafter, or a target that holds one"
     )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can be wrong with a drafter checkpoint, each a kind of its own."""
 
-from redrafter_vllm.messages import one_line
+from redrafter_vllm.utils.messages import one_line
 
 
 class CheckpointError(ValueError):

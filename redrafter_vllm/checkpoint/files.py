@@ -15,14 +15,14 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from redrafter_vllm.checkpoint_errors import (
+from redrafter_vllm.checkpoint.errors import (
     CheckpointConfigError,
     CheckpointNotFoundError,
     OutsideCheckpointError,
     PickleCheckpointError,
     UnreadableWeightsError,
 )
-from redrafter_vllm.messages import listed, shown
+from redrafter_vllm.utils.messages import listed, shown
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -131,7 +131,7 @@ def weight_files(directory: Path) -> list[Path]:
     if pickles := [file.name for file in pickle_files(directory)]:
         raise PickleCheckpointError(
             f"{directory} holds its weights as a pickle ({listed(pickles)}), which may run code when read: if you "
-            f"trust it, convert it with `python -m redrafter_vllm.convert {directory} DST --allow-pickle`."
+            f"trust it, convert it with `python -m redrafter_vllm.checkpoint.convert {directory} DST --allow-pickle`."
         )
     raise CheckpointNotFoundError(f"{directory} holds no {WEIGHTS_FILE}: export or copy the drafter's weights there.")
 

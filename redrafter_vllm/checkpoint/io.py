@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from redrafter_vllm.checkpoint_errors import (
+from redrafter_vllm.checkpoint.errors import (
     CheckpointConfigError,
     CheckpointNotFoundError,
     MissingTensorsError,
@@ -30,11 +30,11 @@ from redrafter_vllm.checkpoint_errors import (
     TensorShapeError,
     UnreadableWeightsError,
 )
-from redrafter_vllm.checkpoint_errors import CheckpointError as CheckpointError
-from redrafter_vllm.checkpoint_errors import DraftVocabularyError as DraftVocabularyError
-from redrafter_vllm.checkpoint_errors import OutsideCheckpointError as OutsideCheckpointError
-from redrafter_vllm.checkpoint_errors import PickleCheckpointError as PickleCheckpointError
-from redrafter_vllm.checkpoint_files import (
+from redrafter_vllm.checkpoint.errors import CheckpointError as CheckpointError
+from redrafter_vllm.checkpoint.errors import DraftVocabularyError as DraftVocabularyError
+from redrafter_vllm.checkpoint.errors import OutsideCheckpointError as OutsideCheckpointError
+from redrafter_vllm.checkpoint.errors import PickleCheckpointError as PickleCheckpointError
+from redrafter_vllm.checkpoint.files import (
     CONFIG_FILE,
     INDEX_FILE,
     WEIGHTS_FILE,
@@ -45,11 +45,7 @@ from redrafter_vllm.checkpoint_files import (
     unreadable,
     weight_files,
 )
-from redrafter_vllm.draft_vocabulary import MAP, check_map, check_map_header
-from redrafter_vllm.drafter import DrafterConfig, tensor_shapes
-from redrafter_vllm.messages import listed, one_line, shown
-from redrafter_vllm.places import check_replaceable
-from redrafter_vllm.spellings import (
+from redrafter_vllm.checkpoint.names import (
     CONFIG_KEYS,
     MODEL_TYPE,
     PREFIX,
@@ -58,6 +54,10 @@ from redrafter_vllm.spellings import (
     is_inside_target,
     unknown_keys,
 )
+from redrafter_vllm.checkpoint.vocab_mapping import MAP, check_map, check_map_header
+from redrafter_vllm.model.drafter import DrafterConfig, tensor_shapes
+from redrafter_vllm.utils.messages import listed, one_line, shown
+from redrafter_vllm.utils.paths import check_replaceable
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from redrafter_vllm.messages import is_dangling, is_near, reason, shown, why_no_directory
-from redrafter_vllm.places import user_path
-from redrafter_vllm.spellings import drafter_fields
+from redrafter_vllm.checkpoint.names import drafter_fields
+from redrafter_vllm.utils.messages import is_dangling, is_near, reason, shown, why_no_directory
+from redrafter_vllm.utils.paths import user_path
 
 WORD = "redrafter"
 CHECKPOINT_VARIABLE = "REDRAFTER_CHECKPOINT"
@@ -85,7 +85,7 @@ def _look_up(target: str) -> Path:
         looked_at.append(f"{place} (holds no {_CONFIG})" if place.is_dir() else str(place))
     raise DrafterNotFoundError(
         f"No ReDrafter checkpoint for {target!r}; looked at {', '.join(looked_at)}. Train one with "
-        f"`python -m training --target {target} --data DATA`, or pass its directory or hub id instead of the word "
+        f"`python -m redrafter_training --target {target} --data DATA`, or pass its directory or hub id instead of the word "
         "'redrafter'."
     )
 

@@ -9,7 +9,7 @@ target id = draft id + d2t[draft id].
 import torch
 from torch import Tensor
 
-from redrafter_vllm.checkpoint_errors import DraftVocabularyError
+from redrafter_vllm.checkpoint.errors import DraftVocabularyError
 
 MAP = "d2t"
 _INTEGERS = ("I32", "I64")

@@ -4,9 +4,9 @@
 import torch
 from torch import Tensor
 
+from redrafter_vllm.drafting.tree import DraftTree
 from redrafter_vllm.ops.draft_inputs import BatchDrafts, RowLayout, StoredTrees, draft_inputs
 from redrafter_vllm.ops.draft_round import RoundInputs, RoundSource, round_inputs, store_trees
-from redrafter_vllm.tree import DraftTree
 
 __all__ = ["BatchDrafts", "DraftRows", "RoundBuffers", "RowLayout"]
 
@@ -17,11 +17,11 @@ class DraftRows:
     A row's tree belongs to the request and the step that it was drawn for. Rows are reused, and a scheduler may ask
     for drafts of a request that none were drawn for, so a row without a current tree says so by `num_nodes` 0.
 
-    One row more, `spare`, belongs to nobody: there go the trees of requests that only fill up a batch.
+    One row more, `padding_row`, belongs to nobody: there go the trees of requests that only fill up a batch.
     """
 
     def __init__(self, max_num_reqs: int, max_nodes: int, device: torch.device) -> None:
-        self.spare = max_num_reqs
+        self.padding_row = max_num_reqs
         shape = (max_num_reqs + 1, max_nodes)
         self.trees = StoredTrees(
             tokens=torch.zeros(shape, dtype=torch.int64, device=device),
@@ -49,16 +49,16 @@ class DraftRows:
         """Drop the trees of these rows."""
         self.num_nodes.index_fill_(0, rows, 0)
 
-    def write(self, rows: Tensor, tree: DraftTree, room: Tensor, draft_tokens: Tensor) -> None:
+    def write(self, rows: Tensor, tree: DraftTree, node_budget: Tensor, draft_tokens: Tensor) -> None:
         """Keep the trees just drawn.
 
         Args:
             rows: [B] row of each request.
             tree: [B, N] trees.
-            room: [B] nodes that the next step may verify; every prefix of a tree is a tree.
+            node_budget: [B] nodes that the next step may verify; every prefix of a tree is a tree.
             draft_tokens: [B, N] gets the trees' tokens in batch order.
         """
-        store_trees(self.trees, draft_tokens, tree.tokens, tree.parents, tree.depths, tree.num_nodes, rows, room)
+        store_trees(self.trees, draft_tokens, tree.tokens, tree.parents, tree.depths, tree.num_nodes, rows, node_budget)
 
     def prepare(
         self,
@@ -88,7 +88,7 @@ class RoundBuffers:
             context=torch.zeros(max_num_reqs, hidden_size, dtype=dtype, device=device),
             roots=torch.zeros(max_num_reqs, dtype=torch.int64, device=device),
             rows=torch.zeros(max_num_reqs, dtype=torch.int64, device=device),
-            room=torch.zeros(max_num_reqs, dtype=torch.int64, device=device),
+            node_budget=torch.zeros(max_num_reqs, dtype=torch.int64, device=device),
             beam_limit=torch.ones(max_num_reqs, dtype=torch.int64, device=device),
         )
         self.draft_tokens = torch.zeros(max_num_reqs, max_nodes, dtype=torch.int64, device=device)
@@ -97,15 +97,15 @@ class RoundBuffers:
         """Inputs of `size` requests."""
         return RoundInputs(*(buffer[:size] for buffer in self.inputs))
 
-    def fill(self, size: int, source: RoundSource, room: int, num_stored: int, spare_row: int) -> None:
+    def fill(self, size: int, source: RoundSource, node_budget: int, num_stored: int, padding_row: int) -> None:
         """Gather a step's inputs for a round of `size` requests; see `ops.draft_round.round_inputs`."""
-        round_inputs(self.first(size), source, room, num_stored, spare_row)
+        round_inputs(self.first(size), source, node_budget, num_stored, padding_row)
 
-    def idle(self, spare_row: int) -> None:
+    def idle(self, padding_row: int) -> None:
         """Inputs of a round that nobody asked for and that leaves nothing behind, as when it is recorded."""
         for buffer in self.inputs:
             buffer.zero_()
-        self.inputs.rows.fill_(spare_row)
+        self.inputs.rows.fill_(padding_row)
         self.inputs.beam_limit.fill_(1)
 
 

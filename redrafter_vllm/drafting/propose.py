@@ -6,13 +6,13 @@ from collections.abc import Callable
 from torch import Tensor
 
 from redrafter_vllm.config import DraftingConfig
-from redrafter_vllm.drafter import Drafter
+from redrafter_vllm.drafting.tree import DraftTree
+from redrafter_vllm.model.drafter import Drafter
+from redrafter_vllm.model.sharded import ShardedDrafter
 from redrafter_vllm.ops.beam_search import beam_search, beam_step
-from redrafter_vllm.sharding import ShardedDrafter
-from redrafter_vllm.tree import DraftTree
 
 
-def draw_trees(
+def propose_trees(
     drafter: Drafter,
     embedding: Tensor | Callable[[Tensor], Tensor],  # [V, H]
     context: Tensor,  # [B, H]

@@ -4,8 +4,8 @@
 import torch
 from torch import Tensor
 
+from redrafter_vllm.drafting.buffers import BatchDrafts, RowLayout
 from redrafter_vllm.ops.tree_verify import Walk, tree_verify
-from redrafter_vllm.state import BatchDrafts, RowLayout
 
 __all__ = ["RowLayout", "Walk", "emitting_rows", "invalidate", "part_of", "walk_drafts"]
 

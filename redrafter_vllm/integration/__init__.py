@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vLLM seam: everything that leans on vLLM's insides, listed in docs/vllm_seams.md."""
+"""The vLLM seam: everything that leans on vLLM's insides, listed in docs/design/vllm_interface.md."""

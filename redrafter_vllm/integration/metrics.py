@@ -14,7 +14,7 @@ from vllm.v1.metrics.stats import RequestSpecDecodeMetrics
 from vllm.v1.spec_decode.metrics import SpecDecodingStats
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
-from redrafter_vllm.draft_timer import NO_TIME, StepTimes
+from redrafter_vllm.drafting.step_timer import NO_TIME, StepTimes
 
 _REPORT = "redrafter_report"
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding as lookup
 from torch.nn.functional import linear, silu
 
-from redrafter_vllm.draft_vocabulary import MAP, check_target_ids, to_offsets, to_target_ids
-from redrafter_vllm.messages import shown
+from redrafter_vllm.checkpoint.vocab_mapping import MAP, check_target_ids, to_offsets, to_target_ids
+from redrafter_vllm.utils.messages import shown
 
 # Far above every drafter's, and so small that sizes from a file can be reckoned with before its tensors confirm them.
 MAX_SIZE = 1 << 24
@@ -149,13 +149,13 @@ class Drafter(nn.Module):
     def from_pretrained(
         cls, path: str | PathLike[str], *, dtype: torch.dtype | None = torch.float32, device: str | torch.device = "cpu"
     ) -> Self:
-        """Loads a checkpoint directory in any of the spellings in circulation; see `redrafter_vllm.checkpoint`.
+        """Loads a checkpoint directory in any of the spellings in circulation; see `redrafter_vllm.checkpoint.io`.
 
         `dtype` None keeps what is stored.
 
         Raises a `CheckpointError` that says what is wrong, where, and what to do about it.
         """
-        from redrafter_vllm.checkpoint import load_checkpoint
+        from redrafter_vllm.checkpoint.io import load_checkpoint
 
         config, tensors = load_checkpoint(path, dtype=dtype, device=device)
         with torch.device("meta"):
@@ -165,7 +165,7 @@ class Drafter(nn.Module):
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
         """Writes `config.json` and `model.safetensors` in Apple's layout, each atomically, creating `path`."""
-        from redrafter_vllm.checkpoint import save_checkpoint
+        from redrafter_vllm.checkpoint.io import save_checkpoint
 
         save_checkpoint(path, self.config, self.state_dict())
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
-from redrafter_vllm.draft_vocabulary import MAP
-from redrafter_vllm.drafter import Drafter, ResBlock, copy_tensors
+from redrafter_vllm.checkpoint.vocab_mapping import MAP
+from redrafter_vllm.model.drafter import Drafter, ResBlock, copy_tensors
 from redrafter_vllm.ops.recurrence import add_tokens, tokens_and_state
 from redrafter_vllm.ops.residual import first_residual, residual
 

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from redrafter_vllm.packed_drafter import Linear, plain_linear
+from redrafter_vllm.model.packed import Linear, plain_linear
 
 # What a drafter's weights can be rounded to, by the option's words.
 CODE_TYPES = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}

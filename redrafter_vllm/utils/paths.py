@@ -15,8 +15,8 @@ from fnmatch import fnmatch
 from os import PathLike
 from pathlib import Path
 
-from redrafter_vllm.messages import listed
-from redrafter_vllm.spellings import MODEL_TYPE
+from redrafter_vllm.checkpoint.names import MODEL_TYPE
+from redrafter_vllm.utils.messages import listed
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from benchmarks.demo.acceptance import DraftCounters
+from benchmarks.acceptance import DraftCounters
 from benchmarks.demo.offline import EngineResult, Run
 from benchmarks.demo.options import DemoOptions
 from benchmarks.demo.report import Evidence

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.ablations import PUBLISHED, VARIANTS, Options, Variant, run, summarise
 from benchmarks.demo.options import ASSET
-from training.head_loss import LossConfig
+from benchmarks.training.ablations import PUBLISHED, VARIANTS, Options, Variant, run, summarise
+from redrafter_training.trainer.fused_head_loss import LossConfig
 
 
 def result(group: str, tokens_per_step: float) -> dict[str, Any]:

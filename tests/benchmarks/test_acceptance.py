@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from benchmarks.demo.acceptance import DraftCounters, acceptance_by_depth, tokens_per_step
+from benchmarks.acceptance import DraftCounters, acceptance_by_depth, tokens_per_step
 
 
 def test_the_first_step_of_a_request_does_not_count() -> None:

@@ -3,7 +3,7 @@
 
 import pytest
 
-from benchmarks.demo.compare import compare
+from benchmarks.compare import compare
 
 
 def test_identical_outputs() -> None:

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.drafter_levers import main
-
-ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
+from benchmarks.serving.drafter_levers import main
+from tests.paths import ASSET
 
 
 def test_a_small_measurement(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from vllm.platforms import current_platform
 
-from benchmarks.drafting_round import MOST_OFF, checked, deviation
-from redrafter_vllm.packed_drafter import Linear, PackedDrafter
-from redrafter_vllm.quantization import rounding_linear
+from benchmarks.serving.drafting_round import MOST_OFF, checked, deviation
+from redrafter_vllm.model.packed import Linear, PackedDrafter
+from redrafter_vllm.model.quantization import rounding_linear
 from tests.cpu_kernels import CHOICES
-from tests.drafter.oracles import random_drafter
+from tests.oracles import random_drafter
 
 
 @pytest.mark.skipif(not current_platform.is_cpu(), reason="names the ways of a CPU")
@@ -23,7 +23,7 @@ def test_a_small_measurement(tmp_path: Path, kernels: str) -> None:
     sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     target.write_text(json.dumps({"model_type": "llama", "num_attention_heads": 1, **sizes}))
     options = ["--shape", str(target), "--draft-vocab-size", "40", "--threads", "1", "2", "--rounds", "2"]
-    command = [sys.executable, "-m", "tests.cpu_kernels", kernels, "benchmarks.drafting_round", *options]
+    command = [sys.executable, "-m", "tests.cpu_kernels", kernels, "benchmarks.serving.drafting_round", *options]
     subprocess.run([*command, "--out", str(tmp_path)], check=True, timeout=200)
     (file,) = tmp_path.glob("drafting-round_*.json")
     rows = json.loads(file.read_text())["results"]

@@ -16,17 +16,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import gpu_check
 from benchmarks.demo.options import ROOT
-from benchmarks.demo.processes import ChildError
-from benchmarks.gpu_check import STAGES, Found, Options, Stage, main, parse_args, print_table
-from benchmarks.gpu_stages import Call, draft_round, identity, kernel_times, machine, outcome_file, speed
-from benchmarks.gpu_stages.bundle import pack, unpack
-from benchmarks.gpu_stages.engines import Difference, count_differences, differences, most_by_rounding
-from benchmarks.gpu_stages.suite import run_files
+from benchmarks.engine_process import ChildError
+from benchmarks.gpu_check import __main__ as gpu_check
+from benchmarks.gpu_check.__main__ import STAGES, Found, Options, Stage, main, parse_args, print_table
+from benchmarks.gpu_check.stages import Call, draft_round, identity, kernel_times, machine, outcome_file, speed
+from benchmarks.gpu_check.stages.bundle import pack, unpack
+from benchmarks.gpu_check.stages.engines import Difference, count_differences, differences, most_by_rounding
+from benchmarks.gpu_check.stages.suite import run_files
 from redrafter_vllm.config import DraftingConfig
-from redrafter_vllm.drafter import DrafterConfig
-from redrafter_vllm.state import DraftRows
+from redrafter_vllm.drafting.buffers import DraftRows
+from redrafter_vllm.model.drafter import DrafterConfig
 
 CONSOLE = Console(quiet=True)
 STAGE = Stage("machine", "something", 30)
@@ -178,7 +178,7 @@ def test_every_stage_exists_and_fits() -> None:
     import importlib
 
     for stage in STAGES:
-        assert callable(importlib.import_module(f"benchmarks.gpu_stages.{stage.name}").run)
+        assert callable(importlib.import_module(f"benchmarks.gpu_check.stages.{stage.name}").run)
 
 
 def test_a_real_stage_and_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,18 +9,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from benchmarks.inflate.__main__ import main
-from benchmarks.inflate.build import Inflation, Options, _new_folder
-from benchmarks.inflate.placement import Axis, Piece, empty, place, place_output
-from benchmarks.inflate.source import SmallLlama
-from benchmarks.inflate.target import head_axes, rotary_layout
-from benchmarks.inflate.writer import Contents, write_folder
-from benchmarks.shapes import SHAPES, LlamaShape, ShapeError
-from redrafter_vllm.drafter import Drafter, DrafterConfig
+from benchmarks.models.inflate.__main__ import main
+from benchmarks.models.inflate.build import Inflation, Options, _new_folder
+from benchmarks.models.inflate.placement import Axis, Piece, empty, place, place_output
+from benchmarks.models.inflate.source import SmallLlama
+from benchmarks.models.inflate.target import head_axes, rotary_layout
+from benchmarks.models.inflate.writer import Contents, write_folder
+from benchmarks.models.shapes import SHAPES, LlamaShape, ShapeError
+from redrafter_vllm.model.drafter import Drafter, DrafterConfig
 from redrafter_vllm.ops.beam_search import Beams, beam_search
 from tests.models import save_random_drafter, save_random_llama
+from tests.paths import ASSET
 
-ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
 PROMPTS = ["import os\n\ndef ", "class Reader:\n    def __init__(self", "    return self._"]
 ASSET_SHAPE = LlamaShape(2048, 256, 704, 4, 4, 2, 64)
 # A head twice as large, every query head with a key-value head of its own, more of everything.

@@ -9,7 +9,7 @@ def test_a_record_says_what_it_was_made_with(tmp_path: Path) -> None:
     file = record("ray_workers", ["--target", "a b"], {"speedup": 1.5}, tmp_path / "new")
     kept = json.loads(file.read_text())
     assert file.parent == tmp_path / "new" and file.name.startswith("ray-workers_")
-    assert kept["command"] == "python -m benchmarks.ray_workers --target 'a b'"
+    assert kept["command"] == "python -m benchmarks.training.ray_workers --target 'a b'"
     assert kept["speedup"] == 1.5
     assert {"date", "hardware"} < kept.keys() and {"torch", "vllm", "python"} <= kept["versions"].keys()
     assert [path.name for path in file.parent.iterdir()] == [file.name]

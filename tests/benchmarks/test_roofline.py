@@ -5,14 +5,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.roofline import Layout, Workload, compare, kept_bytes, main, naive_round, round_reads, target_step
-from benchmarks.shapes import SHAPES, LlamaShape, ShapeError, find_shape, published_drafter
+from benchmarks.models.roofline import (
+    Layout,
+    Workload,
+    compare,
+    kept_bytes,
+    main,
+    naive_round,
+    round_reads,
+    target_step,
+)
+from benchmarks.models.shapes import SHAPES, LlamaShape, ShapeError, find_shape, published_drafter
 from redrafter_vllm.config import DraftingConfig
-from redrafter_vllm.drafter import Drafter, DrafterConfig
+from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.model.packed import Linear, PackedDrafter
 from redrafter_vllm.ops.beam_search import beam_search
-from redrafter_vllm.packed_drafter import Linear, PackedDrafter
+from tests.paths import ASSET
 
-ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
 # Vocabulary 10, hidden 4, one ResBlock of 8: W 16, U 16 and its bias 4, L 64 and its bias 8, head 80 numbers.
 SMALL = DrafterConfig(10, 4, 8, 1)
 TWO_BEAMS_OF_THREE = Workload(DraftingConfig(2, 3))

@@ -9,18 +9,17 @@ from typing import Any, ClassVar
 import pytest
 from rich.console import Console
 
-from benchmarks.demo.processes import ChildError
-from benchmarks.roofline import Layout, Workload, round_reads, target_step
-from benchmarks.shapes import drafter_config, find_shape
-from benchmarks.speedup import __main__ as main_module
-from benchmarks.speedup.__main__ import PLAIN, limits, run
-from benchmarks.speedup.engine import EngineProcess, Job, Turn
-from benchmarks.speedup.options import Options, parse_args
-from benchmarks.speedup.phases import REST, DecodeSteps, Stopwatch
-from benchmarks.speedup.report import complaint, judge, print_report
+from benchmarks.engine_process import ChildError
+from benchmarks.models.roofline import Layout, Workload, round_reads, target_step
+from benchmarks.models.shapes import drafter_config, find_shape
+from benchmarks.serving.speedup import __main__ as main_module
+from benchmarks.serving.speedup.__main__ import PLAIN, limits, run
+from benchmarks.serving.speedup.engine import EngineProcess, Job, Turn
+from benchmarks.serving.speedup.options import Options, parse_args
+from benchmarks.serving.speedup.phases import REST, DecodeSteps, Stopwatch
+from benchmarks.serving.speedup.report import complaint, judge, print_report
 from redrafter_vllm.config import DraftingConfig
-
-ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
+from tests.paths import ASSET
 
 
 class Clock:

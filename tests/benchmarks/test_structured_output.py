@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import structured_output
-from benchmarks.structured_output import Options, mask_times
-from training.evaluate import Drafting
+from benchmarks.serving import structured_output
+from benchmarks.serving.structured_output import Options, mask_times
+from redrafter_training.evaluate import Drafting
 
 
 def test_masks_are_timed_along_a_whole_answer() -> None:

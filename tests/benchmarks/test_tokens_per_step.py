@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.demo.acceptance import DraftCounters
-from benchmarks.tokens_per_step import Options, agreed, counted_tokens_per_step
-from training.evaluate import Drafting
+from benchmarks.acceptance import DraftCounters
+from benchmarks.serving.tokens_per_step import Options, agreed, counted_tokens_per_step
+from redrafter_training.evaluate import Drafting
 
 
 def test_tokens_per_step_from_counters() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import training_step
 from benchmarks.machine import PeakMemory
+from benchmarks.training import training_step
 
 
 def test_record_of_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -14,7 +14,7 @@ def test_record_of_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     file = training_step.main([*options.split(), "--label-share", "0.5", "--out", str(tmp_path)])
     assert file.name.startswith("training-step_")
     report = json.loads(file.read_text())
-    assert report["command"].startswith("python -m benchmarks.training_step --vocab-sizes 60 300")
+    assert report["command"].startswith("python -m benchmarks.training.training_step --vocab-sizes 60 300")
     assert report["config"]["chunk"] == 6
     assert report["versions"]["torch"] == torch.__version__
     for size, row in zip((60, 300), report["results"], strict=True):

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.drafter.oracles import random_drafter
+from tests.oracles import random_drafter
 
 
 @pytest.fixture

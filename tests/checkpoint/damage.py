@@ -9,7 +9,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from redrafter_vllm import Drafter, checkpoint
+from redrafter_vllm import Drafter
+from redrafter_vllm.checkpoint import io as checkpoint
 
 
 def edit_tensors(directory: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:

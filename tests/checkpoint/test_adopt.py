@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from redrafter_vllm import Drafter, beam_search
-from redrafter_vllm.packed_drafter import PackedDrafter
-from redrafter_vllm.quantization import rounding_linear
-from tests.drafter.oracles import random_drafter
-from tests.drafter.test_drafter import SHAPES
+from redrafter_vllm.model.packed import PackedDrafter
+from redrafter_vllm.model.quantization import rounding_linear
+from tests.model.test_drafter import SHAPES
+from tests.oracles import random_drafter
 
 KINDS: dict[str, Callable[[Drafter], Drafter]] = {
     "as loaded": lambda drafter: drafter,

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from redrafter_vllm import DrafterConfig, checkpoint
-from redrafter_vllm.drafter import tensor_shapes
-from tests.drafter.damage import edit_config, refused
-from tests.drafter.oracles import random_drafter
+from redrafter_vllm import DrafterConfig
+from redrafter_vllm.checkpoint import io as checkpoint
+from redrafter_vllm.model.drafter import tensor_shapes
+from tests.checkpoint.damage import edit_config, refused
+from tests.oracles import random_drafter
 
 SIZES = ("vocab_size", "hidden_size", "exit_dim", "num_draft_layers")
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from redrafter_vllm import Drafter, checkpoint
-from redrafter_vllm.convert import main
-from tests.drafter.oracles import random_drafter
+from redrafter_vllm import Drafter
+from redrafter_vllm.checkpoint import io as checkpoint
+from redrafter_vllm.checkpoint.convert import main
+from tests.oracles import random_drafter
 
 OWN_CONFIG = {
     "model_type": "recurrent_drafting_drafter",

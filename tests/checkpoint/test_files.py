@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from redrafter_vllm import Drafter, checkpoint, checkpoint_files
-from tests.drafter.damage import edit_tensors, refused
-from tests.drafter.oracles import random_drafter
+from redrafter_vllm import Drafter
+from redrafter_vllm.checkpoint import files as checkpoint_files
+from redrafter_vllm.checkpoint import io as checkpoint
+from tests.checkpoint.damage import edit_tensors, refused
+from tests.oracles import random_drafter
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from redrafter_vllm import Drafter, checkpoint
-from redrafter_vllm.places import PlaceError
-from tests.drafter.damage import edit_config, edit_tensors, refused
-from tests.drafter.oracles import random_drafter
+from redrafter_vllm import Drafter
+from redrafter_vllm.checkpoint import io as checkpoint
+from redrafter_vllm.utils.paths import PlaceError
+from tests.checkpoint.damage import edit_config, edit_tensors, refused
+from tests.oracles import random_drafter
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ def test_nothing_there(saved: Path, tmp_path: Path) -> None:
 def test_pickle(saved: Path, name: str) -> None:
     torch.save(load_file(saved / "model.safetensors"), saved / name)
     (saved / "model.safetensors").unlink()
-    command = f"python -m redrafter_vllm.convert {saved} DST --allow-pickle"
+    command = f"python -m redrafter_vllm.checkpoint.convert {saved} DST --allow-pickle"
     refused(saved, checkpoint.PickleCheckpointError, name, command)
 
 

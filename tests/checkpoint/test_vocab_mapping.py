@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from redrafter_vllm import Drafter, DrafterConfig, beam_search, checkpoint
-from redrafter_vllm.convert import convert
-from tests.drafter.oracles import Path as TokenPath
-from tests.drafter.oracles import next_log_probs, random_drafter
+from redrafter_vllm import Drafter, DrafterConfig, beam_search
+from redrafter_vllm.checkpoint import io as checkpoint
+from redrafter_vllm.checkpoint.convert import convert
 from tests.no_sync import forbid_host_sync
+from tests.oracles import Path as TokenPath
+from tests.oracles import next_log_probs, random_drafter
 
 KEPT = [0, 2, 3, 7, 8, 10]
 SHAPES = [

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from redrafter_vllm import Beams, Drafter, DraftTree, beam_search
 from redrafter_vllm.ops.beam_search.reference import top_k_stable
-from tests.drafter.oracles import beams_of_row, next_log_probs, random_drafter
 from tests.no_sync import HostSyncError, forbid_host_sync
+from tests.oracles import beams_of_row, next_log_probs, random_drafter
 
 
 def inputs(drafter: Drafter, batch: int, seed: int = 3) -> tuple[Tensor, Tensor, Tensor]:

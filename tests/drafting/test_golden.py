@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from redrafter_vllm import Drafter, DraftTree, beam_search
-from tests.drafter.oracles import paths
+from tests.oracles import paths
+from tests.paths import SHARED
 
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
+GOLDEN = SHARED / "golden"
 CASES = sorted(path.parent for path in GOLDEN.glob("*/case.json"))
 
 

@@ -3,7 +3,7 @@
 
 import torch
 
-from redrafter_vllm.draft_timer import DraftTimer, StepTimes
+from redrafter_vllm.drafting.step_timer import DraftTimer, StepTimes
 
 
 class LateClock:

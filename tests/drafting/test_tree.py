@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from redrafter_vllm import Beams, DraftTree
-from tests.drafter.oracles import paths, tree_nodes
+from tests.oracles import paths, tree_nodes
 
 SIZES = [(1, 1, 1), (1, 1, 5), (1, 6, 1), (3, 4, 4), (3, 7, 3), (2, 16, 5)]
 

@@ -3,6 +3,8 @@
 
 import os
 
+from tests.paths import ASSET
+
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 import gc
@@ -18,8 +20,6 @@ import torch
 
 from tests import cpu_kernels
 from tests.models import save_random_drafter, save_random_llama
-
-ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
 
 MakeEngine = Callable[..., Any]
 
@@ -94,7 +94,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     from redrafter_vllm.integration.attention import select
     from redrafter_vllm.integration.attention.flash import FlashTreeBackend
     from redrafter_vllm.integration.attention.triton import TritonTreeBackend
-    from tests.attention.fake_flash import FakeFlash
+    from tests.integration.attention.fake_flash import FakeFlash
 
     monkeypatch.setenv(select.CPU_SWITCH, request.param)
     selector._cached_get_attn_backend.cache_clear()

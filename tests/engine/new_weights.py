@@ -10,12 +10,12 @@ from unittest.mock import patch
 
 import torch
 
-from redrafter_vllm.checkpoint import check_checkpoint
-from redrafter_vllm.drafter import Drafter
-from redrafter_vllm.integration import drafter_loading
-from redrafter_vllm.integration.parallel import load_part
-from redrafter_vllm.integration.speculator import RedrafterSpeculator
-from redrafter_vllm.packed_drafter import plain_linear
+from redrafter_vllm.checkpoint.io import check_checkpoint
+from redrafter_vllm.integration.worker import drafter_loading
+from redrafter_vllm.integration.worker.parallel import load_part
+from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
+from redrafter_vllm.model.drafter import Drafter
+from redrafter_vllm.model.packed import plain_linear
 from tests.engine.generation import runner
 
 

@@ -9,9 +9,9 @@ from unittest.mock import patch
 
 import torch
 
-from redrafter_vllm.integration import speculator as speculator_module
-from redrafter_vllm.integration.speculator import RedrafterSpeculator
-from redrafter_vllm.tree import DraftTree
+from redrafter_vllm.drafting.tree import DraftTree
+from redrafter_vllm.integration.worker import speculator as speculator_module
+from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 from tests.engine.generation import generate, params, random_prompts, runner, tokens
 from tests.models import VOCAB
 
@@ -115,7 +115,7 @@ def trees_around(
             drawn.append(count)
         return tree
 
-    with patch.object(RedrafterSpeculator, "propose", remember), patch.object(speculator_module, "draw_trees", draw):
+    with patch.object(RedrafterSpeculator, "propose", remember), patch.object(speculator_module, "propose_trees", draw):
         yield drawn
 
 

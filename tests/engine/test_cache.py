@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from redrafter_vllm.integration.patches import register_tree_attention
+from redrafter_vllm.integration.patches.rebind import register_tree_attention
 from tests.engine.conftest import MakeEngine
 from tests.engine.differential.leaks import cached_blocks
 from tests.engine.generation import TREE, cpu_only, generate, params, random_prompts, runner, tokens

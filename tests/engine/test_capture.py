@@ -33,9 +33,9 @@ def capture_inputs(llm: Any, num_reqs: int, num_tokens: int, *, full: bool) -> A
 
 
 def own_rows(llm: Any) -> list[torch.Tensor]:
-    """The trees of all requests, the spare row left out."""
+    """The trees of all requests, the padding row left out."""
     rows = runner(llm).speculator.rows
-    return [part[: rows.spare].clone() for part in rows.trees]
+    return [part[: rows.padding_row].clone() for part in rows.trees]
 
 
 @pytest.mark.parametrize("speculative", [TREE, CHAIN], ids=["tree", "chain"])

@@ -24,8 +24,8 @@ from scipy.stats import chisquare
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from redrafter_vllm.integration import sampler as sampler_module
-from redrafter_vllm.integration import speculator as speculator_module
+from redrafter_vllm.integration.worker import sampler as sampler_module
+from redrafter_vllm.integration.worker import speculator as speculator_module
 from redrafter_vllm.ops.tree_verify import Walk
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import params
@@ -104,11 +104,11 @@ def ratio_acceptance() -> Iterator[None]:
     """Accept a draft with probability min(1, p/q), as if beams were samples of the drafter's distribution q."""
     rng = np.random.default_rng(1)
     kept: dict[str, Any] = defaultdict(lambda: None)
-    draw_trees = speculator_module.draw_trees
+    propose_trees = speculator_module.propose_trees
     sample_rows = sampler_module.TreeSampler._sample
 
     def draw(*args: Any) -> Any:
-        kept["tree"] = tree = draw_trees(*args)
+        kept["tree"] = tree = propose_trees(*args)
         return tree
 
     def rows(self: Any, logits: Tensor, batch: Any, *args: Any) -> Any:
@@ -149,7 +149,7 @@ def ratio_acceptance() -> Iterator[None]:
 
     original_write = speculator_module.DraftRows.write
     with (
-        patch.object(speculator_module, "draw_trees", draw),
+        patch.object(speculator_module, "propose_trees", draw),
         patch.object(speculator_module.DraftRows, "write", write),
         patch.object(sampler_module.TreeSampler, "_sample", rows),
         patch.object(sampler_module, "walk_drafts", walk),

@@ -11,8 +11,8 @@ import pytest
 import torch
 from vllm.config.compilation import CUDAGraphMode
 
-from redrafter_vllm.integration.draft_graphs import DraftGraphs
-from redrafter_vllm.integration.speculator import RedrafterSpeculator
+from redrafter_vllm.integration.worker.draft_graphs import DraftGraphs
+from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, generate, params, random_prompts, runner, tokens
 from tests.models import VOCAB
@@ -118,9 +118,9 @@ def test_vllm_can_drop_what_it_recorded_to_measure_memory(make_engine: MakeEngin
 def test_recording_leaves_the_rows_alone(make_engine: MakeEngine, random_target: Path) -> None:
     llm = make_engine(random_target, TREE)
     rows = runner(llm).speculator.rows
-    rows.trees.tokens[: rows.spare].fill_(5)
-    rows.trees.num_nodes[: rows.spare].fill_(3)
+    rows.trees.tokens[: rows.padding_row].fill_(5)
+    rows.trees.num_nodes[: rows.padding_row].fill_(3)
     with recorded(llm):
-        assert rows.trees.tokens[: rows.spare].eq(5).all()
-        assert rows.trees.num_nodes[: rows.spare].eq(3).all()
+        assert rows.trees.tokens[: rows.padding_row].eq(5).all()
+        assert rows.trees.num_nodes[: rows.padding_row].eq(3).all()
     rows.trees.num_nodes.zero_()

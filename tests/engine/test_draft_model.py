@@ -17,8 +17,8 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, Weight
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 from vllm.v1.worker.gpu_worker import Worker
 
-from redrafter_vllm.checkpoint import CheckpointError
-from redrafter_vllm.drafter import Drafter
+from redrafter_vllm.checkpoint.io import CheckpointError
+from redrafter_vllm.model.drafter import Drafter
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, cpu_only, generate, params, random_prompts, runner, tokens, worker
 from tests.engine.new_weights import addresses, save_drafter_like, weights_in_tensors

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from redrafter_vllm.drafter import Drafter, DrafterConfig
+from redrafter_training.data.python_corpus import extract_prompts, load_corpus, split
+from redrafter_training.data.vocab_mapping import choose_draft_vocabulary, token_frequencies
+from redrafter_vllm.model.drafter import Drafter, DrafterConfig
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, generate, params, runner, tokens
-from training.corpus import extract_prompts, load_corpus, split
-from training.draft_vocabulary import choose_draft_vocabulary, token_frequencies
 
 pytestmark = pytest.mark.engine
 

@@ -20,17 +20,17 @@ from vllm.model_executor.layers.quantization.utils.quant_utils import (
 from vllm.scalar_type import scalar_types
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from redrafter_vllm.drafter import Drafter
-from redrafter_vllm.integration import drafter_loading
-from redrafter_vllm.integration.drafter_loading import linear_maker
-from redrafter_vllm.packed_drafter import PackedDrafter
-from redrafter_vllm.quantization import rounding_linear
+from redrafter_training.data.python_corpus import extract_prompts, load_corpus, split
+from redrafter_vllm.integration.worker import drafter_loading
+from redrafter_vllm.integration.worker.drafter_loading import linear_maker
+from redrafter_vllm.model.drafter import Drafter
+from redrafter_vllm.model.packed import PackedDrafter
+from redrafter_vllm.model.quantization import rounding_linear
 from tests.cpu_kernels import inputs, int8_saturates
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, cpu_only, generate, params, runner, tokens
 from tests.engine.scripted import same_clear_choices
 from tests.engine.test_draft_vocabulary import counters
-from training.corpus import extract_prompts, load_corpus, split
 
 pytestmark = [pytest.mark.engine, cpu_only]
 

@@ -52,7 +52,7 @@ def test_no_drafter_registered(make_engine: MakeEngine, random_target: Path, tmp
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "config.json").write_bytes((random_target / "config.json").read_bytes())
-    with pytest.raises(ValueError, match=r"No ReDrafter checkpoint for .*bare.*python -m training"):
+    with pytest.raises(ValueError, match=r"No ReDrafter checkpoint for .*bare.*python -m redrafter_training"):
         make_engine(bare, TREE)
 
 

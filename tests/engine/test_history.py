@@ -9,9 +9,9 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from redrafter_vllm.integration import history
-from redrafter_vllm.integration.seams import SeamChangedError
-from redrafter_vllm.state import DraftRows
+from redrafter_vllm.drafting.buffers import DraftRows
+from redrafter_vllm.integration.vllm_interface import InterfaceChangedError
+from redrafter_vllm.integration.worker import history
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, generate, params, random_prompts, runner
 from tests.models import VOCAB
@@ -45,10 +45,10 @@ def test_a_sampler_with_other_processors_is_named(make_engine: MakeEngine, rando
     """What a later vLLM may have: another processor before the penalties, or states of another make."""
     bias, penalties, bad_words = runner(make_engine(random_target)).sampler.logits_processors
     rows = DraftRows(2, 4, torch.device("cpu"))
-    with pytest.raises(SeamChangedError, match="BadWordsState"):
+    with pytest.raises(InterfaceChangedError, match="BadWordsState"):
         history.follow_paths(SimpleNamespace(logits_processors=[bias, bad_words, penalties]), rows)
-    with pytest.raises(SeamChangedError, match="first processors are"):
+    with pytest.raises(InterfaceChangedError, match="first processors are"):
         history.follow_paths(SimpleNamespace(logits_processors=[bias, penalties]), rows)
     bare = object.__new__(type(penalties))
-    with pytest.raises(SeamChangedError, match="use_penalty"):
+    with pytest.raises(InterfaceChangedError, match="use_penalty"):
         history.follow_paths(SimpleNamespace(logits_processors=[bias, bare, bad_words]), rows)

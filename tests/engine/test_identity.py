@@ -10,11 +10,11 @@ from unittest.mock import patch
 import pytest
 from transformers import AutoTokenizer
 
-from redrafter_vllm.integration.sampler import TreeSampler
+from redrafter_training.data.python_corpus import extract_prompts, load_corpus, split
+from redrafter_vllm.integration.worker.sampler import TreeSampler
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, generate, params, tokens
 from tests.models import save_random_drafter
-from training.corpus import extract_prompts, load_corpus, split
 
 pytestmark = pytest.mark.engine
 

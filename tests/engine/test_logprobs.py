@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from redrafter_vllm.integration import sampler
+from redrafter_vllm.integration.worker import sampler
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, params, random_prompts, tokens
 from tests.engine.scripted import run_both

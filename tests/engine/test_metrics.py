@@ -12,16 +12,17 @@ from unittest.mock import patch
 
 import pytest
 
-from redrafter_vllm.integration.metrics_prometheus import ACCEPTED, COUNTERS
-from redrafter_vllm.integration.sampler import TreeSampler
+from redrafter_vllm.integration.frontend.prometheus import ACCEPTED, COUNTERS
+from redrafter_vllm.integration.worker.sampler import TreeSampler
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, generate, params, random_prompts, tokens
 from tests.engine.scripted import run_both
 from tests.models import VOCAB
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.engine
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = ROOT / "docs"
 METRIC = re.compile(r"vllm:[a-z_]+")
 ENGINE = {**TREE, "beam_length": 5, "num_speculative_tokens": 12}
 STATS = {

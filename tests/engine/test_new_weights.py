@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from redrafter_vllm.checkpoint import CheckpointError
-from redrafter_vllm.integration.drafter_loading import LayerProduct
+from redrafter_training.data.python_corpus import extract_prompts, load_corpus, split
+from redrafter_vllm.checkpoint.io import CheckpointError
+from redrafter_vllm.integration.worker.drafter_loading import LayerProduct
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, cpu_only, generate, params, random_prompts, runner, tokens
 from tests.engine.new_weights import addresses, drafting_with, save_drafter_like, weights_in_tensors
@@ -23,7 +24,6 @@ from tests.engine.test_draft_graphs import poisoned_inputs, recorded
 from tests.engine.test_drafter_weights import SMALL
 from tests.engine.watch import watched
 from tests.models import VOCAB, save_random_llama
-from training.corpus import extract_prompts, load_corpus, split
 
 pytestmark = [pytest.mark.engine, cpu_only]
 
@@ -196,15 +196,15 @@ def test_an_engine_without_a_drafter_has_none_to_replace(make_engine: MakeEngine
 
 
 def test_a_worker_with_such_a_method_of_its_own_is_another_vllm() -> None:
-    from redrafter_vllm.integration.patches import add_method
-    from redrafter_vllm.integration.seams import SeamChangedError
+    from redrafter_vllm.integration.patches.rebind import add_method
+    from redrafter_vllm.integration.vllm_interface import InterfaceChangedError
 
     def sleep(worker: Any) -> None:
         raise AssertionError
 
-    with pytest.raises(SeamChangedError, match="gpu_worker:Worker, which this vLLM has with a sleep of its own"):
+    with pytest.raises(InterfaceChangedError, match="gpu_worker:Worker, which this vLLM has with a sleep of its own"):
         add_method("vllm.v1.worker.gpu_worker:Worker", sleep)
-    with pytest.raises(SeamChangedError, match="gpu_worker:Shirker, which this vLLM does not have"):
+    with pytest.raises(InterfaceChangedError, match="gpu_worker:Shirker, which this vLLM does not have"):
         add_method("vllm.v1.worker.gpu_worker:Shirker", sleep)
 
 
@@ -248,7 +248,7 @@ def test_a_draft_vocabulary_is_replaced_by_one_of_its_size(
     make_engine: MakeEngine, asset: Path, tmp_path: Path
 ) -> None:
     """Rows and map together: the engine then drafts the new vocabulary's tokens and no others."""
-    from redrafter_vllm.drafter import Drafter
+    from redrafter_vllm.model.drafter import Drafter
 
     paths = []
     for seed, kept in enumerate((torch.arange(3, 203), torch.arange(1000, 1200))):
@@ -277,9 +277,9 @@ def test_what_kernels_of_a_gpu_hold_keeps_its_place(
     """Codes and scales of vLLM's own layers, packed as CUDA kernels take them, with stand-ins for the kernels."""
     from vllm.config import set_current_vllm_config
 
-    from redrafter_vllm.integration import drafter_loading
-    from redrafter_vllm.integration.drafter_loading import linear_maker
-    from redrafter_vllm.quantization import rounding_linear
+    from redrafter_vllm.integration.worker import drafter_loading
+    from redrafter_vllm.integration.worker.drafter_loading import linear_maker
+    from redrafter_vllm.model.quantization import rounding_linear
     from tests.engine import test_drafter_weights as stand_ins
 
     engine = make_engine(asset, SMALL, disable_log_stats=False)  # vLLM's layers need its process groups

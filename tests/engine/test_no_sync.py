@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from redrafter_vllm.integration import sampler as sampler_module
-from redrafter_vllm.integration.model_state import RedrafterModelState
-from redrafter_vllm.integration.sampler import TreeSampler
-from redrafter_vllm.integration.speculator import RedrafterSpeculator
+from redrafter_vllm.integration.worker import sampler as sampler_module
+from redrafter_vllm.integration.worker.model_state import RedrafterModelState
+from redrafter_vllm.integration.worker.sampler import TreeSampler
+from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import CHAIN, TREE, generate, params, random_prompts, runner
 from tests.models import VOCAB

@@ -20,7 +20,7 @@ from vllm.engine.arg_utils import EngineArgs
 register(); register()
 config = EngineArgs(model=sys.argv[1], max_model_len=64).create_engine_config()
 print("speculative:", config.speculative_config, config.attention_config.backend)
-print("seam:", "redrafter_vllm.integration.speculative_config" in sys.modules)
+print("seam:", "redrafter_vllm.integration.frontend.speculative_config" in sys.modules)
 from vllm.v1.worker.gpu import model_runner
 from vllm.platforms.cpu import CpuPlatform
 from vllm.sampling_params import SamplingParams
@@ -74,7 +74,7 @@ def test_ways_to_ask(make_engine: MakeEngine, random_target: Path, speculative: 
 
 def test_other_methods_are_vllms_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    from redrafter_vllm.integration.detection import is_redrafter
+    from redrafter_vllm.integration.frontend.detection import is_redrafter
 
     for options in (None, {}, {"method": "ngram", "model": "redrafter"}, {"model": "org/eagle"}, {"model": "ngram"}):
         assert not is_redrafter(options)
@@ -112,16 +112,16 @@ def test_plain_engines_beside_ours_keep_their_attention(make_engine: MakeEngine,
 
 
 def test_a_changed_target_of_a_rebinding_is_one_sentence() -> None:
-    from redrafter_vllm.integration.patches import rebind
-    from redrafter_vllm.integration.seams import SeamChangedError
+    from redrafter_vllm.integration.patches.rebind import rebind
+    from redrafter_vllm.integration.vllm_interface import InterfaceChangedError
 
     class Owner:
         def moved(self, something: int) -> None:
             pass
 
     with pytest.raises(
-        SeamChangedError, match=r"Owner\.moved, which this vLLM has with other parameters than \(self, it\)"
+        InterfaceChangedError, match=r"Owner\.moved, which this vLLM has with other parameters than \(self, it\)"
     ):
         rebind(Owner, "moved", lambda original: original, "self it")
-    with pytest.raises(SeamChangedError, match=r"rebinds Owner\.gone, which this vLLM does not have"):
+    with pytest.raises(InterfaceChangedError, match=r"rebinds Owner\.gone, which this vLLM does not have"):
         rebind(Owner, "gone", lambda original: original)

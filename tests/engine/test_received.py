@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 
-from redrafter_vllm.integration.metrics_prometheus import ACCEPTED
+from redrafter_vllm.integration.frontend.prometheus import ACCEPTED
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, params, scheduler
 from tests.engine.test_metrics import assert_per_request, counters, received, watched

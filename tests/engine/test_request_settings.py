@@ -11,8 +11,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from redrafter_vllm.integration import speculator as speculator_module
-from redrafter_vllm.integration.sampler import TreeSampler
+from redrafter_vllm.integration.worker import speculator as speculator_module
+from redrafter_vllm.integration.worker.sampler import TreeSampler
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, generate, params, random_prompts, runner, scheduler, tokens
 from tests.engine.scripted import run_both
@@ -122,7 +122,7 @@ def test_a_batch_that_wants_no_drafts_draws_none(make_engine: MakeEngine, random
     plain, tree = make_engine(random_target), make_engine(random_target, TREE)
     prompts = random_prompts(4, VOCAB, seed=6)
     with (
-        patch.object(speculator_module, "draw_trees", side_effect=AssertionError("drew a tree")),
+        patch.object(speculator_module, "propose_trees", side_effect=AssertionError("drew a tree")),
         verified(tree) as seen,
     ):
         outputs = generate(tree, prompts, requests([OFF] * 4))
@@ -210,9 +210,9 @@ def test_plain_engines_do_not_read_the_settings(make_engine: MakeEngine, random_
 
 def test_row_limits() -> None:
     """The device keeps to a limit by itself, whatever was scheduled: five nodes cut to two, to none, to five."""
+    from redrafter_vllm.drafting.buffers import DraftRows, RoundBuffers
+    from redrafter_vllm.drafting.tree import DraftTree
     from redrafter_vllm.ops.draft_round import RoundSource
-    from redrafter_vllm.state import DraftRows, RoundBuffers
-    from redrafter_vllm.tree import DraftTree
 
     device = torch.device("cpu")
     rows, buffers = DraftRows(4, 6, device), RoundBuffers(4, 6, 2, torch.float32, device)
@@ -226,13 +226,13 @@ def test_row_limits() -> None:
         log_probs=torch.zeros(shape),
         num_nodes=torch.tensor([5, 5, 5]),
     )
-    for num_sampled, room, kept in (([1, 1, 1], 6, [2, 0, 5]), ([1, 1, 0], 1, [1, 0, 0])):
+    for num_sampled, node_budget, kept in (([1, 1, 1], 6, [2, 0, 5]), ([1, 1, 0], 1, [1, 0, 0])):
         last_sampled = torch.zeros(4, 1, dtype=torch.int64)
         limits = rows.beam_limit, rows.node_limit
         source = RoundSource(
             torch.zeros(3, 2), torch.arange(3), None, index, last_sampled, torch.tensor(num_sampled), *limits
         )
-        buffers.fill(3, source, room, 3, rows.spare)
+        buffers.fill(3, source, node_budget, 3, rows.padding_row)
         inputs = buffers.first(3)
-        rows.write(inputs.rows, tree, inputs.room, buffers.draft_tokens[:3])
+        rows.write(inputs.rows, tree, inputs.node_budget, buffers.draft_tokens[:3])
         assert rows.num_nodes[index].tolist() == kept

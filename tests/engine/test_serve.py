@@ -19,7 +19,7 @@ from urllib.error import HTTPError
 import pytest
 from openai import BadRequestError, OpenAI
 
-from redrafter_vllm.integration.metrics_prometheus import ACCEPTED, COUNTERS
+from redrafter_vllm.integration.frontend.prometheus import ACCEPTED, COUNTERS
 from tests.engine.chat import TEMPLATE, chat_prompts, texts
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import params

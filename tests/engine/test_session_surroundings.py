@@ -13,7 +13,7 @@ from unittest.mock import patch
 import pytest
 from vllm.exceptions import VLLMValidationError
 
-from redrafter_vllm.integration.patches import register_tree_attention
+from redrafter_vllm.integration.patches.rebind import register_tree_attention
 from tests.engine.conftest import MakeEngine
 from tests.engine.differential.leaks import cached_blocks, leaks
 from tests.engine.differential.stream import Stream, counted_preemptions, settle

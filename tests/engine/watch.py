@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from redrafter_vllm.integration.sampler import TreeSampler
+from redrafter_vllm.integration.worker.sampler import TreeSampler
 
 
 @dataclass

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from hypothesis import example, given
 
-from redrafter_vllm.checkpoint import CheckpointError, check_checkpoint, read_config
-from redrafter_vllm.drafter import MAX_DRAFT_LAYERS, MAX_SIZE
-from tests.drafter.oracles import random_drafter
+from redrafter_vllm.checkpoint.io import CheckpointError, check_checkpoint, read_config
+from redrafter_vllm.model.drafter import MAX_DRAFT_LAYERS, MAX_SIZE
 from tests.fuzz.inputs import damaged_json, only, to_json
+from tests.oracles import random_drafter
 
 OWN = {
     "architectures": ["Drafter"],

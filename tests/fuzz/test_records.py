@@ -10,12 +10,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from redrafter_training.data.chat_templates import resolve_chat_template
+from redrafter_training.data.conversations import load_conversations
+from redrafter_training.data.report import DataError
+from redrafter_training.data.tokenize import ExampleEncoder, encode_all
 from tests.fuzz.inputs import damaged, damaged_bytes, damaged_json, only, to_json
 from tests.training.chat_tokenizers import CHATML, QWEN_LIKE, R1_LIKE, byte_tokenizer
-from training.chat_templates import resolve_chat_template
-from training.conversations import load_conversations
-from training.data_report import DataError
-from training.examples import ExampleEncoder, encode_all
 
 SHAREGPT = {"id": 1, "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes"}]}
 MESSAGES = {

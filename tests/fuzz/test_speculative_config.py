@@ -8,11 +8,11 @@ from unittest.mock import patch
 
 from hypothesis import example, given
 
-from redrafter_vllm import resolve
+from redrafter_vllm.checkpoint import locate as resolve
 from redrafter_vllm.config import MAX_NODES, known_options
 from tests.fuzz.inputs import damaged, only
+from tests.paths import ASSET
 
-ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
 SCHEDULE = "num_speculative_tokens_per_batch_size"
 WORD = {"method": "redrafter", "beam_width": 4, "beam_length": 4}
 PLACE = {"method": "redrafter", "model": str(ASSET / "redrafter"), SCHEDULE: [[1, 4, 16], [5, 16, 7], [17, 1024, 0]]}
@@ -35,7 +35,7 @@ def engine() -> dict[str, Any]:
 @example(PLACE | {SCHEDULE: "x"})
 @example(PLACE | {"beam-width": 2, "beam_width": 3})
 def test_speculative_config(options: dict[str, Any]) -> None:
-    from redrafter_vllm.integration.speculative_config import build_speculative_config
+    from redrafter_vllm.integration.frontend.speculative_config import build_speculative_config
 
     options |= engine()
     absent = resolve.DrafterNotFoundError("The hub has no such drafter.")

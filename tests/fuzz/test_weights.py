@@ -13,9 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from redrafter_vllm.checkpoint import CheckpointError, check_checkpoint, load_checkpoint
-from tests.drafter.oracles import random_drafter
+from redrafter_vllm.checkpoint.io import CheckpointError, check_checkpoint, load_checkpoint
 from tests.fuzz.inputs import damaged, damaged_bytes, damaged_json, only, to_json
+from tests.oracles import random_drafter
 
 DRAFTER = random_drafter(draft_vocab_size=5)
 

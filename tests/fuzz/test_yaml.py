@@ -14,12 +14,12 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from redrafter_training import cli
+from redrafter_training.config.job import Job
+from redrafter_training.config.parser import KeysParser
+from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.responses.config import Regeneration
 from tests.fuzz.inputs import damaged, damaged_bytes, only
-from training import cli
-from training.config import DistillConfig
-from training.job import Job
-from training.keys_parser import KeysParser
-from training.regeneration import Regeneration
 
 TRAINING = {
     "recipe": "short",
@@ -126,4 +126,4 @@ def test_training(scratch: Path, document: bytes) -> None:
 @example(b"engine: 3\n")
 @example(b"out: null\n")
 def test_regeneration(scratch: Path, document: bytes) -> None:
-    read(scratch, document, lambda argv: cli.parse_keys(Regeneration, "training.regenerate", "answers", argv))
+    read(scratch, document, lambda argv: cli.parse_keys(Regeneration, "redrafter_training.respond", "answers", argv))

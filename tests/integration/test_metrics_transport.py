@@ -9,8 +9,8 @@ from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from vllm.v1.spec_decode.metrics import SpecDecodingLogging, SpecDecodingStats
 
+from redrafter_vllm.integration.frontend.prometheus import RedrafterProm
 from redrafter_vllm.integration.metrics import StepCounts
-from redrafter_vllm.integration.metrics_prometheus import RedrafterProm
 
 
 def stats() -> SpecDecodingStats:

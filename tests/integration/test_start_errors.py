@@ -78,7 +78,7 @@ def test_in_the_same_process_the_error_itself_arrives(scratch: Path) -> None:
 BUILD = """
 import sys
 from vllm import LLM
-from redrafter_vllm.checkpoint_errors import NonFiniteTensorError
+from redrafter_vllm.checkpoint.errors import NonFiniteTensorError
 
 if __name__ == "__main__":
     options = dict(dtype="float32", max_model_len=64, kv_cache_memory_bytes=1 << 26, gpu_memory_utilization=0.1)

@@ -2,7 +2,6 @@
 """Which targets are refused, and in which words; on stand-ins for vLLM's configuration objects."""
 
 from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +14,8 @@ from redrafter_vllm.integration.target_support import (
     check_step_limits,
     check_target,
 )
+from tests.paths import ASSET
 
-ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
 CONNECTOR = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
 TREE, CHAIN = DraftingConfig(), DraftingConfig(beam_width=1)
 

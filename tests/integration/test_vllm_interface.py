@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from redrafter_vllm.integration import patches
 from redrafter_vllm.integration.attention.limits import TreeLimits
-from redrafter_vllm.integration.sampler import TreeSampler
-from redrafter_vllm.integration.seams import SEAMS, Seam, Use
-from redrafter_vllm.integration.speculator import RedrafterSpeculator
-from tools.check_seams import DOCUMENT, TABLE_BEGINS, facts_of, load, main, problem, save, with_table
+from redrafter_vllm.integration.patches import rebind as patches
+from redrafter_vllm.integration.vllm_interface import INTERFACES, Interface, Use
+from redrafter_vllm.integration.worker.sampler import TreeSampler
+from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
+from tests.paths import ROOT
+from tools.check_vllm_interface import DOCUMENT, TABLE_BEGINS, facts_of, load, main, problem, save, with_table
 from tools.vllm_source import Fact, Source, open_tree
 
-ROOT = Path(__file__).parents[2]
-FIXTURE = Path(__file__).with_name("seams_0_33.json")
+FIXTURE = Path(__file__).with_name("vllm_interface_0_33.json")
 OURS = {
     "DefaultModelState": ["model_state.py:RedrafterModelState"],
     "ModelSpecificAttnMetadata": ["model_state.py:TreeAttnMetadata"],
@@ -34,15 +34,21 @@ OURS = {
 
 def test_they_hold_on_the_installed_version() -> None:
     facts = facts_of(Source(open_tree("installed")))
-    assert {seam.target: why for seam in SEAMS if (why := problem(seam, facts[seam.target]))} == {}
+    assert {
+        interface.target: why for interface in INTERFACES if (why := problem(interface, facts[interface.target]))
+    } == {}
 
 
 def test_they_hold_on_0_33() -> None:
-    """Against what was read from its sources; after a change of the list, docs/vllm_seams.md says how to read again."""
+    """Against what was read from its sources; after a change of the list, docs/design/vllm_interface.md says how to read again."""
     version, facts = load(FIXTURE)
     assert version.startswith("0.33.")
-    assert facts.keys() >= {seam.target for seam in SEAMS}, "read the sources of 0.33 again: docs/vllm_seams.md"
-    assert {seam.target: why for seam in SEAMS if (why := problem(seam, facts[seam.target]))} == {}
+    assert facts.keys() >= {interface.target for interface in INTERFACES}, (
+        "read the sources of 0.33 again: docs/design/vllm_interface.md"
+    )
+    assert {
+        interface.target: why for interface in INTERFACES if (why := problem(interface, facts[interface.target]))
+    } == {}
 
 
 @pytest.mark.parametrize("backend", ["flash_attn:FlashAttentionBackend", "triton_attn:TritonAttentionBackend"])
@@ -64,45 +70,47 @@ def imported_names() -> Iterator[tuple[str, str]]:
 
 
 def test_nothing_else_is_imported() -> None:
-    known = {seam.target for seam in SEAMS} | {seam.module.replace(".", ":", 1) for seam in SEAMS}
-    modules = {seam.module for seam in SEAMS}
+    known = {interface.target for interface in INTERFACES} | {
+        interface.module.replace(".", ":", 1) for interface in INTERFACES
+    }
+    modules = {interface.module for interface in INTERFACES}
     names = list(imported_names())
     assert len(names) > 30
     unknown = [(name, file) for name, file in names if name not in known and name.replace(":", ".") not in modules]
-    assert unknown == [], "enter these in redrafter_vllm/integration/seams.py"
+    assert unknown == [], "enter these in redrafter_vllm/integration/vllm_interface.py"
 
 
 def test_the_list_of_rebindings_is_the_one_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """But for the platforms', of which a machine has one."""
     installed: list[str] = []
-    monkeypatch.setattr(patches, "rebind_seam", lambda target, make: installed.append(target))
+    monkeypatch.setattr(patches, "rebind_interface", lambda target, make: installed.append(target))
     patches.install_front()
     patches.install_runner()
-    platforms = {seam.target for seam in SEAMS if seam.module.startswith("vllm.platforms.")}
-    listed = {seam.target for seam in SEAMS if seam.use is Use.REBOUND}
+    platforms = {interface.target for interface in INTERFACES if interface.module.startswith("vllm.platforms.")}
+    listed = {interface.target for interface in INTERFACES if interface.use is Use.REBOUND}
     assert sorted({*installed} - platforms) == sorted(listed - platforms)
 
 
 def test_ours_take_what_vllms_do() -> None:
     """As far as vLLM's parameters go; what ours have beyond must have a default."""
-    for seam in (seam for seam in SEAMS if seam.use is Use.OVERRIDDEN):
-        owner, _, method = seam.path.partition(".")
+    for interface in (interface for interface in INTERFACES if interface.use is Use.OVERRIDDEN):
+        owner, _, method = interface.path.partition(".")
         for place in OURS[owner]:
             file, _, name = place.partition(":")
             tree = ast.parse((ROOT / "redrafter_vllm" / "integration" / file).read_text())
             (own,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
             (function,) = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name == method]
-            names, wanted = [arg.arg for arg in function.args.args], seam.parameters.split()
-            assert names[: len(wanted)] == wanted, (seam.target, place)
-            assert len(names) - len(wanted) <= len(function.args.defaults), (seam.target, place)
+            names, wanted = [arg.arg for arg in function.args.args], interface.parameters.split()
+            assert names[: len(wanted)] == wanted, (interface.target, place)
+            assert len(names) - len(wanted) <= len(function.args.defaults), (interface.target, place)
 
 
 def test_the_document_has_the_whole_list() -> None:
     """And the table of rebindings, which says why, has a row for each of them."""
     text = DOCUMENT.read_text()
-    assert with_table(text) == text, "run python -m tools.check_seams --document"
-    for seam in (seam for seam in SEAMS if seam.use is Use.REBOUND):
-        assert f"| `{seam.module}.{seam.path}` |" in text.partition(TABLE_BEGINS)[0], seam.target
+    assert with_table(text) == text, "run python -m tools.check_vllm_interface --document"
+    for interface in (interface for interface in INTERFACES if interface.use is Use.REBOUND):
+        assert f"| `{interface.module}.{interface.path}` |" in text.partition(TABLE_BEGINS)[0], interface.target
 
 
 def changed(tmp_path: Path, text: str) -> Source:
@@ -153,19 +161,19 @@ def test_what_is_read_from_sources(tmp_path: Path) -> None:
     ],
 )
 def test_changed_parameters(use: Use, parameters: str, why: str | None) -> None:
-    assert problem(Seam("vllm:f", use, parameters), Fact("function", ("a", "b", "c=", "d="))) == why
+    assert problem(Interface("vllm:f", use, parameters), Fact("function", ("a", "b", "c=", "d="))) == why
 
 
 def test_changed_names() -> None:
-    used = Seam("vllm:C", Use.USED, attributes="one two three")
+    used = Interface("vllm:C", Use.USED, attributes="one two three")
     assert problem(used, Fact("class", attributes=frozenset({"two", "other"}))) == "has no one, three"
     assert problem(used, Fact("missing")) == "is gone"
-    assert problem(Seam("vllm:f", Use.CALLED, "a"), Fact("class")) == "is a class now"
+    assert problem(Interface("vllm:f", Use.CALLED, "a"), Fact("class")) == "is a class now"
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["installed"]) == 0
-    assert "seams hold" in capsys.readouterr().out
+    assert "interfaces hold" in capsys.readouterr().out
     changed(tmp_path, SOURCES)
     wheel = tmp_path / "vllm-0.99.1.whl"
     with zipfile.ZipFile(wheel, "w") as archive:

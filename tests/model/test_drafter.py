@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from redrafter_vllm import Drafter, DrafterConfig
-from tests.drafter.oracles import next_log_probs, random_drafter
+from tests.oracles import next_log_probs, random_drafter
 
 SHAPES = [
     {"exit_dim": 12, "num_draft_layers": 2, "rnn": True},

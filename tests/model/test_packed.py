@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from redrafter_vllm import Drafter, beam_search
-from redrafter_vllm.packed_drafter import Linear, PackedDrafter, plain_linear
-from tests.drafter.oracles import next_log_probs, random_drafter
-from tests.drafter.test_drafter import SHAPES
+from redrafter_vllm.model.packed import Linear, PackedDrafter, plain_linear
+from tests.model.test_drafter import SHAPES
+from tests.oracles import next_log_probs, random_drafter
 
 WAYS = [False, True]
 
@@ -54,7 +54,7 @@ def test_a_trimmed_drafter_keeps_its_map(project: bool) -> None:
 
 @pytest.mark.parametrize("rows", [1, 3, 11])
 def test_the_table_is_made_in_pieces(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("redrafter_vllm.packed_drafter._ROWS_AT_ONCE", rows)
+    monkeypatch.setattr("redrafter_vllm.model.packed._ROWS_AT_ONCE", rows)
     drafter, embedding = random_drafter(), torch.randn(11, 6)
     table = PackedDrafter(drafter, project_embedding=True).token_inputs(embedding)
     torch.testing.assert_close(table, embedding @ drafter.rnn_w.weight.detach().T)

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from redrafter_vllm.quantization import CODE_TYPES, quantize_rows, rounding_linear
+from redrafter_vllm.model.quantization import CODE_TYPES, quantize_rows, rounding_linear
 
 
 def test_int8_by_hand() -> None:

@@ -6,7 +6,7 @@ import importlib.util
 import pytest
 import torch
 
-from tests.cpu_support.interpreted import needs_interpreter
+from tests.tools.cpu_support.interpreted import needs_interpreter
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")

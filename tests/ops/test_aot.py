@@ -6,17 +6,17 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.paths import ROOT
 
 triton = pytest.importorskip("triton")
 pytest.importorskip("triton.backends.nvidia", reason="this Triton cannot compile for NVIDIA GPUs")
 
 from redrafter_vllm.ops import aot  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
 CASES = [
     (op, variant.name, target)
     for op in aot.ops_with_kernels()

@@ -24,7 +24,7 @@ def integers(*values: int) -> torch.Tensor:
 
 
 def test_by_hand() -> None:
-    """Three requests: a tree of docs/architecture.md cut to four nodes, a prompt without drafts, placeholder drafts."""
+    """Three requests: a tree of docs/design/architecture.md cut to four nodes, a prompt without drafts, placeholder drafts."""
     nothing = [0] * 5
     tree = StoredTrees(
         tokens=torch.tensor([nothing, [11, 12, 13, 14, 15], nothing, nothing], device=DEVICE),

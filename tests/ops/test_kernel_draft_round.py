@@ -10,7 +10,7 @@ from redrafter_vllm.ops.draft_inputs import StoredTrees
 from redrafter_vllm.ops.draft_round import RoundInputs, RoundSource, reference
 from tests.ops.devices import DEVICE, assert_equal, poisoned, runs_kernels
 
-SPARE = 6
+PADDING_ROW = 6
 
 
 def buffers(size: int, hidden_size: int, dtype: torch.dtype) -> RoundInputs:
@@ -24,11 +24,11 @@ def source_of(num_reqs: int, hidden_size: int, dtype: torch.dtype, *, walked: bo
     values = dict(
         root_token=[5 * n for n in range(num_reqs)],
         leaf=[rng.randrange(5) for _ in range(num_reqs)] if walked else None,
-        idx_mapping=rng.sample(range(SPARE), num_reqs),
-        last_sampled=[[rng.randrange(2**40)] for _ in range(SPARE)],
+        idx_mapping=rng.sample(range(PADDING_ROW), num_reqs),
+        last_sampled=[[rng.randrange(2**40)] for _ in range(PADDING_ROW)],
         num_sampled=[rng.randrange(3) for _ in range(num_reqs)],
-        beam_limit=[rng.randint(1, 5) for _ in range(SPARE + 1)],
-        node_limit=[rng.choice([0, 5, 99]) for _ in range(SPARE + 1)],
+        beam_limit=[rng.randint(1, 5) for _ in range(PADDING_ROW + 1)],
+        node_limit=[rng.choice([0, 5, 99]) for _ in range(PADDING_ROW + 1)],
     )
     tensors = {name: None if value is None else torch.tensor(value, device=DEVICE) for name, value in values.items()}
     # Of no values torch makes floats.
@@ -52,15 +52,15 @@ def test_inputs_by_hand() -> None:
         node_limit=torch.tensor([9, 9, 9, 9, 5, 9, 9], device=DEVICE),
     )
     out = buffers(3, 2, torch.float32)
-    reference.round_inputs(out, source, room=7, num_stored=2, spare_row=SPARE)
+    reference.round_inputs(out, source, node_budget=7, num_stored=2, padding_row=PADDING_ROW)
     assert out.context.tolist() == [[5.0, 500.0], [9.0, 900.0], [0.0, 0.0]]
     assert out.roots.tolist() == [74, 71, 0]
-    assert out.rows.tolist() == [4, 1, SPARE]
-    assert out.room.tolist() == [5, 0, 0]
+    assert out.rows.tolist() == [4, 1, PADDING_ROW]
+    assert out.node_budget.tolist() == [5, 0, 0]
     assert out.beam_limit.tolist() == [3, 1, 1]
-    reference.round_inputs(out, source, room=4, num_stored=0, spare_row=SPARE)
-    assert out.rows.tolist() == [SPARE] * 3
-    assert out.room.tolist() == [4, 0, 0]
+    reference.round_inputs(out, source, node_budget=4, num_stored=0, padding_row=PADDING_ROW)
+    assert out.rows.tolist() == [PADDING_ROW] * 3
+    assert out.node_budget.tolist() == [4, 0, 0]
 
 
 @runs_kernels
@@ -79,10 +79,10 @@ def test_inputs_against_reference(walked: bool, num_reqs: int, size: int, hidden
     from redrafter_vllm.ops.draft_round import kernel
 
     source = source_of(num_reqs, hidden_size, dtype, walked=walked)
-    for num_stored, room in ((num_reqs, 16), (0, 1)):
+    for num_stored, node_budget in ((num_reqs, 16), (0, 1)):
         wanted, mine = buffers(size, hidden_size, dtype), buffers(size, hidden_size, dtype)
-        reference.round_inputs(wanted, source, room, num_stored, SPARE)
-        kernel.round_inputs(mine, source, room, num_stored, SPARE)
+        reference.round_inputs(wanted, source, node_budget, num_stored, PADDING_ROW)
+        kernel.round_inputs(mine, source, node_budget, num_stored, PADDING_ROW)
         for one, other in zip(mine, wanted, strict=True):
             assert_equal(one, other)
 
@@ -103,7 +103,7 @@ def test_storing_by_hand() -> None:
         depths=torch.tensor([[1, 2, 2, 3], [1, 0, 0, 0]], device=DEVICE),
         num_nodes=torch.tensor([4, 1], device=DEVICE),
         rows=torch.tensor([2, 0], device=DEVICE),
-        room=torch.tensor([3, 9], device=DEVICE),
+        node_budget=torch.tensor([3, 9], device=DEVICE),
     )
     assert trees.num_nodes.tolist() == [1, 0x5A, 3]
     assert trees.tokens.tolist() == [[9, 0, 0, 0], [0x5A] * 4, [5, 6, 7, 8]]
@@ -120,7 +120,7 @@ def test_hidden_states_of_another_type() -> None:
 
     source = source_of(1, 8, torch.float32, walked=False)
     with pytest.raises(ValueError, match=r"contiguous and torch.bfloat16, not torch.float32"):
-        kernel.round_inputs(buffers(1, 8, torch.bfloat16), source, 1, 1, SPARE)
+        kernel.round_inputs(buffers(1, 8, torch.bfloat16), source, 1, 1, PADDING_ROW)
 
 
 @runs_kernels
@@ -134,13 +134,13 @@ def test_storing_against_reference(num_reqs: int, num_nodes: int) -> None:
     nodes = [[(rng.randrange(2**40), rng.randrange(-1, n), n + 1) for n in range(num_nodes)] for _ in counts]
     columns = torch.tensor(nodes, dtype=torch.int64, device=DEVICE).reshape(num_reqs, num_nodes, 3)
     tokens, parents, depths = (x.contiguous() for x in columns.unbind(-1))
-    rows = torch.tensor(rng.sample(range(SPARE), num_reqs), dtype=torch.int64, device=DEVICE)
-    room = torch.tensor([rng.choice([0, 3, num_nodes]) for _ in counts], dtype=torch.int64, device=DEVICE)
+    rows = torch.tensor(rng.sample(range(PADDING_ROW), num_reqs), dtype=torch.int64, device=DEVICE)
+    node_budget = torch.tensor([rng.choice([0, 3, num_nodes]) for _ in counts], dtype=torch.int64, device=DEVICE)
     num_nodes_B = torch.tensor(counts, dtype=torch.int64, device=DEVICE)
     results = []
     for implementation in (reference, kernel):
-        trees, draft_tokens = stored(SPARE + 1, num_nodes), poisoned(num_reqs, num_nodes, dtype=torch.int64)
-        implementation.store_trees(trees, draft_tokens, tokens, parents, depths, num_nodes_B, rows, room)
+        trees, draft_tokens = stored(PADDING_ROW + 1, num_nodes), poisoned(num_reqs, num_nodes, dtype=torch.int64)
+        implementation.store_trees(trees, draft_tokens, tokens, parents, depths, num_nodes_B, rows, node_budget)
         results.append((*trees, draft_tokens))
     for wanted, mine in zip(*results, strict=True):
         assert_equal(mine, wanted)
@@ -151,12 +151,12 @@ def test_storing_against_reference(num_reqs: int, num_nodes: int) -> None:
 def test_requests_that_fill_up_share_the_spare_row() -> None:
     from redrafter_vllm.ops.draft_round import kernel
 
-    trees, draft_tokens = stored(SPARE + 1, 3), poisoned(4, 3, dtype=torch.int64)
+    trees, draft_tokens = stored(PADDING_ROW + 1, 3), poisoned(4, 3, dtype=torch.int64)
     untouched = [x.clone() for x in trees]
     tokens = torch.arange(12, device=DEVICE).view(4, 3)
     parents, depths = torch.tensor([[-1, 0, 1]] * 4, device=DEVICE), torch.tensor([[1, 2, 3]] * 4, device=DEVICE)
     counts, zero = torch.full((4,), 3, device=DEVICE), torch.zeros(4, dtype=torch.int64, device=DEVICE)
-    kernel.store_trees(trees, draft_tokens, tokens, parents, depths, counts, zero + SPARE, zero)
+    kernel.store_trees(trees, draft_tokens, tokens, parents, depths, counts, zero + PADDING_ROW, zero)
     for after, before in zip(trees, untouched, strict=True):
-        assert_equal(after[:SPARE], before[:SPARE])
-    assert trees.num_nodes[SPARE] == 0
+        assert_equal(after[:PADDING_ROW], before[:PADDING_ROW])
+    assert trees.num_nodes[PADDING_ROW] == 0

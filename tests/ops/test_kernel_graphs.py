@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from redrafter_vllm.config import DraftingConfig
-from redrafter_vllm.drafter import Drafter, DrafterConfig
+from redrafter_vllm.drafting.buffers import DraftRows, RoundBuffers
+from redrafter_vllm.drafting.propose import propose_trees
+from redrafter_vllm.model.drafter import Drafter, DrafterConfig
 from redrafter_vllm.ops.draft_round import RoundSource
 from redrafter_vllm.ops.kv_compact import kv_compact, prepare
 from redrafter_vllm.ops.prefix_tree import ancestor_mask, prefix_tree
 from redrafter_vllm.ops.tree_verify import tree_verify
-from redrafter_vllm.speculator import draw_trees
-from redrafter_vllm.state import DraftRows, RoundBuffers
 from tests.ops.devices import DEVICE, HAS_GPU
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")]
@@ -90,13 +90,13 @@ class Round:
             beam_limit=self.rows.beam_limit,
             node_limit=self.rows.node_limit,
         )
-        self.buffers.fill(SIZE, source, 16, num_reqs, self.rows.spare)
+        self.buffers.fill(SIZE, source, 16, num_reqs, self.rows.padding_row)
 
     @torch.inference_mode()
     def run(self) -> None:
         own = self.buffers.first(SIZE)
-        tree = draw_trees(self.drafter, self.embedding, own.context, own.roots, own.beam_limit, CONFIG)
-        self.rows.write(own.rows, tree, own.room, self.buffers.draft_tokens[:SIZE])
+        tree = propose_trees(self.drafter, self.embedding, own.context, own.roots, own.beam_limit, CONFIG)
+        self.rows.write(own.rows, tree, own.node_budget, self.buffers.draft_tokens[:SIZE])
 
 
 def test_a_round_replays_as_it_ran() -> None:

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from redrafter_vllm.draft_vocabulary import to_offsets
-from redrafter_vllm.drafter import Drafter, DrafterConfig
+from redrafter_vllm.checkpoint.vocab_mapping import to_offsets
+from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.model.packed import PackedDrafter
 from redrafter_vllm.ops import dispatch
 from redrafter_vllm.ops.beam_search import beam_search
 from redrafter_vllm.ops.beam_search import reference as search_reference
 from redrafter_vllm.ops.grow_beams import BeamHistory, reference
-from redrafter_vllm.packed_drafter import PackedDrafter
 from tests.ops.devices import DEVICE, assert_equal, runs_kernels
 from tests.ops.poison import poison_empty
 

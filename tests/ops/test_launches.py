@@ -9,12 +9,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from redrafter_vllm.config import DraftingConfig
-from redrafter_vllm.drafter import Drafter, DrafterConfig
+from redrafter_vllm.drafting.buffers import DraftRows, RoundBuffers
+from redrafter_vllm.drafting.propose import propose_trees
+from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.model.packed import PackedDrafter
 from redrafter_vllm.ops import dispatch
-from redrafter_vllm.packed_drafter import PackedDrafter
-from redrafter_vllm.speculator import draw_trees
-from redrafter_vllm.state import DraftRows, RoundBuffers
-from tests.cpu_support.interpreted import needs_interpreter
+from tests.tools.cpu_support.interpreted import needs_interpreter
 
 pytestmark = needs_interpreter
 
@@ -67,8 +67,8 @@ def test_of_a_round(project: bool, launches: Launches) -> None:
     rows = DraftRows(1, drafting.num_speculative_tokens, torch.device("cpu"))
     buffers = RoundBuffers(1, drafting.num_speculative_tokens, 16, torch.float32, torch.device("cpu"))
     with launches:
-        tree = draw_trees(drafter, inputs, *buffers.inputs[:2], buffers.inputs.beam_limit, drafting)
-        rows.write(buffers.inputs.rows, tree, buffers.inputs.room, buffers.draft_tokens)
+        tree = propose_trees(drafter, inputs, *buffers.inputs[:2], buffers.inputs.beam_limit, drafting)
+        rows.write(buffers.inputs.rows, tree, buffers.inputs.node_budget, buffers.draft_tokens)
     # Recurrence, the state's half of the first layer, the second block, the output; before a round the context's half.
     products = {"linear": 4 * STEPS + 1}
     recurrence = {"_add_kernel": STEPS} if project else {"_join_kernel": STEPS, "silu": STEPS}

@@ -8,14 +8,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from redrafter_vllm.drafting.buffers import DraftRows, RoundBuffers
+from redrafter_vllm.drafting.tree import DraftTree
 from redrafter_vllm.ops import dispatch
 from redrafter_vllm.ops.draft_inputs import kernel as inputs_kernel
 from redrafter_vllm.ops.draft_round import RoundSource
 from redrafter_vllm.ops.draft_round import kernel as round_kernel
 from redrafter_vllm.ops.kv_compact import kernel as compact_kernel
 from redrafter_vllm.ops.kv_compact import kv_compact, prepare
-from redrafter_vllm.state import DraftRows, RoundBuffers
-from redrafter_vllm.tree import DraftTree
 from tests.ops.devices import DEVICE, runs_kernels
 
 NODES, DEPTH, HIDDEN, REQS = 16, 4, 32, 3
@@ -78,9 +78,9 @@ def test_one_launch_and_no_memory_each(monkeypatch: pytest.MonkeyPatch) -> None:
         kv_compact(caches, path, layout.root_token, slots)
         limits = rows.beam_limit, rows.node_limit
         source = RoundSource(hidden, layout.root_token, leaf, idx_mapping, last_sampled, num_sampled, *limits)
-        buffers.fill(4, source, NODES, REQS, rows.spare)
+        buffers.fill(4, source, NODES, REQS, rows.padding_row)
         own = buffers.first(REQS)
-        rows.write(own.rows, tree, own.room, buffers.draft_tokens[:REQS])
+        rows.write(own.rows, tree, own.node_budget, buffers.draft_tokens[:REQS])
         with pytest.raises(AllocationError):
             torch.add(leaf, 1)
     assert {name: counted.launches for name, counted in kernels.items()} == dict.fromkeys(kernels, 1)

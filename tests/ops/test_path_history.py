@@ -11,13 +11,13 @@ from torch import Tensor
 
 from redrafter_vllm.ops.path_history import reference
 from redrafter_vllm.ops.path_history.reference import BadWords, Paths, Penalties
-from tests.cpu_support.interpreted import vllm_gpu
 from tests.engine.scripted import random_tree
 from tests.ops.devices import DEVICE, HAS_GPU, assert_equal, runs_kernels
+from tests.tools.cpu_support.interpreted import vllm_gpu
 
 SLOTS, VOCAB, DEPTH, NODES = 5, 70, 5, 9
 
-# The tree of docs/architecture.md under root r: a (0), b (1), c (2) and d (3) under a, e (4) under c.
+# The tree of docs/design/architecture.md under root r: a (0), b (1), c (2) and d (3) under a, e (4) under c.
 TOKENS = [10, 11, 12, 13, 14]
 PARENTS = [-1, -1, 0, 0, 2]
 

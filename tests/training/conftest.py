@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from training.frozen_target import FrozenTarget
+from redrafter_training.target.model import TargetModel
 
 FOLDERS = ("json", "email", "http", "logging", "zoneinfo", "venv")
 
@@ -34,7 +34,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def tiny_target() -> FrozenTarget:
+def tiny_target() -> TargetModel:
     torch.manual_seed(7)
     config = LlamaConfig(
         vocab_size=40,
@@ -50,4 +50,4 @@ def tiny_target() -> FrozenTarget:
         # Large weights: a distribution near uniform would leave nothing to learn and argmax to chance.
         initializer_range=0.5,
     )
-    return FrozenTarget(LlamaForCausalLM(config))
+    return TargetModel(LlamaForCausalLM(config))

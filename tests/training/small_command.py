@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m training` on the committed target and a dozen conversations: seconds, most of them for the start."""
+"""`python -m redrafter_training` on the committed target and a dozen conversations: seconds, most of them for the start."""
 
 import json
 import shutil
 from pathlib import Path
 
-ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
+from tests.paths import ASSET
+
 KEYS = [
     "--chat-template",
     "vicuna",

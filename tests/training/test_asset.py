@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from redrafter_vllm.drafter import Drafter
-from training.evaluate import Drafting, held_out_texts, measure
-from training.frozen_target import FrozenTarget
+from redrafter_training.evaluate import Drafting, held_out_texts, measure
+from redrafter_training.target.model import TargetModel
+from redrafter_vllm.model.drafter import Drafter
+from tests.paths import ASSET
 
-ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
 DRAFTERS = ("redrafter", "redrafter-slim")
 
 
@@ -38,7 +38,7 @@ def test_tokenizer_is_lossless() -> None:
 
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_accepts_drafts_on_held_out_prompts(name: str) -> None:
-    target = FrozenTarget(AutoModelForCausalLM.from_pretrained(ASSET, dtype=torch.float32))
+    target = TargetModel(AutoModelForCausalLM.from_pretrained(ASSET, dtype=torch.float32))
     drafter = Drafter.from_pretrained(ASSET / name)
     report = json.loads((ASSET / name / "training.json").read_text())
     texts = held_out_texts(target, AutoTokenizer.from_pretrained(ASSET), prompts=12, new_tokens=48, seed=1)

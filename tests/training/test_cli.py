@@ -5,12 +5,13 @@ from typing import get_type_hints
 
 import pytest
 
-from redrafter_vllm.drafter import Drafter, DrafterConfig
-from training.cli import attribute_help, parse
-from training.config import RECIPES, DistillConfig, ResponseConfig
-from training.head_loss import LossConfig
-from training.job import Job
-from training.schedule import Budget
+from redrafter_training.cli import attribute_help, parse
+from redrafter_training.config.job import Job
+from redrafter_training.config.recipe import RECIPES, DistillConfig, ResponseConfig
+from redrafter_training.trainer.fused_head_loss import LossConfig
+from redrafter_training.trainer.lr_schedule import Budget
+from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from tests.paths import ROOT
 
 GIVEN = ["--target", "t", "--data", "stdlib"]
 
@@ -126,7 +127,7 @@ def test_help_shows_every_key(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", ["vicuna-7b", "vicuna-7b-published"])
 def test_shipped_recipes_are_valid(name: str) -> None:
-    file = Path(__file__).parents[2] / "training" / "recipes" / f"{name}.yaml"
+    file = ROOT / "training" / "redrafter_training" / "recipes" / f"{name}.yaml"
     job, config, _, _ = parse(["--config", str(file)])
     assert job.target == "lmsys/vicuna-7b-v1.3"
     assert (config.beam_length, config.num_draft_layers, config.window, config.batch_size) == (5, 2, 2048, 128)

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from redrafter_vllm.drafter import Drafter
+from redrafter_training import evaluate as evaluate_command
+from redrafter_training.tiny_target import train as target_command
+from redrafter_training.tiny_target.train import RECIPES, TargetConfig
+from redrafter_training.trainer.lr_schedule import Budget
+from redrafter_vllm.model.drafter import Drafter
 from training import distill as distill_command
-from training import evaluate as evaluate_command
-from training import target as target_command
-from training.schedule import Budget
-from training.target import RECIPES, TargetConfig
 
 TINY = replace(
     RECIPES["short"],

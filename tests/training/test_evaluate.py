@@ -2,15 +2,15 @@
 import pytest
 import torch
 
+from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.data.windows import Windows
+from redrafter_training.evaluate import Drafting, accepted_depths, count_steps, measure
+from redrafter_training.responses.transformers_engine import continue_prompts
+from redrafter_training.target.model import TargetModel
+from redrafter_training.trainer.loop import build_drafter, distill
+from redrafter_training.trainer.lr_schedule import Budget
+from redrafter_vllm.drafting.tree import DraftTree
 from redrafter_vllm.ops.beam_search import beam_search
-from redrafter_vllm.tree import DraftTree
-from training.config import DistillConfig, ResponseConfig
-from training.data import Windows
-from training.evaluate import Drafting, accepted_depths, count_steps, measure
-from training.frozen_target import FrozenTarget
-from training.generate import continue_prompts
-from training.loop import build_drafter, distill
-from training.schedule import Budget
 
 
 def test_walk_follows_only_children_of_accepted_nodes() -> None:
@@ -33,7 +33,7 @@ def test_counting_steps_by_hand() -> None:
     assert count_steps([0]) == []
 
 
-def test_equals_decoding_step_by_step(tiny_target: FrozenTarget) -> None:
+def test_equals_decoding_step_by_step(tiny_target: TargetModel) -> None:
     config = DistillConfig(
         Budget(40), beam_length=3, window=24, chunk=24, responses=ResponseConfig(min_prompt=2, max_prompt=8)
     )
@@ -50,7 +50,7 @@ def test_equals_decoding_step_by_step(tiny_target: FrozenTarget) -> None:
     for text, start in texts:
         place = start  # of the root
         while place < len(text) - 1:
-            hidden = tiny_target.signals(text[None, :place]).hidden[0, -1:]
+            hidden = tiny_target.outputs(text[None, :place]).hidden[0, -1:]
             beams = beam_search(
                 drafter, tiny_target.embedding, hidden, text[place : place + 1], beam_width=3, beam_length=3
             )
@@ -73,7 +73,7 @@ def test_equals_decoding_step_by_step(tiny_target: FrozenTarget) -> None:
     assert figures.acceptance_by_depth == pytest.approx([a / steps for a in accepted_at])
 
 
-def test_nothing_to_measure(tiny_target: FrozenTarget) -> None:
+def test_nothing_to_measure(tiny_target: TargetModel) -> None:
     config = DistillConfig(Budget(1))
     with pytest.raises(ValueError, match="no text"):
         measure(tiny_target, build_drafter(tiny_target, config), [(torch.tensor([3, 4]), 1)], Drafting())

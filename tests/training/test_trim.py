@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from redrafter_training.trim import choose_tokens, data_frequencies, main, trim
 from redrafter_vllm import Drafter
-from redrafter_vllm.checkpoint import check_checkpoint
-from tests.drafter.oracles import random_drafter
-from training.trim import choose_tokens, data_frequencies, main, trim
+from redrafter_vllm.checkpoint.io import check_checkpoint
+from tests.oracles import random_drafter
+from tests.paths import ASSET
 
-ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
 # By its name the first is held out of all training.
 FILES = {"first.py": "alpha = beta\n" * 20, "second.py": "gamma = delta\n" * 20}
 

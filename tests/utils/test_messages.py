@@ -3,9 +3,9 @@
 
 import pytest
 
-from redrafter_vllm.checkpoint import CheckpointError
+from redrafter_vllm.checkpoint.io import CheckpointError
 from redrafter_vllm.config import OptionError
-from redrafter_vllm.messages import LONGEST_LINE, listed, one_line, shown
+from redrafter_vllm.utils.messages import LONGEST_LINE, listed, one_line, shown
 
 
 class Unspeakable:

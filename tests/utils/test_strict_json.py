@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from redrafter_vllm import strict_json
+from redrafter_vllm.utils import strict_json
 
 
 def refuse(name: str) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m training --target MODEL --data DATA`: train a drafter and put it where serving finds it."""
+"""`python -m redrafter_training --target MODEL --data DATA`: train a drafter and put it where serving finds it."""
 
 import sys
 from collections.abc import Sequence
@@ -7,20 +7,20 @@ from functools import partial
 
 from rich.console import Console
 
-from training import checkpoints
-from training.cli import parse
-from training.command import run_command
-from training.config import DistillConfig
-from training.data_plan import describe_data
-from training.interruption import Interruption
-from training.job import Job
-from training.plan import make_plan, print_plan
-from training.preflight import check_places, check_target
-from training.runner import local_device, run
-from training.summary import print_summary
+from redrafter_training.cli import parse
+from redrafter_training.command import run_command
+from redrafter_training.config.job import Job
+from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.distributed import checkpoints
+from redrafter_training.run.data_plan import describe_data
+from redrafter_training.run.plan import make_plan, print_plan
+from redrafter_training.run.preflight import check_places, check_target
+from redrafter_training.run.summary import print_summary
+from redrafter_training.run.training import local_device, run
+from redrafter_training.utils.interruption import Interruption
 
 
-def main(argv: Sequence[str] | None = None, *, program: str = "training") -> int:
+def main(argv: Sequence[str] | None = None, *, program: str = "redrafter_training") -> int:
     job, config, recipe, keys = parse(argv)
     return run_command(partial(_main, job, config, recipe, keys, program), partial(_interrupted, job))
 
@@ -39,7 +39,7 @@ def _main(job: Job, config: DistillConfig, recipe: str, keys: str, program: str,
         return 0
     print(
         f"the drafter in {job.out_dir} is complete, but what it saves could not be measured ({report.unmeasured}): "
-        "try python -m training.evaluate, or leave the measure away with --evaluate false",
+        "try python -m redrafter_training.evaluate, or leave the measure away with --evaluate false",
         file=sys.stderr,
     )
     return 1

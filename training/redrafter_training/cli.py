@@ -11,12 +11,12 @@ from typing import Any, TypeGuard, TypeVar, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 
-from redrafter_vllm.checkpoint import check_checkpoint
-from redrafter_vllm.messages import one_line
-from training.config import RECIPES, DistillConfig
-from training.job import Job, check_rows
-from training.keys_parser import KeysParser
-from training.sentences import sentence
+from redrafter_training.config.job import Job, check_rows
+from redrafter_training.config.parser import KeysParser
+from redrafter_training.config.recipe import RECIPES, DistillConfig
+from redrafter_training.utils.sentences import sentence
+from redrafter_vllm.checkpoint.io import check_checkpoint
+from redrafter_vllm.utils.messages import one_line
 
 Keys = TypeVar("Keys")
 

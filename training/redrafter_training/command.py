@@ -4,9 +4,9 @@
 import sys
 from collections.abc import Callable
 
-from training.context import TrainingStoppedError, WorkersFailedError
-from training.interruption import EXIT_CODE, Interruption
-from training.sentences import sentence
+from redrafter_training.distributed.context import TrainingStoppedError, WorkersFailedError
+from redrafter_training.utils.interruption import EXIT_CODE, Interruption
+from redrafter_training.utils.sentences import sentence
 
 
 def run_command(body: Callable[[Interruption], int], interrupted: Callable[[], str]) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens per step that a drafter reaches, without a serving engine: `python -m training.evaluate --target DIR`.
+"""Tokens per step that a drafter reaches, without a serving engine: `python -m redrafter_training.evaluate --target DIR`.
 
 Exact verification emits what the target emits anyway. So the target's text is generated first, and the steps that
 decoding with drafts would have needed for it are counted afterwards: at every position the beams are drawn, packed
@@ -19,20 +19,20 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from redrafter_vllm import strict_json
+from redrafter_training.command import run_command
+from redrafter_training.data.python_corpus import load_corpus, split, unseen_prompts
+from redrafter_training.data.windows import Windows, cut_windows, encode_files
+from redrafter_training.responses.transformers_engine import continue_prompts
+from redrafter_training.target.model import TargetModel
+from redrafter_training.target.properties import read_facts
+from redrafter_training.trainer.metrics import depth_figures
+from redrafter_vllm.checkpoint.locate import resolve_drafter
 from redrafter_vllm.config import MAX_BEAM_LENGTH, MAX_BEAM_WIDTH
-from redrafter_vllm.drafter import Drafter
+from redrafter_vllm.drafting.tree import DraftTree
+from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.ops.beam_search import beam_search
-from redrafter_vllm.places import user_path, user_place
-from redrafter_vllm.resolve import resolve_drafter
-from redrafter_vllm.tree import DraftTree
-from training.command import run_command
-from training.corpus import load_corpus, split, unseen_prompts
-from training.data import Windows, cut_windows, encode_files
-from training.frozen_target import FrozenTarget
-from training.generate import continue_prompts
-from training.metrics import depth_figures
-from training.target_facts import read_facts
+from redrafter_vllm.utils import strict_json
+from redrafter_vllm.utils.paths import user_path, user_place
 
 WINDOW = 256  # tokens of the held-out text that figures by depth are measured on at once
 
@@ -78,9 +78,9 @@ def accepted_depths(tree: DraftTree, future: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def accepted_everywhere(target: FrozenTarget, drafter: Drafter, text: Tensor, start: int, drafting: Drafting) -> Tensor:
+def accepted_everywhere(target: TargetModel, drafter: Drafter, text: Tensor, start: int, drafting: Drafting) -> Tensor:
     """Accepted drafts if a step had context p, for every p from `start - 1` with its root p + 1 inside the text."""
-    hidden = target.signals(text[None]).hidden[0]
+    hidden = target.outputs(text[None]).hidden[0]
     context = hidden[start - 1 : -1]
     roots = text[start:]
     beams = beam_search(
@@ -111,7 +111,7 @@ def count_steps(accepted: Sequence[int]) -> list[int]:
 
 
 def measure(
-    target: FrozenTarget, drafter: Drafter, texts: Sequence[tuple[Tensor, int]], drafting: Drafting
+    target: TargetModel, drafter: Drafter, texts: Sequence[tuple[Tensor, int]], drafting: Drafting
 ) -> Acceptance:
     """Acceptance over `texts`: each a prompt with its continuation [n] and the prompt's length.
 
@@ -134,7 +134,7 @@ def measure(
 
 
 def held_out_texts(
-    target: FrozenTarget,
+    target: TargetModel,
     tokenizer: AutoTokenizer,
     *,
     prompts: int,
@@ -167,7 +167,7 @@ def held_out_windows(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m redrafter_training.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--target", type=user_place, required=True, help="folder or hub name of the target")
     parser.add_argument("--drafter", type=user_place, help="the drafter's folder (default: where serving finds it)")
     parser.add_argument("--beam-width", type=int, nargs="+", default=[1, 2, 4, 8], help="one row of figures each")
@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
         drafting = [Drafting(w, args.beam_length, args.max_nodes or w * args.beam_length) for w in args.beam_width]
     except ValueError as problem:
         parser.error(str(problem))
-    target = FrozenTarget(AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32, **trusted))
+    target = TargetModel(AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32, **trusted))
     drafter = Drafter.from_pretrained(resolve_drafter(args.drafter, args.target))
     tokenizer = AutoTokenizer.from_pretrained(args.target, **trusted)
     texts = held_out_texts(

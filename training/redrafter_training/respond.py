@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m training.regenerate --target MODEL --data DATA --out DIR`: have the target itself answer the prompts.
+"""`python -m redrafter_training.respond --target MODEL --data DATA --out DIR`: have the target itself answer the prompts.
 
 A drafter has to foresee the target's text, not a data set's. The folder is then the training's `--data`.
 """
@@ -13,19 +13,19 @@ from functools import partial
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from training.answer_engine import has_vllm, make_answerer
-from training.answer_store import AnswerStore, vocabulary_fingerprint
-from training.answer_workers import Crew, Shard, answer_here, answer_on_ray
-from training.answers import Answered, Task
-from training.cli import parse_keys
-from training.command import run_command
-from training.data_report import DataError, DataReport, UnusableRecord
-from training.export import provenance
-from training.fingerprint import target_fingerprint, template_fingerprint
-from training.folder_files import passed_over
-from training.regeneration import Regeneration
-from training.regeneration_tasks import fingerprint, load_tasks
-from training.target_facts import TargetFactsError, facts_of, load_config
+from redrafter_training.cli import parse_keys
+from redrafter_training.command import run_command
+from redrafter_training.data.report import DataError, DataReport, UnusableRecord
+from redrafter_training.responses.config import Regeneration
+from redrafter_training.responses.prompts import fingerprint, load_tasks
+from redrafter_training.responses.ray_workers import Crew, Shard, answer_here, answer_on_ray
+from redrafter_training.responses.records import Answered, Task
+from redrafter_training.responses.store import AnswerStore, vocabulary_fingerprint
+from redrafter_training.responses.vllm_engine import has_vllm, make_answerer
+from redrafter_training.run.folder_files import passed_over
+from redrafter_training.target.properties import TargetFactsError, facts_of, load_config
+from redrafter_training.trainer.export import provenance
+from redrafter_training.utils.fingerprint import target_fingerprint, template_fingerprint
 
 DESCRIPTION = "Have the target itself answer the prompts of some data, for its drafter to be trained on."
 
@@ -94,7 +94,7 @@ def regenerate(job: Regeneration) -> Summary:
         "prompts": fingerprint(tasks),
         "vocabulary": vocabulary_fingerprint(tokenizer),
     }
-    facts = {"records": {"used": report.used, "skipped": report.skipped}} | provenance("training.regenerate")
+    facts = {"records": {"used": report.used, "skipped": report.skipped}} | provenance("redrafter_training.respond")
     store.check(settings)
     with store.held():
         store.open(settings, len(tasks), len(shards), facts)
@@ -149,7 +149,7 @@ def _answered(job: Regeneration, pending: list[Shard]) -> Iterator[tuple[int, li
     if not job.on_ray:
         return answer_here(partial(make_answerer, job), pending)
     try:
-        from training.launch import connect, has_gpus
+        from redrafter_training.distributed.ray_train import connect, has_gpus
     except ImportError as problem:
         raise DataError(f"several workers need Ray: pip install 'redrafter-vllm[train]' ({problem})") from None
     connect(job.ray_address, num_cpus=job.num_workers)
@@ -159,13 +159,15 @@ def _answered(job: Regeneration, pending: list[Shard]) -> Iterator[tuple[int, li
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    job = parse_keys(Regeneration, "training.regenerate", DESCRIPTION, argv)
+    job = parse_keys(Regeneration, "redrafter_training.respond", DESCRIPTION, argv)
     return run_command(lambda _: _main(job), lambda: _interrupted(job))
 
 
 def _main(job: Regeneration) -> int:
     print(regenerate(job))
-    print(f"train on them with: python -m training --target {job.target} --data {job.out} --window {job.window}")
+    print(
+        f"train on them with: python -m redrafter_training --target {job.target} --data {job.out} --window {job.window}"
+    )
     return 0
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m training.trim SRC DST --target MODEL --data DATA --draft-vocab-size N`: a trained drafter, trimmed.
+"""`python -m redrafter_training.trim SRC DST --target MODEL --data DATA --draft-vocab-size N`: a trained drafter, trimmed.
 
 The output layer keeps the rows of the N tokens that the data has most of; nothing is trained. The data is named as for
 training: `stdlib` or a folder of Python sources, a folder of answers, conversations. Of answers and conversations only
@@ -18,21 +18,21 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from redrafter_vllm.draft_vocabulary import MAP, check_target_ids, to_offsets
-from redrafter_vllm.drafter import Drafter
-from redrafter_vllm.places import check_drafter_place, drafter_folder, user_path, user_place
-from training.answer_store import is_regenerated
-from training.command import run_command
-from training.conversation_feed import hold_out
-from training.corpus import corpus_root, is_source_code, load_corpus
-from training.corpus import split as split_sources
-from training.data import encode_files
-from training.draft_vocabulary import DraftVocabulary, choose_draft_vocabulary, token_frequencies
-from training.examples import ExampleEncoder
-from training.loops import LONGEST_REPEAT
-from training.preflight import check_target
-from training.prepared import load_examples
-from training.regenerated import load_regenerated
+from redrafter_training.command import run_command
+from redrafter_training.data.batches import hold_out
+from redrafter_training.data.prepare import load_examples
+from redrafter_training.data.python_corpus import corpus_root, is_source_code, load_corpus
+from redrafter_training.data.python_corpus import split as split_sources
+from redrafter_training.data.repetition import LONGEST_REPEAT
+from redrafter_training.data.tokenize import ExampleEncoder
+from redrafter_training.data.vocab_mapping import DraftVocabulary, choose_draft_vocabulary, token_frequencies
+from redrafter_training.data.windows import encode_files
+from redrafter_training.responses.examples import load_regenerated
+from redrafter_training.responses.store import is_regenerated
+from redrafter_training.run.preflight import check_target
+from redrafter_vllm.checkpoint.vocab_mapping import MAP, check_target_ids, to_offsets
+from redrafter_vllm.model.drafter import Drafter
+from redrafter_vllm.utils.paths import check_drafter_place, drafter_folder, user_path, user_place
 
 WINDOW = 2048  # tokens of a conversation that count
 
@@ -102,7 +102,9 @@ def choose_tokens(drafter: Drafter, frequencies: Tensor, size: int) -> DraftVoca
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.trim", description=(__doc__ or "").partition(": ")[2])
+    parser = argparse.ArgumentParser(
+        prog="python -m redrafter_training.trim", description=(__doc__ or "").partition(": ")[2]
+    )
     parser.add_argument("source", metavar="SRC", type=user_path, help="the drafter's folder")
     parser.add_argument("destination", metavar="DST", type=user_path, help="new folder for the trimmed one")
     parser.add_argument(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks.gpu_stages STAGE DEVICE SECONDS FOLDER`: the process that `benchmarks.gpu_check` starts."""
+"""`python -m benchmarks.gpu_check.stages STAGE DEVICE SECONDS FOLDER`: the process that `benchmarks.gpu_check` starts."""
 
 import importlib
 import sys
@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.gpu_stages import Call, outcome_file
+from benchmarks.gpu_check.stages import Call, outcome_file
 from benchmarks.record import store
 
 
@@ -16,7 +16,7 @@ def main() -> None:
     scratch = Path(folder) / stage
     call = Call(device, scratch, time.monotonic() + float(seconds))
     scratch.mkdir(parents=True, exist_ok=True)
-    outcome = importlib.import_module(f"benchmarks.gpu_stages.{stage}").run(call)
+    outcome = importlib.import_module(f"benchmarks.gpu_check.stages.{stage}").run(call)
     store(outcome_file(scratch), asdict(outcome))
 
 

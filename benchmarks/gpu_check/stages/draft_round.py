@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_stages import Call, Outcome
-from benchmarks.gpu_stages.timing import bandwidth, seconds
-from benchmarks.roofline import Layout, Workload, round_reads
-from benchmarks.shapes import find_shape, published_drafter
+from benchmarks.gpu_check.stages import Call, Outcome
+from benchmarks.gpu_check.stages.timing import bandwidth, seconds
+from benchmarks.models.roofline import Layout, Workload, round_reads
+from benchmarks.models.shapes import find_shape, published_drafter
 from redrafter_vllm.config import DraftingConfig
-from redrafter_vllm.drafter import Drafter, DrafterConfig
-from redrafter_vllm.packed_drafter import PackedDrafter
-from redrafter_vllm.speculator import draw_trees
-from redrafter_vllm.state import DraftRows, RoundBuffers
+from redrafter_vllm.drafting.buffers import DraftRows, RoundBuffers
+from redrafter_vllm.drafting.propose import propose_trees
+from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.model.packed import PackedDrafter
 
 SLOWER = 1.3  # times its byte floor
 SHAPE = {"cuda": "vicuna-7b", "cpu": "llama-0.1b"}
@@ -95,8 +95,8 @@ def packed(name: str, config: DrafterConfig, device: str) -> Iterator[PackedDraf
         yield PackedDrafter(drafter)
         return
     # Only these products need vLLM around them, so only they fail where it cannot be set up.
-    from benchmarks.drafting_round import alone_in_vllm
-    from redrafter_vllm.integration.drafter_loading import linear_maker
+    from benchmarks.serving.drafting_round import alone_in_vllm
+    from redrafter_vllm.integration.worker.drafter_loading import linear_maker
 
     with alone_in_vllm(device, torch.bfloat16):
         yield PackedDrafter(drafter, linear_maker("int8"), project_embedding=True)
@@ -109,17 +109,17 @@ def round_of(
     kept: DraftRows,
 ) -> Callable[[], None]:
     """What serving records for as many requests as `kept` has rows for, `RedrafterSpeculator._run_round`."""
-    batch, nodes, device = kept.spare, drafting.num_speculative_tokens, kept.num_nodes.device
+    batch, nodes, device = kept.padding_row, drafting.num_speculative_tokens, kept.num_nodes.device
     buffers = RoundBuffers(batch, nodes, drafter.config.hidden_size, torch.bfloat16, device)
     this = buffers.first(batch)
     this.context.normal_()
     this.roots.copy_(torch.arange(batch))
     this.rows.copy_(torch.arange(batch))
-    this.room.fill_(nodes)
+    this.node_budget.fill_(nodes)
     this.beam_limit.fill_(drafting.beam_width)
 
     def draw() -> None:
-        tree = draw_trees(drafter, inputs, this.context, this.roots, this.beam_limit, drafting)
-        kept.write(this.rows, tree, this.room, buffers.draft_tokens[:batch])
+        tree = propose_trees(drafter, inputs, this.context, this.roots, this.beam_limit, drafting)
+        kept.write(this.rows, tree, this.node_budget, buffers.draft_tokens[:batch])
 
     return draw

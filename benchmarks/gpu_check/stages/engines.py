@@ -8,10 +8,10 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from benchmarks.demo.compare import common_prefix
+from benchmarks.compare import common_prefix
 from benchmarks.demo.options import ASSET
-from benchmarks.speedup.engine import EngineProcess, Job
-from training.corpus import extract_prompts, load_corpus, split
+from benchmarks.serving.speedup.engine import EngineProcess, Job
+from redrafter_training.data.python_corpus import extract_prompts, load_corpus, split
 
 TREE = {"method": "redrafter", "model": str(ASSET / "redrafter"), "beam_width": 4, "beam_length": 4}
 

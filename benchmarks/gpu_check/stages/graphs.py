@@ -4,9 +4,9 @@
 from contextlib import ExitStack
 from typing import Any
 
-from benchmarks.gpu_stages import Call, Outcome
-from benchmarks.gpu_stages.engines import SIZES, TREE, count_differences, make_engine, most_by_rounding
-from benchmarks.speedup.engine import Turn
+from benchmarks.gpu_check.stages import Call, Outcome
+from benchmarks.gpu_check.stages.engines import SIZES, TREE, count_differences, make_engine, most_by_rounding
+from benchmarks.serving.speedup.engine import Turn
 
 # No compilation: it takes long, and changes the rounding.
 FULL = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}

@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.gpu_stages import Call, Outcome
-from benchmarks.gpu_stages.engines import (
+from benchmarks.gpu_check.stages import Call, Outcome
+from benchmarks.gpu_check.stages.engines import (
     SIZES,
     TREE,
     Difference,
@@ -21,7 +21,7 @@ from benchmarks.gpu_stages.engines import (
     make_engine,
     most_by_rounding,
 )
-from benchmarks.speedup.engine import EngineProcess, Turn
+from benchmarks.serving.speedup.engine import EngineProcess, Turn
 
 NEAR = 1e-4  # natural log; float32 moves the logits of this target by 2e-5
 # Of 64 requests: with 6,000 tokens less than one near-tie is to be expected, and a fault makes most requests differ.

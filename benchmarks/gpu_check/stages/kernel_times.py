@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_stages import Call, Outcome
-from benchmarks.gpu_stages.timing import bandwidth, seconds
-from benchmarks.shapes import find_shape
+from benchmarks.gpu_check.stages import Call, Outcome
+from benchmarks.gpu_check.stages.timing import bandwidth, seconds
+from benchmarks.models.shapes import find_shape
 from redrafter_vllm.ops.tree_attention import TreeBatch
 
 BLOCK_SIZE = 16

@@ -2,8 +2,8 @@
 """Every kernel against its reference, and the attention backends, on the device: the repository's own tests."""
 
 from benchmarks.demo.options import ROOT
-from benchmarks.gpu_stages import Call, Outcome
-from benchmarks.gpu_stages.suite import run_files
+from benchmarks.gpu_check.stages import Call, Outcome
+from benchmarks.gpu_check.stages.suite import run_files
 
 
 def run(call: Call) -> Outcome:

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from benchmarks.gpu_stages import Call, Outcome
+from benchmarks.gpu_check.stages import Call, Outcome
 
 COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 26}
 ROUNDS = 20

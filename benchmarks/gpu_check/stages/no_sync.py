@@ -2,8 +2,8 @@
 """A decode step during which waiting for the device is an error."""
 
 from benchmarks.demo.options import ROOT
-from benchmarks.gpu_stages import Call, Outcome
-from benchmarks.gpu_stages.suite import run_files
+from benchmarks.gpu_check.stages import Call, Outcome
+from benchmarks.gpu_check.stages.suite import run_files
 
 
 def run(call: Call) -> Outcome:

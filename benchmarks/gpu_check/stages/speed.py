@@ -8,20 +8,20 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.demo.options import ASSET
-from benchmarks.gpu_stages import Call, Outcome
-from benchmarks.inflate.build import DRAFTER_FOLDER, Inflation
-from benchmarks.inflate.build import Options as InflateOptions
-from benchmarks.shapes import find_shape
-from benchmarks.speedup.__main__ import run as measure
-from benchmarks.speedup.options import Options
-from benchmarks.speedup.report import complaint, print_report
+from benchmarks.gpu_check.stages import Call, Outcome
+from benchmarks.models.inflate.build import DRAFTER_FOLDER, Inflation
+from benchmarks.models.inflate.build import Options as InflateOptions
+from benchmarks.models.shapes import find_shape
+from benchmarks.serving.speedup.__main__ import run as measure
+from benchmarks.serving.speedup.options import Options
+from benchmarks.serving.speedup.report import complaint, print_report
 from redrafter_vllm.config import DraftingConfig
 
 EFFICIENCY = 0.90  # at batch 1, of the fastest drafter: the speed-up of decoding divided by the tokens per step
 NOISE = 0.02  # medians of three rounds are not known better; without drafts, both engines do the same
 SHAPE = {"cuda": "vicuna-7b", "cpu": "llama-0.1b"}
 DRAFT_TOKENS = 8000
-# Half the bytes for 2 % of the tokens per step (docs/log.md), and those of one byte a number.
+# Half the bytes for 2 % of the tokens per step (docs/dev/log.md), and those of one byte a number.
 SLIM = "redrafter-slim"
 FASTEST, AS_STORED = "slim, INT8, W·E as a table", "as stored"
 # Rows are as good as free up to about 128: 4 requests of 17 or 16 of 8. 64 requests of several rows each would cost

@@ -11,8 +11,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from benchmarks.demo.options import ROOT
-from benchmarks.demo.processes import tail
-from benchmarks.gpu_stages import Call, Outcome
+from benchmarks.engine_process import tail
+from benchmarks.gpu_check.stages import Call, Outcome
 
 COUNTS = ("tests", "failures", "errors", "skipped")
 SPARE_SECONDS = 5.0  # for what comes after the files, before the stage is killed

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
-from benchmarks.gpu_stages import Call, machine, outcome_file
+from benchmarks.gpu_check.stages import Call, machine, outcome_file
 
 
 def seconds(calls: Sequence[Callable[[], object]], device: str) -> float:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks.inflate --model small/ --drafter small-drafter/ --shape vicuna-7b --out big/`.
+"""`python -m benchmarks.models.inflate --model small/ --drafter small-drafter/ --shape vicuna-7b --out big/`.
 
 Embeds a small Llama, and its drafter, in a larger shape: the same tokens at the larger model's cost.
 """
@@ -8,17 +8,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks.inflate.build import DRAFTER_FOLDER, Inflation, Options, allocated_bytes
-from benchmarks.inflate.writer import DTYPES
-from benchmarks.shapes import SHAPES, ShapeError, count, find_shape
-from redrafter_vllm.checkpoint_errors import CheckpointError
-from redrafter_vllm.drafter import tensor_shapes
-from redrafter_vllm.places import user_path
+from benchmarks.models.inflate.build import DRAFTER_FOLDER, Inflation, Options, allocated_bytes
+from benchmarks.models.inflate.writer import DTYPES
+from benchmarks.models.shapes import SHAPES, ShapeError, count, find_shape
+from redrafter_vllm.checkpoint.errors import CheckpointError
+from redrafter_vllm.model.drafter import tensor_shapes
+from redrafter_vllm.utils.paths import user_path
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.inflate",
+        prog="python -m benchmarks.models.inflate",
         description="Embed a small Llama and its drafter in a larger shape, function preserved.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.inflate.drafter import InflatedDrafter
-from benchmarks.inflate.source import SmallLlama
-from benchmarks.inflate.target import InflatedTarget
-from benchmarks.inflate.writer import DTYPES, Contents, write_folder
-from benchmarks.shapes import CONFIG_FILE, LlamaShape, ShapeError, as_dict
-from redrafter_vllm.draft_vocabulary import MAP
+from benchmarks.models.inflate.drafter import InflatedDrafter
+from benchmarks.models.inflate.source import SmallLlama
+from benchmarks.models.inflate.target import InflatedTarget
+from benchmarks.models.inflate.writer import DTYPES, Contents, write_folder
+from benchmarks.models.shapes import CONFIG_FILE, LlamaShape, ShapeError, as_dict
+from redrafter_vllm.checkpoint.vocab_mapping import MAP
 
 RECORD_FILE = "inflation.json"
 DRAFTER_FOLDER = "redrafter"  # where serving looks for a target's drafter
@@ -131,7 +131,7 @@ class Inflation:
     def _record(self) -> dict[str, Any]:
         """So that reports can name the construction."""
         return {
-            "construction": "function-preserving inflation: zeros around a small model (benchmarks/inflate)",
+            "construction": "function-preserving inflation: zeros around a small model (benchmarks/models/inflate)",
             "model": self.options.model.resolve().name,
             "model_shape": as_dict(self.target.small.shape),
             "shape": as_dict(self.options.shape),

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.inflate.placement import Axis, Piece, empty, place, place_output
-from benchmarks.inflate.target import SUPPRESSION, InflatedTarget
-from benchmarks.shapes import ShapeError, TensorShapes, as_dict
-from redrafter_vllm.checkpoint import check_against_target, load_checkpoint
-from redrafter_vllm.draft_vocabulary import MAP, to_offsets, to_target_ids
-from redrafter_vllm.drafter import DrafterConfig, tensor_shapes
-from redrafter_vllm.spellings import MODEL_TYPE
+from benchmarks.models.inflate.placement import Axis, Piece, empty, place, place_output
+from benchmarks.models.inflate.target import SUPPRESSION, InflatedTarget
+from benchmarks.models.shapes import ShapeError, TensorShapes, as_dict
+from redrafter_vllm.checkpoint.io import check_against_target, load_checkpoint
+from redrafter_vllm.checkpoint.names import MODEL_TYPE
+from redrafter_vllm.checkpoint.vocab_mapping import MAP, to_offsets, to_target_ids
+from redrafter_vllm.model.drafter import DrafterConfig, tensor_shapes
 
 
 def inflated_config(

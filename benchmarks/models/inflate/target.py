@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.inflate.placement import Axis, Piece, empty, place, place_output
-from benchmarks.inflate.source import SmallLlama
-from benchmarks.shapes import LlamaShape, ShapeError, as_dict
+from benchmarks.models.inflate.placement import Axis, Piece, empty, place, place_output
+from benchmarks.models.inflate.source import SmallLlama
+from benchmarks.models.shapes import LlamaShape, ShapeError, as_dict
 
 SUPPRESSION = 2.0**24
 

@@ -16,9 +16,9 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from benchmarks.inflate.placement import Piece
-from benchmarks.inflate.source import INDEX_FILE, WEIGHTS_FILE
-from benchmarks.shapes import TensorShapes
+from benchmarks.models.inflate.placement import Piece
+from benchmarks.models.inflate.source import INDEX_FILE, WEIGHTS_FILE
+from benchmarks.models.shapes import TensorShapes
 
 # float16 is left out: it holds neither the suppression of padded tokens nor most models' activations.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks.speedup --target big/`: how much faster is `LLM.generate` with ReDrafter, and what costs time?
+"""`python -m benchmarks.serving.speedup --target big/`: how much faster is `LLM.generate` with ReDrafter, and what costs time?
 
 Engines live side by side, each in a process of its own, and take turns on the same held-out prompts: vLLM as its users
 run it (on a CPU: runner V1, native kernels, without anything of this project's), and vLLM with ReDrafter. The figure is
@@ -17,15 +17,15 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from benchmarks.demo.offline import EngineKind, as_users_run_it, with_redrafter
-from benchmarks.demo.processes import ChildError
+from benchmarks.engine_process import ChildError
+from benchmarks.models.roofline import Layout, Workload, efficiency_ceiling, round_reads
+from benchmarks.models.shapes import drafter_config, find_shape
 from benchmarks.record import record
-from benchmarks.roofline import Layout, Workload, efficiency_ceiling, round_reads
-from benchmarks.shapes import drafter_config, find_shape
-from benchmarks.speedup.engine import EngineProcess, Job
-from benchmarks.speedup.options import Options, parse_args
-from benchmarks.speedup.report import judge, print_report
+from benchmarks.serving.speedup.engine import EngineProcess, Job
+from benchmarks.serving.speedup.options import Options, parse_args
+from benchmarks.serving.speedup.report import judge, print_report
+from redrafter_training.data.python_corpus import extract_prompts, load_corpus, split
 from redrafter_vllm.config import DraftingConfig
-from training.corpus import extract_prompts, load_corpus, split
 
 PLAIN = "vLLM as installed"
 WARM_UP_TOKENS = 8

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from benchmarks.demo.engine import read_counters, run
-from benchmarks.demo.processes import QUIET, ChildError, tail
+from benchmarks.engine_process import QUIET, ChildError, tail
 
 START_SECONDS = 900.0
 TURN_SECONDS = 1800.0
@@ -118,7 +118,7 @@ def _start(job: Job) -> Any:
 
 
 def _generate(llm: Any, job: Job, turn: Turn) -> dict[str, Any]:
-    from benchmarks.speedup.phases import decode_phases
+    from benchmarks.serving.speedup.phases import decode_phases
 
     llm.reset_prefix_cache()
     if not turn.phases:

@@ -14,13 +14,13 @@ from vllm.v1.spec_decode.dynamic.utils import (
 )
 
 from benchmarks.demo.options import ROOT
+from benchmarks.models.roofline import DTYPE_BYTES
+from benchmarks.models.shapes import find_shape
 from benchmarks.record import RESULTS
-from benchmarks.roofline import DTYPE_BYTES
-from benchmarks.shapes import find_shape
-from benchmarks.speedup.engine import START_SECONDS, Turn
+from benchmarks.serving.speedup.engine import START_SECONDS, Turn
+from redrafter_vllm.checkpoint.locate import resolve_drafter
 from redrafter_vllm.config import QUANTIZATIONS, DraftingConfig
-from redrafter_vllm.places import user_path
-from redrafter_vllm.resolve import resolve_drafter
+from redrafter_vllm.utils.paths import user_path
 
 PAGE = 128  # tokens; vLLM's largest page for these targets
 # Engines live side by side, and each refuses to start unless this part of the GPU is free. How much it then takes is
@@ -138,11 +138,13 @@ class Options:
 
 def parse_args(argv: Sequence[str]) -> Options:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speedup",
+        prog="python -m benchmarks.serving.speedup",
         description="LLM.generate with ReDrafter against vLLM as its users run it, in turns.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--target", type=user_path, required=True, help="folder of the target; see benchmarks.inflate")
+    parser.add_argument(
+        "--target", type=user_path, required=True, help="folder of the target; see benchmarks.models.inflate"
+    )
     parser.add_argument("--drafter", help="the drafter's folder (None: where serving finds it)")
     parser.add_argument("--beam-width", type=int, default=4, help="beams")
     parser.add_argument("--beam-length", type=int, default=4, help="drafted tokens per beam, the root not counted")

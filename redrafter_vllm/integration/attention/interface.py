@@ -6,14 +6,14 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from redrafter_vllm.integration.seams import SeamChangedError
+from redrafter_vllm.integration.vllm_interface import InterfaceChangedError
 
 
 def require_fields(cls: type, names: str) -> None:
     """`cls`, a dataclass of vLLM's, must have these fields.
 
     Raises:
-        SeamChangedError: It lacks one.
+        InterfaceChangedError: It lacks one.
     """
     _require(cls, names, [field.name for field in dataclasses.fields(cls)])
 
@@ -22,14 +22,14 @@ def require_parameters(function: Callable[..., Any], names: str) -> None:
     """`function` of vLLM's must take these parameters.
 
     Raises:
-        SeamChangedError: It lacks one.
+        InterfaceChangedError: It lacks one.
     """
     _require(function, names, list(inspect.signature(function).parameters))
 
 
 def _require(owner: Any, names: str, found: list[str]) -> None:
     if missing := [name for name in names.split() if name not in found]:
-        raise SeamChangedError(
+        raise InterfaceChangedError(
             f"redrafter-vllm's tree attention uses {', '.join(missing)} of {owner.__module__}.{owner.__name__}, which "
-            "this vLLM does not have; install a vLLM version listed in docs/vllm_seams.md."
+            "this vLLM does not have; install a vLLM version listed in docs/design/vllm_interface.md."
         )

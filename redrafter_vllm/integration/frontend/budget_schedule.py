@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from redrafter_vllm.config import OptionError
-from redrafter_vllm.messages import shown
+from redrafter_vllm.utils.messages import shown
 
 NAME = "num_speculative_tokens_per_batch_size"
 _FORM = "a list of [first batch, last batch, nodes], such as [[1, 4, 16], [5, 16, 7], [17, 1024, 0]]"

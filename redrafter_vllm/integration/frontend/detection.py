@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from redrafter_vllm.checkpoint.locate import WORD, is_path
+from redrafter_vllm.checkpoint.names import CONFIG_KEYS, MODEL_TYPE
 from redrafter_vllm.config import known_options
-from redrafter_vllm.messages import is_near
-from redrafter_vllm.resolve import WORD, is_path
-from redrafter_vllm.spellings import CONFIG_KEYS, MODEL_TYPE
+from redrafter_vllm.utils.messages import is_near
 
 # What the method may have been meant by.
 _NAMES = (WORD, "recurrent_drafter", MODEL_TYPE)

@@ -11,15 +11,15 @@ from vllm.config.utils import config
 from vllm.logger import init_logger
 from vllm.triton_utils import HAS_TRITON
 
-from redrafter_vllm.checkpoint import check_against_target, check_checkpoint
+from redrafter_vllm.checkpoint.io import check_against_target, check_checkpoint
+from redrafter_vllm.checkpoint.locate import WORD, resolve_drafter
 from redrafter_vllm.config import DraftingConfig, OptionError, known_options, parse_drafting_options
-from redrafter_vllm.integration.drafter_loading import check_quantization
-from redrafter_vllm.integration.patches import install_runner
+from redrafter_vllm.integration.frontend.budget_schedule import NAME as SCHEDULE
+from redrafter_vllm.integration.frontend.budget_schedule import check_schedule
+from redrafter_vllm.integration.patches.rebind import install_runner
 from redrafter_vllm.integration.target_support import check_parallelism, check_runner, check_target
-from redrafter_vllm.messages import did_you_mean, shown
-from redrafter_vllm.resolve import WORD, resolve_drafter
-from redrafter_vllm.schedule import NAME as SCHEDULE
-from redrafter_vllm.schedule import check_schedule
+from redrafter_vllm.integration.worker.drafter_loading import check_quantization
+from redrafter_vllm.utils.messages import did_you_mean, shown
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows what stands below its own name
 

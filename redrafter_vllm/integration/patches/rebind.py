@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from redrafter_vllm.config import OptionError
-from redrafter_vllm.integration.error_hook import end_in_one_sentence
-from redrafter_vllm.integration.seams import SeamChangedError, rebound
+from redrafter_vllm.integration.frontend.error_hook import end_in_one_sentence
 from redrafter_vllm.integration.start_errors import expect_start_errors, raise_what_was_told, tells_the_front
 from redrafter_vllm.integration.target_support import UnsupportedTargetError
 from redrafter_vllm.integration.versions import UnsupportedVllmError
-from redrafter_vllm.messages import shown
+from redrafter_vllm.integration.vllm_interface import InterfaceChangedError, rebound
 from redrafter_vllm.request_settings import KEY, parse_request_settings
+from redrafter_vllm.utils.messages import shown
 
 _MARK = "_redrafter_original"
 _GPU = "vllm.v1.worker.gpu"
@@ -29,66 +29,66 @@ def rebind(owner: Any, name: str, make: Callable[[Any], Any], parameters: str | 
     `parameters` are the names that the original must take, separated by spaces; None asks no questions.
 
     Raises:
-        SeamChangedError: The name is gone or takes other parameters.
+        InterfaceChangedError: The name is gone or takes other parameters.
     """
     place = f"{getattr(owner, '__name__', owner)}.{name}"
     original = vars(owner).get(name)
     if original is None:
-        raise _seam_changed(place, "does not have")
+        raise _interface_changed(place, "does not have")
     function = original.__func__ if isinstance(original, (classmethod, staticmethod)) else original
     if hasattr(function, _MARK):
         return
     if parameters is not None and list(inspect.signature(function).parameters) != parameters.split():
-        raise _seam_changed(place, f"has with other parameters than ({', '.join(parameters.split())})")
+        raise _interface_changed(place, f"has with other parameters than ({', '.join(parameters.split())})")
     replacement = functools.wraps(function)(make(function))
     setattr(replacement, _MARK, function)
     setattr(owner, name, type(original)(replacement) if function is not original else replacement)
 
 
-def _seam_changed(place: str, how: str) -> SeamChangedError:
-    return SeamChangedError(
-        f"redrafter-vllm rebinds {place}, which this vLLM {how}; install a vLLM version listed in docs/vllm_seams.md."
+def _interface_changed(place: str, how: str) -> InterfaceChangedError:
+    return InterfaceChangedError(
+        f"redrafter-vllm rebinds {place}, which this vLLM {how}; install a vLLM version listed in docs/design/vllm_interface.md."
     )
 
 
-def rebind_seam(target: str, make: Callable[[Any], Any]) -> None:
-    """Rebind an entry of the list of seams, which says what parameters it must take.
+def rebind_interface(target: str, make: Callable[[Any], Any]) -> None:
+    """Rebind an entry of the list of interfaces, which says what parameters it must take.
 
     Raises:
-        SeamChangedError: Its module or name is gone, or it takes other parameters.
+        InterfaceChangedError: Its module or name is gone, or it takes other parameters.
     """
-    seam = rebound(target)
-    *owners, name = seam.path.split(".")
+    interface = rebound(target)
+    *owners, name = interface.path.split(".")
     try:
-        owner = importlib.import_module(seam.module)
+        owner = importlib.import_module(interface.module)
         for part in owners:
             owner = getattr(owner, part)
     except (ImportError, AttributeError) as error:
-        raise _seam_changed(target, "does not have") from error
-    rebind(owner, name, make, seam.parameters)
+        raise _interface_changed(target, "does not have") from error
+    rebind(owner, name, make, interface.parameters)
 
 
 def add_method(target: str, method: Callable) -> None:
     """Give a class of vLLM's a method that it does not have.
 
     Raises:
-        SeamChangedError: The class is gone, or has one of that name.
+        InterfaceChangedError: The class is gone, or has one of that name.
     """
     module, _, name = target.partition(":")
     owner = getattr(importlib.import_module(module), name, None)
     if owner is None:
-        raise _seam_changed(target, "does not have")
+        raise _interface_changed(target, "does not have")
     if getattr(owner, method.__name__, method) is not method:
-        raise _seam_changed(target, f"has with a {method.__name__} of its own")
+        raise _interface_changed(target, f"has with a {method.__name__} of its own")
     setattr(owner, method.__name__, method)
 
 
 def install_front() -> None:
     """What every process needs to recognise the method; installed when the plugin loads."""
     # vLLM knows its speculative methods by a closed list. Can go when it has a registry of methods.
-    rebind_seam("vllm.engine.arg_utils:EngineArgs.create_speculative_config", _create_speculative_config)
+    rebind_interface("vllm.engine.arg_utils:EngineArgs.create_speculative_config", _create_speculative_config)
     # `--speculative-model NAME`, vLLM's own flag once. Can go with nothing lost: `--spec-model` means the same.
-    rebind_seam("vllm.engine.arg_utils:EngineArgs.add_cli_args", _add_cli_args)
+    rebind_interface("vllm.engine.arg_utils:EngineArgs.add_cli_args", _add_cli_args)
 
 
 def install_runner() -> None:
@@ -96,30 +96,30 @@ def install_runner() -> None:
     from vllm.platforms import current_platform
 
     # The runner imports these two by name. Can go when a method can name its speculator and model state.
-    rebind_seam("vllm.v1.worker.gpu.model_runner:init_speculator", _init_speculator)
-    rebind_seam("vllm.v1.worker.gpu.model_runner:init_model_state", _init_model_state)
+    rebind_interface("vllm.v1.worker.gpu.model_runner:init_speculator", _init_speculator)
+    rebind_interface("vllm.v1.worker.gpu.model_runner:init_model_state", _init_model_state)
     # CUSTOM names one class, and which of ours can serve depends on device, type and head size; besides, the CPU
     # platform answers CPU_ATTN whatever is selected. Can go when a custom backend may choose, and is honoured on CPUs.
     name = "get_attn_backend_cls"
     if current_platform.is_cpu():
-        rebind_seam(f"vllm.platforms.cpu:CpuPlatform.{name}", _attn_backend)
+        rebind_interface(f"vllm.platforms.cpu:CpuPlatform.{name}", _attn_backend)
     else:
         parameters = rebound(f"vllm.platforms.cuda:CudaPlatformBase.{name}").parameters
         rebind(_owner(type(current_platform), name), name, _attn_backend, parameters)
     # vLLM's rejection sampler ignores min_p and logit_bias, so it refuses them; the walk runs its whole sampler.
     # Can go when the refusal asks the method. Also where a request's own settings are checked.
-    rebind_seam("vllm.sampling_params:SamplingParams._validate_spec_decode", _validate_spec_decode)
+    rebind_interface("vllm.sampling_params:SamplingParams._validate_spec_decode", _validate_spec_decode)
     # A waiting request of one token is padded with placeholder drafts, and vLLM scores them as its prompt. No step of a
     # plain engine has drafts. Can go when vLLM leaves them out.
-    rebind_seam(
+    rebind_interface(
         "vllm.v1.worker.gpu.sample.prompt_logprob:PromptLogprobsWorker.compute_prompt_logprobs", _prompt_logprobs
     )
     allow_async_scheduling()
     # Runner V2 names one adapter a request for the LM head, which has a row for every draft as well. Can go when it
     # counts those.
-    rebind_seam("vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras", _set_active_loras)
+    rebind_interface("vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras", _set_active_loras)
     # The front end does not learn why an engine's process has ended. Can go when vLLM hands the error on.
-    rebind_seam("vllm.v1.engine.utils:wait_for_engine_startup", raise_what_was_told)
+    rebind_interface("vllm.v1.engine.utils:wait_for_engine_startup", raise_what_was_told)
     install_request_settings()
     install_sessions()
     install_metrics()
@@ -134,7 +134,7 @@ def allow_async_scheduling() -> None:
     of them were accepted. Can go when the configuration asks the method.
 
     Raises:
-        SeamChangedError: The list is gone or holds other methods.
+        InterfaceChangedError: The list is gone or holds other methods.
     """
     from vllm.config import vllm as vllm_config
 
@@ -142,80 +142,84 @@ def allow_async_scheduling() -> None:
     if "redrafter" in methods:
         return
     if methods != ("ngram_gpu",):
-        raise _seam_changed("vllm.config.vllm.NgramGPUTypes", f"has as {methods}, not as ('ngram_gpu',)")
+        raise _interface_changed("vllm.config.vllm.NgramGPUTypes", f"has as {methods}, not as ('ngram_gpu',)")
     vllm_config.NgramGPUTypes = Literal["ngram_gpu", "redrafter"]
 
 
 def install_request_settings() -> None:
     """A request's own settings: from the body of an HTTP request to the slots that the scheduler gives it."""
-    from redrafter_vllm.integration import draft_limits
+    from redrafter_vllm.integration.scheduler import draft_limits
 
     # `vllm_xargs`, vLLM's own way to extra arguments, takes no nested objects. Can go when it does.
     openai = "vllm.entrypoints.openai"
-    rebind_seam(f"{openai}.chat_completion.protocol:ChatCompletionRequest.to_sampling_params", _to_sampling_params)
-    rebind_seam(f"{openai}.completion.protocol:CompletionRequest.to_sampling_params", _to_sampling_params)
-    rebind_seam(f"{openai}.responses.protocol:ResponsesRequest.to_sampling_params", _to_sampling_params)
+    rebind_interface(f"{openai}.chat_completion.protocol:ChatCompletionRequest.to_sampling_params", _to_sampling_params)
+    rebind_interface(f"{openai}.completion.protocol:CompletionRequest.to_sampling_params", _to_sampling_params)
+    rebind_interface(f"{openai}.responses.protocol:ResponsesRequest.to_sampling_params", _to_sampling_params)
     # Every request gets as many draft slots as the engine has. Can go when a request can ask for fewer.
     scheduling = "vllm.v1.core.sched"
-    rebind_seam(f"{scheduling}.scheduler:Scheduler.update_draft_token_ids", draft_limits.limit_after_drafting)
-    rebind_seam(f"{scheduling}.async_scheduler:AsyncScheduler._update_after_schedule", draft_limits.limit_placeholders)
+    rebind_interface(f"{scheduling}.scheduler:Scheduler.update_draft_token_ids", draft_limits.limit_after_drafting)
+    rebind_interface(
+        f"{scheduling}.async_scheduler:AsyncScheduler._update_after_schedule", draft_limits.limit_placeholders
+    )
 
 
 def install_sessions() -> None:
     """Sessions whose prompt comes in parts go on where plain vLLM would, whatever has been accepted behind a stop."""
-    from redrafter_vllm.integration import sessions
+    from redrafter_vllm.integration.scheduler import sessions
 
     # These can go when vLLM 0.32 is gone: 0.33 counts by tokens, and queues a session that goes on once.
     scheduler = "vllm.v1.core.sched.scheduler:Scheduler"
-    rebind_seam(f"{scheduler}._update_request_with_output", sessions.settle_computed)
-    rebind_seam(f"{scheduler}._update_request_as_session", sessions.cut_by_tokens)
-    rebind_seam(f"{scheduler}._handle_stopped_request", sessions.remember_preempted)
+    rebind_interface(f"{scheduler}._update_request_with_output", sessions.settle_computed)
+    rebind_interface(f"{scheduler}._update_request_as_session", sessions.cut_by_tokens)
+    rebind_interface(f"{scheduler}._handle_stopped_request", sessions.remember_preempted)
     # Can go when vLLM refuses a part for which its session has no room, and survives log-probabilities that come late.
-    rebind_seam("vllm.v1.engine.async_llm:AsyncLLM._add_request", sessions.refuse_parts)
+    rebind_interface("vllm.v1.engine.async_llm:AsyncLLM._add_request", sessions.refuse_parts)
 
 
 def install_metrics() -> None:
     """Our counters, and what vLLM's own need to count nodes instead of slots."""
-    from redrafter_vllm.integration import metrics, metrics_prometheus
+    from redrafter_vllm.integration import metrics
+    from redrafter_vllm.integration.frontend import prometheus as metrics_prometheus
 
     # All can go when a speculator can hand statistics of its own to the scheduler, and these reach the stat loggers.
-    rebind_seam("vllm.v1.worker.gpu.async_utils:AsyncOutput.get_output", metrics.report_from_worker)
+    rebind_interface("vllm.v1.worker.gpu.async_utils:AsyncOutput.get_output", metrics.report_from_worker)
     scheduler = "vllm.v1.core.sched.scheduler:Scheduler"
-    rebind_seam(f"{scheduler}.update_from_output", _update_from_output)
-    rebind_seam(f"{scheduler}.make_spec_decoding_stats", metrics.count_slots)
+    rebind_interface(f"{scheduler}.update_from_output", _update_from_output)
+    rebind_interface(f"{scheduler}.make_spec_decoding_stats", metrics.count_slots)
     # Stop strings are found where text is made, after the engine has counted. Can go when vLLM counts behind them.
     processor = "vllm.v1.engine.output_processor:OutputProcessor"
-    rebind_seam(f"{processor}.process_outputs", metrics.note_stop_strings)
-    rebind_seam(f"{processor}.update_scheduler_stats", metrics.count_stop_strings)
+    rebind_interface(f"{processor}.process_outputs", metrics.note_stop_strings)
+    rebind_interface(f"{processor}.update_scheduler_stats", metrics.count_stop_strings)
     prometheus = "vllm.v1.spec_decode.metrics:SpecDecodingProm"
-    rebind_seam(f"{prometheus}.__init__", metrics_prometheus.create_counters)
-    rebind_seam(f"{prometheus}.observe", metrics_prometheus.observe_counters)
+    rebind_interface(f"{prometheus}.__init__", metrics_prometheus.create_counters)
+    rebind_interface(f"{prometheus}.observe", metrics_prometheus.observe_counters)
 
 
 def _update_from_output(original: Callable) -> Callable:
-    from redrafter_vllm.integration import metrics, sessions
+    from redrafter_vllm.integration import metrics
+    from redrafter_vllm.integration.scheduler import sessions
 
     return sessions.queue_preempted(metrics.read_report(original))
 
 
 def install_new_weights() -> None:
     """A draft model of which vLLM's workers know, and a method of theirs that replaces the drafter."""
-    from redrafter_vllm.integration import new_weights
+    from redrafter_vllm.integration.worker import new_weights
 
     # All but the last can go when a speculator of any kind can name its draft model, and be told of new weights.
-    rebind_seam(f"{_GPU}.model_runner:GPUModelRunner.get_draft_model", new_weights.give_draft_model)
+    rebind_interface(f"{_GPU}.model_runner:GPUModelRunner.get_draft_model", new_weights.give_draft_model)
     # What vLLM calls wherever the target has got new weights, for what was made from the old ones.
-    rebind_seam(
+    rebind_interface(
         "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin.reset_lora_state", new_weights.follow_target
     )
     # An update of a draft model loads as it arrives; ours is checked as a whole.
-    rebind_seam("vllm.v1.worker.gpu_worker:Worker.start_draft_weight_update", new_weights.begin_update)
-    rebind_seam("vllm.v1.worker.gpu_worker:Worker.finish_weight_update", new_weights.finish_update)
+    rebind_interface("vllm.v1.worker.gpu_worker:Worker.start_draft_weight_update", new_weights.begin_update)
+    rebind_interface("vllm.v1.worker.gpu_worker:Worker.finish_weight_update", new_weights.finish_update)
     add_method("vllm.v1.worker.gpu_worker:Worker", new_weights.reload_drafter)
 
 
 def install_refusal(message: str) -> None:
-    """On a vLLM that the seam does not know, only make a request for ReDrafter fail with `message`."""
+    """On a vLLM that the interface does not know, only make a request for ReDrafter fail with `message`."""
     from vllm.engine.arg_utils import EngineArgs
 
     def refuse(original: Callable) -> Callable:
@@ -235,7 +239,7 @@ def install_refusal(message: str) -> None:
 
 def _create_speculative_config(original: Callable) -> Callable:
     def create_speculative_config(self: Any, target_model_config: Any, target_parallel_config: Any) -> Any:
-        from redrafter_vllm.integration.detection import is_redrafter
+        from redrafter_vllm.integration.frontend.detection import is_redrafter
 
         flags = {"method": self.spec_method, "model": self.spec_model, "num_speculative_tokens": self.spec_tokens}
         given = {name: value for name, value in flags.items() if value is not None}
@@ -247,7 +251,7 @@ def _create_speculative_config(original: Callable) -> Callable:
             )
         if not is_redrafter({**options, **given}):
             return original(self, target_model_config, target_parallel_config)
-        from redrafter_vllm.integration.speculative_config import build_speculative_config
+        from redrafter_vllm.integration.frontend.speculative_config import build_speculative_config
 
         if twice := sorted(given.keys() & options.keys()):
             raise OptionError(f"{twice[0]!r} is set both by its own flag and in --speculative-config; set it once.")
@@ -341,8 +345,8 @@ def _init_speculator(original: Callable) -> Callable:
     def init_speculator(vllm_config: Any, device: Any, req_states: Any) -> Any:
         if not _is_ours(vllm_config):
             return original(vllm_config, device, req_states)
-        from redrafter_vllm.integration.speculator import RedrafterSpeculator
         from redrafter_vllm.integration.target_support import check_pipeline
+        from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 
         check_pipeline(
             vllm_config.parallel_config.pipeline_parallel_size, vllm_config.scheduler_config.async_scheduling
@@ -363,12 +367,12 @@ def _init_model_state(original: Callable) -> Callable:
         from vllm.distributed.parallel_state import get_pp_group
 
         if not get_pp_group().is_last_rank:
-            from redrafter_vllm.integration.parallel import send_embedding
+            from redrafter_vllm.integration.worker.parallel import send_embedding
 
             # Only chains are drafted here, for which a stage that samples nothing has nothing to do.
             send_embedding(model)
             return original(vllm_config, model, encoder_cache, device)
-        from redrafter_vllm.integration.model_state import RedrafterModelState
+        from redrafter_vllm.integration.worker.model_state import RedrafterModelState
 
         return RedrafterModelState(vllm_config, model, encoder_cache, device)
 

@@ -17,9 +17,9 @@ from vllm.platforms import current_platform
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from redrafter_vllm.config import DraftingConfig, OptionError
-from redrafter_vllm.drafter import Drafter, copy_tensors
-from redrafter_vllm.packed_drafter import Linear, PackedDrafter
-from redrafter_vllm.quantization import CODE_TYPES, quantize_rows
+from redrafter_vllm.model.drafter import Drafter, copy_tensors
+from redrafter_vllm.model.packed import Linear, PackedDrafter
+from redrafter_vllm.model.quantization import CODE_TYPES, quantize_rows
 
 _MARLIN_CAPABILITY = 75
 _MARLIN_DTYPES = (torch.bfloat16, torch.float16)

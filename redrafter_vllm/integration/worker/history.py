@@ -13,9 +13,9 @@ from vllm.v1.worker.gpu.sample.logit_bias import LogitBiasState
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcessor
 from vllm.v1.worker.gpu.sample.penalties import PenaltiesState
 
-from redrafter_vllm.integration.seams import SeamChangedError
+from redrafter_vllm.drafting.buffers import DraftRows
+from redrafter_vllm.integration.vllm_interface import InterfaceChangedError
 from redrafter_vllm.ops.path_history import BadWords, Paths, Penalties, forbid_bad_words, penalise
-from redrafter_vllm.state import DraftRows
 
 
 class PathScope:
@@ -129,24 +129,24 @@ def follow_paths(sampler: Any, rows: DraftRows) -> PathScope:
     """Replace the sampler's processors by ones that know trees; the result says when.
 
     Raises:
-        SeamChangedError: The sampler has not the processors that this was written for.
+        InterfaceChangedError: The sampler has not the processors that this was written for.
     """
     scope = PathScope()
     known = [LogitBiasState, PenaltiesState, BadWordsState]
     own, custom = sampler.logits_processors[: len(known)], sampler.logits_processors[len(known) :]
     if [type(processor) for processor in own] != known:
         names = [type(processor).__name__ for processor in own]
-        raise SeamChangedError(
+        raise InterfaceChangedError(
             f"redrafter-vllm knows a sampler that biases, penalises and bans words in this order; this vLLM's first "
-            f"processors are {names}; install a vLLM version listed in docs/vllm_seams.md."
+            f"processors are {names}; install a vLLM version listed in docs/design/vllm_interface.md."
         )
     bias, penalties, bad_words = own
     try:
         wrapped = [bias, PathPenalties(penalties, scope), PathBadWords(bad_words, scope)]
     except AttributeError as error:
-        raise SeamChangedError(
+        raise InterfaceChangedError(
             f"redrafter-vllm reads the state of vLLM's penalties and bad words, which has changed ({error}); install a "
-            "vLLM version listed in docs/vllm_seams.md."
+            "vLLM version listed in docs/design/vllm_interface.md."
         ) from error
     sampler.logits_processors = [*wrapped, *(OnChains(processor, rows) for processor in custom)]
     return scope

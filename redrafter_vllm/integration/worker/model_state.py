@@ -18,12 +18,12 @@ from vllm.v1.worker.gpu.model_states.interface import ModelSpecificAttnMetadata
 from vllm.v1.worker.utils import AttentionGroup
 
 from redrafter_vllm.integration.attention.metadata import StepTrees
-from redrafter_vllm.integration.requests import needs_chain
-from redrafter_vllm.integration.sampler import TreeSampler
-from redrafter_vllm.integration.speculator import RedrafterSpeculator
 from redrafter_vllm.integration.start_errors import tells_the_front
-from redrafter_vllm.integration.step import DraftStep
 from redrafter_vllm.integration.target_support import UnsupportedTargetError
+from redrafter_vllm.integration.worker.requests import needs_chain
+from redrafter_vllm.integration.worker.sampler import TreeSampler
+from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
+from redrafter_vllm.integration.worker.step import DraftStep
 from redrafter_vllm.ops.kv_compact import prepare
 from redrafter_vllm.request_settings import parse_request_settings
 

@@ -2,7 +2,7 @@
 """Serving on several ranks: this rank's part of the drafter and of the embedding that it shares with the target.
 
 Tensor parallelism: every rank drafts, each with its slice of the drafter's output layer and the target's own slice of
-the embedding (see `redrafter_vllm.sharding`). Pipeline parallelism: the last stage drafts, and gets the embedding from
+the embedding (see `redrafter_vllm.model.sharded`). Pipeline parallelism: the last stage drafts, and gets the embedding from
 the first. Data parallelism: each replica is an engine of its own, with a drafter of its own.
 """
 
@@ -20,10 +20,10 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 )
 
 from redrafter_vllm.config import DraftingConfig
-from redrafter_vllm.drafter import Drafter
-from redrafter_vllm.integration.drafter_loading import pack_drafter
 from redrafter_vllm.integration.target_support import UnsupportedTargetError
-from redrafter_vllm.sharding import ShardedDrafter, ShardedEmbedding, shard_drafter
+from redrafter_vllm.integration.worker.drafter_loading import pack_drafter
+from redrafter_vllm.model.drafter import Drafter
+from redrafter_vllm.model.sharded import ShardedDrafter, ShardedEmbedding, shard_drafter
 
 T = TypeVar("T")
 TokenInputs = Tensor | ShardedEmbedding  # what the drafter takes of each token, [V, H]

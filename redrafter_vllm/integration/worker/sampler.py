@@ -16,14 +16,14 @@ from vllm.v1.worker.gpu.sample.logprob import compute_topk_scores
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
 
-from redrafter_vllm.integration.history import follow_paths
+from redrafter_vllm.drafting.buffers import BatchDrafts
+from redrafter_vllm.drafting.verify import RowLayout, emitting_rows, invalidate, part_of, walk_drafts
 from redrafter_vllm.integration.metrics import VerifiedOutput
-from redrafter_vllm.integration.speculator import RedrafterSpeculator
 from redrafter_vllm.integration.target_support import UnsupportedTargetError
+from redrafter_vllm.integration.worker.history import follow_paths
+from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 from redrafter_vllm.ops.path_history import Paths
 from redrafter_vllm.ops.tree_verify import Walk
-from redrafter_vllm.state import BatchDrafts
-from redrafter_vllm.verifier import RowLayout, emitting_rows, invalidate, part_of, walk_drafts
 
 
 class TreeSampler:

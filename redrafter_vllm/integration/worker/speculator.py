@@ -13,11 +13,13 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 
-from redrafter_vllm.draft_timer import DraftTimer
-from redrafter_vllm.drafter import Drafter
-from redrafter_vllm.integration.draft_graphs import DraftGraphs
-from redrafter_vllm.integration.draft_model import DraftModel
-from redrafter_vllm.integration.parallel import (
+from redrafter_vllm.drafting.buffers import DraftRows, RoundBuffers
+from redrafter_vllm.drafting.propose import propose_trees
+from redrafter_vllm.drafting.step_timer import DraftTimer
+from redrafter_vllm.integration.frontend.speculative_config import RedrafterSpeculativeConfig
+from redrafter_vllm.integration.worker.draft_graphs import DraftGraphs
+from redrafter_vllm.integration.worker.draft_model import DraftModel
+from redrafter_vllm.integration.worker.parallel import (
     TokenInputs,
     all_or_none,
     fill_again,
@@ -27,11 +29,9 @@ from redrafter_vllm.integration.parallel import (
     share_embedding,
     target_rows,
 )
-from redrafter_vllm.integration.speculative_config import RedrafterSpeculativeConfig
-from redrafter_vllm.integration.step import DraftStep
+from redrafter_vllm.integration.worker.step import DraftStep
+from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.ops.draft_round import RoundSource
-from redrafter_vllm.speculator import draw_trees
-from redrafter_vllm.state import DraftRows, RoundBuffers
 
 
 class RedrafterSpeculator(BaseSpeculator):
@@ -133,7 +133,7 @@ class RedrafterSpeculator(BaseSpeculator):
     def capture(self) -> None:
         assert self.graphs is not None
         self.timer = DraftTimer(self.device)  # what it has seen so far was warm-up
-        self.buffers.idle(self.rows.spare)
+        self.buffers.idle(self.rows.padding_row)
         self.graphs.record(self._run_round)
 
     @torch.inference_mode()
@@ -159,11 +159,11 @@ class RedrafterSpeculator(BaseSpeculator):
     ) -> Tensor:  # [B, N]
         """Draw the trees that the next step verifies; see `BaseSpeculator.propose`."""
         num_reqs, idx_mapping = input_batch.num_reqs, input_batch.idx_mapping
-        room = self.drafting.num_speculative_tokens if num_speculative_tokens is None else num_speculative_tokens
+        node_budget = self.drafting.num_speculative_tokens if num_speculative_tokens is None else num_speculative_tokens
         step, self.step = self.step, None
         if not dummy_run:
             self.timer.begin_drafting()
-            if room == 0 or not self.drafts_wanted[input_batch.idx_mapping_np].any():
+            if node_budget == 0 or not self.drafts_wanted[input_batch.idx_mapping_np].any():
                 self.rows.clear(idx_mapping)
                 self.timer.end_step()
                 return self.buffers.draft_tokens[:num_reqs]
@@ -176,7 +176,7 @@ class RedrafterSpeculator(BaseSpeculator):
         graph = None if self.graphs is None or is_profile else self.graphs.of(num_reqs)
         size = num_reqs if graph is None else graph.num_tokens
         # The requests of a dummy run own no rows.
-        self.buffers.fill(size, source, room, 0 if dummy_run else num_reqs, self.rows.spare)
+        self.buffers.fill(size, source, node_budget, 0 if dummy_run else num_reqs, self.rows.padding_row)
         if graph is None:
             self._run_round(num_reqs)
         else:
@@ -190,5 +190,7 @@ class RedrafterSpeculator(BaseSpeculator):
         """Draw and keep the trees of the first `size` requests in the buffers: what a graph records."""
         assert self.embedding is not None
         inputs = self.buffers.first(size)
-        tree = draw_trees(self.drafter, self.embedding, inputs.context, inputs.roots, inputs.beam_limit, self.drafting)
-        self.rows.write(inputs.rows, tree, inputs.room, self.buffers.draft_tokens[:size])
+        tree = propose_trees(
+            self.drafter, self.embedding, inputs.context, inputs.roots, inputs.beam_limit, self.drafting
+        )
+        self.rows.write(inputs.rows, tree, inputs.node_budget, self.buffers.draft_tokens[:size])

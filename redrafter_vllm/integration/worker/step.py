@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
+from redrafter_vllm.drafting.buffers import BatchDrafts, DraftRows, RowLayout
 from redrafter_vllm.ops.kv_compact import kv_compact
 from redrafter_vllm.ops.tree_verify import Walk
-from redrafter_vllm.state import BatchDrafts, DraftRows, RowLayout
 
 
 @dataclass

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from redrafter_vllm.drafter import Drafter
+from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.ops.beam_search import reference
 from redrafter_vllm.ops.beam_search.reference import Beams, BeamStep, RankStep
 from redrafter_vllm.ops.dispatch import use_kernel

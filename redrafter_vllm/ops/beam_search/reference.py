@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from redrafter_vllm.drafter import Drafter
+from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.ops.grow_beams.reference import BeamHistory, grow_beams
 
 

@@ -11,14 +11,14 @@ from redrafter_vllm.ops.draft_round.reference import RoundInputs, RoundSource
 __all__ = ["RoundInputs", "RoundSource", "round_inputs", "store_trees"]
 
 
-def round_inputs(out: RoundInputs, source: RoundSource, room: int, num_stored: int, spare_row: int) -> None:
+def round_inputs(out: RoundInputs, source: RoundSource, node_budget: int, num_stored: int, padding_row: int) -> None:
     """See `reference.round_inputs`; on CUDA devices by one launch."""
     if use_kernel(out.context):
         from redrafter_vllm.ops.draft_round import kernel
 
-        kernel.round_inputs(out, source, room, num_stored, spare_row)
+        kernel.round_inputs(out, source, node_budget, num_stored, padding_row)
     else:
-        reference.round_inputs(out, source, room, num_stored, spare_row)
+        reference.round_inputs(out, source, node_budget, num_stored, padding_row)
 
 
 def store_trees(
@@ -29,12 +29,12 @@ def store_trees(
     depths: Tensor,  # [B, N]
     num_nodes: Tensor,  # [B]
     rows: Tensor,  # [B]
-    room: Tensor,  # [B]
+    node_budget: Tensor,  # [B]
 ) -> None:
     """See `reference.store_trees`; on CUDA devices by one launch."""
     if use_kernel(tokens):
         from redrafter_vllm.ops.draft_round import kernel
 
-        kernel.store_trees(stored, draft_tokens, tokens, parents, depths, num_nodes, rows, room)
+        kernel.store_trees(stored, draft_tokens, tokens, parents, depths, num_nodes, rows, node_budget)
     else:
-        reference.store_trees(stored, draft_tokens, tokens, parents, depths, num_nodes, rows, room)
+        reference.store_trees(stored, draft_tokens, tokens, parents, depths, num_nodes, rows, node_budget)

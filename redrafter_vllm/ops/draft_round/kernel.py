@@ -16,7 +16,7 @@ _WIDTH = 1024  # of a context, one program
 _NODES = 16  # of a tree, one program
 
 
-def round_inputs(out: RoundInputs, source: RoundSource, room: int, num_stored: int, spare_row: int) -> None:
+def round_inputs(out: RoundInputs, source: RoundSource, node_budget: int, num_stored: int, padding_row: int) -> None:
     """See `reference.round_inputs`; hidden states may be strided by row, all else must be contiguous.
 
     Raises ValueError for hidden states of another type than the context's, or that are not contiguous.
@@ -39,8 +39,8 @@ def round_inputs(out: RoundInputs, source: RoundSource, room: int, num_stored: i
         *out,
         source.idx_mapping.shape[0],
         num_stored,
-        spare_row,
-        room,
+        padding_row,
+        node_budget,
         source.hidden.stride(0),
         hidden_size,
         HAS_LEAF=source.leaf is not None,
@@ -57,7 +57,7 @@ def store_trees(
     depths: Tensor,  # [B, N]
     num_nodes: Tensor,  # [B]
     rows: Tensor,  # [B]
-    room: Tensor,  # [B]
+    node_budget: Tensor,  # [B]
 ) -> None:
     """See `reference.store_trees`; all must be contiguous."""
     batch, capacity = tokens.shape
@@ -69,7 +69,7 @@ def store_trees(
         depths,
         num_nodes,
         rows,
-        room,
+        node_budget,
         stored.tokens,
         stored.parents,
         stored.depths,
@@ -84,7 +84,7 @@ def store_trees(
 
 
 # Numbers that change from step to step must not compile a kernel anew when they are 1 or a multiple of 16.
-@triton.jit(do_not_specialize=["num_reqs", "num_stored", "spare_row", "room"])
+@triton.jit(do_not_specialize=["num_reqs", "num_stored", "padding_row", "node_budget"])
 def _gather_kernel(
     hidden_ptr,  # [tokens, H]
     root_token_ptr,  # [B]
@@ -97,12 +97,12 @@ def _gather_kernel(
     context_ptr,  # [Z, H]
     roots_ptr,  # [Z]
     rows_ptr,  # [Z]
-    room_ptr,  # [Z]
+    node_budget_ptr,  # [Z]
     beam_limit_ptr,  # [Z]
     num_reqs,
     num_stored,
-    spare_row,
-    room,
+    padding_row,
+    node_budget,
     hidden_stride,
     hidden_size,
     HAS_LEAF: tl.constexpr,
@@ -125,10 +125,10 @@ def _gather_kernel(
     if tl.program_id(1) == 0:
         row = tl.load(idx_mapping_ptr + req, mask=is_req, other=0).to(tl.int64)
         tl.store(roots_ptr + req, tl.load(last_sampled_ptr + row, mask=is_req, other=0))
-        tl.store(rows_ptr + req, tl.where(req < num_stored, row, spare_row))
+        tl.store(rows_ptr + req, tl.where(req < num_stored, row, padding_row))
         has_root = tl.load(num_sampled_ptr + req, mask=is_req, other=0) > 0
-        own_room = tl.minimum(tl.load(stored_node_limit_ptr + row, mask=is_req, other=0), room)
-        tl.store(room_ptr + req, tl.where(has_root, own_room, 0))
+        own_budget = tl.minimum(tl.load(stored_node_limit_ptr + row, mask=is_req, other=0), node_budget)
+        tl.store(node_budget_ptr + req, tl.where(has_root, own_budget, 0))
         tl.store(beam_limit_ptr + req, tl.load(stored_beam_limit_ptr + row, mask=is_req, other=1))
 
 
@@ -139,7 +139,7 @@ def _store_kernel(
     depths_ptr,  # [B, N]
     num_nodes_ptr,  # [B]
     rows_ptr,  # [B]
-    room_ptr,  # [B]
+    node_budget_ptr,  # [B]
     stored_tokens_ptr,  # [P, N]
     stored_parents_ptr,  # [P, N]
     stored_depths_ptr,  # [P, N]
@@ -163,7 +163,7 @@ def _store_kernel(
     tl.store(stored_parents_ptr + to_C, tl.load(parents_ptr + from_C, mask=exists_C, other=-1), mask=exists_C)
     tl.store(stored_depths_ptr + to_C, tl.load(depths_ptr + from_C, mask=exists_C, other=0), mask=exists_C)
     if tl.program_id(1) == 0:
-        tl.store(stored_num_nodes_ptr + row, tl.minimum(num_nodes, tl.load(room_ptr + req)))
+        tl.store(stored_num_nodes_ptr + row, tl.minimum(num_nodes, tl.load(node_budget_ptr + req)))
 
     column_N = tl.arange(0, BLOCK_N)
     sees_CN = climb(parents_ptr + req * capacity, 1, node_C, column_N, num_nodes, capacity)

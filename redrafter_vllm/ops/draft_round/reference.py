@@ -19,7 +19,7 @@ class RoundInputs(NamedTuple):
     context: Tensor  # [Z, H] the target's hidden state at the last accepted token
     roots: Tensor  # [Z] int64, the token that the target has sampled there
     rows: Tensor  # [Z] int64, persistent row that gets the tree
-    room: Tensor  # [Z] int64, nodes that the next step may verify
+    node_budget: Tensor  # [Z] int64, nodes that the next step may verify
     beam_limit: Tensor  # [Z] int64, beams that its tree may be made of
 
 
@@ -36,16 +36,16 @@ class RoundSource(NamedTuple):
     node_limit: Tensor  # [P] int64, by persistent row
 
 
-def round_inputs(out: RoundInputs, source: RoundSource, room: int, num_stored: int, spare_row: int) -> None:
+def round_inputs(out: RoundInputs, source: RoundSource, node_budget: int, num_stored: int, padding_row: int) -> None:
     """Gather the inputs of a round.
 
     Args:
-        out: Written, all Z rows. What fills up has context 0, root 0, one beam, no room, and the spare row.
+        out: Written, all Z rows. What fills up has context 0, root 0, one beam, no node budget, and the padding row.
         source: Of the step's B requests, B ≤ Z.
-        room: Nodes that the scheduler takes at most; a request may have a lower limit of its own. One that has not
-            sampled a token to draft from gets no room: its tree is not one.
+        node_budget: Nodes that the scheduler takes at most; a request may have a lower limit of its own. One that has not
+            sampled a token to draft from gets no node budget: its tree is not one.
         num_stored: Trees of the first so many requests are kept: B, or 0 in a dummy run, whose requests own no row.
-        spare_row: A row that belongs to nobody.
+        padding_row: A row that belongs to nobody.
     """
     num_reqs = source.idx_mapping.shape[0]
     token_B = source.root_token if source.leaf is None else source.root_token + source.leaf
@@ -54,8 +54,10 @@ def round_inputs(out: RoundInputs, source: RoundSource, room: int, num_stored: i
     out.context[:num_reqs].copy_(source.hidden[token_B])
     out.roots[:num_reqs].copy_(source.last_sampled[source.idx_mapping, 0])
     out.rows[:num_stored].copy_(source.idx_mapping[:num_stored])
-    out.rows[num_stored:].fill_(spare_row)
-    out.room[:num_reqs].copy_((source.num_sampled > 0) * source.node_limit[source.idx_mapping].clamp(max=room))
+    out.rows[num_stored:].fill_(padding_row)
+    out.node_budget[:num_reqs].copy_(
+        (source.num_sampled > 0) * source.node_limit[source.idx_mapping].clamp(max=node_budget)
+    )
     out.beam_limit.fill_(1)
     out.beam_limit[:num_reqs].copy_(source.beam_limit[source.idx_mapping])
 
@@ -68,7 +70,7 @@ def store_trees(
     depths: Tensor,  # [B, N]
     num_nodes: Tensor,  # [B]
     rows: Tensor,  # [B]
-    room: Tensor,  # [B]
+    node_budget: Tensor,  # [B]
 ) -> None:
     """Keep the trees just drawn in their requests' persistent rows, and their tokens in batch order.
 
@@ -77,11 +79,11 @@ def store_trees(
         draft_tokens: Written, all of it.
         tokens, parents, depths, num_nodes: The trees.
         rows: Persistent row of each request.
-        room: Nodes to keep at most; every prefix of a tree is a tree.
+        node_budget: Nodes to keep at most; every prefix of a tree is a tree.
     """
     draft_tokens.copy_(tokens)
     stored.tokens.index_copy_(0, rows, tokens)
     stored.parents.index_copy_(0, rows, parents)
     stored.depths.index_copy_(0, rows, depths)
     stored.ancestors.index_copy_(0, rows, ancestor_mask(parents, num_nodes))
-    stored.num_nodes.index_copy_(0, rows, torch.minimum(num_nodes, room))
+    stored.num_nodes.index_copy_(0, rows, torch.minimum(num_nodes, node_budget))

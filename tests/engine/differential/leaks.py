@@ -9,7 +9,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from redrafter_vllm.state import BatchDrafts, DraftRows, RowLayout
+from redrafter_vllm.drafting.buffers import BatchDrafts, DraftRows, RowLayout
 from tests.engine.generation import runner, scheduler
 
 

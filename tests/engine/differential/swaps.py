@@ -11,11 +11,11 @@ from unittest.mock import patch
 
 import torch
 
-from redrafter_vllm.checkpoint import CheckpointError
-from redrafter_vllm.drafter import Drafter
-from redrafter_vllm.integration import speculator as speculator_module
-from redrafter_vllm.speculator import draw_trees
-from redrafter_vllm.tree import DraftTree
+from redrafter_vllm.checkpoint.io import CheckpointError
+from redrafter_vllm.drafting.propose import propose_trees
+from redrafter_vllm.drafting.tree import DraftTree
+from redrafter_vllm.integration.worker import speculator as speculator_module
+from redrafter_vllm.model.drafter import Drafter
 from tests.engine.generation import runner
 from tests.engine.new_weights import save_drafter_like
 
@@ -54,8 +54,8 @@ class Swaps:
 @contextmanager
 def own_trees_in_between(swaps: Swaps) -> Iterator[None]:
     """Of rounds that something else draws, every fourth is the drafter's own, which must be the one loaded last."""
-    other, rng = speculator_module.draw_trees, random.Random(0)
-    assert other is not draw_trees
+    other, rng = speculator_module.propose_trees, random.Random(0)
+    assert other is not propose_trees
 
     def draw(drafter: Drafter, embedding: torch.Tensor, context: torch.Tensor, *args: Any) -> DraftTree:
         if rng.random() < 0.75:
@@ -66,7 +66,7 @@ def own_trees_in_between(swaps: Swaps) -> Iterator[None]:
         if runner(swaps.llm).speculator.drafting.project_embedding:
             inputs = inputs @ swaps.current.rnn_w.weight.T
         torch.testing.assert_close(embedding, inputs[: len(embedding)], atol=1e-4, rtol=1e-4)
-        return draw_trees(drafter, embedding, context, *args)
+        return propose_trees(drafter, embedding, context, *args)
 
-    with patch.object(speculator_module, "draw_trees", draw):
+    with patch.object(speculator_module, "propose_trees", draw):
         yield

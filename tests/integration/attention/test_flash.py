@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from tests.attention.backend_steps import (
+from tests.integration.attention.backend_steps import (
     MIXED,
     common_metadata,
     dense_attention,
@@ -14,7 +14,7 @@ from tests.attention.backend_steps import (
     make_impl,
     step_trees,
 )
-from tests.attention.fake_flash import flash_attention
+from tests.integration.attention.fake_flash import flash_attention
 from tests.ops.attention_steps import Request, Step
 from tests.ops.devices import DEVICE, HAS_GPU, runs_kernels
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.attention.backend_steps import (
+from tests.integration.attention.backend_steps import (
     common_metadata,
     dense_attention,
     forward,
@@ -21,7 +21,7 @@ from tests.attention.backend_steps import (
     make_impl,
     step_trees,
 )
-from tests.attention.fake_flash import flash_attention
+from tests.integration.attention.fake_flash import flash_attention
 from tests.no_sync import forbid_host_sync
 from tests.ops.attention_steps import Request, Step
 from tests.ops.devices import DEVICE, HAS_GPU, runs_kernels

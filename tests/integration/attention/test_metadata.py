@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from redrafter_vllm.integration.attention.metadata import leading_requests, trailing_requests
-from tests.attention.backend_steps import MIXED, common_metadata, make_builder, step_trees
-from tests.attention.fake_flash import flash_attention
+from tests.integration.attention.backend_steps import MIXED, common_metadata, make_builder, step_trees
+from tests.integration.attention.fake_flash import flash_attention
 from tests.ops.attention_steps import Request, Step
 from tests.ops.devices import DEVICE
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from redrafter_vllm.integration.attention import select
-from redrafter_vllm.integration.attention.seam import require_fields, require_parameters
-from redrafter_vllm.integration.seams import SeamChangedError
-from tests.attention.fake_flash import FakeFlash
+from redrafter_vllm.integration.attention.interface import require_fields, require_parameters
+from redrafter_vllm.integration.vllm_interface import InterfaceChangedError
+from tests.integration.attention.fake_flash import FakeFlash
 from tests.ops.devices import HAS_GPU
 
 pytestmark = pytest.mark.skipif(HAS_GPU, reason="pretends to be other machines")
@@ -110,9 +110,9 @@ def test_a_changed_vllm_is_one_clear_error() -> None:
 
     require_fields(Metadata, "seq_lens")
     require_parameters(pretend, "q")
-    with pytest.raises(SeamChangedError, match=r"uses max_seq_len of .*Metadata, which this vLLM does not have"):
+    with pytest.raises(InterfaceChangedError, match=r"uses max_seq_len of .*Metadata, which this vLLM does not have"):
         require_fields(Metadata, "seq_lens max_seq_len")
-    with pytest.raises(SeamChangedError, match=r"uses fa_version of .*pretend"):
+    with pytest.raises(InterfaceChangedError, match=r"uses fa_version of .*pretend"):
         require_parameters(pretend, "q fa_version")
 
 

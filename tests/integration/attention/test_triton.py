@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from tests.attention.backend_steps import (
+from tests.integration.attention.backend_steps import (
     MIXED,
     common_metadata,
     dense_attention,

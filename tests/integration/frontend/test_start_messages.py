@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from redrafter_vllm.checkpoint import CheckpointError
+from redrafter_vllm.checkpoint.io import CheckpointError
+from redrafter_vllm.checkpoint.locate import DrafterNotFoundError, resolve_drafter
 from redrafter_vllm.config import OptionError
-from redrafter_vllm.integration import error_hook
-from redrafter_vllm.integration.detection import is_redrafter
+from redrafter_vllm.integration.frontend import error_hook
+from redrafter_vllm.integration.frontend.detection import is_redrafter
 from redrafter_vllm.integration.target_support import UnsupportedTargetError
-from redrafter_vllm.messages import did_you_mean, shown
-from redrafter_vllm.resolve import DrafterNotFoundError, resolve_drafter
+from redrafter_vllm.utils.messages import did_you_mean, shown
+from tests.paths import ASSET as TARGET
 
-TARGET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
 DRAFTER = TARGET / "redrafter"
 SCHEDULE = "num_speculative_tokens_per_batch_size"
 

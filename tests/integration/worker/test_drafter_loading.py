@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from redrafter_vllm.config import OptionError
-from redrafter_vllm.integration import drafter_loading
-from redrafter_vllm.integration.drafter_loading import check_quantization, linear_maker
+from redrafter_vllm.integration.worker import drafter_loading
+from redrafter_vllm.integration.worker.drafter_loading import check_quantization, linear_maker
 from tests.cpu_kernels import CHOICES, has_sgl_kernels, inputs, linear_kernels
 from tests.engine.generation import cpu_only
 from tests.ops.test_launches import Launches

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from redrafter_cpu.detect import BACKEND_GROUP, accelerators_in, decide
-from tests.cpu_support.interpreted import needs_interpreter
+from tests.tools.cpu_support.interpreted import needs_interpreter
 
 CPU_BUILD = "from typing import Optional\n__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\nhip = None\n"
 CUDA_BUILD = "from typing import Optional\n__version__ = '2.13.0'\ncuda: Optional[str] = '13.0'\nhip = None\n"

@@ -13,8 +13,8 @@ import pytest
 
 from redrafter_cpu.standin import StandIn
 from redrafter_cpu.table import REBINDINGS
-from tests.cpu_support.interpreted import needs_interpreter
 from tests.models import VOCAB, save_random_llama
+from tests.tools.cpu_support.interpreted import needs_interpreter
 
 pytestmark = [needs_interpreter, pytest.mark.engine]
 

@@ -15,7 +15,7 @@ from redrafter_cpu.rebind import RebindError, Rebinding, install
 from redrafter_cpu.runner_v1 import with_native_kernels
 from redrafter_cpu.standin import StandIn
 from redrafter_cpu.table import REBINDINGS
-from tests.cpu_support.interpreted import needs_interpreter
+from tests.tools.cpu_support.interpreted import needs_interpreter
 
 
 def rebinding(module: str, name: str = "answer", make: Any = lambda original: original + 1) -> Rebinding:

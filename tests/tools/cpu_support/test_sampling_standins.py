@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.cpu_support.interpreted import assert_same_bits, both_ways, needs_interpreter, vllm_gpu
+from tests.tools.cpu_support.interpreted import assert_same_bits, both_ways, needs_interpreter, vllm_gpu
 
 pytestmark = needs_interpreter
 

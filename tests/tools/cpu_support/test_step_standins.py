@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cpu_support.interpreted import assert_same_bits, both_ways, needs_interpreter, poisoned, vllm_gpu
+from tests.tools.cpu_support.interpreted import assert_same_bits, both_ways, needs_interpreter, poisoned, vllm_gpu
 
 pytestmark = needs_interpreter
 

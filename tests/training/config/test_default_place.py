@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from redrafter_vllm.resolve import resolve_drafter
-from training.job import Job
+from redrafter_training.config.job import Job
+from redrafter_vllm.checkpoint.locate import resolve_drafter
 
 
 def test_serving_looks_where_training_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,22 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.chat_tokenizers import byte_tokenizer
-from training.__main__ import main
-from training.config import ResponseConfig
-from training.conversation_feed import (
+from redrafter_training.__main__ import main
+from redrafter_training.config.recipe import ResponseConfig
+from redrafter_training.data.batches import (
     answer_example,
     collate,
     conversation_batches,
     prompts_to_answer,
 )
-from training.data_report import DataError
-from training.examples import Example
-from training.frozen_target import FrozenTarget
-from training.generate import write_texts
-from training.loops import loop_start
-
-ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
+from redrafter_training.data.repetition import loop_start
+from redrafter_training.data.report import DataError
+from redrafter_training.data.tokenize import Example
+from redrafter_training.responses.transformers_engine import write_texts
+from redrafter_training.target.model import TargetModel
+from tests.paths import ASSET
+from tests.training.chat_tokenizers import byte_tokenizer
 
 
 def example(number: int, length: int = 5, learned: tuple[int, ...] = (2, 3)) -> Example:
@@ -60,7 +59,7 @@ def test_prompts_to_answer_are_different_ones_that_leave_room() -> None:
         prompts_to_answer(conversations, [], tokenizer, 4, ResponseConfig(), 0)
 
 
-def test_answers_are_the_targets_own(tiny_target: FrozenTarget) -> None:
+def test_answers_are_the_targets_own(tiny_target: TargetModel) -> None:
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(3, 40, (n,), generator=generator) for n in (3, 5, 4)]
     config = ResponseConfig(batch_size=2)
@@ -73,7 +72,7 @@ def test_answers_are_the_targets_own(tiny_target: FrozenTarget) -> None:
         assert made.loss.tolist() == [place >= start for place in range(len(text))]
 
 
-def test_answers_end_before_they_go_round_in_circles(tiny_target: FrozenTarget) -> None:
+def test_answers_end_before_they_go_round_in_circles(tiny_target: TargetModel) -> None:
     tiny_target.model.generation_config.eos_token_id = 39  # which this target does not say
     asked = [(torch.arange(n, n + 4), 0.0) for n in (3, 9, 20)]
     keep = ResponseConfig(batch_size=3, longest_repeat=0)

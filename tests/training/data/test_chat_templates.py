@@ -3,6 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from redrafter_training.data.chat_templates import resolve_chat_template
+from redrafter_training.data.conversations import Conversation, Turn
+from redrafter_training.data.report import DataError, Reason, UnusableRecord
 from tests.training.chat_tokenizers import (
     CHATML,
     HEADINGS,
@@ -15,9 +18,6 @@ from tests.training.chat_tokenizers import (
     THINKING,
     byte_tokenizer,
 )
-from training.chat_templates import resolve_chat_template
-from training.conversations import Conversation, Turn
-from training.data_report import DataError, Reason, UnusableRecord
 
 
 def chat(*contents: str, system: str | None = None) -> Conversation:

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from training.conversations import Conversation, Turn, iter_conversations, load_conversations
-from training.data_report import DataError, DataReport, Reason, UnusableRecord
-
-SHARED = Path(__file__).resolve().parents[3] / "shared"
+from redrafter_training.data.conversations import Conversation, Turn, iter_conversations, load_conversations
+from redrafter_training.data.report import DataError, DataReport, Reason, UnusableRecord
+from tests.paths import SHARED
 
 TURNS = (Turn("system", "Be kind."), Turn("user", "Hi"), Turn("assistant", "Hello"))
 SHAREGPT = {

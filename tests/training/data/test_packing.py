@@ -4,9 +4,9 @@ import random
 import pytest
 import torch
 
-from training.data import Windows
-from training.examples import Example
-from training.packing import Packing, arrange, plan_windows
+from redrafter_training.data.packing import Packing, arrange, plan_windows
+from redrafter_training.data.tokenize import Example
+from redrafter_training.data.windows import Windows
 
 
 def example(first: int, loss: str) -> Example:

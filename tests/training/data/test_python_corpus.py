@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from training.corpus import SourceFile, extract_prompts, is_held_out, load_corpus, split
+from redrafter_training.data.python_corpus import SourceFile, extract_prompts, is_held_out, load_corpus, split
 
 
 def test_split_is_disjoint_and_complete(corpus_root: Path) -> None:

@@ -15,26 +15,26 @@ from typing import Any
 import pytest
 import torch
 
-from training.__main__ import main
-from training.config import DistillConfig
-from training.conversations import load_conversations
-from training.data_report import DataError, DataReport
-from training.examples import Example, ExampleEncoder, encode_all
-from training.inputs import input_fingerprints
-from training.job import Job
-from training.pieces import Piece, cut
-from training.prepared import examples_file, load_examples, prepare_examples, wants_ray
-from training.schedule import Budget
-from training.sources import read_records
-from training.tokenizer import train_tokenizer
+from redrafter_training.__main__ import main
+from redrafter_training.config.job import Job
+from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.data.conversations import load_conversations
+from redrafter_training.data.prepare import examples_file, load_examples, prepare_examples, wants_ray
+from redrafter_training.data.record_shards import Piece, cut
+from redrafter_training.data.records import read_records
+from redrafter_training.data.report import DataError, DataReport
+from redrafter_training.data.tokenize import Example, ExampleEncoder, encode_all
+from redrafter_training.run.inputs import input_fingerprints
+from redrafter_training.tiny_target.tokenizer import train_tokenizer
+from redrafter_training.trainer.lr_schedule import Budget
+from tests.paths import ASSET
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the `train` extra)")
 pytest.importorskip("pyarrow", reason="pyarrow is not installed (the `train` extra)")
 
-from training.example_store import read_store, write_store  # noqa: E402
-from training.ingest import EncodePieces, ingest  # noqa: E402
+from redrafter_training.data.example_store import read_store, write_store  # noqa: E402
+from redrafter_training.data.ray_ingest import EncodePieces, ingest  # noqa: E402
 
-ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
 Examples = tuple[list[Example], DataReport]
 
 
@@ -131,7 +131,7 @@ class InTurn:
 def test_examples_and_report_of_every_kind_of_file(
     encoder: ExampleEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.ingest._encoded", InTurn)
+    monkeypatch.setattr("redrafter_training.data.ray_ingest._encoded", InTurn)
     sources = tmp_path / "sources"
     sources.mkdir()
     for path in write_sources(sources):
@@ -168,7 +168,7 @@ def test_hub_data_sets(session: None, encoder: ExampleEncoder, tmp_path: Path, m
 def test_useless_data_is_told_and_leaves_nothing(
     encoder: ExampleEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.ingest._encoded", InTurn)
+    monkeypatch.setattr("redrafter_training.data.ray_ingest._encoded", InTurn)
     source, store = tmp_path / "data.jsonl", tmp_path / "store.parquet"
     source.write_text('{"messages": [{"role": "user", "content": "x"}]}\n' * 3)
     with pytest.raises(DataError, match="none of the 3 records"):
@@ -227,7 +227,7 @@ def test_who_ingests_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert wants_ray(Job("target", str(data), num_workers=2))
     assert wants_ray(Job("target", str(data), ingest="ray"))
     assert not wants_ray(Job("target", str(data), ingest="direct", num_workers=2))
-    monkeypatch.setattr("training.prepared.LARGE", 100)
+    monkeypatch.setattr("redrafter_training.data.prepare.LARGE", 100)
     assert wants_ray(Job("target", str(data)))
 
 

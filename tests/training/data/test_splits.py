@@ -13,15 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from redrafter_training.data.batches import Divided, divide_examples, first_prompt
+from redrafter_training.data.conversations import Conversation, Turn, load_conversations
+from redrafter_training.data.prepare import load_examples
+from redrafter_training.data.report import DataError, DataReport
+from redrafter_training.data.splits import Content, Split, content_of, divide, text_key
+from redrafter_training.data.tokenize import ExampleEncoder, encode_all
+from tests.paths import SHARED
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
-from training.conversation_feed import Divided, divide_examples, first_prompt
-from training.conversations import Conversation, Turn, load_conversations
-from training.data_report import DataError, DataReport
-from training.examples import ExampleEncoder, encode_all
-from training.held_out import Content, Split, content_of, divide, text_key
-from training.prepared import load_examples
-
-SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 Chat = Sequence[str]  # what is said in turn, the user first
 

@@ -5,9 +5,9 @@ import random
 
 import torch
 
+from redrafter_training.config.recipe import ResponseConfig
+from redrafter_training.data.text_prompts import Passages, asked, cut_stretches, distinct, text_prompts, without_special
 from tests.training.chat_tokenizers import byte_tokenizer
-from training.config import ResponseConfig
-from training.prompts import Passages, asked, cut_stretches, distinct, text_prompts, without_special
 
 TEXTS = [list(range(100, 160)), [], list(range(200, 237)), [7]]
 

@@ -12,21 +12,21 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from redrafter_training.__main__ import main
+from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.data.report import DataError
+from redrafter_training.data.windows import Windows
+from redrafter_training.distributed.context import LocalContext
+from redrafter_training.responses.config import Regeneration
+from redrafter_training.responses.generator import Answerer
+from redrafter_training.responses.prompts import load_tasks
+from redrafter_training.run.feed import FeedSettings, open_feed
+from redrafter_training.target.model import TargetModel
+from redrafter_training.trainer.lr_schedule import Budget
+from tests.paths import ASSET
 from tests.training.chat_tokenizers import CHATML, QWEN_LIKE, R1_LIKE, byte_tokenizer
-from tests.training.test_regenerate import Script
-from training.__main__ import main
-from training.answering import Answerer
-from training.config import DistillConfig, ResponseConfig
-from training.context import LocalContext
-from training.data import Windows
-from training.data_report import DataError
-from training.feed import FeedSettings, open_feed
-from training.frozen_target import FrozenTarget
-from training.regeneration import Regeneration
-from training.regeneration_tasks import load_tasks
-from training.schedule import Budget
+from tests.training.responses.test_responses import Script
 
-ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
 CONFIG = DistillConfig(
     Budget(1),
     beam_length=2,
@@ -52,7 +52,7 @@ def write(path: Path, records: list[dict[str, Any]]) -> str:
 
 
 @pytest.fixture(scope="module")
-def target() -> FrozenTarget:
+def target() -> TargetModel:
     torch.manual_seed(3)
     config = LlamaConfig(
         vocab_size=len(byte_tokenizer()),
@@ -64,7 +64,7 @@ def target() -> FrozenTarget:
         bos_token_id=0,
         eos_token_id=1,
     )
-    return FrozenTarget(LlamaForCausalLM(config))
+    return TargetModel(LlamaForCausalLM(config))
 
 
 def learned(tokenizer: PreTrainedTokenizerBase, batches: Iterable[Windows], count: int) -> set[tuple[str, str]]:
@@ -79,7 +79,7 @@ def learned(tokenizer: PreTrainedTokenizerBase, batches: Iterable[Windows], coun
 
 @pytest.mark.parametrize("thinks", [True, False])
 def test_variables_of_the_template_reach_what_is_trained_on_and_asked(
-    tmp_path: Path, target: FrozenTarget, thinks: bool
+    tmp_path: Path, target: TargetModel, thinks: bool
 ) -> None:
     tokenizer = byte_tokenizer(QWEN_LIKE)
     data = write(tmp_path / "data.jsonl", [thoughtful(number) for number in range(10)])
@@ -96,7 +96,7 @@ def test_variables_of_the_template_reach_what_is_trained_on_and_asked(
     assert len(rows) > len(answers)
 
 
-def test_answers_without_thoughts_are_asked_for_as_in_serving(tmp_path: Path, target: FrozenTarget) -> None:
+def test_answers_without_thoughts_are_asked_for_as_in_serving(tmp_path: Path, target: TargetModel) -> None:
     # The template shows an empty thought before the answer; the prompt of a server has none.
     tokenizer = byte_tokenizer(QWEN_LIKE)
     data = write(tmp_path / "data.jsonl", [record(f"Is {number}?", "It is.") for number in range(10)])
@@ -107,7 +107,7 @@ def test_answers_without_thoughts_are_asked_for_as_in_serving(tmp_path: Path, ta
     assert all(tokenizer.decode(prompt).endswith("<|im_start|>assistant\n") for prompt in feed.prompts)
 
 
-def test_a_run_of_other_variables_does_not_take_the_answers_of_this_one(tmp_path: Path, target: FrozenTarget) -> None:
+def test_a_run_of_other_variables_does_not_take_the_answers_of_this_one(tmp_path: Path, target: TargetModel) -> None:
     tokenizer = byte_tokenizer(QWEN_LIKE)
     data = write(tmp_path / "data.jsonl", [thoughtful(number) for number in range(10)])
     for thinks in (True, False):
@@ -166,7 +166,7 @@ def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(folder)
 
 
-def test_a_split_to_measure_on(tmp_path: Path, target: FrozenTarget, splits: str) -> None:
+def test_a_split_to_measure_on(tmp_path: Path, target: TargetModel, splits: str) -> None:
     tokenizer = byte_tokenizer(CHATML)
     config = replace(CONFIG, response_fraction=0.0)
     settings = FeedSettings(
@@ -190,7 +190,7 @@ def test_a_split_to_answer_for_measuring_on(tmp_path: Path, splits: str) -> None
     assert report.used == 8
 
 
-def test_splits_of_what_has_none(tmp_path: Path, target: FrozenTarget) -> None:
+def test_splits_of_what_has_none(tmp_path: Path, target: TargetModel) -> None:
     settings = FeedSettings("stdlib", None, CONFIG, tmp_path / "run", 8, held_out_split="test")
     with pytest.raises(DataError, match=r"stdlib has no splits: leave --data-config, --data-split"):
         open_feed(settings, target, byte_tokenizer(QWEN_LIKE), LocalContext())

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from redrafter_training.data.conversations import Conversation, Turn, load_conversations
+from redrafter_training.data.report import DataError, DataReport, Reason, UnusableRecord
+from redrafter_training.data.tokenize import ExampleEncoder, encode_all, tokens_inside
+from redrafter_training.tiny_target.tokenizer import train_tokenizer
+from tests.paths import SHARED
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
-from training.conversations import Conversation, Turn, load_conversations
-from training.data_report import DataError, DataReport, Reason, UnusableRecord
-from training.examples import ExampleEncoder, encode_all, tokens_inside
-from training.tokenizer import train_tokenizer
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
 PREAMBLE = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
     "and polite answers to the user's questions."

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from training.draft_vocabulary import choose_draft_vocabulary, token_frequencies
+from redrafter_training.data.vocab_mapping import choose_draft_vocabulary, token_frequencies
 
 
 def test_sources_weigh_as_training_mixes_them() -> None:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.data.repetition import loop_start
+from redrafter_training.data.windows import cut_windows, mixed_batches, text_batches
+from redrafter_training.responses.transformers_engine import continue_prompts, write_texts
+from redrafter_training.target.model import TargetModel
+from redrafter_training.trainer.lr_schedule import Budget
 from tests.models import HOSTILE_GENERATION
-from training.config import DistillConfig, ResponseConfig
-from training.data import cut_windows, mixed_batches, text_batches
-from training.frozen_target import FrozenTarget
-from training.generate import continue_prompts, write_texts
-from training.loops import loop_start
-from training.schedule import Budget
 
 FILES = [torch.arange(100, 160), torch.arange(200, 237)]
 
@@ -74,7 +74,7 @@ def test_mixture_without_answers() -> None:
         next(mixed_batches(FILES, [], 5, mixture(0.5)))
 
 
-def test_greedy_continuations_of_mixed_lengths_are_the_targets_own(tiny_target: FrozenTarget) -> None:
+def test_greedy_continuations_of_mixed_lengths_are_the_targets_own(tiny_target: TargetModel) -> None:
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(3, 40, (n,), generator=generator) for n in (2, 5, 9)]
     for text, prompt in zip(continue_prompts(tiny_target, prompts, 12), prompts, strict=True):
@@ -86,13 +86,13 @@ def test_greedy_continuations_of_mixed_lengths_are_the_targets_own(tiny_target: 
 
 
 def test_greedy_is_the_likeliest_token_whatever_the_generation_config_holds(
-    tiny_target: FrozenTarget, tmp_path: Path
+    tiny_target: TargetModel, tmp_path: Path
 ) -> None:
     tiny_target.model.save_pretrained(tmp_path)
     stored = tmp_path / "generation_config.json"
     hostile = json.loads(stored.read_text()) | HOSTILE_GENERATION | {"eos_token_id": [1, 2], "pad_token_id": 3}
     stored.write_text(json.dumps(hostile))
-    target = FrozenTarget(AutoModelForCausalLM.from_pretrained(tmp_path))
+    target = TargetModel(AutoModelForCausalLM.from_pretrained(tmp_path))
     assert target.model.generation_config.repetition_penalty == 9.0
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(3, 40, (n,), generator=generator) for n in (2, 5, 9)]
@@ -111,7 +111,7 @@ def test_greedy_is_the_likeliest_token_whatever_the_generation_config_holds(
     assert len({int(text[1]) for text in drawn}) > 30
 
 
-def test_texts_are_seeded_and_end_by_themselves_or_with_the_window(tiny_target: FrozenTarget) -> None:
+def test_texts_are_seeded_and_end_by_themselves_or_with_the_window(tiny_target: TargetModel) -> None:
     config = ResponseConfig(5, batch_size=2, longest_repeat=0)
     asked = [(torch.tensor([0, *range(n, n + 3 + n % 2)]), (0.0, 1.0)[n % 2]) for n in range(3, 8)]
     made = [write_texts(tiny_target, asked, 16, config, 3, quiet=True) for _ in range(2)]

@@ -14,20 +14,20 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from training.cached_target import open_cached_target
-from training.config import DistillConfig, ResponseConfig
-from training.context import LocalContext, TrainContext, TrainingStoppedError, WorkersFailedError
-from training.data import Repeated, Windows
-from training.frozen_target import DeferredTarget, FrozenTarget
-from training.interruption import Interruption
-from training.job import Job
-from training.loop import Hooks, build_drafter, distill
-from training.resume import read_state
-from training.schedule import Budget
+from redrafter_training.config.job import Job
+from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.data.windows import Repeated, Windows
+from redrafter_training.distributed.context import LocalContext, TrainContext, TrainingStoppedError, WorkersFailedError
+from redrafter_training.hidden_states.target import open_cached_target
+from redrafter_training.target.model import DeferredTarget, TargetModel
+from redrafter_training.trainer.loop import Hooks, build_drafter, distill
+from redrafter_training.trainer.lr_schedule import Budget
+from redrafter_training.trainer.state import read_state
+from redrafter_training.utils.interruption import Interruption
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the `train` extra)")
 
-from training.launch import SNAPSHOT, Fleet, connect, run_on_ray  # noqa: E402
+from redrafter_training.distributed.ray_train import SNAPSHOT, Fleet, connect, run_on_ray  # noqa: E402
 
 CONFIG = DistillConfig(
     Budget(20),
@@ -54,7 +54,7 @@ def start_session() -> None:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
 
 
-def make_target() -> FrozenTarget:
+def make_target() -> TargetModel:
     torch.manual_seed(7)
     config = LlamaConfig(
         vocab_size=40,
@@ -66,7 +66,7 @@ def make_target() -> FrozenTarget:
         intermediate_size=24,
         initializer_range=0.5,
     )
-    return FrozenTarget(LlamaForCausalLM(config))
+    return TargetModel(LlamaForCausalLM(config))
 
 
 def batches(kill_at: tuple[int, ...] = (), markers: Path = Path(), waiting: Path | None = None) -> Iterator[Windows]:
@@ -106,7 +106,7 @@ def train_from_cache(context: TrainContext, folder: Path) -> dict[str, Any]:
     held_out = next(batches()).rows(torch.arange(3))
     loaded: list[str] = []
 
-    def load() -> FrozenTarget:
+    def load() -> TargetModel:
         loaded.append("target")
         return make_target()
 

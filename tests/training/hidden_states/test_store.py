@@ -16,25 +16,25 @@ import pytest
 import torch
 from torch import Tensor
 
+from redrafter_training.__main__ import main
+from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.data.windows import Windows, text_batches
+from redrafter_training.distributed.context import LocalContext
+from redrafter_training.hidden_states.store import HiddenCache, HiddenCacheError, most_bytes
+from redrafter_training.hidden_states.target import CachedTarget, fill
+from redrafter_training.hidden_states.text_index import TextIndex, UnknownTextError, texts_of
+from redrafter_training.target.model import TargetModel, TargetOutputs
+from redrafter_training.tiny_target import train as target_command
+from redrafter_training.tiny_target.train import RECIPES
+from redrafter_training.trainer.loop import Replica, accumulate_gradients, build_drafter, distill
+from redrafter_training.trainer.lr_schedule import Budget
+from redrafter_training.trainer.metrics import depth_figures
+from redrafter_training.trainer.state import read_state
+from tests.paths import ROOT
 from tests.training.full_disk import disk_of
-from training import target as target_command
-from training.__main__ import main
-from training.cached_target import CachedTarget, fill
-from training.cached_texts import TextIndex, UnknownTextError, texts_of
-from training.config import DistillConfig, ResponseConfig
-from training.context import LocalContext
-from training.data import Windows, text_batches
-from training.frozen_target import FrozenTarget, Signals
-from training.hidden_cache import HiddenCache, HiddenCacheError, most_bytes
-from training.loop import Replica, accumulate_gradients, build_drafter, distill
-from training.metrics import depth_figures
-from training.resume import read_state
-from training.schedule import Budget
-from training.target import RECIPES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = DistillConfig(
     Budget(8), beam_length=3, window=24, batch_size=4, chunk=7, responses=ResponseConfig(max_prompt=8, min_prompt=2)
 )
@@ -52,7 +52,7 @@ def batches(count: int = 3) -> list[Windows]:
     return made
 
 
-def cached(target: FrozenTarget, folder: Path, data: list[Windows], **options: Any) -> CachedTarget:
+def cached(target: TargetModel, folder: Path, data: list[Windows], **options: Any) -> CachedTarget:
     index, trained = texts_of(data, len(data), data[0].rows(torch.empty(0, dtype=torch.long)))
     cache = HiddenCache(folder, index.lengths, 16, **options)
     cache.begin({}, {}, target.head())
@@ -60,16 +60,16 @@ def cached(target: FrozenTarget, folder: Path, data: list[Windows], **options: A
     return CachedTarget(cache, index, cache.head(), torch.device("cpu"))
 
 
-class Rounded(FrozenTarget):
+class Rounded(TargetModel):
     """The online target, its hidden states rounded as the cache rounds them, its logits from these."""
 
-    def __init__(self, target: FrozenTarget) -> None:
+    def __init__(self, target: TargetModel) -> None:
         super().__init__(target.model)
         self.alone = target.head()
 
-    def signals(self, tokens: Tensor, positions: Tensor | None = None) -> Signals:
-        hidden = super().signals(tokens, positions).hidden.bfloat16()
-        return Signals(hidden, self.alone.logits(hidden))
+    def outputs(self, tokens: Tensor, positions: Tensor | None = None) -> TargetOutputs:
+        hidden = super().outputs(tokens, positions).hidden.bfloat16()
+        return TargetOutputs(hidden, self.alone.logits(hidden))
 
 
 def gradients(target: Any, batch: Windows) -> tuple[float, Tensor]:
@@ -79,7 +79,7 @@ def gradients(target: Any, batch: Windows) -> tuple[float, Tensor]:
     return figures.loss, torch.cat([p.grad.flatten() for p in drafter.parameters() if p.grad is not None])
 
 
-def test_loss_and_gradient_are_those_of_the_rounded_target(tiny_target: FrozenTarget, tmp_path: Path) -> None:
+def test_loss_and_gradient_are_those_of_the_rounded_target(tiny_target: TargetModel, tmp_path: Path) -> None:
     data = batches()
     target = cached(tiny_target, tmp_path, data, shard_bytes=2000)
     assert len(list(tmp_path.glob("hidden-*"))) > 3
@@ -94,13 +94,13 @@ def test_loss_and_gradient_are_those_of_the_rounded_target(tiny_target: FrozenTa
         assert (found[1] - online[1]).norm() < 0.02 * online[1].norm()
 
 
-def test_rows_are_found_in_other_batches_and_lengths(tiny_target: FrozenTarget, tmp_path: Path) -> None:
+def test_rows_are_found_in_other_batches_and_lengths(tiny_target: TargetModel, tmp_path: Path) -> None:
     data = batches()
     target = cached(tiny_target, tmp_path, data)
     rows = torch.tensor([2, 0])
     mixed = torch.cat([data[1].tokens[rows], torch.zeros(2, 6, dtype=torch.long)], 1)
     with torch.autocast("cpu", torch.bfloat16):
-        found, expected = target.signals(mixed), tiny_target.signals(mixed)
+        found, expected = target.outputs(mixed), tiny_target.outputs(mixed)
     counted = data[1].valid[rows]
     assert 0 < counted.sum() < counted.numel()
     difference = (found.hidden[:, :24] - expected.hidden[:, :24].bfloat16())[counted].abs().max()
@@ -109,7 +109,7 @@ def test_rows_are_found_in_other_batches_and_lengths(tiny_target: FrozenTarget, 
     assert found.logits.shape == (2, 30, 40)
     assert not found.hidden[:, 24:].any()
     with pytest.raises(UnknownTextError, match="row 1"):
-        target.signals(torch.stack([data[0].tokens[1], data[0].tokens[1].flip(0)]))
+        target.outputs(torch.stack([data[0].tokens[1], data[0].tokens[1].flip(0)]))
 
 
 def test_documents_of_a_row_are_texts_of_their_own() -> None:
@@ -133,7 +133,7 @@ def test_documents_of_a_row_are_texts_of_their_own() -> None:
         list(index.find(other))
 
 
-def test_training_from_the_cache_is_training_online(tiny_target: FrozenTarget, tmp_path: Path) -> None:
+def test_training_from_the_cache_is_training_online(tiny_target: TargetModel, tmp_path: Path) -> None:
     data = batches()
     repeated = [data[step % 3] for step in range(8)]
     held_out = batches(5)[4]
@@ -159,7 +159,7 @@ def test_training_from_the_cache_is_training_online(tiny_target: FrozenTarget, t
     assert (drafters[1] - drafters[0]).norm() < 0.1 * (drafters[0] - start).norm()
 
 
-def test_the_body_does_not_run(tiny_target: FrozenTarget, tmp_path: Path) -> None:
+def test_the_body_does_not_run(tiny_target: TargetModel, tmp_path: Path) -> None:
     data = batches()
     target = cached(tiny_target, tmp_path, data)
 
@@ -171,7 +171,7 @@ def test_the_body_does_not_run(tiny_target: FrozenTarget, tmp_path: Path) -> Non
     assert len(distill(drafter, target, data, replace(CONFIG, budget=Budget(3)), quiet=True)) == 3
 
 
-def test_interrupted_fill_keeps_its_shards(tiny_target: FrozenTarget, tmp_path: Path) -> None:
+def test_interrupted_fill_keeps_its_shards(tiny_target: TargetModel, tmp_path: Path) -> None:
     data = batches()
     whole = cached(tiny_target, tmp_path / "whole", data, shard_bytes=2000)
     del whole
@@ -214,7 +214,7 @@ def test_full_disk_leaves_whole_shards(tmp_path: Path) -> None:
     assert torch.equal(cache.read(0), torch.ones(10, 16, dtype=torch.bfloat16))
 
 
-def test_shards_of_unknown_origin_go(tiny_target: FrozenTarget, tmp_path: Path) -> None:
+def test_shards_of_unknown_origin_go(tiny_target: TargetModel, tmp_path: Path) -> None:
     cache = HiddenCache(tmp_path, [10], 16)
     cache.begin({"dtype": "float32"}, {}, tiny_target.head())
     cache.write(0, torch.ones(10, 16))
@@ -286,7 +286,9 @@ def test_command_with_a_cache(
 
     shutil.copytree(tmp_path / "first.run", tmp_path / "second.run")
     shutil.rmtree(tmp_path / "second.run" / "checkpoints")
-    monkeypatch.setattr("training.runner.load_target", lambda *args: pytest.fail("the target was loaded"))
+    monkeypatch.setattr(
+        "redrafter_training.run.training.load_target", lambda *args: pytest.fail("the target was loaded")
+    )
     assert main([*with_cache, "--out", str(tmp_path / "second")]) == 0
     assert weights(tmp_path / "second") == weights(tmp_path / "first")
     # From a checkpoint, too.
@@ -310,7 +312,7 @@ def test_command_with_a_cache(
     # What the states do not depend on may change.
     assert main([*with_cache, "--beam-length", "1", "--max-steps", "24", "--out", str(tmp_path / "other")]) == 0
 
-    monkeypatch.setattr("training.cached_target.free_space", lambda folder: 1000)
+    monkeypatch.setattr("redrafter_training.hidden_states.target.free_space", lambda folder: 1000)
     assert main([*command, "--hidden-cache", str(tmp_path / "small"), "--out", str(tmp_path / "x")]) == 1
     assert "small has 1000 bytes free" in capsys.readouterr().err
     assert not (tmp_path / "small").exists()
@@ -318,10 +320,10 @@ def test_command_with_a_cache(
 
 def test_killed_fill_goes_on(command: list[str], tmp_path: Path) -> None:
     """kill -9 after the first shards; the same command does not make them again, and ends as if nothing had been."""
-    script = "import sys, training.hidden_cache as h, training.cached_target as c\n"
+    script = "import sys, redrafter_training.hidden_states.store as h, redrafter_training.hidden_states.target as c\n"
     script += "c.open_cached_target.__kwdefaults__['shard_bytes'] = 4096\n"
     slow = "import time; w = h.HiddenCache.write\nh.HiddenCache.write = lambda *a: (w(*a), time.sleep(0.2))\n"
-    run = "from training.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    run = "from redrafter_training.__main__ import main; sys.exit(main(sys.argv[1:]))"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     cache = tmp_path / "states"
     arguments = [*command, "--hidden-cache", str(cache), "--out", str(tmp_path / "out")]

@@ -15,20 +15,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from redrafter_training.__main__ import main
+from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.data.python_corpus import load_corpus, split, unseen_prompts
+from redrafter_training.data.report import DataError
+from redrafter_training.data.splits import text_key
+from redrafter_training.distributed.context import LocalContext
+from redrafter_training.responses.examples import load_regenerated
+from redrafter_training.responses.records import Answer, Answered
+from redrafter_training.responses.store import AnswerStore, vocabulary_fingerprint
+from redrafter_training.run.feed import Feed, FeedSettings, open_feed, own_answers
+from redrafter_training.target.model import TargetModel
+from redrafter_training.tiny_target import train as target_command
+from redrafter_training.trainer.lr_schedule import Budget
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
-from training import target as target_command
-from training.__main__ import main
-from training.answer_store import AnswerStore, vocabulary_fingerprint
-from training.answers import Answer, Answered
-from training.config import DistillConfig, ResponseConfig
-from training.context import LocalContext
-from training.corpus import load_corpus, split, unseen_prompts
-from training.data_report import DataError
-from training.feed import Feed, FeedSettings, open_feed, own_answers
-from training.frozen_target import FrozenTarget
-from training.held_out import text_key
-from training.regenerated import load_regenerated
-from training.schedule import Budget
 
 RESPONSES = ResponseConfig(count=12, temperatures=(0.0,), min_prompt=6, max_prompt=20, batch_size=4)
 CONFIG = DistillConfig(
@@ -37,20 +37,20 @@ CONFIG = DistillConfig(
 A, B = {"weights": "a", "tokenizer": "t"}, {"weights": "b", "tokenizer": "t"}
 
 
-def byte_target(seed: int) -> FrozenTarget:
+def byte_target(seed: int) -> TargetModel:
     """A target of the byte tokenizer's vocabulary."""
     torch.manual_seed(seed)
     sizes = {"vocab_size": 264, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
     config = LlamaConfig(**sizes, **special, num_key_value_heads=1, intermediate_size=24, initializer_range=0.5)
-    return FrozenTarget(LlamaForCausalLM(config))
+    return TargetModel(LlamaForCausalLM(config))
 
 
 def stored(folder: Path) -> dict[str, list[tuple[Tensor, int]]]:
     return {path.name: torch.load(path, weights_only=True) for path in folder.glob("responses-*.pt")}
 
 
-def feed_of(folder: Path, records: list[dict[str, Any]], model: FrozenTarget | None, **changes: Any) -> Feed:
+def feed_of(folder: Path, records: list[dict[str, Any]], model: TargetModel | None, **changes: Any) -> Feed:
     data = folder / "data.jsonl"
     data.write_text("\n".join(map(json.dumps, records)))
     settings = replace(FeedSettings(str(data), None, CONFIG, folder, 8), **changes)
@@ -61,7 +61,7 @@ def chat(prompt: str, answer: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
 
 
-def is_greedy(target: FrozenTarget, text: Tensor, start: int) -> bool:
+def is_greedy(target: TargetModel, text: Tensor, start: int) -> bool:
     best = target.model(input_ids=text[None]).logits[0].argmax(-1)
     return best[start - 1 : -1].tolist() == text[start:].tolist()
 
@@ -137,7 +137,7 @@ def test_texts_that_say_what_is_held_out_are_not_trained_on(tmp_path: Path, monk
         pairs = zip(asked, answers, strict=False)
         return [(torch.cat([p, torch.tensor(tokenizer(a)["input_ids"])]), len(p)) for (p, _), a in pairs]
 
-    monkeypatch.setattr("training.feed.write_texts", write)
+    monkeypatch.setattr("redrafter_training.run.feed.write_texts", write)
     feed = feed_of(tmp_path, records, byte_target(1), config=replace(CONFIG, window=80))
     assert feed.facts["own_texts"] == 1
     rows = [said(row.tolist()) for batch in islice(feed.batches, 20) for row in batch.tokens]

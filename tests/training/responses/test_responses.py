@@ -13,32 +13,32 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from tests.training.chat_tokenizers import CHATML, byte_tokenizer
-from training.answer_store import (
+from redrafter_training.cli import attribute_help, parse_keys
+from redrafter_training.config.job import Job
+from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.data.conversations import Turn
+from redrafter_training.data.python_corpus import load_corpus
+from redrafter_training.data.report import DataError, Reason
+from redrafter_training.data.splits import text_key
+from redrafter_training.distributed.context import LocalContext
+from redrafter_training.respond import cut_shards
+from redrafter_training.responses.config import Regeneration
+from redrafter_training.responses.examples import examples_of, load_regenerated, without_loop
+from redrafter_training.responses.generator import Answerer, Completion, Request, request_seed
+from redrafter_training.responses.prompts import fingerprint, load_tasks
+from redrafter_training.responses.records import Answer, Answered, Task
+from redrafter_training.responses.store import (
     AnswerStore,
     StoreError,
     StoreWriteError,
     is_regenerated,
     vocabulary_fingerprint,
 )
-from training.answering import Answerer, Completion, Request, request_seed
-from training.answers import Answer, Answered, Task
-from training.cli import attribute_help, parse_keys
-from training.config import DistillConfig, ResponseConfig
-from training.context import LocalContext
-from training.conversations import Turn
-from training.corpus import load_corpus
-from training.data_report import DataError, Reason
-from training.feed import FeedSettings, open_feed, written_before
-from training.folder_lock import FolderInUseError
-from training.frozen_target import FrozenTarget
-from training.held_out import text_key
-from training.job import Job
-from training.regenerate import cut_shards
-from training.regenerated import examples_of, load_regenerated, without_loop
-from training.regeneration import Regeneration
-from training.regeneration_tasks import fingerprint, load_tasks
-from training.schedule import Budget
+from redrafter_training.run.feed import FeedSettings, open_feed, written_before
+from redrafter_training.target.model import TargetModel
+from redrafter_training.trainer.lr_schedule import Budget
+from redrafter_training.utils.folder_lock import FolderInUseError
+from tests.training.chat_tokenizers import CHATML, byte_tokenizer
 
 JOB = Regeneration("target", "stdlib", Path("out"), window=100, min_prompt=4, max_prompt=20, temperatures=(0.0, 0.7))
 END = 4  # <|im_end|>
@@ -234,7 +234,7 @@ def test_texts_end_where_an_answer_begins_to_repeat_itself(tmp_path: Path) -> No
 TWO_AND_ONE = (("ab", "cdcdcd"), ("ba", "efghgh"), ("bb", "dddddd"))
 
 
-def test_the_recipe_says_what_a_loop_is(tmp_path: Path, tiny_target: FrozenTarget) -> None:
+def test_the_recipe_says_what_a_loop_is(tmp_path: Path, tiny_target: TargetModel) -> None:
     texts = [answered(n, ((ask, answer),), held_out=n == 2) for n, (ask, answer) in enumerate(TWO_AND_ONE)]
     store = open_store(tmp_path / "out", texts, 1)
     store.write(0, texts)
@@ -319,7 +319,7 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.txt"]
 
 
-def test_training_reads_answers_only(tmp_path: Path, tiny_target: FrozenTarget) -> None:
+def test_training_reads_answers_only(tmp_path: Path, tiny_target: TargetModel) -> None:
     texts = [answered(n, ((f"{n:02}", f"abcdefgh{n}"),), held_out=n == 9) for n in range(10)]
     store = open_store(tmp_path / "out", texts, 2)
     store.write(0, texts[:4])

@@ -14,19 +14,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from redrafter_training import respond as command
+from redrafter_training.distributed.context import WorkersFailedError
+from redrafter_training.respond import main
+from redrafter_training.responses.config import Regeneration
+from redrafter_training.responses.generator import Answerer, Completion, Request
+from redrafter_training.responses.ray_workers import Crew, Shard, answer_on_ray
+from redrafter_training.responses.records import Answered, Task
+from redrafter_training.responses.store import AnswerStore
+from redrafter_training.responses.transformers_engine import continue_prompts
+from redrafter_training.responses.vllm_engine import VllmComplete, end_tokens, make_answerer
+from redrafter_training.target.model import TargetModel
 from tests.models import HOSTILE_GENERATION, save_random_llama
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
-from training import regenerate as command
-from training.answer_engine import VllmComplete, end_tokens, make_answerer
-from training.answer_store import AnswerStore
-from training.answer_workers import Crew, Shard, answer_on_ray
-from training.answering import Answerer, Completion, Request
-from training.answers import Answered, Task
-from training.context import WorkersFailedError
-from training.frozen_target import FrozenTarget
-from training.generate import continue_prompts
-from training.regenerate import main
-from training.regeneration import Regeneration
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the `train` extra)")
 pytestmark = pytest.mark.engine
@@ -126,7 +126,7 @@ def shards(out: Path) -> dict[str, bytes]:
 
 
 def test_greedy_answers_are_the_targets(whole: Path, target: Path) -> None:
-    model = FrozenTarget(AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32))
+    model = TargetModel(AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32))
     tokenizer = AutoTokenizer.from_pretrained(target)
     read = texts(whole)
     assert [text.index for text in read] == list(range(31))
@@ -139,7 +139,7 @@ def test_greedy_answers_are_the_targets(whole: Path, target: Path) -> None:
         assert answer.ended == (answer.answer_ids[-1] in ENDS)
         # The likeliest token at every place, whatever the target's generation config holds.
         whole_text = torch.tensor([*answer.prompt_ids, *answer.answer_ids])
-        likeliest = model.signals(whole_text[None, :-1]).logits[0, len(prompt) - 1 :].argmax(-1)
+        likeliest = model.outputs(whole_text[None, :-1]).logits[0, len(prompt) - 1 :].argmax(-1)
         assert likeliest.tolist() == list(answer.answer_ids)
         assert answer.text == tokenizer.decode(answer.answer_ids, skip_special_tokens=True)
     sampled = [answer for text in read if text.temperature == 0.9 for answer in text.answers]

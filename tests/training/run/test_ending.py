@@ -16,18 +16,18 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from redrafter_vllm.drafter import Drafter, DrafterConfig
+from redrafter_training.__main__ import main
+from redrafter_training.distributed import checkpoints
+from redrafter_training.run.finish import tokens_per_step
+from redrafter_training.target.model import TargetModel
+from redrafter_training.trainer.state import read_state
+from redrafter_training.utils.folder_lock import FolderInUseError
+from redrafter_training.utils.interruption import Interruption
+from redrafter_training.utils.run_folder import held
+from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from tests.paths import ROOT
 from tests.training.small_command import ASSET, copy_target, small_command, tree, write_data
-from training import checkpoints
-from training.__main__ import main
-from training.finish import tokens_per_step
-from training.folder_lock import FolderInUseError
-from training.frozen_target import FrozenTarget
-from training.interruption import Interruption
-from training.resume import read_state
-from training.run_folder import held
 
-ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -44,7 +44,11 @@ def test_a_signal_ends_with_a_checkpoint_and_a_line(number: signal.Signals, tmp_
     arguments = small_command(ASSET, data, out, "--max-steps", "100000", "--checkpoint-every", "0")
     with (tmp_path / "output").open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "training", *arguments], cwd=ROOT, env=ENVIRONMENT, stdout=output, stderr=output
+            [sys.executable, "-m", "redrafter_training", *arguments],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdout=output,
+            stderr=output,
         )
         # TensorBoard's file is opened just before the first step.
         wait_for(lambda: any((tmp_path / "out.run" / "logs").glob("*")), process)
@@ -82,7 +86,7 @@ def test_goes_on_after_a_signal_as_if_there_had_been_none(
     """At the last step, too, whose evaluation is then still to come."""
     data = write_data(tmp_path / "data.json")
     more = ("--max-steps", "6", "--evaluate-every", "3", "--checkpoint-every", "0")
-    from training import loop
+    from redrafter_training.trainer import loop
 
     accumulate, made = loop.accumulate_gradients, 0
 
@@ -108,9 +112,9 @@ def test_goes_on_after_a_signal_as_if_there_had_been_none(
 @pytest.mark.parametrize(
     ("place", "more"),
     [
-        ("training.hidden_cache.save_file", ["--hidden-cache", "states"]),
-        ("training.feed.torch.save", ["--response-fraction", "0.5", "--responses.count", "2"]),
-        ("training.target_loading.check_fits", []),
+        ("redrafter_training.hidden_states.store.save_file", ["--hidden-cache", "states"]),
+        ("redrafter_training.run.feed.torch.save", ["--response-fraction", "0.5", "--responses.count", "2"]),
+        ("redrafter_training.target.loading.check_fits", []),
     ],
 )
 def test_a_signal_before_the_steps_leaves_nothing_half(
@@ -145,7 +149,7 @@ def test_one_training_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert tree(tmp_path) == before
     # A holder that is killed holds nothing any more.
     script = (
-        "import os, signal, sys; from pathlib import Path; from training.run_folder import held\n"
+        "import os, signal, sys; from pathlib import Path; from redrafter_training.utils.run_folder import held\n"
         "with held(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = [sys.executable, "-c", script, str(run)]
@@ -204,7 +208,7 @@ def test_what_cannot_be_measured_is_there(
         raise IndexError("index out of range in self")
 
     with monkeypatch.context() as patched:
-        patched.setattr("training.finish.measure", fail)
+        patched.setattr("redrafter_training.run.finish.measure", fail)
         assert main(command) == 1
     assert "is complete, but what it saves could not be measured (IndexError: index out of" in capsys.readouterr().err
     assert json.loads((out / "training.json").read_text())["held_out"] == {}
@@ -217,7 +221,7 @@ def test_what_cannot_be_measured_is_there(
 def test_measured_texts_end_with_the_targets_positions() -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 20, "n_positions": 32, "n_embd": 8, "n_layer": 1, "n_head": 2}
-    target = FrozenTarget(GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=1)))
+    target = TargetModel(GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=1)))
     drafter = Drafter(DrafterConfig(vocab_size=20, hidden_size=8, exit_dim=16, num_draft_layers=1))
     prompts = [torch.full((length,), 3) for length in (5, 16, 17, 31)]
     figures = tokens_per_step(target, drafter, prompts, 2)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from training.conversations import load_conversations
-from training.corpus import is_source_code, load_corpus
-from training.folder_files import passed_over
+from redrafter_training.data.conversations import load_conversations
+from redrafter_training.data.python_corpus import is_source_code, load_corpus
+from redrafter_training.run.folder_files import passed_over
 
 pytest.importorskip("datasets")
 

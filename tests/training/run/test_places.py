@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from redrafter_vllm.drafter import Drafter, DrafterConfig
-from redrafter_vllm.places import PlaceError, check_drafter_place, drafter_folder, user_path, user_place
+from redrafter_training.config.job import Job
+from redrafter_training.run.plan import Plan
+from redrafter_training.run.preflight import check_places, check_room
+from redrafter_training.tiny_target.train import check_new_target
+from redrafter_training.trainer.export import export
+from redrafter_training.utils.memory import GIB
+from redrafter_training.utils.run_folder import give_name, run_name
+from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.utils.paths import PlaceError, check_drafter_place, drafter_folder, user_path, user_place
 from tests.training.small_command import tree
-from training.export import export
-from training.job import Job
-from training.memory import GIB
-from training.plan import Plan
-from training.preflight import check_places, check_room
-from training.run_folder import give_name, run_name
-from training.target import check_new_target
 
 CONFIG = DrafterConfig(vocab_size=7, hidden_size=4, exit_dim=8, num_draft_layers=1)
 
@@ -195,13 +195,13 @@ def test_room_is_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     memory = {"drafter's weights and gradients": 2 * GIB, "optimizer": 2 * GIB}
     plan = Plan(CONFIG, 1, GIB // 2, 1, memory, 0)
     # Three states of weights and moments, 3 GiB each, and the drafter in two bytes per parameter.
-    monkeypatch.setattr("training.preflight.free_memory", lambda device: 4 * GIB)
-    monkeypatch.setattr("training.preflight.free_space", lambda place: 10 * GIB)
+    monkeypatch.setattr("redrafter_training.run.preflight.free_memory", lambda device: 4 * GIB)
+    monkeypatch.setattr("redrafter_training.run.preflight.free_space", lambda place: 10 * GIB)
     check_room(job, plan, torch.device("cpu"))
-    monkeypatch.setattr("training.preflight.free_space", lambda place: 10 * GIB - 1)
+    monkeypatch.setattr("redrafter_training.run.preflight.free_space", lambda place: 10 * GIB - 1)
     with pytest.raises(PlaceError, match=r"need 10\.0 GiB and .* has 10\.0 GiB free"):
         check_room(job, plan, torch.device("cpu"))
-    monkeypatch.setattr("training.preflight.free_memory", lambda device: 4 * GIB - 1)
+    monkeypatch.setattr("redrafter_training.run.preflight.free_memory", lambda device: 4 * GIB - 1)
     with pytest.raises(ValueError, match=r"drafter needs 4\.0 GiB .*--exit-dim"):
         check_room(job, plan, torch.device("cpu"))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m training` as a user meets it: plan, training, a kill in the middle, what is left behind."""
+"""`python -m redrafter_training` as a user meets it: plan, training, a kill in the middle, what is left behind."""
 
 import json
 import os
@@ -14,14 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from redrafter_vllm.resolve import registry_dir
-from training import checkpoints
-from training import target as target_command
-from training.__main__ import main
-from training.schedule import Budget
-from training.target import RECIPES
+from redrafter_training.__main__ import main
+from redrafter_training.distributed import checkpoints
+from redrafter_training.tiny_target import train as target_command
+from redrafter_training.tiny_target.train import RECIPES
+from redrafter_training.trainer.lr_schedule import Budget
+from redrafter_vllm.checkpoint.locate import registry_dir
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZES = "--max-steps 40 --window 32 --batch-size 4 --beam-length 2"
 ANSWERS = "--response-fraction 0.5 --responses.count 8 --responses.max-prompt 20"
 EVERY = "--checkpoint-every 4 --evaluate-every 20 --evaluate-windows 4 --evaluate false --device cpu --max-seconds .inf"
@@ -43,7 +43,7 @@ def arguments(target: Path, corpus_root: Path) -> list[str]:
 
 def test_killed_command_ends_like_an_uninterrupted_one(arguments: list[str], tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "training", *arguments, "--out", str(tmp_path / "cut")]
+    command = [sys.executable, "-m", "redrafter_training", *arguments, "--out", str(tmp_path / "cut")]
     with (tmp_path / "output").open("w") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
         deadline = time.monotonic() + 240
@@ -155,7 +155,7 @@ def test_mistakes_are_told(
 
 
 def test_default_places(target: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from training.job import Job
+    from redrafter_training.config.job import Job
 
     monkeypatch.setenv("REDRAFTER_HOME", str(tmp_path))
     assert Job(str(target), "stdlib").out_dir == target / "redrafter"
@@ -164,7 +164,7 @@ def test_default_places(target: Path, monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_relative_places_mean_the_same_elsewhere(target: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from training.job import Job
+    from redrafter_training.config.job import Job
 
     monkeypatch.chdir(target.parent)
     job = Job(target.name, "stdlib", run_dir=Path("run"))

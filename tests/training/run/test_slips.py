@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.drafter.oracles import random_drafter
+from redrafter_training.__main__ import main
+from redrafter_training.cli import parse
+from tests.oracles import random_drafter
 from tests.training.small_command import ASSET, copy_target, small_command, write_data
-from training.__main__ import main
-from training.cli import parse
 
 KEYS = {
     "responses: 512\n": "responses holds keys",

@@ -10,14 +10,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from redrafter_training.config.job import Job
+from redrafter_training.config.recipe import RECIPES
+from redrafter_training.run.plan import make_plan, target_on_paper
+from redrafter_training.target import loading as target_loading
+from redrafter_training.target.loading import TargetLoadError, check_fits, load_target, memory_shares, visible_devices
+from redrafter_training.target.model import TargetModel
+from redrafter_training.utils import memory
+from redrafter_training.utils.memory import weight_bytes
 from tests.models import VOCAB, save_random_llama
-from training import memory, target_loading
-from training.config import RECIPES
-from training.frozen_target import FrozenTarget
-from training.job import Job
-from training.memory import weight_bytes
-from training.plan import make_plan, target_on_paper
-from training.target_loading import TargetLoadError, check_fits, load_target, memory_shares, visible_devices
 
 CONFIG = RECIPES["short"]
 CPU = torch.device("cpu")
@@ -128,7 +129,7 @@ def test_quantised_target(job: Job, kind: Any, similarity: float) -> None:
     quantised = load_target(replace(job, target_quantization=kind), CONFIG, CPU)
     whole = load_target(job, CONFIG, CPU)
     tokens = torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(0))
-    found, expected = quantised.signals(tokens), whole.signals(tokens)
+    found, expected = quantised.outputs(tokens), whole.outputs(tokens)
     assert torch.cosine_similarity(found.logits.flatten(), expected.logits.flatten(), dim=0) > similarity
     assert not torch.equal(found.logits, expected.logits)
     assert torch.equal(quantised.embedding, whole.embedding)
@@ -150,13 +151,13 @@ def test_layers_elsewhere(job: Job, tmp_path: Path) -> None:
         )
 
     tokens = torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(0))
-    expected = load_target(job, CONFIG, CPU).signals(tokens)
-    target = FrozenTarget(spread("model.layers.1"))
-    found = target.signals(tokens)
+    expected = load_target(job, CONFIG, CPU).outputs(tokens)
+    target = TargetModel(spread("model.layers.1"))
+    found = target.outputs(tokens)
     assert torch.equal(found.logits, expected.logits)
     assert torch.equal(target.hidden(tokens), expected.hidden)
     with pytest.raises(ValueError, match="LM head has been moved out of memory"):
-        FrozenTarget(spread("lm_head"))
+        TargetModel(spread("lm_head"))
 
 
 def test_free_memory_of_machine_and_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every usual family of causal language models can be a target: signals and head against the model's own logits."""
+"""Every usual family of causal language models can be a target: outputs and head against the model's own logits."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from training.frozen_target import DeferredTarget, FrozenTarget
-from training.target_head import LogitRule, TargetHead, find_rule
+from redrafter_training.target.lm_head import LogitRule, TargetHead, find_rule
+from redrafter_training.target.model import DeferredTarget, TargetModel
 
 SHAPE = dict(
     vocab_size=50,
@@ -56,17 +56,17 @@ def build(family: str, **overrides: Any) -> PreTrainedModel:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families(family: str) -> None:
-    target = FrozenTarget(build(family))
+    target = TargetModel(build(family))
     tokens = torch.randint(3, 50, (2, 11), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = target.model(input_ids=tokens).logits
-    signals = target.signals(tokens)
-    assert torch.equal(signals.logits, expected)
-    assert signals.hidden.shape == (2, 11, 32)
-    assert torch.equal(target.hidden(tokens), signals.hidden)
+    outputs = target.outputs(tokens)
+    assert torch.equal(outputs.logits, expected)
+    assert outputs.hidden.shape == (2, 11, 32)
+    assert torch.equal(target.hidden(tokens), outputs.hidden)
     head = target.head()
     assert head.rule == RULES.get(family, LogitRule())
-    torch.testing.assert_close(head.logits(signals.hidden), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(head.logits(outputs.hidden), expected, rtol=1e-5, atol=1e-5)
     assert (head.embedding is head.weight) == bool(target.model.config.get_text_config().tie_word_embeddings)
     # The last norm, if any, is behind: the head's product needs nothing else. A wrong rule would not do.
     assert expected.abs().max() > 1
@@ -74,7 +74,7 @@ def test_families(family: str) -> None:
 
 def test_logits_beyond_the_rules_are_refused() -> None:
     model = build("llama")
-    target = FrozenTarget(model)
+    target = TargetModel(model)
     forward = model.forward
 
     def shifted(*args: Any, **kwargs: Any) -> Any:
@@ -83,7 +83,7 @@ def test_logits_beyond_the_rules_are_refused() -> None:
         return output
 
     model.forward = shifted
-    assert target.signals(torch.zeros(1, 3, dtype=torch.long)).logits.shape == (1, 3, 50)
+    assert target.outputs(torch.zeros(1, 3, dtype=torch.long)).logits.shape == (1, 3, 50)
     with pytest.raises(ValueError, match=r"LlamaForCausalLM does more to its logits .* --hidden-cache"):
         target.head()
 
@@ -99,28 +99,28 @@ def test_unusable_models_are_refused() -> None:
     narrow = build("opt", word_embed_proj_dim=16)
     narrow.lm_head = nn.Linear(32, 50, bias=False)
     with pytest.raises(ValueError, match=r"embeds tokens in 16 dimensions .* takes 32"):
-        FrozenTarget(narrow)
+        TargetModel(narrow)
     quantised = build("llama")
     quantised.lm_head.weight = nn.Parameter(torch.zeros(50, 32, dtype=torch.int8), requires_grad=False)
     with pytest.raises(ValueError, match=r"LM head is quantised \(int8\)"):
-        FrozenTarget(quantised)
+        TargetModel(quantised)
     offloaded = build("llama")
     offloaded.lm_head.to("meta")
     with pytest.raises(ValueError, match="moved out of memory"):
-        FrozenTarget(offloaded)
+        TargetModel(offloaded)
 
 
 def test_loaded_when_needed() -> None:
-    loads: list[FrozenTarget] = []
+    loads: list[TargetModel] = []
 
-    def load() -> FrozenTarget:
-        loads.append(FrozenTarget(build("llama")))
+    def load() -> TargetModel:
+        loads.append(TargetModel(build("llama")))
         return loads[-1]
 
     target = DeferredTarget(load)
     assert not loads
     assert target.vocab_size == 50
-    assert target.signals(torch.zeros(1, 3, dtype=torch.long)).hidden.shape == (1, 3, 32)
+    assert target.outputs(torch.zeros(1, 3, dtype=torch.long)).hidden.shape == (1, 3, 32)
     assert len(loads) == 1
     target.release()
     assert len(loads) == 1

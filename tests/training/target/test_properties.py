@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
+from redrafter_training import evaluate
+from redrafter_training.__main__ import main
+from redrafter_training.run.finish import EVALUATED_TOKENS, fitting
+from redrafter_training.target.properties import TargetFactsError, beyond_embedding, facts_of, read_facts
 from tests.models import save_random_llama
+from tests.paths import ASSET
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
-from training import evaluate
-from training.__main__ import main
-from training.finish import EVALUATED_TOKENS, fitting
-from training.target_facts import TargetFactsError, beyond_embedding, facts_of, read_facts
 
-ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
 SIZES = "--max-steps 2 --window 96 --batch-size 2 --evaluate-windows 2 --exit-dim 64 --evaluate false --device cpu"
 NO_ANSWERS = "--response-fraction 0"
 
@@ -186,10 +186,10 @@ def test_a_tokenizer_without_eos(conversations: Path, corpus_root: Path, tmp_pat
 
 def test_the_tokenizers_eos_ends_the_targets_answers(tmp_path: Path) -> None:
     # Chat models often have the end of a turn as EOS in the tokenizer alone. All that this target says is that token.
-    from training.config import RECIPES
-    from training.generate import continue_prompts
-    from training.job import Job
-    from training.target_loading import load_target
+    from redrafter_training.config.job import Job
+    from redrafter_training.config.recipe import RECIPES
+    from redrafter_training.responses.transformers_engine import continue_prompts
+    from redrafter_training.target.loading import load_target
 
     tokenizer = byte_tokenizer(CHATML)
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
@@ -197,6 +197,6 @@ def test_the_tokenizers_eos_ends_the_targets_answers(tmp_path: Path) -> None:
     job = Job(str(tmp_path), "stdlib", device="cpu")
     target = load_target(job, RECIPES["short"], torch.device("cpu"), tokenizer=tokenizer)
     with torch.no_grad():
-        target.model.lm_head.weight[4] = target.signals(torch.tensor([[0, 9]])).hidden[0, 1] * 1e3
+        target.model.lm_head.weight[4] = target.outputs(torch.tensor([[0, 9]])).hidden[0, 1] * 1e3
     (text,) = continue_prompts(target, [torch.tensor([0, 9])], 5)
     assert text.tolist() == [0, 9, 4]

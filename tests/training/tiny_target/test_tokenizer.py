@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from training.corpus import load_corpus
-from training.tokenizer import train_tokenizer
+from redrafter_training.data.python_corpus import load_corpus
+from redrafter_training.tiny_target.tokenizer import train_tokenizer
 
 STRANGE = [
     "def f(x):\n\t  return 'é漢😀' , don't \r\n",

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.data import Windows
-from training.guard import MIN_STEPS, DivergedError, Guard
+from redrafter_training.data.windows import Windows
+from redrafter_training.trainer.divergence import MIN_STEPS, DivergedError, Guard
 
 BATCH = Windows.full(torch.arange(6).view(2, 3))
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from redrafter_vllm.drafter import Drafter, DrafterConfig
-from training.export import export
+from redrafter_training.trainer.export import export
+from redrafter_vllm.model.drafter import Drafter, DrafterConfig
 
 CONFIG = DrafterConfig(vocab_size=7, hidden_size=4, exit_dim=8, num_draft_layers=1)
 

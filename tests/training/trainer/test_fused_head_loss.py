@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from training.head_loss import HeadLoss, LossConfig, Truth, head_loss, straightforward_head_loss
+from redrafter_training.trainer.fused_head_loss import HeadLoss, LossConfig, Truth, head_loss, straightforward_head_loss
 
 DEPTHS, BATCH, WIDTH, VOCAB = 3, 2, 5, 9
 KEPT = [0, 2, 3, 7, 8]
@@ -18,7 +18,7 @@ KEPT = [0, 2, 3, 7, 8]
 LOSSES = {
     "divergence": LossConfig(),
     "hot divergence": LossConfig(temperature=2.5),
-    "favourites": LossConfig(label_share=1.0),
+    "top1_ids": LossConfig(label_share=1.0),
     "data": LossConfig(label_share=1.0, labels="data"),
     "mix": LossConfig(label_share=0.3, labels="data"),
     "cold mix": LossConfig(label_share=0.6, temperature=0.7),
@@ -66,7 +66,7 @@ REGIMES = ["spread", "peaked", "flat", "tied", "one position", "all invalid", "r
 
 
 def by_hand(case: Case, config: LossConfig) -> tuple[list[list[Tensor]], list[int]]:
-    """Row by row from the definitions, in fp64: losses by depth, and how often the favourites agree."""
+    """Row by row from the definitions, in fp64: losses by depth, and how often the top1_ids agree."""
     kept = range(VOCAB) if case.kept is None else case.kept.tolist()
     losses: list[list[Tensor]] = [[] for _ in range(DEPTHS)]
     agreements = [0] * DEPTHS

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.config import DistillConfig, ResponseConfig
-from training.context import LocalContext
-from training.data import Windows
-from training.frozen_target import FrozenTarget, Signals
-from training.head_loss import LossConfig
-from training.loop import Replica, accumulate_gradients, build_drafter, distill
-from training.schedule import Budget, learning_rate_scale, steps
+from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.data.windows import Windows
+from redrafter_training.distributed.context import LocalContext
+from redrafter_training.target.model import TargetModel, TargetOutputs
+from redrafter_training.trainer.fused_head_loss import LossConfig
+from redrafter_training.trainer.loop import Replica, accumulate_gradients, build_drafter, distill
+from redrafter_training.trainer.lr_schedule import Budget, learning_rate_scale, steps
 
 CONFIG = DistillConfig(
     Budget(60), beam_length=3, window=24, batch_size=4, chunk=7, responses=ResponseConfig(max_prompt=8, min_prompt=2)
@@ -25,20 +25,20 @@ def one_batch(seed: int = 0) -> Windows:
     return Windows.full(torch.randint(40, (4, 24), generator=torch.Generator().manual_seed(seed)))
 
 
-class FailingTarget(FrozenTarget):
+class FailingTarget(TargetModel):
     """Gives NaN from call number `fail_at` on."""
 
-    def __init__(self, target: FrozenTarget, fail_at: int) -> None:
+    def __init__(self, target: TargetModel, fail_at: int) -> None:
         super().__init__(target.model)
         self.calls_left = fail_at
 
-    def signals(self, tokens: Tensor, positions: Tensor | None = None) -> Signals:
-        signals = super().signals(tokens, positions)
+    def outputs(self, tokens: Tensor, positions: Tensor | None = None) -> TargetOutputs:
+        outputs = super().outputs(tokens, positions)
         self.calls_left -= 1
-        return signals if self.calls_left >= 0 else Signals(signals.hidden * float("nan"), signals.logits)
+        return outputs if self.calls_left >= 0 else TargetOutputs(outputs.hidden * float("nan"), outputs.logits)
 
 
-def test_overfits_one_batch(tiny_target: FrozenTarget) -> None:
+def test_overfits_one_batch(tiny_target: TargetModel) -> None:
     history = distill(build_drafter(tiny_target, CONFIG), tiny_target, repeat(one_batch()), CONFIG, quiet=True)
     assert len(history) == 60
     assert history[-1].loss < 0.6 * history[0].loss
@@ -51,31 +51,31 @@ def test_overfits_one_batch(tiny_target: FrozenTarget) -> None:
 @pytest.mark.parametrize(
     "labels", [LossConfig(1.0, "data"), LossConfig(1.0), LossConfig(0.5, temperature=2.0)], ids=str
 )
-def test_other_losses_overfit_too(tiny_target: FrozenTarget, labels: LossConfig) -> None:
+def test_other_losses_overfit_too(tiny_target: TargetModel, labels: LossConfig) -> None:
     config = replace(CONFIG, loss=labels)
     history = distill(build_drafter(tiny_target, config), tiny_target, repeat(one_batch()), config, quiet=True)
     assert history[-1].loss < 0.7 * history[0].loss
 
 
-def test_trimmed_drafter_overfits_and_agrees_no_more_than_it_can(tiny_target: FrozenTarget) -> None:
+def test_trimmed_drafter_overfits_and_agrees_no_more_than_it_can(tiny_target: TargetModel) -> None:
     config = replace(CONFIG, draft_vocab_size=12)
     kept = torch.arange(3, 39, 3)
     drafter = build_drafter(tiny_target, config, kept)
     assert torch.equal(drafter.output.weight[:, 16:], tiny_target.head_weight[kept])
     history = distill(drafter, tiny_target, repeat(one_batch()), config, quiet=True)
     assert history[-1].loss < 0.6 * history[0].loss
-    favourites = tiny_target.signals(one_batch().tokens).logits[:, 1:-2].argmax(-1)
-    possible = float(torch.isin(favourites, kept).float().mean())
+    top1_ids = tiny_target.outputs(one_batch().tokens).logits[:, 1:-2].argmax(-1)
+    possible = float(torch.isin(top1_ids, kept).float().mean())
     assert 0 < possible < 0.6
     assert 0.5 * possible < history[-1].agreement[0] <= possible + 0.01
 
 
-def test_draft_tokens_must_fit_the_configuration(tiny_target: FrozenTarget) -> None:
+def test_draft_tokens_must_fit_the_configuration(tiny_target: TargetModel) -> None:
     with pytest.raises(ValueError, match="draft_vocab_size"):
         build_drafter(tiny_target, CONFIG, torch.arange(3))
 
 
-def test_same_seed_same_drafter(tiny_target: FrozenTarget) -> None:
+def test_same_seed_same_drafter(tiny_target: TargetModel) -> None:
     config = replace(CONFIG, budget=Budget(5))
     drafters = [build_drafter(tiny_target, config) for _ in range(2)]
     for drafter in drafters:
@@ -84,7 +84,7 @@ def test_same_seed_same_drafter(tiny_target: FrozenTarget) -> None:
         torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
-def test_chunks_do_not_change_the_gradient(tiny_target: FrozenTarget) -> None:
+def test_chunks_do_not_change_the_gradient(tiny_target: TargetModel) -> None:
     gradients = []
     for chunk in (4, 21, 100):
         drafter = build_drafter(tiny_target, CONFIG)
@@ -99,14 +99,14 @@ def test_chunks_do_not_change_the_gradient(tiny_target: FrozenTarget) -> None:
         assert (other - gradients[0]).abs().max() < 0.02 * scale
 
 
-def test_non_finite_loss_stops_and_names_the_step(tiny_target: FrozenTarget) -> None:
+def test_non_finite_loss_stops_and_names_the_step(tiny_target: TargetModel) -> None:
     drafter = build_drafter(tiny_target, CONFIG)
     with pytest.raises(FloatingPointError, match="step 2: the loss is nan"):
         distill(drafter, FailingTarget(tiny_target, 2), repeat(one_batch()), CONFIG, quiet=True)
     assert all(p.isfinite().all() for p in drafter.parameters())
 
 
-def test_target_stays_frozen(tiny_target: FrozenTarget) -> None:
+def test_target_stays_frozen(tiny_target: TargetModel) -> None:
     before = {name: p.clone() for name, p in tiny_target.model.named_parameters()}
 
     def batches() -> Iterator[Windows]:

@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from redrafter_vllm.drafter import Drafter, DrafterConfig
-from training.frozen_target import FrozenTarget, Signals
-from training.head_loss import LossConfig
-from training.losses import num_positions, unrolled_loss
+from redrafter_training.target.model import TargetModel, TargetOutputs
+from redrafter_training.trainer.fused_head_loss import LossConfig
+from redrafter_training.trainer.loss import num_positions, unrolled_loss
+from redrafter_vllm.model.drafter import Drafter, DrafterConfig
 
 SHARP = 60.0
 
 
-def cyclic_signals(tokens: Tensor) -> Signals:
+def cyclic_outputs(tokens: Tensor) -> TargetOutputs:
     """A target that is sure that 0, 1, 2 follow each other in a circle."""
     logits = SHARP * torch.nn.functional.one_hot((tokens + 1) % 3, 3).float()
-    return Signals(torch.zeros(*tokens.shape, 3), logits)
+    return TargetOutputs(torch.zeros(*tokens.shape, 3), logits)
 
 
 def successor_drafter() -> Drafter:
@@ -37,7 +37,7 @@ def test_hand_worked_alignment() -> None:
     """
     tokens = torch.tensor([[0, 1, 2, 0, 1, 2, 0]])
     valid = torch.ones_like(tokens, dtype=torch.bool)
-    sums = unrolled_loss(successor_drafter(), torch.eye(3), cyclic_signals(tokens), tokens, valid, 3, 0, 4)
+    sums = unrolled_loss(successor_drafter(), torch.eye(3), cyclic_outputs(tokens), tokens, valid, 3, 0, 4)
     assert sums.count.tolist() == [4, 4, 4]
     torch.testing.assert_close(sums.loss / sums.count, torch.tensor([0.0, math.log(2), math.log(3)]))
     assert sums.agreements[0] == 4
@@ -53,7 +53,7 @@ def test_hand_worked_labels(labels: Literal["target", "data"], last_row: int) ->
     tokens = torch.tensor([[0, 1, 2, 0, 1, 2, 0]])
     valid = torch.ones_like(tokens, dtype=torch.bool)
     config = LossConfig(label_share=1.0, labels=labels)
-    arguments = (successor_drafter(), torch.eye(3), cyclic_signals(tokens), tokens)
+    arguments = (successor_drafter(), torch.eye(3), cyclic_outputs(tokens), tokens)
     sums = unrolled_loss(*arguments, valid, 3, 0, 4, config=config)
     expected = torch.tensor([0.0, 4 * math.log(2), (3 + last_row) * math.log(3)])
     torch.testing.assert_close(sums.loss, expected)
@@ -77,19 +77,19 @@ def test_trimmed_drafter_learns_the_target_restricted_to_its_tokens() -> None:
     tokens = torch.tensor([[0, 1, 2, 0, 1]])
     logits = torch.tensor([0.6, 0.1, 0.3]).log().expand(1, 5, 3)
     valid = torch.ones_like(tokens, dtype=torch.bool)
-    signals = Signals(torch.zeros(1, 5, 3), logits)
-    sums = unrolled_loss(drafter, torch.eye(3), signals, tokens, valid, 1, 0, 4)
+    outputs = TargetOutputs(torch.zeros(1, 5, 3), logits)
+    sums = unrolled_loss(drafter, torch.eye(3), outputs, tokens, valid, 1, 0, 4)
     divergence = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
     torch.testing.assert_close(sums.loss, torch.tensor([4 * divergence]))
     # The target's favourite cannot be drafted: no agreement, and no label of its own.
     assert sums.agreements.tolist() == [0]
     label_loss = unrolled_loss(
-        drafter, torch.eye(3), signals, tokens, valid, 1, 0, 4, config=LossConfig(label_share=1.0)
+        drafter, torch.eye(3), outputs, tokens, valid, 1, 0, 4, config=LossConfig(label_share=1.0)
     )
     assert label_loss.loss.tolist() == [0.0]
     # The text's tokens at these rows are 2, 0, 1 and, past the window, none; each costs log 2 where it can be drafted.
     data = unrolled_loss(
-        drafter, torch.eye(3), signals, tokens, valid, 1, 0, 4, config=LossConfig(label_share=1.0, labels="data")
+        drafter, torch.eye(3), outputs, tokens, valid, 1, 0, 4, config=LossConfig(label_share=1.0, labels="data")
     )
     torch.testing.assert_close(data.loss, torch.tensor([2 * math.log(2)]))
 
@@ -97,7 +97,7 @@ def test_trimmed_drafter_learns_the_target_restricted_to_its_tokens() -> None:
 def slow_loss(
     params: dict[str, Tensor],
     embedding: Tensor,
-    signals: Signals,
+    outputs: TargetOutputs,
     tokens: Tensor,
     valid: Tensor,
     depths: int,
@@ -113,10 +113,10 @@ def slow_loss(
                 state = silu(
                     params["rnn_w.weight"] @ embedding[token] + params["rnn_u.weight"] @ state + params["rnn_u.bias"]
                 )
-                x = torch.cat([signals.hidden[b, p], state])
+                x = torch.cat([outputs.hidden[b, p], state])
                 x = x + silu(params["lm_head.0.linear.weight"] @ x + params["lm_head.0.linear.bias"])
                 log_q = torch.log_softmax(params["lm_head.1.weight"] @ x, 0)
-                log_p = torch.log_softmax(signals.logits[b, p + t] / target_temperature, 0)
+                log_p = torch.log_softmax(outputs.logits[b, p + t] / target_temperature, 0)
                 if valid[b, p + t]:
                     total[t - 1] = total[t - 1] + sum(log_p[v].exp() * (log_p[v] - log_q[v]) for v in range(len(log_p)))
     return torch.stack(total)
@@ -131,11 +131,11 @@ def test_equals_a_slow_loop_in_value_and_gradient(chunk: int, target_temperature
     tokens = torch.randint(vocab, (batch, length))
     valid = torch.ones_like(tokens, dtype=torch.bool)
     valid[1, 5:] = False
-    signals = Signals(torch.randn(batch, length, hidden), 2 * torch.randn(batch, length, vocab))
+    outputs = TargetOutputs(torch.randn(batch, length, hidden), 2 * torch.randn(batch, length, vocab))
     weights = torch.tensor([0.5, 0.3, 0.2])
 
     params = {name: p.detach().clone().requires_grad_() for name, p in drafter.named_parameters()}
-    expected = slow_loss(params, embedding, signals, tokens, valid, depths, target_temperature)
+    expected = slow_loss(params, embedding, outputs, tokens, valid, depths, target_temperature)
     config = LossConfig(target_temperature=target_temperature)
     (expected * weights).sum().backward()
 
@@ -146,7 +146,7 @@ def test_equals_a_slow_loop_in_value_and_gradient(chunk: int, target_temperature
     for first in range(0, positions, chunk):
         last = min(first + chunk, positions)
         sums = unrolled_loss(
-            drafter, embedding, signals, tokens, valid, depths, first, last, depth_scale=weights, config=config
+            drafter, embedding, outputs, tokens, valid, depths, first, last, depth_scale=weights, config=config
         )
         sums.total.backward()
         kl += sums.loss
@@ -161,10 +161,10 @@ def test_padding_has_no_influence() -> None:
     torch.manual_seed(0)
     tokens = torch.tensor([[0, 1, 2, 0, 1, 2, 0]])
     valid = torch.tensor([[True] * 4 + [False] * 3])
-    first = unrolled_loss(successor_drafter(), torch.eye(3), cyclic_signals(tokens), tokens, valid, 2, 0, 5)
+    first = unrolled_loss(successor_drafter(), torch.eye(3), cyclic_outputs(tokens), tokens, valid, 2, 0, 5)
     other = tokens.clone()
     other[0, 4:] = 2
-    second = unrolled_loss(successor_drafter(), torch.eye(3), cyclic_signals(other), other, valid, 2, 0, 5)
+    second = unrolled_loss(successor_drafter(), torch.eye(3), cyclic_outputs(other), other, valid, 2, 0, 5)
     assert first.count.tolist() == [3, 2]
     torch.testing.assert_close(first.loss, second.loss)
 
@@ -173,11 +173,11 @@ def test_padding_has_no_influence() -> None:
 def test_positions_outside_the_window(first: int, last: int) -> None:
     tokens = torch.zeros(1, 7, dtype=torch.long)
     with pytest.raises(ValueError, match="do not fit"):
-        unrolled_loss(successor_drafter(), torch.eye(3), cyclic_signals(tokens), tokens, tokens == 0, 3, first, last)
+        unrolled_loss(successor_drafter(), torch.eye(3), cyclic_outputs(tokens), tokens, tokens == 0, 3, first, last)
 
 
-def test_signals_are_what_the_lm_head_sees(tiny_target: FrozenTarget) -> None:
+def test_signals_are_what_the_lm_head_sees(tiny_target: TargetModel) -> None:
     tokens = torch.randint(40, (2, 9))
-    signals = tiny_target.signals(tokens)
-    torch.testing.assert_close(signals.hidden @ tiny_target.head_weight.T, signals.logits)
-    torch.testing.assert_close(signals.hidden, tiny_target.model.base_model(tokens).last_hidden_state)
+    outputs = tiny_target.outputs(tokens)
+    torch.testing.assert_close(outputs.hidden @ tiny_target.head_weight.T, outputs.logits)
+    torch.testing.assert_close(outputs.hidden, tiny_target.model.base_model(tokens).last_hidden_state)

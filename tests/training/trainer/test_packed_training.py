@@ -25,22 +25,22 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from redrafter_vllm.drafter import Drafter
-from training.borders import by_mask, by_positions, show_borders
-from training.config import DistillConfig, ResponseConfig
-from training.context import LocalContext
-from training.conversation_feed import collate, conversation_batches, held_out_rows
-from training.data import Windows
-from training.examples import Example
-from training.feed import FeedSettings, packed_window
-from training.frozen_target import FrozenTarget
-from training.head_loss import LossConfig
-from training.loop import Hooks, build_drafter, distill
-from training.losses import unrolled_loss
-from training.metrics import depth_figures
-from training.packing import arrange
-from training.resume import read_state
-from training.schedule import Budget
+from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.data.batches import collate, conversation_batches, held_out_rows
+from redrafter_training.data.packing import arrange
+from redrafter_training.data.tokenize import Example
+from redrafter_training.data.windows import Windows
+from redrafter_training.distributed.context import LocalContext
+from redrafter_training.run.feed import FeedSettings, packed_window
+from redrafter_training.target.model import TargetModel
+from redrafter_training.target.packing_probe import by_mask, by_positions, show_borders
+from redrafter_training.trainer.fused_head_loss import LossConfig
+from redrafter_training.trainer.loop import Hooks, build_drafter, distill
+from redrafter_training.trainer.loss import unrolled_loss
+from redrafter_training.trainer.lr_schedule import Budget
+from redrafter_training.trainer.metrics import depth_figures
+from redrafter_training.trainer.state import read_state
+from redrafter_vllm.model.drafter import Drafter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -79,11 +79,11 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 }
 
 
-def make_target(name: str, attention: str = "sdpa") -> FrozenTarget:
+def make_target(name: str, attention: str = "sdpa") -> TargetModel:
     torch.manual_seed(3)
     model = MODELS[name]()
     model.set_attn_implementation(attention)
-    return FrozenTarget(model)
+    return TargetModel(model)
 
 
 def documents(lengths: tuple[int, ...], seed: int = 0) -> list[Example]:
@@ -108,33 +108,33 @@ def test_packed_logits_are_those_of_the_documents_alone(name: str, attention: st
     # A sliding window is the target's own affair, which a mask of ours would put out of force.
     for way in [by_positions] if name == "mistral" else {by_mask, target.borders}:
         target.borders = way
-        logits = target.signals(batch.tokens, batch.positions).logits
+        logits = target.outputs(batch.tokens, batch.positions).logits
         for row, examples in enumerate(rows):
             begin = 0
             for example in examples:
-                alone = target.signals(example.tokens[None].long()).logits[0]
+                alone = target.outputs(example.tokens[None].long()).logits[0]
                 torch.testing.assert_close(logits[row, begin : begin + len(example)], alone, rtol=1e-4, atol=1e-4)
                 begin += len(example)
     if name == "own mask":
         target.borders = by_positions
-        leaky = target.signals(batch.tokens, batch.positions).logits[0, 7:14]
-        alone = target.signals(rows[0][1].tokens[None].long()).logits[0]
+        leaky = target.outputs(batch.tokens, batch.positions).logits[0, 7:14]
+        alone = target.outputs(rows[0][1].tokens[None].long()).logits[0]
         assert (leaky - alone).abs().max() > 0.1
 
 
 def sum_over_terms(
-    drafter: Drafter, target: FrozenTarget, examples: list[Example], last_at_end: bool
+    drafter: Drafter, target: TargetModel, examples: list[Example], last_at_end: bool
 ) -> tuple[Tensor, list[int]]:
     """Half divergence, half cross-entropy of the text, term by term, each document alone; and the terms by depth."""
     total, counts = torch.zeros(()), [0] * T
     for number, example in enumerate(examples):
         tokens = example.tokens.long()
-        signals = target.signals(tokens[None])
+        outputs = target.outputs(tokens[None])
         # Positions whose unrolling would leave the row are left out at every depth.
         positions = len(tokens) - T if last_at_end and number == len(examples) - 1 else len(tokens) - 1
         for p in range(positions):
-            share = drafter.context_share(signals.hidden[0, p])
-            state = drafter.initial_state(signals.hidden[0, p])
+            share = drafter.context_share(outputs.hidden[0, p])
+            state = drafter.initial_state(outputs.hidden[0, p])
             for t in range(1, T + 1):
                 if p + t + 1 >= len(tokens):
                     break
@@ -142,7 +142,7 @@ def sum_over_terms(
                 if not example.loss[p + t + 1]:
                     continue
                 log_q = drafter.logits(share, state).log_softmax(-1)
-                log_p = signals.logits[0, p + t].log_softmax(-1)
+                log_p = outputs.logits[0, p + t].log_softmax(-1)
                 term = 0.5 * (log_p.exp() * (log_p - log_q)).sum() - 0.5 * log_q[tokens[p + t + 1]]
                 total = total + 0.5**t * term
                 counts[t - 1] += 1
@@ -167,7 +167,7 @@ def test_packed_loss_and_gradient_are_the_sums_over_documents(room: int) -> None
         sums = unrolled_loss(
             drafter,
             target.embedding,
-            target.signals(batch.tokens, batch.positions),
+            target.outputs(batch.tokens, batch.positions),
             batch.tokens,
             batch.valid,
             T,
@@ -194,7 +194,7 @@ def test_the_last_token_of_an_answer_is_a_label() -> None:
     sums = unrolled_loss(
         drafter,
         target.embedding,
-        target.signals(windows.tokens, windows.positions),
+        target.outputs(windows.tokens, windows.positions),
         windows.tokens,
         windows.valid,
         2,
@@ -203,7 +203,7 @@ def test_the_last_token_of_an_answer_is_a_label() -> None:
         config=LossConfig(label_share=1.0, labels="data"),
         document=windows.document,
     )
-    hidden = target.signals(windows.tokens).hidden[0]
+    hidden = target.outputs(windows.tokens).hidden[0]
     expected = []
     for context, fed, label in ((0, [6], 7), (1, [7], 8), (0, [6, 7], 8)):
         state = drafter.initial_state(hidden[context])
@@ -294,7 +294,7 @@ def test_rows_are_packed_where_wanted_and_heeded(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().out == ""
     config = MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, state_size=4, initializer_range=0.5)
     torch.manual_seed(0)
-    mamba = FrozenTarget(MambaForCausalLM(config))
+    mamba = TargetModel(MambaForCausalLM(config))
     assert packed_window(wanted, mamba, LocalContext()) is None
     assert "MambaForCausalLM" in capsys.readouterr().out
     # Where its hidden states come from the disk, it has read each document alone.

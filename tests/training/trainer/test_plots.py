@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from training.loop import StepFigures
-from training.plots import plot_training
+from redrafter_training.trainer.loop import StepFigures
+from redrafter_training.trainer.plots import plot_training
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (the `train` extra)")
 

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from redrafter_vllm.drafter import Drafter
+from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.data.windows import Windows
+from redrafter_training.distributed import checkpoints
+from redrafter_training.distributed.checkpoints import CheckpointWriteError
+from redrafter_training.distributed.context import LocalContext
+from redrafter_training.target.model import TargetModel
+from redrafter_training.trainer.loop import Hooks, build_drafter, distill
+from redrafter_training.trainer.lr_schedule import Budget
+from redrafter_training.trainer.state import ResumeError, budget_growth, read_state
+from redrafter_vllm.model.drafter import Drafter
 from tests.training.full_disk import disk_of
-from training import checkpoints
-from training.checkpoints import CheckpointWriteError
-from training.config import DistillConfig, ResponseConfig
-from training.context import LocalContext
-from training.data import Windows
-from training.frozen_target import FrozenTarget
-from training.loop import Hooks, build_drafter, distill
-from training.resume import ResumeError, budget_growth, read_state
-from training.schedule import Budget
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,7 +45,7 @@ def batches(stop_at: int | None = None) -> Iterator[Windows]:
         step += 1
 
 
-def train(target: FrozenTarget, directory: Path | None, stop_at: int | None = None, hooks: Hooks = HOOKS) -> Drafter:
+def train(target: TargetModel, directory: Path | None, stop_at: int | None = None, hooks: Hooks = HOOKS) -> Drafter:
     drafter = build_drafter(target, CONFIG)
     context = LocalContext(directory)
     distill(drafter, target, batches(stop_at), CONFIG, context=context, hooks=hooks, quiet=True)
@@ -58,7 +58,7 @@ def assert_same(first: Drafter, second: Drafter) -> None:
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 4, 8, 11])
-def test_ends_bit_identical_to_an_uninterrupted_run(tiny_target: FrozenTarget, tmp_path: Path, stop_at: int) -> None:
+def test_ends_bit_identical_to_an_uninterrupted_run(tiny_target: TargetModel, tmp_path: Path, stop_at: int) -> None:
     expected = train(tiny_target, tmp_path / "whole")
     with pytest.raises(Interruption):
         train(tiny_target, tmp_path / "cut", stop_at)
@@ -71,19 +71,19 @@ def test_ends_bit_identical_to_an_uninterrupted_run(tiny_target: FrozenTarget, t
     assert torch.equal(whole["rng"][0]["torch"], cut["rng"][0]["torch"])
 
 
-def test_finished_training_is_not_repeated(tiny_target: FrozenTarget, tmp_path: Path) -> None:
+def test_finished_training_is_not_repeated(tiny_target: TargetModel, tmp_path: Path) -> None:
     expected = train(tiny_target, tmp_path)
     assert_same(train(tiny_target, tmp_path, stop_at=0), expected)
 
 
-def test_other_settings_are_refused(tiny_target: FrozenTarget, tmp_path: Path) -> None:
+def test_other_settings_are_refused(tiny_target: TargetModel, tmp_path: Path) -> None:
     train(tiny_target, tmp_path, hooks=replace(HOOKS, identity={"config": {"seed": 0}, "data": "a"}))
     with pytest.raises(ResumeError, match=r"config\.seed: 0 -> 1.*--resume false"):
         train(tiny_target, tmp_path, hooks=replace(HOOKS, identity={"config": {"seed": 1}, "data": "a"}))
 
 
 def test_more_steps_go_on_from_a_finished_run(
-    tiny_target: FrozenTarget, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_target: TargetModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(steps: int, stop_at: int | None = None) -> Drafter:
         config = replace(CONFIG, budget=Budget(steps))
@@ -123,7 +123,7 @@ def test_limits_of_earlier_versions_and_of_the_clock() -> None:
     assert growth(4, math.inf) == ["config.budget.max_seconds: 60.0 -> None"]
 
 
-def test_full_disk_leaves_the_last_checkpoint(tiny_target: FrozenTarget, tmp_path: Path) -> None:
+def test_full_disk_leaves_the_last_checkpoint(tiny_target: TargetModel, tmp_path: Path) -> None:
     with pytest.raises(Interruption):
         train(tiny_target, tmp_path, stop_at=5)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}

@@ -11,14 +11,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PretrainedConfig
 
-from training.config import DistillConfig
-from training.fingerprint import target_fingerprint, template_fingerprint, tokenizer_fingerprint, weights_fingerprint
-from training.inputs import input_fingerprints
-from training.job import Job
-from training.prepared import examples_file
-from training.schedule import Budget
-
-ASSET = Path(__file__).parents[1] / "assets" / "stdlib-llama"
+from redrafter_training.config.job import Job
+from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.data.prepare import examples_file
+from redrafter_training.run.inputs import input_fingerprints
+from redrafter_training.trainer.lr_schedule import Budget
+from redrafter_training.utils.fingerprint import (
+    target_fingerprint,
+    template_fingerprint,
+    tokenizer_fingerprint,
+    weights_fingerprint,
+)
+from tests.paths import ASSET
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import torch
 
-from redrafter_vllm.places import PlaceError, user_path, user_place
-from redrafter_vllm.resolve import WORD, registry_dir
-from training.config import DistillConfig
+from redrafter_training.config.recipe import DistillConfig
+from redrafter_vllm.checkpoint.locate import WORD, registry_dir
+from redrafter_vllm.utils.paths import PlaceError, user_path, user_place
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Job:
         return {key: value for key, value in chosen.items() if value}
 
     def identity(self, config: DistillConfig) -> dict[str, Any]:
-        """What must be the same for a checkpoint to be continued, beside the inputs (see `training.inputs`)."""
+        """What must be the same for a checkpoint to be continued, beside the inputs (see `redrafter_training.run.inputs`)."""
         responses = replace(config.responses, folders=())
         return {
             **self.choices,

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from redrafter_training.data.repetition import LONGEST_REPEAT
+from redrafter_training.trainer.fused_head_loss import LossConfig
+from redrafter_training.trainer.lr_schedule import Budget
 from redrafter_vllm.config import MAX_BEAM_LENGTH
-from redrafter_vllm.places import user_place
-from training.head_loss import LossConfig
-from training.loops import LONGEST_REPEAT
-from training.schedule import Budget
+from redrafter_vllm.utils.paths import user_place
 
 MOST = 1 << 24  # of anything that memory is taken for: more is a slip, which torch would meet with an overflow
 MOST_LAYERS = 1024
@@ -33,7 +33,7 @@ class ResponseConfig:
         min_prompt: fewest tokens of a prompt.
         max_prompt: most tokens of a prompt.
         batch_size: texts written at once.
-        folders: texts that `training.regenerate` has written, to take all of instead of writing any.
+        folders: texts that `redrafter_training.respond` has written, to take all of instead of writing any.
         longest_repeat: a text ends where the target says so many tokens in a row over again; 0 keeps all.
         any_target: take folders that another target of the same vocabulary has written.
     """
@@ -95,7 +95,7 @@ class DistillConfig:
     num_draft_layers: int = 2
     rnn: bool = True
     draft_vocab_size: int | None = None
-    # The target at 0.2 · 1.5 = 0.3, and drafts that are sharper by 1.5 than what is fitted: see docs/log.md.
+    # The target at 0.2 · 1.5 = 0.3, and drafts that are sharper by 1.5 than what is fitted: see docs/dev/log.md.
     loss: LossConfig = field(default_factory=lambda: LossConfig(temperature=1.5, target_temperature=0.2))
     window: int = 256
     packing: bool = True

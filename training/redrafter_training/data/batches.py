@@ -2,7 +2,7 @@
 """Conversations as training batches: loss on the answers only, first answers also rewritten.
 
 Rows are packed with several conversations, or hold one each and are as long as the longest of their batch. What is held
-out is decided by content, the same for every seed; see `training.held_out`.
+out is decided by content, the same for every seed; see `redrafter_training.data.splits`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from training.config import ResponseConfig
-from training.data import Windows
-from training.data_report import DataError
-from training.examples import Example
-from training.held_out import Content, Split, divide, text_key
-from training.packing import Packing, arrange
-from training.prompts import Passages, distinct, text_prompts
+from redrafter_training.config.recipe import ResponseConfig
+from redrafter_training.data.packing import Packing, arrange
+from redrafter_training.data.report import DataError
+from redrafter_training.data.splits import Content, Split, divide, text_key
+from redrafter_training.data.text_prompts import Passages, distinct, text_prompts
+from redrafter_training.data.tokenize import Example
+from redrafter_training.data.windows import Windows
 
 ROW_MULTIPLE = 16  # row lengths repeat, which spares allocators and compilers new shapes
 
@@ -36,7 +36,7 @@ class Divided:
 def divide_examples(
     examples: Sequence[Example], *, marked: Iterable[int] = (), keep_duplicates: bool = False
 ) -> Divided:
-    """The examples divided by what they say; see `training.held_out.divide`.
+    """The examples divided by what they say; see `redrafter_training.data.splits.divide`.
 
     Raises:
         DataError: nothing can be held out, or nothing is left to train on.

@@ -18,9 +18,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from training.conversations import Conversation, Turn
-from training.data_report import DataError, Reason, UnusableRecord
-from training.thoughts import THINK, THOUGHT, left_to_say, same_words, shared
+from redrafter_training.data.conversations import Conversation, Turn
+from redrafter_training.data.report import DataError, Reason, UnusableRecord
+from redrafter_training.data.thinking import THINK, THOUGHT, left_to_say, same_words, shared
 
 VICUNA = "vicuna"
 # The wording of Vicuna v1.1, which versions up to 1.5 of the model were tuned with. It has no BOS: that is added by the

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Literal
 
-from training.data_report import DataError, DataReport, Reason, UnusableRecord, shortened
-from training.sources import Record, read_records
-from training.thoughts import with_thought
+from redrafter_training.data.records import Record, read_records
+from redrafter_training.data.report import DataError, DataReport, Reason, UnusableRecord, shortened
+from redrafter_training.data.thinking import with_thought
 
 Role = Literal["system", "user", "assistant"]
 

@@ -11,9 +11,9 @@ import pyarrow as pa  # type: ignore[import-untyped,import-not-found,unused-igno
 import pyarrow.parquet as parquet  # type: ignore[import-untyped,import-not-found,unused-ignore]
 import torch
 
-from training.data_report import DataReport, Reason, Skipped
-from training.examples import Example
-from training.held_out import Content
+from redrafter_training.data.report import DataReport, Reason, Skipped
+from redrafter_training.data.splits import Content
+from redrafter_training.data.tokenize import Example
 
 SCHEMA = pa.schema(
     [

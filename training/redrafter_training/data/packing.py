@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from training.data import Windows
-from training.examples import Example
+from redrafter_training.data.tokenize import Example
+from redrafter_training.data.windows import Windows
 
 # Windows held open at a time. More fill a little better and cost time in proportion.
 OPEN_WINDOWS = 64

@@ -9,11 +9,11 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from training.conversations import load_conversations
-from training.data_report import DataReport
-from training.examples import Example, ExampleEncoder, encode_all
-from training.job import Job
-from training.target_facts import read_facts
+from redrafter_training.config.job import Job
+from redrafter_training.data.conversations import load_conversations
+from redrafter_training.data.report import DataReport
+from redrafter_training.data.tokenize import Example, ExampleEncoder, encode_all
+from redrafter_training.target.properties import read_facts
 
 FORMAT = 2  # of the file
 LARGE = 256 << 20  # bytes of a file that one process would take minutes to tokenise
@@ -52,7 +52,7 @@ def prepare_examples(job: Job, window: int, inputs: Mapping[str, Any]) -> None:
     if path.is_file() or not wants_ray(job):
         return
     try:
-        from training.ingest import ingest, session
+        from redrafter_training.data.ray_ingest import ingest, session
     except ImportError as problem:
         if job.ingest == "auto":
             return
@@ -88,7 +88,7 @@ def load_examples(
         DataError: the data cannot be used.
     """
     if path is not None and path.is_file():
-        from training.example_store import read_store
+        from redrafter_training.data.example_store import read_store
 
         return read_store(path)
     conversations, report = load_conversations([source], config=config, split=split)

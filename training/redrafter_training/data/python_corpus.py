@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.held_out import normalised, text_key
-from training.sources import DATA_SUFFIXES
+from redrafter_training.data.records import DATA_SUFFIXES
+from redrafter_training.data.splits import normalised, text_key
 
 # Test suites are absent from some distributions' Python and hold deliberately broken files; the code pages in
 # `encodings` are tables of escapes; the remaining names differ from one machine to the next.

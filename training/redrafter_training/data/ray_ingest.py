@@ -14,13 +14,13 @@ import pyarrow.compute as compute  # type: ignore[import-untyped,import-not-foun
 import ray
 from ray.data import ActorPoolStrategy, Dataset
 
-from training.conversations import DETECTION_RECORDS, FORMS, detect_form, usable
-from training.data_report import DataError, DataReport, Reason, UnusableRecord
-from training.example_store import SCHEMA, content_columns, write_store
-from training.examples import Example, ExampleEncoder
-from training.launch import connect
-from training.pieces import Piece, cut
-from training.sources import Record
+from redrafter_training.data.conversations import DETECTION_RECORDS, FORMS, detect_form, usable
+from redrafter_training.data.example_store import SCHEMA, content_columns, write_store
+from redrafter_training.data.record_shards import Piece, cut
+from redrafter_training.data.records import Record
+from redrafter_training.data.report import DataError, DataReport, Reason, UnusableRecord
+from redrafter_training.data.tokenize import Example, ExampleEncoder
+from redrafter_training.distributed.ray_train import connect
 
 # A row is an example, or a record that cannot be used, which has a reason.
 ROW = pa.schema(

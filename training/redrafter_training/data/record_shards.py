@@ -12,7 +12,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from training.sources import LINES, PARQUET, Record, load_rows, open_parquet, parquet_rows, parse_lines, read_records
+from redrafter_training.data.records import (
+    LINES,
+    PARQUET,
+    Record,
+    load_rows,
+    open_parquet,
+    parquet_rows,
+    parse_lines,
+    read_records,
+)
 
 PIECE_BYTES = 8 << 20
 PIECE_RECORDS = 256

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.data_report import DataError, Reason, UnusableRecord
+from redrafter_training.data.report import DataError, Reason, UnusableRecord
 
 TRAIN = "train"
 

@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 
-LONGEST_REPEAT = 32  # tokens in a row that are not said again by chance; by measurement, see docs/log.md
+LONGEST_REPEAT = 32  # tokens in a row that are not said again by chance; by measurement, see docs/dev/log.md
 
 
 def loop_start(tokens: Sequence[int], first: int, repeat: int) -> int:

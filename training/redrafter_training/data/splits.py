@@ -15,8 +15,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
-from training.conversations import Conversation, Turn
-from training.data_report import DataError
+from redrafter_training.data.conversations import Conversation, Turn
+from redrafter_training.data.report import DataError
 
 Exchanges = tuple[tuple[int, ...], ...]
 

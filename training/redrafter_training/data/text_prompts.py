@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from training.config import ResponseConfig
+from redrafter_training.config.recipe import ResponseConfig
 
 TRIES = 20  # draws per prompt; texts that have few different ones give fewer
 BORDER = -1  # no token

@@ -12,11 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from training.chat_templates import PROBES, ChatTemplate, Rendered, resolve_chat_template
-from training.conversations import Conversation
-from training.data_report import DataError, DataReport, Reason, UnusableRecord
-from training.held_out import Content, pairs, text_key
-from training.target_facts import beyond_embedding
+from redrafter_training.data.chat_templates import PROBES, ChatTemplate, Rendered, resolve_chat_template
+from redrafter_training.data.conversations import Conversation
+from redrafter_training.data.report import DataError, DataReport, Reason, UnusableRecord
+from redrafter_training.data.splits import Content, pairs, text_key
+from redrafter_training.target.properties import beyond_embedding
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Example:
     tokens: Tensor  # [n] int32
     loss: Tensor  # [n] bool
     cut: int = 0
-    content: Content | None = None  # what it says, for `training.held_out`; None for what is never divided
+    content: Content | None = None  # what it says, for `redrafter_training.data.splits`; None for what is never divided
     ends: tuple[int, ...] = ()
     asked: int = 0
 

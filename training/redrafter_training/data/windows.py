@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from training import documents
-from training.config import DistillConfig
-from training.corpus import SourceFile
+from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.data.python_corpus import SourceFile
+from redrafter_training.target import packed_attention as documents
 
 Batch = TypeVar("Batch")
 
@@ -26,7 +26,7 @@ class Windows:
 
     tokens: Tensor  # [B, L] int64
     valid: Tensor  # [B, L] bool, a prefix of each row unless there are documents
-    document: Tensor | None = None  # [B, L] int64, see `training.documents`
+    document: Tensor | None = None  # [B, L] int64, see `redrafter_training.target.packed_attention`
 
     def __post_init__(self) -> None:
         if self.tokens.shape != self.valid.shape or self.tokens.dim() != 2:

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from training import checkpoints
-from training.checkpoints import Write
-from training.interruption import Interruption
+from redrafter_training.distributed import checkpoints
+from redrafter_training.distributed.checkpoints import Write
+from redrafter_training.utils.interruption import Interruption
 
 Made = TypeVar("Made")
 

@@ -32,10 +32,10 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device, get_devices
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from training import checkpoints
-from training.checkpoints import CheckpointWriteError, Write
-from training.context import TrainContext, TrainingStoppedError, WorkersFailedError
-from training.interruption import Interruption
+from redrafter_training.distributed import checkpoints
+from redrafter_training.distributed.checkpoints import CheckpointWriteError, Write
+from redrafter_training.distributed.context import TrainContext, TrainingStoppedError, WorkersFailedError
+from redrafter_training.utils.interruption import Interruption
 
 POLL_SECONDS = 0.2
 SNAPSHOT = "checkpoint_manager_snapshot.json"

@@ -22,11 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from redrafter_vllm import strict_json
-from training.checkpoints import flush
-from training.config import DistillConfig
-from training.resume import differences
-from training.target_head import LogitRule, TargetHead
+from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.distributed.checkpoints import flush
+from redrafter_training.target.lm_head import LogitRule, TargetHead
+from redrafter_training.trainer.state import differences
+from redrafter_vllm.utils import strict_json
 
 MANIFEST = "cache.json"
 HEAD = "head.safetensors"

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from redrafter_vllm.places import free_space
-from training.cached_texts import TextIndex, texts_of
-from training.config import DistillConfig
-from training.context import TrainContext
-from training.data import Windows
-from training.fingerprint import template_fingerprint, weights_fingerprint
-from training.folder_lock import locked
-from training.frozen_target import DeferredTarget, FrozenTarget, Signals, Teacher
-from training.hidden_cache import DTYPE, SHARD_BYTES, HiddenCache, HiddenCacheError
-from training.job import Job, absolute_place
-from training.memory import readable
-from training.target_facts import load_config
-from training.target_head import TargetHead
+from redrafter_training.config.job import Job, absolute_place
+from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.data.windows import Windows
+from redrafter_training.distributed.context import TrainContext
+from redrafter_training.hidden_states.store import DTYPE, SHARD_BYTES, HiddenCache, HiddenCacheError
+from redrafter_training.hidden_states.text_index import TextIndex, texts_of
+from redrafter_training.target.lm_head import TargetHead
+from redrafter_training.target.model import DeferredTarget, TargetModel, TargetOutputs, Teacher
+from redrafter_training.target.properties import load_config
+from redrafter_training.utils.fingerprint import template_fingerprint, weights_fingerprint
+from redrafter_training.utils.folder_lock import locked
+from redrafter_training.utils.memory import readable
+from redrafter_vllm.utils.paths import free_space
 
 FORMAT = 2
 
@@ -44,13 +44,13 @@ class CachedTarget(Teacher):
         return self._head.weight
 
     @torch.no_grad()
-    def signals(self, tokens: Tensor, positions: Tensor | None = None) -> Signals:
+    def outputs(self, tokens: Tensor, positions: Tensor | None = None) -> TargetOutputs:
         hidden = torch.zeros(*tokens.shape, self.hidden_size, dtype=DTYPE)
         for row, first, text in self._index.find(tokens, positions):
             stored = self._cache.read(text)
             hidden[row, first : first + len(stored)] = stored[: tokens.shape[1] - first]
         hidden = hidden.to(self.device, non_blocking=True)
-        return Signals(hidden, self._head.logits(hidden))
+        return TargetOutputs(hidden, self._head.logits(hidden))
 
 
 def open_cached_target(
@@ -106,7 +106,7 @@ def open_cached_target(
 def fill(
     cache: HiddenCache,
     index: TextIndex,
-    target: FrozenTarget,
+    target: TargetModel,
     shards: list[int],
     context: TrainContext,
     *,
@@ -132,7 +132,7 @@ def fill(
         cache.write(shard, torch.cat([states[text] for text in texts]))
 
 
-def _states(index: TextIndex, texts: list[int], target: FrozenTarget) -> list[Tensor]:
+def _states(index: TextIndex, texts: list[int], target: TargetModel) -> list[Tensor]:
     contents = [torch.from_numpy(index.tokens(text)).long() for text in texts]
     padded = torch.nn.utils.rnn.pad_sequence(contents, batch_first=True)
     hidden = target.hidden(padded.to(target.device)).to(DTYPE).cpu()

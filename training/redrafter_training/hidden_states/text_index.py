@@ -12,7 +12,7 @@ from itertools import islice, pairwise
 import numpy as np
 from torch import Tensor
 
-from training.data import Windows
+from redrafter_training.data.windows import Windows
 
 PADDING = 0  # what rows are filled up with
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from training.job import absolute_place, expand_places
-from training.loops import LONGEST_REPEAT
+from redrafter_training.config.job import absolute_place, expand_places
+from redrafter_training.data.repetition import LONGEST_REPEAT
 
 # Arguments of the engine that change its speed and memory, not what it writes.
 NEUTRAL = frozenset(

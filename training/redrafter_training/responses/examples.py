@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from training.answer_store import AnswerStore, vocabulary_fingerprint
-from training.answers import Answered
-from training.conversation_feed import divide_examples
-from training.data_report import DataError
-from training.examples import Example
-from training.held_out import Content, Split, text_key
-from training.loops import loop_start
-from training.resume import differences
+from redrafter_training.data.batches import divide_examples
+from redrafter_training.data.repetition import loop_start
+from redrafter_training.data.report import DataError
+from redrafter_training.data.splits import Content, Split, text_key
+from redrafter_training.data.tokenize import Example
+from redrafter_training.responses.records import Answered
+from redrafter_training.responses.store import AnswerStore, vocabulary_fingerprint
+from redrafter_training.trainer.state import differences
 
 TOO_LONG = "prompt fills the window"
 NO_ANSWER = "without an answer"

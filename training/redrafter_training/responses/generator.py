@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
-from training.answers import Answer, Answered, Task
-from training.chat_templates import ChatTemplate, resolve_chat_template
-from training.conversations import Turn
-from training.data_report import Reason, UnusableRecord
-from training.held_out import text_key
-from training.regeneration import Regeneration
-from training.target_facts import beyond_embedding
+from redrafter_training.data.chat_templates import ChatTemplate, resolve_chat_template
+from redrafter_training.data.conversations import Turn
+from redrafter_training.data.report import Reason, UnusableRecord
+from redrafter_training.data.splits import text_key
+from redrafter_training.responses.config import Regeneration
+from redrafter_training.responses.records import Answer, Answered, Task
+from redrafter_training.target.properties import beyond_embedding
 
 
 @dataclass(frozen=True)

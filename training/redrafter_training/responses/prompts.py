@@ -9,14 +9,14 @@ from dataclasses import asdict, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from training.answers import Task
-from training.chat_templates import resolve_chat_template
-from training.conversations import Conversation, load_splits
-from training.corpus import SourceFile, corpus_root, is_source_code, load_corpus, split
-from training.data_report import DataError, DataReport, Reason, UnusableRecord
-from training.held_out import HELD_OUT_SHARE, content_of, divide
-from training.prompts import Passages, cut_stretches
-from training.regeneration import Regeneration
+from redrafter_training.data.chat_templates import resolve_chat_template
+from redrafter_training.data.conversations import Conversation, load_splits
+from redrafter_training.data.python_corpus import SourceFile, corpus_root, is_source_code, load_corpus, split
+from redrafter_training.data.report import DataError, DataReport, Reason, UnusableRecord
+from redrafter_training.data.splits import HELD_OUT_SHARE, content_of, divide
+from redrafter_training.data.text_prompts import Passages, cut_stretches
+from redrafter_training.responses.config import Regeneration
+from redrafter_training.responses.records import Task
 
 SOURCE_TEXTS = 3072
 

@@ -3,8 +3,8 @@
 
 from dataclasses import dataclass
 
-from training.conversations import Turn
-from training.data_report import Reason
+from redrafter_training.data.conversations import Turn
+from redrafter_training.data.report import Reason
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Answered:
     left_out: int = 0  # later turns of the conversation that could not be reached
     skipped: Reason | None = None
     detail: str = ""
-    prompts: tuple[int, ...] = ()  # keys of what was asked, for `training.held_out`
+    prompts: tuple[int, ...] = ()  # keys of what was asked, for `redrafter_training.data.splits`
 
     @property
     def tokens(self) -> int:

@@ -16,11 +16,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from redrafter_vllm import strict_json
-from training.answers import Answer, Answered
-from training.data_report import DataError, Reason
-from training.folder_lock import LOCK, locked
-from training.resume import differences
+from redrafter_training.data.report import DataError, Reason
+from redrafter_training.responses.records import Answer, Answered
+from redrafter_training.trainer.state import differences
+from redrafter_training.utils.folder_lock import LOCK, locked
+from redrafter_vllm.utils import strict_json
 
 MANIFEST = "regenerated.json"
 WRITING = ".writing"

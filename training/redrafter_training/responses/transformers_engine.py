@@ -11,14 +11,14 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from training.config import ResponseConfig
-from training.frozen_target import FrozenTarget
-from training.loops import loop_start
+from redrafter_training.config.recipe import ResponseConfig
+from redrafter_training.data.repetition import loop_start
+from redrafter_training.target.model import TargetModel
 
 
 @torch.inference_mode()
 def continue_prompts(
-    target: FrozenTarget, prompts: Sequence[Tensor], max_new_tokens: int, *, temperature: float = 0.0
+    target: TargetModel, prompts: Sequence[Tensor], max_new_tokens: int, *, temperature: float = 0.0
 ) -> list[Tensor]:
     """Each prompt [n] with the target's continuation: at most `max_new_tokens` more, up to and including EOS.
 
@@ -74,7 +74,7 @@ def _until_end(sequence: Tensor, prompt_length: int, ends: set[int]) -> Tensor:
 
 
 def write_texts(
-    target: FrozenTarget,
+    target: TargetModel,
     asked: Sequence[tuple[Tensor, float]],
     length: int,
     config: ResponseConfig,

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from training.answering import Answerer, Completion, Request
-from training.generate import ends_of
-from training.regeneration import Regeneration
-from training.target_facts import load_config, read_facts
+from redrafter_training.responses.config import Regeneration
+from redrafter_training.responses.generator import Answerer, Completion, Request
+from redrafter_training.responses.transformers_engine import ends_of
+from redrafter_training.target.properties import load_config, read_facts
 
 # Small enough for a machine without a GPU, where vLLM would take nearly all of its memory and compile for long.
 ON_CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30}

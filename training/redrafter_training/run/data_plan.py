@@ -5,13 +5,13 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from training.answer_store import is_regenerated
-from training.config import DistillConfig
-from training.conversations import load_splits
-from training.corpus import corpus_root, is_source_code, load_corpus, split
-from training.held_out import content_of, divide
-from training.job import Job
-from training.regenerated import load_regenerated
+from redrafter_training.config.job import Job
+from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.data.conversations import load_splits
+from redrafter_training.data.python_corpus import corpus_root, is_source_code, load_corpus, split
+from redrafter_training.data.splits import content_of, divide
+from redrafter_training.responses.examples import load_regenerated
+from redrafter_training.responses.store import is_regenerated
 
 
 def describe_data(job: Job, config: DistillConfig) -> str:

@@ -14,11 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from training.answer_store import is_regenerated
-from training.borders import show_borders
-from training.config import DistillConfig, ResponseConfig
-from training.context import TrainContext
-from training.conversation_feed import (
+from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.data.batches import (
     answer_example,
     conversation_batches,
     divide_examples,
@@ -27,18 +24,21 @@ from training.conversation_feed import (
     held_out_rows,
     prompts_to_answer,
 )
-from training.corpus import corpus_root, is_source_code, load_corpus, split, unseen_prompts
-from training.data import Repeated, Windows, encode_files, mixed_batches
-from training.data_report import DataError
-from training.draft_vocabulary import token_frequencies
-from training.evaluate import held_out_windows
-from training.examples import Example, ExampleEncoder
-from training.frozen_target import FrozenTarget
-from training.generate import write_texts
-from training.prepared import load_examples
-from training.prompts import Passages, asked, distinct, text_prompts, without_special
-from training.regenerated import load_regenerated
-from training.target_facts import beyond_embedding
+from redrafter_training.data.prepare import load_examples
+from redrafter_training.data.python_corpus import corpus_root, is_source_code, load_corpus, split, unseen_prompts
+from redrafter_training.data.report import DataError
+from redrafter_training.data.text_prompts import Passages, asked, distinct, text_prompts, without_special
+from redrafter_training.data.tokenize import Example, ExampleEncoder
+from redrafter_training.data.vocab_mapping import token_frequencies
+from redrafter_training.data.windows import Repeated, Windows, encode_files, mixed_batches
+from redrafter_training.distributed.context import TrainContext
+from redrafter_training.evaluate import held_out_windows
+from redrafter_training.responses.examples import load_regenerated
+from redrafter_training.responses.store import is_regenerated
+from redrafter_training.responses.transformers_engine import write_texts
+from redrafter_training.target.model import TargetModel
+from redrafter_training.target.packing_probe import show_borders
+from redrafter_training.target.properties import beyond_embedding
 
 EVALUATION_PROMPTS = 32
 
@@ -81,7 +81,7 @@ def holds_conversations(data: str) -> bool:
 
 
 def source_code_feed(
-    settings: FeedSettings, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, context: TrainContext
+    settings: FeedSettings, target: TargetModel, tokenizer: PreTrainedTokenizerBase, context: TrainContext
 ) -> Feed:
     """Windows of Python sources, some of them continued by the target itself."""
     config, bos = settings.config, tokenizer.bos_token_id
@@ -108,7 +108,7 @@ def source_code_feed(
     if config.response_fraction and (tokens := sum(map(len, answers))) < 2 * config.window:
         raise DataError(
             f"the target's own {len(answers)} texts have {tokens} tokens, less than two windows of {config.window}: "
-            "more are needed (--responses.count, or --count of training.regenerate)"
+            "more are needed (--responses.count, or --count of redrafter_training.respond)"
         )
     measured = [
         torch.tensor(tokenizer(prompt)["input_ids"])
@@ -128,7 +128,7 @@ def source_code_feed(
 
 
 def conversation_feed(
-    settings: FeedSettings, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, context: TrainContext
+    settings: FeedSettings, target: TargetModel, tokenizer: PreTrainedTokenizerBase, context: TrainContext
 ) -> Feed:
     """Conversations or plain texts, and the target's own answers to their first prompts or stretches of them."""
     config, quiet = settings.config, context.rank != 0
@@ -172,7 +172,7 @@ def conversation_feed(
 
 def packed_feed(
     settings: FeedSettings,
-    target: FrozenTarget,
+    target: TargetModel,
     context: TrainContext,
     training: Sequence[Example],
     answers: Sequence[Example],
@@ -204,7 +204,7 @@ def packed_feed(
     )
 
 
-def packed_window(settings: FeedSettings, target: FrozenTarget, context: TrainContext) -> int | None:
+def packed_window(settings: FeedSettings, target: TargetModel, context: TrainContext) -> int | None:
     """Tokens of a row to pack conversations into; None for a row each, as wanted or as the target needs it."""
     if not settings.config.packing:
         return None
@@ -217,7 +217,7 @@ def packed_window(settings: FeedSettings, target: FrozenTarget, context: TrainCo
 
 
 def regenerated_feed(
-    settings: FeedSettings, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, context: TrainContext
+    settings: FeedSettings, target: TargetModel, tokenizer: PreTrainedTokenizerBase, context: TrainContext
 ) -> Feed:
     """Texts that the target has written beforehand, and nothing else."""
     config = settings.config
@@ -243,12 +243,14 @@ def written_before(
     """The texts for training of all folders of responses, each of at most `window` tokens.
 
     Raises:
-        DataError: a folder is none of `training.regenerate`'s, or see `load_regenerated`.
+        DataError: a folder is none of `redrafter_training.respond`'s, or see `load_regenerated`.
     """
     texts: list[Example] = []
     for folder in config.folders:
         if not is_regenerated(folder):
-            raise DataError(f"{folder}: no folder of answers; python -m training.regenerate --out {folder} makes one")
+            raise DataError(
+                f"{folder}: no folder of answers; python -m redrafter_training.respond --out {folder} makes one"
+            )
         loaded = load_regenerated(
             Path(folder), tokenizer, window, config.longest_repeat, target=target, any_target=config.any_target
         )
@@ -276,7 +278,7 @@ def _frequencies(
 
 
 def own_answers(
-    settings: FeedSettings, prompts: Sequence[Tensor], target: FrozenTarget, context: TrainContext
+    settings: FeedSettings, prompts: Sequence[Tensor], target: TargetModel, context: TrainContext
 ) -> list[tuple[Tensor, int]]:
     """The target's texts after `prompts` and the prompts' lengths, written by rank 0 now or at an earlier start.
 
@@ -308,7 +310,7 @@ def own_answers(
 
 
 def open_feed(
-    settings: FeedSettings, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase, context: TrainContext
+    settings: FeedSettings, target: TargetModel, tokenizer: PreTrainedTokenizerBase, context: TrainContext
 ) -> Feed:
     """The data that `settings.data` names.
 

@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redrafter_vllm.drafter import Drafter, DrafterConfig
-from training import checkpoints
-from training.config import DistillConfig
-from training.evaluate import Drafting, measure
-from training.export import export, provenance, update_report
-from training.frozen_target import FrozenTarget
-from training.generate import continue_prompts
-from training.job import Job
-from training.loop import StepFigures
-from training.plots import plot_training
-from training.resume import read_state
-from training.run_folder import run_name
-from training.sentences import sentence
-from training.target_facts import facts_of
+from redrafter_training.config.job import Job
+from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.distributed import checkpoints
+from redrafter_training.evaluate import Drafting, measure
+from redrafter_training.responses.transformers_engine import continue_prompts
+from redrafter_training.target.model import TargetModel
+from redrafter_training.target.properties import facts_of
+from redrafter_training.trainer.export import export, provenance, update_report
+from redrafter_training.trainer.loop import StepFigures
+from redrafter_training.trainer.plots import plot_training
+from redrafter_training.trainer.state import read_state
+from redrafter_training.utils.run_folder import run_name
+from redrafter_training.utils.sentences import sentence
+from redrafter_vllm.model.drafter import Drafter, DrafterConfig
 
 EXPORT_DTYPE = torch.bfloat16
 EVALUATED_TOKENS = 96
@@ -95,7 +95,7 @@ def finish(
 
 
 def tokens_per_step(
-    target: FrozenTarget, drafter: Drafter, prompts: Sequence[Tensor], beam_length: int
+    target: TargetModel, drafter: Drafter, prompts: Sequence[Tensor], beam_length: int
 ) -> dict[str, dict[str, Any]]:
     """What greedy decoding of held-out prompts would gain from the drafter as it is exported, by shape of the draft."""
     rounded = drafter.to(EXPORT_DTYPE).to(target.device, target.embedding.dtype)

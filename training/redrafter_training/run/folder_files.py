@@ -4,9 +4,9 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from training.answer_store import is_regenerated
-from training.corpus import corpus_root, is_source_code, source_files
-from training.sources import DATA_SUFFIXES, data_set_files
+from redrafter_training.data.python_corpus import corpus_root, is_source_code, source_files
+from redrafter_training.data.records import DATA_SUFFIXES, data_set_files
+from redrafter_training.responses.store import is_regenerated
 
 NAMED = 5  # files named of those passed over
 

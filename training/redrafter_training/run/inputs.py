@@ -7,19 +7,19 @@ The same data in another place is the same, and other data in the same place is 
 from pathlib import Path
 from typing import Any
 
-from training.answer_store import is_regenerated
-from training.config import DistillConfig
-from training.corpus import corpus_root, is_source_code, source_files
-from training.data_report import DataError
-from training.fingerprint import (
+from redrafter_training.config.job import Job
+from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.data.python_corpus import corpus_root, is_source_code, source_files
+from redrafter_training.data.records import load_rows, read_records
+from redrafter_training.data.report import DataError
+from redrafter_training.responses.store import is_regenerated
+from redrafter_training.utils.fingerprint import (
     file_digest,
     files_fingerprint,
     folder_fingerprint,
     target_fingerprint,
     template_fingerprint,
 )
-from training.job import Job
-from training.sources import load_rows, read_records
 
 # Of a folder, those files that are read; other files beside them may change.
 ANSWERS = ("regenerated.json", "shard-*.jsonl")

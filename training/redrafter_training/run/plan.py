@@ -10,16 +10,16 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from redrafter_vllm.checkpoint import check_checkpoint
-from redrafter_vllm.drafter import Drafter, DrafterConfig
-from redrafter_vllm.places import free_space
-from training.answer_store import is_regenerated
-from training.config import DistillConfig
-from training.folder_files import passed_over
-from training.hidden_cache import most_bytes
-from training.job import Job
-from training.memory import GIB, readable, weight_bytes
-from training.target_facts import load_config, read_facts
+from redrafter_training.config.job import Job
+from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.hidden_states.store import most_bytes
+from redrafter_training.responses.store import is_regenerated
+from redrafter_training.run.folder_files import passed_over
+from redrafter_training.target.properties import load_config, read_facts
+from redrafter_training.utils.memory import GIB, readable, weight_bytes
+from redrafter_vllm.checkpoint.io import check_checkpoint
+from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.utils.paths import free_space
 
 FLOAT32 = 4
 

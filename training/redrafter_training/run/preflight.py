@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from redrafter_vllm.places import PlaceError, check_drafter_place, check_writable, existing_folder, free_space
-from training.export import is_of_run
-from training.folder_lock import LOCK
-from training.hidden_cache import MANIFEST
-from training.job import Job
-from training.memory import free_memory, readable
-from training.plan import Plan
-from training.run_folder import check_run_folder, run_name
-from training.sentences import sentence
-from training.target_facts import TargetFactsError, load_config
+from redrafter_training.config.job import Job
+from redrafter_training.hidden_states.store import MANIFEST
+from redrafter_training.run.plan import Plan
+from redrafter_training.target.properties import TargetFactsError, load_config
+from redrafter_training.trainer.export import is_of_run
+from redrafter_training.utils.folder_lock import LOCK
+from redrafter_training.utils.memory import free_memory, readable
+from redrafter_training.utils.run_folder import check_run_folder, run_name
+from redrafter_training.utils.sentences import sentence
+from redrafter_vllm.utils.paths import PlaceError, check_drafter_place, check_writable, existing_folder, free_space
 
 STATES_AT_ONCE = 3  # the two newest checkpoints, and the one that is being written
 EXPORTED_BYTES = 2  # per parameter

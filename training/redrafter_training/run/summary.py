@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from training.job import Job
-from training.metrics import TOP
+from redrafter_training.config.job import Job
+from redrafter_training.trainer.metrics import TOP
 
 
 def figures_table(metrics: Mapping[str, float]) -> Table:

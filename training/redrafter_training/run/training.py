@@ -13,30 +13,30 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from redrafter_vllm.checkpoint import check_against_target
-from redrafter_vllm.drafter import Drafter
-from training import checkpoints
-from training.cached_target import open_cached_target
-from training.config import DistillConfig
-from training.context import LocalContext, TrainContext
-from training.draft_vocabulary import choose_draft_vocabulary
-from training.feed import Feed, FeedSettings, holds_conversations, open_feed
-from training.finish import Evaluate, Outcome, Report, finish, tokens_per_step
-from training.frozen_target import DeferredTarget, FrozenTarget, Teacher
-from training.guard import DivergedError
-from training.inputs import input_fingerprints
-from training.interruption import Interruption
-from training.job import Job
-from training.loop import Hooks, build_drafter, distill
-from training.metrics import depth_figures
-from training.plan import data_note, make_plan
-from training.preflight import check_places, check_room, check_target
-from training.prepared import examples_file, prepare_examples
-from training.recorder import Recorder
-from training.resume import STATE_FILE, check_identity, read_state
-from training.run_folder import KEYS_FILE, held, put_text
-from training.target_facts import read_facts
-from training.target_loading import load_target
+from redrafter_training.config.job import Job
+from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.data.prepare import examples_file, prepare_examples
+from redrafter_training.data.vocab_mapping import choose_draft_vocabulary
+from redrafter_training.distributed import checkpoints
+from redrafter_training.distributed.context import LocalContext, TrainContext
+from redrafter_training.hidden_states.target import open_cached_target
+from redrafter_training.run.feed import Feed, FeedSettings, holds_conversations, open_feed
+from redrafter_training.run.finish import Evaluate, Outcome, Report, finish, tokens_per_step
+from redrafter_training.run.inputs import input_fingerprints
+from redrafter_training.run.plan import data_note, make_plan
+from redrafter_training.run.preflight import check_places, check_room, check_target
+from redrafter_training.target.loading import load_target
+from redrafter_training.target.model import DeferredTarget, TargetModel, Teacher
+from redrafter_training.target.properties import read_facts
+from redrafter_training.trainer.divergence import DivergedError
+from redrafter_training.trainer.loop import Hooks, build_drafter, distill
+from redrafter_training.trainer.metrics import depth_figures
+from redrafter_training.trainer.state import STATE_FILE, check_identity, read_state
+from redrafter_training.trainer.tensorboard import Recorder
+from redrafter_training.utils.interruption import Interruption
+from redrafter_training.utils.run_folder import KEYS_FILE, held, put_text
+from redrafter_vllm.checkpoint.io import check_against_target
+from redrafter_vllm.model.drafter import Drafter
 
 
 def train_worker(
@@ -112,7 +112,7 @@ def deferred_target(job: Job, config: DistillConfig, context: TrainContext) -> D
 
 def _load_target(
     job: Job, config: DistillConfig, device: torch.device, devices: Sequence[torch.device] | None = None
-) -> FrozenTarget:
+) -> TargetModel:
     tokenizer = AutoTokenizer.from_pretrained(job.target, trust_remote_code=job.trust_remote_code)
     return load_target(job, config, device, devices, tokenizer)
 
@@ -144,7 +144,7 @@ def run(
         keys: what `config.yaml` in the run's folder is to hold.
 
     Raises:
-        PlaceError, TargetNotFoundError: see `training.preflight`.
+        PlaceError, TargetNotFoundError: see `redrafter_training.run.preflight`.
         FolderInUseError: another training is in the run's folder.
         KeyboardInterrupt: by a signal before the first step, or after the last.
     """
@@ -176,7 +176,7 @@ def _launch(
     if not job.on_ray:
         return _launch_here(job, config, inputs, interruption)
     try:
-        from training.launch import Fleet, call_on_ray, connect, has_gpus, run_on_ray
+        from redrafter_training.distributed.ray_train import Fleet, call_on_ray, connect, has_gpus, run_on_ray
     except ImportError as problem:
         raise ValueError(f"several workers need Ray: pip install 'redrafter-vllm[train]' ({problem})") from None
     connect(job.ray_address, num_cpus=job.workers[1])

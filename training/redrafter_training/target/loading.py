@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerBase
 
-from training.config import DistillConfig
-from training.frozen_target import FrozenTarget
-from training.generate import ends_of
-from training.job import Job
-from training.memory import free_memory, readable, stored_bits, weight_bytes
-from training.plan import make_plan, target_on_paper
-from training.sentences import sentence
+from redrafter_training.config.job import Job
+from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.responses.transformers_engine import ends_of
+from redrafter_training.run.plan import make_plan, target_on_paper
+from redrafter_training.target.model import TargetModel
+from redrafter_training.utils.memory import free_memory, readable, stored_bits, weight_bytes
+from redrafter_training.utils.sentences import sentence
 
 HEADROOM = 0.95  # of a GPU's free memory may hold layers; the rest is for what flows through them
 
@@ -30,7 +30,7 @@ def load_target(
     device: torch.device,
     devices: Sequence[torch.device] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-) -> FrozenTarget:
+) -> TargetModel:
     """The job's target, its embedding on `device`.
 
     Args:
@@ -59,7 +59,7 @@ def load_target(
         raise TargetLoadError(f"the target {job.target} cannot be loaded: {sentence(problem)}") from problem
     if tokenizer is not None:
         model.generation_config.eos_token_id = ends_of(model.generation_config, tokenizer)
-    return FrozenTarget(model if "device_map" in arguments else model.to(device))
+    return TargetModel(model if "device_map" in arguments else model.to(device))
 
 
 def quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig:

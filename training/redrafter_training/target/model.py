@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from training.borders import Borders, by_positions
-from training.target_head import TargetHead, find_rule
+from redrafter_training.target.lm_head import TargetHead, find_rule
+from redrafter_training.target.packing_probe import Borders, by_positions
 
 PROBED_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class Signals:
+class TargetOutputs:
     """What the target says about windows of tokens."""
 
     hidden: Tensor  # [B, L, H], the input of the LM head
@@ -36,7 +36,7 @@ class Teacher(ABC):
         """The LM head's matrix [V, H]."""
 
     @abstractmethod
-    def signals(self, tokens: Tensor, positions: Tensor | None = None) -> Signals:
+    def outputs(self, tokens: Tensor, positions: Tensor | None = None) -> TargetOutputs:
         """What the target says about `tokens` [B, L] (padding, if any, at the end of rows).
 
         `positions` [B, L] begin anew at 0 with every document of a row; without them a row is one document.
@@ -55,12 +55,12 @@ class Teacher(ABC):
         return self.embedding.device
 
 
-class FrozenTarget(Teacher):
+class TargetModel(Teacher):
     """Any Hugging Face causal language model, used for inference only.
 
     Its hidden states are caught at the entrance of the LM head, which is where a serving engine hands them to the
     drafter, whatever norm or scaling the architecture puts before or after. The logits are the model's own. Layers
-    may live on several devices: tokens go in, and signals come out, where the embedding is.
+    may live on several devices: tokens go in, and outputs come out, where the embedding is.
 
     Raises:
         ValueError: the model has no LM head or no input embedding of its hidden size in floating point and in memory.
@@ -99,7 +99,7 @@ class FrozenTarget(Teacher):
         return self._head.weight.detach().to(self.device)
 
     @torch.no_grad()
-    def signals(self, tokens: Tensor, positions: Tensor | None = None) -> Signals:
+    def outputs(self, tokens: Tensor, positions: Tensor | None = None) -> TargetOutputs:
         """One forward pass; see `Teacher`.
 
         Raises:
@@ -108,7 +108,7 @@ class FrozenTarget(Teacher):
         borders = {} if positions is None else self.borders(positions.to(self.device), self.model.dtype)
         with self._at_the_head(lambda hidden: hidden) as caught:
             logits = self.model(input_ids=tokens.to(self.device), use_cache=False, **borders).logits
-        return Signals(self._one_per_token(caught, tokens), logits.to(self.device))
+        return TargetOutputs(self._one_per_token(caught, tokens), logits.to(self.device))
 
     @torch.no_grad()
     def hidden(self, tokens: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class FrozenTarget(Teacher):
             weight, None if bias is None else bias.detach().to(self.device), weight if tied else self.embedding
         )
         tokens = torch.arange(min(PROBED_TOKENS, len(self.embedding)), device=self.device)[None]
-        probed = self.signals(tokens)
+        probed = self.outputs(tokens)
         described = self.model.config.get_text_config()
         rule = find_rule(described, plain.logits(probed.hidden), probed.logits, type(self.model).__name__)
         return TargetHead(plain.weight, plain.bias, plain.embedding, rule)
@@ -165,10 +165,10 @@ class FrozenTarget(Teacher):
         return caught[0].to(self.device)
 
 
-class DeferredTarget(FrozenTarget):
+class DeferredTarget(TargetModel):
     """A target that is loaded when something of it is needed, and can be let go again."""
 
-    def __init__(self, load: Callable[[], FrozenTarget]) -> None:
+    def __init__(self, load: Callable[[], TargetModel]) -> None:
         self._load = load
 
     def __getattr__(self, name: str) -> Any:

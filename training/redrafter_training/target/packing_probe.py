@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from training.frozen_target import FrozenTarget
+    from redrafter_training.target.model import TargetModel
 
 # From positions [B, L] that begin anew with every document, and the type of the attention's scores, the arguments of
 # the target's forward pass.
@@ -36,7 +36,7 @@ def document_mask(positions: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 
 
-def show_borders(target: "FrozenTarget") -> bool:
+def show_borders(target: "TargetModel") -> bool:
     """Finds out how `target` can be shown borders and has it done so; false when none of the ways works.
 
     A packed row must give the hidden states that its documents give alone. A recurrent target, which carries its state
@@ -55,15 +55,15 @@ def show_borders(target: "FrozenTarget") -> bool:
     return False
 
 
-def _keeps_apart(target: "FrozenTarget") -> bool:
+def _keeps_apart(target: "TargetModel") -> bool:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(target.vocab_size, (len(PROBED), sum(PROBED[0])), generator=generator).to(target.device)
     positions = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in PROBED]).to(target.device)
-    packed = target.signals(tokens, positions).hidden
+    packed = target.outputs(tokens, positions).hidden
     for row, lengths in enumerate(PROBED):
         ends = torch.tensor(lengths).cumsum(0).tolist()
         for length, end in zip(lengths, ends, strict=True):
-            alone = target.signals(tokens[row : row + 1, end - length : end]).hidden[0].float()
+            alone = target.outputs(tokens[row : row + 1, end - length : end]).hidden[0].float()
             distance = (packed[row, end - length : end].float() - alone).norm()
             if not distance <= TOLERANCE * alone.norm():
                 return False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a small Llama on the standard library's sources: `python -m training.target --out DIR`.
+"""Train a small Llama on the standard library's sources: `python -m redrafter_training.tiny_target.train --out DIR`.
 
 The target is small, but a real language model of real text, so that a drafter's acceptance on it means something.
 Its weights are rounded to bfloat16 before they are measured and stored: whoever serves it, in bfloat16 or in float32,
@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from redrafter_vllm import strict_json
-from redrafter_vllm.places import PlaceError, check_writable, user_path
-from training.command import run_command
-from training.corpus import load_corpus, split
-from training.data import cut_windows, encode_files, text_batches
-from training.optimizer import SplitOptimizer
-from training.schedule import Budget, learning_rate_scale, steps
-from training.tokenizer import train_tokenizer
+from redrafter_training.command import run_command
+from redrafter_training.data.python_corpus import load_corpus, split
+from redrafter_training.data.windows import cut_windows, encode_files, text_batches
+from redrafter_training.tiny_target.tokenizer import train_tokenizer
+from redrafter_training.trainer.lr_schedule import Budget, learning_rate_scale, steps
+from redrafter_training.trainer.optimizer import SplitOptimizer
+from redrafter_vllm.utils import strict_json
+from redrafter_vllm.utils.paths import PlaceError, check_writable, user_path
 
 UNFINISHED = frozenset({"checkpoint", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"})
 
@@ -146,7 +146,7 @@ def provenance(recipe: str, config: TargetConfig) -> dict[str, object]:
     """What one needs to repeat a training: command, versions and configuration."""
     packages = ("torch", "transformers", "tokenizers")
     versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
-    command = " ".join(["python -m training.target", *sys.argv[1:]])
+    command = " ".join(["python -m redrafter_training.tiny_target.train", *sys.argv[1:]])
     return {"command": command, "recipe": recipe, "versions": versions, "config": asdict(config)}
 
 
@@ -184,7 +184,9 @@ def check_new_target(out: Path) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[str, TargetConfig, Path, Path | None]:
-    parser = argparse.ArgumentParser(prog="python -m training.target", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m redrafter_training.tiny_target.train", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--out", type=user_path, required=True, help="folder to write model and tokenizer to")
     parser.add_argument("--corpus", type=user_path, help="folder of Python files (default: the standard library)")
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="short", help="how long to train (short: 3 min)")

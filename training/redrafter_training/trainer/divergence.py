@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from training.data import Windows
+from redrafter_training.data.windows import Windows
 
 SMOOTHING = 0.95
 MIN_STEPS = 50

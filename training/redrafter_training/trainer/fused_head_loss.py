@@ -22,7 +22,7 @@ class LossConfig:
     """(1 − label_share) · τ² · KL(p_τ || q_τ) + label_share · cross-entropy of labels under q, in nats.
 
     p and q are what target and drafter say about a position, p_τ and q_τ at temperature τ; the factor τ² keeps the
-    gradient's size (arXiv 1503.02531). Labels are the target's own favourites (`target`) or the text's tokens
+    gradient's size (arXiv 1503.02531). Labels are the target's own top1_ids (`target`) or the text's tokens
     (`data`): `label_share=1, labels="data"` is the published recipe.
 
     Over a trimmed draft vocabulary p is restricted to it and renormalised. The drafter has no probability elsewhere, so
@@ -35,7 +35,7 @@ class LossConfig:
         temperature: of the divergence.
         target_temperature: divides the target's logits alone, before all else. Below 1 the drafter learns how likely a
             token is to be the target's favourite rather than a sample of it: what greedy decoding emits, and what
-            beams should be ranked by (docs/log.md).
+            beams should be ranked by (docs/dev/log.md).
     """
 
     label_share: float = 0.0
@@ -110,8 +110,8 @@ def straightforward_head_loss(
     """What `head_loss` computes, written down as defined and left to autograd: all logits of all depths at once."""
     logits = linear(features, weight).float()
     positions = logits.shape[2]
-    favourites = truth.logits.argmax(-1)
-    labels = _draft_ids(favourites if config.labels == "target" else truth.next_tokens, draft_tokens)
+    top1_ids = truth.logits.argmax(-1)
+    labels = _draft_ids(top1_ids if config.labels == "target" else truth.next_tokens, draft_tokens)
     if config.label_share < 1:
         restricted = truth.logits if draft_tokens is None else truth.logits[..., draft_tokens]
         log_p = (restricted.float() / config.temperature).log_softmax(-1)
@@ -129,7 +129,7 @@ def straightforward_head_loss(
         counted = truth.terms(t, positions)
         loss.append((terms * counted).sum())
         best = logits_BPD.argmax(-1) if draft_tokens is None else draft_tokens[logits_BPD.argmax(-1)]
-        agreements.append(((best == favourites[:, seen]) & counted).sum())
+        agreements.append(((best == top1_ids[:, seen]) & counted).sum())
     loss_T = torch.stack(loss)
     return HeadLoss((loss_T * depth_scale).sum(), loss_T.detach(), torch.stack(agreements))
 
@@ -140,7 +140,7 @@ class _Rows:
 
     valid: Tensor  # [B, Q] bool
     inside: Tensor | None  # [T, B, P] bool
-    favourites: Tensor  # [B, Q] target ids
+    top1_ids: Tensor  # [B, Q] target ids
     labels: Tensor | None  # [B, Q] draft ids, −1 for none; None when labels have no share
     p: Tensor | None  # [B, Q, D] fp32; None when the divergence has no share
     negentropy: Tensor  # [B, Q] of p
@@ -148,10 +148,10 @@ class _Rows:
 
     @classmethod
     def of(cls, truth: Truth, config: LossConfig, draft_tokens: Tensor | None) -> "_Rows":
-        favourites = truth.logits.argmax(-1)
+        top1_ids = truth.logits.argmax(-1)
         labels, p, negentropy = None, None, torch.empty(0)
         if config.label_share > 0:
-            labels = _draft_ids(favourites if config.labels == "target" else truth.next_tokens, draft_tokens)
+            labels = _draft_ids(top1_ids if config.labels == "target" else truth.next_tokens, draft_tokens)
         if config.label_share < 1:
             logits = truth.logits if draft_tokens is None else truth.logits.index_select(-1, draft_tokens)
             logits = logits if config.temperature == 1 else logits.float() / config.temperature
@@ -159,7 +159,7 @@ class _Rows:
             p = log_p.exp()
             # Where the target rules a token out, 0 · −inf must be 0.
             negentropy = log_p.clamp_(min=torch.finfo(torch.float32).min).mul_(p).sum(-1)
-        return cls(truth.valid, truth.inside, favourites, labels, p, negentropy, draft_tokens)
+        return cls(truth.valid, truth.inside, top1_ids, labels, p, negentropy, draft_tokens)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -183,7 +183,7 @@ class _HeadLoss(torch.autograd.Function):
             if rows.draft_tokens is not None:
                 best_BP = rows.draft_tokens[best_BP]
             valid_BP = _terms_that_count(rows.valid, rows.inside, t, positions)
-            agreements.append(((best_BP == rows.favourites[:, seen]) & valid_BP).sum())
+            agreements.append(((best_BP == rows.top1_ids[:, seen]) & valid_BP).sum())
             terms_BP, grad_BPD = _terms(logits_BPD, rows, seen, config)
             del logits_BPD
             loss.append(torch.where(valid_BP, terms_BP, 0.0).sum())

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from redrafter_vllm.drafter import Drafter, DrafterConfig
-from training.config import DistillConfig
-from training.context import LocalContext, TrainContext, TrainingStoppedError
-from training.data import Windows
-from training.frozen_target import Teacher
-from training.guard import Guard
-from training.losses import DepthSums, num_positions, unrolled_loss
-from training.optimizer import SplitOptimizer
-from training.resume import Progress, budget_growth, capture, read_state, restore, write_state
-from training.schedule import learning_rate_scale, steps
+from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.data.windows import Windows
+from redrafter_training.distributed.context import LocalContext, TrainContext, TrainingStoppedError
+from redrafter_training.target.model import Teacher
+from redrafter_training.trainer.divergence import Guard
+from redrafter_training.trainer.loss import DepthSums, num_positions, unrolled_loss
+from redrafter_training.trainer.lr_schedule import learning_rate_scale, steps
+from redrafter_training.trainer.optimizer import SplitOptimizer
+from redrafter_training.trainer.state import Progress, budget_growth, capture, read_state, restore, write_state
+from redrafter_vllm.model.drafter import Drafter, DrafterConfig
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def build_drafter(target: Teacher, config: DistillConfig, draft_tokens: Tensor |
     `draft_tokens` [D], ascending target ids, are what it is to propose where `config` has a `draft_vocab_size`.
 
     Without an input projection the RNN state reaches the output layer at its own width: that half of the layer starts
-    as the target's LM head and the context's half at zero, which saves much of a short training (docs/log.md).
+    as the target's LM head and the context's half at zero, which saves much of a short training (docs/dev/log.md).
     """
     torch.manual_seed(config.seed)
     drafter = Drafter(
@@ -116,7 +116,7 @@ def accumulate_gradients(
     Gradient and figures are means over the positions of all processes' batches together, however they are spread.
     """
     with torch.autocast(batch.tokens.device.type, torch.bfloat16):
-        signals = target.signals(batch.tokens, batch.positions)
+        outputs = target.outputs(batch.tokens, batch.positions)
     weights = torch.tensor(config.depth_weights, device=batch.tokens.device)
     positions = num_positions(batch.tokens.shape[1], config.beam_length)
     own = torch.stack([batch.terms(t, 0, positions).sum() for t in range(1, config.beam_length + 1)])
@@ -132,7 +132,7 @@ def accumulate_gradients(
                 return unrolled_loss(
                     drafter,
                     embedding,
-                    signals,
+                    outputs,
                     batch.tokens,
                     batch.valid,
                     config.beam_length,

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding as lookup
 
-from redrafter_vllm.drafter import Drafter
-from training import documents
-from training.frozen_target import Signals
-from training.head_loss import HeadLoss, LossConfig, Truth, head_loss
+from redrafter_training.target import packed_attention as documents
+from redrafter_training.target.model import TargetOutputs
+from redrafter_training.trainer.fused_head_loss import HeadLoss, LossConfig, Truth, head_loss
+from redrafter_vllm.model.drafter import Drafter
 
 DISTILLATION = LossConfig()
 
@@ -33,7 +33,7 @@ def num_positions(length: int, beam_length: int) -> int:
 def unrolled_loss(
     drafter: Drafter,
     embedding: Tensor,  # [V, H]
-    signals: Signals,
+    outputs: TargetOutputs,
     tokens: Tensor,  # [B, L]
     valid: Tensor,  # [B, L]
     beam_length: int,
@@ -55,7 +55,7 @@ def unrolled_loss(
 
     Args:
         depth_scale: what each depth's sum is multiplied by in `total`, the weight over the count; default 1.
-        document: see `training.documents`.
+        document: see `redrafter_training.target.packed_attention`.
 
     Raises:
         ValueError: the range leaves the window's `num_positions`.
@@ -63,8 +63,8 @@ def unrolled_loss(
     if not 0 <= first < last <= num_positions(tokens.shape[1], beam_length):
         raise ValueError(f"positions [{first}, {last}) do not fit {tokens.shape[1]} tokens and length {beam_length}")
     scale = torch.ones(beam_length, device=tokens.device) if depth_scale is None else depth_scale
-    features = unrolled_features(drafter, embedding, signals.hidden, tokens, beam_length, first, last)
-    truth = truth_of(signals, tokens, valid, beam_length, first, last, document)
+    features = unrolled_features(drafter, embedding, outputs.hidden, tokens, beam_length, first, last)
+    truth = truth_of(outputs, tokens, valid, beam_length, first, last, document)
     if config.target_temperature != 1:
         truth = replace(truth, logits=truth.logits / config.target_temperature)
     result: HeadLoss = head_loss(features, drafter.output.weight, truth, scale, config, drafter.draft_tokens)
@@ -93,7 +93,7 @@ def unrolled_features(
 
 
 def truth_of(
-    signals: Signals,
+    outputs: TargetOutputs,
     tokens: Tensor,  # [B, L]
     valid: Tensor,  # [B, L]
     beam_length: int,
@@ -107,4 +107,4 @@ def truth_of(
     inside = None
     if document is not None:
         inside = torch.stack([documents.inside(document, t, first, last) for t in range(1, beam_length + 1)])
-    return Truth(signals.logits[:, rows], valid[:, rows], labels[:, rows], inside)
+    return Truth(outputs.logits[:, rows], valid[:, rows], labels[:, rows], inside)

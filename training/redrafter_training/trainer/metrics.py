@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding as lookup
 
-from redrafter_vllm.drafter import Drafter
-from training.data import Windows
-from training.frozen_target import Teacher
-from training.losses import num_positions
+from redrafter_training.data.windows import Windows
+from redrafter_training.target.model import Teacher
+from redrafter_training.trainer.loss import num_positions
+from redrafter_vllm.model.drafter import Drafter
 
 TOP = 5
 
@@ -63,14 +63,14 @@ def depth_figures(
 
 
 def _batch_sums(drafter: Drafter, target: Teacher, batch: Windows, beam_length: int, chunk: int) -> Tensor:
-    signals = target.signals(batch.tokens, batch.positions)
+    outputs = target.outputs(batch.tokens, batch.positions)
     embedding = target.embedding.to(drafter.dtype)
     kept = drafter.draft_tokens
     positions = num_positions(batch.tokens.shape[1], beam_length)
     sums = torch.zeros(beam_length, 2 + TOP, dtype=torch.float64, device=batch.tokens.device)
     for first in range(0, positions, chunk):
         last = min(first + chunk, positions)
-        context_BPH = signals.hidden[:, first:last].to(drafter.dtype)
+        context_BPH = outputs.hidden[:, first:last].to(drafter.dtype)
         share_BPS = drafter.context_share(context_BPH)
         state_BPH = drafter.initial_state(context_BPH)
         for t in range(1, beam_length + 1):
@@ -78,7 +78,7 @@ def _batch_sums(drafter: Drafter, target: Teacher, batch: Windows, beam_length: 
             valid_BP = batch.terms(t, first, last)
             state_BPH = drafter.next_state(state_BPH, lookup(batch.tokens[:, fed], embedding))
             log_q_BPV = drafter.logits(share_BPS, state_BPH).float().log_softmax(-1)
-            logits_BPV = signals.logits[:, fed].float()
+            logits_BPV = outputs.logits[:, fed].float()
             best_BP1 = logits_BPV.argmax(-1, keepdim=True)
             kept_BPV = logits_BPV if kept is None else logits_BPV[..., kept]
             log_p_BPV = kept_BPV.log_softmax(-1)

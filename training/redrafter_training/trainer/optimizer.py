@@ -11,7 +11,7 @@ from torch import nn
 class SplitOptimizer:
     """Steps `matrices` (2-D, neither embedding nor output head) with Muon and all other trained parameters with AdamW.
 
-    In equal wall clock Muon reached a far lower loss than AdamW alone (docs/log.md). Its updates are rescaled to
+    In equal wall clock Muon reached a far lower loss than AdamW alone (docs/dev/log.md). Its updates are rescaled to
     AdamW's magnitude, so that one learning rate serves both; weight decay applies to `matrices` only.
     """
 

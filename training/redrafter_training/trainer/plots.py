@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.loop import StepFigures
+from redrafter_training.trainer.loop import StepFigures
 
 
 def smooth(values: Tensor, width: int) -> Tensor:

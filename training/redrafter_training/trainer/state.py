@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from redrafter_vllm import strict_json
-from redrafter_vllm.drafter import Drafter
-from training.context import TrainContext
-from training.optimizer import SplitOptimizer
+from redrafter_training.distributed.context import TrainContext
+from redrafter_training.trainer.optimizer import SplitOptimizer
+from redrafter_vllm.model.drafter import Drafter
+from redrafter_vllm.utils import strict_json
 
 STATE_FILE = "state.pt"
-INPUTS = {  # what a training is made from, see `training.inputs`, as a user names it
+INPUTS = {  # what a training is made from, see `redrafter_training.run.inputs`, as a user names it
     "target": "--target",
     "data": "--data",
     "chat_template": "--chat-template",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from training.chat_templates import VICUNA
+from redrafter_training.data.chat_templates import VICUNA
 
 WEIGHTS = ("config.json", "*.safetensors", "*.bin", "*.index.json", "*.py")
 TOKENIZER = (

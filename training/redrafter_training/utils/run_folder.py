@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from redrafter_vllm.places import PlaceError, check_writable
-from training.folder_lock import LOCK, locked
+from redrafter_training.utils.folder_lock import LOCK, locked
+from redrafter_vllm.utils.paths import PlaceError, check_writable
 
 RUN_FILE = "run.json"
 KEYS_FILE = "config.yaml"
