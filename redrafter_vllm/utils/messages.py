@@ -82,6 +82,14 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "").rstrip(".")
 
 
+def sentence(error: BaseException) -> str:
+    """An error of a library in one line: the first of its lines that says something, or its name where none does."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return one_line(f"{error.strerror}: {error.filename}")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return one_line(lines[0]) if lines else type(error).__name__
+
+
 def is_dangling(path: Path) -> bool:
     """Whether a path is a link that leads nowhere."""
     return path.is_symlink() and not path.exists()

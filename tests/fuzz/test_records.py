@@ -102,6 +102,7 @@ def tokenizer() -> Any:
 @example(b"{{ messages[0]['content'] * 999999 }}")
 @example(b"{% for a in range(99999999999) %}{% endfor %}")
 @example(b"{{ 9 ** 9 ** 9 }}")
+@example(b"{% f" + 5000 * b"9" + b" %}")  # Jinja repeats the tag's name
 def test_chat_template(scratch: Path, tokenizer: Any, document: bytes) -> None:
     path = scratch / "chat.jinja"
     path.write_bytes(document)

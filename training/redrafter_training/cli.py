@@ -14,9 +14,8 @@ from jsonargparse import ArgumentParser, Namespace
 from redrafter_training.config.job import Job, check_rows
 from redrafter_training.config.parser import KeysParser
 from redrafter_training.config.recipe import RECIPES, DistillConfig
-from redrafter_training.utils.sentences import sentence
 from redrafter_vllm.checkpoint.io import check_checkpoint
-from redrafter_vllm.utils.messages import one_line
+from redrafter_vllm.utils.messages import one_line, sentence
 
 Keys = TypeVar("Keys")
 

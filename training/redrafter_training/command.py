@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from redrafter_training.distributed.context import TrainingStoppedError, WorkersFailedError
 from redrafter_training.utils.interruption import EXIT_CODE, Interruption
-from redrafter_training.utils.sentences import sentence
+from redrafter_vllm.utils.messages import sentence
 
 
 def run_command(body: Callable[[Interruption], int], interrupted: Callable[[], str]) -> int:

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from redrafter_training.data.conversations import Conversation, Turn
 from redrafter_training.data.report import DataError, Reason, UnusableRecord
 from redrafter_training.data.thinking import THINK, THOUGHT, left_to_say, same_words, shared
+from redrafter_vllm.utils.messages import sentence
 
 VICUNA = "vicuna"
 # The wording of Vicuna v1.1, which versions up to 1.5 of the model were tuned with. It has no BOS: that is added by the
@@ -239,7 +240,7 @@ class ChatTemplate:
             )
         except Exception as error:
             # A template is a program: besides refusing on purpose it may fail in any way on an unforeseen conversation.
-            raise UnusableRecord(Reason.REFUSED_BY_TEMPLATE, f"{self.name}: {error}") from error
+            raise UnusableRecord(Reason.REFUSED_BY_TEMPLATE, f"{self.name}: {sentence(error)}") from error
 
 
 def _closing_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
@@ -290,7 +291,7 @@ def resolve_chat_template(
         try:
             source = Path(chat_template).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"chat_template is neither {VICUNA!r} nor a readable file: {error}") from error
+            raise DataError(f"chat_template is neither {VICUNA!r} nor a readable file: {sentence(error)}") from error
         return ChatTemplate(tokenizer, f"the template {chat_template}", source, False, options)
     if not tokenizer.chat_template:
         raise DataError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from redrafter_training.data.report import DataError, Reason, UnusableRecord
+from redrafter_vllm.utils.messages import sentence
 
 TRAIN = "train"
 
@@ -154,7 +155,7 @@ def load_rows(name: str, config: str | None, split: str | None) -> Any:
         if split is None and (names := _split_names(name, config)) and TRAIN not in names:
             return load_rows(name, config, _only(name, names))
         asked = ", ".join(f"{key} {value!r}" for key, value in (("configuration", config), ("split", split)) if value)
-        message = f"{name}: neither a local file nor a data set that could be loaded{asked and f' ({asked})'}: {error}"
+        message = f"{name}: neither a local file nor a data set that could be loaded{asked and f' ({asked})'}: {sentence(error)}"
         if "onfig name is missing" in str(error):
             message += " (--data-config chooses one)"
         raise DataError(message) from error
@@ -186,7 +187,7 @@ def data_set_files(folder: str, config: str | None, split: str | None) -> list[P
 
         files = load_dataset_builder(folder, config).config.data_files or {}
     except Exception as error:  # as in load_rows
-        raise DataError(f"{folder}: no data set that could be loaded: {error}") from error
+        raise DataError(f"{folder}: no data set that could be loaded: {sentence(error)}") from error
     names = [str(named) for named in files]
     chosen = split.partition("[")[0] if split else TRAIN if TRAIN in names else _only(folder, names)
     return [Path(path) for named, paths in files.items() if str(named) == chosen for path in paths]

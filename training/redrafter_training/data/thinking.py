@@ -29,5 +29,12 @@ def same_words(one: str, other: str) -> bool:
 
 def shared(one: str, other: str) -> int:
     """Characters that two texts have in common at their beginnings."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+    same, most = 0, min(len(one), len(other))
+    while same < most:
+        # Halves are compared as a whole: a template may render megabytes.
+        end = (same + most + 1) // 2
+        if one.startswith(other[same:end], same):
+            same = end
+        else:
+            most = end - 1
+    return same

@@ -21,8 +21,8 @@ from redrafter_training.trainer.loop import StepFigures
 from redrafter_training.trainer.plots import plot_training
 from redrafter_training.trainer.state import read_state
 from redrafter_training.utils.run_folder import run_name
-from redrafter_training.utils.sentences import sentence
 from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.utils.messages import sentence
 
 EXPORT_DTYPE = torch.bfloat16
 EVALUATED_TOKENS = 96

@@ -15,7 +15,7 @@ from redrafter_training.responses.transformers_engine import ends_of
 from redrafter_training.run.plan import make_plan, target_on_paper
 from redrafter_training.target.model import TargetModel
 from redrafter_training.utils.memory import free_memory, readable, stored_bits, weight_bytes
-from redrafter_training.utils.sentences import sentence
+from redrafter_vllm.utils.messages import sentence
 
 HEADROOM = 0.95  # of a GPU's free memory may hold layers; the rest is for what flows through them
 
