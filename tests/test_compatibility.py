@@ -13,7 +13,7 @@ PAGES = ("compatibility.md", "reported_cases.md")
 
 def rows(page: str) -> list[tuple[str, str]]:
     """Feature or case and the tests named for it, of every table of a page."""
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / page).read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     return [(row[0], row[-1]) for row in cells if row[0] not in ("feature", "case", "---")]
