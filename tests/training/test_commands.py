@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from redrafter_training import __main__ as train_command
 from redrafter_training import evaluate as evaluate_command
 from redrafter_training.tiny_target import train as target_command
 from redrafter_training.tiny_target.train import RECIPES, TargetConfig
 from redrafter_training.trainer.lr_schedule import Budget
 from redrafter_vllm.model.drafter import Drafter
-from training import distill as distill_command
 
 TINY = replace(
     RECIPES["short"],
@@ -57,8 +57,8 @@ def test_distilled_drafter_round_trip(
     made: tuple[Path, dict[str, object]], corpus_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, _ = made
-    distill_command.main(
-        f"--target {out} --data {corpus_root} --max-steps 3 --batch-size 4 --beam-length 2"
+    train_command.main(
+        f"--target {out} --data {corpus_root} --recipe short --max-steps 3 --batch-size 4 --beam-length 2"
         " --response-fraction 0.5 --responses.count 8 --device cpu --seed 5".split()
     )
     report = json.loads((out / "redrafter" / "training.json").read_text())
@@ -88,8 +88,8 @@ def test_trimmed_drafter_from_text_and_labels(
     made: tuple[Path, dict[str, object]], corpus_root: Path, tmp_path: Path
 ) -> None:
     out, _ = made
-    distill_command.main(
-        f"--target {out} --data {corpus_root} --out {tmp_path} --max-steps 3 --beam-length 2"
+    train_command.main(
+        f"--target {out} --data {corpus_root} --recipe short --out {tmp_path} --max-steps 3 --beam-length 2"
         " --response-fraction 0.5 --responses.count 32"
         " --draft-vocab-size 60 --loss.label-share 0.25 --loss.labels data --loss.temperature 1.5"
         " --device cpu".split()
@@ -117,7 +117,7 @@ def test_target_options(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("command", [target_command, distill_command, evaluate_command])
+@pytest.mark.parametrize("command", [target_command, train_command, evaluate_command])
 def test_help(command: object, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         command.main(["--help"])  # type: ignore[attr-defined]
