@@ -7,8 +7,6 @@ be wrong with one is a `CheckpointError` of its own kind, whose message is one s
 
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import lru_cache
@@ -36,7 +34,6 @@ from redrafter_vllm.checkpoint.errors import OutsideCheckpointError as OutsideCh
 from redrafter_vllm.checkpoint.errors import PickleCheckpointError as PickleCheckpointError
 from redrafter_vllm.checkpoint.files import (
     CONFIG_FILE,
-    INDEX_FILE,
     WEIGHTS_FILE,
     StoredTensor,
     is_directory,
@@ -54,10 +51,10 @@ from redrafter_vllm.checkpoint.names import (
     is_inside_target,
     unknown_keys,
 )
+from redrafter_vllm.checkpoint.places import replaced_files
 from redrafter_vllm.checkpoint.vocab_mapping import MAP, check_map, check_map_header
 from redrafter_vllm.model.drafter import DrafterConfig, tensor_shapes
 from redrafter_vllm.utils.messages import listed, one_line, shown
-from redrafter_vllm.utils.paths import check_replaceable
 
 logger = logging.getLogger(__name__)
 
@@ -105,23 +102,17 @@ def load_checkpoint(
 
 
 def save_checkpoint(path: str | PathLike[str], config: DrafterConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Writes Apple's layout into directory `path`; a reader sees the old file or the new one, never half of one.
+    """Writes Apple's layout into directory `path`, each file atomically.
 
     Raises PlaceError where `path` holds the weights or the config of anything but a drafter: a target's, for instance.
     """
-    directory = Path(path)
-    check_replaceable(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     dtype = str(next(tensor.dtype for name, tensor in stored.items() if name != MAP)).removeprefix("torch.")
     fields = {name: value for name, value in asdict(config).items() if value is not None}
     described = {"architectures": ["Drafter"], "model_type": MODEL_TYPE, "dtype": dtype} | fields
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as scratch:
-        save_file(stored, Path(scratch, WEIGHTS_FILE), metadata={"format": "pt"})
-        Path(scratch, CONFIG_FILE).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            os.replace(Path(scratch, name), directory / name)
-    (directory / INDEX_FILE).unlink(missing_ok=True)  # it would send readers to older shards
+    with replaced_files(Path(path)) as made:
+        save_file(stored, made / WEIGHTS_FILE, metadata={"format": "pt"})
+        (made / CONFIG_FILE).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
 
 
 def read_config(directory: Path) -> tuple[DrafterConfig, bool]:

