@@ -19,11 +19,11 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from redrafter_training.command import run_command
+from redrafter_training.config.recipe import LONGEST_REPEAT
 from redrafter_training.data.batches import hold_out
 from redrafter_training.data.prepare import load_examples
 from redrafter_training.data.python_corpus import corpus_root, is_source_code, load_corpus
 from redrafter_training.data.python_corpus import split as split_sources
-from redrafter_training.data.repetition import LONGEST_REPEAT
 from redrafter_training.data.tokenize import ExampleEncoder
 from redrafter_training.data.vocab_mapping import DraftVocabulary, choose_draft_vocabulary, token_frequencies
 from redrafter_training.data.windows import encode_files

@@ -23,8 +23,9 @@ from redrafter_training.responses.ray_workers import Crew, Shard, answer_on_ray
 from redrafter_training.responses.records import Answered, Task
 from redrafter_training.responses.store import AnswerStore
 from redrafter_training.responses.transformers_engine import continue_prompts
-from redrafter_training.responses.vllm_engine import VllmComplete, end_tokens, make_answerer
+from redrafter_training.responses.vllm_engine import VllmComplete, make_answerer
 from redrafter_training.target.model import TargetModel
+from redrafter_training.target.properties import read_end_tokens
 from tests.models import HOSTILE_GENERATION, save_random_llama
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
 
@@ -89,7 +90,7 @@ def job(target: Path, conversations: Path) -> Regeneration:
 
 @pytest.fixture(scope="module")
 def engine(job: Regeneration, target: Path) -> Counted:
-    return Counted(VllmComplete(job, end_tokens(str(target), AutoTokenizer.from_pretrained(target))))
+    return Counted(VllmComplete(job, read_end_tokens(str(target), AutoTokenizer.from_pretrained(target))))
 
 
 @pytest.fixture(autouse=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from redrafter_training.data.repetition import LONGEST_REPEAT
 from redrafter_training.trainer.fused_head_loss import LossConfig
 from redrafter_training.trainer.lr_schedule import Budget
 from redrafter_vllm.config import MAX_BEAM_LENGTH
 from redrafter_vllm.utils.paths import user_place
 
+LONGEST_REPEAT = 32  # tokens in a row that a text does not repeat by chance: measured, see docs/dev/log.md
 MOST = 1 << 24  # of anything that memory is taken for: more is a slip, which torch would meet with an overflow
 MOST_LAYERS = 1024
 

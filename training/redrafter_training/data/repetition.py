@@ -3,8 +3,6 @@
 
 from collections.abc import Sequence
 
-LONGEST_REPEAT = 32  # tokens in a row that are not said again by chance; by measurement, see docs/dev/log.md
-
 
 def loop_start(tokens: Sequence[int], first: int, repeat: int) -> int:
     """The place from which a text written from `first` on says over again `repeat` tokens in a row; else its length.

@@ -25,7 +25,7 @@ from torch import Tensor
 from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.distributed.checkpoints import flush
 from redrafter_training.target.lm_head import LogitRule, TargetHead
-from redrafter_training.trainer.state import differences
+from redrafter_training.utils.fingerprint import differences
 from redrafter_vllm.utils import strict_json
 
 MANIFEST = "cache.json"

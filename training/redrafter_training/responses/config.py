@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from redrafter_training.config.job import absolute_place, expand_places
-from redrafter_training.data.repetition import LONGEST_REPEAT
+from redrafter_training.config.recipe import LONGEST_REPEAT
 
 # Arguments of the engine that change its speed and memory, not what it writes.
 NEUTRAL = frozenset(

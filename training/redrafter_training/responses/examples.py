@@ -17,7 +17,7 @@ from redrafter_training.data.splits import Content, Split, text_key
 from redrafter_training.data.tokenize import Example
 from redrafter_training.responses.records import Answered
 from redrafter_training.responses.store import AnswerStore, vocabulary_fingerprint
-from redrafter_training.trainer.state import differences
+from redrafter_training.utils.fingerprint import differences
 
 TOO_LONG = "prompt fills the window"
 NO_ANSWER = "without an answer"

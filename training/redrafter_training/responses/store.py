@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from redrafter_training.data.report import DataError, Reason
 from redrafter_training.responses.records import Answer, Answered
-from redrafter_training.trainer.state import differences
+from redrafter_training.utils.fingerprint import differences
 from redrafter_training.utils.folder_lock import LOCK, locked
 from redrafter_vllm.utils import strict_json
 

@@ -9,7 +9,7 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel
 
 from redrafter_training.config.recipe import ResponseConfig
 from redrafter_training.data.repetition import loop_start
@@ -43,13 +43,6 @@ def continue_prompts(
         ).cpu()
     ends = {eos} if isinstance(eos, int) else set(eos or ())
     return [_until_end(row[longest - len(p) :], len(p), ends) for row, p in zip(output, prompts, strict=True)]
-
-
-def ends_of(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end an answer in serving: those of the generation config, and the tokenizer's EOS."""
-    named = config.eos_token_id
-    ends = {named} if isinstance(named, int) else set(named or ())
-    return sorted(ends | ({tokenizer.eos_token_id} - {None}))
 
 
 @contextmanager

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from redrafter_training.responses.config import Regeneration
 from redrafter_training.responses.generator import Answerer, Completion, Request
-from redrafter_training.responses.transformers_engine import ends_of
-from redrafter_training.target.properties import load_config, read_facts
+from redrafter_training.target.properties import read_end_tokens, read_facts
 
 # Small enough for a machine without a GPU, where vLLM would take nearly all of its memory and compile for long.
 ON_CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30}
@@ -50,7 +49,7 @@ class VllmComplete:
             "skip_tokenizer_init": True,
             "seed": job.seed,
             "trust_remote_code": job.trust_remote_code,
-            # Of the target's generation config only the tokens that end a text count (see `end_tokens`).
+            # Of the target's generation config only the tokens that end a text count (see `read_end_tokens`).
             "generation_config": "vllm",
             **({} if on_cuda else ON_CPU),
             **job.engine,
@@ -92,18 +91,9 @@ def _repetition(longest_repeat: int) -> Any:
     return RepetitionDetectionParams(max_pattern_size=2 * longest_repeat, min_pattern_size=longest_repeat, min_count=2)
 
 
-def end_tokens(target: str, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool = False) -> list[int]:
-    """The tokens that end an answer: those of the generation config and the tokenizer's EOS."""
-    try:
-        config = GenerationConfig.from_pretrained(target)
-    except OSError:
-        config = GenerationConfig.from_model_config(load_config(target, trust_remote_code=trust_remote_code))
-    return ends_of(config, tokenizer)
-
-
 def make_answerer(job: Regeneration) -> Answerer:
     """An answerer with an engine of its own."""
     trusted = {"trust_remote_code": job.trust_remote_code}
     tokenizer = AutoTokenizer.from_pretrained(job.target, **trusted)
-    engine = VllmComplete(job, end_tokens(job.target, tokenizer, **trusted))
+    engine = VllmComplete(job, read_end_tokens(job.target, tokenizer, **trusted))
     return Answerer(job, tokenizer, engine, read_facts(job.target, **trusted).vocab_size)

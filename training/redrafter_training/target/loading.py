@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTok
 
 from redrafter_training.config.job import Job
 from redrafter_training.config.recipe import DistillConfig
-from redrafter_training.responses.transformers_engine import ends_of
 from redrafter_training.run.plan import make_plan, target_on_paper
 from redrafter_training.target.model import TargetModel
+from redrafter_training.target.properties import end_tokens
 from redrafter_training.utils.memory import free_memory, readable, stored_bits, weight_bytes
 from redrafter_vllm.utils.messages import sentence
 
@@ -58,7 +58,7 @@ def load_target(
     except Exception as problem:  # of any type: damaged files, types that a device lacks
         raise TargetLoadError(f"the target {job.target} cannot be loaded: {sentence(problem)}") from problem
     if tokenizer is not None:
-        model.generation_config.eos_token_id = ends_of(model.generation_config, tokenizer)
+        model.generation_config.eos_token_id = end_tokens(model.generation_config, tokenizer)
     return TargetModel(model if "device_map" in arguments else model.to(device))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 # Names that configurations have for the most positions of a text.
 _LONGEST = (
@@ -103,3 +103,19 @@ def beyond_embedding(ids: Sequence[int], vocab_size: int | None, tokenizer: PreT
         return None
     token = tokenizer.convert_ids_to_tokens(first)
     return f"{token!r} is token {first}, and the target's embedding has {vocab_size} rows"
+
+
+def end_tokens(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a response in serving: those of the generation config, and the tokenizer's EOS."""
+    named = config.eos_token_id
+    ends = {named} if isinstance(named, int) else set(named or ())
+    return sorted(ends | ({tokenizer.eos_token_id} - {None}))
+
+
+def read_end_tokens(target: str, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool = False) -> list[int]:
+    """The end tokens (see `end_tokens`) of a target whose weights are not loaded."""
+    try:
+        config = GenerationConfig.from_pretrained(target)
+    except OSError:
+        config = GenerationConfig.from_model_config(load_config(target, trust_remote_code=trust_remote_code))
+    return end_tokens(config, tokenizer)

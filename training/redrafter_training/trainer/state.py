@@ -11,6 +11,7 @@ import torch
 
 from redrafter_training.distributed.context import TrainContext
 from redrafter_training.trainer.optimizer import SplitOptimizer
+from redrafter_training.utils.fingerprint import differences
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.utils import strict_json
 
@@ -150,18 +151,6 @@ def larger_budget(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[
 
 def _above(limit: float | None, other: float | None) -> bool:
     return other is not None and (limit is None or limit > other)
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`key: old -> new` for every leaf that differs."""
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            found.append(f"{prefix}{key}: {before} -> {after}")
-    return found
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:
