@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from redrafter_vllm.checkpoint.config import DrafterConfig
     from redrafter_vllm.drafting.tree import DraftTree
-    from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+    from redrafter_vllm.model.drafter import Drafter
     from redrafter_vllm.ops.beam_search import Beams, beam_search
 
 __version__ = "0.1.0"
@@ -18,7 +19,7 @@ __all__ = ["Beams", "DraftTree", "Drafter", "DrafterConfig", "__version__", "bea
 
 _HOMES = {
     "Drafter": "redrafter_vllm.model.drafter",
-    "DrafterConfig": "redrafter_vllm.model.drafter",
+    "DrafterConfig": "redrafter_vllm.checkpoint.config",
     "Beams": "redrafter_vllm.ops.beam_search",
     "beam_search": "redrafter_vllm.ops.beam_search",
     "DraftTree": "redrafter_vllm.drafting.tree",

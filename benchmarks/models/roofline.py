@@ -35,9 +35,9 @@ from benchmarks.models.shapes import (
     find_shape,
     published_drafter,
 )
+from redrafter_vllm.checkpoint.config import DrafterConfig, tensor_shapes
 from redrafter_vllm.checkpoint.errors import CheckpointError
 from redrafter_vllm.config import DraftingConfig
-from redrafter_vllm.model.drafter import DrafterConfig, tensor_shapes
 from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.paths import user_path, user_place
 

@@ -8,8 +8,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.checkpoint.io import read_config
-from redrafter_vllm.model.drafter import DrafterConfig
 
 CONFIG_FILE = "config.json"
 # Decoders with Llama's matrices. Some have biases or norms besides, which are a ten-thousandth of the whole.

@@ -33,10 +33,11 @@ from benchmarks.demo.options import ASSET
 from benchmarks.models.roofline import DTYPE_BYTES, Layout, Workload, kept_bytes, round_reads
 from benchmarks.models.shapes import ShapeError, find_shape, published_drafter
 from benchmarks.record import RESULTS, record
+from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.config import QUANTIZATIONS, DraftingConfig, OptionError
 from redrafter_vllm.drafting.propose import propose_trees
 from redrafter_vllm.integration.worker.drafter_loading import check_quantization, linear_maker
-from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.model.packed import PackedDrafter
 from redrafter_vllm.utils.paths import user_path
 

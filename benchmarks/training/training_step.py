@@ -32,7 +32,8 @@ from redrafter_training.trainer.loop import Replica, accumulate_gradients, inner
 from redrafter_training.trainer.loss import num_positions, truth_of, unrolled_features
 from redrafter_training.trainer.lr_schedule import Budget
 from redrafter_training.trainer.optimizer import SplitOptimizer
-from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.checkpoint.config import DrafterConfig
+from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.utils.paths import user_path
 
 MIB = 1 << 20

@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from redrafter_vllm.checkpoint import io as checkpoint
+from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.checkpoint.files import is_directory, pickle_files
 from redrafter_vllm.checkpoint.vocab_mapping import MAP, check_map, check_map_header
-from redrafter_vllm.model.drafter import DrafterConfig
 from redrafter_vllm.utils.messages import listed
 from redrafter_vllm.utils.paths import user_path
 

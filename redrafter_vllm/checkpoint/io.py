@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from redrafter_vllm.checkpoint.config import DrafterConfig, tensor_shapes
 from redrafter_vllm.checkpoint.errors import (
     CheckpointConfigError,
     CheckpointNotFoundError,
@@ -53,7 +54,6 @@ from redrafter_vllm.checkpoint.names import (
 )
 from redrafter_vllm.checkpoint.places import replaced_files
 from redrafter_vllm.checkpoint.vocab_mapping import MAP, check_map, check_map_header
-from redrafter_vllm.model.drafter import DrafterConfig, tensor_shapes
 from redrafter_vllm.utils.messages import listed, one_line, shown
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,6 @@
 """The recurrent drafter of arXiv 2403.09919, section 3: a one-layer RNN over the drafted tokens and a residual head."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from os import PathLike
 from typing import Self
 
@@ -11,68 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding as lookup
 from torch.nn.functional import linear, silu
 
+from redrafter_vllm.checkpoint.config import DrafterConfig
+from redrafter_vllm.checkpoint.io import load_checkpoint, save_checkpoint
 from redrafter_vllm.checkpoint.vocab_mapping import MAP, check_target_ids, to_offsets, to_target_ids
-from redrafter_vllm.utils.messages import shown
-
-# Far above every drafter's, and so small that sizes from a file can be reckoned with before its tensors confirm them.
-MAX_SIZE = 1 << 24
-MAX_DRAFT_LAYERS = 1000
-
-
-@dataclass(frozen=True)
-class DrafterConfig:
-    """Shape of a drafter; the names are those of Apple's `config.json`.
-
-    `draft_vocab_size`, the key that EAGLE-3 checkpoints use, trims the output layer to so many of the target's tokens.
-
-    Raises ValueError for sizes that are not integers from 1 to `MAX_SIZE`, for `num_draft_layers` other than 0 to
-    `MAX_DRAFT_LAYERS`, for an `rnn` that is not a boolean and for a draft vocabulary larger than the vocabulary.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    exit_dim: int
-    num_draft_layers: int
-    rnn: bool = True
-    draft_vocab_size: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, least, most in (
-            ("vocab_size", 1, MAX_SIZE),
-            ("hidden_size", 1, MAX_SIZE),
-            ("exit_dim", 1, MAX_SIZE),
-            ("num_draft_layers", 0, MAX_DRAFT_LAYERS),
-        ):
-            value = getattr(self, name)
-            if type(value) is not int or not least <= value <= most:
-                raise ValueError(f"{name} must be an integer from {least} to {most}, not {shown(value)}")
-        if type(self.rnn) is not bool:
-            raise ValueError(f"rnn must be true or false, not {shown(self.rnn)}")
-        trimmed = self.draft_vocab_size
-        if trimmed is not None and (type(trimmed) is not int or not 1 <= trimmed <= self.vocab_size):
-            raise ValueError(
-                f"draft_vocab_size must be null or an integer from 1 to vocab_size {self.vocab_size}, not "
-                f"{shown(trimmed)}"
-            )
-
-    @property
-    def output_size(self) -> int:
-        """Rows of the output layer: the draft vocabulary, or else the whole one."""
-        return self.vocab_size if self.draft_vocab_size is None else self.draft_vocab_size
-
-    @property
-    def has_input_proj(self) -> bool:
-        return self.exit_dim != 2 * self.hidden_size
-
-    @property
-    def starts_with_output(self) -> bool:
-        """Whether the output layer is the first linear layer: neither a projection nor a ResBlock before it."""
-        return not self.has_input_proj and self.num_draft_layers == 0
-
-    @property
-    def first_size(self) -> int:
-        """Rows of the first linear layer, the one whose input is c ⊕ s."""
-        return self.output_size if self.starts_with_output else self.exit_dim
 
 
 def copy_tensors(own: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
@@ -96,23 +36,6 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + silu(self.linear(x))
-
-
-def tensor_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
-    """Every weight and bias of a drafter, under Apple's names; not the draft vocabulary's map."""
-    hidden, exit_dim, layers = config.hidden_size, config.exit_dim, config.num_draft_layers
-    shapes: dict[str, tuple[int, ...]] = {}
-    if config.has_input_proj:
-        shapes |= {"input_proj.weight": (exit_dim, 2 * hidden), "input_proj.bias": (exit_dim,)}
-    for index in range(layers):
-        shapes |= {
-            f"lm_head.{index}.linear.weight": (exit_dim, exit_dim),
-            f"lm_head.{index}.linear.bias": (exit_dim,),
-        }
-    shapes[f"lm_head.{layers}.weight"] = (config.output_size, exit_dim)
-    if config.rnn:
-        shapes |= {"rnn_u.weight": (hidden, hidden), "rnn_u.bias": (hidden,), "rnn_w.weight": (hidden, hidden)}
-    return shapes
 
 
 class Drafter(nn.Module):
@@ -155,8 +78,6 @@ class Drafter(nn.Module):
 
         Raises a `CheckpointError` that says what is wrong, where, and what to do about it.
         """
-        from redrafter_vllm.checkpoint.io import load_checkpoint
-
         config, tensors = load_checkpoint(path, dtype=dtype, device=device)
         with torch.device("meta"):
             drafter = cls(config)
@@ -165,8 +86,6 @@ class Drafter(nn.Module):
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
         """Writes `config.json` and `model.safetensors` in Apple's layout, each atomically, creating `path`."""
-        from redrafter_vllm.checkpoint.io import save_checkpoint
-
         save_checkpoint(path, self.config, self.state_dict())
 
     @property

@@ -24,9 +24,9 @@ from benchmarks.gpu_check.stages import Call, draft_round, identity, kernel_time
 from benchmarks.gpu_check.stages.bundle import pack, unpack
 from benchmarks.gpu_check.stages.engines import Difference, count_differences, differences, most_by_rounding
 from benchmarks.gpu_check.stages.suite import run_files
+from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.drafting.buffers import DraftRows
-from redrafter_vllm.model.drafter import DrafterConfig
 
 CONSOLE = Console(quiet=True)
 STAGE = Stage("machine", "something", 30)

@@ -16,8 +16,9 @@ from benchmarks.models.roofline import (
     target_step,
 )
 from benchmarks.models.shapes import SHAPES, LlamaShape, ShapeError, find_shape, published_drafter
+from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.config import DraftingConfig
-from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.model.packed import Linear, PackedDrafter
 from redrafter_vllm.ops.beam_search import beam_search
 from tests.paths import ASSET

@@ -9,7 +9,7 @@ import pytest
 
 from redrafter_vllm import DrafterConfig
 from redrafter_vllm.checkpoint import io as checkpoint
-from redrafter_vllm.model.drafter import tensor_shapes
+from redrafter_vllm.checkpoint.config import tensor_shapes
 from tests.checkpoint.damage import edit_config, refused
 from tests.oracles import random_drafter
 

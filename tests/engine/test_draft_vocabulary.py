@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 
 from redrafter_training.data.python_corpus import extract_prompts, load_corpus, split
 from redrafter_training.data.vocab_mapping import choose_draft_vocabulary, token_frequencies
-from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.checkpoint.config import DrafterConfig
+from redrafter_vllm.model.drafter import Drafter
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, generate, params, runner, tokens
 

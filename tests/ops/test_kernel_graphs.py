@@ -6,10 +6,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.drafting.buffers import DraftRows, RoundBuffers
 from redrafter_vllm.drafting.propose import propose_trees
-from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.ops.draft_round import RoundSource
 from redrafter_vllm.ops.kv_compact import kv_compact, prepare
 from redrafter_vllm.ops.prefix_tree import ancestor_mask, prefix_tree

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.checkpoint.vocab_mapping import to_offsets
-from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.model.packed import PackedDrafter
 from redrafter_vllm.ops import dispatch
 from redrafter_vllm.ops.beam_search import beam_search

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.drafting.buffers import DraftRows, RoundBuffers
 from redrafter_vllm.drafting.propose import propose_trees
-from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.model.packed import PackedDrafter
 from redrafter_vllm.ops import dispatch
 from tests.tools.cpu_support.interpreted import needs_interpreter

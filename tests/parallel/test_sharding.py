@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.checkpoint.config import DrafterConfig
+from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.model.packed import PackedDrafter
 from redrafter_vllm.model.sharded import ShardedBeamStep, ShardedDrafter, ShardedEmbedding, shard_drafter
 from redrafter_vllm.ops.beam_search import Beams, beam_search

@@ -10,7 +10,8 @@ from redrafter_training.config.job import Job
 from redrafter_training.config.recipe import RECIPES, DistillConfig, ResponseConfig
 from redrafter_training.trainer.fused_head_loss import LossConfig
 from redrafter_training.trainer.lr_schedule import Budget
-from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.checkpoint.config import DrafterConfig
+from redrafter_vllm.model.drafter import Drafter
 from tests.paths import ROOT
 
 GIVEN = ["--target", "t", "--data", "stdlib"]

@@ -17,10 +17,11 @@ from benchmarks.gpu_check.stages import Call, Outcome
 from benchmarks.gpu_check.stages.timing import bandwidth, seconds
 from benchmarks.models.roofline import Layout, Workload, round_reads
 from benchmarks.models.shapes import find_shape, published_drafter
+from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.drafting.buffers import DraftRows, RoundBuffers
 from redrafter_vllm.drafting.propose import propose_trees
-from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.model.packed import PackedDrafter
 
 SLOWER = 1.3  # times its byte floor

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.checkpoint.io import CheckpointError, canonical_entries, check_finite, check_shapes
 from redrafter_vllm.checkpoint.vocab_mapping import MAP, check_map, check_map_header
-from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.model.drafter import Drafter
 
 _INTEGERS = {torch.int32: "I32", torch.int64: "I64"}
 _UPDATE = "The weight update"

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from vllm.logger import init_logger
 
+from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.checkpoint.io import read_config
 from redrafter_vllm.checkpoint.locate import resolve_drafter
 from redrafter_vllm.integration.worker.draft_model import NewWeightsError
 from redrafter_vllm.integration.worker.parallel import send_embedding
-from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.model.drafter import Drafter
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows what stands below its own name
 

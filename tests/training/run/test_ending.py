@@ -24,7 +24,8 @@ from redrafter_training.trainer.state import read_state
 from redrafter_training.utils.folder_lock import FolderInUseError
 from redrafter_training.utils.interruption import Interruption
 from redrafter_training.utils.run_folder import held
-from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.checkpoint.config import DrafterConfig
+from redrafter_vllm.model.drafter import Drafter
 from tests.paths import ROOT
 from tests.training.small_command import ASSET, copy_target, small_command, tree, write_data
 

@@ -18,8 +18,9 @@ from redrafter_training.tiny_target.train import check_new_target
 from redrafter_training.trainer.export import export
 from redrafter_training.utils.memory import GIB
 from redrafter_training.utils.run_folder import give_name, run_name
+from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.checkpoint.places import check_drafter_place, drafter_folder
-from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.utils.paths import PlaceError, user_path, user_place
 from tests.training.small_command import tree
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from redrafter_training.trainer.export import export
-from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.checkpoint.config import DrafterConfig
+from redrafter_vllm.model.drafter import Drafter
 
 CONFIG = DrafterConfig(vocab_size=7, hidden_size=4, exit_dim=8, num_draft_layers=1)
 

@@ -10,7 +10,8 @@ from torch.nn.functional import silu
 from redrafter_training.target.model import TargetModel, TargetOutputs
 from redrafter_training.trainer.fused_head_loss import LossConfig
 from redrafter_training.trainer.loss import num_positions, unrolled_loss
-from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.checkpoint.config import DrafterConfig
+from redrafter_vllm.model.drafter import Drafter
 
 SHARP = 60.0
 

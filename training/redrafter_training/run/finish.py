@@ -21,7 +21,8 @@ from redrafter_training.trainer.loop import StepFigures
 from redrafter_training.trainer.plots import plot_training
 from redrafter_training.trainer.state import read_state
 from redrafter_training.utils.run_folder import run_name
-from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.checkpoint.config import DrafterConfig
+from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.utils.messages import sentence
 
 EXPORT_DTYPE = torch.bfloat16

@@ -17,8 +17,9 @@ from redrafter_training.responses.store import is_regenerated
 from redrafter_training.run.folder_files import passed_over
 from redrafter_training.target.properties import load_config, read_facts
 from redrafter_training.utils.memory import GIB, readable, weight_bytes
+from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.checkpoint.io import check_checkpoint
-from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.utils.paths import free_space
 
 FLOAT32 = 4

@@ -20,7 +20,8 @@ from redrafter_training.trainer.loss import DepthSums, num_positions, unrolled_l
 from redrafter_training.trainer.lr_schedule import learning_rate_scale, steps
 from redrafter_training.trainer.optimizer import SplitOptimizer
 from redrafter_training.trainer.state import Progress, budget_growth, capture, read_state, restore, write_state
-from redrafter_vllm.model.drafter import Drafter, DrafterConfig
+from redrafter_vllm.checkpoint.config import DrafterConfig
+from redrafter_vllm.model.drafter import Drafter
 
 
 @dataclass(frozen=True)
