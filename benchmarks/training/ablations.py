@@ -36,7 +36,7 @@ from redrafter_training.data.vocab_mapping import choose_draft_vocabulary, token
 from redrafter_training.data.windows import encode_files, mixed_batches
 from redrafter_training.evaluate import Drafting, held_out_texts, measure
 from redrafter_training.responses.transformers_engine import write_texts
-from redrafter_training.run.feed import written_before
+from redrafter_training.run.feed import folder_responses
 from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.fused_head_loss import LossConfig
 from redrafter_training.trainer.loop import build_drafter, distill
@@ -137,7 +137,7 @@ class Bench:
         if not config.response_fraction:
             return []
         if config.responses.folders:
-            return [text.tokens.long() for text in written_before(config.responses, self.tokenizer, config.window)]
+            return [text.tokens.long() for text in folder_responses(config.responses, self.tokenizer, config.window)]
         return self._stored_responses(config.responses)
 
     def _stored_responses(self, wanted: ResponseConfig) -> list[Tensor]:

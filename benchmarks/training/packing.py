@@ -42,7 +42,7 @@ def batches(examples: Sequence[Example], config: DistillConfig, count: int) -> l
         examples,
         [],
         batch_size=config.batch_size,
-        answer_fraction=0.0,
+        response_fraction=0.0,
         least=config.beam_length + 1,
         seed=config.seed,
         window=config.window if config.packing else None,

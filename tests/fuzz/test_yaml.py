@@ -18,7 +18,7 @@ from redrafter_training import cli
 from redrafter_training.config.job import Job
 from redrafter_training.config.parser import KeysParser
 from redrafter_training.config.recipe import DistillConfig
-from redrafter_training.responses.config import Regeneration
+from redrafter_training.responses.config import ResponseJob
 from tests.fuzz.inputs import damaged, damaged_bytes, only
 
 TRAINING = {
@@ -122,8 +122,8 @@ def test_training(scratch: Path, document: bytes) -> None:
     read(scratch, document, cli.parse)
 
 
-@given(documents(ANSWERS, (Regeneration,)))
+@given(documents(ANSWERS, (ResponseJob,)))
 @example(b"engine: 3\n")
 @example(b"out: null\n")
 def test_regeneration(scratch: Path, document: bytes) -> None:
-    read(scratch, document, lambda argv: cli.parse_keys(Regeneration, "redrafter_training.respond", "answers", argv))
+    read(scratch, document, lambda argv: cli.parse_keys(ResponseJob, "redrafter_training.respond", "answers", argv))

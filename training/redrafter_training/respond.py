@@ -16,12 +16,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from redrafter_training.cli import parse_keys
 from redrafter_training.command import run_command
 from redrafter_training.data.report import DataError, DataReport, UnusableRecord
-from redrafter_training.responses.config import Regeneration
+from redrafter_training.responses.config import ResponseJob
 from redrafter_training.responses.prompts import fingerprint, load_tasks
-from redrafter_training.responses.ray_workers import Crew, Shard, answer_here, answer_on_ray
-from redrafter_training.responses.records import Answered, Task
-from redrafter_training.responses.store import AnswerStore, vocabulary_fingerprint
-from redrafter_training.responses.vllm_engine import has_vllm, make_answerer
+from redrafter_training.responses.ray_workers import Crew, Shard, generate_here, generate_on_ray
+from redrafter_training.responses.records import Task, TaskResult
+from redrafter_training.responses.store import ResponseStore, vocabulary_fingerprint
+from redrafter_training.responses.vllm_engine import has_vllm, make_generator
 from redrafter_training.run.folder_files import passed_over
 from redrafter_training.target.properties import TargetFactsError, facts_of, load_config
 from redrafter_training.trainer.export import provenance
@@ -45,7 +45,7 @@ class Summary:
     new_tokens: int = 0
     seconds: float = 0.0
 
-    def add(self, text: Answered) -> None:
+    def add(self, text: TaskResult) -> None:
         if text.skipped is not None:
             self.report.reject(text.where, UnusableRecord(text.skipped, text.detail))
             return
@@ -69,7 +69,7 @@ class Summary:
         )
 
 
-def regenerate(job: Regeneration) -> Summary:
+def regenerate(job: ResponseJob) -> Summary:
     """Writes all shards that are not there yet.
 
     Raises:
@@ -86,7 +86,7 @@ def regenerate(job: Regeneration) -> Summary:
     splits = (job.data_split, *((job.held_out_split,) if job.held_out_split else ()))
     if note := passed_over(job.data, config=job.data_config, splits=splits):
         print(note)
-    store = AnswerStore(job.out)
+    store = ResponseStore(job.out)
     shards = cut_shards(tasks, job.shard_size)
     settings = job.identity() | {
         "target_content": target_fingerprint(job.target),
@@ -108,7 +108,7 @@ def regenerate(job: Regeneration) -> Summary:
     return summary
 
 
-def load_tokenizer(job: Regeneration) -> PreTrainedTokenizerBase:
+def load_tokenizer(job: ResponseJob) -> PreTrainedTokenizerBase:
     """The target's, after a look whether there is such a target and vLLM to run it.
 
     Raises:
@@ -132,7 +132,7 @@ def cut_shards(tasks: Sequence[Task], size: int) -> list[Shard]:
     return [Shard(n, tuple(tasks[first : first + size])) for n, first in enumerate(range(0, len(tasks), size))]
 
 
-def _write(job: Regeneration, store: AnswerStore, pending: list[Shard], texts: int, summary: Summary) -> None:
+def _write(job: ResponseJob, store: ResponseStore, pending: list[Shard], texts: int, summary: Summary) -> None:
     missing = sum(len(shard.tasks) for shard in pending)
     answered = _answered(job, pending)
     started = time.monotonic()
@@ -145,9 +145,9 @@ def _write(job: Regeneration, store: AnswerStore, pending: list[Shard], texts: i
             bar.update(len(made))
 
 
-def _answered(job: Regeneration, pending: list[Shard]) -> Iterator[tuple[int, list[Answered]]]:
+def _answered(job: ResponseJob, pending: list[Shard]) -> Iterator[tuple[int, list[TaskResult]]]:
     if not job.on_ray:
-        return answer_here(partial(make_answerer, job), pending)
+        return generate_here(partial(make_generator, job), pending)
     try:
         from redrafter_training.distributed.ray_train import connect, has_gpus
     except ImportError as problem:
@@ -155,15 +155,15 @@ def _answered(job: Regeneration, pending: list[Shard]) -> Iterator[tuple[int, li
     connect(job.ray_address, num_cpus=job.num_workers)
     on_cuda = job.device == "cuda" or (job.device == "auto" and has_gpus(job.num_workers * job.gpus_per_worker))
     crew = Crew(job.num_workers, job.gpus_per_worker if on_cuda else 0, job.max_failures)
-    return answer_on_ray(partial(make_answerer, job.absolute()), pending, crew)
+    return generate_on_ray(partial(make_generator, job.absolute()), pending, crew)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    job = parse_keys(Regeneration, "redrafter_training.respond", DESCRIPTION, argv)
+    job = parse_keys(ResponseJob, "redrafter_training.respond", DESCRIPTION, argv)
     return run_command(lambda _: _main(job), lambda: _interrupted(job))
 
 
-def _main(job: Regeneration) -> int:
+def _main(job: ResponseJob) -> int:
     print(regenerate(job))
     print(
         f"train on them with: python -m redrafter_training --target {job.target} --data {job.out} --window {job.window}"
@@ -171,7 +171,7 @@ def _main(job: Regeneration) -> int:
     return 0
 
 
-def _interrupted(job: Regeneration) -> str:
+def _interrupted(job: ResponseJob) -> str:
     finished = len(list(job.out.glob("shard-*.jsonl")))
     return f"interrupted: {finished} finished shards are in {job.out}, and the same command writes the others"
 

@@ -27,8 +27,8 @@ from redrafter_training.data.python_corpus import split as split_sources
 from redrafter_training.data.tokenize import ExampleEncoder
 from redrafter_training.data.vocab_mapping import DraftVocabulary, choose_draft_vocabulary, token_frequencies
 from redrafter_training.data.windows import encode_files
-from redrafter_training.responses.examples import load_regenerated
-from redrafter_training.responses.store import is_regenerated
+from redrafter_training.responses.examples import load_responses
+from redrafter_training.responses.store import is_response_folder
 from redrafter_training.run.preflight import check_target
 from redrafter_vllm.checkpoint.places import check_drafter_place, drafter_folder
 from redrafter_vllm.checkpoint.vocab_mapping import MAP, check_target_ids, to_offsets
@@ -76,8 +76,8 @@ def data_frequencies(
     Raises:
         DataError: `data` names nothing that can be read or used.
     """
-    if is_regenerated(data):
-        examples = load_regenerated(Path(data), tokenizer, window, LONGEST_REPEAT).training
+    if is_response_folder(data):
+        examples = load_responses(Path(data), tokenizer, window, LONGEST_REPEAT).training
     elif is_source_code(data):
         training = split_sources(load_corpus(corpus_root(data)))[0]
         return token_frequencies(encode_files(training, tokenizer), [], 0.0, vocab_size)

@@ -10,14 +10,14 @@ import torch
 from redrafter_training.__main__ import main
 from redrafter_training.config.recipe import ResponseConfig
 from redrafter_training.data.batches import (
-    answer_example,
     collate,
     conversation_batches,
-    prompts_to_answer,
+    response_example,
+    response_prompts,
 )
-from redrafter_training.data.repetition import loop_start
 from redrafter_training.data.report import DataError
 from redrafter_training.data.tokenize import Example
+from redrafter_training.responses.repetition import repetition_start
 from redrafter_training.responses.transformers_engine import write_texts
 from redrafter_training.target.model import TargetModel
 from tests.paths import ASSET
@@ -41,22 +41,22 @@ def test_rows_by_hand() -> None:
 
 def test_shares_and_passes() -> None:
     conversations, answers = [example(n) for n in range(1, 4)], [example(n) for n in range(11, 14)]
-    batches = conversation_batches(conversations, answers, batch_size=4, answer_fraction=0.25, least=4, seed=0)
+    batches = conversation_batches(conversations, answers, batch_size=4, response_fraction=0.25, least=4, seed=0)
     rows = [batch.tokens[:, 0].tolist() for batch in islice(batches, 6)]
     assert all(sorted(row[:3]) == [1, 2, 3] and row[3] > 10 for row in rows)
     assert sorted(row[3] for row in rows[:3]) == sorted(row[3] for row in rows[3:]) == [11, 12, 13]
     with pytest.raises(ValueError, match="empty"):
-        next(conversation_batches(conversations, [], batch_size=4, answer_fraction=0.5, least=4, seed=0))
+        next(conversation_batches(conversations, [], batch_size=4, response_fraction=0.5, least=4, seed=0))
 
 
 def test_prompts_to_answer_are_different_ones_that_leave_room() -> None:
     tokenizer = byte_tokenizer()
     conversations = [example(7, 8, (4,)), example(8, 16, (9,)), example(7, 9, (4, 5)), example(9, 4, (3,))]
-    prompts = prompts_to_answer(conversations, [], tokenizer, 16, ResponseConfig(), 0)
+    prompts = response_prompts(conversations, [], tokenizer, 16, ResponseConfig(), 0)
     # The second leaves less than half, and the third asks what the first does.
     assert sorted(prompt.tolist() for prompt in prompts) == [[7] * 4, [9] * 3]
     with pytest.raises(DataError, match="--window"):
-        prompts_to_answer(conversations, [], tokenizer, 4, ResponseConfig(), 0)
+        response_prompts(conversations, [], tokenizer, 4, ResponseConfig(), 0)
 
 
 def test_answers_are_the_targets_own(tiny_target: TargetModel) -> None:
@@ -68,7 +68,7 @@ def test_answers_are_the_targets_own(tiny_target: TargetModel) -> None:
     for text, start in texts:
         for place in range(start, len(text)):
             assert text[place] == tiny_target.model(input_ids=text[None, :place]).logits[0, -1].argmax()
-        made = answer_example(text, start, byte_tokenizer())
+        made = response_example(text, start, byte_tokenizer())
         assert made.loss.tolist() == [place >= start for place in range(len(text))]
 
 
@@ -80,7 +80,7 @@ def test_answers_end_before_they_go_round_in_circles(tiny_target: TargetModel) -
     cut = write_texts(tiny_target, asked, 48, replace(keep, longest_repeat=2), 0, quiet=True)
     assert any(len(text) < len(long) for (text, _), (long, _) in zip(cut, whole, strict=True))
     for (text, start), (long, _) in zip(cut, whole, strict=True):
-        assert text.tolist() == long[: loop_start(long.tolist(), start, 2)].tolist()
+        assert text.tolist() == long[: repetition_start(long.tolist(), start, 2)].tolist()
 
 
 def test_labels_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,8 +17,8 @@ from redrafter_training.config.recipe import DistillConfig, ResponseConfig
 from redrafter_training.data.report import DataError
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import LocalContext
-from redrafter_training.responses.config import Regeneration
-from redrafter_training.responses.generator import Answerer
+from redrafter_training.responses.config import ResponseJob
+from redrafter_training.responses.generator import ResponseGenerator
 from redrafter_training.responses.prompts import load_tasks
 from redrafter_training.run.feed import FeedSettings, open_feed
 from redrafter_training.target.model import TargetModel
@@ -121,13 +121,13 @@ def test_variables_of_the_template_reach_the_engine(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(QWEN_LIKE)
     conversation = [*record("Is it?", "data's own")["messages"], *record("And?", "data's own")["messages"]]
     data = write(tmp_path / "data.jsonl", [{"messages": conversation}, record("So?", "data's own")])
-    job = Regeneration("target", data, tmp_path / "out", window=400)
+    job = ResponseJob("target", data, tmp_path / "out", window=400)
     user, reply = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
     for kwargs, opening in (({}, ""), ({"enable_thinking": False}, EMPTY)):
         chosen = replace(job, chat_template_kwargs=kwargs)
         tasks = [task for task in load_tasks(chosen, tokenizer)[0] if len(task.turns) > 2]
         script = Script(tokenizer, "<think>\nhm\n</think>\n\nIt is.", "Beta")
-        Answerer(chosen, tokenizer, script)(tasks)
+        ResponseGenerator(chosen, tokenizer, script)(tasks)
         ((first,), (second,)) = [[tokenizer.decode(r.prompt_ids) for r in batch] for batch in script.asked]
         assert first == f"{user}Is it?{reply}{opening}"
         # The thought of the first answer is gone from the second prompt, as in serving.
@@ -183,7 +183,7 @@ def test_a_split_to_measure_on(tmp_path: Path, target: TargetModel, splits: str)
 
 
 def test_a_split_to_answer_for_measuring_on(tmp_path: Path, splits: str) -> None:
-    job = Regeneration("target", splits, tmp_path / "out", data_split="train_sft", held_out_split="test_sft")
+    job = ResponseJob("target", splits, tmp_path / "out", data_split="train_sft", held_out_split="test_sft")
     tasks, report = load_tasks(job, byte_tokenizer(QWEN_LIKE))
     questions = [(task.turns[0].content, task.held_out) for task in tasks]
     assert questions == [(f"Is {n}?", False) for n in (0, 1, 2, 4, 5)] + [("Is 3?", True), ("And you?", True)]
@@ -195,4 +195,4 @@ def test_splits_of_what_has_none(tmp_path: Path, target: TargetModel) -> None:
     with pytest.raises(DataError, match=r"stdlib has no splits: leave --data-config, --data-split"):
         open_feed(settings, target, byte_tokenizer(QWEN_LIKE), LocalContext())
     with pytest.raises(DataError, match="stdlib has no splits"):
-        load_tasks(Regeneration("target", "stdlib", tmp_path, data_split="train"), byte_tokenizer(QWEN_LIKE))
+        load_tasks(ResponseJob("target", "stdlib", tmp_path, data_split="train"), byte_tokenizer(QWEN_LIKE))

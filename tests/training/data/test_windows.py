@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from redrafter_training.config.recipe import DistillConfig, ResponseConfig
-from redrafter_training.data.repetition import loop_start
 from redrafter_training.data.windows import cut_windows, mixed_batches, text_batches
+from redrafter_training.responses.repetition import repetition_start
 from redrafter_training.responses.transformers_engine import continue_prompts, write_texts
 from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.lr_schedule import Budget
@@ -136,7 +136,7 @@ def test_texts_are_seeded_and_end_by_themselves_or_with_the_window(tiny_target: 
     ],
 )
 def test_where_a_text_goes_round_in_circles(tokens: list[int], first: int, repeat: int, start: int) -> None:
-    assert loop_start(tokens, first, repeat) == start
+    assert repetition_start(tokens, first, repeat) == start
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,10 @@ from redrafter_training.data.python_corpus import load_corpus, split, unseen_pro
 from redrafter_training.data.report import DataError
 from redrafter_training.data.splits import text_key
 from redrafter_training.distributed.context import LocalContext
-from redrafter_training.responses.examples import load_regenerated
-from redrafter_training.responses.records import Answer, Answered
-from redrafter_training.responses.store import AnswerStore, vocabulary_fingerprint
-from redrafter_training.run.feed import Feed, FeedSettings, open_feed, own_answers
+from redrafter_training.responses.examples import load_responses
+from redrafter_training.responses.records import Answer, TaskResult
+from redrafter_training.responses.store import ResponseStore, vocabulary_fingerprint
+from redrafter_training.run.feed import Feed, FeedSettings, open_feed, own_responses
 from redrafter_training.target.model import TargetModel
 from redrafter_training.tiny_target import train as target_command
 from redrafter_training.trainer.lr_schedule import Budget
@@ -72,11 +72,11 @@ def test_texts_belong_to_the_target_that_wrote_them(tmp_path: Path) -> None:
     other = replace(settings, target=B)
     for asked, seed in ((settings, 1), (other, 2), (settings, 1)):
         target = byte_target(seed)
-        texts = own_answers(asked, prompts, target, LocalContext())
+        texts = own_responses(asked, prompts, target, LocalContext())
         assert len(texts) == 3 and all(is_greedy(target, *text) for text in texts)
     assert len(stored(tmp_path)) == 2
     # All that the texts depend on counts, and nothing else.
-    own_answers(replace(settings, data="elsewhere", held_out_windows=9), prompts, None, LocalContext())  # type: ignore[arg-type]
+    own_responses(replace(settings, data="elsewhere", held_out_windows=9), prompts, None, LocalContext())  # type: ignore[arg-type]
     assert len(stored(tmp_path)) == 2
     changes: list[FeedSettings] = [
         replace(settings, computes=("torch.bfloat16", "none")),
@@ -86,8 +86,8 @@ def test_texts_belong_to_the_target_that_wrote_them(tmp_path: Path) -> None:
         replace(settings, config=replace(CONFIG, responses=replace(RESPONSES, longest_repeat=5))),
     ]
     for change in changes:
-        own_answers(change, prompts, byte_target(1), LocalContext())
-    own_answers(settings, prompts[:2], byte_target(1), LocalContext())
+        own_responses(change, prompts, byte_target(1), LocalContext())
+    own_responses(settings, prompts[:2], byte_target(1), LocalContext())
     assert len(stored(tmp_path)) == 3 + len(changes)
 
 
@@ -151,9 +151,9 @@ def write_folder(folder: Path, pairs: list[tuple[str, str]], target: Mapping[str
     for number, (ask, answer) in enumerate(pairs):
         ids = [tuple(byte_tokenizer()(text)["input_ids"]) for text in (ask, answer)]
         answers = (Answer(ids[0], ids[1], answer, True),)
-        texts.append(Answered(number, f"w{number}", False, 0.0, answers, prompts=(text_key(ask),)))
+        texts.append(TaskResult(number, f"w{number}", False, 0.0, answers, prompts=(text_key(ask),)))
     settings = {"target": "/models/one", "vocabulary": vocabulary_fingerprint(byte_tokenizer())}
-    store = AnswerStore(folder)
+    store = ResponseStore(folder)
     store.open(settings | ({"target_content": dict(target)} if target else {}), len(texts), 1, {})
     store.write(0, texts)
     return str(folder)
@@ -175,13 +175,13 @@ def test_folders_of_another_target_are_refused(tmp_path: Path, capsys: pytest.Ca
     pairs = [(f"question {n}", f"answer {n}") for n in range(30)]
     folder = Path(write_folder(tmp_path / "answers", pairs, A))
     tokenizer = byte_tokenizer()
-    assert load_regenerated(folder, tokenizer, 48, 0, target=A).training
+    assert load_responses(folder, tokenizer, 48, 0, target=A).training
     with pytest.raises(DataError, match=r"another target, /models/one \(weights: a -> b\).*--responses.any-target"):
-        load_regenerated(folder, tokenizer, 48, 0, target=B)
-    assert load_regenerated(folder, tokenizer, 48, 0, target=B, any_target=True).training
+        load_responses(folder, tokenizer, 48, 0, target=B)
+    assert load_responses(folder, tokenizer, 48, 0, target=B, any_target=True).training
     old = Path(write_folder(tmp_path / "old", pairs))
     capsys.readouterr()
-    assert load_regenerated(old, tokenizer, 48, 0, target=B).training
+    assert load_responses(old, tokenizer, 48, 0, target=B).training
     assert "before targets were told apart" in capsys.readouterr().out
     config = replace(CONFIG, responses=replace(RESPONSES, folders=(str(folder),)))
     with pytest.raises(DataError, match="another target"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Regeneration without an engine: prompts, turns, shards, and what the training reads."""
+"""ResponseJob without an engine: prompts, turns, shards, and what the training reads."""
 
 import errno
 import json
@@ -22,25 +22,25 @@ from redrafter_training.data.report import DataError, Reason
 from redrafter_training.data.splits import text_key
 from redrafter_training.distributed.context import LocalContext
 from redrafter_training.respond import cut_shards
-from redrafter_training.responses.config import Regeneration
-from redrafter_training.responses.examples import examples_of, load_regenerated, without_loop
-from redrafter_training.responses.generator import Answerer, Completion, Request, request_seed
+from redrafter_training.responses.config import ResponseJob
+from redrafter_training.responses.examples import cut_repetition, examples_of, load_responses
+from redrafter_training.responses.generator import Completion, Request, ResponseGenerator, request_seed
 from redrafter_training.responses.prompts import fingerprint, load_tasks
-from redrafter_training.responses.records import Answer, Answered, Task
+from redrafter_training.responses.records import Answer, Task, TaskResult
 from redrafter_training.responses.store import (
-    AnswerStore,
+    ResponseStore,
     StoreError,
     StoreWriteError,
-    is_regenerated,
+    is_response_folder,
     vocabulary_fingerprint,
 )
-from redrafter_training.run.feed import FeedSettings, open_feed, written_before
+from redrafter_training.run.feed import FeedSettings, folder_responses, open_feed
 from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.lr_schedule import Budget
 from redrafter_training.utils.folder_lock import FolderInUseError
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
 
-JOB = Regeneration("target", "stdlib", Path("out"), window=100, min_prompt=4, max_prompt=20, temperatures=(0.0, 0.7))
+JOB = ResponseJob("target", "stdlib", Path("out"), window=100, min_prompt=4, max_prompt=20, temperatures=(0.0, 0.7))
 END = 4  # <|im_end|>
 
 
@@ -119,7 +119,7 @@ def test_prompts_that_the_embedding_has_no_row_for() -> None:
         Task(1, "asked", False, turns=spoken("<|im_start|>")),
         Task(2, "fine", False, prompt_ids=(5, 6)),
     ]
-    texts = Answerer(replace(JOB, window=200), tokenizer, script, 260)(tasks)
+    texts = ResponseGenerator(replace(JOB, window=200), tokenizer, script, 260)(tasks)
     assert [text.skipped for text in texts] == [Reason.BEYOND_EMBEDDING, None, None]
     assert "and the target's embedding has 260 rows" in texts[0].detail
     (asked,) = script.asked
@@ -170,7 +170,7 @@ def test_every_turn_is_answered_after_the_answers_before() -> None:
     tokenizer = byte_tokenizer(CHATML)
     script = Script(tokenizer, "Alpha", "Beta", "Gamma")
     tasks = [Task(5, "two", False, turns=spoken("a?", "data's own", "b?")), Task(8, "one", True, turns=spoken("c?"))]
-    two, one = Answerer(replace(JOB, window=200, longest_repeat=9), tokenizer, script)(tasks)
+    two, one = ResponseGenerator(replace(JOB, window=200, longest_repeat=9), tokenizer, script)(tasks)
     prompts = [[tokenizer.decode(request.prompt_ids) for request in batch] for batch in script.asked]
     start, reply = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
     first = f"{start}a?{reply}"
@@ -190,7 +190,7 @@ def test_what_cannot_be_answered_is_named() -> None:
     long = Task(0, "long", False, turns=spoken("x" * 80))  # more than half of 100
     cut = Task(1, "cut", False, turns=spoken("a?", "", "b?", "", "c?"))
     mute = Task(2, "mute", False, turns=spoken("a?", "", "b?"))
-    texts = Answerer(JOB, tokenizer, Script(tokenizer, "y" * 90, "  "))([long, cut, mute])
+    texts = ResponseGenerator(JOB, tokenizer, Script(tokenizer, "y" * 90, "  "))([long, cut, mute])
     assert [text.skipped for text in texts] == [Reason.PROMPT_TOO_LONG, None, None]
     assert "most 50" in texts[0].detail
     assert [len(text.answers) for text in texts] == [0, 1, 1]
@@ -200,9 +200,9 @@ def test_what_cannot_be_answered_is_named() -> None:
     assert len(answer.prompt_ids) + len(answer.answer_ids) == 100
 
 
-def answered(index: int, answers: Sequence[tuple[str, str]] = (("ask", "tell"),), held_out: bool = False) -> Answered:
+def answered(index: int, answers: Sequence[tuple[str, str]] = (("ask", "tell"),), held_out: bool = False) -> TaskResult:
     said = tuple(Answer(tuple(ask.encode()), tuple(answer.encode()), answer, True) for ask, answer in answers)
-    return Answered(index, f"w{index}", held_out, 0.5, said, prompts=tuple(text_key(ask) for ask, _ in answers))
+    return TaskResult(index, f"w{index}", held_out, 0.5, said, prompts=tuple(text_key(ask) for ask, _ in answers))
 
 
 def test_examples_by_hand() -> None:
@@ -219,13 +219,13 @@ def test_texts_end_where_an_answer_begins_to_repeat_itself(tmp_path: Path) -> No
     repeats = answered(0, (("abab", "cdcdcd"),))  # the prompt may repeat itself
     later = answered(1, (("ab", "cd"), ("abcdef", "ghgh"), ("abcdefghghi", "j")))
     fine = answered(2, (("ab", "cdeab"),))  # says again what the prompt has said
-    assert without_loop(repeats, 2)[0].answers[0].answer_ids == tuple(b"cd")
-    cut, looped = without_loop(later, 2)
+    assert cut_repetition(repeats, 2)[0].answers[0].answer_ids == tuple(b"cd")
+    cut, looped = cut_repetition(later, 2)
     assert looped and [bytes(answer.answer_ids) for answer in cut.answers] == [b"cd", b"gh"]
-    assert without_loop(fine, 2) == (fine, False) and without_loop(repeats, 0) == (repeats, False)
+    assert cut_repetition(fine, 2) == (fine, False) and cut_repetition(repeats, 0) == (repeats, False)
     store = open_store(tmp_path / "out", [repeats, later, fine], 1)
     store.write(0, [repeats, later, fine])
-    texts = load_regenerated(store.folder, byte_tokenizer(), 20, 2)
+    texts = load_responses(store.folder, byte_tokenizer(), 20, 2)
     read = {bytes(example.tokens.tolist()) for example in (*texts.training, *texts.held_out)}
     assert read == {b"ababcd", b"abcdefgh", b"abcdeab"}
     assert texts.facts["looping"] == 2
@@ -241,7 +241,7 @@ def test_the_recipe_says_what_a_loop_is(tmp_path: Path, tiny_target: TargetModel
     for repeat, kept in ((0, [b"abcdcdcd", b"baefghgh"]), (2, [b"abcd", b"baefgh"])):
         responses = ResponseConfig(max_prompt=4, min_prompt=2, folders=(str(store.folder),), longest_repeat=repeat)
         config = DistillConfig(Budget(1), window=12, beam_length=2, batch_size=2, responses=responses, packing=False)
-        beside = written_before(responses, byte_tokenizer(), config.window)
+        beside = folder_responses(responses, byte_tokenizer(), config.window)
         assert [bytes(example.tokens.tolist()) for example in beside] == kept
         settings = FeedSettings(str(store.folder), None, config, tmp_path, 4)
         feed = open_feed(settings, tiny_target, byte_tokenizer(), LocalContext())
@@ -249,9 +249,9 @@ def test_the_recipe_says_what_a_loop_is(tmp_path: Path, tiny_target: TargetModel
         assert sorted(bytes(row.tolist()).rstrip(b"\0") for row in rows) == kept
 
 
-def open_store(folder: Path, texts: Sequence[Answered], shards: int, seed: int = 1) -> AnswerStore:
+def open_store(folder: Path, texts: Sequence[TaskResult], shards: int, seed: int = 1) -> ResponseStore:
     settings = {"target": "t", "seed": seed, "vocabulary": vocabulary_fingerprint(byte_tokenizer())}
-    store = AnswerStore(folder)
+    store = ResponseStore(folder)
     store.open(settings, len(texts), shards, {})
     return store
 
@@ -264,7 +264,7 @@ def test_one_command_at_a_time_fills_a_folder(tmp_path: Path) -> None:
     with store.held():
         writing.write_text("half a sh")
         told = r"another command \(process \d+ on .*choose another --out"
-        with pytest.raises(FolderInUseError, match=told), AnswerStore(store.folder).held():
+        with pytest.raises(FolderInUseError, match=told), ResponseStore(store.folder).held():
             pass
         assert writing.exists()
     with store.held():
@@ -276,7 +276,7 @@ def test_one_command_at_a_time_fills_a_folder(tmp_path: Path) -> None:
 def test_a_damaged_manifest_is_told(tmp_path: Path, content: str) -> None:
     (tmp_path / "regenerated.json").write_text(content)
     with pytest.raises(StoreError, match=r"regenerated\.json"):
-        AnswerStore(tmp_path).manifest()
+        ResponseStore(tmp_path).manifest()
 
 
 def test_shards_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +324,7 @@ def test_training_reads_answers_only(tmp_path: Path, tiny_target: TargetModel) -
     store = open_store(tmp_path / "out", texts, 2)
     store.write(0, texts[:4])
     store.write(1, texts[4:])
-    assert is_regenerated(str(store.folder)) and not is_regenerated("stdlib")
+    assert is_response_folder(str(store.folder)) and not is_response_folder("stdlib")
     config = DistillConfig(Budget(1), window=8, beam_length=2, batch_size=3, response_fraction=0)
     tokenizer = byte_tokenizer()
     settings = FeedSettings(str(store.folder), None, config, tmp_path, 4)
@@ -335,10 +335,10 @@ def test_training_reads_answers_only(tmp_path: Path, tiny_target: TargetModel) -
     assert bytes(feed.prompts[0].tolist()) == b"09"
     assert (feed.facts["training"], feed.facts["held_out"], feed.facts["truncated"]) == (9, 1, 10)
     with pytest.raises(DataError, match="no text for --window 2"):
-        load_regenerated(store.folder, tokenizer, 2, 0)
+        load_responses(store.folder, tokenizer, 2, 0)
     tokenizer.add_tokens(["new"])
     with pytest.raises(DataError, match="other tokens"):
-        load_regenerated(store.folder, tokenizer, 8, 0)
+        load_responses(store.folder, tokenizer, 8, 0)
 
 
 def test_answers_are_divided_by_what_they_say(tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_answers_are_divided_by_what_they_say(tmp_path: Path) -> None:
         texts = [replace(text, prompts=() if old else text.prompts) for text in texts]
         store = open_store(tmp_path / str(old), texts, 1)
         store.write(0, texts)
-        read = load_regenerated(store.folder, byte_tokenizer(), 40, 0)
+        read = load_responses(store.folder, byte_tokenizer(), 40, 0)
         training, held_out = (
             {bytes(example.tokens.tolist()).decode() for example in part} for part in (read.training, read.held_out)
         )
@@ -404,12 +404,12 @@ def test_shards_cover_the_tasks_in_order() -> None:
 
 
 def test_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert {entry.name for entry in fields(Regeneration)} == attribute_help(Regeneration).keys()
-    parse: Callable[[list[str]], Regeneration] = lambda argv: parse_keys(Regeneration, "x", "y", argv)  # noqa: E731
+    assert {entry.name for entry in fields(ResponseJob)} == attribute_help(ResponseJob).keys()
+    parse: Callable[[list[str]], ResponseJob] = lambda argv: parse_keys(ResponseJob, "x", "y", argv)  # noqa: E731
     file = tmp_path / "keys.yaml"
     file.write_text("target: t\ndata: stdlib\nout: o\ntemperatures: [0.0, 1.0]\nengine: {max_num_seqs: 4}\n")
     job = parse(["--config", str(file), "--seed", "3"])
-    wanted = Regeneration("t", "stdlib", Path("o"), temperatures=(0.0, 1.0), seed=3, engine={"max_num_seqs": 4})
+    wanted = ResponseJob("t", "stdlib", Path("o"), temperatures=(0.0, 1.0), seed=3, engine={"max_num_seqs": 4})
     assert job == wanted
     # The engine's size and the workers may change between two starts, what is written may not.
     assert job.identity() == replace(wanted, engine={}, num_workers=4).identity()

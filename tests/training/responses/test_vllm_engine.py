@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Regeneration with vLLM: what the target says, whatever the shards, workers, kills. One engine here, one in Ray."""
+"""ResponseJob with vLLM: what the target says, whatever the shards, workers, kills. One engine here, one in Ray."""
 
 import json
 import os
@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from redrafter_training import respond as command
 from redrafter_training.distributed.context import WorkersFailedError
 from redrafter_training.respond import main
-from redrafter_training.responses.config import Regeneration
-from redrafter_training.responses.generator import Answerer, Completion, Request
-from redrafter_training.responses.ray_workers import Crew, Shard, answer_on_ray
-from redrafter_training.responses.records import Answered, Task
-from redrafter_training.responses.store import AnswerStore
+from redrafter_training.responses.config import ResponseJob
+from redrafter_training.responses.generator import Completion, Request, ResponseGenerator
+from redrafter_training.responses.ray_workers import Crew, Shard, generate_on_ray
+from redrafter_training.responses.records import Task, TaskResult
+from redrafter_training.responses.store import ResponseStore
 from redrafter_training.responses.transformers_engine import continue_prompts
-from redrafter_training.responses.vllm_engine import VllmComplete, make_answerer
+from redrafter_training.responses.vllm_engine import VllmEngine, make_generator
 from redrafter_training.target.model import TargetModel
 from redrafter_training.target.properties import read_end_tokens
 from tests.models import HOSTILE_GENERATION, save_random_llama
@@ -40,7 +40,7 @@ ENDS = [1, 4, 37, 101, 170, 222]
 class Counted:
     """The engine, how many batches it was asked for, and when to give up as a kill would."""
 
-    def __init__(self, engine: VllmComplete) -> None:
+    def __init__(self, engine: VllmEngine) -> None:
         self.engine = engine
         self.batches = 0
         self.last = sys.maxsize
@@ -75,8 +75,8 @@ def conversations(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def job(target: Path, conversations: Path) -> Regeneration:
-    return Regeneration(
+def job(target: Path, conversations: Path) -> ResponseJob:
+    return ResponseJob(
         str(target),
         str(conversations),
         Path("unset"),
@@ -89,17 +89,17 @@ def job(target: Path, conversations: Path) -> Regeneration:
 
 
 @pytest.fixture(scope="module")
-def engine(job: Regeneration, target: Path) -> Counted:
-    return Counted(VllmComplete(job, read_end_tokens(str(target), AutoTokenizer.from_pretrained(target))))
+def engine(job: ResponseJob, target: Path) -> Counted:
+    return Counted(VllmEngine(job, read_end_tokens(str(target), AutoTokenizer.from_pretrained(target))))
 
 
 @pytest.fixture(autouse=True)
 def one_engine(engine: Counted, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = AutoTokenizer.from_pretrained(target)
-    monkeypatch.setattr(command, "make_answerer", lambda job: Answerer(job, tokenizer, engine))
+    monkeypatch.setattr(command, "make_generator", lambda job: ResponseGenerator(job, tokenizer, engine))
 
 
-def arguments(job: Regeneration, out: Path, *further: str) -> list[str]:
+def arguments(job: ResponseJob, out: Path, *further: str) -> list[str]:
     return [
         *("--target", job.target, "--data", job.data, "--out", str(out), "--window", str(job.window)),
         *("--temperatures", "[0.0,0.9]", "--shard-size", str(job.shard_size), "--target-dtype", "float32"),
@@ -108,18 +108,18 @@ def arguments(job: Regeneration, out: Path, *further: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(job: Regeneration, engine: Counted, target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(job: ResponseJob, engine: Counted, target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The answers of one uninterrupted run."""
     out = tmp_path_factory.mktemp("whole") / "answers"
     tokenizer = AutoTokenizer.from_pretrained(target)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(command, "make_answerer", lambda job: Answerer(job, tokenizer, engine))
+        patched.setattr(command, "make_generator", lambda job: ResponseGenerator(job, tokenizer, engine))
         assert main(arguments(job, out)) == 0
     return out
 
 
-def texts(out: Path) -> list[Answered]:
-    return list(AnswerStore(out).read_all())
+def texts(out: Path) -> list[TaskResult]:
+    return list(ResponseStore(out).read_all())
 
 
 def shards(out: Path) -> dict[str, bytes]:
@@ -164,13 +164,13 @@ def test_answers_stop_once_they_go_round_in_circles(engine: Counted) -> None:
     assert stopped
 
 
-def test_shards_and_order_change_no_text(whole: Path, job: Regeneration, tmp_path: Path) -> None:
+def test_shards_and_order_change_no_text(whole: Path, job: ResponseJob, tmp_path: Path) -> None:
     assert main(arguments(job, tmp_path / "out", "--shard-size", "5")) == 0
     assert texts(tmp_path / "out") == texts(whole)
 
 
 def test_kill_and_resume(
-    whole: Path, job: Regeneration, engine: Counted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole: Path, job: ResponseJob, engine: Counted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     engine.batches, engine.last = 0, 4  # of two per shard: both rounds of the first two
@@ -197,7 +197,7 @@ def test_kill_and_resume(
     assert "none now" in capsys.readouterr().out
 
 
-def test_source_code_through_the_command(job: Regeneration, corpus_root: Path, tmp_path: Path) -> None:
+def test_source_code_through_the_command(job: ResponseJob, corpus_root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     source = replace(job, data=str(corpus_root))
     assert main(arguments(source, out, "--count", "6", "--max-prompt", "30", "--temperatures", "[0.0]")) == 0
@@ -207,7 +207,7 @@ def test_source_code_through_the_command(job: Regeneration, corpus_root: Path, t
 
 
 def test_mistakes_are_told(
-    job: Regeneration,
+    job: ResponseJob,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     engine: Counted,
@@ -228,7 +228,7 @@ def test_mistakes_are_told(
         assert message in capsys.readouterr().err
     assert engine.batches == 0
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(command, "make_answerer", make_answerer)
+    monkeypatch.setattr(command, "make_generator", make_generator)
     assert main([*arguments(job, tmp_path / "out"), "--engine", '{"no_such_argument": 1}']) == 1
     assert "vLLM cannot start" in capsys.readouterr().err
 
@@ -248,17 +248,17 @@ def tasks(count: int) -> list[Task]:
 
 
 def test_a_dead_workers_shard_is_done_again(session: None, tmp_path: Path) -> None:
-    def fragile(name: str, max_failures: int) -> list[tuple[int, list[Answered]]]:
+    def fragile(name: str, max_failures: int) -> list[tuple[int, list[TaskResult]]]:
         killed = tmp_path / name
 
-        def answer(given: Sequence[Task]) -> list[Answered]:
+        def answer(given: Sequence[Task]) -> list[TaskResult]:
             if given[0].index == 2 and not killed.exists():
                 killed.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return [Answered(task.index, task.where, False, 0.0, ()) for task in given]
+            return [TaskResult(task.index, task.where, False, 0.0, ()) for task in given]
 
         parts = [Shard(n, tuple(tasks(6)[2 * n : 2 * n + 2])) for n in range(3)]
-        return sorted(answer_on_ray(lambda: answer, parts, Crew(max_failures=max_failures)))
+        return sorted(generate_on_ray(lambda: answer, parts, Crew(max_failures=max_failures)))
 
     made = fragile("once", 1)
     assert [(number, [text.index for text in texts]) for number, texts in made] == [
@@ -276,14 +276,14 @@ def test_failures_on_ray_are_told(session: None) -> None:
 
     part = [Shard(0, tuple(tasks(1)))]
     with pytest.raises(WorkersFailedError, match="no room for the engine"):
-        list(answer_on_ray(no_engine, part, Crew()))  # type: ignore[arg-type]
+        list(generate_on_ray(no_engine, part, Crew()))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="8 workers need 8 CPUs, and the cluster has 2"):
-        list(answer_on_ray(no_engine, part, Crew(8)))  # type: ignore[arg-type]
+        list(generate_on_ray(no_engine, part, Crew(8)))  # type: ignore[arg-type]
 
 
 def test_ray_writes_the_same(
-    session: None, whole: Path, job: Regeneration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    session: None, whole: Path, job: ResponseJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "make_answerer", make_answerer)
+    monkeypatch.setattr(command, "make_generator", make_generator)
     assert main(arguments(job, tmp_path / "out", "--ray-address", "auto")) == 0
     assert shards(tmp_path / "out") == shards(whole)

@@ -240,7 +240,7 @@ def packed_batches(seed: int = 0) -> Iterator[Windows]:
         documents((7, 3, 11, 8, 5, 12, 6, 9, 10)),
         documents((8, 9, 4), seed=1),
         batch_size=4,
-        answer_fraction=0.25,
+        response_fraction=0.25,
         least=T + 1,
         seed=seed,
         window=24,

@@ -67,12 +67,12 @@ def conversation_batches(
     answers: Sequence[Example],
     *,
     batch_size: int,
-    answer_fraction: float,
+    response_fraction: float,
     least: int,
     seed: int,
     window: int | None = None,
 ) -> Iterator[Windows]:
-    """Endless batches of which `answer_fraction` of the rows come from `answers`; each source in a new order per pass.
+    """Endless batches of which `response_fraction` of the rows come from `answers`; each source in a new order per pass.
 
     Args:
         least: fewest tokens of a row.
@@ -81,7 +81,7 @@ def conversation_batches(
     Raises:
         ValueError: rows of a source are wanted that is empty.
     """
-    wanted = round(batch_size * answer_fraction)
+    wanted = round(batch_size * response_fraction)
     sources = [(conversations, batch_size - wanted), (answers, wanted)]
     streams = [(_row_stream(source, seed + number, window), rows) for number, (source, rows) in enumerate(sources)]
     while True:
@@ -104,7 +104,7 @@ def first_prompt(example: Example) -> Tensor:
     return example.tokens[: example.asked or int(example.loss.int().argmax())].long()
 
 
-def prompts_to_answer(
+def response_prompts(
     training: Sequence[Example],
     held_out: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
@@ -162,7 +162,7 @@ def cut_prompts(
     return text_prompts(texts, count, tokenizer, front, config, seed, elsewhere=elsewhere)
 
 
-def answer_example(text: Tensor, start: int, tokenizer: PreTrainedTokenizerBase) -> Example:
+def response_example(text: Tensor, start: int, tokenizer: PreTrainedTokenizerBase) -> Example:
     """A text whose tokens from `start` on the target has written."""
     said = tokenizer.batch_decode([text[:start], text[start:]], skip_special_tokens=True)
     prompt, answer = map(text_key, said)

@@ -17,7 +17,7 @@ class DraftVocabulary:
 
 
 def token_frequencies(
-    files: Sequence[Tensor], answers: Sequence[Tensor], answer_fraction: float, vocab_size: int
+    files: Sequence[Tensor], answers: Sequence[Tensor], response_fraction: float, vocab_size: int
 ) -> Tensor:
     """How often training meets each token: [V] fp64, adding up to 1.
 
@@ -27,7 +27,7 @@ def token_frequencies(
         ValueError: a source that is to be used has no tokens.
     """
     frequencies = torch.zeros(vocab_size, dtype=torch.float64)
-    for share, parts in ((1 - answer_fraction, files), (answer_fraction, answers)):
+    for share, parts in ((1 - response_fraction, files), (response_fraction, answers)):
         if share:
             counts = sum((torch.bincount(part, minlength=vocab_size) for part in parts), torch.zeros(vocab_size).long())
             if not counts.sum():

@@ -22,7 +22,7 @@ NEUTRAL = frozenset(
 
 
 @dataclass(frozen=True)
-class Regeneration:
+class ResponseJob:
     """The target's own answers to the prompts of some data.
 
     Attributes:
@@ -103,7 +103,7 @@ class Regeneration:
     def gpus_per_worker(self) -> int:
         return int(self.engine.get("tensor_parallel_size", 1))
 
-    def absolute(self) -> "Regeneration":
+    def absolute(self) -> "ResponseJob":
         """The same for a process that runs in another folder."""
         return replace(
             self,

@@ -11,12 +11,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from redrafter_training.data.batches import divide_examples
-from redrafter_training.data.repetition import loop_start
 from redrafter_training.data.report import DataError
 from redrafter_training.data.splits import Content, Split, text_key
 from redrafter_training.data.tokenize import Example
-from redrafter_training.responses.records import Answered
-from redrafter_training.responses.store import AnswerStore, vocabulary_fingerprint
+from redrafter_training.responses.records import TaskResult
+from redrafter_training.responses.repetition import repetition_start
+from redrafter_training.responses.store import ResponseStore, vocabulary_fingerprint
 from redrafter_training.utils.fingerprint import differences
 
 TOO_LONG = "prompt fills the window"
@@ -24,7 +24,7 @@ NO_ANSWER = "without an answer"
 
 
 @dataclass(frozen=True)
-class RegeneratedTexts:
+class ResponseExamples:
     """The examples of a folder of answers."""
 
     training: list[Example]
@@ -34,7 +34,7 @@ class RegeneratedTexts:
     facts: dict[str, object]
 
 
-def load_regenerated(
+def load_responses(
     folder: Path,
     tokenizer: PreTrainedTokenizerBase,
     window: int,
@@ -43,8 +43,8 @@ def load_regenerated(
     target: Mapping[str, str] | None = None,
     any_target: bool = False,
     keep_duplicates: bool = False,
-) -> RegeneratedTexts:
-    """All texts in `folder`, each cut where an answer repeats itself (see `loop_start`), and at `window` tokens.
+) -> ResponseExamples:
+    """All texts in `folder`, each cut where an answer repeats itself (see `repetition_start`), and at `window` tokens.
 
     Args:
         target: fingerprint of the target that they are to be the own texts of, if they are to be one's.
@@ -55,7 +55,7 @@ def load_regenerated(
         DataError: texts are missing, were written by another target, or none fits the window.
         StoreError: a file cannot be read.
     """
-    store = AnswerStore(folder)
+    store = ResponseStore(folder)
     manifest = store.manifest()
     if manifest["settings"]["vocabulary"] != vocabulary_fingerprint(tokenizer):
         raise DataError(
@@ -68,7 +68,7 @@ def load_regenerated(
     left_out: Counter[str] = Counter()
     cut = looping = 0
     for text in store.read_all():
-        text, looped = without_loop(text, longest_repeat)
+        text, looped = cut_repetition(text, longest_repeat)
         looping += looped
         if not text.answers:
             left_out[NO_ANSWER] += 1
@@ -90,7 +90,7 @@ def load_regenerated(
         )
     facts: dict[str, object] = {"regenerated": manifest["settings"], **divided.split.facts()}
     facts |= {"truncated": cut, "looping": looping, "skipped": left_out.total()}
-    return RegeneratedTexts(divided.training, divided.held_out, divided.prompts, divided.split, facts)
+    return ResponseExamples(divided.training, divided.held_out, divided.prompts, divided.split, facts)
 
 
 def check_writer(folder: Path, settings: Mapping[str, Any], target: Mapping[str, str]) -> None:
@@ -108,17 +108,17 @@ def check_writer(folder: Path, settings: Mapping[str, Any], target: Mapping[str,
         )
 
 
-def without_loop(text: Answered, longest_repeat: int) -> tuple[Answered, bool]:
+def cut_repetition(text: TaskResult, longest_repeat: int) -> tuple[TaskResult, bool]:
     """The text up to the place where an answer begins to repeat itself, and whether there is one."""
     for number, answer in enumerate(text.answers):
-        kept = loop_start(answer.answer_ids, 0, longest_repeat)
+        kept = repetition_start(answer.answer_ids, 0, longest_repeat)
         if kept < len(answer.answer_ids):
             shortened = replace(answer, answer_ids=answer.answer_ids[:kept], ended=False)
             return replace(text, answers=(*text.answers[:number], shortened)), True
     return text, False
 
 
-def examples_of(text: Answered) -> Iterator[Example]:
+def examples_of(text: TaskResult) -> Iterator[Example]:
     """One example for as many answers as possible, its answers to be learned.
 
     An answer whose prompt does not begin with the tokens before it begins another example: a tokenizer may put a text

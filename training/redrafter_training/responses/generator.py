@@ -11,8 +11,8 @@ from redrafter_training.data.chat_templates import ChatTemplate, resolve_chat_te
 from redrafter_training.data.conversations import Turn
 from redrafter_training.data.report import Reason, UnusableRecord
 from redrafter_training.data.splits import text_key
-from redrafter_training.responses.config import Regeneration
-from redrafter_training.responses.records import Answer, Answered, Task
+from redrafter_training.responses.config import ResponseJob
+from redrafter_training.responses.records import Answer, Task, TaskResult
 from redrafter_training.target.properties import beyond_embedding
 
 
@@ -43,7 +43,7 @@ def request_seed(seed: int, index: int, turn: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {index} {turn}".encode()).digest()[:8]) >> 1
 
 
-class Answerer:
+class ResponseGenerator:
     """Answers tasks through `complete`, which samples a batch of requests.
 
     In a conversation every turn of the assistant is answered in order, after the answers given before, as if its user
@@ -56,7 +56,7 @@ class Answerer:
 
     def __init__(
         self,
-        job: Regeneration,
+        job: ResponseJob,
         tokenizer: PreTrainedTokenizerBase,
         complete: Complete,
         vocab_size: int | None = None,
@@ -67,7 +67,7 @@ class Answerer:
         self._complete = complete
         self._template: ChatTemplate | None = None
 
-    def __call__(self, tasks: Sequence[Task]) -> list[Answered]:
+    def __call__(self, tasks: Sequence[Task]) -> list[TaskResult]:
         dialogues = [_Dialogue(task) for task in tasks]
         live = dialogues
         while live := [dialogue for dialogue in live if self._ask(dialogue)]:
@@ -130,9 +130,9 @@ class Answerer:
         dialogue.said.append(Turn("assistant", text))
         dialogue.over = not (completion.ended and text.strip())
 
-    def _result(self, dialogue: "_Dialogue") -> Answered:
+    def _result(self, dialogue: "_Dialogue") -> TaskResult:
         task, problem = dialogue.task, dialogue.problem if not dialogue.answers else None
-        return Answered(
+        return TaskResult(
             task.index,
             task.where,
             task.held_out,

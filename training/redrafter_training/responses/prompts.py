@@ -15,13 +15,13 @@ from redrafter_training.data.python_corpus import SourceFile, corpus_root, is_so
 from redrafter_training.data.report import DataError, DataReport, Reason, UnusableRecord
 from redrafter_training.data.splits import HELD_OUT_SHARE, content_of, divide
 from redrafter_training.data.text_prompts import Passages, cut_stretches
-from redrafter_training.responses.config import Regeneration
+from redrafter_training.responses.config import ResponseJob
 from redrafter_training.responses.records import Task
 
 SOURCE_TEXTS = 3072
 
 
-def load_tasks(job: Regeneration, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Task], DataReport]:
+def load_tasks(job: ResponseJob, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Task], DataReport]:
     """All texts to be written, those for training first, and what became of the data's records.
 
     Raises:
@@ -42,7 +42,7 @@ def fingerprint(tasks: Sequence[Task]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _source_tasks(job: Regeneration, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Task], DataReport]:
+def _source_tasks(job: ResponseJob, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Task], DataReport]:
     try:
         training, held_out = split(load_corpus(corpus_root(job.data)), keep_duplicates=job.duplicates == "keep")
     except FileNotFoundError as problem:
@@ -69,7 +69,7 @@ def _pieces(
     encoded: Sequence[list[int]],
     other_side: Sequence[list[int]],
     count: int,
-    job: Regeneration,
+    job: ResponseJob,
     tokenizer: PreTrainedTokenizerBase,
     rng: random.Random,
 ) -> list[tuple[str, tuple[int, ...]]]:
@@ -81,7 +81,7 @@ def _pieces(
     return [(f"{files[stretch.text].path} token {stretch.start}", stretch.ids) for stretch in found]
 
 
-def _record_tasks(job: Regeneration, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Task], DataReport]:
+def _record_tasks(job: ResponseJob, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Task], DataReport]:
     conversations, marked, report = load_splits(
         job.data, job.data_config, job.data_split, job.held_out_split, need_answers=False
     )
@@ -146,7 +146,7 @@ def _record_task(
     index: int,
     conversation: Conversation,
     held_out: bool,
-    job: Regeneration,
+    job: ResponseJob,
     tokenizer: PreTrainedTokenizerBase,
     rng: random.Random,
     elsewhere: "_Said",

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from redrafter_training.distributed.context import WorkersFailedError
-from redrafter_training.responses.records import Answered, Task
+from redrafter_training.responses.records import Task, TaskResult
 
-AnswerTasks = Callable[[Sequence[Task]], list[Answered]]
+GenerateResponses = Callable[[Sequence[Task]], list[TaskResult]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class Crew:
     max_failures: int = 3
 
 
-def answer_here(make: Callable[[], AnswerTasks], shards: Sequence[Shard]) -> Iterator[tuple[int, list[Answered]]]:
+def generate_here(
+    make: Callable[[], GenerateResponses], shards: Sequence[Shard]
+) -> Iterator[tuple[int, list[TaskResult]]]:
     """Each shard's number and texts."""
     answer = make()
     for shard in shards:
@@ -41,16 +43,16 @@ def answer_here(make: Callable[[], AnswerTasks], shards: Sequence[Shard]) -> Ite
 class ShardWorker:
     """An actor's body."""
 
-    def __init__(self, make: Callable[[], AnswerTasks]) -> None:
+    def __init__(self, make: Callable[[], GenerateResponses]) -> None:
         self._answer = make()
 
-    def answer(self, shard: Shard) -> tuple[int, list[Answered]]:
+    def answer(self, shard: Shard) -> tuple[int, list[TaskResult]]:
         return shard.number, self._answer(shard.tasks)
 
 
-def answer_on_ray(
-    make: Callable[[], AnswerTasks], shards: Sequence[Shard], crew: Crew
-) -> Iterator[tuple[int, list[Answered]]]:
+def generate_on_ray(
+    make: Callable[[], GenerateResponses], shards: Sequence[Shard], crew: Crew
+) -> Iterator[tuple[int, list[TaskResult]]]:
     """Each shard's number and texts, as they are finished. Ray is to be connected.
 
     A worker that dies is started again, and its shard with it, up to `crew.max_failures` times each.

@@ -36,7 +36,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Answered:
+class TaskResult:
     """What became of a task: its answers in order, or the reason why it has none."""
 
     index: int

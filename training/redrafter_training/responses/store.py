@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder of a regeneration: a manifest of how it is made, and shards that are either whole or not there.
 
-Each line of a shard is an `Answered` as JSON. A file is written under another name, flushed, and put in its place at
+Each line of a shard is an `TaskResult` as JSON. A file is written under another name, flushed, and put in its place at
 once; what a kill leaves under the other name is never read.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from redrafter_training.data.report import DataError, Reason
-from redrafter_training.responses.records import Answer, Answered
+from redrafter_training.responses.records import Answer, TaskResult
 from redrafter_training.utils.fingerprint import differences
 from redrafter_training.utils.folder_lock import LOCK, locked
 from redrafter_vllm.utils import strict_json
@@ -34,7 +34,7 @@ class StoreWriteError(OSError):
     """A file of the folder could not be written; the finished shards are intact."""
 
 
-def is_regenerated(data: str) -> bool:
+def is_response_folder(data: str) -> bool:
     """Whether `data` is a folder of answers."""
     return (Path(data) / MANIFEST).is_file()
 
@@ -44,7 +44,7 @@ def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
 
 
-class AnswerStore:
+class ResponseStore:
     """Shards of answers in `folder`."""
 
     def __init__(self, folder: Path) -> None:
@@ -115,7 +115,7 @@ class AnswerStore:
     def has(self, number: int) -> bool:
         return (self.folder / _shard_name(number)).is_file()
 
-    def write(self, number: int, texts: Sequence[Answered]) -> None:
+    def write(self, number: int, texts: Sequence[TaskResult]) -> None:
         """
         Raises:
             StoreWriteError: the shard could not be written, because the disk is full for instance.
@@ -123,14 +123,14 @@ class AnswerStore:
         lines = (json.dumps(asdict(text), ensure_ascii=False, separators=(",", ":")) + "\n" for text in texts)
         self._put(_shard_name(number), "".join(lines))
 
-    def read(self, number: int) -> list[Answered]:
+    def read(self, number: int) -> list[TaskResult]:
         path = self.folder / _shard_name(number)
         try:
             return [_from_json(json.loads(line)) for line in path.read_text().split("\n") if line]
         except (ValueError, KeyError, TypeError) as problem:
             raise StoreError(f"{path} is not a shard of answers ({problem}): remove it and make it again") from problem
 
-    def read_all(self) -> Iterator[Answered]:
+    def read_all(self) -> Iterator[TaskResult]:
         """Every text, in order.
 
         Raises:
@@ -169,10 +169,10 @@ def _shard_name(number: int) -> str:
     return f"shard-{number:05d}.jsonl"
 
 
-def _from_json(stored: dict[str, Any]) -> Answered:
+def _from_json(stored: dict[str, Any]) -> TaskResult:
     answers = tuple(
         Answer(tuple(a["prompt_ids"]), tuple(a["answer_ids"]), a["text"], a["ended"]) for a in stored.pop("answers")
     )
     reason = stored.pop("skipped")
     prompts = tuple(stored.pop("prompts", ()))
-    return Answered(**stored, answers=answers, skipped=Reason(reason) if reason else None, prompts=prompts)
+    return TaskResult(**stored, answers=answers, skipped=Reason(reason) if reason else None, prompts=prompts)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel
 
 from redrafter_training.config.recipe import ResponseConfig
-from redrafter_training.data.repetition import loop_start
+from redrafter_training.responses.repetition import repetition_start
 from redrafter_training.target.model import TargetModel
 
 
@@ -93,7 +93,7 @@ def write_texts(
                 room = length - max(map(len, batch))
                 continued = continue_prompts(target, batch, room, temperature=temperature)
                 for text, prompt in zip(continued, batch, strict=True):
-                    kept = text[: loop_start(text.tolist(), len(prompt), config.longest_repeat)]
+                    kept = text[: repetition_start(text.tolist(), len(prompt), config.longest_repeat)]
                     texts.setdefault(tuple(kept.tolist()), (kept, len(prompt)))
                 bar.update(len(batch))
     return list(texts.values())

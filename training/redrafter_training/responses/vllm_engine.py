@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from redrafter_training.responses.config import Regeneration
-from redrafter_training.responses.generator import Answerer, Completion, Request
+from redrafter_training.responses.config import ResponseJob
+from redrafter_training.responses.generator import Completion, Request, ResponseGenerator
 from redrafter_training.target.properties import read_end_tokens, read_facts
 
 # Small enough for a machine without a GPU, where vLLM would take nearly all of its memory and compile for long.
@@ -25,14 +25,14 @@ class EngineError(ValueError):
     """vLLM does not start: it does not know the target or its arguments, or has not enough memory."""
 
 
-class VllmComplete:
+class VllmEngine:
     """Samples batches of requests with one engine, which it keeps.
 
     Raises:
         EngineError: the engine does not start.
     """
 
-    def __init__(self, job: Regeneration, ends: Sequence[int]) -> None:
+    def __init__(self, job: ResponseJob, ends: Sequence[int]) -> None:
         # Within this process: an engine in a process of its own may outlive a killed one and keep its memory.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         # Pages of settings would drown the progress bar; the variable brings them back.
@@ -91,9 +91,9 @@ def _repetition(longest_repeat: int) -> Any:
     return RepetitionDetectionParams(max_pattern_size=2 * longest_repeat, min_pattern_size=longest_repeat, min_count=2)
 
 
-def make_answerer(job: Regeneration) -> Answerer:
+def make_generator(job: ResponseJob) -> ResponseGenerator:
     """An answerer with an engine of its own."""
     trusted = {"trust_remote_code": job.trust_remote_code}
     tokenizer = AutoTokenizer.from_pretrained(job.target, **trusted)
-    engine = VllmComplete(job, read_end_tokens(job.target, tokenizer, **trusted))
-    return Answerer(job, tokenizer, engine, read_facts(job.target, **trusted).vocab_size)
+    engine = VllmEngine(job, read_end_tokens(job.target, tokenizer, **trusted))
+    return ResponseGenerator(job, tokenizer, engine, read_facts(job.target, **trusted).vocab_size)

@@ -10,8 +10,8 @@ from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.data.conversations import load_splits
 from redrafter_training.data.python_corpus import corpus_root, is_source_code, load_corpus, split
 from redrafter_training.data.splits import content_of, divide
-from redrafter_training.responses.examples import load_regenerated
-from redrafter_training.responses.store import is_regenerated
+from redrafter_training.responses.examples import load_responses
+from redrafter_training.responses.store import is_response_folder
 
 
 def describe_data(job: Job, config: DistillConfig) -> str:
@@ -21,10 +21,10 @@ def describe_data(job: Job, config: DistillConfig) -> str:
         DataError: the data cannot be used.
     """
     keep = job.duplicates == "keep"
-    if is_regenerated(job.data):
+    if is_response_folder(job.data):
         tokenizer = AutoTokenizer.from_pretrained(job.target, trust_remote_code=job.trust_remote_code)
         longest = config.responses.longest_repeat
-        texts = load_regenerated(Path(job.data), tokenizer, config.window, longest, keep_duplicates=keep)
+        texts = load_responses(Path(job.data), tokenizer, config.window, longest, keep_duplicates=keep)
         return str(texts.split)
     if is_source_code(job.data):
         sources = load_corpus(corpus_root(job.data))

@@ -16,13 +16,13 @@ from transformers import PreTrainedTokenizerBase
 
 from redrafter_training.config.recipe import DistillConfig, ResponseConfig
 from redrafter_training.data.batches import (
-    answer_example,
     conversation_batches,
     divide_examples,
     first_prompt,
     held_out_prompts,
     held_out_rows,
-    prompts_to_answer,
+    response_example,
+    response_prompts,
 )
 from redrafter_training.data.prepare import load_examples
 from redrafter_training.data.python_corpus import corpus_root, is_source_code, load_corpus, split, unseen_prompts
@@ -33,8 +33,8 @@ from redrafter_training.data.vocab_mapping import token_frequencies
 from redrafter_training.data.windows import Repeated, Windows, encode_files, mixed_batches
 from redrafter_training.distributed.context import TrainContext
 from redrafter_training.evaluate import held_out_windows
-from redrafter_training.responses.examples import load_regenerated
-from redrafter_training.responses.store import is_regenerated
+from redrafter_training.responses.examples import load_responses
+from redrafter_training.responses.store import is_response_folder
 from redrafter_training.responses.transformers_engine import write_texts
 from redrafter_training.target.model import TargetModel
 from redrafter_training.target.packing_probe import show_borders
@@ -77,7 +77,7 @@ class FeedSettings:
 
 def holds_conversations(data: str) -> bool:
     """Whether `data` is to be read, templated and tokenised by conversations."""
-    return not is_source_code(data) and not is_regenerated(data)
+    return not is_source_code(data) and not is_response_folder(data)
 
 
 def source_code_feed(
@@ -98,13 +98,13 @@ def source_code_feed(
     elsewhere = Passages(measured_on["input_ids"])
     answers: list[Tensor] = []
     if config.response_fraction and config.responses.folders:
-        texts = written_before(config.responses, tokenizer, config.window, settings.target)
+        texts = folder_responses(config.responses, tokenizer, config.window, settings.target)
         answers = [text.tokens.long() for text in texts if not _continues(text, elsewhere, tokenizer)]
     elif config.response_fraction:
         front = () if bos is None else (bos,)
         count, seed = config.responses.count, config.seed
         prompts = text_prompts(files, count, tokenizer, front, config.responses, seed, elsewhere=elsewhere)
-        answers = [text for text, _ in own_answers(settings, prompts, target, context)]
+        answers = [text for text, _ in own_responses(settings, prompts, target, context)]
     if config.response_fraction and (tokens := sum(map(len, answers))) < 2 * config.window:
         raise DataError(
             f"the target's own {len(answers)} texts have {tokens} tokens, less than two windows of {config.window}: "
@@ -150,11 +150,12 @@ def conversation_feed(
         print(divided.split)
     answers: Sequence[Example] = []
     if config.response_fraction and config.responses.folders:
-        answers = written_before(config.responses, tokenizer, config.window, settings.target)
+        answers = folder_responses(config.responses, tokenizer, config.window, settings.target)
     elif config.response_fraction:
-        prompts = prompts_to_answer(training, held_out, tokenizer, config.window, config.responses, config.seed)
+        prompts = response_prompts(training, held_out, tokenizer, config.window, config.responses, config.seed)
         answers = [
-            answer_example(text, start, tokenizer) for text, start in own_answers(settings, prompts, target, context)
+            response_example(text, start, tokenizer)
+            for text, start in own_responses(settings, prompts, target, context)
         ]
     answers = without(answers, divided.split.keys)
     if config.response_fraction and not answers:
@@ -190,7 +191,7 @@ def packed_feed(
         training,
         answers,
         batch_size=config.batch_size,
-        answer_fraction=fraction,
+        response_fraction=fraction,
         least=least,
         seed=config.seed,
         window=window,
@@ -216,12 +217,12 @@ def packed_window(settings: FeedSettings, target: TargetModel, context: TrainCon
     return None
 
 
-def regenerated_feed(
+def response_feed(
     settings: FeedSettings, target: TargetModel, tokenizer: PreTrainedTokenizerBase, context: TrainContext
 ) -> Feed:
     """Texts that the target has written beforehand, and nothing else."""
     config = settings.config
-    texts = load_regenerated(
+    texts = load_responses(
         Path(settings.data),
         tokenizer,
         config.window,
@@ -237,21 +238,21 @@ def regenerated_feed(
     return packed_feed(settings, target, context, texts.training, [], texts.held_out, measured, facts)
 
 
-def written_before(
+def folder_responses(
     config: ResponseConfig, tokenizer: PreTrainedTokenizerBase, window: int, target: Mapping[str, str] | None = None
 ) -> list[Example]:
     """The texts for training of all folders of responses, each of at most `window` tokens.
 
     Raises:
-        DataError: a folder is none of `redrafter_training.respond`'s, or see `load_regenerated`.
+        DataError: a folder is none of `redrafter_training.respond`'s, or see `load_responses`.
     """
     texts: list[Example] = []
     for folder in config.folders:
-        if not is_regenerated(folder):
+        if not is_response_folder(folder):
             raise DataError(
                 f"{folder}: no folder of answers; python -m redrafter_training.respond --out {folder} makes one"
             )
-        loaded = load_regenerated(
+        loaded = load_responses(
             Path(folder), tokenizer, window, config.longest_repeat, target=target, any_target=config.any_target
         )
         texts += loaded.training
@@ -277,7 +278,7 @@ def _frequencies(
     return token_frequencies(learned, written, response_fraction, vocab_size)
 
 
-def own_answers(
+def own_responses(
     settings: FeedSettings, prompts: Sequence[Tensor], target: TargetModel, context: TrainContext
 ) -> list[tuple[Tensor, int]]:
     """The target's texts after `prompts` and the prompts' lengths, written by rank 0 now or at an earlier start.
@@ -321,8 +322,8 @@ def open_feed(
         (settings.data_config, settings.data_split, settings.held_out_split)
     ):
         raise DataError(f"{settings.data} has no splits: leave --data-config, --data-split and --held-out-split away")
-    if is_regenerated(settings.data):
-        return regenerated_feed(settings, target, tokenizer, context)
+    if is_response_folder(settings.data):
+        return response_feed(settings, target, tokenizer, context)
     if holds_conversations(settings.data):
         return conversation_feed(settings, target, tokenizer, context)
     return source_code_feed(settings, target, tokenizer, context)

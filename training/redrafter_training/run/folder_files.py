@@ -6,7 +6,7 @@ from pathlib import Path
 
 from redrafter_training.data.python_corpus import corpus_root, is_source_code, source_files
 from redrafter_training.data.records import DATA_SUFFIXES, data_set_files
-from redrafter_training.responses.store import is_regenerated
+from redrafter_training.responses.store import is_response_folder
 
 NAMED = 5  # files named of those passed over
 
@@ -18,7 +18,7 @@ def passed_over(data: str, *, config: str | None = None, splits: Iterable[str | 
         DataError: the folder holds a data set that cannot be read.
     """
     folder = Path(data).expanduser()
-    if not folder.is_dir() or is_regenerated(data):
+    if not folder.is_dir() or is_response_folder(data):
         return None
     code = is_source_code(data)
     if code:

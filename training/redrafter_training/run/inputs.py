@@ -12,7 +12,7 @@ from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.data.python_corpus import corpus_root, is_source_code, source_files
 from redrafter_training.data.records import load_rows, read_records
 from redrafter_training.data.report import DataError
-from redrafter_training.responses.store import is_regenerated
+from redrafter_training.responses.store import is_response_folder
 from redrafter_training.utils.fingerprint import (
     file_digest,
     files_fingerprint,
@@ -50,7 +50,7 @@ def data_fingerprint(job: Job) -> str:
     """
     data, path = job.data, Path(job.data)
     try:
-        if is_regenerated(data):
+        if is_response_folder(data):
             return folder_fingerprint(path, ANSWERS)
         if is_source_code(data):
             root, files = source_files(corpus_root(data))

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from redrafter_training.config.job import Job
 from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.hidden_states.store import most_bytes
-from redrafter_training.responses.store import is_regenerated
+from redrafter_training.responses.store import is_response_folder
 from redrafter_training.run.folder_files import passed_over
 from redrafter_training.target.properties import load_config, read_facts
 from redrafter_training.utils.memory import GIB, readable, weight_bytes
@@ -138,7 +138,7 @@ def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, texts: 
         ("steps", f"{budget.max_steps:,}{clock}"),
         ("per step", f"{config.batch_size} rows of {config.window} tokens = {plan.tokens_per_step:,} tokens"),
         ("all steps", f"at most {budget.max_steps * plan.tokens_per_step:,} tokens, {config.beam_length} drafts each"),
-        ("target's own text", _answers_line(config, job.data)),
+        ("target's own text", _responses_line(config, job.data)),
         ("workers", where),
         ("drafter goes to", str(job.out_dir)),
         ("run's folder", str(job.run_folder)),
@@ -162,8 +162,8 @@ def data_note(job: Job) -> str | None:
     return passed_over(job.data, config=job.data_config, splits=splits)
 
 
-def _answers_line(config: DistillConfig, data: str) -> str:
-    if is_regenerated(data):
+def _responses_line(config: DistillConfig, data: str) -> str:
+    if is_response_folder(data):
         return "all of it"
     if not config.response_fraction:
         return "none"

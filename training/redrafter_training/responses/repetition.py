@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 
 
-def loop_start(tokens: Sequence[int], first: int, repeat: int) -> int:
+def repetition_start(tokens: Sequence[int], first: int, repeat: int) -> int:
     """The place from which a text written from `first` on says over again `repeat` tokens in a row; else its length.
 
     Greedy decoding of a small target soon repeats itself without end, and a drafter has nothing to learn from the
