@@ -67,15 +67,15 @@ def parse_request_settings(extra_args: Mapping[str, Any] | None, drafting: Draft
     )
 
 
-def _within(given: Mapping[str, Any], name: str, most: int) -> int | None:
+def _within(given: Mapping[str, Any], name: str, maximum: int) -> int | None:
     value = given.get(name)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
         raise OptionError(f"{name!r} in {KEY!r} of the request must be an integer, not {shown(value)}.")
-    if not 1 <= value <= most:
+    if not 1 <= value <= maximum:
         raise OptionError(
-            f"{name}={shown(value)} in {KEY!r} of the request is out of range; this engine takes 1 to {most}, and "
+            f"{name}={shown(value)} in {KEY!r} of the request is out of range; this engine takes 1 to {maximum}, and "
             "'enabled': false for no drafts."
         )
     return value

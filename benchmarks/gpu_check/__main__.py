@@ -32,7 +32,7 @@ from benchmarks.gpu_check.stages.bundle import pack, unpack
 from benchmarks.record import RESULTS, record, store
 from redrafter_vllm.utils.paths import user_path
 
-LEAST_SECONDS = 10.0  # with less left, no stage is begun
+MIN_SECONDS = 10.0  # with less left, no stage is begun
 PASSED, STALE = "passed", "passed with other code"
 
 
@@ -91,7 +91,7 @@ def stored_or_run(stage: Stage, options: Options, deadline: float, console: Cons
         if found["status"] == PASSED:
             return found if found.get("code") == code_digest() else found | {"status": STALE}
     left = deadline - time.monotonic()
-    if left < LEAST_SECONDS:
+    if left < MIN_SECONDS:
         return {"status": "not run", "summary": "no time was left; call again to go on", "seconds": 0.0}
     # A rehearsal shows nothing by its pace.
     limit = min(stage.limit, left) if options.device == "cuda" else left

@@ -45,7 +45,7 @@ WARM_UP = 2
 
 # Of the logits' own spread. Rounding to a byte moves each product by 1 % (INT8) or 3 % (FP8) of it, and there are four
 # in a row; a kernel that takes scales or codes for other ones is off by the whole.
-MOST_OFF = {None: 0.02, "int8": 0.05, "fp8": 0.15}
+MAX_DEVIATION = {None: 0.02, "int8": 0.05, "fp8": 0.15}
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def ways(drafter: Drafter, dtype: torch.dtype) -> dict[str, tuple[Drafter, Layou
         for table in (False, True):
             name = (quantization or "packed") + (", W·E as a table" if table else "")
             packed = PackedDrafter(drafter, linear_maker(quantization), project_embedding=table)
-            off = checked(name, deviation(packed, drafter), MOST_OFF[quantization])
+            off = checked(name, deviation(packed, drafter), MAX_DEVIATION[quantization])
             found[name] = (packed, Layout(quantization is not None, table), off)
     return found
 
@@ -111,10 +111,10 @@ def deviation(drafter: Drafter, exact: Drafter) -> float:
     return float((found[0] - found[1]).std() / found[1].std())
 
 
-def checked(name: str, off: float, most: float) -> float:
-    """`off`. Raises ValueError where it is more than `most`."""
-    if not off <= most:
-        raise ValueError(f"{name}: the logits are off by {off:.1%} of their spread, more than {most:.0%}")
+def checked(name: str, off: float, maximum: float) -> float:
+    """`off`. Raises ValueError where it is more than `maximum`."""
+    if not off <= maximum:
+        raise ValueError(f"{name}: the logits are off by {off:.1%} of their spread, more than {maximum:.0%}")
     return off
 
 

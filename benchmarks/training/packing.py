@@ -43,7 +43,7 @@ def batches(examples: Sequence[Example], config: DistillConfig, count: int) -> l
         [],
         batch_size=config.batch_size,
         response_fraction=0.0,
-        least=config.beam_length + 1,
+        min_length=config.beam_length + 1,
         seed=config.seed,
         window=config.window if config.packing else None,
     )
@@ -51,7 +51,7 @@ def batches(examples: Sequence[Example], config: DistillConfig, count: int) -> l
 
 
 def padding_share(made: Sequence[Windows]) -> float:
-    padding = sum(int((batch.document < 0).sum()) for batch in made if batch.document is not None)
+    padding = sum(int((batch.doc_ids < 0).sum()) for batch in made if batch.doc_ids is not None)
     return padding / sum(batch.tokens.numel() for batch in made)
 
 

@@ -27,7 +27,7 @@ from redrafter_training.config.recipe import DistillConfig, ResponseConfig
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import LocalContext
 from redrafter_training.target.model import TargetModel, TargetOutputs
-from redrafter_training.trainer.fused_head_loss import LossConfig, straightforward_head_loss
+from redrafter_training.trainer.fused_head_loss import LossConfig, head_loss_reference
 from redrafter_training.trainer.loop import Replica, accumulate_gradients, inner_matrices
 from redrafter_training.trainer.loss import num_positions, truth_of, unrolled_features
 from redrafter_training.trainer.lr_schedule import Budget
@@ -111,9 +111,9 @@ def make_setting(options: Options, vocab_size: int) -> Setting:
     rows = (options.batch_size, options.window)
     embedding = torch.randn(vocab_size, options.hidden_size, generator=generator)
     hidden = torch.randn(*rows, options.hidden_size, generator=generator)
-    valid = torch.ones(rows, dtype=torch.bool)
-    valid[-1, options.window // 2 :] = False
-    batch = Windows(torch.randint(vocab_size, rows, generator=generator), valid)
+    loss_mask = torch.ones(rows, dtype=torch.bool)
+    loss_mask[-1, options.window // 2 :] = False
+    batch = Windows(torch.randint(vocab_size, rows, generator=generator), loss_mask)
     device = torch.device(options.device)
     outputs = TargetOutputs(hidden.to(device), (hidden @ embedding.T / 4).to(device))
     return Setting(config, shape, embedding.to(device), outputs, batch.to(device))
@@ -127,24 +127,22 @@ def lean_gradients(drafter: Drafter, setting: Setting) -> float:
     return accumulate_gradients(replica, setting.embedding, target, setting.batch, setting.config, context).loss
 
 
-def straightforward_gradients(drafter: Drafter, setting: Setting) -> float:
+def reference_gradients(drafter: Drafter, setting: Setting) -> float:
     """All logits of all depths at once."""
     config, batch = setting.config, setting.batch
     depths, last = config.beam_length, num_positions(config.window, config.beam_length)
-    counts = torch.stack([batch.valid[:, t : t + last].sum() for t in range(1, depths + 1)]).clamp(min=1)
+    counts = torch.stack([batch.loss_mask[:, t : t + last].sum() for t in range(1, depths + 1)]).clamp(min=1)
     scale = torch.tensor(config.depth_weights, device=counts.device) / counts
     with torch.autocast(batch.tokens.device.type, torch.bfloat16):
         features = unrolled_features(drafter, setting.embedding, setting.outputs.hidden, batch.tokens, depths, 0, last)
-        truth = truth_of(setting.outputs, batch.tokens, batch.valid, depths, 0, last)
-        result = straightforward_head_loss(
-            features, drafter.output.weight, truth, scale, config.loss, drafter.draft_tokens
-        )
+        truth = truth_of(setting.outputs, batch.tokens, batch.loss_mask, depths, 0, last)
+        result = head_loss_reference(features, drafter.output.weight, truth, scale, config.loss, drafter.draft_tokens)
     result.total.backward()
     return float(result.total.detach())
 
 
 FORMS: dict[str, Callable[[Drafter, Setting], float]] = {
-    "straightforward": straightforward_gradients,
+    "straightforward": reference_gradients,
     "lean": lean_gradients,
 }
 

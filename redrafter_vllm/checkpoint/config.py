@@ -28,15 +28,15 @@ class DrafterConfig:
     draft_vocab_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least, most in (
+        for name, minimum, maximum in (
             ("vocab_size", 1, MAX_SIZE),
             ("hidden_size", 1, MAX_SIZE),
             ("exit_dim", 1, MAX_SIZE),
             ("num_draft_layers", 0, MAX_DRAFT_LAYERS),
         ):
             value = getattr(self, name)
-            if type(value) is not int or not least <= value <= most:
-                raise ValueError(f"{name} must be an integer from {least} to {most}, not {shown(value)}")
+            if type(value) is not int or not minimum <= value <= maximum:
+                raise ValueError(f"{name} must be an integer from {minimum} to {maximum}, not {shown(value)}")
         if type(self.rnn) is not bool:
             raise ValueError(f"rnn must be true or false, not {shown(self.rnn)}")
         trimmed = self.draft_vocab_size

@@ -49,7 +49,7 @@ _COMMON_KEYS = (
     "transformers_version",
     "use_cache",
 )
-_MOST_GUESSES = 4  # as many as a message lists
+_MAX_GUESSES = 4  # as many as a message lists
 _HEAD = re.compile(r"(?:lm_heads?|layers|0)\.(\d+\.linear\.(?:weight|bias)|\d+\.weight)")
 _INPUT_PROJ = re.compile(r"input_projs\.(?:0\.)?(weight|bias)")
 
@@ -92,7 +92,7 @@ def unknown_keys(config: Mapping[str, Any]) -> list[str]:
     else:
         given = {key: key for key in config}
     unknown = [key for key, name in given.items() if name not in (*known, *_COMMON_KEYS)]
-    return [_with_guess(key, known) if place < _MOST_GUESSES else key for place, key in enumerate(unknown)]
+    return [_with_guess(key, known) if place < _MAX_GUESSES else key for place, key in enumerate(unknown)]
 
 
 def is_inside_target(config: Mapping[str, Any]) -> bool:

@@ -36,10 +36,10 @@ def shown(value: object) -> str:
     return text if len(text) <= 3 * LONGEST_VALUE else f"{text[: 3 * LONGEST_VALUE]}..."
 
 
-def listed(names: Sequence[str], most: int = 4) -> str:
+def listed(names: Sequence[str], max_names: int = 4) -> str:
     """The first names, as they are unless they are long or unprintable, and the number of the others."""
-    first = [name if name.isprintable() and len(name) <= LONGEST_VALUE else shown(name) for name in names[:most]]
-    return ", ".join(first) + (f" and {len(names) - most} more" if len(names) > most else "")
+    first = [name if name.isprintable() and len(name) <= LONGEST_VALUE else shown(name) for name in names[:max_names]]
+    return ", ".join(first) + (f" and {len(names) - max_names} more" if len(names) > max_names else "")
 
 
 def one_line(text: str) -> str:
@@ -95,9 +95,9 @@ def is_dangling(path: Path) -> bool:
     return path.is_symlink() and not path.exists()
 
 
-def _without_middle(text: str, most: int) -> str:
-    half = (most - 5) // 2
-    return text if len(text) <= most else f"{text[:half]} ... {text[-half:]}"
+def _without_middle(text: str, max_length: int) -> str:
+    half = (max_length - 5) // 2
+    return text if len(text) <= max_length else f"{text[:half]} ... {text[-half:]}"
 
 
 def _letters(name: str) -> str:

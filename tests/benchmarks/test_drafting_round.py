@@ -8,7 +8,7 @@ import pytest
 import torch
 from vllm.platforms import current_platform
 
-from benchmarks.serving.drafting_round import MOST_OFF, checked, deviation
+from benchmarks.serving.drafting_round import MAX_DEVIATION, checked, deviation
 from redrafter_vllm.model.packed import Linear, PackedDrafter
 from redrafter_vllm.model.quantization import rounding_linear
 from tests.cpu_kernels import CHOICES
@@ -49,8 +49,8 @@ def test_a_product_with_wrong_scales_is_not_timed() -> None:
         return rounding_linear("int8", weight / size * size.flip(0), bias)
 
     off = deviation(PackedDrafter(drafter, rounded), drafter)
-    assert checked("rounded", off, MOST_OFF["int8"]) == off > 0
+    assert checked("rounded", off, MAX_DEVIATION["int8"]) == off > 0
     with pytest.raises(ValueError, match=r"shuffled: the logits are off by .* more than 5%"):
-        checked("shuffled", deviation(PackedDrafter(drafter, shuffled), drafter), MOST_OFF["int8"])
+        checked("shuffled", deviation(PackedDrafter(drafter, shuffled), drafter), MAX_DEVIATION["int8"])
     with pytest.raises(ValueError, match="off by nan"):
         checked("shuffled", float("nan"), 0.1)

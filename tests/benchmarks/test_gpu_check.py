@@ -22,7 +22,7 @@ from benchmarks.gpu_check import __main__ as gpu_check
 from benchmarks.gpu_check.__main__ import STAGES, Found, Options, Stage, main, parse_args, print_table
 from benchmarks.gpu_check.stages import Call, draft_round, identity, kernel_times, machine, outcome_file, speed
 from benchmarks.gpu_check.stages.bundle import pack, unpack
-from benchmarks.gpu_check.stages.engines import Difference, count_differences, differences, most_by_rounding
+from benchmarks.gpu_check.stages.engines import Difference, count_differences, differences, max_by_rounding
 from benchmarks.gpu_check.stages.suite import run_files
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.config import DraftingConfig
@@ -228,7 +228,7 @@ def test_differences_and_near_ties() -> None:
 def test_rounding_is_told_from_faults(exact: dict[str, Any], coarse: dict[str, Any], passed: bool) -> None:
     same = {"requests": 64, "greedy": 0, "real": [], "seeded": 0, "plain_batch_1_to_8": 7}
     assert identity.judge({"float32": same | exact, "bfloat16": same | coarse}).passed is passed
-    assert [most_by_rounding(itself) for itself in (0, 1, 7)] == [2, 2, 14]
+    assert [max_by_rounding(itself) for itself in (0, 1, 7)] == [2, 2, 14]
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_caches_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = kernel_times.Sizes(batch=2, context=20, nodes=5)
     bytes_of_one = 2 * 26 * 2 * 8 * 64 * 4
     for most, layers in ((0, 1), (bytes_of_one, 2), (1 << 40, 4)):
-        monkeypatch.setitem(kernel_times.MOST_CACHED, "cpu", most)
+        monkeypatch.setitem(kernel_times.MAX_CACHED, "cpu", most)
         (case,) = kernel_times.attention_cases("cpu", "llama-0.1b", sizes)
         assert len({part.args[1].data_ptr() for part in case.calls}) == layers
 

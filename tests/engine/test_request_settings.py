@@ -34,7 +34,7 @@ SETTINGS: list[dict[str, Any] | None] = [
     {},
 ]
 # Nodes at most, with four beams of four tokens in sixteen slots.
-MOST_NODES = [16, 0, 1, 5, 4, 8, 0, 16]
+MAX_NODES = [16, 0, 1, 5, 4, 8, 0, 16]
 
 
 def requests(settings: list[dict[str, Any] | None], **options: Any) -> list[Any]:
@@ -85,7 +85,7 @@ def test_mixed_in_one_batch(make_engine: MakeEngine, random_target: Path, option
         slots[index] = max(slots[index], num_slots)
         assert num_nodes <= num_slots
     # The scheduler saved the rows: nothing was set aside beyond what a request wants.
-    assert slots == MOST_NODES
+    assert slots == MAX_NODES
 
 
 def test_own_trees_keep_to_the_limits(make_engine: MakeEngine, random_target: Path) -> None:
@@ -102,7 +102,7 @@ def test_own_trees_keep_to_the_limits(make_engine: MakeEngine, random_target: Pa
             parents = self.rows.parents[row, :count].tolist()
             index = int(request_id.split("-")[0]) - first
             leaves[index] = max(leaves[index], count - len({parent for parent in parents if parent >= 0}))
-            assert count <= MOST_NODES[index]
+            assert count <= MAX_NODES[index]
         return result
 
     first = next_request_number(tree)

@@ -29,8 +29,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 LONGEST_MESSAGE = 2000
-MOST_SECONDS = 1.0  # of processor time, which a busy machine does not lengthen
-MOST_MEMORY = 256 << 20  # bytes for one input
+MAX_SECONDS = 1.0  # of processor time, which a busy machine does not lengthen
+MAX_MEMORY = 256 << 20  # bytes for one input
 HANGS_AFTER = 20  # seconds by the clock
 
 
@@ -82,8 +82,8 @@ def only(*documented: type[Exception]) -> Iterator[None]:
         assert message.isprintable(), f"not one printable line: {message[:LONGEST_MESSAGE]!r}"
         assert len(message) <= LONGEST_MESSAGE, f"{len(message)} characters: {message[:LONGEST_MESSAGE]}"
     tally.slowest = max(tally.slowest, taken)
-    assert taken < MOST_SECONDS, f"took {taken:.1f} s"
-    assert _peak_memory() - peak < MOST_MEMORY, f"took {_peak_memory() - peak >> 20} MiB"
+    assert taken < MAX_SECONDS, f"took {taken:.1f} s"
+    assert _peak_memory() - peak < MAX_MEMORY, f"took {_peak_memory() - peak >> 20} MiB"
 
 
 @contextmanager
@@ -219,10 +219,10 @@ def damaged(draw: st.DrawFn, valid: Sequence[Any], known: tuple[str, ...] = ("a"
 
 
 @st.composite
-def damaged_bytes(draw: st.DrawFn, intact: st.SearchStrategy[bytes], most: int = 4) -> bytes:
-    """Bytes with up to `most` pieces overwritten, inserted, repeated or cut out."""
+def damaged_bytes(draw: st.DrawFn, intact: st.SearchStrategy[bytes], max_changes: int = 4) -> bytes:
+    """Bytes with up to `max_changes` pieces overwritten, inserted, repeated or cut out."""
     data = draw(intact)
-    for _ in range(draw(st.integers(0, most))):
+    for _ in range(draw(st.integers(0, max_changes))):
         start = draw(st.integers(0, len(data)))
         end = min(len(data), start + draw(st.integers(0, 8)))
         piece = draw(_PIECES)
@@ -239,7 +239,7 @@ def damaged_bytes(draw: st.DrawFn, intact: st.SearchStrategy[bytes], most: int =
 
 def damaged_json(valid: Sequence[Any], known: tuple[str, ...] = ("a",)) -> st.SearchStrategy[bytes]:
     """The text of a JSON document, with values, keys or bytes that are not as they should be."""
-    return damaged_bytes(damaged(valid, known).map(to_json), most=2)
+    return damaged_bytes(damaged(valid, known).map(to_json), max_changes=2)
 
 
 def to_json(document: Any) -> bytes:

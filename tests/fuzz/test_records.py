@@ -76,7 +76,7 @@ def test_json(scratch: Path, document: bytes) -> None:
 def lines(draw: st.DrawFn) -> bytes:
     """Lines of JSON, with lines and bytes that are not as they should be."""
     made = draw(st.lists(damaged(RECORDS, KEYS).map(to_json), min_size=1, max_size=3))
-    return draw(damaged_bytes(st.just(b"\n".join([to_json(SHAREGPT), *made])), most=2))
+    return draw(damaged_bytes(st.just(b"\n".join([to_json(SHAREGPT), *made])), max_changes=2))
 
 
 @given(lines())
@@ -98,7 +98,7 @@ def tokenizer() -> Any:
     return byte_tokenizer()
 
 
-@given(damaged_bytes(st.sampled_from([CHATML, QWEN_LIKE, R1_LIKE]).map(str.encode), most=3))
+@given(damaged_bytes(st.sampled_from([CHATML, QWEN_LIKE, R1_LIKE]).map(str.encode), max_changes=3))
 @example(b"{{ messages[0]['content'] * 999999 }}")
 @example(b"{% for a in range(99999999999) %}{% endfor %}")
 @example(b"{{ 9 ** 9 ** 9 }}")

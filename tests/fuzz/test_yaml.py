@@ -81,7 +81,7 @@ def names(holder: type) -> list[str]:
 def documents(valid: dict[str, Any], holders: Sequence[type]) -> st.SearchStrategy[bytes]:
     """The text of a file of keys, with values, keys or bytes that are not as they should be."""
     known = tuple(name for holder in holders for name in names(holder))
-    return damaged_bytes(damaged([valid], known).map(to_yaml), most=2)
+    return damaged_bytes(damaged([valid], known).map(to_yaml), max_changes=2)
 
 
 def to_yaml(document: Any) -> bytes:

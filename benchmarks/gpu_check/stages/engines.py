@@ -79,6 +79,6 @@ def count_differences(one: Sequence[Sequence[int]], other: Sequence[Sequence[int
     return sum(list(a) != list(b) for a, b in zip(one, other, strict=True))
 
 
-def most_by_rounding(itself: int) -> int:
+def max_by_rounding(itself: int) -> int:
     """Requests that may differ in bfloat16, where so many of an engine's own do at another batch size."""
     return max(2, 2 * itself)

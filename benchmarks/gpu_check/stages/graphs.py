@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from benchmarks.gpu_check.stages import Call, Outcome
-from benchmarks.gpu_check.stages.engines import SIZES, TREE, count_differences, make_engine, most_by_rounding
+from benchmarks.gpu_check.stages.engines import SIZES, TREE, count_differences, make_engine, max_by_rounding
 from benchmarks.serving.speedup.engine import Turn
 
 # No compilation: it takes long, and changes the rounding.
@@ -42,6 +42,6 @@ def run(call: Call) -> Outcome:
         f"{differing[1]} at 8, and {itself} without graphs from themselves at the other batch; "
         f"{step['eager']:.2f} ms a step without graphs, {step['graphs']:.2f} with"
     )
-    passed = (captured or call.device != "cuda") and max(differing) <= most_by_rounding(itself)
+    passed = (captured or call.device != "cuda") and max(differing) <= max_by_rounding(itself)
     figures = {"captured": captured, "differing": differing, "itself": itself, "milliseconds_per_step": step}
     return Outcome(passed, summary, figures)

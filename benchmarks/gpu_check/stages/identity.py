@@ -19,13 +19,13 @@ from benchmarks.gpu_check.stages.engines import (
     count_differences,
     differences,
     make_engine,
-    most_by_rounding,
+    max_by_rounding,
 )
 from benchmarks.serving.speedup.engine import EngineProcess, Turn
 
 NEAR = 1e-4  # natural log; float32 moves the logits of this target by 2e-5
 # Of 64 requests: with 6,000 tokens less than one near-tie is to be expected, and a fault makes most requests differ.
-MOST_TIES = 2
+MAX_TIES = 2
 DTYPES = ("float32", "bfloat16")
 
 
@@ -51,9 +51,9 @@ def judge(figures: dict[str, Any]) -> Outcome:
     exact, coarse = figures["float32"], figures["bfloat16"]
     passed = (
         not exact["real"]
-        and exact["greedy"] <= MOST_TIES
-        and exact["seeded"] <= MOST_TIES
-        and coarse["greedy"] <= most_by_rounding(coarse["plain_batch_1_to_8"])
+        and exact["greedy"] <= MAX_TIES
+        and exact["seeded"] <= MAX_TIES
+        and coarse["greedy"] <= max_by_rounding(coarse["plain_batch_1_to_8"])
     )
     parts = [
         f"{dtype}: of {found['requests']} requests differ greedy {found['greedy']} ({len(found['real'])} beyond "

@@ -23,7 +23,7 @@ from redrafter_vllm.ops.tree_attention import TreeBatch
 
 BLOCK_SIZE = 16
 SLOWER = 1.2  # tree attention may take so many times as long as FlashAttention
-MOST_CACHED = {"cuda": 1 << 28, "cpu": 0}  # bytes; several times the L2 of an H200
+MAX_CACHED = {"cuda": 1 << 28, "cpu": 0}  # bytes; several times the L2 of an H200
 SPLITS = 32  # vLLM's flash_attn_max_num_splits_for_cuda_graph
 
 
@@ -121,7 +121,7 @@ def attention_cases(device: str, shape_name: str, sizes: Sizes) -> Iterator[Case
     size = (sizes.batch * pages, shape.num_key_value_heads, BLOCK_SIZE, 2 * shape.head_dim)
     query = torch.randn(sizes.batch * rows, shape.num_attention_heads, shape.head_dim, device=device, dtype=dtype)
     cache_bytes = sizes.batch * length * 2 * shape.num_key_value_heads * shape.head_dim * query.itemsize
-    layers = min(shape.num_hidden_layers, 1 + -(-MOST_CACHED[device] // cache_bytes))
+    layers = min(shape.num_hidden_layers, 1 + -(-MAX_CACHED[device] // cache_bytes))
     caches = [torch.randn(size, device=device, dtype=dtype) for _ in range(layers)]
     batch = step_of(sizes, pages, device)
     scale, out, needed = shape.head_dim**-0.5, torch.empty_like(query), cache_bytes + 2 * query.nbytes

@@ -41,15 +41,15 @@ class Contents:
     def total_bytes(self) -> int:
         return sum(map(self.num_bytes, self.shapes))
 
-    def shards(self, most: int) -> list[list[str]]:
-        """Names in order, in groups of at most `most` bytes; a tensor larger than that has a group of its own."""
+    def shards(self, max_bytes: int) -> list[list[str]]:
+        """Names in order, in groups of at most `max_bytes` bytes; a tensor larger than that has a group of its own."""
         groups: list[list[str]] = []
         room = 0
         for name in self.shapes:
             size = self.num_bytes(name)
             if not groups or size > room:
                 groups.append([])
-                room = most
+                room = max_bytes
             groups[-1].append(name)
             room -= size
         return groups

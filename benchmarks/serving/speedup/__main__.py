@@ -83,9 +83,9 @@ class Fleet:
             return None
 
 
-def compared(fleet: Fleet, options: Options, batch: int, most: int | None) -> list[dict[str, Any]]:
-    """Plain vLLM and the first `most` ways to draft at one batch size."""
-    turn, names = options.turn(batch), [PLAIN, *fleet.drafting[:most]]
+def compared(fleet: Fleet, options: Options, batch: int, max_ways: int | None) -> list[dict[str, Any]]:
+    """Plain vLLM and the first `max_ways` ways to draft at one batch size."""
+    turn, names = options.turn(batch), [PLAIN, *fleet.drafting[:max_ways]]
     for name in names:  # what the first step of a batch this large costs belongs to no turn
         fleet.ask(name, lambda engine: engine.take(replace(turn, prompts=batch, tokens=WARM_UP_TOKENS)))
     taken: dict[str, list[dict[str, Any]]] = {name: [] for name in names}

@@ -111,8 +111,8 @@ def _rank_key(sums_ptr, owner_ptr, flat_M, num_flat, width):
     inside_M = flat_M < num_flat
     sums_M = tl.load(sums_ptr + flat_M, mask=inside_M, other=0.0)
     owner_M = tl.load(owner_ptr + flat_M, mask=inside_M, other=-1)
-    least = -3.4028234663852886e38
-    return tl.where(owner_M == flat_M % width, tl.maximum(sums_M, least), float("-inf"))
+    lowest = -3.4028234663852886e38
+    return tl.where(owner_M == flat_M % width, tl.maximum(sums_M, lowest), float("-inf"))
 
 
 @triton.jit
@@ -160,7 +160,7 @@ def _build_kernel(
     if beam_limit_ptr is not None:
         source_W = tl.where(beam_W < tl.load(beam_limit_ptr + req), beam_W, 0)
     sum_W = tl.zeros((BLOCK_W,), tl.float64)
-    least_W = tl.full((BLOCK_W,), float("inf"), tl.float32)
+    min_W = tl.full((BLOCK_W,), float("inf"), tl.float32)
     num_prefixes = 0
     greatest = 3.4028234663852886e38
     for step in range(length):
@@ -172,9 +172,9 @@ def _build_kernel(
         sum_W += log_prob_W.to(tl.float32).to(tl.float64)
         rounded_W = sum_W.to(tl.float32)
         finite_W = tl.minimum(tl.maximum(rounded_W, -greatest), greatest)
-        least_W = tl.minimum(least_W, tl.where(rounded_W == rounded_W, finite_W, float("-inf")))
+        min_W = tl.minimum(min_W, tl.where(rounded_W == rounded_W, finite_W, float("-inf")))
         owner_W = tl.min(tl.where(agree_WW, beam_W[None, :], BLOCK_W), axis=1)
-        shared_W = tl.max(tl.where(agree_WW, least_W[None, :], float("-inf")), axis=1)
+        shared_W = tl.max(tl.where(agree_WW, min_W[None, :], float("-inf")), axis=1)
         tl.store(sums_ptr + step * width + beam_W, shared_W, mask=exists_W)
         tl.store(owner_ptr + step * width + beam_W, owner_W, mask=exists_W)
         num_prefixes += tl.sum((owner_W == beam_W).to(tl.int32))

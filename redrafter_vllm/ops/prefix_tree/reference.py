@@ -41,8 +41,8 @@ def prefix_tree(
         return x_BWT.transpose(1, 2).flatten(1)
 
     sums_BM, is_copy_BM = by_step(sums_BWT), by_step(is_copy_BWT)
-    least = torch.finfo(torch.float32).min
-    rank_key_BM = sums_BM.clamp(min=least).masked_fill(is_copy_BM, -torch.inf)
+    lowest = torch.finfo(torch.float32).min
+    rank_key_BM = sums_BM.clamp(min=lowest).masked_fill(is_copy_BM, -torch.inf)
     order_BM = rank_key_BM.sort(dim=-1, descending=True, stable=True).indices
     place_BM = torch.empty_like(order_BM).scatter_(
         1, order_BM, torch.arange(width * length, device=tokens.device).expand_as(order_BM)

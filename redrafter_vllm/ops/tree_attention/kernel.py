@@ -145,7 +145,7 @@ def _arguments(
     k_scale: Tensor | None,
     v_scale: Tensor | None,
     dtype: torch.dtype,
-    most_rows: int = 64,
+    max_rows: int = 64,
 ) -> tuple[Tiling, dict[str, Any]]:
     """What both kernels take; `dtype` is what they multiply in."""
     (_, num_heads, head_size), (_, num_kv_heads, block_size, entry_size) = query.shape, kv_cache.shape
@@ -162,7 +162,7 @@ def _arguments(
     if query.stride(2) != 1 or kv_cache.stride(3) != 1:
         raise ValueError("the last dimension of query and kv_cache must be contiguous")
     group = num_heads // num_kv_heads
-    tiling = Tiling.choose(dtype, head_size, min(batch.max_query_len * group, most_rows))
+    tiling = Tiling.choose(dtype, head_size, min(batch.max_query_len * group, max_rows))
     return tiling, {
         "query_ptr": query.view(torch.uint8) if _is_fp8(query) else query,
         "query_token_stride": query.stride(0),

@@ -31,22 +31,22 @@ def example(number: int, length: int = 5, learned: tuple[int, ...] = (2, 3)) -> 
 
 
 def test_rows_by_hand() -> None:
-    windows = collate([example(7, 5, (2, 4)), example(9, 3, (1,))], least=4)
+    windows = collate([example(7, 5, (2, 4)), example(9, 3, (1,))], min_length=4)
     assert windows.tokens.shape == (2, 16)
     assert windows.tokens[:, :6].tolist() == [[7, 7, 7, 7, 7, 0], [9, 9, 9, 0, 0, 0]]
     # The tokens to be learned are numbers 2 and 4: what is predicted after 1 and after 3.
-    assert windows.valid[:, :6].int().tolist() == [[0, 1, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0]]
-    assert collate([example(1)], least=17).tokens.shape == (1, 32)
+    assert windows.loss_mask[:, :6].int().tolist() == [[0, 1, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0]]
+    assert collate([example(1)], min_length=17).tokens.shape == (1, 32)
 
 
 def test_shares_and_passes() -> None:
     conversations, answers = [example(n) for n in range(1, 4)], [example(n) for n in range(11, 14)]
-    batches = conversation_batches(conversations, answers, batch_size=4, response_fraction=0.25, least=4, seed=0)
+    batches = conversation_batches(conversations, answers, batch_size=4, response_fraction=0.25, min_length=4, seed=0)
     rows = [batch.tokens[:, 0].tolist() for batch in islice(batches, 6)]
     assert all(sorted(row[:3]) == [1, 2, 3] and row[3] > 10 for row in rows)
     assert sorted(row[3] for row in rows[:3]) == sorted(row[3] for row in rows[3:]) == [11, 12, 13]
     with pytest.raises(ValueError, match="empty"):
-        next(conversation_batches(conversations, [], batch_size=4, response_fraction=0.5, least=4, seed=0))
+        next(conversation_batches(conversations, [], batch_size=4, response_fraction=0.5, min_length=4, seed=0))
 
 
 def test_prompts_to_answer_are_different_ones_that_leave_room() -> None:

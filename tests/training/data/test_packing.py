@@ -33,13 +33,13 @@ def marks(mask: torch.Tensor) -> str:
 def test_a_window_by_hand() -> None:
     windows = by_hand()
     assert windows.tokens.tolist() == [[10, 11, 12, 13, 14, 20, 21, 7, 7, 7]]
-    assert windows.document is not None
-    assert windows.document.tolist() == [[0, 0, 0, 0, 0, 1, 1, -1, -1, -1]]
+    assert windows.doc_ids is not None
+    assert windows.doc_ids.tolist() == [[0, 0, 0, 0, 0, 1, 1, -1, -1, -1]]
     assert windows.positions is not None
     # Padding goes on after the last document, so that it makes no border of its own.
     assert windows.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 4]]
     # After token 11 comes 12, which is to be learned; after 14 comes another document.
-    assert marks(windows.valid) == "-+++-+----"
+    assert marks(windows.loss_mask) == "-+++-+----"
 
 
 def test_terms_by_hand() -> None:
@@ -75,7 +75,7 @@ def test_every_token_once_and_no_term_across_documents(seed: int) -> None:
     windows = packing.rows(range(len(packing)))
     # Tokens are numbered through all examples, from 1; padding is 0.
     learned = [int(t) for e in examples for t in e.tokens[e.loss]]
-    assert sorted(windows.tokens[:, 1:][windows.valid[:, :-1]].tolist()) == learned
+    assert sorted(windows.tokens[:, 1:][windows.loss_mask[:, :-1]].tolist()) == learned
     assert sorted(t for t in windows.tokens.flatten().tolist() if t) == list(range(1, sum(map(len, examples)) + 1))
     owner = {int(t): number for number, e in enumerate(examples) for t in e.tokens}
     for depth in (1, 2):
@@ -96,8 +96,8 @@ def test_windows_in_any_order_are_the_same_windows() -> None:
     every = packing.rows(range(len(packing)))
     some = packing.rows([len(packing) - 1, 0])
     assert torch.equal(some.tokens, every.tokens[[-1, 0]])
-    assert some.document is not None and every.document is not None
-    assert torch.equal(some.document, every.document[[-1, 0]])
+    assert some.doc_ids is not None and every.doc_ids is not None
+    assert torch.equal(some.doc_ids, every.doc_ids[[-1, 0]])
 
 
 def test_seeds_decide() -> None:
@@ -129,7 +129,7 @@ def test_what_cannot_be_packed() -> None:
         Packing([example(0, "-+"), example(5, "-++++++++")], 8, seed=0)
     with pytest.raises(ValueError, match="9 tokens do not fit a row of 8"):
         arrange([[example(0, "-+"), example(5, "-++++++")]], 8)
-    with pytest.raises(ValueError, match="documents of"):
+    with pytest.raises(ValueError, match="doc_ids of"):
         Windows(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(3))
     for loss in ("---", "+-+"):
         with pytest.raises(ValueError, match="some token must carry loss"):

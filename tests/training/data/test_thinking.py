@@ -71,8 +71,8 @@ def learned(tokenizer: PreTrainedTokenizerBase, batches: Iterable[Windows], coun
     """What stands before the first token to be learned, and what is learned, of each row of `count` batches."""
     found = set()
     for batch in islice(batches, count):
-        for tokens, valid in zip(batch.tokens, batch.valid, strict=True):
-            counts = valid.nonzero()[:, 0] + 1  # a position counts when the token after it is to be learned
+        for tokens, loss_mask in zip(batch.tokens, batch.loss_mask, strict=True):
+            counts = loss_mask.nonzero()[:, 0] + 1  # a position counts when the token after it is to be learned
             found.add((tokenizer.decode(tokens[: counts[0]]), tokenizer.decode(tokens[counts])))
     return found
 

@@ -56,7 +56,7 @@ def mixture(share: float) -> DistillConfig:
 def test_mixture_holds_the_asked_share_and_uses_every_answer() -> None:
     answers = [torch.arange(10, 20), torch.arange(30, 45), torch.arange(50, 67)]  # 42 tokens: 6 windows, or 5 and rests
     batches = list(islice(mixed_batches(FILES, answers, 5, mixture(0.5)), 2))
-    assert all(b.valid.all() and len(b) == 4 and (b.tokens[:2, 1:] >= 100).all() for b in batches)
+    assert all(b.loss_mask.all() and len(b) == 4 and (b.tokens[:2, 1:] >= 100).all() for b in batches)
     written = torch.cat([b.tokens[2:] for b in batches])
     assert (written[:, 0] == 5).all() and (written[:, 1:] < 100).all()
     assert len(set(written[:, 1:].flatten().tolist())) == 28  # no token of them twice in an epoch

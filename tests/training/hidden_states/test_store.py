@@ -20,7 +20,7 @@ from redrafter_training.__main__ import main
 from redrafter_training.config.recipe import DistillConfig, ResponseConfig
 from redrafter_training.data.windows import Windows, text_batches
 from redrafter_training.distributed.context import LocalContext
-from redrafter_training.hidden_states.store import HiddenCache, HiddenCacheError, most_bytes
+from redrafter_training.hidden_states.store import HiddenCache, HiddenCacheError, max_bytes
 from redrafter_training.hidden_states.target import CachedTarget, fill
 from redrafter_training.hidden_states.text_index import TextIndex, UnknownTextError, texts_of
 from redrafter_training.target.model import TargetModel, TargetOutputs
@@ -45,10 +45,10 @@ def batches(count: int = 3) -> list[Windows]:
     generator = torch.Generator().manual_seed(0)
     made = []
     for _ in range(count):
-        valid = torch.arange(24) < torch.randint(8, 25, (4, 1), generator=generator)
-        tokens = torch.randint(40, (4, 24), generator=generator) * valid
-        tokens[0, int(valid[0].sum()) - 2 :] = 0
-        made.append(Windows(tokens, valid))
+        loss_mask = torch.arange(24) < torch.randint(8, 25, (4, 1), generator=generator)
+        tokens = torch.randint(40, (4, 24), generator=generator) * loss_mask
+        tokens[0, int(loss_mask[0].sum()) - 2 :] = 0
+        made.append(Windows(tokens, loss_mask))
     return made
 
 
@@ -101,7 +101,7 @@ def test_rows_are_found_in_other_batches_and_lengths(tiny_target: TargetModel, t
     mixed = torch.cat([data[1].tokens[rows], torch.zeros(2, 6, dtype=torch.long)], 1)
     with torch.autocast("cpu", torch.bfloat16):
         found, expected = target.outputs(mixed), tiny_target.outputs(mixed)
-    counted = data[1].valid[rows]
+    counted = data[1].loss_mask[rows]
     assert 0 < counted.sum() < counted.numel()
     difference = (found.hidden[:, :24] - expected.hidden[:, :24].bfloat16())[counted].abs().max()
     assert difference <= 0.02 * expected.hidden.abs().max()
@@ -117,14 +117,14 @@ def test_documents_of_a_row_are_texts_of_their_own() -> None:
     index = TextIndex()
     row = torch.tensor([[*first, *second, 0, 0]])
     positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]])
-    valid = torch.tensor([[1, 1, 0, 1, 1, 1, 0, 0]]).bool()
+    loss_mask = torch.tensor([[1, 1, 0, 1, 1, 1, 0, 0]]).bool()
 
     class Packed(Windows):
         @property
         def positions(self) -> Tensor:
             return positions
 
-    index.add(Packed(row, valid))
+    index.add(Packed(row, loss_mask))
     assert index.lengths == [3, 3]  # the 0 at the second document's end counts, padding does not
     assert [index.tokens(number).tolist() for number in range(2)] == [first, second]
     other = torch.tensor([[8, 9, 0, 5, 6, 7]])
@@ -231,7 +231,7 @@ def test_shards_of_unknown_origin_go(tiny_target: TargetModel, tmp_path: Path) -
 def test_upper_bound_by_hand() -> None:
     config = replace(CONFIG, response_fraction=0.5, responses=replace(CONFIG.responses, count=10))
     # 8 steps with 2 rows of text and 2 of 10 answers, 3 rows held out; 24 tokens of 16 numbers of 2 bytes each
-    assert most_bytes(config, 16, 3) == (16 + 10 + 3) * 24 * 16 * 2
+    assert max_bytes(config, 16, 3) == (16 + 10 + 3) * 24 * 16 * 2
 
 
 def test_fixed_windows_come_again_in_another_order() -> None:

@@ -331,7 +331,7 @@ def test_training_reads_answers_only(tmp_path: Path, tiny_target: TargetModel) -
     feed = open_feed(settings, tiny_target, tokenizer, LocalContext())
     seen = torch.cat([batch.tokens for batch in islice(feed.batches, 3)])
     assert sorted(bytes(row[:8].tolist()) for row in seen) == [f"{n:02}abcdef".encode() for n in range(9)]
-    assert feed.held_out.valid[0].int().tolist() == [0, 1, 1, 1, 1, 1, 1, 0]
+    assert feed.held_out.loss_mask[0].int().tolist() == [0, 1, 1, 1, 1, 1, 1, 0]
     assert bytes(feed.prompts[0].tolist()) == b"09"
     assert (feed.facts["training"], feed.facts["held_out"], feed.facts["truncated"]) == (9, 1, 10)
     with pytest.raises(DataError, match="no text for --window 2"):
@@ -375,7 +375,7 @@ def test_answers_written_before_stand_beside_source_code(tmp_path: Path, corpus_
     # Nothing is left for a target to write: there is none.
     feed = open_feed(settings, None, tokenizer, LocalContext())  # type: ignore[arg-type]
     batches = list(islice(feed.batches, 4))
-    assert [len(batch) for batch in batches] == [4] * 4 and all(batch.valid.all() for batch in batches)
+    assert [len(batch) for batch in batches] == [4] * 4 and all(batch.loss_mask.all() for batch in batches)
     written = torch.cat([batch.tokens[1:] for batch in batches])
     assert set(written[:, 0].tolist()) == {tokenizer.bos_token_id}
     assert set(bytes(written[:, 1:].flatten().tolist())) == set(

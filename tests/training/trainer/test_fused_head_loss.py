@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from redrafter_training.trainer.fused_head_loss import HeadLoss, LossConfig, Truth, head_loss, straightforward_head_loss
+from redrafter_training.trainer.fused_head_loss import HeadLoss, LossConfig, Truth, head_loss, head_loss_reference
 
 DEPTHS, BATCH, WIDTH, VOCAB = 3, 2, 5, 9
 KEPT = [0, 2, 3, 7, 8]
@@ -45,10 +45,10 @@ def make_case(regime: str) -> Case:
     rows = positions + DEPTHS - 1
     kept = torch.tensor(KEPT) if regime.startswith("trimmed") else None
     features, weight = randn(DEPTHS, BATCH, positions, WIDTH), randn(VOCAB if kept is None else len(KEPT), WIDTH)
-    logits, valid = 2 * randn(BATCH, rows, VOCAB), torch.ones(BATCH, rows, dtype=torch.bool)
+    logits, loss_mask = 2 * randn(BATCH, rows, VOCAB), torch.ones(BATCH, rows, dtype=torch.bool)
     next_tokens = torch.randint(VOCAB, (BATCH, rows), generator=generator)
     next_tokens[0, -1] = -1
-    valid[1, rows // 2 :] = False
+    loss_mask[1, rows // 2 :] = False
     if "peaked" in regime:
         logits, weight = 40 * logits, 10 * weight
     elif regime == "flat":
@@ -58,8 +58,8 @@ def make_case(regime: str) -> Case:
     elif regime == "ruled out":
         logits[..., ::2] = -torch.inf
     elif regime == "all invalid":
-        valid[:] = False
-    return Case(features, weight, Truth(logits, valid, next_tokens), torch.tensor([0.5, 0.3, 0.2]) / 7, kept)
+        loss_mask[:] = False
+    return Case(features, weight, Truth(logits, loss_mask, next_tokens), torch.tensor([0.5, 0.3, 0.2]) / 7, kept)
 
 
 REGIMES = ["spread", "peaked", "flat", "tied", "one position", "all invalid", "ruled out", "trimmed", "trimmed peaked"]
@@ -74,7 +74,7 @@ def by_hand(case: Case, config: LossConfig) -> tuple[list[list[Tensor]], list[in
         for b in range(BATCH):
             for place in range(case.features.shape[2]):
                 row = place + t
-                if not case.truth.valid[b, row]:
+                if not case.truth.loss_mask[b, row]:
                     continue
                 logits = [case.weight[d] @ case.features[t, b, place] for d in range(len(kept))]
                 target = case.truth.logits[b, row].tolist()
@@ -117,9 +117,9 @@ def value_and_gradients(
     return result, features.grad, weight.grad
 
 
-FORMS = [(regime, compute) for regime in REGIMES for compute in (head_loss, straightforward_head_loss)]
+FORMS = [(regime, compute) for regime in REGIMES for compute in (head_loss, head_loss_reference)]
 # There 0 · −inf is NaN.
-FORMS.remove(("ruled out", straightforward_head_loss))
+FORMS.remove(("ruled out", head_loss_reference))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -160,7 +160,7 @@ def test_bf16_is_as_good_as_autograds(regime: str, loss: str) -> None:
     exact, *exact_grads = value_and_gradients(case, config)
     with torch.autocast("cpu", torch.bfloat16):
         rough, *rough_grads = value_and_gradients(case, config)
-        eager, *eager_grads = value_and_gradients(case, config, straightforward_head_loss)
+        eager, *eager_grads = value_and_gradients(case, config, head_loss_reference)
     torch.testing.assert_close(rough.total, exact.total, rtol=0.01, atol=0)
     torch.testing.assert_close(rough.loss, eager.loss, rtol=1e-5, atol=1e-6)
     for ours, theirs, truth in zip(rough_grads, eager_grads, exact_grads, strict=True):
@@ -239,7 +239,7 @@ def test_no_tensor_holds_the_logits_of_all_depths(loss: str) -> None:
     with sizes() as ours:
         value_and_gradients(case, LOSSES[loss])
     with sizes() as theirs:
-        value_and_gradients(case, LOSSES[loss], straightforward_head_loss)
+        value_and_gradients(case, LOSSES[loss], head_loss_reference)
     assert ours.largest <= 4 * batch * rows * vocab < 4 * depths * batch * positions * vocab <= theirs.largest
 
 

@@ -37,8 +37,8 @@ def test_hand_worked_alignment() -> None:
     compared, gives about `SHARP` instead of 0 at depth 1.
     """
     tokens = torch.tensor([[0, 1, 2, 0, 1, 2, 0]])
-    valid = torch.ones_like(tokens, dtype=torch.bool)
-    sums = unrolled_loss(successor_drafter(), torch.eye(3), cyclic_outputs(tokens), tokens, valid, 3, 0, 4)
+    loss_mask = torch.ones_like(tokens, dtype=torch.bool)
+    sums = unrolled_loss(successor_drafter(), torch.eye(3), cyclic_outputs(tokens), tokens, loss_mask, 3, 0, 4)
     assert sums.count.tolist() == [4, 4, 4]
     torch.testing.assert_close(sums.loss / sums.count, torch.tensor([0.0, math.log(2), math.log(3)]))
     assert sums.agreements[0] == 4
@@ -52,16 +52,16 @@ def test_hand_worked_labels(labels: Literal["target", "data"], last_row: int) ->
     lacks. The token after a row's valid part is no label either.
     """
     tokens = torch.tensor([[0, 1, 2, 0, 1, 2, 0]])
-    valid = torch.ones_like(tokens, dtype=torch.bool)
+    loss_mask = torch.ones_like(tokens, dtype=torch.bool)
     config = LossConfig(label_share=1.0, labels=labels)
     arguments = (successor_drafter(), torch.eye(3), cyclic_outputs(tokens), tokens)
-    sums = unrolled_loss(*arguments, valid, 3, 0, 4, config=config)
+    sums = unrolled_loss(*arguments, loss_mask, 3, 0, 4, config=config)
     expected = torch.tensor([0.0, 4 * math.log(2), (3 + last_row) * math.log(3)])
     torch.testing.assert_close(sums.loss, expected)
     assert sums.count.tolist() == [4, 4, 4]
 
-    valid[0, 5:] = False
-    sums = unrolled_loss(*arguments, valid, 3, 0, 4, config=config)
+    loss_mask[0, 5:] = False
+    sums = unrolled_loss(*arguments, loss_mask, 3, 0, 4, config=config)
     expected = torch.tensor([0.0, (2 + last_row) * math.log(2), (1 + last_row) * math.log(3)])
     torch.testing.assert_close(sums.loss, expected)
     assert sums.count.tolist() == [4, 3, 2]
@@ -77,20 +77,20 @@ def test_trimmed_drafter_learns_the_target_restricted_to_its_tokens() -> None:
         drafter.output.weight.zero_()
     tokens = torch.tensor([[0, 1, 2, 0, 1]])
     logits = torch.tensor([0.6, 0.1, 0.3]).log().expand(1, 5, 3)
-    valid = torch.ones_like(tokens, dtype=torch.bool)
+    loss_mask = torch.ones_like(tokens, dtype=torch.bool)
     outputs = TargetOutputs(torch.zeros(1, 5, 3), logits)
-    sums = unrolled_loss(drafter, torch.eye(3), outputs, tokens, valid, 1, 0, 4)
+    sums = unrolled_loss(drafter, torch.eye(3), outputs, tokens, loss_mask, 1, 0, 4)
     divergence = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
     torch.testing.assert_close(sums.loss, torch.tensor([4 * divergence]))
     # The target's favourite cannot be drafted: no agreement, and no label of its own.
     assert sums.agreements.tolist() == [0]
     label_loss = unrolled_loss(
-        drafter, torch.eye(3), outputs, tokens, valid, 1, 0, 4, config=LossConfig(label_share=1.0)
+        drafter, torch.eye(3), outputs, tokens, loss_mask, 1, 0, 4, config=LossConfig(label_share=1.0)
     )
     assert label_loss.loss.tolist() == [0.0]
     # The text's tokens at these rows are 2, 0, 1 and, past the window, none; each costs log 2 where it can be drafted.
     data = unrolled_loss(
-        drafter, torch.eye(3), outputs, tokens, valid, 1, 0, 4, config=LossConfig(label_share=1.0, labels="data")
+        drafter, torch.eye(3), outputs, tokens, loss_mask, 1, 0, 4, config=LossConfig(label_share=1.0, labels="data")
     )
     torch.testing.assert_close(data.loss, torch.tensor([2 * math.log(2)]))
 
@@ -100,7 +100,7 @@ def slow_loss(
     embedding: Tensor,
     outputs: TargetOutputs,
     tokens: Tensor,
-    valid: Tensor,
+    loss_mask: Tensor,
     depths: int,
     target_temperature: float,
 ) -> Tensor:
@@ -118,7 +118,7 @@ def slow_loss(
                 x = x + silu(params["lm_head.0.linear.weight"] @ x + params["lm_head.0.linear.bias"])
                 log_q = torch.log_softmax(params["lm_head.1.weight"] @ x, 0)
                 log_p = torch.log_softmax(outputs.logits[b, p + t] / target_temperature, 0)
-                if valid[b, p + t]:
+                if loss_mask[b, p + t]:
                     total[t - 1] = total[t - 1] + sum(log_p[v].exp() * (log_p[v] - log_q[v]) for v in range(len(log_p)))
     return torch.stack(total)
 
@@ -130,13 +130,13 @@ def test_equals_a_slow_loop_in_value_and_gradient(chunk: int, target_temperature
     drafter = Drafter(DrafterConfig(vocab_size=vocab, hidden_size=hidden, exit_dim=6, num_draft_layers=1))
     embedding = torch.randn(vocab, hidden)
     tokens = torch.randint(vocab, (batch, length))
-    valid = torch.ones_like(tokens, dtype=torch.bool)
-    valid[1, 5:] = False
+    loss_mask = torch.ones_like(tokens, dtype=torch.bool)
+    loss_mask[1, 5:] = False
     outputs = TargetOutputs(torch.randn(batch, length, hidden), 2 * torch.randn(batch, length, vocab))
     weights = torch.tensor([0.5, 0.3, 0.2])
 
     params = {name: p.detach().clone().requires_grad_() for name, p in drafter.named_parameters()}
-    expected = slow_loss(params, embedding, outputs, tokens, valid, depths, target_temperature)
+    expected = slow_loss(params, embedding, outputs, tokens, loss_mask, depths, target_temperature)
     config = LossConfig(target_temperature=target_temperature)
     (expected * weights).sum().backward()
 
@@ -147,7 +147,7 @@ def test_equals_a_slow_loop_in_value_and_gradient(chunk: int, target_temperature
     for first in range(0, positions, chunk):
         last = min(first + chunk, positions)
         sums = unrolled_loss(
-            drafter, embedding, outputs, tokens, valid, depths, first, last, depth_scale=weights, config=config
+            drafter, embedding, outputs, tokens, loss_mask, depths, first, last, depth_scale=weights, config=config
         )
         sums.total.backward()
         kl += sums.loss
@@ -161,11 +161,11 @@ def test_equals_a_slow_loop_in_value_and_gradient(chunk: int, target_temperature
 def test_padding_has_no_influence() -> None:
     torch.manual_seed(0)
     tokens = torch.tensor([[0, 1, 2, 0, 1, 2, 0]])
-    valid = torch.tensor([[True] * 4 + [False] * 3])
-    first = unrolled_loss(successor_drafter(), torch.eye(3), cyclic_outputs(tokens), tokens, valid, 2, 0, 5)
+    loss_mask = torch.tensor([[True] * 4 + [False] * 3])
+    first = unrolled_loss(successor_drafter(), torch.eye(3), cyclic_outputs(tokens), tokens, loss_mask, 2, 0, 5)
     other = tokens.clone()
     other[0, 4:] = 2
-    second = unrolled_loss(successor_drafter(), torch.eye(3), cyclic_outputs(other), other, valid, 2, 0, 5)
+    second = unrolled_loss(successor_drafter(), torch.eye(3), cyclic_outputs(other), other, loss_mask, 2, 0, 5)
     assert first.count.tolist() == [3, 2]
     torch.testing.assert_close(first.loss, second.loss)
 

@@ -18,9 +18,9 @@ def test_equals_position_by_position(tiny_target: TargetModel) -> None:
         for parameter in drafter.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     tokens = torch.randint(40, (3, 11))
-    valid = torch.arange(11) < torch.tensor([[11], [7], [2]])
+    loss_mask = torch.arange(11) < torch.tensor([[11], [7], [2]])
     loss, hits, count = [0.0] * 2, [[0] * 5 for _ in range(2)], [0, 0]
-    for row, ok in zip(tokens, valid, strict=True):
+    for row, ok in zip(tokens, loss_mask, strict=True):
         outputs = tiny_target.outputs(row[None])
         for p in range(11 - 2):
             context, state = outputs.hidden[0, p], torch.zeros(16)
@@ -36,7 +36,7 @@ def test_equals_position_by_position(tiny_target: TargetModel) -> None:
                 for k in range(rank, 5):
                     hits[t - 1][k] += 1
                 count[t - 1] += 1
-    figures = depth_figures(drafter, tiny_target, Windows(tokens, valid), 2, batch_size=2, chunk=4)
+    figures = depth_figures(drafter, tiny_target, Windows(tokens, loss_mask), 2, batch_size=2, chunk=4)
     assert figures.positions == count[0]
     assert figures.divergence == pytest.approx([total / n for total, n in zip(loss, count, strict=True)], rel=1e-4)
     for top, hit, n in zip(figures.top, hits, count, strict=True):

@@ -169,13 +169,13 @@ def test_packed_loss_and_gradient_are_the_sums_over_documents(room: int) -> None
             target.embedding,
             target.outputs(batch.tokens, batch.positions),
             batch.tokens,
-            batch.valid,
+            batch.loss_mask,
             T,
             first,
             last,
             depth_scale=scale,
             config=LossConfig(label_share=0.5, labels="data"),
-            document=batch.document,
+            doc_ids=batch.doc_ids,
         )
         sums.total.backward()
         total, seen = total + sums.total.detach(), seen + sums.count
@@ -196,12 +196,12 @@ def test_the_last_token_of_an_answer_is_a_label() -> None:
         target.embedding,
         target.outputs(windows.tokens, windows.positions),
         windows.tokens,
-        windows.valid,
+        windows.loss_mask,
         2,
         0,
         6,
         config=LossConfig(label_share=1.0, labels="data"),
-        document=windows.document,
+        doc_ids=windows.doc_ids,
     )
     hidden = target.outputs(windows.tokens).hidden[0]
     expected = []
@@ -241,7 +241,7 @@ def packed_batches(seed: int = 0) -> Iterator[Windows]:
         documents((8, 9, 4), seed=1),
         batch_size=4,
         response_fraction=0.25,
-        least=T + 1,
+        min_length=T + 1,
         seed=seed,
         window=24,
     )

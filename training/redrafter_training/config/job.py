@@ -88,8 +88,8 @@ class Job:
 
     def __post_init__(self) -> None:
         expand_places(self, "target", "data", "chat_template", "out", "run_dir", "init_from", "hidden_cache")
-        least, most = self.workers
-        if not 1 <= least <= most:
+        min_workers, max_workers = self.workers
+        if not 1 <= min_workers <= max_workers:
             raise ValueError(f"num_workers must be at least 1, or a range [least, most], got {self.num_workers}")
         if min(self.evaluate_every, self.checkpoint_every, self.log_every, self.max_failures) < 0:
             raise ValueError("evaluate_every, checkpoint_every, log_every and max_failures must not be negative")

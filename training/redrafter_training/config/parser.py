@@ -7,7 +7,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from redrafter_training.data.report import shortened
 
-MOST_LINES = 20  # of a message
+MAX_LINES = 20  # of a message
 LINE_WIDTH = 300
 
 
@@ -30,4 +30,4 @@ class KeysParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exits with `message`, without the values in it that would fill the screen or control it."""
         lines = [shortened(line, LINE_WIDTH) for line in message.splitlines()]
-        super().error("\n".join(lines[:MOST_LINES]), ex)
+        super().error("\n".join(lines[:MAX_LINES]), ex)

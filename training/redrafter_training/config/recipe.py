@@ -12,15 +12,15 @@ from redrafter_vllm.config import MAX_BEAM_LENGTH
 from redrafter_vllm.utils.paths import user_place
 
 LONGEST_REPEAT = 32  # tokens in a row that a text does not repeat by chance: measured, see docs/dev/log.md
-MOST = 1 << 24  # of anything that memory is taken for: more is a slip, which torch would meet with an overflow
-MOST_LAYERS = 1024
+MAX_SIZE = 1 << 24  # of anything that memory is taken for: more is a slip, which torch would meet with an overflow
+MAX_LAYERS = 1024
 
 
 def check_sizes(holder: Any, *names: str) -> None:
-    """Raises ValueError for sizes above `MOST`; None is none."""
+    """Raises ValueError for sizes above `MAX_SIZE`; None is none."""
     for name in names:
-        if (size := getattr(holder, name)) is not None and size > MOST:
-            raise ValueError(f"{name} must be at most {MOST:,}, got {size:,}")
+        if (size := getattr(holder, name)) is not None and size > MAX_SIZE:
+            raise ValueError(f"{name} must be at most {MAX_SIZE:,}, got {size:,}")
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ class DistillConfig:
         check_sizes(self, "beam_length", "exit_dim", "draft_vocab_size", "window", "batch_size", "chunk")
         if self.exit_dim is not None and self.exit_dim < 1:
             raise ValueError(f"exit_dim must be at least 1, got {self.exit_dim}")
-        if not 0 <= self.num_draft_layers <= MOST_LAYERS:
-            raise ValueError(f"num_draft_layers must be in [0, {MOST_LAYERS}], got {self.num_draft_layers}")
+        if not 0 <= self.num_draft_layers <= MAX_LAYERS:
+            raise ValueError(f"num_draft_layers must be in [0, {MAX_LAYERS}], got {self.num_draft_layers}")
         if not 0 <= self.seed < 1 << 63:
             raise ValueError(f"seed must be in [0, 2^63), got {self.seed}")
         if self.beam_length < 1 or self.window <= self.beam_length:

@@ -56,9 +56,9 @@ def hold_out(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]
     return divided.training, divided.held_out
 
 
-def collate(examples: Sequence[Example], least: int) -> Windows:
-    """Rows of one example each, padded; a position counts when the token after it is to be learned. [B, L >= least]"""
-    longest = max(least, *(len(example) for example in examples))
+def collate(examples: Sequence[Example], min_length: int) -> Windows:
+    """Rows of one example each, padded; a position counts when the token after it is to be learned. [B, L >= min_length]"""
+    longest = max(min_length, *(len(example) for example in examples))
     return arrange([[example] for example in examples], -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE)
 
 
@@ -68,14 +68,14 @@ def conversation_batches(
     *,
     batch_size: int,
     response_fraction: float,
-    least: int,
+    min_length: int,
     seed: int,
     window: int | None = None,
 ) -> Iterator[Windows]:
     """Endless batches of which `response_fraction` of the rows come from `answers`; each source in a new order per pass.
 
     Args:
-        least: fewest tokens of a row.
+        min_length: fewest tokens of a row.
         window: pack several examples into each row of so many tokens; None gives each example a row of its own.
 
     Raises:
@@ -86,15 +86,15 @@ def conversation_batches(
     streams = [(_row_stream(source, seed + number, window), rows) for number, (source, rows) in enumerate(sources)]
     while True:
         chosen = [next(stream) for stream, rows in streams for _ in range(rows)]
-        yield collate([example for (example,) in chosen], least) if window is None else arrange(chosen, window)
+        yield collate([example for (example,) in chosen], min_length) if window is None else arrange(chosen, window)
 
 
-def held_out_rows(examples: Sequence[Example], least: int, window: int | None) -> Windows:
+def held_out_rows(examples: Sequence[Example], min_length: int, window: int | None) -> Windows:
     """The examples to measure on, in rows like those of the batches; no rows where there are none."""
     if not examples:
-        return Windows.full(torch.empty(0, least, dtype=torch.long))
+        return Windows.full(torch.empty(0, min_length, dtype=torch.long))
     if window is None:
-        return collate(examples, least)
+        return collate(examples, min_length)
     packing = Packing(examples, window, seed=0)
     return packing.rows(range(len(packing)))
 

@@ -23,8 +23,8 @@ def arrange(rows: Sequence[Sequence[Example]], length: int, pad: int = 0) -> Win
     """
     shape = (len(rows), length)
     tokens = torch.full(shape, pad, dtype=torch.long)
-    valid = torch.zeros(shape, dtype=torch.bool)
-    document = torch.full(shape, -1, dtype=torch.long)
+    loss_mask = torch.zeros(shape, dtype=torch.bool)
+    doc_ids = torch.full(shape, -1, dtype=torch.long)
     for row, examples in enumerate(rows):
         begin = 0
         for number, example in enumerate(examples):
@@ -32,10 +32,10 @@ def arrange(rows: Sequence[Sequence[Example]], length: int, pad: int = 0) -> Win
             if end > length:
                 raise ValueError(f"{sum(map(len, examples))} tokens do not fit a row of {length}")
             tokens[row, begin:end] = example.tokens
-            valid[row, begin : end - 1] = example.loss[1:]
-            document[row, begin:end] = number
+            loss_mask[row, begin : end - 1] = example.loss[1:]
+            doc_ids[row, begin:end] = number
             begin = end
-    return Windows(tokens, valid, document)
+    return Windows(tokens, loss_mask, doc_ids)
 
 
 def plan_windows(lengths: Sequence[int], length: int, seed: int) -> list[tuple[int, ...]]:

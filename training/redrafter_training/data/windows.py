@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.data.python_corpus import SourceFile
-from redrafter_training.target import packed_attention as documents
+from redrafter_training.target import packed_attention
 
 Batch = TypeVar("Batch")
 
@@ -20,19 +20,21 @@ Batch = TypeVar("Batch")
 class Windows:
     """Token windows and which of their tokens count (padding after the end of a response does not).
 
-    With `document` a row may hold several documents, and the tokens that count are those whose next one is of the same
+    With `doc_ids` a row may hold several documents, and the tokens that count are those whose next one is of the same
     document and to be learned.
     """
 
     tokens: Tensor  # [B, L] int64
-    valid: Tensor  # [B, L] bool, a prefix of each row unless there are documents
-    document: Tensor | None = None  # [B, L] int64, see `redrafter_training.target.packed_attention`
+    loss_mask: Tensor  # [B, L] bool, a prefix of each row unless there are documents
+    doc_ids: Tensor | None = None  # [B, L] int64, see `redrafter_training.target.packed_attention`
 
     def __post_init__(self) -> None:
-        if self.tokens.shape != self.valid.shape or self.tokens.dim() != 2:
-            raise ValueError(f"windows need tokens and valid [B, L], got {self.tokens.shape} and {self.valid.shape}")
-        if self.document is not None and self.document.shape != self.tokens.shape:
-            raise ValueError(f"documents of {tuple(self.document.shape)} do not fit tokens {tuple(self.tokens.shape)}")
+        if self.tokens.shape != self.loss_mask.shape or self.tokens.dim() != 2:
+            raise ValueError(
+                f"windows need tokens and loss_mask [B, L], got {self.tokens.shape} and {self.loss_mask.shape}"
+            )
+        if self.doc_ids is not None and self.doc_ids.shape != self.tokens.shape:
+            raise ValueError(f"doc_ids of {tuple(self.doc_ids.shape)} do not fit tokens {tuple(self.tokens.shape)}")
 
     @classmethod
     def full(cls, tokens: Tensor) -> "Windows":
@@ -44,11 +46,11 @@ class Windows:
     @property
     def positions(self) -> Tensor | None:
         """What to show the target of the borders between documents. [B, L]"""
-        return None if self.document is None else documents.positions_in(self.document)
+        return None if self.doc_ids is None else packed_attention.positions_in(self.doc_ids)
 
     def terms(self, depth: int, first: int, last: int) -> Tensor:
         """Which context positions first <= p < last count at a depth, see `documents.terms`. [B, last - first]"""
-        return documents.terms(self.valid, self.document, depth, first, last)
+        return packed_attention.terms(self.loss_mask, self.doc_ids, depth, first, last)
 
     def rows(self, index: Tensor) -> "Windows":
         return self._each(lambda tensor: tensor[index])
@@ -58,14 +60,14 @@ class Windows:
         if rank < len(self):
             return self.rows(torch.arange(rank, len(self), world_size))
         first = self.rows(torch.zeros(1, dtype=torch.long))
-        return replace(first, valid=torch.zeros_like(first.valid))
+        return replace(first, loss_mask=torch.zeros_like(first.loss_mask))
 
     def to(self, device: torch.device) -> "Windows":
         return self._each(lambda tensor: tensor.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Windows":
-        document = None if self.document is None else change(self.document)
-        return Windows(change(self.tokens), change(self.valid), document)
+        doc_ids = None if self.doc_ids is None else change(self.doc_ids)
+        return Windows(change(self.tokens), change(self.loss_mask), doc_ids)
 
 
 def encode_files(files: list[SourceFile], tokenizer: PreTrainedTokenizerBase) -> list[Tensor]:

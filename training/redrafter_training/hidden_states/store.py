@@ -190,7 +190,7 @@ class HiddenCache:
             scratch.unlink(missing_ok=True)
 
 
-def most_bytes(config: DistillConfig, hidden_size: int, held_out_windows: int) -> int:
+def max_bytes(config: DistillConfig, hidden_size: int, held_out_windows: int) -> int:
     """An upper bound of the cache's size, as if no window of the data came twice; those of the target's texts do."""
     answers = round(config.batch_size * config.response_fraction)
     steps = config.budget.max_steps

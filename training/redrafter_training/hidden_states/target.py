@@ -18,7 +18,7 @@ from redrafter_training.distributed.context import TrainContext
 from redrafter_training.hidden_states.store import DTYPE, SHARD_BYTES, HiddenCache, HiddenCacheError
 from redrafter_training.hidden_states.text_index import TextIndex, texts_of
 from redrafter_training.target.lm_head import TargetHead
-from redrafter_training.target.model import DeferredTarget, TargetModel, TargetOutputs, Teacher
+from redrafter_training.target.model import DeferredTarget, Target, TargetModel, TargetOutputs
 from redrafter_training.target.properties import load_config
 from redrafter_training.utils.fingerprint import template_fingerprint, weights_fingerprint
 from redrafter_training.utils.folder_lock import locked
@@ -28,7 +28,7 @@ from redrafter_vllm.utils.paths import free_space
 FORMAT = 2
 
 
-class CachedTarget(Teacher):
+class CachedTarget(Target):
     """Hidden states from the cache, logits from the target's own head; padding has hidden states of zero.
 
     Raises:

@@ -39,11 +39,11 @@ class TextIndex:
 
     def add(self, windows: Windows) -> None:
         """Takes up the texts of `windows` that are new."""
-        tokens, valid = _array(windows.tokens), windows.valid.cpu().numpy()
+        tokens, loss_mask = _array(windows.tokens), windows.loss_mask.cpu().numpy()
         for row, first, last in _places(tokens, windows.positions):
             content = _without_padding(tokens[row, first:last])
             # A text may end in tokens that look like padding, and that count.
-            counting = np.flatnonzero(valid[row, first:last])
+            counting = np.flatnonzero(loss_mask[row, first:last])
             length = max(len(content), int(counting[-1]) + 1 if len(counting) else 0)
             number = self._numbers.setdefault(_key(content), len(self.lengths))
             if number == len(self.lengths):

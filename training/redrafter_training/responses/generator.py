@@ -98,13 +98,13 @@ class ResponseGenerator:
         text = self._template.prompt(dialogue.said)
         encoded = self._tokenizer(text, add_special_tokens=self._template.adds_special_tokens, verbose=False)
         # A first answer cut short by a long prompt teaches little, a later one comes at no further cost.
-        most = self._job.window - 1 if dialogue.answers else self._job.window // 2
-        return self._checked(tuple(encoded["input_ids"]), most)
+        max_tokens = self._job.window - 1 if dialogue.answers else self._job.window // 2
+        return self._checked(tuple(encoded["input_ids"]), max_tokens)
 
-    def _checked(self, ids: tuple[int, ...], most: int) -> tuple[int, ...]:
-        if not 1 <= len(ids) <= most:
+    def _checked(self, ids: tuple[int, ...], max_tokens: int) -> tuple[int, ...]:
+        if not 1 <= len(ids) <= max_tokens:
             raise UnusableRecord(
-                Reason.PROMPT_TOO_LONG, f"{len(ids)} tokens, most {most} in --window {self._job.window}"
+                Reason.PROMPT_TOO_LONG, f"{len(ids)} tokens, at most {max_tokens} in --window {self._job.window}"
             )
         if beyond := beyond_embedding(ids, self._vocab_size, self._tokenizer):
             raise UnusableRecord(Reason.BEYOND_EMBEDDING, beyond)

@@ -184,7 +184,7 @@ def packed_feed(
     """Batches of examples, packed where the target allows it."""
     config = settings.config
     fraction = config.response_fraction if answers else 0.0
-    least = config.beam_length + 1
+    min_length = config.beam_length + 1
     window = packed_window(settings, target, context)
     batches = partial(
         conversation_batches,
@@ -192,13 +192,13 @@ def packed_feed(
         answers,
         batch_size=config.batch_size,
         response_fraction=fraction,
-        least=least,
+        min_length=min_length,
         seed=config.seed,
         window=window,
     )
     return Feed(
         Repeated(batches),
-        held_out_rows(held_out[: settings.held_out_windows], least, window),
+        held_out_rows(held_out[: settings.held_out_windows], min_length, window),
         measured,
         partial(_frequencies, training, answers, fraction),
         facts | {"packed": window is not None},

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from redrafter_training.config.job import Job
 from redrafter_training.config.recipe import DistillConfig
-from redrafter_training.hidden_states.store import most_bytes
+from redrafter_training.hidden_states.store import max_bytes
 from redrafter_training.responses.store import is_response_folder
 from redrafter_training.run.folder_files import passed_over
 from redrafter_training.target.properties import load_config, read_facts
@@ -72,7 +72,7 @@ def make_plan(job: Job, config: DistillConfig, device: torch.device) -> Plan:
             rows,
             weight_bytes(target, job.dtype_on(device).itemsize, job.target_quantization),
         ),
-        most_bytes(config, text.hidden_size, job.evaluate_windows) if job.hidden_cache else 0,
+        max_bytes(config, text.hidden_size, job.evaluate_windows) if job.hidden_cache else 0,
     )
 
 
@@ -112,13 +112,13 @@ def estimate_memory(drafter: Drafter, config: DistillConfig, rows: int, target_b
 
 def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, texts: str, console: Console) -> None:
     """The plan as a table; `texts` says what there is to train and to measure on."""
-    least, most = job.workers
+    min_workers, max_workers = job.workers
     where = (
         "this process"
         if not job.on_ray
-        else f"{least} to {most} Ray workers"
-        if least < most
-        else f"{most} Ray workers"
+        else f"{min_workers} to {max_workers} Ray workers"
+        if min_workers < max_workers
+        else f"{max_workers} Ray workers"
     )
     shape = plan.drafter
     budget = config.budget

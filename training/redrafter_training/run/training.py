@@ -26,7 +26,7 @@ from redrafter_training.run.inputs import input_fingerprints
 from redrafter_training.run.plan import data_note, make_plan
 from redrafter_training.run.preflight import check_places, check_room, check_target
 from redrafter_training.target.loading import load_target
-from redrafter_training.target.model import DeferredTarget, TargetModel, Teacher
+from redrafter_training.target.model import DeferredTarget, Target, TargetModel
 from redrafter_training.target.properties import read_facts
 from redrafter_training.trainer.divergence import DivergedError
 from redrafter_training.trainer.loop import Hooks, build_drafter, distill
@@ -44,13 +44,13 @@ def train_worker(
     config: DistillConfig,
     inputs: Mapping[str, Any],
     context: TrainContext,
-    target: DeferredTarget | None = None,
+    model: DeferredTarget | None = None,
 ) -> Outcome:
     """Everything that one process does.
 
     Args:
         inputs: see `input_fingerprints`.
-        target: the job's, to be used again afterwards.
+        model: the job's target, to be used again afterwards.
 
     Raises:
         FloatingPointError: the training has diverged; names the file with the batch that did it.
@@ -58,7 +58,7 @@ def train_worker(
             `initial_drafter`.
     """
     tokenizer = AutoTokenizer.from_pretrained(job.target, trust_remote_code=job.trust_remote_code)
-    target = target or deferred_target(job, config, context)
+    model = model or deferred_target(job, config, context)
     examples = examples_file(job, config.window, inputs)
     settings = FeedSettings(
         job.data,
@@ -77,15 +77,15 @@ def train_worker(
         target=inputs["target"],
         computes=(str(job.dtype_on(context.device)), job.target_quantization),
     )
-    feed = open_feed(settings, target, tokenizer, context)
-    teacher: Teacher = target
+    feed = open_feed(settings, model, tokenizer, context)
+    target: Target = model
     if job.hidden_cache is not None:
-        teacher = open_cached_target(job, config, context, target, feed.batches, feed.held_out)
-    drafter, facts = initial_drafter(teacher, feed, job, config)
+        target = open_cached_target(job, config, context, model, feed.batches, feed.held_out)
+    drafter, facts = initial_drafter(target, feed, job, config)
     first = context.rank == 0
     recorder = Recorder(job.run_folder / "logs" if first else None, purge_step=_last_step(job) if first else None)
     hooks = Hooks(
-        evaluate=partial(_held_out_figures, feed=feed, target=teacher, config=config, context=context)
+        evaluate=partial(_held_out_figures, feed=feed, target=target, config=config, context=context)
         if len(feed.held_out)
         else None,
         evaluate_every=job.evaluate_every,
@@ -96,7 +96,7 @@ def train_worker(
         max_rise=job.max_rise,
     )
     try:
-        distill(drafter, teacher, feed.batches, config, context=context, hooks=hooks, quiet=not first)
+        distill(drafter, target, feed.batches, config, context=context, hooks=hooks, quiet=not first)
     except DivergedError as problem:
         path = problem.store_batch(job.run_folder, context.rank)
         raise FloatingPointError(f"{problem}; its batch is in {path}") from None
@@ -117,7 +117,7 @@ def _load_target(
     return load_target(job, config, device, devices, tokenizer)
 
 
-def initial_drafter(target: Teacher, feed: Feed, job: Job, config: DistillConfig) -> tuple[Drafter, dict[str, object]]:
+def initial_drafter(target: Target, feed: Feed, job: Job, config: DistillConfig) -> tuple[Drafter, dict[str, object]]:
     """A new drafter, or the one to start from; and what there is to say about its vocabulary.
 
     Raises:
@@ -216,7 +216,7 @@ def _prepare(job: Job, config: DistillConfig, inputs: Mapping[str, Any]) -> None
 
 
 def _held_out_figures(
-    drafter: Drafter, step: int, *, feed: Feed, target: Teacher, config: DistillConfig, context: TrainContext
+    drafter: Drafter, step: int, *, feed: Feed, target: Target, config: DistillConfig, context: TrainContext
 ) -> dict[str, float]:
     share = feed.held_out.share(context.rank, context.world_size)
     return depth_figures(

@@ -25,7 +25,7 @@ class TargetOutputs:
     logits: Tensor  # [B, L, V], row p is about token p + 1
 
 
-class Teacher(ABC):
+class Target(ABC):
     """What the training loop asks of a target, wherever its hidden states come from."""
 
     embedding: Tensor  # [V, H]
@@ -55,7 +55,7 @@ class Teacher(ABC):
         return self.embedding.device
 
 
-class TargetModel(Teacher):
+class TargetModel(Target):
     """Any Hugging Face causal language model, used for inference only.
 
     Its hidden states are caught at the entrance of the LM head, which is where a serving engine hands them to the
@@ -100,7 +100,7 @@ class TargetModel(Teacher):
 
     @torch.no_grad()
     def outputs(self, tokens: Tensor, positions: Tensor | None = None) -> TargetOutputs:
-        """One forward pass; see `Teacher`.
+        """One forward pass; see `Target`.
 
         Raises:
             ValueError: the model's LM head is not fed one hidden state per token.

@@ -30,8 +30,8 @@ def by_mask(positions: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
 
 def document_mask(positions: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where a token may look, the lowest number elsewhere: back, and within its document. [B, 1, L, L]"""
-    document = (positions == 0).cumsum(1)
-    allowed = (document[:, :, None] == document[:, None, :]).tril()
+    doc_ids = (positions == 0).cumsum(1)
+    allowed = (doc_ids[:, :, None] == doc_ids[:, None, :]).tril()
     mask = torch.zeros(allowed.shape, dtype=dtype, device=positions.device)
     return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 

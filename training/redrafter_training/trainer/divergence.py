@@ -3,7 +3,6 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -24,12 +23,14 @@ class DivergedError(FloatingPointError):
     def store_batch(self, directory: Path, rank: int) -> Path:
         """Writes the batch to a file under `directory`.
 
-        `torch.load` reads it as `tokens`, `valid` and, where rows hold conversations, `document`.
+        `torch.load` reads it as `tokens`, `valid` (the loss mask) and, where rows hold several conversations,
+        `document` (the document ids).
         """
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"failed-step-{self.step:08d}-rank-{rank}.pt"
-        batch = asdict(self.batch.to(torch.device("cpu")))
-        torch.save({name: tensor for name, tensor in batch.items() if tensor is not None}, path)
+        batch = self.batch.to(torch.device("cpu"))
+        stored = {"tokens": batch.tokens, "valid": batch.loss_mask, "document": batch.doc_ids}
+        torch.save({name: tensor for name, tensor in stored.items() if tensor is not None}, path)
         return path
 
 

@@ -58,17 +58,17 @@ class Truth:
     """What the drafter is compared with; depth t = 1..T at position p looks at row p + t − 1, so Q = P + T − 1."""
 
     logits: Tensor  # [B, Q, V], the target's
-    valid: Tensor  # [B, Q] bool, rows that count
+    loss_mask: Tensor  # [B, Q] bool, rows that count
     next_tokens: Tensor  # [B, Q], the text's tokens at these rows, −1 where there is none
     inside: Tensor | None = None  # [T, B, P] bool, whether row p + t − 1 is of the document of p; None: always
 
     def terms(self, t: int, positions: int) -> Tensor:
         """The positions that count at depth t + 1. [B, P] bool"""
-        return _terms_that_count(self.valid, self.inside, t, positions)
+        return _terms_that_count(self.loss_mask, self.inside, t, positions)
 
 
-def _terms_that_count(valid: Tensor, inside: Tensor | None, t: int, positions: int) -> Tensor:
-    seen = valid[:, t : t + positions]
+def _terms_that_count(loss_mask: Tensor, inside: Tensor | None, t: int, positions: int) -> Tensor:
+    seen = loss_mask[:, t : t + positions]
     return seen if inside is None else seen & inside[t]
 
 
@@ -99,7 +99,7 @@ def head_loss(
     return HeadLoss(total, loss, agreements)
 
 
-def straightforward_head_loss(
+def head_loss_reference(
     features: Tensor,  # [T, B, P, E]
     weight: Tensor,  # [V, E], or [D, E] with a draft vocabulary
     truth: Truth,
@@ -138,7 +138,7 @@ def straightforward_head_loss(
 class _Rows:
     """The truth in the form that every depth takes a slice of: depths share rows, so each is worked out once."""
 
-    valid: Tensor  # [B, Q] bool
+    loss_mask: Tensor  # [B, Q] bool
     inside: Tensor | None  # [T, B, P] bool
     top1_ids: Tensor  # [B, Q] target ids
     labels: Tensor | None  # [B, Q] draft ids, −1 for none; None when labels have no share
@@ -159,7 +159,7 @@ class _Rows:
             p = log_p.exp()
             # Where the target rules a token out, 0 · −inf must be 0.
             negentropy = log_p.clamp_(min=torch.finfo(torch.float32).min).mul_(p).sum(-1)
-        return cls(truth.valid, truth.inside, top1_ids, labels, p, negentropy, draft_tokens)
+        return cls(truth.loss_mask, truth.inside, top1_ids, labels, p, negentropy, draft_tokens)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -182,13 +182,13 @@ class _HeadLoss(torch.autograd.Function):
             best_BP = logits_BPD.argmax(-1)
             if rows.draft_tokens is not None:
                 best_BP = rows.draft_tokens[best_BP]
-            valid_BP = _terms_that_count(rows.valid, rows.inside, t, positions)
-            agreements.append(((best_BP == rows.top1_ids[:, seen]) & valid_BP).sum())
+            mask_BP = _terms_that_count(rows.loss_mask, rows.inside, t, positions)
+            agreements.append(((best_BP == rows.top1_ids[:, seen]) & mask_BP).sum())
             terms_BP, grad_BPD = _terms(logits_BPD, rows, seen, config)
             del logits_BPD
-            loss.append(torch.where(valid_BP, terms_BP, 0.0).sum())
+            loss.append(torch.where(mask_BP, terms_BP, 0.0).sum())
             if grad_features is not None and grad_weight is not None:
-                grad_BPD.mul_((scale[t] * valid_BP).unsqueeze(-1))
+                grad_BPD.mul_((scale[t] * mask_BP).unsqueeze(-1))
                 grad_RD, x_RE = grad_BPD.to(dtype).view(batch * positions, -1), x_BPE.reshape(batch * positions, -1)
                 grad_features[t] = (grad_RD @ weight_DE).view_as(x_BPE)
                 if grad_weight.dtype == dtype:

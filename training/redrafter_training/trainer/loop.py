@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import LocalContext, TrainContext, TrainingStoppedError
-from redrafter_training.target.model import Teacher
+from redrafter_training.target.model import Target
 from redrafter_training.trainer.divergence import Guard
 from redrafter_training.trainer.loss import DepthSums, num_positions, unrolled_loss
 from redrafter_training.trainer.lr_schedule import learning_rate_scale, steps
@@ -47,7 +47,7 @@ class StepFigures:
         return named
 
 
-def build_drafter(target: Teacher, config: DistillConfig, draft_tokens: Tensor | None = None) -> Drafter:
+def build_drafter(target: Target, config: DistillConfig, draft_tokens: Tensor | None = None) -> Drafter:
     """A seeded drafter of the target's sizes, in float32 on the target's device.
 
     `draft_tokens` [D], ascending target ids, are what it is to propose where `config` has a `draft_vocab_size`.
@@ -107,7 +107,7 @@ class _Applied(nn.Module):
 def accumulate_gradients(
     replica: Replica,
     embedding: Tensor,
-    target: Teacher,
+    target: Target,
     batch: Windows,
     config: DistillConfig,
     context: TrainContext,
@@ -135,13 +135,13 @@ def accumulate_gradients(
                     embedding,
                     outputs,
                     batch.tokens,
-                    batch.valid,
+                    batch.loss_mask,
                     config.beam_length,
                     first,
                     last,
                     depth_scale=scale,
                     config=config.loss,
-                    document=batch.document,
+                    doc_ids=batch.doc_ids,
                 )
 
         sums = replica(compute, last=last == positions)
@@ -175,7 +175,7 @@ class Hooks:
 
 def distill(
     drafter: Drafter,
-    target: Teacher,
+    target: Target,
     batches: Iterable[Windows],
     config: DistillConfig,
     *,

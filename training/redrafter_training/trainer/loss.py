@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding as lookup
 
-from redrafter_training.target import packed_attention as documents
+from redrafter_training.target import packed_attention
 from redrafter_training.target.model import TargetOutputs
 from redrafter_training.trainer.fused_head_loss import HeadLoss, LossConfig, Truth, head_loss
 from redrafter_vllm.model.drafter import Drafter
@@ -35,14 +35,14 @@ def unrolled_loss(
     embedding: Tensor,  # [V, H]
     outputs: TargetOutputs,
     tokens: Tensor,  # [B, L]
-    valid: Tensor,  # [B, L]
+    loss_mask: Tensor,  # [B, L]
     beam_length: int,
     first: int,
     last: int,
     *,
     depth_scale: Tensor | None = None,  # [T]
     config: LossConfig = DISTILLATION,
-    document: Tensor | None = None,  # [B, L]
+    doc_ids: Tensor | None = None,  # [B, L]
 ) -> DepthSums:
     """The loss of arXiv 2403.09919's unrolled RNN at context positions first <= p < last; see `LossConfig`.
 
@@ -55,7 +55,7 @@ def unrolled_loss(
 
     Args:
         depth_scale: what each depth's sum is multiplied by in `total`, the weight over the count; default 1.
-        document: see `redrafter_training.target.packed_attention`.
+        doc_ids: see `redrafter_training.target.packed_attention`.
 
     Raises:
         ValueError: the range leaves the window's `num_positions`.
@@ -64,7 +64,7 @@ def unrolled_loss(
         raise ValueError(f"positions [{first}, {last}) do not fit {tokens.shape[1]} tokens and length {beam_length}")
     scale = torch.ones(beam_length, device=tokens.device) if depth_scale is None else depth_scale
     features = unrolled_features(drafter, embedding, outputs.hidden, tokens, beam_length, first, last)
-    truth = truth_of(outputs, tokens, valid, beam_length, first, last, document)
+    truth = truth_of(outputs, tokens, loss_mask, beam_length, first, last, doc_ids)
     if config.target_temperature != 1:
         truth = replace(truth, logits=truth.logits / config.target_temperature)
     result: HeadLoss = head_loss(features, drafter.output.weight, truth, scale, config, drafter.draft_tokens)
@@ -95,16 +95,16 @@ def unrolled_features(
 def truth_of(
     outputs: TargetOutputs,
     tokens: Tensor,  # [B, L]
-    valid: Tensor,  # [B, L]
+    loss_mask: Tensor,  # [B, L]
     beam_length: int,
     first: int,
     last: int,
-    document: Tensor | None = None,  # [B, L]
+    doc_ids: Tensor | None = None,  # [B, L]
 ) -> Truth:
     """What positions first <= p < last are compared with."""
     rows = slice(first + 1, last + beam_length)
-    labels = documents.next_tokens(tokens, valid, document)
+    labels = packed_attention.next_tokens(tokens, loss_mask, doc_ids)
     inside = None
-    if document is not None:
-        inside = torch.stack([documents.inside(document, t, first, last) for t in range(1, beam_length + 1)])
-    return Truth(outputs.logits[:, rows], valid[:, rows], labels[:, rows], inside)
+    if doc_ids is not None:
+        inside = torch.stack([packed_attention.inside(doc_ids, t, first, last) for t in range(1, beam_length + 1)])
+    return Truth(outputs.logits[:, rows], loss_mask[:, rows], labels[:, rows], inside)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import embedding as lookup
 
 from redrafter_training.data.windows import Windows
-from redrafter_training.target.model import Teacher
+from redrafter_training.target.model import Target
 from redrafter_training.trainer.loss import num_positions
 from redrafter_vllm.model.drafter import Drafter
 
@@ -40,7 +40,7 @@ class DepthFigures:
 @torch.inference_mode()
 def depth_figures(
     drafter: Drafter,
-    target: Teacher,
+    target: Target,
     windows: Windows,
     beam_length: int,
     *,
@@ -62,7 +62,7 @@ def depth_figures(
     return DepthFigures(tuple(means[:, 0].tolist()), tuple(map(tuple, top.tolist())), int(sums[0, 0]))
 
 
-def _batch_sums(drafter: Drafter, target: Teacher, batch: Windows, beam_length: int, chunk: int) -> Tensor:
+def _batch_sums(drafter: Drafter, target: Target, batch: Windows, beam_length: int, chunk: int) -> Tensor:
     outputs = target.outputs(batch.tokens, batch.positions)
     embedding = target.embedding.to(drafter.dtype)
     kept = drafter.draft_tokens
@@ -75,7 +75,7 @@ def _batch_sums(drafter: Drafter, target: Teacher, batch: Windows, beam_length: 
         state_BPH = drafter.initial_state(context_BPH)
         for t in range(1, beam_length + 1):
             fed = slice(first + t, last + t)
-            valid_BP = batch.terms(t, first, last)
+            mask_BP = batch.terms(t, first, last)
             state_BPH = drafter.next_state(state_BPH, lookup(batch.tokens[:, fed], embedding))
             log_q_BPV = drafter.logits(share_BPS, state_BPH).float().log_softmax(-1)
             logits_BPV = outputs.logits[:, fed].float()
@@ -86,7 +86,7 @@ def _batch_sums(drafter: Drafter, target: Teacher, batch: Windows, beam_length: 
             terms_BPV = torch.where(log_p_BPV > -torch.inf, log_p_BPV.exp() * (log_p_BPV - log_q_BPV), 0.0)
             top_BPk = log_q_BPV.topk(min(TOP, log_q_BPV.shape[-1]), dim=-1).indices
             hit_BPk = drafter.target_ids(top_BPk) == best_BP1
-            sums[t - 1, 0] += valid_BP.sum()
-            sums[t - 1, 1] += (terms_BPV.sum(-1) * valid_BP).sum()
-            sums[t - 1, 2 : 2 + hit_BPk.shape[-1]] += (hit_BPk & valid_BP[..., None]).sum((0, 1))
+            sums[t - 1, 0] += mask_BP.sum()
+            sums[t - 1, 1] += (terms_BPV.sum(-1) * mask_BP).sum()
+            sums[t - 1, 2 : 2 + hit_BPk.shape[-1]] += (hit_BPk & mask_BP[..., None]).sum((0, 1))
     return sums

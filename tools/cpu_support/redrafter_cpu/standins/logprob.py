@@ -8,7 +8,7 @@ import torch
 
 from redrafter_cpu.arrays import Array, load, padded, view
 
-_LEAST = np.float32(-np.inf)
+_MIN = np.float32(-np.inf)
 
 
 def topk_log_softmax(
@@ -26,7 +26,7 @@ def topk_log_softmax(
     """Log-probabilities of the given tokens."""
     logits = load(logits_ptr)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        greatest = np.fmax.reduce(logits, axis=1, initial=_LEAST)[:, None]
+        greatest = np.fmax.reduce(logits, axis=1, initial=_MIN)[:, None]
         sums = _sum_by_blocks(np.exp(logits - greatest), BLOCK_SIZE)
         chosen = np.take_along_axis(logits, view(topk_ids_ptr).astype(np.int64), axis=1)
         view(output_ptr)[...] = chosen - greatest - np.log(sums)[:, None]
@@ -56,4 +56,4 @@ def ranks(
     counts = (logits >= own).sum(axis=1)
     # The kernel fills the last block up with -inf, which a token of -inf does not exceed.
     filled = -vocab_size % BLOCK_SIZE
-    view(output_ptr)[...] = counts + np.where(own[:, 0] == _LEAST, filled, 0)
+    view(output_ptr)[...] = counts + np.where(own[:, 0] == _MIN, filled, 0)
