@@ -8,7 +8,6 @@ from functools import partial
 from rich.console import Console
 
 from redrafter_training.cli import parse
-from redrafter_training.command import run_command
 from redrafter_training.config.job import Job
 from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.distributed import checkpoints
@@ -17,7 +16,7 @@ from redrafter_training.run.plan import make_plan, print_plan
 from redrafter_training.run.preflight import check_places, check_target
 from redrafter_training.run.summary import print_summary
 from redrafter_training.run.training import local_device, run
-from redrafter_training.utils.interruption import Interruption
+from redrafter_training.utils.command import Interruption, run_command
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "redrafter_training") -> int:

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from redrafter_training.command import run_command
 from redrafter_training.data.python_corpus import load_corpus, split, unseen_prompts
 from redrafter_training.data.windows import Windows, cut_windows, encode_files
 from redrafter_training.responses.transformers_engine import continue_prompts
 from redrafter_training.target.model import TargetModel
 from redrafter_training.target.properties import read_facts
 from redrafter_training.trainer.metrics import depth_figures
+from redrafter_training.utils.command import run_command
 from redrafter_vllm.checkpoint.locate import resolve_drafter
 from redrafter_vllm.config import MAX_BEAM_LENGTH, MAX_BEAM_WIDTH
 from redrafter_vllm.drafting.tree import DraftTree

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from redrafter_training.command import run_command
 from redrafter_training.config.recipe import LONGEST_REPEAT
 from redrafter_training.data.batches import hold_out
 from redrafter_training.data.prepare import load_examples
@@ -30,6 +29,7 @@ from redrafter_training.data.windows import encode_files
 from redrafter_training.responses.examples import load_responses
 from redrafter_training.responses.store import is_response_folder
 from redrafter_training.run.preflight import check_target
+from redrafter_training.utils.command import run_command
 from redrafter_vllm.checkpoint.places import check_drafter_place, drafter_folder
 from redrafter_vllm.checkpoint.vocab_mapping import MAP, check_target_ids, to_offsets
 from redrafter_vllm.model.drafter import Drafter

@@ -15,7 +15,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from redrafter_training import respond as command
-from redrafter_training.distributed.context import WorkersFailedError
 from redrafter_training.respond import main
 from redrafter_training.responses.config import ResponseJob
 from redrafter_training.responses.generator import Completion, Request, ResponseGenerator
@@ -26,6 +25,7 @@ from redrafter_training.responses.transformers_engine import continue_prompts
 from redrafter_training.responses.vllm_engine import VllmEngine, make_generator
 from redrafter_training.target.model import TargetModel
 from redrafter_training.target.properties import read_end_tokens
+from redrafter_training.utils.command import WorkersFailedError
 from tests.models import HOSTILE_GENERATION, save_random_llama
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
 

@@ -21,8 +21,8 @@ from redrafter_training.distributed import checkpoints
 from redrafter_training.run.finish import tokens_per_step
 from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.state import read_state
+from redrafter_training.utils.command import Interruption
 from redrafter_training.utils.folder_lock import FolderInUseError
-from redrafter_training.utils.interruption import Interruption
 from redrafter_training.utils.run_folder import held
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.model.drafter import Drafter

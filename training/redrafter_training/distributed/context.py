@@ -13,17 +13,9 @@ from torch import Tensor, nn
 
 from redrafter_training.distributed import checkpoints
 from redrafter_training.distributed.checkpoints import Write
-from redrafter_training.utils.interruption import Interruption
+from redrafter_training.utils.command import Interruption
 
 Made = TypeVar("Made")
-
-
-class WorkersFailedError(RuntimeError):
-    """The workers of a training failed more often than allowed; checkpoints are intact."""
-
-
-class TrainingStoppedError(RuntimeError):
-    """The training has been asked to end, and has stored a checkpoint of the step that it got to."""
 
 
 class TrainContext(ABC):

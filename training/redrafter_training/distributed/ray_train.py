@@ -34,8 +34,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from redrafter_training.distributed import checkpoints
 from redrafter_training.distributed.checkpoints import CheckpointWriteError, Write
-from redrafter_training.distributed.context import TrainContext, TrainingStoppedError, WorkersFailedError
-from redrafter_training.utils.interruption import Interruption
+from redrafter_training.distributed.context import TrainContext
+from redrafter_training.utils.command import Interruption, TrainingStoppedError, WorkersFailedError
 
 POLL_SECONDS = 0.2
 SNAPSHOT = "checkpoint_manager_snapshot.json"

@@ -8,8 +8,8 @@ goes through the engine turn by turn, and it does not know which rows an earlier
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from redrafter_training.distributed.context import WorkersFailedError
 from redrafter_training.responses.records import Task, TaskResult
+from redrafter_training.utils.command import WorkersFailedError
 
 GenerateResponses = Callable[[Sequence[Task]], list[TaskResult]]
 

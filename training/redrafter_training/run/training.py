@@ -33,7 +33,7 @@ from redrafter_training.trainer.loop import Hooks, build_drafter, distill
 from redrafter_training.trainer.metrics import depth_figures
 from redrafter_training.trainer.state import STATE_FILE, check_identity, read_state
 from redrafter_training.trainer.tensorboard import Recorder
-from redrafter_training.utils.interruption import Interruption
+from redrafter_training.utils.command import Interruption
 from redrafter_training.utils.run_folder import KEYS_FILE, held, put_text
 from redrafter_vllm.checkpoint.io import check_against_target
 from redrafter_vllm.model.drafter import Drafter

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.data.windows import Windows
-from redrafter_training.distributed.context import LocalContext, TrainContext, TrainingStoppedError
+from redrafter_training.distributed.context import LocalContext, TrainContext
 from redrafter_training.target.model import Target
 from redrafter_training.trainer.divergence import Guard
 from redrafter_training.trainer.loss import DepthSums, num_positions, unrolled_loss
 from redrafter_training.trainer.lr_schedule import learning_rate_scale, steps
 from redrafter_training.trainer.optimizer import SplitOptimizer
 from redrafter_training.trainer.state import Progress, budget_growth, capture, read_state, restore, write_state
+from redrafter_training.utils.command import TrainingStoppedError
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.model.drafter import Drafter
 
