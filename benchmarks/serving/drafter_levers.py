@@ -22,9 +22,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.models.roofline import Layout, Workload, naive_round, round_reads
 from benchmarks.record import RESULTS, record
-from redrafter_training.evaluate import Drafting, held_out_texts, measure
+from redrafter_training.run.evaluation import held_out_texts
+from redrafter_training.run.trimming import choose_tokens, data_frequencies, trim
 from redrafter_training.target.model import TargetModel
-from redrafter_training.trim import WINDOW, choose_tokens, data_frequencies, trim
+from redrafter_training.trainer.acceptance import Drafting, measure
+from redrafter_training.trim import WINDOW
 from redrafter_vllm.checkpoint.locate import resolve_drafter
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.model.drafter import Drafter

@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.record import RESULTS, record
 from redrafter_training.data.python_corpus import extract_prompts, load_corpus, split
-from redrafter_training.evaluate import Drafting, measure
 from redrafter_training.target.model import TargetModel
+from redrafter_training.trainer.acceptance import Drafting, measure
 from redrafter_vllm.checkpoint.locate import resolve_drafter
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.utils.paths import user_path

@@ -26,8 +26,9 @@ from benchmarks.demo.offline import run_engine, with_redrafter
 from benchmarks.demo.options import ROOT
 from benchmarks.demo.workload import Workload
 from benchmarks.record import RESULTS, record
-from redrafter_training.evaluate import Acceptance, Drafting, held_out_texts, measure
+from redrafter_training.run.evaluation import held_out_texts
 from redrafter_training.target.model import TargetModel
+from redrafter_training.trainer.acceptance import Acceptance, Drafting, measure
 from redrafter_vllm.checkpoint.locate import resolve_drafter
 from redrafter_vllm.config import QUANTIZATIONS
 from redrafter_vllm.model.drafter import Drafter

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.serving import structured_output
 from benchmarks.serving.structured_output import Options, mask_times
-from redrafter_training.evaluate import Drafting
+from redrafter_training.trainer.acceptance import Drafting
 
 
 def test_masks_are_timed_along_a_whole_answer() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.acceptance import DraftCounters
 from benchmarks.serving.tokens_per_step import Options, agreed, counted_tokens_per_step
-from redrafter_training.evaluate import Drafting
+from redrafter_training.trainer.acceptance import Drafting
 
 
 def test_tokens_per_step_from_counters() -> None:

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from redrafter_training.evaluate import Drafting, held_out_texts, measure
+from redrafter_training.run.evaluation import held_out_texts
 from redrafter_training.target.model import TargetModel
+from redrafter_training.trainer.acceptance import Drafting, measure
 from redrafter_vllm.model.drafter import Drafter
 from tests.paths import ASSET
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from redrafter_training.trim import choose_tokens, data_frequencies, main, trim
+from redrafter_training.run.trimming import choose_tokens, data_frequencies, trim
+from redrafter_training.trim import main
 from redrafter_vllm import Drafter
 from redrafter_vllm.checkpoint.io import check_checkpoint
 from tests.oracles import random_drafter
@@ -40,7 +41,7 @@ def test_logits_of_the_kept_tokens_stay_as_they_are(layers: int) -> None:
 def test_impossible_trimmings() -> None:
     kept = trim(random_drafter(), torch.tensor([0, 3, 4, 10]))
     for tokens in ([0, 5], [2], [10, 11]):
-        with pytest.raises(ValueError, match=r"not all that it should be trimmed to|outside a vocabulary of 11"):
+        with pytest.raises(ValueError, match=r"not all of those to trim it to|outside a vocabulary of 11"):
             trim(kept, torch.tensor(tokens))
     with pytest.raises(ValueError, match="strictly increasing"):
         trim(kept, torch.tensor([3, 0]))

@@ -5,26 +5,27 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from rich.console import Console
-
 from redrafter_training.cli import parse
 from redrafter_training.config.job import Job
 from redrafter_training.config.recipe import DistillConfig
-from redrafter_training.distributed import checkpoints
-from redrafter_training.run.data_plan import describe_data
-from redrafter_training.run.plan import make_plan, print_plan
-from redrafter_training.run.preflight import check_places, check_target
-from redrafter_training.run.summary import print_summary
-from redrafter_training.run.training import local_device, run
 from redrafter_training.utils.command import Interruption, run_command
 
 
-def main(argv: Sequence[str] | None = None, *, program: str = "redrafter_training") -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     job, config, recipe, keys = parse(argv)
-    return run_command(partial(_main, job, config, recipe, keys, program), partial(_interrupted, job))
+    return run_command(partial(_main, job, config, recipe, keys), partial(_interrupted, job))
 
 
-def _main(job: Job, config: DistillConfig, recipe: str, keys: str, program: str, interruption: Interruption) -> int:
+def _main(job: Job, config: DistillConfig, recipe: str, keys: str, interruption: Interruption) -> int:
+    # Imported here, since --help must not wait for transformers.
+    from rich.console import Console
+
+    from redrafter_training.run.data_plan import describe_data
+    from redrafter_training.run.plan import make_plan, print_plan
+    from redrafter_training.run.preflight import check_places, check_target
+    from redrafter_training.run.summary import print_summary
+    from redrafter_training.run.training import local_device, run
+
     console = Console()
     if job.dry_run:
         check_places(job)
@@ -32,23 +33,25 @@ def _main(job: Job, config: DistillConfig, recipe: str, keys: str, program: str,
         texts = describe_data(job, config)
         print_plan(job, config, recipe, make_plan(job, config, local_device(job)), texts, console)
         return 0
-    report = run(job, config, recipe, keys, interruption, program=program)
+    report = run(job, config, recipe, keys, interruption)
     print_summary(job, report.content, console)
     if report.unmeasured is None:
         return 0
     print(
-        f"the drafter in {job.out_dir} is complete, but what it saves could not be measured ({report.unmeasured}): "
-        "try python -m redrafter_training.evaluate, or leave the measure away with --evaluate false",
+        f"the drafter in {job.out_dir} is complete, but its tokens per step could not be measured "
+        f"({report.unmeasured}): run python -m redrafter_training.evaluate, or train with --evaluate false",
         file=sys.stderr,
     )
     return 1
 
 
 def _interrupted(job: Job) -> str:
+    from redrafter_training.distributed import checkpoints
+
     newest = checkpoints.latest(job.checkpoints)
     if newest is None:
         return "interrupted before the first checkpoint: the same command starts again"
-    return f"interrupted: the last checkpoint is {newest}, from which the same command goes on"
+    return f"interrupted: the same command continues from the last checkpoint, {newest}"
 
 
 if __name__ == "__main__":

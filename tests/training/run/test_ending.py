@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from redrafter_training.__main__ import main
 from redrafter_training.distributed import checkpoints
-from redrafter_training.run.finish import tokens_per_step
+from redrafter_training.run.evaluation import tokens_per_step
 from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.state import read_state
 from redrafter_training.utils.command import Interruption
@@ -61,9 +61,7 @@ def test_a_signal_ends_with_a_checkpoint_and_a_line(number: signal.Signals, tmp_
     assert "Traceback" not in shown
     newest = checkpoints.latest(tmp_path / "out.run" / "checkpoints")
     assert newest is not None, shown
-    assert (
-        shown.splitlines()[-1] == f"interrupted: the last checkpoint is {newest}, from which the same command goes on"
-    )
+    assert shown.splitlines()[-1] == f"interrupted: the same command continues from the last checkpoint, {newest}"
     assert read_state(newest)["step"] == int(newest.name.removeprefix("step-")) >= 1
     assert not out.exists()
 
@@ -209,9 +207,12 @@ def test_what_cannot_be_measured_is_there(
         raise IndexError("index out of range in self")
 
     with monkeypatch.context() as patched:
-        patched.setattr("redrafter_training.run.finish.measure", fail)
+        patched.setattr("redrafter_training.run.evaluation.measure", fail)
         assert main(command) == 1
-    assert "is complete, but what it saves could not be measured (IndexError: index out of" in capsys.readouterr().err
+    assert (
+        "is complete, but its tokens per step could not be measured (IndexError: index out of"
+        in capsys.readouterr().err
+    )
     assert json.loads((out / "training.json").read_text())["held_out"] == {}
     weights = (out / "model.safetensors").read_bytes()
     assert main(command) == 0

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from redrafter_training import evaluate
 from redrafter_training.__main__ import main
-from redrafter_training.run.finish import EVALUATED_TOKENS, fitting
+from redrafter_training.run.evaluation import EVALUATED_TOKENS, fitting
 from redrafter_training.target.properties import TargetFactsError, beyond_embedding, facts_of, read_facts
 from tests.models import save_random_llama
 from tests.paths import ASSET

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from redrafter_training.config.recipe import DistillConfig
-from redrafter_training.data.python_corpus import SourceFile
+from redrafter_training.data.python_corpus import SourceFile, load_corpus, split
 from redrafter_training.target import packed_attention
 
 Batch = TypeVar("Batch")
@@ -94,6 +95,14 @@ def cut_windows(files: list[Tensor], length: int, bos: int | None, generator: to
     cut = stream[phase : phase + count * body].view(count, body)
     cut = cut[torch.randperm(count, generator=generator)]
     return cut if bos is None else torch.cat([torch.full((count, 1), bos), cut], dim=1)
+
+
+def held_out_windows(
+    tokenizer: PreTrainedTokenizerBase, count: int, *, length: int, corpus: Path | None = None
+) -> Windows:
+    """At most `count` windows of the held-out source files, the same ones every time. B <= count, L = length"""
+    files = encode_files(split(load_corpus(corpus))[1], tokenizer)
+    return Windows.full(cut_windows(files, length, tokenizer.bos_token_id, torch.Generator().manual_seed(0))[:count])
 
 
 def text_batches(

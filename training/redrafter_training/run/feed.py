@@ -30,9 +30,8 @@ from redrafter_training.data.report import DataError
 from redrafter_training.data.text_prompts import Passages, asked, distinct, text_prompts, without_special
 from redrafter_training.data.tokenize import Example, ExampleEncoder
 from redrafter_training.data.vocab_mapping import token_frequencies
-from redrafter_training.data.windows import Repeated, Windows, encode_files, mixed_batches
+from redrafter_training.data.windows import Repeated, Windows, encode_files, held_out_windows, mixed_batches
 from redrafter_training.distributed.context import TrainContext
-from redrafter_training.evaluate import held_out_windows
 from redrafter_training.responses.examples import load_responses
 from redrafter_training.responses.store import is_response_folder
 from redrafter_training.responses.transformers_engine import write_texts

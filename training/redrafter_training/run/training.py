@@ -20,8 +20,9 @@ from redrafter_training.data.vocab_mapping import choose_draft_vocabulary
 from redrafter_training.distributed import checkpoints
 from redrafter_training.distributed.context import LocalContext, TrainContext
 from redrafter_training.hidden_states.target import open_cached_target
+from redrafter_training.run.evaluation import TokensPerStep, tokens_per_step
 from redrafter_training.run.feed import Feed, FeedSettings, holds_conversations, open_feed
-from redrafter_training.run.finish import Evaluate, Outcome, Report, finish, tokens_per_step
+from redrafter_training.run.finish import Evaluate, Outcome, Report, finish
 from redrafter_training.run.inputs import input_fingerprints
 from redrafter_training.run.plan import data_note, make_plan
 from redrafter_training.run.preflight import check_places, check_room, check_target
@@ -133,9 +134,7 @@ def initial_drafter(target: Target, feed: Feed, job: Job, config: DistillConfig)
     return build_drafter(target, config, chosen.tokens), {"draft_vocabulary_coverage": chosen.coverage}
 
 
-def run(
-    job: Job, config: DistillConfig, recipe: str, keys: str, interruption: Interruption, *, program: str = "training"
-) -> Report:
+def run(job: Job, config: DistillConfig, recipe: str, keys: str, interruption: Interruption) -> Report:
     """Trains, exports the drafter with its `training.json`, measures what it saves and adds that.
 
     Nothing is written, and nothing of an earlier start changed, before all that can be checked beforehand has been.
@@ -162,7 +161,7 @@ def run(
             check_identity(read_state(newest, mmap=True), job.identity(config) | {"inputs": inputs})
         put_text(job.run_folder / KEYS_FILE, keys)
         outcome, evaluate = _launch(job, config, inputs, interruption)
-        return finish(job, config, recipe, outcome, evaluate, program, started)
+        return finish(job, config, recipe, outcome, evaluate, started)
 
 
 def local_device(job: Job) -> torch.device:
@@ -206,7 +205,7 @@ def _launch_here(
 
 def _evaluate(
     job: Job, config: DistillConfig, drafter: Drafter, prompts: Sequence[Tensor], device: torch.device
-) -> dict[str, dict[str, Any]]:
+) -> TokensPerStep:
     return tokens_per_step(_load_target(job, config, device), drafter, prompts, config.beam_length)
 
 

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens per step that a drafter reaches, without a serving engine: `python -m redrafter_training.evaluate --target DIR`.
+
+Prints one JSON line per number of beams (see `redrafter_training.trainer.acceptance`), and one with
+`redrafter{i}_kl` and `redrafter{i}_top{k}` by depth i.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+
+from redrafter_training.utils.command import Interruption, run_command
+from redrafter_vllm.utils import strict_json
+from redrafter_vllm.utils.paths import user_path, user_place
+
+WINDOW = 256  # tokens per window of held-out text for the figures by depth
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m redrafter_training.evaluate", description=(__doc__ or "").partition(":")[0]
+    )
+    parser.add_argument("--target", type=user_place, required=True, help="folder or hub name of the target")
+    parser.add_argument("--drafter", type=user_place, help="the drafter's folder (default: where serving finds it)")
+    parser.add_argument("--beam-width", type=int, nargs="+", default=[1, 2, 4, 8], help="one row of figures each")
+    parser.add_argument("--beam-length", type=int, default=4, help="draft tokens per beam, the root not counted")
+    parser.add_argument("--max-nodes", type=int, help="nodes per tree (default: all that the beams hold)")
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--windows", type=int, default=32, help="windows of held-out text for the figures by depth")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--corpus", type=user_path, help="folder of Python files (default: the standard library)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code from the target's repository")
+    args = parser.parse_args(argv)
+    return run_command(partial(_main, args, parser), lambda: "interrupted: nothing is stored")
+
+
+def _main(args: argparse.Namespace, parser: argparse.ArgumentParser, _: Interruption) -> int:
+    # Imported here, since --help must not wait for torch and transformers.
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from redrafter_training.data.windows import held_out_windows
+    from redrafter_training.run.evaluation import held_out_texts
+    from redrafter_training.target.model import TargetModel
+    from redrafter_training.target.properties import read_facts
+    from redrafter_training.trainer.acceptance import Drafting, measure
+    from redrafter_training.trainer.metrics import depth_figures
+    from redrafter_vllm.checkpoint.locate import resolve_drafter
+    from redrafter_vllm.model.drafter import Drafter
+
+    trusted = {"trust_remote_code": args.trust_remote_code}
+    try:
+        facts = read_facts(args.target, **trusted)
+        facts.check_length(args.new_tokens + 1, "--new-tokens and a prompt")
+        drafting = [Drafting(w, args.beam_length, args.max_nodes or w * args.beam_length) for w in args.beam_width]
+    except ValueError as problem:
+        parser.error(str(problem))
+    target = TargetModel(AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32, **trusted))
+    drafter = Drafter.from_pretrained(resolve_drafter(args.drafter, args.target))
+    tokenizer = AutoTokenizer.from_pretrained(args.target, **trusted)
+    texts = held_out_texts(
+        target,
+        tokenizer,
+        prompts=args.prompts,
+        new_tokens=args.new_tokens,
+        seed=args.seed,
+        temperature=args.temperature,
+        corpus=args.corpus,
+        longest=facts.longest,
+    )
+    for shape in drafting:
+        print(strict_json.dumps(asdict(shape) | asdict(measure(target, drafter, texts, shape))))
+    length = int(min(WINDOW, facts.longest))
+    windows = held_out_windows(tokenizer, args.windows, length=length, corpus=args.corpus)
+    print(strict_json.dumps(depth_figures(drafter, target, windows, args.beam_length).named()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
