@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entry point of the vLLM plugin (`vllm.general_plugins`), loaded in every process of vLLM's."""
+"""Entry point of the vLLM plugin (`vllm.general_plugins`), loaded in every process of vLLM."""
 
 import logging
 
@@ -10,13 +10,13 @@ def register() -> None:
     """Teach vLLM the method `redrafter`. Idempotent; without that method vLLM behaves as if this were not installed."""
     import vllm
 
-    from redrafter_vllm.integration.patches import rebind as patches
+    from redrafter_vllm.integration.patches import front, install
     from redrafter_vllm.integration.versions import UnsupportedVllmError, check_vllm_version
 
     try:
         check_vllm_version(vllm.__version__)
     except UnsupportedVllmError as error:
         logger.warning("%s", error)
-        patches.install_refusal(str(error))
+        front.install_refusal(str(error))
         return
-    patches.install_front()
+    install.install_recognition()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the names that this package leans on a version of vLLM still has: `python -m tools.check_vllm_interface [PLACE]`.
+"""Which names of vLLM that redrafter-vllm uses a version still has: `python -m tools.check_vllm_interface [PLACE]`.
 
-PLACE is `installed` (the default), a wheel, or a directory with vLLM's sources. Nothing of vLLM's is run. An interface that
-holds by name and parameters may still have another meaning: docs/design/vllm_interface.md says what to read.
+PLACE is `installed` (the default), a wheel, or a directory with vLLM's sources. No code of vLLM is run. A name that is
+there, with the same parameters, may still have another meaning: docs/design/vllm_interface.md lists what to read.
 """
 
 import argparse
@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from redrafter_vllm.integration.versions import UnsupportedVllmError, check_vllm_version
-from redrafter_vllm.integration.vllm_interface import INTERFACES, Interface, Use
+from redrafter_vllm.integration.vllm_interface.entry import Use, VllmName
+from redrafter_vllm.integration.vllm_interface.names import VLLM_NAMES
 from tools.vllm_source import Fact, Source, open_tree
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "design" / "vllm_interface.md"
@@ -20,19 +21,19 @@ TABLE_BEGINS = "<!-- python -m tools.check_vllm_interface --document: begins -->
 TABLE_ENDS = "<!-- ends -->"
 
 
-def problem(interface: Interface, fact: Fact) -> str | None:
-    """Why an interface does not hold; None when it does."""
+def problem(name: VllmName, fact: Fact) -> str | None:
+    """What has changed about a name; None where it is as listed."""
     if fact.kind == "missing":
         return "is gone"
-    if interface.use is Use.USED:
-        gone = [name for name in interface.attributes.split() if name not in fact.attributes]
+    if name.use is Use.USED:
+        gone = [attribute for attribute in name.attributes.split() if attribute not in fact.attributes]
         return f"has no {', '.join(gone)}" if gone else None
     if fact.kind != "function":
         return f"is a {fact.kind} now"
-    if interface.use is Use.CALLED:
-        return _problem_of_call(interface.parameters, fact.parameters)
-    names = " ".join(name.rstrip("=") for name in fact.parameters)
-    return None if names == interface.parameters else f"takes ({names}), not ({interface.parameters})"
+    if name.use is Use.CALLED:
+        return _problem_of_call(name.parameters, fact.parameters)
+    found = " ".join(parameter.rstrip("=") for parameter in fact.parameters)
+    return None if found == name.parameters else f"takes ({found}), not ({name.parameters})"
 
 
 def _problem_of_call(passed: str, parameters: Sequence[str]) -> str | None:
@@ -50,8 +51,8 @@ def _problem_of_call(passed: str, parameters: Sequence[str]) -> str | None:
 
 
 def facts_of(source: Source) -> dict[str, Fact]:
-    """Of every interface's target."""
-    return {interface.target: source.fact(interface.target) for interface in INTERFACES}
+    """The fact of every name, by its target."""
+    return {name.target: source.fact(name.target) for name in VLLM_NAMES}
 
 
 def save(facts: Mapping[str, Fact], version: str, path: Path) -> None:
@@ -75,18 +76,16 @@ def load(path: Path) -> tuple[str, dict[str, Fact]]:
 
 
 def with_table(text: str) -> str:
-    """The document with its table of all interfaces made anew."""
+    """The document with its table of all names written again."""
     before, _, rest = text.partition(TABLE_BEGINS)
     _, ends, after = rest.partition(TABLE_ENDS)
     if not ends:
         raise ValueError(f"the document has no {TABLE_BEGINS} … {TABLE_ENDS}")
     rows = ["| use | name | parameters, or attributes that are read |", "|---|---|---|"]
-    for interface in INTERFACES:
-        details = " ".join(
-            f"`{word}`" if word != "*" else "by name:"
-            for word in (interface.parameters or interface.attributes).split()
-        )
-        rows.append(f"| {interface.use} | `{interface.module}.{interface.path}` | {details} |")
+    for name in VLLM_NAMES:
+        words = (name.parameters or name.attributes).split()
+        details = " ".join(f"`{word}`" if word != "*" else "by name:" for word in words)
+        rows.append(f"| {name.use} | `{name.module}.{name.path}` | {details} |")
     return "\n".join([before + TABLE_BEGINS, "", *rows, "", TABLE_ENDS + after])
 
 
@@ -94,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.check_vllm_interface", description=__doc__)
     parser.add_argument("place", nargs="?", default="installed", help="installed, a wheel or a directory")
     parser.add_argument("--write", type=Path, metavar="FILE", help="also store what was found, for the tests")
-    parser.add_argument("--document", action="store_true", help="only renew the table in docs/design/vllm_interface.md")
+    parser.add_argument("--document", action="store_true", help="only write the table in docs/design/vllm_interface.md")
     options = parser.parse_args(arguments)
     if options.document:
         DOCUMENT.write_text(with_table(DOCUMENT.read_text()))
@@ -105,13 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     version, facts = source.version(), facts_of(source)
     broken = 0
-    for interface in INTERFACES:
-        why = problem(interface, facts[interface.target])
+    for name in VLLM_NAMES:
+        why = problem(name, facts[name.target])
         broken += why is not None
-        print(
-            f"{'holds' if why is None else 'CHANGED':8}{interface.use:11}{interface.target}{'' if why is None else f': {why}'}"
-        )
-    print(f"vLLM {version or 'of unknown version'}: {len(INTERFACES) - broken} of {len(INTERFACES)} interfaces hold")
+        state, explanation = ("holds", "") if why is None else ("CHANGED", f": {why}")
+        print(f"{state:8}{name.use:11}{name.target}{explanation}")
+    print(f"vLLM {version or 'of unknown version'}: {len(VLLM_NAMES) - broken} of {len(VLLM_NAMES)} names hold")
     try:
         check_vllm_version(version)
     except UnsupportedVllmError as error:

@@ -13,7 +13,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Tree(Protocol):
-    """Where sources lie."""
+    """A place with sources of vLLM."""
 
     def read(self, path: str) -> str | None:
         """Text of a file such as `vllm/config/__init__.py`; None where there is none."""
@@ -31,7 +31,7 @@ class Directory:
 
 
 class Wheel:
-    """A wheel; only the files that are asked for are unpacked, in memory."""
+    """A wheel; only the files that are read are unpacked, in memory."""
 
     def __init__(self, file: Path) -> None:
         self.archive = zipfile.ZipFile(file)
@@ -62,7 +62,7 @@ def open_tree(place: str) -> Tree:
 
 
 class Found(NamedTuple):
-    """A definition and the module that it stands in."""
+    """A definition and the module that contains it."""
 
     module: str
     node: ast.stmt
@@ -78,14 +78,14 @@ class Fact:
 
 
 class Source:
-    """Looks names up in one version's sources, through imports and base classes."""
+    """Finds names in one version's sources, through imports and base classes."""
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
         self._modules: dict[str, tuple[ast.Module, bool] | None] = {}
 
     def fact(self, target: str) -> Fact:
-        """Of `module:name`, `module:Class.method` or a class attribute, `module:Class.attribute`."""
+        """The fact of `module:name`, `module:Class.method` or `module:Class.attribute`."""
         module, _, path = target.partition(":")
         name, _, member = path.partition(".")
         found = self._find(module, name)
@@ -106,7 +106,7 @@ class Source:
         return Fact("value")
 
     def version(self) -> str:
-        """What the sources say of themselves; empty where they do not."""
+        """The version that the sources name; empty where they name none."""
         text = self.tree.read("vllm/_version.py") or ""
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
@@ -145,7 +145,7 @@ class Source:
         return None
 
     def _lineage(self, found: Found) -> Iterator["_Class"]:
-        """The class and its bases, as far as they are vLLM's, nearest first."""
+        """The class and those of its bases that are defined in vLLM, nearest first."""
         if not isinstance(found.node, ast.ClassDef):
             return
         yield _Class(found.module, found.node)
@@ -171,7 +171,7 @@ class _Class(NamedTuple):
 
 
 def parameters(node: Function) -> tuple[str, ...]:
-    """Names in order; those with a default end in `=`."""
+    """Names in order; those with a default end in `=`, starred ones keep their stars."""
     spec = node.args
     positional = [*spec.posonlyargs, *spec.args]
     required = len(positional) - len(spec.defaults)

@@ -36,7 +36,8 @@ from benchmarks.record import RESULTS, record
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.config import QUANTIZATIONS, DraftingConfig, OptionError
 from redrafter_vllm.drafting.propose import propose_trees
-from redrafter_vllm.integration.worker.drafter_loading import check_quantization, linear_maker
+from redrafter_vllm.integration.frontend.quantization import check_quantization
+from redrafter_vllm.integration.worker.drafter_loading import linear_maker
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.model.packed import PackedDrafter
 from redrafter_vllm.utils.paths import user_path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which vLLM this plugin knows."""
+"""Which versions of vLLM this plugin supports."""
 
 from packaging.version import InvalidVersion, Version
 
@@ -7,7 +7,7 @@ LOWEST, BEYOND = "0.32", "0.34"
 
 
 class UnsupportedVllmError(RuntimeError):
-    """The installed vLLM is outside the range that the seam was written for."""
+    """The installed vLLM is outside the range that this package was written for."""
 
 
 def check_vllm_version(version: str) -> None:

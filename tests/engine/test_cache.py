@@ -6,14 +6,15 @@ That holds for the entries of a request, for the blocks that prefix caching keep
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
-from redrafter_vllm.integration.patches.rebind import register_tree_attention
+from redrafter_vllm.integration.attention.select import register_tree_attention
+from tests.engine.cached_blocks import assert_same_blocks, empty_caches
 from tests.engine.conftest import MakeEngine
-from tests.engine.differential.leaks import cached_blocks
-from tests.engine.generation import TREE, cpu_only, generate, params, random_prompts, runner, tokens
+from tests.engine.generation import TREE, cpu_only, generate, params, random_prompts, runner, scheduler, tokens
 from tests.engine.row_invariant import row_invariant
 from tests.engine.scripted import scripted_trees
 from tests.models import VOCAB
@@ -62,23 +63,26 @@ def test_bit_for_bit(make_engine: MakeEngine, random_target: Path, block_size: i
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_cached_blocks(make_engine: MakeEngine, random_target: Path, asynchronous: bool) -> None:
     """The blocks of emitted tokens are cached, and no slot of a rejected node among them."""
-    register_tree_attention()
-    plain = make_engine(random_target, attention_backend="CUSTOM", block_size=16)
-    tree = make_engine(random_target, TREE, block_size=16, async_scheduling=asynchronous)
+    plain, tree = empty_caches(make_engine, random_target, asynchronous=asynchronous)
     prompts = random_prompts(9, VOCAB, longest=120, seed=21)
     sampling = [params(temperature=0.6 * (i % 2), seed=i, ignore_eos=True, max_tokens=30 + i) for i in range(9)]
-    for llm in (plain, tree):
-        assert llm.llm_engine.reset_prefix_cache()
     with row_invariant(plain):
         outs = [out[0] for out in tokens(generate(plain, prompts, sampling))]
     truths = {tuple(prompt): [*prompt, *out] for prompt, out in zip(prompts, outs, strict=True)}
     with row_invariant(tree), scripted_trees(tree, truths) as drawn:
         assert [out[0] for out in tokens(generate(tree, prompts, sampling))] == outs
     assert len(drawn) < 0.7 * sum(map(len, outs))
-    expected, cached = cached_blocks(plain), cached_blocks(tree)
-    assert cached.keys() == expected.keys() and len(cached) > 20
-    for key, contents in cached.items():
-        assert all(torch.equal(content, expected[key][0]) for content in contents)
+    assert_same_blocks(tree, plain)
+
+
+def test_blocks_are_cached_outside_scheduling_only_at_a_stop(make_engine: MakeEngine, random_target: Path) -> None:
+    """Once per request, not once per step: the blocks of a running request are cached when its steps are scheduled."""
+    tree = make_engine(random_target, TREE, block_size=16, async_scheduling=False)
+    manager = scheduler(tree).kv_cache_manager
+    prompts = random_prompts(4, VOCAB, longest=60, seed=23)
+    with patch.object(manager, "cache_blocks", wraps=manager.cache_blocks) as cache_blocks:
+        generate(tree, prompts, params(temperature=0.0, ignore_eos=True, max_tokens=30))
+    assert cache_blocks.call_count == len(prompts)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

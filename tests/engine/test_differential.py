@@ -24,7 +24,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from redrafter_vllm.integration.patches.rebind import register_tree_attention
+from redrafter_vllm.integration.attention.select import register_tree_attention
 from tests.engine.conftest import MakeEngine
 from tests.engine.differential.cases import MAX_MODEL_LEN, Case, random_cases
 from tests.engine.differential.compare import difference

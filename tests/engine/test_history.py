@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from redrafter_vllm.drafting.buffers import DraftRows
-from redrafter_vllm.integration.vllm_interface import InterfaceChangedError
+from redrafter_vllm.integration.vllm_interface.entry import InterfaceChangedError
 from redrafter_vllm.integration.worker import history
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, generate, params, random_prompts, runner

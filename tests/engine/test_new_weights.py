@@ -197,12 +197,12 @@ def test_an_engine_without_a_drafter_has_none_to_replace(make_engine: MakeEngine
 
 def test_a_worker_with_such_a_method_of_its_own_is_another_vllm() -> None:
     from redrafter_vllm.integration.patches.rebind import add_method
-    from redrafter_vllm.integration.vllm_interface import InterfaceChangedError
+    from redrafter_vllm.integration.vllm_interface.entry import InterfaceChangedError
 
     def sleep(worker: Any) -> None:
         raise AssertionError
 
-    with pytest.raises(InterfaceChangedError, match="gpu_worker:Worker, which this vLLM has with a sleep of its own"):
+    with pytest.raises(InterfaceChangedError, match="gpu_worker:Worker, which this vLLM has with another method sleep"):
         add_method("vllm.v1.worker.gpu_worker:Worker", sleep)
     with pytest.raises(InterfaceChangedError, match="gpu_worker:Shirker, which this vLLM does not have"):
         add_method("vllm.v1.worker.gpu_worker:Shirker", sleep)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the method is recognised, and that vLLM is left alone where it is not."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from vllm.engine.arg_utils import EngineArgs
 register(); register()
 config = EngineArgs(model=sys.argv[1], max_model_len=64).create_engine_config()
 print("speculative:", config.speculative_config, config.attention_config.backend)
-print("seam:", "redrafter_vllm.integration.frontend.speculative_config" in sys.modules)
+print("configuration:", "redrafter_vllm.integration.speculative_config" in sys.modules)
 from vllm.v1.worker.gpu import model_runner
 from vllm.platforms.cpu import CpuPlatform
 from vllm.sampling_params import SamplingParams
@@ -36,15 +37,38 @@ load_general_plugins()
 EngineArgs(model=sys.argv[1], max_model_len=64, speculative_config={"method": "redrafter"}).create_engine_config()
 """
 
+ARRIVED = """
+import pickle, sys
+config = pickle.load(sys.stdin.buffer)
+from vllm.v1.worker.gpu import model_runner
+from vllm.v1.core.sched.scheduler import Scheduler
+for function in (model_runner.init_speculator, Scheduler.update_from_output):
+    print("rebound:", hasattr(function, "_redrafter_original"))
+print(config)
+"""
+
 
 def test_installed_and_not_used(random_target: Path) -> None:
     command = [sys.executable, "-c", UNUSED, str(random_target)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert "speculative: None None" in output
-    assert "seam: False" in output
+    assert "configuration: False" in output
     modules = [line for line in output if line.startswith("module:")]
     assert len(modules) == 3
     assert all(line.startswith("module: vllm.") and line.endswith("False") for line in modules)
+
+
+@pytest.mark.parametrize("pickler", ["pickle", "cloudpickle"])
+def test_a_configuration_that_arrives_in_a_process_installs_the_patches(
+    make_engine: MakeEngine, random_target: Path, pickler: str
+) -> None:
+    """Executors send it with either; vLLM may spawn its processes, or start them on another machine."""
+    config = make_engine(random_target, TREE).llm_engine.vllm_config.speculative_config
+    stored = importlib.import_module(pickler).dumps(config)
+    command = [sys.executable, "-c", ARRIVED]
+    output = subprocess.run(command, input=stored, capture_output=True, check=True).stdout.decode().splitlines()
+    assert output.count("rebound: True") == 2
+    assert repr(config) in output
 
 
 def test_what_is_chosen_stands_in_vllms_log(random_target: Path) -> None:
@@ -113,7 +137,7 @@ def test_plain_engines_beside_ours_keep_their_attention(make_engine: MakeEngine,
 
 def test_a_changed_target_of_a_rebinding_is_one_sentence() -> None:
     from redrafter_vllm.integration.patches.rebind import rebind
-    from redrafter_vllm.integration.vllm_interface import InterfaceChangedError
+    from redrafter_vllm.integration.vllm_interface.entry import InterfaceChangedError
 
     class Owner:
         def moved(self, something: int) -> None:

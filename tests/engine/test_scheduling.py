@@ -77,8 +77,8 @@ def test_a_cpu_switches_asynchronous_scheduling_off(random_target: Path) -> None
 
 
 def test_a_changed_list_of_methods_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    from redrafter_vllm.integration.patches.rebind import allow_async_scheduling
-    from redrafter_vllm.integration.vllm_interface import InterfaceChangedError
+    from redrafter_vllm.integration.patches.front import allow_async_scheduling
+    from redrafter_vllm.integration.vllm_interface.entry import InterfaceChangedError
 
     monkeypatch.setattr("vllm.config.vllm.NgramGPUTypes", Literal["another"])
     with pytest.raises(

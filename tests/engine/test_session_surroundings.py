@@ -13,9 +13,10 @@ from unittest.mock import patch
 import pytest
 from vllm.exceptions import VLLMValidationError
 
-from redrafter_vllm.integration.patches.rebind import register_tree_attention
+from redrafter_vllm.integration.attention.select import register_tree_attention
+from tests.engine.cached_blocks import assert_same_blocks, empty_caches
 from tests.engine.conftest import MakeEngine
-from tests.engine.differential.leaks import cached_blocks, leaks
+from tests.engine.differential.leaks import leaks
 from tests.engine.differential.stream import Stream, counted_preemptions, settle
 from tests.engine.differential.target import save_byte_target
 from tests.engine.generation import TREE, core, cpu_only, generate, params, random_prompts, scheduler, tokens
@@ -81,29 +82,20 @@ def stopped_while_preempted(llm: Any) -> Iterator[list[str]]:
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_cached_blocks(make_engine: MakeEngine, random_target: Path, asynchronous: bool) -> None:
     """No block of the prefix cache holds a token that a session forgot, and none is missing."""
-    register_tree_attention()
-    plain = make_engine(random_target, attention_backend="CUSTOM", block_size=16)
-    tree = make_engine(random_target, TREE, block_size=16, async_scheduling=asynchronous)
+    plain, tree = empty_caches(make_engine, random_target, asynchronous=asynchronous)
     sessions = random_sessions(9, longest=33)
-    for llm in (plain, tree):
-        assert llm.llm_engine.reset_prefix_cache()
     with row_invariant(plain):
         expected = run_sessions(plain, sessions)
     with row_invariant(tree), scripted_trees(tree, truths(sessions, expected)):
         assert run_sessions(tree, sessions) == expected
-    wanted, own = cached_blocks(plain), cached_blocks(tree)
-    assert own.keys() == wanted.keys() and len(own) > 20
-    for key, contents in own.items():
-        assert all((content == wanted[key][0]).all() for content in contents)
+    assert_same_blocks(tree, plain)
 
 
 @cpu_only
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_kv_events(make_engine: MakeEngine, random_target: Path, asynchronous: bool) -> None:
     """Whoever follows the cache by its events is told of the blocks that plain vLLM stores: not one fewer."""
-    register_tree_attention()
-    plain = make_engine(random_target, attention_backend="CUSTOM", block_size=16)
-    tree = make_engine(random_target, TREE, block_size=16, async_scheduling=asynchronous)
+    plain, tree = empty_caches(make_engine, random_target, asynchronous=asynchronous)
     sessions, prompts = random_sessions(13, longest=33), random_prompts(4, VOCAB, longest=60, seed=13)
     with row_invariant(plain), stored_blocks(plain) as wanted:
         expected, ordinary = run_sessions(plain, sessions), generate(plain, prompts, greedy(40))

@@ -35,7 +35,7 @@ def engine() -> dict[str, Any]:
 @example(PLACE | {SCHEDULE: "x"})
 @example(PLACE | {"beam-width": 2, "beam_width": 3})
 def test_speculative_config(options: dict[str, Any]) -> None:
-    from redrafter_vllm.integration.frontend.speculative_config import build_speculative_config
+    from redrafter_vllm.integration.frontend.build_config import build_speculative_config
 
     options |= engine()
     absent = resolve.DrafterNotFoundError("The hub has no such drafter.")

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from redrafter_vllm.config import OptionError
-from redrafter_vllm.integration.start_errors import expect_start_errors, raise_what_was_told, tells_the_front
+from redrafter_vllm.integration.start_errors import expect_start_errors, raise_start_error, report_start_errors
 from tests.models import save_random_drafter, save_random_llama
 
 ENGINE_PROCESS = """
 import sys
 from redrafter_vllm.config import OptionError
-from redrafter_vllm.integration.start_errors import tells_the_front
+from redrafter_vllm.integration.start_errors import report_start_errors
 
-@tells_the_front
+@report_start_errors
 def start():
     raise OptionError(sys.argv[1]) if sys.argv[1] else ValueError("somebody else's")
 
@@ -38,7 +38,7 @@ def engine_process(message: str) -> None:
     assert ended.returncode == 1
 
 
-@raise_what_was_told
+@raise_start_error
 def wait(*messages: str) -> None:
     for message in messages:
         engine_process(message)
@@ -64,7 +64,7 @@ def test_other_errors_stay_theirs(scratch: Path) -> None:
 
 
 def test_in_the_same_process_the_error_itself_arrives(scratch: Path) -> None:
-    @tells_the_front
+    @report_start_errors
     def start() -> None:
         raise OptionError("Here.")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is leant on of vLLM: one list, true of the installed version and of 0.33, and all there is."""
+"""The list of vLLM's names that the package uses: right for the installed version and for 0.33, and complete."""
 
 import ast
 import zipfile
@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from redrafter_vllm.integration.attention.limits import TreeLimits
-from redrafter_vllm.integration.patches import rebind as patches
-from redrafter_vllm.integration.vllm_interface import INTERFACES, Interface, Use
+from redrafter_vllm.integration.patches import api, attention, front, install, metrics, runner, scheduler
+from redrafter_vllm.integration.vllm_interface.entry import Use, VllmName
+from redrafter_vllm.integration.vllm_interface.names import VLLM_NAMES
 from redrafter_vllm.integration.worker.sampler import TreeSampler
 from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 from tests.paths import ROOT
@@ -19,10 +20,10 @@ from tools.vllm_source import Fact, Source, open_tree
 
 FIXTURE = Path(__file__).with_name("vllm_interface_0_33.json")
 OURS = {
-    "DefaultModelState": ["model_state.py:RedrafterModelState"],
-    "ModelSpecificAttnMetadata": ["model_state.py:TreeAttnMetadata"],
-    "BaseSpeculator": ["speculator.py:RedrafterSpeculator"],
-    "RejectionSampler": ["sampler.py:TreeSampler"],
+    "DefaultModelState": ["worker/model_state.py:RedrafterModelState"],
+    "ModelSpecificAttnMetadata": ["worker/model_state.py:TreeAttnMetadata"],
+    "BaseSpeculator": ["worker/speculator.py:RedrafterSpeculator"],
+    "RejectionSampler": ["worker/sampler.py:TreeSampler"],
     "AttentionBackend": ["attention/cpu.py:TreeAttentionBackend"],
     "AttentionMetadataBuilder": [
         "attention/cpu.py:TreeAttentionMetadataBuilder",
@@ -32,85 +33,83 @@ OURS = {
 }
 
 
-def test_they_hold_on_the_installed_version() -> None:
+def test_all_names_hold_on_the_installed_version() -> None:
     facts = facts_of(Source(open_tree("installed")))
-    assert {
-        interface.target: why for interface in INTERFACES if (why := problem(interface, facts[interface.target]))
-    } == {}
+    assert {entry.target: why for entry in VLLM_NAMES if (why := problem(entry, facts[entry.target]))} == {}
 
 
-def test_they_hold_on_0_33() -> None:
-    """Against what was read from its sources; after a change of the list, docs/design/vllm_interface.md says how to read again."""
+def test_all_names_hold_on_0_33() -> None:
+    """Against what was read from its sources and stored.
+
+    docs/design/vllm_interface.md says how to read them again after a change of the list.
+    """
     version, facts = load(FIXTURE)
     assert version.startswith("0.33.")
-    assert facts.keys() >= {interface.target for interface in INTERFACES}, (
+    assert facts.keys() >= {entry.target for entry in VLLM_NAMES}, (
         "read the sources of 0.33 again: docs/design/vllm_interface.md"
     )
-    assert {
-        interface.target: why for interface in INTERFACES if (why := problem(interface, facts[interface.target]))
-    } == {}
+    assert {entry.target: why for entry in VLLM_NAMES if (why := problem(entry, facts[entry.target]))} == {}
 
 
 @pytest.mark.parametrize("backend", ["flash_attn:FlashAttentionBackend", "triton_attn:TritonAttentionBackend"])
-def test_trees_answer_for_what_backends_learn(backend: str) -> None:
-    """A capability that 0.33 has added to a backend which ours derive from is ours to take back."""
+def test_tree_backends_define_capabilities_new_in_0_33(backend: str) -> None:
+    """A capability that 0.33 has added to a backend would be inherited by ours, which has to override it."""
     target = f"vllm.v1.attention.backends.{backend}"
     known = Source(open_tree("installed")).fact(target).attributes
-    learnt = {name for name in load(FIXTURE)[1][target].attributes - known if name.startswith("supports_")}
-    assert backend.startswith("triton") or "supports_kv_cache_update_bypass" in learnt | known
-    assert learnt <= vars(TreeLimits).keys()
+    added = {name for name in load(FIXTURE)[1][target].attributes - known if name.startswith("supports_")}
+    assert backend.startswith("triton") or "supports_kv_cache_update_bypass" in added | known
+    assert added <= vars(TreeLimits).keys()
 
 
 def imported_names() -> Iterator[tuple[str, str]]:
-    """Every name of vLLM's that the package imports, and where."""
+    """Every name of vLLM that the package imports, and the file."""
     for file in sorted((ROOT / "redrafter_vllm").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm":
                 yield from ((f"{node.module}:{alias.name}", file.name) for alias in node.names)
 
 
-def test_nothing_else_is_imported() -> None:
-    known = {interface.target for interface in INTERFACES} | {
-        interface.module.replace(".", ":", 1) for interface in INTERFACES
-    }
-    modules = {interface.module for interface in INTERFACES}
+def test_no_unlisted_name_is_imported() -> None:
+    known = {entry.target for entry in VLLM_NAMES} | {entry.module.replace(".", ":", 1) for entry in VLLM_NAMES}
+    modules = {entry.module for entry in VLLM_NAMES}
     names = list(imported_names())
     assert len(names) > 30
     unknown = [(name, file) for name, file in names if name not in known and name.replace(":", ".") not in modules]
-    assert unknown == [], "enter these in redrafter_vllm/integration/vllm_interface.py"
+    assert unknown == [], "enter these in redrafter_vllm/integration/vllm_interface/"
 
 
-def test_the_list_of_rebindings_is_the_one_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for the platforms', of which a machine has one."""
+def test_all_listed_rebindings_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Except those of platforms: a machine has one of them."""
     installed: list[str] = []
-    monkeypatch.setattr(patches, "rebind_interface", lambda target, make: installed.append(target))
-    patches.install_front()
-    patches.install_runner()
-    platforms = {interface.target for interface in INTERFACES if interface.module.startswith("vllm.platforms.")}
-    listed = {interface.target for interface in INTERFACES if interface.use is Use.REBOUND}
+    for module in (api, attention, front, metrics, runner, scheduler):
+        monkeypatch.setattr(module, "rebind_listed", lambda target, make: installed.append(target))
+    install.install_recognition()
+    install.install_all()
+    platforms = {entry.target for entry in VLLM_NAMES if entry.module.startswith("vllm.platforms.")}
+    listed = {entry.target for entry in VLLM_NAMES if entry.use is Use.REBOUND}
     assert sorted({*installed} - platforms) == sorted(listed - platforms)
 
 
-def test_ours_take_what_vllms_do() -> None:
-    """As far as vLLM's parameters go; what ours have beyond must have a default."""
-    for interface in (interface for interface in INTERFACES if interface.use is Use.OVERRIDDEN):
-        owner, _, method = interface.path.partition(".")
+def test_overriding_methods_take_vllms_parameters() -> None:
+    """In vLLM's order; further parameters of ours must have a default."""
+    for entry in (entry for entry in VLLM_NAMES if entry.use is Use.OVERRIDDEN):
+        owner, _, method = entry.path.partition(".")
         for place in OURS[owner]:
             file, _, name = place.partition(":")
             tree = ast.parse((ROOT / "redrafter_vllm" / "integration" / file).read_text())
             (own,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
             (function,) = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name == method]
-            names, wanted = [arg.arg for arg in function.args.args], interface.parameters.split()
-            assert names[: len(wanted)] == wanted, (interface.target, place)
-            assert len(names) - len(wanted) <= len(function.args.defaults), (interface.target, place)
+            names, wanted = [arg.arg for arg in function.args.args], entry.parameters.split()
+            assert names[: len(wanted)] == wanted, (entry.target, place)
+            assert len(names) - len(wanted) <= len(function.args.defaults), (entry.target, place)
 
 
 def test_the_document_has_the_whole_list() -> None:
-    """And the table of rebindings, which says why, has a row for each of them."""
+    """And its table of rebindings, with the reasons, has a row for each of them."""
     text = DOCUMENT.read_text()
     assert with_table(text) == text, "run python -m tools.check_vllm_interface --document"
-    for interface in (interface for interface in INTERFACES if interface.use is Use.REBOUND):
-        assert f"| `{interface.module}.{interface.path}` |" in text.partition(TABLE_BEGINS)[0], interface.target
+    for entry in (entry for entry in VLLM_NAMES if entry.use is Use.REBOUND):
+        assert f"| `{entry.module}.{entry.path}` |" in text.partition(TABLE_BEGINS)[0], entry.target
 
 
 def changed(tmp_path: Path, text: str) -> Source:
@@ -135,7 +134,7 @@ class Thing(Parent):
 """
 
 
-def test_what_is_read_from_sources(tmp_path: Path) -> None:
+def test_facts_are_read_from_sources(tmp_path: Path) -> None:
     source = changed(tmp_path, SOURCES)
     assert source.version() == "0.99.1"
     assert source.fact("vllm.sub:helper") == Fact("function", ("a", "b", "c=", "*", "d", "e=", "**rest"))
@@ -161,19 +160,19 @@ def test_what_is_read_from_sources(tmp_path: Path) -> None:
     ],
 )
 def test_changed_parameters(use: Use, parameters: str, why: str | None) -> None:
-    assert problem(Interface("vllm:f", use, parameters), Fact("function", ("a", "b", "c=", "d="))) == why
+    assert problem(VllmName("vllm:f", use, parameters), Fact("function", ("a", "b", "c=", "d="))) == why
 
 
 def test_changed_names() -> None:
-    used = Interface("vllm:C", Use.USED, attributes="one two three")
+    used = VllmName("vllm:C", Use.USED, attributes="one two three")
     assert problem(used, Fact("class", attributes=frozenset({"two", "other"}))) == "has no one, three"
     assert problem(used, Fact("missing")) == "is gone"
-    assert problem(Interface("vllm:f", Use.CALLED, "a"), Fact("class")) == "is a class now"
+    assert problem(VllmName("vllm:f", Use.CALLED, "a"), Fact("class")) == "is a class now"
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["installed"]) == 0
-    assert "interfaces hold" in capsys.readouterr().out
+    assert "names hold" in capsys.readouterr().out
     changed(tmp_path, SOURCES)
     wheel = tmp_path / "vllm-0.99.1.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -195,8 +194,8 @@ def test_facts_survive_json(tmp_path: Path) -> None:
     assert load(tmp_path / "facts.json") == ("1.2", facts)
 
 
-# What vLLM's runner asks of speculators that hold a model of its own, behind a check that it is one.
-OF_DRAFT_MODELS = {
+# What vLLM's runner reads of speculators with a model of their own, after checking that it is such a speculator.
+DRAFT_MODEL_ATTRIBUTES = {
     "dcp_size",
     "draft_attn_layer_names",
     "draft_token_confidence_probs",
@@ -209,9 +208,9 @@ OF_DRAFT_MODELS = {
 }
 
 
-def attributes_asked_of(name: str) -> set[str]:
-    """What vLLM's workers read of anything that they call `name`."""
-    asked = set()
+def attributes_read_of(name: str) -> set[str]:
+    """The attributes that vLLM's workers read of anything that they call `name`."""
+    read = set()
     for file in (open_tree("installed").root / "vllm" / "v1" / "worker").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
@@ -220,17 +219,17 @@ def attributes_asked_of(name: str) -> set[str]:
                     getattr(owner, "attr", None) if isinstance(owner, ast.Attribute) else getattr(owner, "id", None)
                 )
                 if called == name:
-                    asked.add(node.attr)
-    return asked
+                    read.add(node.attr)
+    return read
 
 
 @pytest.mark.parametrize(
     ("name", "ours", "known"),
-    [("rejection_sampler", TreeSampler, set()), ("speculator", RedrafterSpeculator, OF_DRAFT_MODELS)],
+    [("rejection_sampler", TreeSampler, set()), ("speculator", RedrafterSpeculator, DRAFT_MODEL_ATTRIBUTES)],
     ids=["rejection_sampler", "speculator"],
 )
-def test_what_stands_in_for_vllms_answers_all_that_it_asks(name: str, ours: type, known: set[str]) -> None:
-    """Steps of a GPU alone, such as its warm-up, ask for more than a step on a CPU does."""
-    asked = attributes_asked_of(name)
-    assert asked >= known and len(asked) > len(known)
-    assert {attribute for attribute in asked - known if not hasattr(ours, attribute)} == set()
+def test_our_replacements_have_all_attributes_that_vllm_reads(name: str, ours: type, known: set[str]) -> None:
+    """Code that only a GPU runs, such as its warm-up, reads more than a step on a CPU does."""
+    read = attributes_read_of(name)
+    assert read >= known and len(read) > len(known)
+    assert {attribute for attribute in read - known if not hasattr(ours, attribute)} == set()

@@ -21,7 +21,7 @@ from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout
 
 from redrafter_vllm.integration.attention.limits import check_layer
 from redrafter_vllm.integration.attention.metadata import StepTrees
-from redrafter_vllm.integration.start_errors import tells_the_front
+from redrafter_vllm.integration.start_errors import report_start_errors
 from redrafter_vllm.integration.target_support import refuse_attention_layer
 from redrafter_vllm.ops.tree_attention import paged_attention, query_visibility
 
@@ -113,7 +113,7 @@ class TreeAttentionMetadataBuilder(AttentionMetadataBuilder[TreeAttentionMetadat
 class TreeAttentionImpl(AttentionImpl[TreeAttentionMetadata]):
     """One layer's attention."""
 
-    @tells_the_front
+    @report_start_errors
     def __init__(
         self,
         num_heads: int,

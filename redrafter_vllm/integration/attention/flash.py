@@ -13,9 +13,9 @@ from vllm.v1.attention.backends import flash_attn
 from vllm.v1.kv_cache_interface import AttentionSpec, is_quantized_kv_cache
 
 from redrafter_vllm.integration.attention.impl import TreeForward
-from redrafter_vllm.integration.attention.interface import require_fields, require_parameters
 from redrafter_vllm.integration.attention.limits import TreeLimits
 from redrafter_vllm.integration.attention.metadata import TreeAttentionMetadata, TreeMetadataBuilder
+from redrafter_vllm.integration.attention.require import require_fields, require_parameters
 from redrafter_vllm.ops.tree_attention import kernel
 
 require_fields(flash_attn.FlashAttentionMetadata, "seq_lens max_seq_len scheduler_metadata max_num_splits")

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from vllm.v1.attention.backend import AttentionType
 
-from redrafter_vllm.integration.start_errors import tells_the_front
+from redrafter_vllm.integration.start_errors import report_start_errors
 from redrafter_vllm.integration.target_support import refuse_attention_layer
 
 # As `ops.tree_attention.kernel` has it, which imports Triton.
@@ -43,7 +43,7 @@ class TreeLimits:
     supports_alibi_sqrt = supports_pcp = supports_dcp = supports_device_cpu_query_lens_mismatch = _never
 
 
-@tells_the_front
+@report_start_errors
 def check_layer(
     alibi_slopes: list[float] | None,
     sliding_window: int | None,

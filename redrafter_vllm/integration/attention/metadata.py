@@ -20,7 +20,7 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.kv_cache_interface import AttentionSpec
 
-from redrafter_vllm.integration.attention.interface import require_fields
+from redrafter_vllm.integration.attention.require import require_fields
 from redrafter_vllm.ops.tree_attention import TreeBatch
 
 require_fields(

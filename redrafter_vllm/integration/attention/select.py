@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of our attention backends serves: the first of the platform's that can."""
+"""Which of our attention backends serves a target: the first one for the device that supports it."""
 
 import os
 from typing import Any
@@ -7,10 +7,11 @@ from typing import Any
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 from vllm.utils.import_utils import resolve_obj_by_qualname
+from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
 from redrafter_vllm.integration.target_support import UnsupportedTargetError
 
-logger = init_logger(f"vllm.{__name__}")  # vLLM shows what stands below its own name
+logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
 
 _PACKAGE = "redrafter_vllm.integration.attention."
 CPU = _PACKAGE + "cpu.TreeAttentionBackend"
@@ -23,15 +24,30 @@ _ON_CPU = {"torch": CPU, "triton": TRITON}
 
 
 def is_ours(path: str) -> bool:
-    """Whether a backend's path names one of ours."""
+    """Whether this is the path of one of our backends."""
     return path in (CPU, FLASH, TRITON)
+
+
+def register_tree_attention() -> None:
+    """Put a backend of ours into vLLM's slot for custom backends in this process; `select` chooses the final one.
+
+    Raises:
+        UnsupportedTargetError: Another plugin has taken the slot, or there is no backend for this device.
+    """
+    custom = AttentionBackendEnum.CUSTOM
+    if custom.is_overridden() and not is_ours(custom.get_path()):
+        raise UnsupportedTargetError(
+            f"ReDrafter's trees need vLLM's CUSTOM attention backend, which {custom.get_path()} has taken; unload that "
+            "plugin or draft chains (beam_width=1)."
+        )
+    register_backend(custom, candidates()[0])
 
 
 def candidates() -> list[str]:
     """Paths of the backends for this process's device, the preferred one first.
 
     Raises:
-        UnsupportedTargetError: There are none for this device, or the switch for CPUs says something unknown.
+        UnsupportedTargetError: There are none for this device, or the switch for CPUs has an unknown value.
     """
     if current_platform.is_cuda():
         return [FLASH, TRITON]
@@ -49,7 +65,7 @@ def select(config: Any) -> str:
     """Path of the backend for a layer's configuration (vLLM's AttentionSelectorConfig).
 
     Raises:
-        UnsupportedTargetError: None of ours can serve it; the message has vLLM's reasons for each.
+        UnsupportedTargetError: None of ours supports it; the message has vLLM's reasons for each.
     """
     reasons: dict[str, str] = {}
     capability = current_platform.get_device_capability()

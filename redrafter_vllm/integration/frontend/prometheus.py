@@ -11,6 +11,7 @@ from typing import Any
 from vllm.v1.metrics.utils import create_metric_per_engine
 from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
+from redrafter_vllm.integration.method import is_ours
 from redrafter_vllm.integration.metrics import StepCounts
 
 DEPTH_LABEL = "depth"
@@ -74,7 +75,7 @@ def create_counters(original: Callable) -> Callable:
         is_diffusion: bool = False,
     ) -> None:
         original(self, speculative_config, labelnames, per_engine_labelvalues, is_diffusion)
-        if getattr(speculative_config, "method", None) == "redrafter":
+        if is_ours(speculative_config):
             self.redrafter = RedrafterProm(
                 self._counter_cls, speculative_config.beam_length, labelnames, per_engine_labelvalues
             )

@@ -16,27 +16,10 @@ from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from redrafter_vllm.config import DraftingConfig, OptionError
+from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.model.drafter import Drafter, copy_tensors
 from redrafter_vllm.model.packed import Linear, PackedDrafter
 from redrafter_vllm.model.quantization import CODE_TYPES, quantize_rows
-
-_MARLIN_CAPABILITY = 75
-_MARLIN_DTYPES = (torch.bfloat16, torch.float16)
-
-
-def check_quantization(quantization: str | None, dtype: torch.dtype) -> None:
-    """Raises OptionError where no kernel of vLLM's computes with such weights: on this device, in this type."""
-    if quantization is None or (quantization == "int8" and current_platform.is_cpu()):
-        return
-    option = f"drafter_quantization={quantization!r}"
-    if not current_platform.is_cuda():
-        other = "use 'int8' or leave it out" if current_platform.is_cpu() else "leave it out"
-        raise OptionError(f"{option} needs an NVIDIA GPU, and this is {current_platform.device_name}; {other}.")
-    if not current_platform.has_device_capability(_MARLIN_CAPABILITY):
-        raise OptionError(f"{option} needs a GPU of compute capability 7.5 or higher; leave it out.")
-    if dtype not in _MARLIN_DTYPES:
-        raise OptionError(f"{option} needs dtype bfloat16 or float16, not {dtype}; leave it out or change --dtype.")
 
 
 def pack_drafter(drafter: Drafter, drafting: DraftingConfig, vllm_config: VllmConfig) -> PackedDrafter:

@@ -14,7 +14,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProc
 from vllm.v1.worker.gpu.sample.penalties import PenaltiesState
 
 from redrafter_vllm.drafting.buffers import DraftRows
-from redrafter_vllm.integration.vllm_interface import InterfaceChangedError
+from redrafter_vllm.integration.vllm_interface.entry import InterfaceChangedError
 from redrafter_vllm.ops.path_history import BadWords, Paths, Penalties, forbid_bad_words, penalise
 
 

@@ -18,7 +18,7 @@ from vllm.v1.worker.gpu.model_states.interface import ModelSpecificAttnMetadata
 from vllm.v1.worker.utils import AttentionGroup
 
 from redrafter_vllm.integration.attention.metadata import StepTrees
-from redrafter_vllm.integration.start_errors import tells_the_front
+from redrafter_vllm.integration.start_errors import report_start_errors
 from redrafter_vllm.integration.target_support import UnsupportedTargetError
 from redrafter_vllm.integration.worker.requests import needs_chain
 from redrafter_vllm.integration.worker.sampler import TreeSampler
@@ -67,7 +67,7 @@ class RedrafterModelState(DefaultModelState):
         beam_limit = 1 if needs_chain(params) else settings.beam_limit(drafting)
         self.speculator.open_row(req_index, beam_limit, settings.node_limit(drafting))
 
-    @tells_the_front
+    @report_start_errors
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
         super().initialize_kv_cache(kv_cache_config, block_tables)
         if self.is_chain:
@@ -131,7 +131,7 @@ class RedrafterModelState(DefaultModelState):
             None if self.is_chain else TreeAttnMetadata(step),
         )
 
-    @tells_the_front
+    @report_start_errors
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
         return sampler, TreeSampler(sampler, self.speculator)
 

@@ -14,6 +14,7 @@ from vllm.logger import init_logger
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.checkpoint.io import read_config
 from redrafter_vllm.checkpoint.locate import resolve_drafter
+from redrafter_vllm.integration.method import uses_redrafter
 from redrafter_vllm.integration.worker.draft_model import NewWeightsError
 from redrafter_vllm.integration.worker.parallel import send_embedding
 from redrafter_vllm.model.drafter import Drafter
@@ -46,7 +47,7 @@ def give_draft_model(original: Callable) -> Callable:
     """Wrap `GPUModelRunner.get_draft_model`: sleep and weight updates ask for it."""
 
     def get_draft_model(self: Any) -> Any:
-        drafts = _is_ours(self.vllm_config) and self.speculator is not None
+        drafts = uses_redrafter(self.vllm_config) and self.speculator is not None
         return self.speculator.draft_model if drafts else original(self)
 
     return get_draft_model
@@ -57,7 +58,7 @@ def follow_target(original: Callable) -> Callable:
 
     def reset_lora_state(self: Any) -> None:
         original(self)
-        if not _is_ours(self.vllm_config):
+        if not uses_redrafter(self.vllm_config):
             return
         if self.speculator is None:
             send_embedding(self.get_model())
@@ -72,7 +73,7 @@ def begin_update(original: Callable) -> Callable:
 
     def start_draft_weight_update(self: Any) -> None:
         original(self)
-        if _is_ours(self.vllm_config):
+        if uses_redrafter(self.vllm_config):
             self.get_draft_model().begin_update()
 
     return start_draft_weight_update
@@ -84,15 +85,10 @@ def finish_update(original: Callable) -> Callable:
     def finish_weight_update(self: Any) -> None:
         is_draft = self._weight_update_is_draft
         original(self)
-        if is_draft and _is_ours(self.vllm_config):
+        if is_draft and uses_redrafter(self.vllm_config):
             self.get_draft_model().finish_update()
 
     return finish_weight_update
-
-
-def _is_ours(vllm_config: Any) -> bool:
-    spec = vllm_config.speculative_config
-    return spec is not None and spec.method == "redrafter"
 
 
 def _read(path: str, target: str, served: DrafterConfig, dtype: torch.dtype) -> Drafter:

@@ -18,9 +18,9 @@ from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logit
 
 from redrafter_vllm.drafting.buffers import BatchDrafts
 from redrafter_vllm.drafting.verify import RowLayout, emitting_rows, invalidate, part_of, walk_drafts
-from redrafter_vllm.integration.metrics import VerifiedOutput
 from redrafter_vllm.integration.target_support import UnsupportedTargetError
 from redrafter_vllm.integration.worker.history import follow_paths
+from redrafter_vllm.integration.worker.report import VerifiedOutput
 from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 from redrafter_vllm.ops.path_history import Paths
 from redrafter_vllm.ops.tree_verify import Walk

@@ -16,7 +16,7 @@ from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 from redrafter_vllm.drafting.buffers import DraftRows, RoundBuffers
 from redrafter_vllm.drafting.propose import propose_trees
 from redrafter_vllm.drafting.step_timer import DraftTimer
-from redrafter_vllm.integration.frontend.speculative_config import RedrafterSpeculativeConfig
+from redrafter_vllm.integration.speculative_config import RedrafterSpeculativeConfig
 from redrafter_vllm.integration.worker.draft_graphs import DraftGraphs
 from redrafter_vllm.integration.worker.draft_model import DraftModel
 from redrafter_vllm.integration.worker.parallel import (

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from torch import Tensor
 
 from redrafter_vllm.drafting.buffers import BatchDrafts, DraftRows, RowLayout
@@ -42,18 +41,6 @@ def leaks(llm: Any) -> list[str]:
     ):
         if left := getattr(owner, name):
             found.append(f"{name}: {left}")
-    return found
-
-
-def cached_blocks(llm: Any) -> dict[Any, list[Tensor]]:
-    """Content of every block that prefix caching would hand out, by its hash: [layers, kv heads, size, width]."""
-    model_runner = runner(llm)
-    context = model_runner.compilation_config.static_forward_context
-    caches = [context[name].kv_cache for name in model_runner.kv_cache_config.kv_cache_groups[0].layer_names]
-    found: dict[Any, list[Tensor]] = {}
-    for block in scheduler(llm).kv_cache_manager.block_pool.blocks:
-        if block.block_hash is not None:
-            found.setdefault(block.block_hash, []).append(torch.stack([cache[block.block_id] for cache in caches]))
     return found
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from redrafter_vllm.integration.attention import select
-from redrafter_vllm.integration.attention.interface import require_fields, require_parameters
-from redrafter_vllm.integration.vllm_interface import InterfaceChangedError
+from redrafter_vllm.integration.attention.require import require_fields, require_parameters
+from redrafter_vllm.integration.vllm_interface.entry import InterfaceChangedError
 from tests.integration.attention.fake_flash import FakeFlash
 from tests.ops.devices import HAS_GPU
 

@@ -1,67 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where quantised drafters can be served, and what the kernels of this machine make of their weights."""
+"""The linear layers of a drafter being served, on the kernels of this machine."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from redrafter_vllm.config import OptionError
 from redrafter_vllm.integration.worker import drafter_loading
-from redrafter_vllm.integration.worker.drafter_loading import check_quantization, linear_maker
+from redrafter_vllm.integration.worker.drafter_loading import linear_maker
 from tests.cpu_kernels import CHOICES, has_sgl_kernels, inputs, linear_kernels
 from tests.engine.generation import cpu_only
+from tests.integration.platforms import CPU, TURING
 from tests.ops.test_launches import Launches
-
-
-class Platform:
-    """As much of vLLM's platform as is asked for."""
-
-    def __init__(self, kind: str, capability: int = 0) -> None:
-        self.device_name, self.capability = kind, capability
-
-    def is_cpu(self) -> bool:
-        return self.device_name == "cpu"
-
-    def is_cuda(self) -> bool:
-        return self.device_name == "cuda"
-
-    def has_device_capability(self, least: int) -> bool:
-        return self.capability >= least
-
-
-CPU, TURING, PASCAL, ROCM = Platform("cpu"), Platform("cuda", 75), Platform("cuda", 61), Platform("rocm")
-
-
-@pytest.mark.parametrize(
-    ("platform", "quantization", "dtype"),
-    [
-        (ROCM, None, torch.float32),
-        (CPU, "int8", torch.float32),
-        (TURING, "int8", torch.float16),
-        (TURING, "fp8", torch.bfloat16),
-    ],
-)
-def test_served(platform: Any, quantization: str | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drafter_loading, "current_platform", platform)
-    check_quantization(quantization, dtype)
-
-
-@pytest.mark.parametrize(
-    ("platform", "quantization", "dtype", "sentence"),
-    [
-        (CPU, "fp8", torch.bfloat16, "'fp8' needs an NVIDIA GPU, and this is cpu; use 'int8' or leave it out"),
-        (ROCM, "int8", torch.bfloat16, "'int8' needs an NVIDIA GPU, and this is rocm; leave it out"),
-        (PASCAL, "fp8", torch.float16, "compute capability 7.5 or higher"),
-        (TURING, "int8", torch.float32, "'int8' needs dtype bfloat16 or float16, not torch.float32"),
-    ],
-)
-def test_refused(
-    platform: Any, quantization: str, dtype: torch.dtype, sentence: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(drafter_loading, "current_platform", platform)
-    with pytest.raises(OptionError, match=sentence):
-        check_quantization(quantization, dtype)
 
 
 @pytest.mark.parametrize(

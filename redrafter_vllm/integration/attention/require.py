@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks, made where a backend is imported, that vLLM still has what the backend passes and reads."""
+"""Checks, run when a backend is imported, that vLLM has what the backend reads and passes."""
 
 import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-from redrafter_vllm.integration.vllm_interface import InterfaceChangedError
+from redrafter_vllm.integration.vllm_interface.entry import InterfaceChangedError
 
 
 def require_fields(cls: type, names: str) -> None:
-    """`cls`, a dataclass of vLLM's, must have these fields.
+    """`cls`, a dataclass of vLLM, must have these fields.
 
     Raises:
         InterfaceChangedError: It lacks one.
@@ -19,7 +19,7 @@ def require_fields(cls: type, names: str) -> None:
 
 
 def require_parameters(function: Callable[..., Any], names: str) -> None:
-    """`function` of vLLM's must take these parameters.
+    """`function` of vLLM must take these parameters.
 
     Raises:
         InterfaceChangedError: It lacks one.

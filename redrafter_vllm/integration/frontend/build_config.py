@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The speculative configuration of method `redrafter`, as vLLM's configuration carries it through its processes."""
+"""Builds the speculative configuration of method `redrafter` from the user's options, after checking everything."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import vllm.envs as envs
-from pydantic import Field
-from vllm.config import SpeculativeConfig
-from vllm.config.utils import config
 from vllm.logger import init_logger
 from vllm.triton_utils import HAS_TRITON
 
@@ -16,64 +13,20 @@ from redrafter_vllm.checkpoint.locate import WORD, resolve_drafter
 from redrafter_vllm.config import DraftingConfig, OptionError, known_options, parse_drafting_options
 from redrafter_vllm.integration.frontend.budget_schedule import NAME as SCHEDULE
 from redrafter_vllm.integration.frontend.budget_schedule import check_schedule
-from redrafter_vllm.integration.patches.rebind import install_runner
+from redrafter_vllm.integration.frontend.quantization import check_quantization
+from redrafter_vllm.integration.speculative_config import RedrafterSpeculativeConfig
 from redrafter_vllm.integration.target_support import check_parallelism, check_runner, check_target
-from redrafter_vllm.integration.worker.drafter_loading import check_quantization
 from redrafter_vllm.utils.messages import did_you_mean, shown
 
-logger = init_logger(f"vllm.{__name__}")  # vLLM shows what stands below its own name
+logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
 
-# Whoever imports this module builds the configuration or has just received one from another process: only then is
-# anything of the runner's touched.
-install_runner()
-
-# Options of vLLM's own that mean something for this method.
+# vLLM's own options that have a meaning for this method.
 _VLLM_OPTIONS = ("method", "model", SCHEDULE)
 _FROM_ENGINE = ("target_model_config", "target_parallel_config")
 
 # Vocabularies are padded to multiples of at most 512, and get a few hundred special tokens; a drafter that lacks more
 # than this was made for another tokenizer.
 MAX_VOCAB_PADDING = 1024
-
-
-@config
-class RedrafterSpeculativeConfig(SpeculativeConfig):
-    """`SpeculativeConfig` with ReDrafter's own fields. Built by `build_speculative_config`, which checks them."""
-
-    method: Literal["redrafter"] = "redrafter"
-    """Always `redrafter`."""
-    checkpoint: str = ""
-    """Local directory of the drafter."""
-    beam_width: int = Field(default=4, ge=1)
-    """Beams kept at every step."""
-    beam_length: int = Field(default=4, ge=1)
-    """Drafted tokens per beam, without the root."""
-    logits_top_k: int | None = None
-    """Renormalise the drafter's logits over this many best."""
-    drafter_quantization: str | None = None
-    """Keep the drafter's matrices as "fp8" or "int8"."""
-    project_embedding: bool = False
-    """Keep the embedding's product with the drafter's W."""
-
-    def __post_init__(self) -> None:
-        # As with n-gram drafting there is no second model for vLLM to load: the drafter holds no KV cache.
-        self.draft_model_config = self.target_model_config
-        self.draft_parallel_config = self.target_parallel_config
-
-    @property
-    def drafting(self) -> DraftingConfig:
-        """The drafting options as one checked value."""
-        return DraftingConfig(
-            beam_width=self.beam_width,
-            beam_length=self.beam_length,
-            num_speculative_tokens=self.num_speculative_tokens,
-            logits_top_k=self.logits_top_k,
-            drafter_quantization=self.drafter_quantization,
-            project_embedding=self.project_embedding,
-        )
-
-    def __repr__(self) -> str:
-        return f"RedrafterSpeculativeConfig(checkpoint={self.checkpoint!r}, drafting={self.drafting})"
 
 
 def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeConfig:

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When the patches are installed: a few when the plugin loads, all others in processes that use the method.
+
+A process uses it when a user asks for the method, or when a configuration of it arrives from another process. For that
+the configuration is pickled so that unpickling it installs the patches.
+"""
+
+import copyreg
+from typing import Any
+
+from redrafter_vllm.integration.patches import front
+
+
+def install_recognition() -> None:
+    """What every process needs to recognise the method; without it vLLM stays as it is."""
+    front.install_recognition(install_all)
+
+
+def install_all() -> None:
+    """Every patch. Idempotent.
+
+    Raises:
+        InterfaceChangedError: vLLM has changed where a patch is installed.
+    """
+    # Imported here: what they patch loads most of vLLM, and every process of vLLM loads the plugin.
+    from redrafter_vllm.integration.patches import api, attention, metrics, runner, scheduler
+    from redrafter_vllm.integration.speculative_config import RedrafterSpeculativeConfig
+
+    runner.install()
+    attention.install()
+    front.install()
+    api.install()
+    scheduler.install()
+    metrics.install()
+    copyreg.pickle(RedrafterSpeculativeConfig, _pickled)
+
+
+def _pickled(config: Any) -> tuple[Any, ...]:
+    _, arguments, *state = config.__reduce_ex__(2)
+    return (_arrive, arguments, *state)
+
+
+def _arrive(cls: Any) -> Any:
+    """An empty configuration that unpickling fills, in a process that has the patches."""
+    install_all()
+    return cls.__new__(cls)

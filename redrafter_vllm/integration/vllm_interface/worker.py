@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of vLLM that its workers use, except those of attention."""
+
+from redrafter_vllm.integration.vllm_interface.entry import Use, VllmName
+
+_GPU = "vllm.v1.worker.gpu"
+_STATE = f"{_GPU}.model_states.default:DefaultModelState"
+_SPECULATOR = f"{_GPU}.spec_decode.speculator:BaseSpeculator"
+
+NAMES = (
+    VllmName(f"{_GPU}.model_runner:init_speculator", Use.REBOUND, "vllm_config device req_states"),
+    VllmName(f"{_GPU}.model_runner:init_model_state", Use.REBOUND, "vllm_config model encoder_cache device"),
+    VllmName(
+        "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras",
+        Use.REBOUND,
+        "self prompt_lora_mapping token_lora_mapping lora_requests mapping_type",
+    ),
+    VllmName(
+        f"{_GPU}.sample.prompt_logprob:PromptLogprobsWorker.compute_prompt_logprobs",
+        Use.REBOUND,
+        "self logits_fn hidden_states input_batch all_token_ids num_computed_tokens prompt_lens",
+    ),
+    VllmName(f"{_GPU}.async_utils:AsyncOutput.get_output", Use.REBOUND, "self"),
+    VllmName(f"{_GPU}.model_runner:GPUModelRunner.get_draft_model", Use.REBOUND, "self"),
+    VllmName("vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin.reset_lora_state", Use.REBOUND, "self"),
+    VllmName("vllm.v1.worker.gpu_worker:Worker.start_draft_weight_update", Use.REBOUND, "self"),
+    VllmName("vllm.v1.worker.gpu_worker:Worker.finish_weight_update", Use.REBOUND, "self"),
+    VllmName(f"{_STATE}.__init__", Use.OVERRIDDEN, "self vllm_config model encoder_cache device"),
+    VllmName(f"{_STATE}.add_request", Use.OVERRIDDEN, "self req_index new_req_data"),
+    VllmName(f"{_STATE}.initialize_kv_cache", Use.OVERRIDDEN, "self kv_cache_config block_tables"),
+    VllmName(
+        f"{_STATE}.prepare_attn",
+        Use.OVERRIDDEN,
+        "self input_batch cudagraph_mode block_tables slot_mappings attn_groups kv_cache_config for_capture ubatch_idx "
+        "model_specific_attn_metadata",
+    ),
+    VllmName(
+        f"{_STATE}.preprocess_state",
+        Use.OVERRIDDEN,
+        "self input_batch block_tables kv_cache_config num_computed_tokens",
+    ),
+    VllmName(f"{_STATE}.custom_sampler", Use.OVERRIDDEN, "self sampler"),
+    VllmName(f"{_STATE}.postprocess_state", Use.OVERRIDDEN, "self idx_mapping num_sampled num_computed_tokens"),
+    VllmName(
+        f"{_GPU}.model_states.interface:ModelSpecificAttnMetadata.get_extra_attn_kwargs",
+        Use.OVERRIDDEN,
+        "self attn_metadata_builder num_reqs",
+    ),
+    VllmName(f"{_SPECULATOR}.init_cudagraph_manager", Use.OVERRIDDEN, "self cudagraph_mode"),
+    VllmName(f"{_SPECULATOR}.capture", Use.OVERRIDDEN, "self"),
+    VllmName(
+        f"{_SPECULATOR}.propose",
+        Use.OVERRIDDEN,
+        "self input_batch attn_metadata slot_mappings last_hidden_states aux_hidden_states num_sampled num_rejected "
+        "last_sampled next_prefill_tokens temperature seeds dp_sync_state dummy_run skip_attn_for_dummy_run mm_inputs "
+        "is_profile num_speculative_tokens",
+    ),
+    # Ours stands in for the rejection sampler without being one.
+    VllmName(
+        f"{_GPU}.spec_decode.rejection_sampler:RejectionSampler.__call__",
+        Use.OVERRIDDEN,
+        "self logits input_batch draft_logits invalid_drafts",
+    ),
+    VllmName(
+        f"{_GPU}.sample.sampler:Sampler.sample",
+        Use.CALLED,
+        "logits expanded_idx_mapping idx_mapping idx_mapping_np pos input_ids expanded_local_pos "
+        "seq_lens_upper_bound_np * return_logprobs",
+    ),
+    VllmName(f"{_GPU}.sample.sampler:Sampler.get_logprobs_dims", Use.CALLED, "idx_mapping_np"),
+    VllmName(
+        f"{_GPU}.sample.logprob:compute_topk_scores",
+        Use.CALLED,
+        "logits num_logprobs sampled_token_ids cu_num_logits * logprob_token_ids_state expanded_idx_mapping "
+        "max_per_req_token_ids logits_mode",
+    ),
+    VllmName(
+        f"{_GPU}.input_batch:get_num_sampled_and_rejected",
+        Use.CALLED,
+        "num_sampled seq_lens cu_num_logits idx_mapping prefill_len",
+    ),
+    VllmName(f"{_GPU}.metrics.logits:get_num_nans", Use.CALLED, "logits"),
+    VllmName(f"{_GPU}.spec_decode.rejection_sampler:get_max_chunk_logits", Use.CALLED, "vocab_size"),
+    VllmName(f"{_GPU}.async_utils:async_copy_to_np", Use.CALLED, "x"),
+    VllmName("vllm.config:set_current_vllm_config", Use.CALLED, "vllm_config"),
+    VllmName("vllm.utils.torch_utils:set_default_torch_dtype", Use.CALLED, "dtype"),
+    VllmName("vllm.distributed.parallel_state:get_tp_group", Use.CALLED),
+    VllmName("vllm.distributed.parallel_state:get_pp_group", Use.CALLED),
+    VllmName("vllm.distributed.parallel_state:GroupCoordinator.all_gather", Use.CALLED, "input_ * dim"),
+    VllmName("vllm.distributed.parallel_state:GroupCoordinator.all_reduce", Use.CALLED, "input_"),
+    VllmName("vllm.distributed.parallel_state:GroupCoordinator.send_object", Use.CALLED, "obj * dst"),
+    VllmName("vllm.distributed.parallel_state:GroupCoordinator.recv_object", Use.CALLED, "* src"),
+    VllmName("vllm.distributed.parallel_state:GroupCoordinator.send", Use.CALLED, "tensor * dst"),
+    VllmName("vllm.distributed.parallel_state:GroupCoordinator.recv", Use.CALLED, "size dtype * src"),
+    VllmName("vllm.config.compilation:CUDAGraphMode", Use.USED),
+    VllmName("vllm.config.compilation:CompilationConfig", Use.USED, attributes="static_forward_context"),
+    VllmName("vllm.config.model:PROCESSED_LOGPROBS_MODES", Use.USED),
+    VllmName(
+        "vllm.distributed.parallel_state:GroupCoordinator",
+        Use.USED,
+        attributes="rank_in_group world_size is_first_rank is_last_rank cpu_group",
+    ),
+    VllmName(
+        "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding",
+        Use.USED,
+        attributes="shard_indices",
+    ),
+    VllmName("vllm.model_executor.layers.vocab_parallel_embedding:ParallelLMHead", Use.USED),
+    VllmName("vllm.model_executor.layers.vocab_parallel_embedding:UnquantizedEmbeddingMethod", Use.USED),
+    VllmName("vllm.v1.outputs:LogprobsTensors", Use.USED),
+    VllmName(f"{_GPU}.async_utils:AsyncOutput", Use.USED, attributes="sampler_output"),
+    VllmName(f"{_GPU}.block_table:BlockTables", Use.USED),
+    VllmName(
+        f"{_GPU}.input_batch:InputBatch",
+        Use.USED,
+        attributes="num_reqs idx_mapping idx_mapping_np expanded_idx_mapping expanded_local_pos num_draft_tokens "
+        "num_draft_tokens_per_req seq_lens seq_lens_cpu_upper_bound input_ids positions logits_indices cu_num_logits "
+        "cu_num_logits_np",
+    ),
+    VllmName(
+        f"{_GPU}.cudagraph_utils:BatchExecutionDescriptor",
+        Use.USED,
+        attributes="cg_mode num_tokens",
+    ),
+    VllmName(
+        f"{_GPU}.cudagraph_utils:CudaGraphManager",
+        Use.USED,
+        attributes="__init__ capture dispatch run_fullgraph",
+    ),
+    VllmName(f"{_GPU}.mm.encoder_cache:EncoderCache", Use.USED),
+    VllmName(f"{_GPU}.model_states.default:DefaultModelState", Use.USED, attributes="vllm_config"),
+    VllmName(f"{_GPU}.model_states.interface:ModelSpecificAttnMetadata", Use.USED),
+    VllmName(
+        f"{_GPU}.sample.output:SamplerOutput",
+        Use.USED,
+        attributes="sampled_token_ids logprobs_tensors num_nans num_sampled num_rejected",
+    ),
+    VllmName(
+        f"{_GPU}.sample.sampler:Sampler",
+        Use.USED,
+        attributes="compute_nans logprobs_mode logprob_token_ids_state req_states logits_processors trace_replay_state "
+        "return_sampling_mask",
+    ),
+    VllmName(f"{_GPU}.sample.logit_bias:LogitBiasState", Use.USED),
+    VllmName(
+        f"{_GPU}.sample.penalties:PenaltiesState",
+        Use.USED,
+        attributes="use_penalty repetition_penalty frequency_penalty presence_penalty prompt_bin_mask "
+        "output_bin_counts",
+    ),
+    VllmName(
+        f"{_GPU}.sample.bad_words:BadWordsState",
+        Use.USED,
+        attributes="req_states bad_word_token_ids bad_word_offsets num_bad_words",
+    ),
+    VllmName(
+        f"{_GPU}.sample.logits_processor:LogitsContext",
+        Use.USED,
+        attributes="idx_mapping_np expanded_idx_mapping",
+    ),
+    VllmName(
+        f"{_GPU}.sample.logits_processor:LogitsProcessor",
+        Use.USED,
+        attributes="add_request apply_staged_writes apply",
+    ),
+    VllmName(f"{_SPECULATOR}", Use.USED),
+    # What the runner reads of a speculator without asking what it is.
+    VllmName(
+        f"{_GPU}.spec_decode.speculator:DraftModelSpeculator",
+        Use.USED,
+        attributes="supports_mm_inputs draft_logits",
+    ),
+    VllmName(f"{_GPU}.states:RequestState", Use.USED, attributes="prefill_len"),
+    VllmName("vllm.model_executor.layers.linear:UnquantizedLinearMethod", Use.USED),
+    VllmName("vllm.model_executor.layers.quantization.compressed_tensors:schemes", Use.USED),
+    VllmName("vllm.v1.worker.utils:AttentionGroup", Use.USED),
+    # It gets the method `reload_drafter`.
+    VllmName(
+        "vllm.v1.worker.gpu_worker:Worker",
+        Use.USED,
+        attributes="model_runner get_model get_draft_model _weight_update_is_draft",
+    ),
+)
