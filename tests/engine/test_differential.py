@@ -25,10 +25,11 @@ import torch
 from safetensors.torch import load_file
 
 from redrafter_vllm.integration.attention.select import register_tree_attention
+from tests.engine.cached_blocks import cached_blocks
 from tests.engine.conftest import MakeEngine
 from tests.engine.differential.cases import MAX_MODEL_LEN, Case, random_cases
 from tests.engine.differential.compare import difference
-from tests.engine.differential.leaks import cached_blocks, leaks, watched_rows
+from tests.engine.differential.leaks import leaks, watched_rows
 from tests.engine.differential.stream import Stream, run_stream
 from tests.engine.differential.swaps import Swaps, own_trees_in_between
 from tests.engine.differential.target import save_byte_target
