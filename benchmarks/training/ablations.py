@@ -29,7 +29,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.record import RESULTS, record, store
-from redrafter_training.config.recipe import RECIPES, DistillConfig, ResponseConfig
+from redrafter_training.config.recipe import RECIPES, Budget, DistillConfig, LossConfig, ResponseConfig
 from redrafter_training.data.python_corpus import load_corpus, split
 from redrafter_training.data.text_prompts import asked, text_prompts
 from redrafter_training.data.vocab_mapping import choose_draft_vocabulary, token_frequencies
@@ -39,9 +39,7 @@ from redrafter_training.run.evaluation import held_out_texts
 from redrafter_training.run.feed import folder_responses
 from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.acceptance import Drafting, measure
-from redrafter_training.trainer.fused_head_loss import LossConfig
 from redrafter_training.trainer.loop import build_drafter, distill
-from redrafter_training.trainer.lr_schedule import Budget
 from redrafter_training.utils.fingerprint import target_fingerprint
 from redrafter_vllm.utils.paths import user_path
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import hardware
-from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.config.recipe import Budget, DistillConfig
 from redrafter_training.data.batches import conversation_batches
 from redrafter_training.data.conversations import load_conversations
 from redrafter_training.data.tokenize import Example, ExampleEncoder, encode_all
@@ -29,7 +29,6 @@ from redrafter_training.distributed.context import LocalContext
 from redrafter_training.target.model import TargetModel
 from redrafter_training.target.packing_probe import show_borders
 from redrafter_training.trainer.loop import Replica, accumulate_gradients, build_drafter, inner_matrices
-from redrafter_training.trainer.lr_schedule import Budget
 from redrafter_training.trainer.optimizer import SplitOptimizer
 from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.paths import user_place

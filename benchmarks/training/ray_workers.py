@@ -23,12 +23,11 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from benchmarks.record import RESULTS, record
-from redrafter_training.config.recipe import RECIPES
+from redrafter_training.config.recipe import RECIPES, Budget
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import TrainContext
 from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.loop import build_drafter, distill
-from redrafter_training.trainer.lr_schedule import Budget
 from redrafter_vllm.utils.paths import user_path
 
 

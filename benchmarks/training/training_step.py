@@ -23,14 +23,13 @@ from tqdm import tqdm
 
 from benchmarks.machine import PeakMemory
 from benchmarks.record import RESULTS, record
-from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.config.recipe import Budget, DistillConfig, LossConfig, ResponseConfig
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import LocalContext
 from redrafter_training.target.model import TargetModel, TargetOutputs
-from redrafter_training.trainer.fused_head_loss import LossConfig, head_loss_reference
+from redrafter_training.trainer.fused_head_loss import head_loss_reference
 from redrafter_training.trainer.loop import Replica, accumulate_gradients, inner_matrices
 from redrafter_training.trainer.loss import num_positions, truth_of, unrolled_features
-from redrafter_training.trainer.lr_schedule import Budget
 from redrafter_training.trainer.optimizer import SplitOptimizer
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.model.drafter import Drafter

@@ -50,6 +50,12 @@ def one_line(text: str) -> str:
     return _without_middle(text, LONGEST_LINE)
 
 
+def shortened(text: str, width: int = 100) -> str:
+    """The beginning of `text`: at most `width` characters, all printable."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:width])
+    return shown if len(text) <= width and len(shown) <= width else shown[: width - 1] + "…"
+
+
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` to put behind the name in a sentence; nothing where no known name is near."""
     spellings = {_letters(one): one for one in known}

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.demo.options import ASSET
 from benchmarks.training.ablations import PUBLISHED, VARIANTS, Options, Variant, run, summarise
-from redrafter_training.trainer.fused_head_loss import LossConfig
+from redrafter_training.config.recipe import LossConfig
 
 
 def result(group: str, tokens_per_step: float) -> dict[str, Any]:

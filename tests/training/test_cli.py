@@ -7,9 +7,7 @@ import pytest
 
 from redrafter_training.cli import attribute_help, parse
 from redrafter_training.config.job import Job
-from redrafter_training.config.recipe import RECIPES, DistillConfig, ResponseConfig
-from redrafter_training.trainer.fused_head_loss import LossConfig
-from redrafter_training.trainer.lr_schedule import Budget
+from redrafter_training.config.recipe import RECIPES, Budget, DistillConfig, LossConfig, ResponseConfig
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.model.drafter import Drafter
 from tests.paths import ROOT

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from redrafter_training import __main__ as train_command
 from redrafter_training import evaluate as evaluate_command
+from redrafter_training.config.recipe import Budget
 from redrafter_training.tiny_target import train as target_command
 from redrafter_training.tiny_target.train import RECIPES, TargetConfig
-from redrafter_training.trainer.lr_schedule import Budget
 from redrafter_vllm.model.drafter import Drafter
 
 TINY = replace(

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from redrafter_training.cli import parse_keys
+from redrafter_training.data.chat_templates import template_fingerprint
 from redrafter_training.data.report import DataError, DataReport, UnusableRecord
 from redrafter_training.responses.config import ResponseJob
 from redrafter_training.responses.prompts import fingerprint, load_tasks
@@ -25,7 +26,7 @@ from redrafter_training.run.folder_files import passed_over
 from redrafter_training.target.properties import TargetFactsError, facts_of, load_config
 from redrafter_training.trainer.export import provenance
 from redrafter_training.utils.command import run_command
-from redrafter_training.utils.fingerprint import target_fingerprint, template_fingerprint
+from redrafter_training.utils.fingerprint import target_fingerprint
 
 DESCRIPTION = "Have the target itself answer the prompts of some data, for its drafter to be trained on."
 

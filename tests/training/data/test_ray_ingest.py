@@ -17,7 +17,7 @@ import torch
 
 from redrafter_training.__main__ import main
 from redrafter_training.config.job import Job
-from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.config.recipe import Budget, DistillConfig
 from redrafter_training.data.conversations import load_conversations
 from redrafter_training.data.prepare import examples_file, load_examples, prepare_examples, wants_ray
 from redrafter_training.data.record_shards import Piece, cut
@@ -26,7 +26,6 @@ from redrafter_training.data.report import DataError, DataReport
 from redrafter_training.data.tokenize import Example, ExampleEncoder, encode_all
 from redrafter_training.run.inputs import input_fingerprints
 from redrafter_training.tiny_target.tokenizer import train_tokenizer
-from redrafter_training.trainer.lr_schedule import Budget
 from tests.paths import ASSET
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the `train` extra)")

@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from redrafter_training.__main__ import main
-from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.config.recipe import Budget, DistillConfig, ResponseConfig
 from redrafter_training.data.report import DataError
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import LocalContext
@@ -22,7 +22,6 @@ from redrafter_training.responses.generator import ResponseGenerator
 from redrafter_training.responses.prompts import load_tasks
 from redrafter_training.run.feed import FeedSettings, open_feed
 from redrafter_training.target.model import TargetModel
-from redrafter_training.trainer.lr_schedule import Budget
 from tests.paths import ASSET
 from tests.training.chat_tokenizers import CHATML, QWEN_LIKE, R1_LIKE, byte_tokenizer
 from tests.training.responses.test_responses import Script

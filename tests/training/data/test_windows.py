@@ -8,12 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.config.recipe import Budget, DistillConfig, ResponseConfig
 from redrafter_training.data.windows import cut_windows, mixed_batches, text_batches
 from redrafter_training.responses.repetition import repetition_start
 from redrafter_training.responses.transformers_engine import continue_prompts, write_texts
 from redrafter_training.target.model import TargetModel
-from redrafter_training.trainer.lr_schedule import Budget
 from tests.models import HOSTILE_GENERATION
 
 FILES = [torch.arange(100, 160), torch.arange(200, 237)]

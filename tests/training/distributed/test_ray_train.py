@@ -15,13 +15,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from redrafter_training.config.job import Job
-from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.config.recipe import Budget, DistillConfig, ResponseConfig
 from redrafter_training.data.windows import Repeated, Windows
 from redrafter_training.distributed.context import LocalContext, TrainContext
 from redrafter_training.hidden_states.target import open_cached_target
 from redrafter_training.target.model import DeferredTarget, TargetModel
 from redrafter_training.trainer.loop import Hooks, build_drafter, distill
-from redrafter_training.trainer.lr_schedule import Budget
 from redrafter_training.trainer.state import read_state
 from redrafter_training.utils.command import Interruption, TrainingStoppedError, WorkersFailedError
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from redrafter_training.__main__ import main
-from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.config.recipe import Budget, DistillConfig, ResponseConfig
 from redrafter_training.data.windows import Windows, text_batches
 from redrafter_training.distributed.context import LocalContext
 from redrafter_training.hidden_states.store import HiddenCache, HiddenCacheError, max_bytes
@@ -27,7 +27,6 @@ from redrafter_training.target.model import TargetModel, TargetOutputs
 from redrafter_training.tiny_target import train as target_command
 from redrafter_training.tiny_target.train import RECIPES
 from redrafter_training.trainer.loop import Replica, accumulate_gradients, build_drafter, distill
-from redrafter_training.trainer.lr_schedule import Budget
 from redrafter_training.trainer.metrics import depth_figures
 from redrafter_training.trainer.state import read_state
 from tests.paths import ROOT

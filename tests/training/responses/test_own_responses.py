@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from redrafter_training.__main__ import main
-from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.config.recipe import Budget, DistillConfig, ResponseConfig
 from redrafter_training.data.python_corpus import load_corpus, split, unseen_prompts
 from redrafter_training.data.report import DataError
 from redrafter_training.data.splits import text_key
@@ -27,7 +27,6 @@ from redrafter_training.responses.store import ResponseStore, vocabulary_fingerp
 from redrafter_training.run.feed import Feed, FeedSettings, open_feed, own_responses
 from redrafter_training.target.model import TargetModel
 from redrafter_training.tiny_target import train as target_command
-from redrafter_training.trainer.lr_schedule import Budget
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
 
 RESPONSES = ResponseConfig(count=12, temperatures=(0.0,), min_prompt=6, max_prompt=20, batch_size=4)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from redrafter_training.cli import attribute_help, parse_keys
 from redrafter_training.config.job import Job
-from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.config.recipe import Budget, DistillConfig, ResponseConfig
 from redrafter_training.data.conversations import Turn
 from redrafter_training.data.python_corpus import load_corpus
 from redrafter_training.data.report import DataError, Reason
@@ -36,7 +36,6 @@ from redrafter_training.responses.store import (
 )
 from redrafter_training.run.feed import FeedSettings, folder_responses, open_feed
 from redrafter_training.target.model import TargetModel
-from redrafter_training.trainer.lr_schedule import Budget
 from redrafter_training.utils.folder_lock import FolderInUseError
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
 

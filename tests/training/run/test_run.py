@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from redrafter_training.__main__ import main
+from redrafter_training.config.recipe import Budget
 from redrafter_training.distributed import checkpoints
 from redrafter_training.tiny_target import train as target_command
 from redrafter_training.tiny_target.train import RECIPES
-from redrafter_training.trainer.lr_schedule import Budget
 from redrafter_vllm.checkpoint.locate import registry_dir
 from tests.paths import ROOT
 

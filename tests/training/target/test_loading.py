@@ -12,9 +12,16 @@ from transformers import AutoModelForCausalLM
 
 from redrafter_training.config.job import Job
 from redrafter_training.config.recipe import RECIPES
-from redrafter_training.run.plan import make_plan, target_on_paper
+from redrafter_training.run.plan import make_plan
 from redrafter_training.target import loading as target_loading
-from redrafter_training.target.loading import TargetLoadError, check_fits, load_target, memory_shares, visible_devices
+from redrafter_training.target.loading import (
+    TargetLoadError,
+    check_fits,
+    load_target,
+    memory_shares,
+    model_without_weights,
+    visible_devices,
+)
 from redrafter_training.target.model import TargetModel
 from redrafter_training.utils import memory
 from redrafter_training.utils.memory import weight_bytes
@@ -44,13 +51,13 @@ def free(monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
 
 
 def test_weights_by_hand(target: str) -> None:
-    model = target_on_paper(target)
+    model = model_without_weights(target)
     assert weight_bytes(model, 4, "none") == 4 * (LINEAR + OTHER)
     assert weight_bytes(model, 2, "none") == 2 * (LINEAR + OTHER)
     assert weight_bytes(model, 2, "8bit") == LINEAR + 2 * OTHER
     assert weight_bytes(model, 2, "4bit") == LINEAR * 0.5625 + 2 * OTHER
     tied = save_random_llama(Path(target) / "tied", tie_word_embeddings=True)
-    assert weight_bytes(target_on_paper(str(tied)), 4, "none") == 4 * (LINEAR + OTHER - VOCAB * 64)
+    assert weight_bytes(model_without_weights(str(tied)), 4, "none") == 4 * (LINEAR + OTHER - VOCAB * 64)
     assert sum(
         p.numel() * 4 for p in AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).parameters()
     ) == (4 * (LINEAR + OTHER))
@@ -59,18 +66,18 @@ def test_weights_by_hand(target: str) -> None:
 def test_target_that_does_not_fit(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = 4 * (LINEAR + OTHER)  # 4 (98304 + 41280) = 545.25 · 1024 bytes
     free(monkeypatch, needed)
-    assert load_target(job, CONFIG, CPU).vocab_size == VOCAB
+    assert load_target(job, CPU).vocab_size == VOCAB
     free(monkeypatch, needed - 1)
     with pytest.raises(TargetLoadError) as caught:
-        load_target(job, CONFIG, CPU)
+        load_target(job, CPU)
     message = str(caught.value)
     assert "needs 545.2 KiB for its weights in float32 and cpu has 545.2 KiB free" in message
     for remedy in ("--target-dtype bfloat16", "--target-quantization 8bit or 4bit", "--hidden-cache"):
         assert remedy in message
     assert "--target-gpus" not in message
-    load_target(replace(job, target_dtype="bfloat16"), CONFIG, CPU)
+    load_target(replace(job, target_dtype="bfloat16"), CPU)
     free(monkeypatch, None)
-    load_target(job, CONFIG, CPU)
+    load_target(job, CPU)
 
 
 def test_copies_of_all_processes_must_fit(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,8 +102,8 @@ def test_several_gpus(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
         check_fits(job, GPUS)
 
     free(monkeypatch, 1 << 30)
-    shares = memory_shares(job, CONFIG, GPUS)
     plan = make_plan(job, CONFIG, GPUS[0])
+    shares = memory_shares(GPUS, plan.training_memory)
     assert shares[1] == int(0.95 * (1 << 30))
     assert shares[0] == shares[1] - (plan.total_memory - needed)
     with pytest.raises(TargetLoadError, match="--target-gpus 2 was asked for, and there are 0 here"):
@@ -107,9 +114,9 @@ def test_missing_libraries(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     free(monkeypatch, 1 << 30)
     monkeypatch.setattr(target_loading, "find_spec", lambda name: None)
     with pytest.raises(TargetLoadError, match="a quantised target needs bitsandbytes: pip install bitsandbytes"):
-        load_target(replace(job, target_quantization="8bit"), CONFIG, CPU)
+        load_target(replace(job, target_quantization="8bit"), CPU)
     with pytest.raises(TargetLoadError, match="several GPUs needs accelerate: pip install accelerate"):
-        load_target(job, CONFIG, GPUS[0], GPUS)
+        load_target(job, GPUS[0], GPUS)
 
 
 def test_quantised_twice(job: Job, tmp_path: Path) -> None:
@@ -118,16 +125,16 @@ def test_quantised_twice(job: Job, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(described))
     stored = replace(job, target=str(tmp_path), target_quantization="8bit")
     with pytest.raises(TargetLoadError, match="stored quantised to 4 bits already"):
-        load_target(stored, CONFIG, CPU)
-    assert weight_bytes(target_on_paper(str(tmp_path)), 2, "none") == LINEAR / 2 + 2 * OTHER
+        load_target(stored, CPU)
+    assert weight_bytes(model_without_weights(str(tmp_path)), 2, "none") == LINEAR / 2 + 2 * OTHER
 
 
 @pytest.mark.parametrize(("kind", "similarity"), [("8bit", 0.99), ("4bit", 0.8)])
 def test_quantised_target(job: Job, kind: Any, similarity: float) -> None:
     for library in ("bitsandbytes", "accelerate"):
         pytest.importorskip(library, reason=f"{library} is not installed")
-    quantised = load_target(replace(job, target_quantization=kind), CONFIG, CPU)
-    whole = load_target(job, CONFIG, CPU)
+    quantised = load_target(replace(job, target_quantization=kind), CPU)
+    whole = load_target(job, CPU)
     tokens = torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(0))
     found, expected = quantised.outputs(tokens), whole.outputs(tokens)
     assert torch.cosine_similarity(found.logits.flatten(), expected.logits.flatten(), dim=0) > similarity
@@ -136,7 +143,7 @@ def test_quantised_target(job: Job, kind: Any, similarity: float) -> None:
     assert torch.equal(quantised.head_weight, whole.head_weight)
     torch.testing.assert_close(quantised.head().logits(found.hidden), found.logits)
     loaded = quantised.model.get_memory_footprint()
-    estimated = weight_bytes(target_on_paper(job.target), 4, kind)
+    estimated = weight_bytes(model_without_weights(job.target), 4, kind)
     assert estimated == pytest.approx(loaded, rel=0.1)
 
 
@@ -151,7 +158,7 @@ def test_layers_elsewhere(job: Job, tmp_path: Path) -> None:
         )
 
     tokens = torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(0))
-    expected = load_target(job, CONFIG, CPU).outputs(tokens)
+    expected = load_target(job, CPU).outputs(tokens)
     target = TargetModel(spread("model.layers.1"))
     found = target.outputs(tokens)
     assert torch.equal(found.logits, expected.logits)

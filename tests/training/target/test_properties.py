@@ -187,7 +187,6 @@ def test_a_tokenizer_without_eos(conversations: Path, corpus_root: Path, tmp_pat
 def test_the_tokenizers_eos_ends_the_targets_answers(tmp_path: Path) -> None:
     # Chat models often have the end of a turn as EOS in the tokenizer alone. All that this target says is that token.
     from redrafter_training.config.job import Job
-    from redrafter_training.config.recipe import RECIPES
     from redrafter_training.responses.transformers_engine import continue_prompts
     from redrafter_training.target.loading import load_target
 
@@ -195,7 +194,7 @@ def test_the_tokenizers_eos_ends_the_targets_answers(tmp_path: Path) -> None:
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
     save_random_llama(tmp_path, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=1)
     job = Job(str(tmp_path), "stdlib", device="cpu")
-    target = load_target(job, RECIPES["short"], torch.device("cpu"), tokenizer=tokenizer)
+    target = load_target(job, torch.device("cpu"), tokenizer=tokenizer)
     with torch.no_grad():
         target.model.lm_head.weight[4] = target.outputs(torch.tensor([[0, 9]])).hidden[0, 1] * 1e3
     (text,) = continue_prompts(target, [torch.tensor([0, 9])], 5)

@@ -2,13 +2,12 @@
 import pytest
 import torch
 
-from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.config.recipe import Budget, DistillConfig, ResponseConfig
 from redrafter_training.data.windows import Windows
 from redrafter_training.responses.transformers_engine import continue_prompts
 from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.acceptance import Drafting, accepted_depths, count_steps, measure
 from redrafter_training.trainer.loop import build_drafter, distill
-from redrafter_training.trainer.lr_schedule import Budget
 from redrafter_vllm.drafting.tree import DraftTree
 from redrafter_vllm.ops.beam_search import beam_search
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from redrafter_training.trainer.fused_head_loss import HeadLoss, LossConfig, Truth, head_loss, head_loss_reference
+from redrafter_training.config.recipe import LossConfig
+from redrafter_training.trainer.fused_head_loss import HeadLoss, Truth, head_loss, head_loss_reference
 
 DEPTHS, BATCH, WIDTH, VOCAB = 3, 2, 5, 9
 KEPT = [0, 2, 3, 7, 8]

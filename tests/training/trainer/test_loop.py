@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.config.recipe import Budget, DistillConfig, LossConfig, ResponseConfig
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import LocalContext
 from redrafter_training.target.model import TargetModel, TargetOutputs
-from redrafter_training.trainer.fused_head_loss import LossConfig
 from redrafter_training.trainer.loop import Replica, accumulate_gradients, build_drafter, distill
-from redrafter_training.trainer.lr_schedule import Budget, learning_rate_scale, steps
+from redrafter_training.trainer.lr_schedule import learning_rate_scale, steps
 
 CONFIG = DistillConfig(
     Budget(60), beam_length=3, window=24, batch_size=4, chunk=7, responses=ResponseConfig(max_prompt=8, min_prompt=2)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from redrafter_training.config.recipe import LossConfig
 from redrafter_training.target.model import TargetModel, TargetOutputs
-from redrafter_training.trainer.fused_head_loss import LossConfig
 from redrafter_training.trainer.loss import num_positions, unrolled_loss
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.model.drafter import Drafter

@@ -4,11 +4,10 @@ import math
 import pytest
 import torch
 
-from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.config.recipe import Budget, DistillConfig
 from redrafter_training.data.windows import Windows
 from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.loop import build_drafter
-from redrafter_training.trainer.lr_schedule import Budget
 from redrafter_training.trainer.metrics import depth_figures
 
 

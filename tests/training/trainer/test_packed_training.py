@@ -25,7 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.config.recipe import Budget, DistillConfig, LossConfig, ResponseConfig
 from redrafter_training.data.batches import collate, conversation_batches, held_out_rows
 from redrafter_training.data.packing import arrange
 from redrafter_training.data.tokenize import Example
@@ -33,11 +33,10 @@ from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import LocalContext
 from redrafter_training.run.feed import FeedSettings, packed_window
 from redrafter_training.target.model import TargetModel
-from redrafter_training.target.packing_probe import by_mask, by_positions, show_borders
-from redrafter_training.trainer.fused_head_loss import LossConfig
+from redrafter_training.target.packed_attention import by_mask, by_positions
+from redrafter_training.target.packing_probe import show_borders
 from redrafter_training.trainer.loop import Hooks, build_drafter, distill
 from redrafter_training.trainer.loss import unrolled_loss
-from redrafter_training.trainer.lr_schedule import Budget
 from redrafter_training.trainer.metrics import depth_figures
 from redrafter_training.trainer.state import read_state
 from redrafter_vllm.model.drafter import Drafter

@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from redrafter_training.config.recipe import DistillConfig, ResponseConfig
+from redrafter_training.config.recipe import Budget, DistillConfig, ResponseConfig
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed import checkpoints
 from redrafter_training.distributed.checkpoints import CheckpointWriteError
 from redrafter_training.distributed.context import LocalContext
 from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.loop import Hooks, build_drafter, distill
-from redrafter_training.trainer.lr_schedule import Budget
 from redrafter_training.trainer.state import ResumeError, budget_growth, read_state
 from redrafter_vllm.model.drafter import Drafter
 from tests.training.full_disk import disk_of

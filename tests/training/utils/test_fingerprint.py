@@ -12,13 +12,12 @@ from safetensors.torch import load_file, save_file
 from transformers import PretrainedConfig
 
 from redrafter_training.config.job import Job
-from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.config.recipe import Budget, DistillConfig
+from redrafter_training.data.chat_templates import template_fingerprint
 from redrafter_training.data.prepare import examples_file
 from redrafter_training.run.inputs import input_fingerprints
-from redrafter_training.trainer.lr_schedule import Budget
 from redrafter_training.utils.fingerprint import (
     target_fingerprint,
-    template_fingerprint,
     tokenizer_fingerprint,
     weights_fingerprint,
 )

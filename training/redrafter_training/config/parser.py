@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from redrafter_training.data.report import shortened
+from redrafter_vllm.utils.messages import shortened
 
 MAX_LINES = 20  # of a message
 LINE_WIDTH = 300

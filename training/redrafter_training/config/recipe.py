@@ -4,10 +4,8 @@
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from redrafter_training.trainer.fused_head_loss import LossConfig
-from redrafter_training.trainer.lr_schedule import Budget
 from redrafter_vllm.config import MAX_BEAM_LENGTH
 from redrafter_vllm.utils.paths import user_place
 
@@ -21,6 +19,68 @@ def check_sizes(holder: Any, *names: str) -> None:
     for name in names:
         if (size := getattr(holder, name)) is not None and size > MAX_SIZE:
             raise ValueError(f"{name} must be at most {MAX_SIZE:,}, got {size:,}")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A training ends after `max_steps` steps or `max_seconds` of wall clock, whichever comes first.
+
+    The schedule follows the fraction used of the scarcer of the two, so that it always runs to its end. A run that
+    the clock ended is not repeatable to the bit: the number of steps then depends on the machine.
+
+    Attributes:
+        max_steps: most steps; a finished run goes on when the same command asks for more.
+        max_seconds: most seconds of wall clock (.inf: any); the schedule still runs to its end.
+    """
+
+    max_steps: int
+    max_seconds: float = math.inf
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        if not self.max_seconds > 0:
+            raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
+
+    def used(self, step: int, seconds: float) -> float:
+        """Fraction used in [0, 1] after `step` steps and `seconds` seconds."""
+        return min(1.0, max(step / self.max_steps, seconds / self.max_seconds))
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """(1 − label_share) · τ² · KL(p_τ || q_τ) + label_share · cross-entropy of labels under q, in nats.
+
+    p and q are what target and drafter say about a position, p_τ and q_τ at temperature τ; the factor τ² keeps the
+    gradient's size (arXiv 1503.02531). Labels are the target's own top1_ids (`target`) or the text's tokens
+    (`data`): `label_share=1, labels="data"` is the published recipe.
+
+    Over a trimmed draft vocabulary p is restricted to it and renormalised. The drafter has no probability elsewhere, so
+    against all of p the divergence is infinite whatever it does; against the restricted one the drafter that ranks its
+    own tokens as the target does has 0. A label outside the draft vocabulary adds nothing.
+
+    Attributes:
+        label_share: cross-entropy's share of the loss; the rest is divergence from the target.
+        labels: the target's favourite tokens, or those of the data.
+        temperature: of the divergence.
+        target_temperature: divides the target's logits alone, before all else. Below 1 the drafter learns how likely a
+            token is to be the target's favourite rather than a sample of it: what greedy decoding emits, and what
+            beams should be ranked by (docs/dev/log.md).
+    """
+
+    label_share: float = 0.0
+    labels: Literal["target", "data"] = "target"
+    temperature: float = 1.0
+    target_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_share <= 1:
+            raise ValueError(f"label_share must be in [0, 1], got {self.label_share}")
+        if self.labels not in ("target", "data"):
+            raise ValueError(f"labels must be 'target' or 'data', got {self.labels!r}")
+        for name in ("temperature", "target_temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from redrafter_training.data.conversations import Conversation, Turn
 from redrafter_training.data.report import DataError, Reason, UnusableRecord
 from redrafter_training.data.thinking import THINK, THOUGHT, left_to_say, same_words, shared
+from redrafter_training.utils.fingerprint import file_digest
 from redrafter_vllm.utils.messages import sentence
 
 VICUNA = "vicuna"
@@ -299,3 +300,12 @@ def resolve_chat_template(
             "Vicuna v1.1's, or to a file with a Jinja template"
         )
     return ChatTemplate(tokenizer, f"the chat template of {label}", None, False, options)
+
+
+def template_fingerprint(chat_template: str | None) -> str | None:
+    """Of a chat template as `resolve_chat_template` takes it: a file's content counts, not its name."""
+    if chat_template is None or chat_template == VICUNA:
+        return chat_template
+    path = Path(chat_template).expanduser()
+    # `resolve_chat_template` refuses a file that does not exist.
+    return file_digest(path) if path.is_file() else chat_template

@@ -7,8 +7,9 @@ from itertools import chain, islice
 from typing import Any, Literal
 
 from redrafter_training.data.records import Record, read_records
-from redrafter_training.data.report import DataError, DataReport, Reason, UnusableRecord, shortened
+from redrafter_training.data.report import DataError, DataReport, Reason, UnusableRecord
 from redrafter_training.data.thinking import with_thought
+from redrafter_vllm.utils.messages import shortened
 
 Role = Literal["system", "user", "assistant"]
 

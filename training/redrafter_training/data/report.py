@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from redrafter_vllm.utils.messages import shortened
+
 EXAMPLES_PER_REASON = 3
-DETAIL_WIDTH = 100
 
 
 class Reason(StrEnum):
@@ -29,12 +30,6 @@ class Reason(StrEnum):
     BEYOND_EMBEDDING = "token without a row in the target's embedding"
     NO_PROMPT = "no prompt that is not in the other texts"
     NOTHING_TO_LEARN = "no loss token within the maximum length"
-
-
-def shortened(text: str, width: int = DETAIL_WIDTH) -> str:
-    """What comes from outside as a part of a line: at most `width` characters, all printable."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:width])
-    return shown if len(text) <= width and len(shown) <= width else shown[: width - 1] + "…"
 
 
 class UnusableRecord(Exception):  # noqa: N818 - one record's fate, reported and not fatal

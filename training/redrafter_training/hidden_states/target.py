@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from redrafter_training.config.job import Job, absolute_place
 from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.data.chat_templates import template_fingerprint
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import TrainContext
 from redrafter_training.hidden_states.store import DTYPE, SHARD_BYTES, HiddenCache, HiddenCacheError
@@ -20,7 +21,7 @@ from redrafter_training.hidden_states.text_index import TextIndex, texts_of
 from redrafter_training.target.lm_head import TargetHead
 from redrafter_training.target.model import DeferredTarget, Target, TargetModel, TargetOutputs
 from redrafter_training.target.properties import load_config
-from redrafter_training.utils.fingerprint import template_fingerprint, weights_fingerprint
+from redrafter_training.utils.fingerprint import weights_fingerprint
 from redrafter_training.utils.folder_lock import locked
 from redrafter_training.utils.memory import readable
 from redrafter_vllm.utils.paths import free_space

@@ -9,6 +9,7 @@ from typing import Any
 
 from redrafter_training.config.job import Job
 from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.data.chat_templates import template_fingerprint
 from redrafter_training.data.python_corpus import corpus_root, is_source_code, source_files
 from redrafter_training.data.records import load_rows, read_records
 from redrafter_training.data.report import DataError
@@ -18,7 +19,6 @@ from redrafter_training.utils.fingerprint import (
     files_fingerprint,
     folder_fingerprint,
     target_fingerprint,
-    template_fingerprint,
 )
 
 # Of a folder, those files that are read; other files beside them may change.

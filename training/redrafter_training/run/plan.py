@@ -8,14 +8,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from redrafter_training.config.job import Job
 from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.hidden_states.store import max_bytes
 from redrafter_training.responses.store import is_response_folder
 from redrafter_training.run.folder_files import passed_over
-from redrafter_training.target.properties import load_config, read_facts
+from redrafter_training.target.loading import model_without_weights
+from redrafter_training.target.properties import read_facts
 from redrafter_training.utils.memory import GIB, readable, weight_bytes
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.checkpoint.io import check_checkpoint
@@ -40,11 +40,16 @@ class Plan:
     def total_memory(self) -> int:
         return sum(self.memory.values())
 
+    @property
+    def training_memory(self) -> int:
+        """Bytes of everything except the target's weights."""
+        return self.total_memory - self.memory["target's weights"]
+
 
 def make_plan(job: Job, config: DistillConfig, device: torch.device) -> Plan:
     """Reads the target's config, not its weights."""
     check_window(job, config)
-    target = target_on_paper(job.target, trust_remote_code=job.trust_remote_code)
+    target = model_without_weights(job.target, trust_remote_code=job.trust_remote_code)
     text = target.config.get_text_config()
     shape = (
         check_checkpoint(job.init_from)
@@ -80,13 +85,6 @@ def check_window(job: Job, config: DistillConfig) -> None:
     """Raises TargetFactsError when the target cannot take rows of the window's length, or is none."""
     facts = read_facts(job.target, trust_remote_code=job.trust_remote_code)
     facts.check_length(config.window, "--window")
-
-
-def target_on_paper(target: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The target's layers without their weights, from its configuration alone."""
-    config = load_config(target, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def estimate_memory(drafter: Drafter, config: DistillConfig, rows: int, target_bytes: int) -> dict[str, int]:

@@ -115,7 +115,8 @@ def _load_target(
     job: Job, config: DistillConfig, device: torch.device, devices: Sequence[torch.device] | None = None
 ) -> TargetModel:
     tokenizer = AutoTokenizer.from_pretrained(job.target, trust_remote_code=job.trust_remote_code)
-    return load_target(job, config, device, devices, tokenizer)
+    training_bytes = make_plan(job, config, device).training_memory if job.target_gpus > 1 else 0
+    return load_target(job, device, devices, tokenizer, training_bytes=training_bytes)
 
 
 def initial_drafter(target: Target, feed: Feed, job: Job, config: DistillConfig) -> tuple[Drafter, dict[str, object]]:

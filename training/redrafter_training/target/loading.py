@@ -7,13 +7,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from redrafter_training.config.job import Job
-from redrafter_training.config.recipe import DistillConfig
-from redrafter_training.run.plan import make_plan, target_on_paper
 from redrafter_training.target.model import TargetModel
-from redrafter_training.target.properties import end_tokens
+from redrafter_training.target.properties import end_tokens, load_config
 from redrafter_training.utils.memory import free_memory, readable, stored_bits, weight_bytes
 from redrafter_vllm.utils.messages import sentence
 
@@ -26,16 +24,18 @@ class TargetLoadError(ValueError):
 
 def load_target(
     job: Job,
-    config: DistillConfig,
     device: torch.device,
     devices: Sequence[torch.device] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    training_bytes: int = 0,
 ) -> TargetModel:
     """The job's target, its embedding on `device`.
 
     Args:
         devices: all that this process may use, `device` first; default: `job.target_gpus` GPUs from `device` on.
-        tokenizer: the target's, whose EOS ends its answers, too, as it does in serving.
+        tokenizer: the target's; its EOS ends responses too, as it does in serving.
+        training_bytes: memory to keep free for the drafter's training on the first of several GPUs.
 
     Raises:
         TargetLoadError: it is damaged or does not fit, a library is missing, or there are too few GPUs.
@@ -49,7 +49,7 @@ def load_target(
         arguments["quantization_config"] = quantization(job.target_quantization, job.dtype_on(device))
     if len(chosen) > 1:
         _require("accelerate", "a target on several GPUs")
-        arguments |= {"device_map": "auto", "max_memory": memory_shares(job, config, chosen)}
+        arguments |= {"device_map": "auto", "max_memory": memory_shares(chosen, training_bytes)}
     elif job.target_quantization != "none":
         _require("accelerate", "a quantised target")
         arguments["device_map"] = {"": device}
@@ -87,7 +87,7 @@ def check_target_options(job: Job) -> None:
     """Raises TargetLoadError for a quantisation of what is quantised already."""
     if job.target_quantization == "none":
         return
-    if bits := stored_bits(target_on_paper(job.target, trust_remote_code=job.trust_remote_code).config):
+    if bits := stored_bits(model_without_weights(job.target, trust_remote_code=job.trust_remote_code).config):
         raise TargetLoadError(
             f"{job.target} is stored quantised to {bits} bits already: leave --target-quantization away"
         )
@@ -133,20 +133,25 @@ def remedies(job: Job, devices: Sequence[torch.device]) -> list[str]:
     return ways
 
 
+def model_without_weights(target: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The target's layers without their weights, from its configuration alone."""
+    config = load_config(target, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
 def target_bytes(job: Job, dtype: torch.dtype) -> int:
     """Bytes of the target's weights in memory, from their shapes."""
-    target = target_on_paper(job.target, trust_remote_code=job.trust_remote_code)
+    target = model_without_weights(job.target, trust_remote_code=job.trust_remote_code)
     return weight_bytes(target, dtype.itemsize, job.target_quantization)
 
 
-def memory_shares(job: Job, config: DistillConfig, devices: Sequence[torch.device]) -> dict[int, int]:
-    """Most bytes of the target by GPU: the first one keeps room for the drafter's training."""
-    plan = make_plan(job, config, devices[0])
-    training = plan.total_memory - plan.memory["target's weights"]
+def memory_shares(devices: Sequence[torch.device], training_bytes: int) -> dict[int, int]:
+    """Most bytes of the target by GPU; the first one keeps `training_bytes` free."""
     shares = {}
     for number, device in enumerate(devices):
         free = free_memory(device) or 0
-        shares[device.index or 0] = max(0, int(free * HEADROOM) - (0 if number else training))
+        shares[device.index or 0] = max(0, int(free * HEADROOM) - (0 if number else training_bytes))
     return shares
 
 

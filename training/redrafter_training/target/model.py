@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from redrafter_training.target.lm_head import TargetHead, find_rule
-from redrafter_training.target.packing_probe import Borders, by_positions
+from redrafter_training.target.packed_attention import Borders, by_positions
 
 PROBED_TOKENS = 16
 

@@ -5,9 +5,15 @@
 row is one text, whose valid tokens come first.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+# From positions [B, L] that begin anew with every document, and the type of the attention's scores, the arguments of
+# the target's forward pass.
+Borders = Callable[[Tensor, torch.dtype], dict[str, Tensor]]
 
 
 def positions_in(doc_ids: Tensor) -> Tensor:
@@ -47,3 +53,21 @@ def next_tokens(tokens: Tensor, loss_mask: Tensor, doc_ids: Tensor | None) -> Te
         return pad(torch.where(loss_mask, tokens, -1)[:, 1:], (0, 1), value=-1)
     followed = (doc_ids[:, 1:] == doc_ids[:, :-1]) & (doc_ids[:, 1:] >= 0)
     return pad(torch.where(followed, tokens[:, 1:], -1), (0, 1), value=-1)
+
+
+def by_positions(positions: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Positions alone: transformers makes the mask from them where it is given none."""
+    return {"position_ids": positions}
+
+
+def by_mask(positions: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Positions and a mask to be added to the attention's scores, in place of the one that the target would make."""
+    return {"position_ids": positions, "attention_mask": document_mask(positions, dtype)}
+
+
+def document_mask(positions: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a token may look, the lowest number elsewhere: back, and within its document. [B, 1, L, L]"""
+    doc_ids = (positions == 0).cumsum(1)
+    allowed = (doc_ids[:, :, None] == doc_ids[:, None, :]).tril()
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=positions.device)
+    return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]

@@ -1,42 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a target is shown that a row holds several documents, and whether it heeds that."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 import torch
-from torch import Tensor
 
-if TYPE_CHECKING:
-    from redrafter_training.target.model import TargetModel
-
-# From positions [B, L] that begin anew with every document, and the type of the attention's scores, the arguments of
-# the target's forward pass.
-Borders = Callable[[Tensor, torch.dtype], dict[str, Tensor]]
+from redrafter_training.target.model import TargetModel
+from redrafter_training.target.packed_attention import by_mask, by_positions
 
 PROBED = ((5, 9), (8, 6))  # lengths of the documents in the rows of the probe; two rows, as some kernels pack only one
 TOLERANCE = 0.05  # of the hidden states' norm: above the rounding of bfloat16, far below what a neighbour changes
 
 
-def by_positions(positions: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Positions alone: transformers makes the mask from them where it is given none."""
-    return {"position_ids": positions}
-
-
-def by_mask(positions: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Positions and a mask to be added to the attention's scores, in place of the one that the target would make."""
-    return {"position_ids": positions, "attention_mask": document_mask(positions, dtype)}
-
-
-def document_mask(positions: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where a token may look, the lowest number elsewhere: back, and within its document. [B, 1, L, L]"""
-    doc_ids = (positions == 0).cumsum(1)
-    allowed = (doc_ids[:, :, None] == doc_ids[:, None, :]).tril()
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=positions.device)
-    return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
-
-
-def show_borders(target: "TargetModel") -> bool:
+def show_borders(target: TargetModel) -> bool:
     """Finds out how `target` can be shown borders and has it done so; false when none of the ways works.
 
     A packed row must give the hidden states that its documents give alone. A recurrent target, which carries its state
@@ -55,7 +29,7 @@ def show_borders(target: "TargetModel") -> bool:
     return False
 
 
-def _keeps_apart(target: "TargetModel") -> bool:
+def _keeps_apart(target: TargetModel) -> bool:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(target.vocab_size, (len(PROBED), sum(PROBED[0])), generator=generator).to(target.device)
     positions = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in PROBED]).to(target.device)

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from redrafter_training.config.recipe import Budget
 from redrafter_training.data.python_corpus import load_corpus, split
 from redrafter_training.data.windows import cut_windows, encode_files, text_batches
 from redrafter_training.tiny_target.tokenizer import train_tokenizer
-from redrafter_training.trainer.lr_schedule import Budget, learning_rate_scale, steps
+from redrafter_training.trainer.lr_schedule import learning_rate_scale, steps
 from redrafter_training.trainer.optimizer import SplitOptimizer
 from redrafter_training.utils.command import run_command
 from redrafter_vllm.utils import strict_json

@@ -7,50 +7,15 @@ depth's are computed. Splitting over the vocabulary as well would save nothing m
 for [B, P, V] hands them over in parts, at no cost but smaller products.
 """
 
-import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, kl_div, linear
 
-
-@dataclass(frozen=True)
-class LossConfig:
-    """(1 − label_share) · τ² · KL(p_τ || q_τ) + label_share · cross-entropy of labels under q, in nats.
-
-    p and q are what target and drafter say about a position, p_τ and q_τ at temperature τ; the factor τ² keeps the
-    gradient's size (arXiv 1503.02531). Labels are the target's own top1_ids (`target`) or the text's tokens
-    (`data`): `label_share=1, labels="data"` is the published recipe.
-
-    Over a trimmed draft vocabulary p is restricted to it and renormalised. The drafter has no probability elsewhere, so
-    against all of p the divergence is infinite whatever it does; against the restricted one the drafter that ranks its
-    own tokens as the target does has 0. A label outside the draft vocabulary adds nothing.
-
-    Attributes:
-        label_share: cross-entropy's share of the loss; the rest is divergence from the target.
-        labels: the target's favourite tokens, or those of the data.
-        temperature: of the divergence.
-        target_temperature: divides the target's logits alone, before all else. Below 1 the drafter learns how likely a
-            token is to be the target's favourite rather than a sample of it: what greedy decoding emits, and what
-            beams should be ranked by (docs/dev/log.md).
-    """
-
-    label_share: float = 0.0
-    labels: Literal["target", "data"] = "target"
-    temperature: float = 1.0
-    target_temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_share <= 1:
-            raise ValueError(f"label_share must be in [0, 1], got {self.label_share}")
-        if self.labels not in ("target", "data"):
-            raise ValueError(f"labels must be 'target' or 'data', got {self.labels!r}")
-        for name in ("temperature", "target_temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+from redrafter_training.config.recipe import LossConfig
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding as lookup
 
+from redrafter_training.config.recipe import LossConfig
 from redrafter_training.target import packed_attention
 from redrafter_training.target.model import TargetOutputs
-from redrafter_training.trainer.fused_head_loss import HeadLoss, LossConfig, Truth, head_loss
+from redrafter_training.trainer.fused_head_loss import HeadLoss, Truth, head_loss
 from redrafter_vllm.model.drafter import Drafter
 
 DISTILLATION = LossConfig()

@@ -8,31 +8,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-
-@dataclass(frozen=True)
-class Budget:
-    """A training ends after `max_steps` steps or `max_seconds` of wall clock, whichever comes first.
-
-    The schedule follows the fraction used of the scarcer of the two, so that it always runs to its end. A run that
-    the clock ended is not repeatable to the bit: the number of steps then depends on the machine.
-
-    Attributes:
-        max_steps: most steps; a finished run goes on when the same command asks for more.
-        max_seconds: most seconds of wall clock (.inf: any); the schedule still runs to its end.
-    """
-
-    max_steps: int
-    max_seconds: float = math.inf
-
-    def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
-        if not self.max_seconds > 0:
-            raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
-
-    def used(self, step: int, seconds: float) -> float:
-        """Fraction used in [0, 1] after `step` steps and `seconds` seconds."""
-        return min(1.0, max(step / self.max_steps, seconds / self.max_seconds))
+from redrafter_training.config.recipe import Budget
 
 
 def learning_rate_scale(used: float, warmup: float, floor: float = 0.02) -> float:

@@ -15,8 +15,6 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from redrafter_training.data.chat_templates import VICUNA
-
 WEIGHTS = ("config.json", "*.safetensors", "*.bin", "*.index.json", "*.py")
 TOKENIZER = (
     "tokenizer*",
@@ -53,15 +51,6 @@ def target_fingerprint(target: str) -> dict[str, str]:
         "tokenizer": tokenizer_fingerprint(target),
         "generation": _fingerprint(target, GENERATION),
     }
-
-
-def template_fingerprint(chat_template: str | None) -> str | None:
-    """Of a chat template as `resolve_chat_template` takes it: a file's content counts, not its name."""
-    if chat_template is None or chat_template == VICUNA:
-        return chat_template
-    path = Path(chat_template).expanduser()
-    # One that is not there is refused by whoever needs it.
-    return file_digest(path) if path.is_file() else chat_template
 
 
 def folder_fingerprint(folder: Path, patterns: Iterable[str]) -> str:
