@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from redrafter_vllm.checkpoint.config import DrafterConfig
+    from redrafter_vllm.drafting.beam_search import Beams, beam_search
     from redrafter_vllm.drafting.tree import DraftTree
     from redrafter_vllm.model.drafter import Drafter
-    from redrafter_vllm.ops.beam_search import Beams, beam_search
 
 __version__ = "0.1.0"
 __all__ = ["Beams", "DraftTree", "Drafter", "DrafterConfig", "__version__", "beam_search"]
@@ -20,8 +20,8 @@ __all__ = ["Beams", "DraftTree", "Drafter", "DrafterConfig", "__version__", "bea
 _HOMES = {
     "Drafter": "redrafter_vllm.model.drafter",
     "DrafterConfig": "redrafter_vllm.checkpoint.config",
-    "Beams": "redrafter_vllm.ops.beam_search",
-    "beam_search": "redrafter_vllm.ops.beam_search",
+    "Beams": "redrafter_vllm.drafting.beam_search",
+    "beam_search": "redrafter_vllm.drafting.beam_search",
     "DraftTree": "redrafter_vllm.drafting.tree",
 }
 

@@ -39,6 +39,7 @@ from redrafter_vllm.drafting.propose import propose_trees
 from redrafter_vllm.integration.frontend.quantization import check_quantization
 from redrafter_vllm.integration.worker.drafter_loading import linear_maker
 from redrafter_vllm.model.drafter import Drafter
+from redrafter_vllm.model.interface import DrafterInterface
 from redrafter_vllm.model.packed import PackedDrafter
 from redrafter_vllm.utils.paths import user_path
 
@@ -78,12 +79,12 @@ def random_drafter(config: DrafterConfig) -> Drafter:
     return drafter
 
 
-def ways(drafter: Drafter, dtype: torch.dtype) -> dict[str, tuple[Drafter, Layout, float]]:
+def ways(drafter: Drafter, dtype: torch.dtype) -> dict[str, tuple[DrafterInterface, Layout, float]]:
     """Drafters by name, how they are held, and how far their logits are off.
 
     Raises ValueError where those are off by more than rounding explains.
     """
-    found: dict[str, tuple[Drafter, Layout, float]] = {"as loaded": (drafter, Layout(), 0.0)}
+    found: dict[str, tuple[DrafterInterface, Layout, float]] = {"as loaded": (drafter, Layout(), 0.0)}
     for quantization in (None, *QUANTIZATIONS):
         try:
             check_quantization(quantization, dtype)
@@ -98,7 +99,7 @@ def ways(drafter: Drafter, dtype: torch.dtype) -> dict[str, tuple[Drafter, Layou
 
 
 @torch.inference_mode()
-def deviation(drafter: Drafter, exact: Drafter) -> float:
+def deviation(drafter: DrafterInterface, exact: Drafter) -> float:
     """How far the logits of a second step are off, of their own spread."""
     hidden = exact.config.hidden_size
     embedding, context = torch.randn(3, hidden), torch.randn(2, hidden)
@@ -121,7 +122,7 @@ def checked(name: str, off: float, maximum: float) -> float:
 
 @torch.inference_mode()
 def seconds_of(
-    drafters: dict[str, Drafter], embedding: Tensor, drafting: DraftingConfig, batch: int, rounds: int
+    drafters: dict[str, DrafterInterface], embedding: Tensor, drafting: DraftingConfig, batch: int, rounds: int
 ) -> dict[str, list[float]]:
     """Seconds of every round but the first ones, by drafter."""
     inputs = {name: drafter.token_inputs(embedding) for name, drafter in drafters.items()}

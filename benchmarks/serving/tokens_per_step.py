@@ -32,6 +32,7 @@ from redrafter_training.trainer.acceptance import Acceptance, Drafting, measure
 from redrafter_vllm.checkpoint.locate import resolve_drafter
 from redrafter_vllm.config import QUANTIZATIONS
 from redrafter_vllm.model.drafter import Drafter
+from redrafter_vllm.model.interface import DrafterInterface
 from redrafter_vllm.model.packed import PackedDrafter
 from redrafter_vllm.model.quantization import rounding_linear
 from redrafter_vllm.utils.paths import user_path
@@ -110,9 +111,10 @@ def difference(simulated: Acceptance, counted: Served) -> float:
 def run(options: Options, console: Console) -> dict[str, Any]:
     """The report."""
     target = TargetModel(AutoModelForCausalLM.from_pretrained(options.target, dtype=torch.float32))
-    drafter = Drafter.from_pretrained(options.drafter)
+    stored = Drafter.from_pretrained(options.drafter)
+    drafter: DrafterInterface = stored
     if options.drafter_quantization is not None:
-        drafter = PackedDrafter(drafter, partial(rounding_linear, options.drafter_quantization))
+        drafter = PackedDrafter(stored, partial(rounding_linear, options.drafter_quantization))
     tokenizer = AutoTokenizer.from_pretrained(options.target)
     texts = held_out_texts(target, tokenizer, prompts=options.prompts, new_tokens=options.new_tokens, seed=1)
     rows = []

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from torch import Tensor
 
 from redrafter_vllm.config import DraftingConfig
+from redrafter_vllm.drafting.beam_search import beam_search
 from redrafter_vllm.drafting.tree import DraftTree
-from redrafter_vllm.model.drafter import Drafter
-from redrafter_vllm.model.sharded import ShardedDrafter
-from redrafter_vllm.ops.beam_search import beam_search, beam_step
+from redrafter_vllm.model.interface import DrafterInterface
 
 
 def propose_trees(
-    drafter: Drafter,
+    drafter: DrafterInterface,
     embedding: Tensor | Callable[[Tensor], Tensor],  # [V, H]
     context: Tensor,  # [B, H]
     root_tokens: Tensor,  # [B]
@@ -26,8 +25,8 @@ def propose_trees(
     chain is a tree; there is no second path.
 
     Args:
-        drafter: The RNN drafter.
-        embedding: The target's input embedding, or a function from token ids to embeddings.
+        drafter: The drafter.
+        embedding: What `drafter.token_inputs` made from the target's embedding, or a function from token ids to its rows.
         context: Target's hidden state (after its final norm) at the last accepted token.
         root_tokens: The token that the target has sampled there.
         beam_limit: Beams that each request's tree may be made of, at least 1: 1 where logits depend on the order of
@@ -42,6 +41,5 @@ def propose_trees(
         beam_width=config.beam_width,
         beam_length=config.beam_length,
         logits_top_k=config.logits_top_k,
-        step=drafter.beam_step if isinstance(drafter, ShardedDrafter) else beam_step,
     )
     return DraftTree.from_beams(beams, config.num_speculative_tokens, beam_limit)

@@ -6,7 +6,7 @@ from typing import Self
 
 from torch import Tensor
 
-from redrafter_vllm.ops.beam_search import Beams
+from redrafter_vllm.drafting.beam_search import Beams
 from redrafter_vllm.ops.prefix_tree import ancestor_mask, prefix_tree
 
 

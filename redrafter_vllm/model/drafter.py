@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recurrent drafter of arXiv 2403.09919, section 3: a one-layer RNN over the drafted tokens and a residual head."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from os import PathLike
 from typing import Self
@@ -13,6 +14,7 @@ from torch.nn.functional import linear, silu
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.checkpoint.io import load_checkpoint, save_checkpoint
 from redrafter_vllm.checkpoint.vocab_mapping import MAP, check_target_ids, to_offsets, to_target_ids
+from redrafter_vllm.ops.beam_step import BeamStep, beam_step
 
 
 def copy_tensors(own: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
@@ -38,97 +40,35 @@ class ResBlock(nn.Module):
         return x + silu(self.linear(x))
 
 
-class Drafter(nn.Module):
-    """Predicts the next tokens from the target's last hidden state `c` and the tokens drafted since.
+def context_and_state(context: Tensor, state: Tensor) -> Tensor:
+    """c ⊕ s, [..., 2H]; a `context` with one dimension less than `state` serves all beams."""
+    if context.dim() < state.dim():
+        context = context.unsqueeze(-2)
+    return torch.cat(torch.broadcast_tensors(context, state), -1)
 
-    s_0 = 0, s_t = silu(W·E(g_{t-1}) + U·s_{t-1} + b), or s_{t-1} + E(g_{t-1}) when `rnn` is false, and
-    logits_t = LMHead(ResBlocks(c ⊕ s_t)), with E the target's embedding. Because `c` does not change during a round,
-    its product with the first linear layer is computed once, by `context_share`, and `logits` adds the state's part.
 
-    With a draft vocabulary, logits are over draft ids, and `target_ids` says which tokens they mean; the map is the
-    buffer `d2t`, at first that of the lowest ids. Embeddings are always those of target ids.
+class DrafterBase(ABC):
+    """The computation of a `Drafter`, but for its products with weights, which each subclass has in its own layout."""
 
-    Parameter names are those of Apple's checkpoints.
-    """
+    config: DrafterConfig
+    d2t: Tensor  # [D] int64, only with a draft vocabulary
 
-    d2t: Tensor
-
-    def __init__(self, config: DrafterConfig) -> None:
-        super().__init__()
-        self.config = config
-        if config.has_input_proj:
-            self.input_proj = nn.Linear(2 * config.hidden_size, config.exit_dim)
-        self.lm_head = nn.Sequential(
-            *(ResBlock(config.exit_dim) for _ in range(config.num_draft_layers)),
-            nn.Linear(config.exit_dim, config.output_size, bias=False),
-        )
-        if config.rnn:
-            self.rnn_u = nn.Linear(config.hidden_size, config.hidden_size)
-            self.rnn_w = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        if config.draft_vocab_size is not None:
-            self.register_buffer(MAP, torch.zeros(config.draft_vocab_size, dtype=torch.int64))
-
-    @classmethod
-    def from_pretrained(
-        cls, path: str | PathLike[str], *, dtype: torch.dtype | None = torch.float32, device: str | torch.device = "cpu"
-    ) -> Self:
-        """Loads a checkpoint directory in any of the spellings in circulation; see `redrafter_vllm.checkpoint.io`.
-
-        `dtype` None keeps what is stored.
-
-        Raises a `CheckpointError` that says what is wrong, where, and what to do about it.
-        """
-        config, tensors = load_checkpoint(path, dtype=dtype, device=device)
-        with torch.device("meta"):
-            drafter = cls(config)
-        drafter.load_state_dict(tensors, assign=True)
-        return drafter.eval()
-
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Writes `config.json` and `model.safetensors` in Apple's layout, each atomically, creating `path`."""
-        save_checkpoint(path, self.config, self.state_dict())
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The type of states and logits."""
 
     @property
     def draft_tokens(self) -> Tensor | None:
         """Target ids of the draft vocabulary, ascending, [D]; None where it is the whole vocabulary."""
         return None if self.config.draft_vocab_size is None else to_target_ids(self.d2t)
 
-    def set_draft_tokens(self, target_ids: Tensor) -> None:
-        """Makes `target_ids` [D], strictly increasing, the draft vocabulary; the output layer's rows stay as they are.
-
-        Raises ValueError when there is none, for another number of ids, and for ids out of order or range.
-        """
-        if self.config.draft_vocab_size is None or tuple(target_ids.shape) != (self.config.draft_vocab_size,):
-            raise ValueError(
-                f"target ids of shape {list(target_ids.shape)} do not fit draft_vocab_size "
-                f"{self.config.draft_vocab_size}"
-            )
-        check_target_ids(target_ids, self.config.vocab_size)
-        self.d2t.copy_(to_offsets(target_ids.long()))
-
     def target_ids(self, draft_ids: Tensor) -> Tensor:
         """The target's token ids for indices into `logits`, any shape."""
-        return draft_ids if self.id_offsets is None else draft_ids + self.id_offsets[draft_ids]
-
-    @property
-    def id_offsets(self) -> Tensor | None:
-        """What a target id is above its draft id, [D]; None where they are the same."""
-        return None if self.config.draft_vocab_size is None else self.d2t
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What is drafted with, by name: the memory that `adopt` writes to."""
-        return {name: tensor.detach() for name, tensor in self.state_dict().items()}
-
-    @torch.no_grad()
-    def adopt(self, other: "Drafter") -> None:
-        """Draft as `other`, of the same kind and config, in the memory that this one has."""
-        copy_tensors(self.tensors(), other.tensors())
+        return draft_ids if self.config.draft_vocab_size is None else draft_ids + self.d2t[draft_ids]
 
     def token_inputs(self, embedding: Tensor, out: Tensor | None = None) -> Tensor:
-        """What `next_state` takes of each token, [V, H], for the target's embedding [V, H].
-
-        That is the embedding itself, unless the drafter is packed with a product, which is made in `out` where given.
-        """
+        """See `DrafterInterface`: the embedding itself."""
         return embedding
 
     def initial_state(self, context: Tensor) -> Tensor:
@@ -165,23 +105,128 @@ class Drafter(nn.Module):
             return self._first_product(share, state)
         return self._output_product(self.features(share, state))
 
+    def beam_step(self, logits: Tensor, scores: Tensor | None, logits_top_k: int | None = None) -> BeamStep:
+        """The best continuations of the beams, with the target's token ids; see `ops.beam_step`."""
+        offsets = None if self.config.draft_vocab_size is None else self.d2t
+        return beam_step(logits, scores, logits_top_k, offsets)
+
+    @abstractmethod
+    def __call__(self, context: Tensor, state: Tensor) -> Tensor:
+        """What `logits(context_share(context), state)` computes, where possible with the first layer in one piece."""
+
+    @abstractmethod
     def features(self, share: Tensor, state: Tensor) -> Tensor:
-        """What `logits` feeds to its last layer, `output`: [..., exit_dim]."""
+        """What `logits` feeds to its last layer: [..., exit_dim]."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that it drafts with, by name: the memory that `adopt` writes to."""
+
+    @abstractmethod
+    def adopt(self, other: Self) -> None:
+        """Drafts as `other`, of the same kind and config, in the memory that this one has."""
+
+    @abstractmethod
+    def _recurrence(self, state: Tensor, token_embedding: Tensor) -> Tensor:
+        """W·E(g) + U·s + b."""
+
+    @abstractmethod
+    def _context_half(self, context: Tensor) -> Tensor:
+        """The context's half of the first linear layer, bias included."""
+
+    @abstractmethod
+    def _state_half(self, state: Tensor) -> Tensor:
+        """The state's half of the first linear layer."""
+
+    @abstractmethod
+    def _output_product(self, x: Tensor) -> Tensor:
+        """The output layer, where it is not the first one."""
+
+    def _first_product(self, share: Tensor, state: Tensor) -> Tensor:
+        if share.dim() < state.dim():
+            share = share.unsqueeze(-2)
+        return share[..., : self.config.first_size] + self._state_half(state)
+
+
+class Drafter(nn.Module, DrafterBase):
+    """Predicts the next tokens from the target's last hidden state `c` and the tokens drafted since.
+
+    s_0 = 0, s_t = silu(W·E(g_{t-1}) + U·s_{t-1} + b), or s_{t-1} + E(g_{t-1}) when `rnn` is false, and
+    logits_t = LMHead(ResBlocks(c ⊕ s_t)), with E the target's embedding. Because `c` does not change during a round,
+    its product with the first linear layer is computed once, by `context_share`, and `logits` adds the state's part.
+
+    With a draft vocabulary, logits are over draft ids, and `target_ids` says which tokens they mean; the map is the
+    buffer `d2t`, at first that of the lowest ids. Embeddings are always those of target ids.
+
+    Parameter names are those of Apple's checkpoints.
+    """
+
+    def __init__(self, config: DrafterConfig) -> None:
+        super().__init__()
+        self.config = config
+        if config.has_input_proj:
+            self.input_proj = nn.Linear(2 * config.hidden_size, config.exit_dim)
+        self.lm_head = nn.Sequential(
+            *(ResBlock(config.exit_dim) for _ in range(config.num_draft_layers)),
+            nn.Linear(config.exit_dim, config.output_size, bias=False),
+        )
+        if config.rnn:
+            self.rnn_u = nn.Linear(config.hidden_size, config.hidden_size)
+            self.rnn_w = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        if config.draft_vocab_size is not None:
+            self.register_buffer(MAP, torch.zeros(config.draft_vocab_size, dtype=torch.int64))
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | PathLike[str], *, dtype: torch.dtype | None = torch.float32, device: str | torch.device = "cpu"
+    ) -> Self:
+        """Loads a checkpoint directory in any of the spellings in circulation; see `redrafter_vllm.checkpoint.io`.
+
+        `dtype` None keeps what is stored.
+
+        Raises a `CheckpointError` that says what is wrong, where, and what to do about it.
+        """
+        config, tensors = load_checkpoint(path, dtype=dtype, device=device)
+        with torch.device("meta"):
+            drafter = cls(config)
+        drafter.load_state_dict(tensors, assign=True)
+        return drafter.eval()
+
+    def save_pretrained(self, path: str | PathLike[str]) -> None:
+        """Writes `config.json` and `model.safetensors` in Apple's layout, each atomically, creating `path`."""
+        save_checkpoint(path, self.config, self.state_dict())
+
+    def set_draft_tokens(self, target_ids: Tensor) -> None:
+        """Makes `target_ids` [D], strictly increasing, the draft vocabulary; the output layer's rows stay as they are.
+
+        Raises ValueError when there is none, for another number of ids, and for ids out of order or range.
+        """
+        if self.config.draft_vocab_size is None or tuple(target_ids.shape) != (self.config.draft_vocab_size,):
+            raise ValueError(
+                f"target ids of shape {list(target_ids.shape)} do not fit draft_vocab_size "
+                f"{self.config.draft_vocab_size}"
+            )
+        check_target_ids(target_ids, self.config.vocab_size)
+        self.d2t.copy_(to_offsets(target_ids.long()))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: tensor.detach() for name, tensor in self.state_dict().items()}
+
+    @torch.no_grad()
+    def adopt(self, other: Self) -> None:
+        copy_tensors(self.tensors(), other.tensors())
+
+    def features(self, share: Tensor, state: Tensor) -> Tensor:
         if self.config.has_input_proj:
-            return self._blocks(self._first_product(share, state), 0)
-        context = share[..., self.config.first_size :]
-        if context.dim() < state.dim():
-            context = context.unsqueeze(-2)
-        x = torch.cat(torch.broadcast_tensors(context, state), -1)
+            return self.lm_head[:-1](self._first_product(share, state))
+        x = context_and_state(share[..., self.config.first_size :], state)
         if self.config.starts_with_output:
             return x
-        return self._blocks(x + silu(self._first_product(share, state)), 1)
+        return self.lm_head[1:-1](x + silu(self._first_product(share, state)))
 
     def forward(self, context: Tensor, state: Tensor) -> Tensor:
         """What `logits(context_share(context), state)` computes, with the first linear layer in one piece."""
-        if context.dim() < state.dim():
-            context = context.unsqueeze(-2)
-        x = torch.cat(torch.broadcast_tensors(context, state), -1)
+        x = context_and_state(context, state)
         return self.lm_head(self.input_proj(x) if self.config.has_input_proj else x)
 
     @property
@@ -204,13 +249,6 @@ class Drafter(nn.Module):
         assert isinstance(head, nn.Linear)
         return head
 
-    def _first_product(self, share: Tensor, state: Tensor) -> Tensor:
-        if share.dim() < state.dim():
-            share = share.unsqueeze(-2)
-        return share[..., : self.config.first_size] + self._state_half(state)
-
-    # The products with weights, each in one place: `PackedDrafter` has its own.
-
     def _recurrence(self, state: Tensor, token_embedding: Tensor) -> Tensor:
         return self.rnn_w(token_embedding) + self.rnn_u(state)
 
@@ -220,9 +258,6 @@ class Drafter(nn.Module):
 
     def _state_half(self, state: Tensor) -> Tensor:
         return linear(state, self.first_linear.weight[:, self.config.hidden_size :])
-
-    def _blocks(self, x: Tensor, first: int) -> Tensor:
-        return self.lm_head[first:-1](x)
 
     def _output_product(self, x: Tensor) -> Tensor:
         return self.output(x)

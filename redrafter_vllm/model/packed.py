@@ -9,15 +9,14 @@ How a product is computed is the caller's choice, so that serving can use kernel
 """
 
 from collections.abc import Callable
-from os import PathLike
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear, silu
 
 from redrafter_vllm.checkpoint.vocab_mapping import MAP
-from redrafter_vllm.model.drafter import Drafter, ResBlock, copy_tensors
+from redrafter_vllm.model.drafter import Drafter, DrafterBase, ResBlock, context_and_state, copy_tensors
 from redrafter_vllm.ops.recurrence import add_tokens, tokens_and_state
 from redrafter_vllm.ops.residual import first_residual, residual
 
@@ -62,25 +61,22 @@ def plain_linear(weight: Tensor, bias: Tensor | None) -> Linear:
     return PlainLinear(weight, bias)
 
 
-class PackedDrafter(Drafter):
-    """Drafts as the `Drafter` that it is made from; it has no parameters, so it can be neither trained nor saved.
+class PackedDrafter(DrafterBase):
+    """Drafts as the `Drafter` that it is made from, which is the one to train and save: this is no module.
 
     With `project_embedding`, `token_inputs` is the table E·Wᵀ and not the embedding; `next_state` takes its rows. It
     costs the memory of another embedding, V·H numbers, and saves reading the H² numbers of W at every step.
 
     `adopt` takes a drafter packed alike; each product decides whether it keeps its memory.
-
-    `forward`, too, sums the first linear layer's halves apart: Apple's order of summation is the `Drafter`'s.
     """
 
     def __init__(
         self, drafter: Drafter, make_linear: MakeLinear = plain_linear, *, project_embedding: bool = False
     ) -> None:
-        nn.Module.__init__(self)
         self.config = config = drafter.config
         self._dtype = drafter.dtype
         if config.draft_vocab_size is not None:
-            self.register_buffer(MAP, drafter.d2t)
+            self.d2t = drafter.d2t
         hidden = config.hidden_size
         self._token_weight: Tensor | None = None
         with torch.no_grad():
@@ -103,20 +99,22 @@ class PackedDrafter(Drafter):
                 self._output_linear = make_linear(drafter.output.weight.detach(), None)
 
     def tensors(self) -> dict[str, Tensor]:
-        found = dict(self.named_buffers())
+        found = self._map()
         if self._token_weight is not None:
             found["token_weight"] = self._token_weight
         for name, product in self._products().items():
             found |= {f"{name}.{part}": tensor for part, tensor in product.tensors().items()}
         return found
 
-    def adopt(self, other: Drafter) -> None:
-        assert isinstance(other, PackedDrafter)
-        copy_tensors(dict(self.named_buffers()), dict(other.named_buffers()))
+    def adopt(self, other: Self) -> None:
+        copy_tensors(self._map(), other._map())
         if self._token_weight is not None and other._token_weight is not None:
             self._token_weight.copy_(other._token_weight)
         for own, new in zip(self._products().values(), other._products().values(), strict=True):
             own.adopt(new)
+
+    def _map(self) -> dict[str, Tensor]:
+        return {} if self.config.draft_vocab_size is None else {MAP: self.d2t}
 
     def _products(self) -> dict[str, Linear]:
         later = {f"later_{index}": product for index, product in enumerate(self._later_linears)}
@@ -144,7 +142,7 @@ class PackedDrafter(Drafter):
         if config.has_input_proj:
             x = self._first_product(share, state)
         elif config.starts_with_output:
-            return super().features(share, state)
+            return context_and_state(share[..., config.first_size :], state)
         else:
             first, context = share[..., : config.first_size], share[..., config.first_size :]
             x = first_residual(self._state_half(state), state, first, context)
@@ -152,13 +150,9 @@ class PackedDrafter(Drafter):
             x = residual(product(x), x)
         return x
 
-    def forward(self, context: Tensor, state: Tensor) -> Tensor:
-        """What `logits(context_share(context), state)` computes, no other way."""
+    def __call__(self, context: Tensor, state: Tensor) -> Tensor:
+        """What `logits(context_share(context), state)` computes: the first linear layer is in two pieces here."""
         return self.logits(self.context_share(context), state)
-
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Raises TypeError: save the `Drafter` instead."""
-        raise TypeError("a packed drafter cannot be saved; save the Drafter that it was made from")
 
     @property
     def dtype(self) -> torch.dtype:

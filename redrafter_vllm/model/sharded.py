@@ -7,15 +7,15 @@ follows alike on every rank: all draw the same trees, to the bit, even where the
 """
 
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import embedding, pad
 
 from redrafter_vllm.checkpoint.config import DrafterConfig
-from redrafter_vllm.model.drafter import Drafter
-from redrafter_vllm.ops.beam_search.reference import BeamStep, rank_continuations, top_k_stable
+from redrafter_vllm.model.drafter import Drafter, DrafterBase
+from redrafter_vllm.ops.beam_step.reference import BeamStep, rank_continuations, top_k_stable
 
 
 class RankGroup(Protocol):
@@ -31,31 +31,35 @@ class RankGroup(Protocol):
         """The sum of the ranks' tensors; may overwrite `input_`."""
 
 
-class ShardedDrafter(Drafter):
-    """A drafter whose logits are those of this rank's tokens; its own `beam_step` ranks them and gives target ids.
+class ShardedDrafter:
+    """A `DrafterInterface` whose logits are those of this rank's tokens; its `beam_step` exchanges the best of them.
 
     `own` is what `shard_drafter` has made, packed or not, `config` that of the whole drafter.
     """
 
-    def __init__(self, own: Drafter, config: DrafterConfig, group: RankGroup) -> None:
-        nn.Module.__init__(self)
+    def __init__(self, own: DrafterBase, config: DrafterConfig, group: RankGroup) -> None:
         self.own = own
         self.config = config
         target_ids = own.draft_tokens
         assert target_ids is not None
-        self.beam_step = ShardedBeamStep(target_ids, group)
+        self._beam_step = ShardedBeamStep(target_ids, group)
 
     @property
-    def id_offsets(self) -> Tensor | None:
-        return None  # `beam_step` gives target ids
+    def dtype(self) -> torch.dtype:
+        return self.own.dtype
 
     def tensors(self) -> dict[str, Tensor]:
-        return self.own.tensors() | {"target_ids": self.beam_step.target_ids}
+        return self.own.tensors() | {"target_ids": self._beam_step.target_ids}
 
-    def adopt(self, other: Drafter) -> None:
-        assert isinstance(other, ShardedDrafter)
+    def adopt(self, other: Self) -> None:
         self.own.adopt(other.own)
-        self.beam_step.target_ids.copy_(other.beam_step.target_ids)
+        self._beam_step.target_ids.copy_(other._beam_step.target_ids)
+
+    def beam_step(self, logits: Tensor, scores: Tensor | None, logits_top_k: int | None = None) -> BeamStep:
+        return self._beam_step(logits, scores, logits_top_k)
+
+    def initial_state(self, context: Tensor) -> Tensor:
+        return self.own.initial_state(context)
 
     def token_inputs(self, embedding: Tensor, out: Tensor | None = None) -> Tensor:
         return self.own.token_inputs(embedding, out)
@@ -72,16 +76,12 @@ class ShardedDrafter(Drafter):
     def logits(self, share: Tensor, state: Tensor) -> Tensor:
         return self.own.logits(share, state)
 
-    def forward(self, context: Tensor, state: Tensor) -> Tensor:
+    def __call__(self, context: Tensor, state: Tensor) -> Tensor:
         return self.own(context, state)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.own.dtype
 
 
 class ShardedBeamStep:
-    """`ops.beam_search.beam_step` over logits of which each rank has those of its own tokens.
+    """`ops.beam_step` over logits of which each rank has those of its own tokens.
 
     The order is the reference's, ties included: ranks hold ascending slices of the vocabulary. Log-probabilities are
     the reference's but for rounding, as the softmax's sum is added up by ranks.
@@ -97,10 +97,8 @@ class ShardedBeamStep:
         logits: Tensor,  # [B, W, V of this rank]
         scores: Tensor | None,  # [B, W] fp32
         logits_top_k: int | None = None,
-        id_offsets: Tensor | None = None,
     ) -> BeamStep:
-        """As `beam_step`, with the target's ids in place of columns: `id_offsets` must be None."""
-        assert id_offsets is None
+        """As `beam_step`, with the target's ids in place of columns."""
         beam_width = logits.shape[1]
         logits_BWV = logits.float()
         own_BWK, column_BWK = top_k_stable(logits_BWV, min(beam_width, logits.shape[-1]))

@@ -17,8 +17,8 @@ from benchmarks.models.inflate.target import head_axes, rotary_layout
 from benchmarks.models.inflate.writer import Contents, write_folder
 from benchmarks.models.shapes import SHAPES, LlamaShape, ShapeError
 from redrafter_vllm.checkpoint.config import DrafterConfig
+from redrafter_vllm.drafting.beam_search import Beams, beam_search
 from redrafter_vllm.model.drafter import Drafter
-from redrafter_vllm.ops.beam_search import Beams, beam_search
 from tests.models import save_random_drafter, save_random_llama
 from tests.paths import ASSET
 

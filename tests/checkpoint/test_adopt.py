@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from redrafter_vllm import Drafter, beam_search
+from redrafter_vllm.model.drafter import copy_tensors
+from redrafter_vllm.model.interface import DrafterInterface
 from redrafter_vllm.model.packed import PackedDrafter
 from redrafter_vllm.model.quantization import rounding_linear
 from tests.model.test_drafter import SHAPES
 from tests.oracles import random_drafter
 
-KINDS: dict[str, Callable[[Drafter], Drafter]] = {
+KINDS: dict[str, Callable[[Drafter], DrafterInterface]] = {
     "as loaded": lambda drafter: drafter,
     "packed": PackedDrafter,
     "projected": partial(PackedDrafter, project_embedding=True),
@@ -21,7 +23,7 @@ KINDS: dict[str, Callable[[Drafter], Drafter]] = {
 }
 
 
-def addresses(drafter: Drafter) -> dict[str, int]:
+def addresses(drafter: DrafterInterface) -> dict[str, int]:
     return {name: tensor.data_ptr() for name, tensor in drafter.tensors().items()}
 
 
@@ -55,5 +57,5 @@ def test_another_shape_changes_nothing() -> None:
     served = PackedDrafter(random_drafter())
     before = {name: tensor.clone() for name, tensor in served.tensors().items()}
     with pytest.raises(ValueError, match="cannot take the place of"):
-        Drafter.adopt(served, PackedDrafter(random_drafter(1, exit_dim=7)))
+        copy_tensors(served.tensors(), PackedDrafter(random_drafter(1, exit_dim=7)).tensors())
     assert all(torch.equal(tensor, before[name]) for name, tensor in served.tensors().items())

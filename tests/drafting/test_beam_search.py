@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from redrafter_vllm import Beams, Drafter, DraftTree, beam_search
-from redrafter_vllm.ops.beam_search.reference import top_k_stable
+from redrafter_vllm.ops.beam_step.reference import top_k_stable
 from tests.no_sync import HostSyncError, forbid_host_sync
 from tests.oracles import beams_of_row, next_log_probs, random_drafter
 

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.engine, runs_kernels]
 
 # Launchers that a step with trees must come through; each would be its reference otherwise.
 LAUNCHERS = {
-    "beam_step": "beam_search",
+    "beam_step": "beam_step",
     "draft_inputs": "draft_inputs",
     "first_residual": "residual",
     "grow_beams": "grow_beams",
@@ -99,8 +99,8 @@ def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = torch.zeros(1)
     try:
         monkeypatch.setenv("REDRAFTER_KERNELS", "1")
-        assert importlib.reload(dispatch).use_kernel(tensor)
+        assert importlib.reload(dispatch).use_kernel([tensor])
     finally:
         monkeypatch.delenv("REDRAFTER_KERNELS")
         importlib.reload(dispatch)
-    assert not dispatch.use_kernel(tensor)
+    assert not dispatch.use_kernel([tensor])

@@ -2,7 +2,6 @@
 """A packed drafter computes what the definition says, and reads each weight once a step."""
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -86,7 +85,7 @@ def test_a_step_reads_each_weight_once_and_a_round_the_context_half_once() -> No
     assert reads_of(drafter, beam_length=4, project=True) == {(6, 6): 4, (12, 6): 5, (12, 12): 4, (11, 12): 4}
 
 
-def test_weights_of_a_packed_drafter_are_contiguous_and_gone_from_the_module() -> None:
+def test_weights_of_a_packed_drafter_are_contiguous() -> None:
     seen: list[Tensor] = []
 
     def remember(weight: Tensor, bias: Tensor | None) -> Linear:
@@ -95,11 +94,10 @@ def test_weights_of_a_packed_drafter_are_contiguous_and_gone_from_the_module() -
 
     packed = PackedDrafter(random_drafter(), remember)
     assert all(weight.is_contiguous() for weight in seen)
-    assert not list(packed.parameters())
+    assert {tensor.data_ptr() for tensor in packed.tensors().values()} >= {weight.data_ptr() for weight in seen}
     assert packed.dtype == torch.float32
 
 
-def test_a_packed_drafter_cannot_be_saved(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="save the Drafter that it was made from"):
-        PackedDrafter(random_drafter()).save_pretrained(tmp_path)
-    assert not list(tmp_path.iterdir())
+def test_a_packed_drafter_cannot_be_saved_or_trained() -> None:
+    packed = PackedDrafter(random_drafter())
+    assert not hasattr(packed, "save_pretrained") and not hasattr(packed, "parameters")

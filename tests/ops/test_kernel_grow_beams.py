@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Beams that follow their parents: by hand, kernel against reference, and the whole search by kernels."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from torch import Tensor
 
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.checkpoint.vocab_mapping import to_offsets
+from redrafter_vllm.drafting.beam_search import beam_search
 from redrafter_vllm.model.drafter import Drafter
+from redrafter_vllm.model.interface import DrafterInterface
 from redrafter_vllm.model.packed import PackedDrafter
 from redrafter_vllm.ops import dispatch
-from redrafter_vllm.ops.beam_search import beam_search
-from redrafter_vllm.ops.beam_search import reference as search_reference
 from redrafter_vllm.ops.grow_beams import BeamHistory, reference
 from tests.ops.devices import DEVICE, assert_equal, runs_kernels
 from tests.ops.poison import poison_empty
@@ -80,9 +82,10 @@ class Search:
         context, roots = torch.randn(3, config.hidden_size, device=DEVICE), torch.tensor([0, 59, 7], device=DEVICE)
         self.inputs = context, roots
         self.options = dict(beam_width=width, beam_length=4, logits_top_k=logits_top_k)
-        self.wanted = search_reference.beam_search(self.drafter, self.embedding, *self.inputs, **self.options)
+        with patch.object(dispatch, "use_kernel", lambda args: False):
+            self.wanted = beam_search(self.drafter, self.embedding, *self.inputs, **self.options)
 
-    def check(self, drafter: Drafter, tolerance: float) -> None:
+    def check(self, drafter: DrafterInterface, tolerance: float) -> None:
         """By kernels, with all weights of `drafter`."""
         mine = beam_search(drafter, drafter.token_inputs(self.embedding), *self.inputs, **self.options)
         assert torch.equal(mine.tokens, self.wanted.tokens)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from redrafter_vllm.checkpoint.config import DrafterConfig
-from redrafter_vllm.model.drafter import Drafter
+from redrafter_vllm.drafting.beam_search import Beams, beam_search
+from redrafter_vllm.model.drafter import Drafter, DrafterBase
 from redrafter_vllm.model.packed import PackedDrafter
 from redrafter_vllm.model.sharded import ShardedBeamStep, ShardedDrafter, ShardedEmbedding, shard_drafter
-from redrafter_vllm.ops.beam_search import Beams, beam_search
 from tests.parallel.ranks import ThreadGroup, on_ranks
 
 VOCAB, HIDDEN, WIDTH, LENGTH = 43, 12, 4, 3
@@ -40,7 +40,7 @@ def search_on(
     logits_top_k: int | None = None,
     pack: bool = False,
 ) -> Beams:
-    own = shard_drafter(drafter, group)
+    own: DrafterBase = shard_drafter(drafter, group)
     if pack:
         own = PackedDrafter(own, project_embedding=True)
     # Rows split elsewhere than the output layer's, as vLLM pads its vocabulary.
@@ -56,7 +56,6 @@ def search_on(
         beam_width=WIDTH,
         beam_length=LENGTH,
         logits_top_k=logits_top_k,
-        step=sharded.beam_step,
     )
 
 
@@ -208,6 +207,6 @@ def test_a_rank_takes_another_drafter_into_its_memory() -> None:
         served.adopt(fresh)
         assert {name: tensor.data_ptr() for name, tensor in served.tensors().items()} == before
         whole = ShardedEmbedding(served.token_inputs(rows, out=table), 22 * group.rank_in_group, group)
-        return beam_search(served, whole, *args[1:], beam_width=WIDTH, beam_length=LENGTH, step=served.beam_step)
+        return beam_search(served, whole, *args[1:], beam_width=WIDTH, beam_length=LENGTH)
 
     assert_same(on_ranks(2, replaced), search(new, *args))

@@ -225,7 +225,7 @@ def _tree_attention_on_flash(context: Flash, query: Tensor, cache: Tensor, out: 
 
 
 def _beam_step(logits: Tensor, scores: Tensor) -> object:
-    from redrafter_vllm.ops.beam_search import beam_step
+    from redrafter_vllm.ops.beam_step import beam_step
 
     return beam_step(logits, scores)
 

@@ -23,13 +23,14 @@ from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.integration.target_support import UnsupportedTargetError
 from redrafter_vllm.integration.worker.drafter_loading import pack_drafter
 from redrafter_vllm.model.drafter import Drafter
+from redrafter_vllm.model.interface import DrafterInterface
 from redrafter_vllm.model.sharded import ShardedDrafter, ShardedEmbedding, shard_drafter
 
 T = TypeVar("T")
 TokenInputs = Tensor | ShardedEmbedding  # what the drafter takes of each token, [V, H]
 
 
-def load_part(path: str, drafting: DraftingConfig, vllm_config: VllmConfig, device: torch.device) -> Drafter:
+def load_part(path: str, drafting: DraftingConfig, vllm_config: VllmConfig, device: torch.device) -> DrafterInterface:
     """This rank's part of the drafter at `path`, packed."""
     # Of several ranks none gets the whole output layer on its device.
     where = device if get_tp_group().world_size == 1 else "cpu"
@@ -37,7 +38,9 @@ def load_part(path: str, drafting: DraftingConfig, vllm_config: VllmConfig, devi
     return pack_part(drafter, drafting, vllm_config, device)
 
 
-def pack_part(drafter: Drafter, drafting: DraftingConfig, vllm_config: VllmConfig, device: torch.device) -> Drafter:
+def pack_part(
+    drafter: Drafter, drafting: DraftingConfig, vllm_config: VllmConfig, device: torch.device
+) -> DrafterInterface:
     """This rank's part of `drafter`, packed, on `device`."""
     group = get_tp_group()
     if group.world_size == 1:
@@ -72,7 +75,7 @@ def all_or_none(work: Callable[[], T], vllm_config: VllmConfig) -> T | None:
     raise problem or ValueError(message)
 
 
-def share_embedding(model: nn.Module, drafter: Drafter) -> TokenInputs:
+def share_embedding(model: nn.Module, drafter: DrafterInterface) -> TokenInputs:
     """What the drafter takes of each token, from the target's embedding; on the last stage.
 
     Raises UnsupportedTargetError where the target has no embedding, several, or a quantised one.
@@ -82,7 +85,7 @@ def share_embedding(model: nn.Module, drafter: Drafter) -> TokenInputs:
     return inputs if group.world_size == 1 else ShardedEmbedding(inputs, first_id, group)
 
 
-def fill_again(inputs: TokenInputs, rows: Tensor, drafter: Drafter) -> None:
+def fill_again(inputs: TokenInputs, rows: Tensor, drafter: DrafterInterface) -> None:
     """Make what `share_embedding` gave again, in place, from this rank's rows of the embedding as they are now."""
     table = _table(inputs)
     fresh = drafter.token_inputs(rows, out=table)

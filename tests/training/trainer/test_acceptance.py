@@ -8,8 +8,8 @@ from redrafter_training.responses.transformers_engine import continue_prompts
 from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.acceptance import Drafting, accepted_depths, count_steps, measure
 from redrafter_training.trainer.loop import build_drafter, distill
+from redrafter_vllm.drafting.beam_search import beam_search
 from redrafter_vllm.drafting.tree import DraftTree
-from redrafter_vllm.ops.beam_search import beam_search
 
 
 def test_walk_follows_only_children_of_accepted_nodes() -> None:

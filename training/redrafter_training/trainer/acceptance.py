@@ -14,9 +14,9 @@ from torch import Tensor
 
 from redrafter_training.target.model import TargetModel
 from redrafter_vllm.config import MAX_BEAM_LENGTH, MAX_BEAM_WIDTH
+from redrafter_vllm.drafting.beam_search import beam_search
 from redrafter_vllm.drafting.tree import DraftTree
-from redrafter_vllm.model.drafter import Drafter
-from redrafter_vllm.ops.beam_search import beam_search
+from redrafter_vllm.model.interface import DrafterInterface
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ def accepted_depths(tree: DraftTree, future: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def accepted_everywhere(target: TargetModel, drafter: Drafter, text: Tensor, start: int, drafting: Drafting) -> Tensor:
+def accepted_everywhere(
+    target: TargetModel, drafter: DrafterInterface, text: Tensor, start: int, drafting: Drafting
+) -> Tensor:
     """Accepted draft tokens of a step with context position p, for each p >= `start - 1` with root p + 1 in `text` [n]."""
     hidden = target.outputs(text[None]).hidden[0]
     context = hidden[start - 1 : -1]
@@ -93,7 +95,7 @@ def count_steps(accepted: Sequence[int]) -> list[int]:
 
 
 def measure(
-    target: TargetModel, drafter: Drafter, texts: Sequence[tuple[Tensor, int]], drafting: Drafting
+    target: TargetModel, drafter: DrafterInterface, texts: Sequence[tuple[Tensor, int]], drafting: Drafting
 ) -> Acceptance:
     """Acceptance over `texts`: each a prompt with its continuation [n], and the prompt's length.
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from redrafter_vllm.ops.beam_search import BeamStep, reference
-from redrafter_vllm.ops.beam_search import kernel as kernels
+from redrafter_vllm.ops.beam_step import BeamStep, reference
+from redrafter_vllm.ops.beam_step import kernel as kernels
 from tests.ops.devices import DEVICE, runs_kernels
 from tests.ops.poison import poison_empty
 
@@ -149,6 +149,6 @@ def test_indices_stay_in_range_for_nan(top_k: int | None) -> None:
 @pytest.mark.parametrize(("width", "vocab", "top_k"), [(65, 100, None), (4, 100, 65), (4, 2**18 + 1, None), (4, 3, 4)])
 def test_sizes_beyond_the_kernel(width: int, vocab: int, top_k: int | None) -> None:
     logits = torch.zeros(1, 1, 1, device=DEVICE).expand(1, width, vocab)
-    assert not kernels.supports(logits, top_k)
+    assert not kernels.supports(logits, None, top_k)
     with pytest.raises(ValueError, match="the kernel takes up to 64 beams"):
         kernels.beam_step(logits, torch.zeros(1, width, device=DEVICE), top_k)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from redrafter_vllm.ops.beam_search.reference import BeamStep
+from redrafter_vllm.ops.beam_step.reference import BeamStep
 from redrafter_vllm.ops.variant import Variant
 
 MAX_CANDIDATES = 64
@@ -24,7 +24,12 @@ _TILE = 4096
 _LOWEST_KEY = tl.constexpr(-(2**63))
 
 
-def supports(logits: Tensor, logits_top_k: int | None = None) -> bool:  # [B, W, V]
+def supports(
+    logits: Tensor,  # [B, W, V]
+    scores: Tensor | None = None,
+    logits_top_k: int | None = None,
+    id_offsets: Tensor | None = None,
+) -> bool:
     """Whether the kernels take these sizes: up to 64 beams and kept logits, a vocabulary of up to 262,144."""
     _, beam_width, vocab_size = logits.shape
     return max(beam_width, logits_top_k or 0) <= MAX_CANDIDATES and beam_width <= vocab_size <= MAX_VOCABULARY
@@ -38,7 +43,7 @@ def beam_step(
 ) -> BeamStep:
     """As the reference; logits of any float type with V contiguous. ValueError for sizes beyond `supports`."""
     batch, beam_width, vocab_size = logits.shape
-    if not supports(logits, logits_top_k):
+    if not supports(logits, scores, logits_top_k):
         raise ValueError(
             f"the kernel takes up to {MAX_CANDIDATES} beams and kept logits and a vocabulary from the number of beams "
             f"to {MAX_VOCABULARY}, not {beam_width}, {logits_top_k} and {vocab_size}"
