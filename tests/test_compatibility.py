@@ -29,7 +29,7 @@ def test_named_tests_exist(feature: str, shown_by: str) -> None:
     named = re.findall(r"`([\w/]+\.py)(?:::(\w+))?(?:\[.*?\])?`", shown_by)
     assert named, f"the row of {feature!r} names no test"
     for file, function in named:
-        path = ROOT / ("" if file.startswith("tests/") else "tests") / file
+        path = ROOT / file
         assert path.is_file(), f"{feature!r} names {file}, which is gone"
         if function:
             tree = ast.parse(path.read_text(encoding="utf-8"))
