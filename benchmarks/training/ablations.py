@@ -34,9 +34,9 @@ from redrafter_training.data.python_corpus import load_corpus, split
 from redrafter_training.data.text_prompts import asked, text_prompts
 from redrafter_training.data.vocab_mapping import choose_draft_vocabulary, token_frequencies
 from redrafter_training.data.windows import encode_files, mixed_batches
+from redrafter_training.responses.examples import folder_responses
 from redrafter_training.responses.transformers_engine import write_texts
 from redrafter_training.run.evaluation import held_out_texts
-from redrafter_training.run.feed import folder_responses
 from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.acceptance import Drafting, measure
 from redrafter_training.trainer.loop import build_drafter, distill

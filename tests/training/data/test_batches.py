@@ -9,12 +9,8 @@ import torch
 
 from redrafter_training.__main__ import main
 from redrafter_training.config.recipe import ResponseConfig
-from redrafter_training.data.batches import (
-    collate,
-    conversation_batches,
-    response_example,
-    response_prompts,
-)
+from redrafter_training.data.batches import collate, conversation_batches
+from redrafter_training.data.division import response_example, response_prompts
 from redrafter_training.data.report import DataError
 from redrafter_training.data.tokenize import Example
 from redrafter_training.responses.repetition import repetition_start

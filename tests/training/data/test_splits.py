@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from redrafter_training.data.batches import Divided, divide_examples, first_prompt
 from redrafter_training.data.conversations import Conversation, Turn, load_conversations
+from redrafter_training.data.division import Divided, divide_examples, first_prompt
 from redrafter_training.data.prepare import load_examples
 from redrafter_training.data.report import DataError, DataReport
 from redrafter_training.data.splits import Content, Split, content_of, divide, text_key

@@ -23,7 +23,7 @@ from redrafter_training.data.splits import text_key
 from redrafter_training.distributed.context import LocalContext
 from redrafter_training.respond import cut_shards
 from redrafter_training.responses.config import ResponseJob
-from redrafter_training.responses.examples import cut_repetition, examples_of, load_responses
+from redrafter_training.responses.examples import cut_repetition, examples_of, folder_responses, load_responses
 from redrafter_training.responses.generator import Completion, Request, ResponseGenerator, request_seed
 from redrafter_training.responses.prompts import fingerprint, load_tasks
 from redrafter_training.responses.records import Answer, Task, TaskResult
@@ -34,7 +34,7 @@ from redrafter_training.responses.store import (
     is_response_folder,
     vocabulary_fingerprint,
 )
-from redrafter_training.run.feed import FeedSettings, folder_responses, open_feed
+from redrafter_training.run.feed import FeedSettings, open_feed
 from redrafter_training.target.model import TargetModel
 from redrafter_training.utils.folder_lock import FolderInUseError
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
@@ -384,7 +384,7 @@ def test_answers_written_before_stand_beside_source_code(tmp_path: Path, corpus_
     with pytest.raises(DataError, match=r"18 texts have 144 tokens, less than two windows of 73: .*--count"):
         open_feed(wide, None, tokenizer, LocalContext())  # type: ignore[arg-type]
     wrong = replace(config, responses=replace(responses, folders=(str(tmp_path / "none"),)))
-    with pytest.raises(DataError, match="no folder of answers"):
+    with pytest.raises(DataError, match="not a folder of responses"):
         open_feed(replace(settings, config=wrong), None, tokenizer, LocalContext())  # type: ignore[arg-type]
 
 

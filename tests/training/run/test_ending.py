@@ -29,7 +29,7 @@ from redrafter_vllm.model.drafter import Drafter
 from tests.paths import ROOT
 from tests.training.small_command import ASSET, copy_target, small_command, tree, write_data
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
 
 def wait_for(there: Callable[[], Any], process: subprocess.Popen[bytes]) -> None:

@@ -42,7 +42,7 @@ def arguments(target: Path, corpus_root: Path) -> list[str]:
 
 
 def test_killed_command_ends_like_an_uninterrupted_one(arguments: list[str], tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "redrafter_training", *arguments, "--out", str(tmp_path / "cut")]
     with (tmp_path / "output").open("w") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the target's tokens a trimmed drafter proposes: the most frequent of the training data."""
+"""The target's tokens that a trimmed drafter proposes: the most frequent ones of the training data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from redrafter_training.data.tokenize import Example
+
 
 @dataclass(frozen=True)
 class DraftVocabulary:
-    """The chosen tokens and how much of the training data they make up."""
+    """The chosen tokens and their share of the training data."""
 
     tokens: Tensor  # [D] int64 target ids, ascending
     coverage: float  # fraction of the training data's tokens
@@ -19,12 +21,12 @@ class DraftVocabulary:
 def token_frequencies(
     files: Sequence[Tensor], answers: Sequence[Tensor], response_fraction: float, vocab_size: int
 ) -> Tensor:
-    """How often training meets each token: [V] fp64, adding up to 1.
+    """The frequency of each token in training: [V] float64, with sum 1.
 
-    Texts and the target's answers weigh as they do in the batches, whatever the number of tokens at hand of each.
+    Files and responses are weighted as in the batches, whatever their numbers of tokens.
 
     Raises:
-        ValueError: a source that is to be used has no tokens.
+        ValueError: a source with a positive weight has no tokens.
     """
     frequencies = torch.zeros(vocab_size, dtype=torch.float64)
     for share, parts in ((1 - response_fraction, files), (response_fraction, answers)):
@@ -36,8 +38,16 @@ def token_frequencies(
     return frequencies / frequencies.sum()
 
 
+def example_frequencies(
+    training: Sequence[Example], responses: Sequence[Example], response_fraction: float, vocab_size: int
+) -> Tensor:
+    """`token_frequencies` of the tokens that carry loss."""
+    learned, generated = ([text.tokens[text.loss].long() for text in source] for source in (training, responses))
+    return token_frequencies(learned, generated, response_fraction, vocab_size)
+
+
 def choose_draft_vocabulary(frequencies: Tensor, size: int) -> DraftVocabulary:
-    """The `size` most frequent tokens of `frequencies` [V], of equally frequent ones the lower ids.
+    """The `size` most frequent tokens of `frequencies` [V]; of equally frequent ones, those with lower ids.
 
     Raises:
         ValueError: `size` is not in 1..V.

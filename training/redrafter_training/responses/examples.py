@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from redrafter_training.data.batches import divide_examples
+from redrafter_training.config.recipe import ResponseConfig
+from redrafter_training.data.division import divide_examples
 from redrafter_training.data.report import DataError
 from redrafter_training.data.splits import Content, Split, text_key
 from redrafter_training.data.tokenize import Example
 from redrafter_training.responses.records import TaskResult
 from redrafter_training.responses.repetition import repetition_start
-from redrafter_training.responses.store import ResponseStore, vocabulary_fingerprint
+from redrafter_training.responses.store import ResponseStore, is_response_folder, vocabulary_fingerprint
 from redrafter_training.utils.fingerprint import differences
 
 TOO_LONG = "prompt fills the window"
@@ -91,6 +92,27 @@ def load_responses(
     facts: dict[str, object] = {"regenerated": manifest["settings"], **divided.split.facts()}
     facts |= {"truncated": cut, "looping": looping, "skipped": left_out.total()}
     return ResponseExamples(divided.training, divided.held_out, divided.prompts, divided.split, facts)
+
+
+def folder_responses(
+    config: ResponseConfig, tokenizer: PreTrainedTokenizerBase, window: int, target: Mapping[str, str] | None = None
+) -> list[Example]:
+    """The training examples of all folders of responses in `config`, each of at most `window` tokens.
+
+    Raises:
+        DataError: a folder was not written by `redrafter_training.respond`; or see `load_responses`.
+    """
+    texts: list[Example] = []
+    for folder in config.folders:
+        if not is_response_folder(folder):
+            raise DataError(
+                f"{folder}: not a folder of responses; python -m redrafter_training.respond --out {folder} makes one"
+            )
+        loaded = load_responses(
+            Path(folder), tokenizer, window, config.longest_repeat, target=target, any_target=config.any_target
+        )
+        texts += loaded.training
+    return texts
 
 
 def check_writer(folder: Path, settings: Mapping[str, Any], target: Mapping[str, str]) -> None:

@@ -11,12 +11,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from redrafter_training.config.recipe import LONGEST_REPEAT
-from redrafter_training.data.batches import hold_out
+from redrafter_training.data.division import hold_out
 from redrafter_training.data.prepare import load_examples
 from redrafter_training.data.python_corpus import corpus_root, is_source_code, load_corpus
 from redrafter_training.data.python_corpus import split as split_sources
 from redrafter_training.data.tokenize import ExampleEncoder
-from redrafter_training.data.vocab_mapping import DraftVocabulary, choose_draft_vocabulary, token_frequencies
+from redrafter_training.data.vocab_mapping import (
+    DraftVocabulary,
+    choose_draft_vocabulary,
+    example_frequencies,
+    token_frequencies,
+)
 from redrafter_training.data.windows import encode_files
 from redrafter_training.responses.examples import load_responses
 from redrafter_training.responses.store import is_response_folder
@@ -70,7 +75,7 @@ def data_frequencies(
     else:
         encoder = ExampleEncoder(tokenizer, window, chat_template, chat_template_kwargs or {}, vocab_size)
         examples, _ = hold_out(load_examples(None, data, encoder, config=config, split=split, quiet=True)[0])
-    return token_frequencies([example.tokens[example.loss].long() for example in examples], [], 0.0, vocab_size)
+    return example_frequencies(examples, [], 0.0, vocab_size)
 
 
 def choose_tokens(drafter: Drafter, frequencies: Tensor, size: int) -> DraftVocabulary:
