@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which targets can be served, and why others are refused before their weights load."""
+"""Which targets can be served; the others are refused before their weights load."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,14 +8,14 @@ from redrafter_vllm.config import DraftingConfig
 
 
 class UnsupportedTargetError(ValueError):
-    """The target, or the way it is to be run, cannot be served with this method."""
+    """The target, or the way in which it is to run, cannot be served with this method."""
 
 
 def check_target(model: Any, drafting: DraftingConfig) -> None:
     """Refuse targets that ReDrafter cannot serve exactly (`model` is vLLM's ModelConfig).
 
-    A chain (`beam_width=1`) runs on vLLM's own attention, so only what the drafting itself cannot do is refused; trees
-    need full attention over a cache that can be compacted.
+    A chain (`beam_width=1`) runs on vLLM's own attention, so it is refused only where drafting itself is impossible;
+    trees need full attention over a cache that can be compacted.
     """
     reasons = _never_served(model)
     if not reasons and not drafting.is_chain:
@@ -25,10 +25,10 @@ def check_target(model: Any, drafting: DraftingConfig) -> None:
 
 
 def check_parallelism(parallel: Any, drafting: DraftingConfig, is_moe: bool) -> None:
-    """Refuse parallel layouts that the drafter does not follow.
+    """Refuse parallel layouts that the drafter does not support.
 
-    Tensor parallelism serves everything, data parallelism replicas that know nothing of each other, pipeline
-    parallelism chains.
+    Tensor parallelism works with everything, data parallelism with independent replicas, pipeline parallelism with
+    chains.
 
     Args:
         parallel: vLLM's ParallelConfig.
@@ -39,7 +39,7 @@ def check_parallelism(parallel: Any, drafting: DraftingConfig, is_moe: bool) -> 
         (
             parallel.pipeline_parallel_size > 1 and not drafting.is_chain,
             f"trees with pipeline_parallel_size={parallel.pipeline_parallel_size}",
-            "vLLM tells the earlier stages the drafts' ids, but not their tree; a chain works: beam_width=1",
+            "vLLM sends earlier stages the ids of the draft tokens, but not their tree; a chain works: beam_width=1",
         ),
         (
             parallel.pipeline_parallel_size > 1 and parallel.distributed_executor_backend == "external_launcher",
@@ -49,17 +49,17 @@ def check_parallelism(parallel: Any, drafting: DraftingConfig, is_moe: bool) -> 
         (
             parallel.data_parallel_size > 1 and is_moe,
             f"data_parallel_size={parallel.data_parallel_size} on a mixture-of-experts target",
-            "its replicas run in lockstep, which nobody has tried with it yet; use tensor_parallel_size",
+            "its replicas run in lockstep, which is untested with ReDrafter; use tensor_parallel_size",
         ),
         (
             parallel.decode_context_parallel_size > 1,
             f"decode_context_parallel_size={parallel.decode_context_parallel_size}",
-            "a request's cache entries lie on several ranks, where they can be neither attended to as a tree nor moved",
+            "a request's cache entries are on several ranks, so that tree attention and moving them are impossible",
         ),
         (
             parallel.prefill_context_parallel_size > 1,
             f"prefill_context_parallel_size={parallel.prefill_context_parallel_size}",
-            "no rank has all the hidden states that drafting starts from",
+            "no rank has all hidden states from which drafting starts",
         ),
         (
             bool(parallel.enable_batch_sharded_sampling),
@@ -79,7 +79,7 @@ def check_parallelism(parallel: Any, drafting: DraftingConfig, is_moe: bool) -> 
 def check_pipeline(pipeline_parallel_size: int, async_scheduling: bool | None) -> None:
     """Refuse pipelines without asynchronous scheduling, once vLLM has decided on it.
 
-    vLLM then hands a step's drafts to the scheduler before the token that they follow, and the next step is a token
+    vLLM then passes a step's drafts to the scheduler before the token that they follow, and the next step is a token
     short (`EngineCore.step_with_batch_queue` and `post_step`).
     """
     if pipeline_parallel_size > 1 and not async_scheduling:
@@ -93,8 +93,8 @@ def check_pipeline(pipeline_parallel_size: int, async_scheduling: bool | None) -
 def check_transfer(has_connector: bool, drafting: DraftingConfig) -> None:
     """Refuse trees where a KV connector reads the cache.
 
-    A connector may save each layer as soon as its attention has run, when what the step accepts is not yet where plain
-    decoding would have put it.
+    A connector may save each layer as soon as its attention has run, when the entries of accepted tokens are not yet
+    where plain decoding would have put them.
     """
     if has_connector and not drafting.is_chain:
         raise UnsupportedTargetError(
@@ -106,12 +106,12 @@ def check_transfer(has_connector: bool, drafting: DraftingConfig) -> None:
 def check_step_limits(limits: Mapping[str, int | None], num_speculative_tokens: int) -> None:
     """Refuse limits on a step's tokens that a single request exceeds.
 
-    vLLM fills a waiting request of one token up to 1 + N rows. Where a limit cuts them its scheduler fails, or puts the
-    request off for good; requests that share a prefix and sessions get there.
+    vLLM pads a waiting request of one token to 1 + N rows. Where a limit cuts them its scheduler fails, or never
+    schedules the request; this happens with requests that share a prefix, and with sessions.
 
     Args:
         limits: By the option's name; None or 0 is no limit.
-        num_speculative_tokens: N, where every step has as many.
+        num_speculative_tokens: N, the number of draft tokens in every step.
     """
     rows = 1 + num_speculative_tokens
     for name, limit in limits.items():
@@ -123,7 +123,7 @@ def check_step_limits(limits: Mapping[str, int | None], num_speculative_tokens: 
 
 
 def check_runner(v2_switch: bool | None, has_triton: bool) -> None:
-    """Refuse Model Runner V1, which has no place for trees.
+    """Refuse Model Runner V1, which cannot verify trees.
 
     Args:
         v2_switch: vLLM's `VLLM_USE_V2_MODEL_RUNNER`, None where it is not set.
@@ -151,8 +151,8 @@ def _never_served(model: Any) -> list[str]:
     if model.is_multimodal_model:
         reasons.append("it is multimodal, and its positions are not those of a text")
     if model.use_mla:
-        # vLLM's CPU kernels give other logits for two query tokens than for one, so not even a chain is exact there.
-        reasons.append("its attention is MLA, on which drafts have not been shown to leave the output as it is")
+        # vLLM's CPU kernels compute other logits for two query tokens than for one, so not even a chain is exact there.
+        reasons.append("its attention is MLA, with which drafts have not been shown to leave the output unchanged")
     return reasons
 
 
@@ -169,5 +169,5 @@ def _no_trees(model: Any) -> list[str]:
 
 
 def refuse_attention_layer(reason: str) -> UnsupportedTargetError:
-    """The error of an attention layer that only shows itself when it is built."""
+    """The error for an attention layer that cannot be served, which is only known when it is built."""
     return UnsupportedTargetError(f"ReDrafter's tree attention cannot serve this model: {reason}; use beam_width=1.")

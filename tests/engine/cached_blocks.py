@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redrafter_vllm.integration.attention.select import register_tree_attention
 from tests.engine.conftest import MakeEngine
-from tests.engine.generation import TREE, runner, scheduler
+from tests.engine.generation import TREE, allow_tree_attention, runner, scheduler
 
 
 def empty_caches(make_engine: MakeEngine, target: Path, *, asynchronous: bool) -> tuple[Any, Any]:
     """A plain engine and one with trees: the same attention backend, the same block size, nothing cached."""
-    register_tree_attention()
+    allow_tree_attention()
     plain = make_engine(target, attention_backend="CUSTOM", block_size=16)
     tree = make_engine(target, TREE, block_size=16, async_scheduling=asynchronous)
     for llm in (plain, tree):

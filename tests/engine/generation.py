@@ -15,6 +15,15 @@ TREE = {"method": "redrafter", "beam_width": 4, "beam_length": 4, "num_speculati
 CHAIN = {"method": "redrafter", "beam_width": 1, "beam_length": 3}
 
 
+def allow_tree_attention() -> None:
+    """Let engines without the method use our attention backend too: they choose it by `attention_backend="CUSTOM"`."""
+    from redrafter_vllm.integration.attention.select import register_tree_attention
+    from redrafter_vllm.integration.patches.install import install_all
+
+    install_all()
+    register_tree_attention()
+
+
 def random_prompts(count: int, vocab_size: int, *, seed: int = 0, longest: int = 200) -> list[list[int]]:
     """Prompts of mixed length; every third shares a long prefix with the others of its kind."""
     rng = random.Random(seed)

@@ -11,10 +11,19 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from redrafter_vllm.integration.attention.select import register_tree_attention
 from tests.engine.cached_blocks import assert_same_blocks, empty_caches
 from tests.engine.conftest import MakeEngine
-from tests.engine.generation import TREE, cpu_only, generate, params, random_prompts, runner, scheduler, tokens
+from tests.engine.generation import (
+    TREE,
+    allow_tree_attention,
+    cpu_only,
+    generate,
+    params,
+    random_prompts,
+    runner,
+    scheduler,
+    tokens,
+)
 from tests.engine.row_invariant import row_invariant
 from tests.engine.scripted import scripted_trees
 from tests.models import VOCAB
@@ -41,7 +50,7 @@ def cached_entries(llm: Any, length: int) -> list[torch.Tensor]:
 @cpu_only
 @pytest.mark.parametrize("block_size", [16, 32])
 def test_bit_for_bit(make_engine: MakeEngine, random_target: Path, block_size: int) -> None:
-    register_tree_attention()
+    allow_tree_attention()
     shape = {"block_size": block_size, "enable_prefix_caching": False, "max_num_seqs": 1}
     plain = make_engine(random_target, attention_backend="CUSTOM", **shape)
     tree = make_engine(random_target, {**TREE, "beam_length": 6, "num_speculative_tokens": 24}, **shape)

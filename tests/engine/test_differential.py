@@ -24,7 +24,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from redrafter_vllm.integration.attention.select import register_tree_attention
 from tests.engine.cached_blocks import cached_blocks
 from tests.engine.conftest import MakeEngine
 from tests.engine.differential.cases import MAX_MODEL_LEN, Case, random_cases
@@ -33,7 +32,7 @@ from tests.engine.differential.leaks import leaks, watched_rows
 from tests.engine.differential.stream import Stream, run_stream
 from tests.engine.differential.swaps import Swaps, own_trees_in_between
 from tests.engine.differential.target import save_byte_target
-from tests.engine.generation import CHAIN, TREE, cpu_only, runner
+from tests.engine.generation import CHAIN, TREE, allow_tree_attention, cpu_only, runner
 from tests.engine.row_invariant import row_invariant
 from tests.engine.scripted import trees_around
 from tests.engine.sessions import run_sessions, truths
@@ -66,7 +65,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def engines(make_engine: MakeEngine, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Plain vLLM on our attention, which can be made row-invariant, and an engine for each variant."""
     target = save_byte_target(tmp_path_factory.mktemp("bytes") / "target")
-    register_tree_attention()
+    allow_tree_attention()
     plain = make_engine(target, attention_backend="CUSTOM", max_num_seqs=32, **SHAPE)
     others = {name: make_engine(target, spec, **TINY, **own) for name, (spec, own) in VARIANTS.items()}
     return {"plain": plain, **others}

@@ -13,13 +13,22 @@ from unittest.mock import patch
 import pytest
 from vllm.exceptions import VLLMValidationError
 
-from redrafter_vllm.integration.attention.select import register_tree_attention
 from tests.engine.cached_blocks import assert_same_blocks, empty_caches
 from tests.engine.conftest import MakeEngine
 from tests.engine.differential.leaks import leaks
 from tests.engine.differential.stream import Stream, counted_preemptions, settle
 from tests.engine.differential.target import save_byte_target
-from tests.engine.generation import TREE, core, cpu_only, generate, params, random_prompts, scheduler, tokens
+from tests.engine.generation import (
+    TREE,
+    allow_tree_attention,
+    core,
+    cpu_only,
+    generate,
+    params,
+    random_prompts,
+    scheduler,
+    tokens,
+)
 from tests.engine.row_invariant import row_invariant
 from tests.engine.scripted import scripted_trees
 from tests.engine.sessions import Part, Sessions, random_sessions, run_sessions, truths
@@ -37,7 +46,7 @@ def test_preempted_before_the_stop_arrives(make_engine: MakeEngine, random_targe
 
     vLLM 0.32 then forgets the session's text, and takes it out of every queue.
     """
-    register_tree_attention()
+    allow_tree_attention()
     plain = make_engine(random_target, attention_backend="CUSTOM")
     shape = {"num_gpu_blocks_override": 17, "block_size": 16, "max_model_len": 160}
     tree = make_engine(random_target, TREE, **shape, async_scheduling=True)
@@ -177,7 +186,7 @@ def test_grammars(make_engine: MakeEngine, tmp_path: Path) -> None:
     from vllm.sampling_params import StructuredOutputsParams
 
     target = save_byte_target(tmp_path / "target")
-    register_tree_attention()
+    allow_tree_attention()
     options = {"skip_tokenizer_init": False, "attention_backend": "CUSTOM"}
     plain, tree = make_engine(target, **options), make_engine(target, TREE, skip_tokenizer_init=False)
     grammar = {"structured_outputs": StructuredOutputsParams(regex=r"[a-f]{3}(-[0-9]{2}){30}")}

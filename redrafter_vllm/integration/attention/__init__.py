@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tree attention as vLLM attention backends: `cpu`, `flash` and `triton`; `select` chooses among them.
+"""Tree attention as vLLM attention backends: `cpu`, `flash` and `triton`; `select` chooses one.
 
-Imported lazily: what the backends import depends on the machine.
+Each is imported only where it serves: its imports depend on the machine.
 """

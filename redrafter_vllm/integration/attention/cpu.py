@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tree attention in plain torch: the backend that machines without a GPU serve with."""
+"""Tree attention in plain torch: the backend of machines without a GPU."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -28,7 +28,7 @@ from redrafter_vllm.ops.tree_attention import paged_attention, query_visibility
 
 @dataclass
 class RequestAttention:
-    """What every layer needs to attend for one request."""
+    """One request's part of a step, for the attention of every layer."""
 
     rows: slice  # of the step's tokens
     block_ids: Tensor  # [blocks that hold the keys]
@@ -44,7 +44,7 @@ class TreeAttentionMetadata(AttentionMetadata):
 
 
 class TreeAttentionBackend(AttentionBackend):
-    """Reads a cache of [blocks, kv heads, block size, key and value], which KV compaction can move entries in."""
+    """Reads a cache of [blocks, kv heads, block size, key and value], in which KV compaction can move entries."""
 
     forward_includes_kv_cache_update = False
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float32, torch.bfloat16, torch.float16]
@@ -150,7 +150,7 @@ class TreeAttentionImpl(AttentionImpl[TreeAttentionMetadata]):
         output_scale: Tensor | None = None,
         output_block_scale: Tensor | None = None,
     ) -> Tensor:
-        if attn_metadata is None:  # vLLM's profiling run; what it samples afterwards must be numbers
+        if attn_metadata is None:  # vLLM's profiling run, which samples afterwards: the output must be finite
             return output.fill_(0)
         for request in attn_metadata.requests:
             output[request.rows] = paged_attention(
@@ -165,7 +165,7 @@ class TreeAttentionImpl(AttentionImpl[TreeAttentionMetadata]):
 
 
 def store(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
-    """Store the step's keys and values; padding (slot −1) goes to the null block, which nobody reads."""
+    """Store the step's keys and values; padding (slot −1) goes to the null block, which is never read."""
     block_size = kv_cache.shape[2]
     slots = slot_mapping.clamp(min=0).long()
     num_tokens = slots.shape[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tree attention on vLLM's FlashAttention: it attends to the context, our kernel to the nodes and merges the two."""
+"""Tree attention with vLLM's FlashAttention for the context, and our kernel for the nodes and for merging both."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ if flash_attn.is_flash_attn_varlen_func_available():
 
 
 class FlashTreeBackend(TreeLimits, flash_attn.FlashAttentionBackend):
-    """Context by FlashAttention, nodes by `ops.tree_attention`, prompts by FlashAttention as ever."""
+    """Context by FlashAttention, nodes by `ops.tree_attention`, prompts by FlashAttention as in vLLM."""
 
     @staticmethod
     def get_impl_cls() -> type["FlashTreeImpl"]:
@@ -47,7 +47,7 @@ class FlashTreeBackend(TreeLimits, flash_attn.FlashAttentionBackend):
 
 
 class FlashTreeMetadataBuilder(TreeMetadataBuilder):
-    """Has two builders of vLLM's, as each keeps the schedule of its attention in a buffer of its own."""
+    """Has two of vLLM's builders, as each keeps the schedule of one attention in its buffer."""
 
     causal_builder = flash_attn.FlashAttentionMetadataBuilder
 
@@ -110,6 +110,6 @@ class FlashTreeImpl(TreeForward, flash_attn.FlashAttentionImpl):
 
 
 def _context_version(head_size: int) -> int | None:
-    """FlashAttention for the context: not Blackwell's own kernel for heads of 256, which wants whole pages of keys."""
+    """FlashAttention's version for the context; never Blackwell's own for heads of 256, which needs whole pages."""
     version: int | None = flash_attn.get_flash_attn_version(head_size=head_size)
     return version

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One layer's attention on a GPU: trees by our kernels, the rest by the backend that it is mixed into."""
+"""One layer's attention on a GPU: trees by our kernels, the rest by vLLM's backend."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from redrafter_vllm.integration.attention.metadata import TreeAttentionMetadata
 
 
 class TreeForward:
-    """Mixed into an implementation of vLLM's, in front of it."""
+    """First base class, before an attention implementation of vLLM."""
 
     def __init__(
         self,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tree attention cannot serve, said in vLLM's words where vLLM asks, and in ours where a layer is built."""
+"""What tree attention does not support: as capabilities that vLLM reads, and as checks when a layer is built."""
 
 from typing import Any, ClassVar
 
@@ -9,15 +9,15 @@ from vllm.v1.attention.backend import AttentionType
 from redrafter_vllm.integration.start_errors import report_start_errors
 from redrafter_vllm.integration.target_support import refuse_attention_layer
 
-# As `ops.tree_attention.kernel` has it, which imports Triton.
+# The same as in `ops.tree_attention.kernel`, which imports Triton.
 MAX_HEAD_SIZE = 256
 
 
 class TreeLimits:
-    """Mixed into a backend of vLLM's, in front of it: takes back what the tree part does not know."""
+    """First base class, before a backend of vLLM: switches off capabilities that tree attention does not have."""
 
     forward_includes_kv_cache_update: bool = False
-    # vLLM 0.33: some kernels write the cache themselves, and give `forward` no keys to split.
+    # vLLM 0.33: some kernels write the cache themselves, and pass `forward` no keys to split.
     supports_kv_cache_update_bypass: bool = False
     supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16", "fp8", "fp8_e4m3"]
 
@@ -55,7 +55,7 @@ def check_layer(
     """Refuse a layer whose attention is more than a softmax over visible keys.
 
     Raises:
-        UnsupportedTargetError: It is; the message says how.
+        UnsupportedTargetError: The layer needs more; the message says what.
     """
     if alibi_slopes is not None:
         raise refuse_attention_layer("its attention is biased by storage position (ALiBi)")
@@ -67,6 +67,6 @@ def check_layer(
         raise refuse_attention_layer("it uses attention sinks")
     if attn_type != AttentionType.DECODER:
         raise refuse_attention_layer(f"it has {attn_type} attention layers")
-    # vLLM names some arguments for every layer, with values that ask for nothing.
+    # vLLM passes some arguments to every layer, with values that have no effect.
     if asked := sorted(name for name, value in unknown.items() if value not in (None, False, -1)):
         raise refuse_attention_layer(f"it asks its attention for {', '.join(asked)}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step's attention needs on a GPU, in tensors that CUDA graphs may hold on to.
+"""Metadata of a step's attention on a GPU, in tensors of fixed address, which CUDA graphs read.
 
-The leading requests of a batch, those with drafts, get tree attention; what follows them is causal and goes through
-vLLM's own backend. Where the two parts meet is known on the host.
+The leading requests of a batch, those with drafts, get tree attention; the requests behind them are causal and go
+through vLLM's own backend. The host knows where the second part begins.
 """
 
 from dataclasses import dataclass
@@ -33,10 +33,10 @@ require_fields(
 
 @dataclass(frozen=True)
 class StepTrees:
-    """The trees of a step, in batch order, as the model state hands them to the builders.
+    """The trees of a step, in batch order, as the model state passes them to the builders.
 
-    What a scheduled draft without a node sees does not matter, so nothing masks it: no node has it as an ancestor, and
-    it always sees its root.
+    A scheduled draft token without a node is not masked, as its output is not used: it is no node's ancestor, and it
+    always sees its root.
     """
 
     ancestors: Tensor  # [B, N, N] bool, a node's path, itself included
@@ -50,12 +50,12 @@ class TreeAttentionMetadata(AttentionMetadata):
 
     num_tree_tokens: int = 0  # the first ones of the step
     trees: TreeBatch | None = None
-    context: Any = None  # vLLM's metadata of an attention to the context of the trees, where its kernel does that
-    causal: Any = None  # vLLM's metadata of the tokens behind
+    context: Any = None  # vLLM's metadata of attention to the trees' context, where its kernel computes that
+    causal: Any = None  # vLLM's metadata of the other tokens
 
 
 class TreeBuffers:
-    """Owns what changes from step to step: written before the forward pass, read by kernels and by graphs of them."""
+    """Buffers that change from step to step: written before the forward pass, read by kernels and by their graphs."""
 
     def __init__(self, max_num_reqs: int, max_nodes: int, device: torch.device) -> None:
         self.ancestors = torch.zeros(max_num_reqs, max_nodes, max_nodes, dtype=torch.bool, device=device)
@@ -64,7 +64,7 @@ class TreeBuffers:
         self.causal_start_loc = torch.zeros(max_num_reqs + 1, dtype=torch.int32, device=device)
 
     def refresh(self, common: CommonAttentionMetadata, trees: StepTrees | None) -> None:
-        """Write this step's values for every request, padding included; without trees nobody has drafts."""
+        """Write this step's values for every request, padding included; without `trees` no request has drafts."""
         num_reqs, starts = common.num_reqs, common.query_start_loc
         context_lens = self.context_lens[:num_reqs]
         torch.sub(common.seq_lens[:num_reqs], starts[1 : num_reqs + 1], out=context_lens)
@@ -77,7 +77,7 @@ class TreeBuffers:
         self.num_drafts[num_trees:num_reqs] = 0
 
     def batch(self, common: CommonAttentionMetadata) -> TreeBatch:
-        """The layout of these requests for our kernels, which keeps reading the buffers."""
+        """The layout of these requests for our kernels; its tensors are views of the buffers."""
         num_reqs = common.num_reqs
         return TreeBatch(
             block_table=common.block_table_tensor[:num_reqs],
@@ -93,7 +93,7 @@ class TreeMetadataBuilder(AttentionMetadataBuilder[TreeAttentionMetadata]):
     """Splits a step into trees and causal requests.
 
     A full CUDA graph is captured for batches of one query length. Beyond 1 such a graph holds tree attention for every
-    request, and is right for any drafts, since their number and ancestors stand in buffers.
+    request, and is right for any drafts, since it reads their number and ancestors from buffers.
     """
 
     _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.UNIFORM_BATCH
@@ -160,7 +160,7 @@ def leading_requests(common: CommonAttentionMetadata, count: int) -> CommonAtten
 
 
 def trailing_requests(common: CommonAttentionMetadata, first: int, start_loc: Tensor) -> CommonAttentionMetadata:
-    """The requests from `first` on as a step of their own; its query starts are written to `start_loc` [R + 1]."""
+    """The requests from `first` on as a separate step; its query starts are written to `start_loc` [requests + 1]."""
     num_reqs, first_token = common.num_reqs - first, int(common.query_start_loc_cpu[first])
     starts = common.query_start_loc_cpu[first : common.num_reqs + 1] - first_token
     start_loc = start_loc[: num_reqs + 1]

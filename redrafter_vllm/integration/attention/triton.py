@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tree attention in Triton alone, on the classes and the cache of vLLM's TRITON_ATTN backend.
+"""Tree attention in Triton alone, with the classes and the cache of vLLM's TRITON_ATTN backend.
 
-For what FlashAttention does not do: fp32, other devices. Interpreted, it also runs without a GPU, for debugging.
+For what FlashAttention does not support: fp32, other devices. Interpreted, it also runs without a GPU, for debugging.
 """
 
 from typing import Any
@@ -49,7 +49,7 @@ class TritonTreeImpl(TreeForward, TritonAttentionImpl):
     ) -> None:
         if key.is_cuda:
             super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
-        else:  # vLLM's launcher asks CUDA for its tile.
+        else:  # vLLM's launcher queries CUDA for its tile size
             store(key, value, kv_cache, slot_mapping)
 
     def attend_trees(

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs in vLLM's front end: configuration, command line, exported metrics."""
+"""Code that runs in vLLM's front end: configuration, command line, requests, exported metrics."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's schedule of node budgets by batch size, checked before an engine is built on it.
+"""Checks of vLLM's schedule of node budgets by batch size, before an engine is built with it.
 
-vLLM expands it when the engine has loaded, cuts what is more than the slots, and takes anything that `int` takes.
+vLLM itself expands the schedule only when the engine has loaded, cuts budgets above the number of draft slots, and
+accepts everything that `int` accepts.
 """
 
 from itertools import pairwise
@@ -15,9 +16,12 @@ _FORM = "a list of [first batch, last batch, nodes], such as [[1, 4, 16], [5, 16
 
 
 def check_schedule(schedule: Any, num_slots: int) -> None:
-    """Raises OptionError unless vLLM can follow `schedule`, with at most `num_slots` nodes; None is no schedule.
+    """Check `schedule`, with at most `num_slots` nodes; None is no schedule.
 
-    Batches between two ranges, and behind the last, draft like the range before them.
+    Batch sizes between two ranges, and above the last, have the budget of the range before them.
+
+    Raises:
+        OptionError: vLLM cannot use the schedule as it was meant.
     """
     if schedule is None:
         return
@@ -39,8 +43,8 @@ def check_schedule(schedule: Any, num_slots: int) -> None:
 
 
 def _check_entry(entry: Any, num_slots: int) -> None:
-    whole = isinstance(entry, list | tuple) and len(entry) == 3
-    if not whole or any(isinstance(number, bool) or not isinstance(number, int) for number in entry):
+    is_triple = isinstance(entry, list | tuple) and len(entry) == 3
+    if not is_triple or any(isinstance(number, bool) or not isinstance(number, int) for number in entry):
         raise OptionError(f"{NAME} must be {_FORM}; {shown(entry)} is no such range of integers.")
     first, last, nodes = entry
     if not 1 <= first <= last:

@@ -30,7 +30,7 @@ MAX_VOCAB_PADDING = 1024
 
 
 def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeConfig:
-    """Check everything that can be checked before any weights load and build the configuration.
+    """Build the configuration, after all checks that are possible before any weights load.
 
     Raises:
         ValueError: One sentence that says what is wrong, where, and what to do.
@@ -42,14 +42,14 @@ def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeCon
                 f"{shown(spelt)} is given twice, with a dash and with an underscore; give only one of them."
             )
     engine = {name: user.pop(name, None) for name in _FROM_ENGINE}
-    _check_asked_for(user)
+    _check_method(user)
     drafting = parse_drafting_options(user, also_known=_VLLM_OPTIONS)
     schedule = user.get(SCHEDULE)
     check_schedule(schedule, drafting.num_speculative_tokens)
     check_runner(envs.VLLM_USE_V2_MODEL_RUNNER, HAS_TRITON)
-    asked = user.get("num_speculative_tokens") or 0
-    if asked > drafting.num_speculative_tokens:
-        logger.warning("num_speculative_tokens=%d is more than %s can fill; it is cut.", asked, drafting)
+    wanted = user.get("num_speculative_tokens") or 0
+    if wanted > drafting.num_speculative_tokens:
+        logger.warning("num_speculative_tokens=%d is more than %s can fill; it is cut.", wanted, drafting)
     target = engine["target_model_config"]
     check_target(target, drafting)
     check_parallelism(engine["target_parallel_config"], drafting, target.is_moe)
@@ -71,8 +71,8 @@ def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeCon
     )
 
 
-def _check_asked_for(options: dict[str, Any]) -> None:
-    """Raises OptionError where the method is misspelt, or only its options are given."""
+def _check_method(options: dict[str, Any]) -> None:
+    """Raises OptionError where the method is misspelt, or only its options are given, without it."""
     method, model = options.get("method"), options.get("model")
     if method not in (None, WORD):
         raise OptionError(
@@ -95,7 +95,7 @@ def _check_checkpoint(checkpoint: Path, target: Any, drafting: DraftingConfig) -
     )
     if drafter_config.vocab_size < target.get_vocab_size():
         logger.warning(
-            "The drafter knows %d of the target's %d tokens; the last ones are never drafted.",
+            "The drafter has %d of the target's %d tokens; the last ones are never drafted.",
             drafter_config.vocab_size,
             target.get_vocab_size(),
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a user asks for this method. Apart from what serves it, so that asking loads nothing."""
+"""Whether a user's options mean this method; in its own file so that finding out loads nothing else."""
 
 import json
 import os
@@ -12,20 +12,20 @@ from redrafter_vllm.checkpoint.names import CONFIG_KEYS, MODEL_TYPE
 from redrafter_vllm.config import known_options
 from redrafter_vllm.utils.messages import is_near
 
-# What the method may have been meant by.
+# Names by which a user may mean the method.
 _NAMES = (WORD, "recurrent_drafter", MODEL_TYPE)
-# Options that no other method of vLLM's has.
+# Options that no other method of vLLM has.
 _OWN_OPTIONS = {*known_options()} - {"num_speculative_tokens"}
-# Of a drafter's config, those that other models do not have.
+# Keys of a drafter's config that other models do not have.
 _OWN_KEYS = {*CONFIG_KEYS} - {"vocab_size", "hidden_size"}
-_OTHER_FORMATS = ("params.json", "*.gguf")  # that vLLM reads without a config.json
+_OTHER_FORMATS = ("params.json", "*.gguf")  # vLLM reads these without a config.json
 
 
 def is_redrafter(options: Mapping[str, Any] | None) -> bool:
-    """Whether speculative options ask for ReDrafter: by method, by the word, or by the checkpoint's `model_type`.
+    """Whether speculative options mean ReDrafter: by method, by the word, or by the checkpoint's `model_type`.
 
-    So do options that were meant to, and that vLLM could only fail on: a misspelt method, a place where nothing stands,
-    a damaged checkpoint. `build_speculative_config` then says in one sentence what is wrong.
+    True also for faulty options with which vLLM would fail in any case: a misspelt method, a path that does not exist,
+    a damaged checkpoint. `build_speculative_config` then raises an error that says in one sentence what is wrong.
     """
     if not options:
         return False
@@ -46,13 +46,13 @@ def _is_drafter(model: str) -> bool:
             return _describes_drafter(path)
         if is_path(model):
             return not path.exists()  # a file may be a model in another format
-    except (OSError, RuntimeError, ValueError):  # no path that anybody could open
+    except (OSError, RuntimeError, ValueError):  # not a path that can be opened
         return True
     return is_near(model, WORD) or _model_type_on_hub(model) == MODEL_TYPE
 
 
 def _describes_drafter(directory: Path) -> bool:
-    """Whether a directory holds a drafter, or nothing that anybody could read."""
+    """Whether a directory holds a drafter, or nothing that vLLM could read."""
     file = directory / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -67,11 +67,11 @@ def _describes_drafter(directory: Path) -> bool:
 
 
 def _model_type_on_hub(model: str) -> str | None:
-    """`model_type` of a checkpoint's config.json; None where there is none to be read."""
+    """`model_type` of a checkpoint's config.json; None where it cannot be read."""
     from transformers import PretrainedConfig
 
     try:
         config_dict, _ = PretrainedConfig.get_config_dict(model)
-    except Exception:  # not a checkpoint: whatever it is, vLLM will say
+    except Exception:  # not a checkpoint: vLLM reports the error
         return None
     return config_dict.get("model_type")

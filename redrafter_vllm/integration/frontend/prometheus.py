@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics `vllm:redrafter_*`, beside vLLM's own of speculative decoding.
+"""The metrics `vllm:redrafter_*`, beside vLLM's own metrics of speculative decoding.
 
-Counters only: they add up over the processes of a server, Ray has them, and every average comes from two of them.
+Counters only: they add up over the processes of a server, Ray supports them, and every average is a quotient of two.
 Times are whole microseconds because `LLM.get_metrics()` cuts counters to integers.
 """
 
@@ -16,7 +16,7 @@ from redrafter_vllm.integration.metrics import StepCounts
 
 DEPTH_LABEL = "depth"
 ACCEPTED = "vllm:redrafter_accepted"
-# What each counter counts, by name.
+# Description of each counter, by name.
 COUNTERS = {
     "vllm:redrafter_verifications": "Verification steps of single requests that had drafts.",
     "vllm:redrafter_tokens": "Tokens received of verification steps: the accepted drafts and the target's own token.",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of vLLM's front end: how the method is recognised, configured and allowed, and how its errors reach the user."""
+"""Names of vLLM's front end by which the method is recognised and configured, and its errors reach the user."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

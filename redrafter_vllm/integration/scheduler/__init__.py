@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs in vLLM's engine core, beside its scheduler."""
+"""Code that runs in vLLM's engine core, around its scheduler."""

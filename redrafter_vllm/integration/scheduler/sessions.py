@@ -48,7 +48,7 @@ def cut_by_tokens(original: Callable) -> Callable:
             original(self, session, update)
             return
         if session.use_structured_output and update.sampling_params.structured_outputs is None:
-            # vLLM keeps the grammar of a session's first part; from these parameters the worker sees that it needs a chain.
+            # vLLM keeps the grammar of a session's first part; these parameters show the worker that it needs a chain.
             update.sampling_params.structured_outputs = session.sampling_params.structured_outputs
         num_computed, num_kept = session.num_computed_tokens, session.num_tokens - 1
         room = self.max_model_len - 1 - num_kept

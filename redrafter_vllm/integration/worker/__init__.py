@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs in vLLM's workers, around the target's forward pass."""
+"""Code that runs in vLLM's workers, around the target's forward pass."""

@@ -12,9 +12,9 @@ from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CudaGra
 class DraftGraphs(CudaGraphManager):
     """vLLM's graph manager, in which a request of a round counts as one token.
 
-    From it come the sizes (`cudagraph_capture_sizes` up to `max_num_seqs`), the choice of the next larger one, the
-    memory pool shared with the target's graphs, and that vLLM can measure and drop what it has recorded. A round has
-    no attention: it is recorded whole whatever the target's attention supports, unless graphs are switched off.
+    It provides the sizes (`cudagraph_capture_sizes` up to `max_num_seqs`), the choice of the next larger one, the
+    memory pool shared with the target's graphs, and lets vLLM measure and drop what it has recorded. A round has no
+    attention: unless graphs are switched off it is recorded as one graph, whatever the target's attention supports.
     """
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, cudagraph_mode: CUDAGraphMode) -> None:

@@ -16,15 +16,15 @@ _UPDATE = "The weight update"
 
 
 class NewWeightsError(CheckpointError):
-    """A drafter that cannot take the place of the one being served."""
+    """A drafter that cannot replace the one being served."""
 
 
 class DraftModel(nn.Module):
-    """The drafter as vLLM's workers see a draft model: what sleep must keep, and what a trainer sends weights to.
+    """The drafter as a module: sleep keeps its buffers, and a trainer sends it weights.
 
-    Its buffers are the tensors that are drafted with. It has none of its own, and no submodules: at the start of an
-    update vLLM takes a model's tensors out of its modules, while requests go on to be drafted for. What it is sent is
-    kept on the host until the update is finished, checked as a whole, and only then put in place.
+    Its buffers are the tensors that the speculator drafts with. It owns no tensors and has no submodules, because at
+    the start of an update vLLM takes a model's tensors out of its modules, while drafting goes on. Received tensors are
+    kept on the host until the update is finished, checked together, and only then copied.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class DraftModel(nn.Module):
         tensors: Callable[[], dict[str, Tensor]],
         replace: Callable[[Callable[[], Drafter]], bool],
     ) -> None:
-        """`tensors` gives what is drafted with; `replace` drafts with what a function gives, or raises what it does."""
+        """`tensors` returns the tensors in use; `replace` starts drafting with the drafter that its argument returns."""
         super().__init__()
         self.config, self.dtype = config, dtype
         self._tensors, self._replace = tensors, replace
@@ -43,32 +43,33 @@ class DraftModel(nn.Module):
     def named_buffers(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Tensor]]:
-        """Everything that is drafted with and is not the target's own."""
+        """The tensors being drafted with, without those that belong to the target."""
         for name, tensor in self._tensors().items():
             yield f"{prefix}.{name}" if prefix else name, tensor
 
     def begin_update(self) -> None:
-        """Forget what an update that was not finished has left."""
+        """Drop the tensors of an update that was not finished."""
         self._received.clear()
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Take some of an update's tensors, under their names in any spelling of a checkpoint."""
-        # vLLM hands out views of buffers that it receives the next ones in.
+        # vLLM passes views of buffers into which it receives the next tensors.
         new = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights}
         self._received |= new
         return set(new)
 
     def finish_update(self) -> None:
-        """Draft with what was received, or, where it is no drafter of the same config, go on with what there is.
+        """Draft with the received weights.
 
-        Raises CheckpointError.
+        Raises:
+            CheckpointError: They are not a drafter of the same config; drafting goes on with the old weights.
         """
         received, self._received = self._received, {}
         self._replace(lambda: _drafter_of(received, self.config, self.dtype))
 
 
 def _drafter_of(received: dict[str, Tensor], config: DrafterConfig, dtype: torch.dtype) -> Drafter:
-    """A drafter of the tensors of an update, checked as those of a checkpoint are."""
+    """A drafter with the tensors of an update, checked like those of a checkpoint."""
     names = canonical_entries(_UPDATE, received, config, inside_target=False)
     tensors = {name: received[stored] for name, stored in names.items()}
     check_shapes(_UPDATE, config, {name: tuple(tensor.shape) for name, tensor in tensors.items()})

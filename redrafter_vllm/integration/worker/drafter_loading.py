@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The drafter as serving uses it: packed, with vLLM's own matrix products, its weights in one byte where asked.
+"""The drafter as serving uses it: packed, with vLLM's own matrix products, and 8-bit weights as an option.
 
 Quantised products are those of vLLM's compressed-tensors schemes, which choose the kernel for the device. On CUDA they
-are weight-only (Marlin and its kin). vLLM's INT8 products for a CPU also round each activation row to INT8.
+are weight-only (such as Marlin). vLLM's INT8 products for a CPU also round each activation row to INT8.
 """
 
 from collections.abc import Callable
@@ -32,17 +32,17 @@ def pack_drafter(drafter: Drafter, drafting: DraftingConfig, vllm_config: VllmCo
 
 
 class LayerProduct:
-    """A product by a layer of vLLM's and the method that goes with it, for any leading shape; `size` is N.
+    """A product by a layer of vLLM and its method, for any leading shape; `size` is the number of outputs.
 
-    The layer gets matrices of at least one row. Not every kernel of vLLM's takes more: those for AMX divide by the
-    number of rows, and INT8's refuses 3 dimensions.
+    The layer gets matrices of at least one row. Not every kernel of vLLM accepts other inputs: those for AMX divide by
+    the number of rows, and INT8's refuses 3 dimensions.
     """
 
     def __init__(self, layer: Any, apply: Callable[[Any, Tensor, Tensor | None], Tensor], size: int) -> None:
         self.layer, self.apply, self.size = layer, apply, size
 
     def __call__(self, x: Tensor, /) -> Tensor:
-        # Of the first state all beams are views of one row, which oneDNN takes and then needs half a second for.
+        # In the first state all beams are views of one row, for which oneDNN would need half a second.
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         found = self.apply(self.layer, rows, self.layer.bias) if rows.shape[0] else rows.new_empty(0, self.size)
         return found.view(*x.shape[:-1], self.size)
@@ -53,14 +53,14 @@ class LayerProduct:
 
     def adopt(self, other: "LayerProduct", /) -> None:
         if current_platform.is_cpu():
-            # Kernels of a CPU keep weights in a layout of their own that no tensor shows. No graph was recorded there.
+            # CPU kernels keep weights in a layout that no tensor has. No graph was recorded there.
             self.layer, self.apply = other.layer, other.apply
         else:
             copy_tensors(self.tensors(), other.tensors())
 
 
 def linear_maker(quantization: str | None) -> Callable[[Tensor, Tensor | None], Linear]:
-    """What makes a drafter's products, on the device of its weights; the default dtype must be theirs."""
+    """A function that makes a drafter's products, on the device of its weights; the default dtype must be theirs."""
     return _unquantized_linear if quantization is None else partial(_quantized_linear, quantization)
 
 
@@ -109,24 +109,27 @@ def _scheme(quantization: str, dtype: torch.dtype) -> Any:
         numbers = QuantizationArgs(num_bits=8, type=QuantizationType.FLOAT, strategy=channel)
         return schemes.CompressedTensorsW8A16Fp8(numbers, is_static_input_scheme=False)
     if current_platform.is_cpu():
-        # With AMX, vLLM has a kernel of its own for inputs rounded symmetrically. It refuses fp32, and fp16 ends the
-        # process; inputs rounded between their extremes go to oneDNN everywhere, which is as fast and as exact.
+        # With AMX, vLLM has a special kernel for inputs rounded symmetrically. It refuses fp32, and fp16 ends the
+        # process; inputs rounded between their extremes always go to oneDNN, which is as fast and as exact.
         symmetric = dtype == torch.bfloat16
         return schemes.CompressedTensorsW8A8Int8(channel, is_static_input_scheme=False, input_symmetric=symmetric)
     return schemes.CompressedTensorsWNA16(strategy=channel.value, num_bits=8)
 
 
 def _largest_code() -> int | None:
-    """None: all fit. On x86 without VNNI oneDNN adds two products with a byte in 16 bits: 2 · 255 · 64 is the most."""
+    """Bound on INT8 codes; None for no bound.
+
+    On x86 without VNNI oneDNN adds two products with a byte in 16 bits, where 2 · 255 · 64 is the largest that fits.
+    """
     if not current_platform.is_cpu():
         return None
-    able = torch.cpu.get_capabilities()
-    has_vnni = able.get("avx512_vnni") or able.get("avx_vnni")
-    return 64 if able.get("architecture") == "x86_64" and not has_vnni else None
+    capabilities = torch.cpu.get_capabilities()
+    has_vnni = capabilities.get("avx512_vnni") or capabilities.get("avx_vnni")
+    return 64 if capabilities.get("architecture") == "x86_64" and not has_vnni else None
 
 
 def _fill(layer: Any, codes: Tensor, scales: Tensor) -> None:
-    """Puts codes and scales where the scheme wants them."""
+    """Copy codes and scales into the parameters that the scheme has created."""
     if hasattr(layer, "weight_packed"):
         from compressed_tensors.compressors import pack_to_int32  # type: ignore[import-untyped]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's processors that look at earlier tokens, taught that a row's earlier drafts are its ancestors in the tree."""
+"""vLLM's logits processors that use earlier tokens, where a row's earlier drafts are its ancestors in the tree."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from redrafter_vllm.ops.path_history import BadWords, Paths, Penalties, forbid_b
 
 
 class PathScope:
-    """Paths of the rows that are being processed; None where no drafts are, and vLLM's own code runs."""
+    """Paths of the rows being processed; None where there are no drafts, and vLLM's own code runs."""
 
     def __init__(self) -> None:
         self.paths: Paths | None = None
@@ -33,7 +33,7 @@ class PathScope:
             self.paths = None
 
 
-class _Wrapped(LogitsProcessor):
+class _Wrapper(LogitsProcessor):
     def __init__(self, inner: Any) -> None:
         self.inner = inner
 
@@ -47,7 +47,7 @@ class _Wrapped(LogitsProcessor):
         return self.inner.apply(logits, ctx)
 
 
-class PathPenalties(_Wrapped):
+class PathPenalties(_Wrapper):
     """Repetition, frequency and presence penalties that count the drafts on a row's own path."""
 
     def __init__(self, inner: PenaltiesState, scope: PathScope) -> None:
@@ -57,7 +57,7 @@ class PathPenalties(_Wrapped):
         self._penalties()
 
     def _penalties(self) -> Penalties:
-        """Looked up in every step: vLLM changes host-written tensors by taking another buffer."""
+        """Read in every step: when vLLM writes such a tensor from the host, it switches to another buffer."""
         return Penalties(
             repetition=self.inner.repetition_penalty.gpu,
             frequency=self.inner.frequency_penalty.gpu,
@@ -74,7 +74,7 @@ class PathPenalties(_Wrapped):
         return logits
 
 
-class PathBadWords(_Wrapped):
+class PathBadWords(_Wrapper):
     """Bad words that may begin in the text and end on a row's own path."""
 
     def __init__(self, inner: BadWordsState, scope: PathScope) -> None:
@@ -85,7 +85,7 @@ class PathBadWords(_Wrapped):
         self._words()
 
     def _words(self) -> BadWords:
-        """Looked up in every step: vLLM changes host-written tensors by taking another buffer."""
+        """Read in every step: when vLLM writes such a tensor from the host, it switches to another buffer."""
         states = self.inner.req_states
         return BadWords(
             tokens=self.inner.bad_word_token_ids.gpu,
@@ -111,8 +111,8 @@ class PathBadWords(_Wrapped):
         return logits
 
 
-class OnChains(_Wrapped):
-    """A custom processor: it may look at any earlier token in any way, so requests that it changes get chains."""
+class ChainProcessor(_Wrapper):
+    """A custom processor: it may use earlier tokens in any way, so requests whose logits it changes get chains."""
 
     def __init__(self, inner: LogitsProcessor, rows: DraftRows) -> None:
         super().__init__(inner)
@@ -126,10 +126,10 @@ class OnChains(_Wrapped):
 
 
 def follow_paths(sampler: Any, rows: DraftRows) -> PathScope:
-    """Replace the sampler's processors by ones that know trees; the result says when.
+    """Replace the sampler's processors by ones that follow a tree's paths while the returned scope is in use.
 
     Raises:
-        InterfaceChangedError: The sampler has not the processors that this was written for.
+        InterfaceChangedError: The sampler's processors are not those that this was written for.
     """
     scope = PathScope()
     known = [LogitBiasState, PenaltiesState, BadWordsState]
@@ -148,5 +148,5 @@ def follow_paths(sampler: Any, rows: DraftRows) -> PathScope:
             f"redrafter-vllm reads the state of vLLM's penalties and bad words, which has changed ({error}); install a "
             "vLLM version listed in docs/design/vllm_interface.md."
         ) from error
-    sampler.logits_processors = [*wrapped, *(OnChains(processor, rows) for processor in custom)]
+    sampler.logits_processors = [*wrapped, *(ChainProcessor(processor, rows) for processor in custom)]
     return scope

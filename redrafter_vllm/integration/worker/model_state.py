@@ -29,7 +29,7 @@ from redrafter_vllm.request_settings import parse_request_settings
 
 
 class TreeAttnMetadata(ModelSpecificAttnMetadata):
-    """Hands the step's trees to the attention backend's metadata builder."""
+    """Passes the step's trees to the attention backend's metadata builder."""
 
     def __init__(self, step: DraftStep) -> None:
         self.step = step
@@ -43,7 +43,7 @@ class TreeAttnMetadata(ModelSpecificAttnMetadata):
 
 
 class RedrafterModelState(DefaultModelState):
-    """Gives nodes their rotary positions and attention, verifies by walking, and compacts the cache.
+    """Sets the rotary positions and the attention of nodes, verifies by walking, and compacts the cache.
 
     Order within a step, as vLLM's runner calls it: `prepare_attn`, the forward pass, the sampler from
     `custom_sampler`, `postprocess_state`, then the speculator's `propose`.
@@ -85,7 +85,7 @@ class RedrafterModelState(DefaultModelState):
 
     @property
     def kv_caches(self) -> list[Tensor]:
-        """The caches of all layers. Not kept: vLLM frees those that it only measured graphs with through the layers."""
+        """The caches of all layers, read anew: after measuring graphs vLLM frees the caches that the layers hold."""
         return [layer.kv_cache for layer in self.cache_layers]
 
     def preprocess_state(

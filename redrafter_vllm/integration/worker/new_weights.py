@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""New weights in a running engine: another drafter, from a checkpoint or from a trainer, and a target that has changed.
+"""New weights in a running engine: of the drafter, from a checkpoint or from a trainer, or of the target.
 
-Requests in flight go on: drafts decide what is verified, not what is emitted.
+Requests in flight continue: drafts decide what is verified, not what is emitted.
 """
 
 from collections.abc import Callable
@@ -19,15 +19,16 @@ from redrafter_vllm.integration.worker.draft_model import NewWeightsError
 from redrafter_vllm.integration.worker.parallel import send_embedding
 from redrafter_vllm.model.drafter import Drafter
 
-logger = init_logger(f"vllm.{__name__}")  # vLLM shows what stands below its own name
+logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
 
 
 def reload_drafter(worker: Any, path: str) -> None:
-    """Draft with the checkpoint at `path` from the next round on; a method of vLLM's worker, for `collective_rpc`.
+    """Draft with the checkpoint at `path` from the next round on; becomes a method of vLLM's worker.
 
-    `path` is what the option `model` takes. The drafter must have the config of the one being served.
+    `path` may be anything that the option `model` accepts. The drafter must have the config of the one being served.
 
-    Raises ValueError, a sentence, with nothing changed.
+    Raises:
+        ValueError: One sentence; drafting goes on with the old weights.
     """
     vllm_config = worker.vllm_config
     drafting = getattr(vllm_config.speculative_config, "drafting", None)
@@ -44,7 +45,7 @@ def reload_drafter(worker: Any, path: str) -> None:
 
 
 def give_draft_model(original: Callable) -> Callable:
-    """Wrap `GPUModelRunner.get_draft_model`: sleep and weight updates ask for it."""
+    """Wrap `GPUModelRunner.get_draft_model`, which sleep and weight updates call."""
 
     def get_draft_model(self: Any) -> Any:
         drafts = uses_redrafter(self.vllm_config) and self.speculator is not None
@@ -54,7 +55,7 @@ def give_draft_model(original: Callable) -> Callable:
 
 
 def follow_target(original: Callable) -> Callable:
-    """Wrap `LoRAModelRunnerMixin.reset_lora_state`, called after the target has got new weights, in whatever way."""
+    """Wrap `LoRAModelRunnerMixin.reset_lora_state`, called whenever the target has got new weights."""
 
     def reset_lora_state(self: Any) -> None:
         original(self)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serving on several ranks: this rank's part of the drafter and of the embedding that it shares with the target.
+"""Serving on several ranks: this rank's part of the drafter, and of the embedding that it shares with the target.
 
 Tensor parallelism: every rank drafts, each with its slice of the drafter's output layer and the target's own slice of
-the embedding (see `redrafter_vllm.model.sharded`). Pipeline parallelism: the last stage drafts, and gets the embedding from
-the first. Data parallelism: each replica is an engine of its own, with a drafter of its own.
+the embedding (see `redrafter_vllm.model.sharded`). Pipeline parallelism: the last stage drafts, and gets the embedding
+from the first. Data parallelism: each replica is an independent engine with its own drafter.
 """
 
 from collections.abc import Callable
@@ -27,12 +27,12 @@ from redrafter_vllm.model.interface import DrafterInterface
 from redrafter_vllm.model.sharded import ShardedDrafter, ShardedEmbedding, shard_drafter
 
 T = TypeVar("T")
-TokenInputs = Tensor | ShardedEmbedding  # what the drafter takes of each token, [V, H]
+TokenInputs = Tensor | ShardedEmbedding  # the drafter's input for each token, [V, H]
 
 
 def load_part(path: str, drafting: DraftingConfig, vllm_config: VllmConfig, device: torch.device) -> DrafterInterface:
     """This rank's part of the drafter at `path`, packed."""
-    # Of several ranks none gets the whole output layer on its device.
+    # With several ranks none gets the whole output layer on its device.
     where = device if get_tp_group().world_size == 1 else "cpu"
     drafter = Drafter.from_pretrained(path, dtype=vllm_config.model_config.dtype, device=where)
     return pack_part(drafter, drafting, vllm_config, device)
@@ -50,23 +50,23 @@ def pack_part(
 
 
 def all_or_none(work: Callable[[], T], vllm_config: VllmConfig) -> T | None:
-    """What `work` gives on this rank, once it has given something on every rank that shares the vocabulary.
+    """The result of `work` on this rank, if it has succeeded on every rank of the tensor-parallel group.
 
-    Where it raised anything on a rank, so does this: on every rank, but under vLLM's executor of processes on the last
-    one alone. That executor reads the ranks' answers in order up to the first error, and takes those behind it for
-    answers to its next call. The other ranks get None.
+    If it has raised on any rank, this raises on every rank, but under vLLM's executor `mp` only on the last one; the
+    others get None. That executor reads the ranks' replies in order up to the first error, and takes those behind it
+    for replies to its next call.
     """
     group = get_tp_group()
     result: T | None = None
     problem: Exception | None = None
     try:
         result = work()
-    except Exception as error:  # whatever it is, the other ranks wait for this one's word
+    except Exception as error:  # any error, as the other ranks wait for this one's message
         problem = error
-    said: list[str | None] = [None if problem is None else str(problem)] * group.world_size
+    messages: list[str | None] = [None if problem is None else str(problem)] * group.world_size
     if group.world_size > 1:
-        torch.distributed.all_gather_object(said, said[0], group=group.cpu_group)
-    message = next((message for message in said if message is not None), None)
+        torch.distributed.all_gather_object(messages, messages[0], group=group.cpu_group)
+    message = next((message for message in messages if message is not None), None)
     if message is None:
         return result
     last = group.rank_in_group == group.world_size - 1
@@ -76,17 +76,18 @@ def all_or_none(work: Callable[[], T], vllm_config: VllmConfig) -> T | None:
 
 
 def share_embedding(model: nn.Module, drafter: DrafterInterface) -> TokenInputs:
-    """What the drafter takes of each token, from the target's embedding; on the last stage.
+    """The drafter's input for each token, from the target's embedding; on the last stage.
 
-    Raises UnsupportedTargetError where the target has no embedding, several, or a quantised one.
+    Raises:
+        UnsupportedTargetError: The target has no embedding, several, or a quantised one.
     """
     rows, first_id = target_rows(model)
     inputs, group = drafter.token_inputs(rows), get_tp_group()
     return inputs if group.world_size == 1 else ShardedEmbedding(inputs, first_id, group)
 
 
-def fill_again(inputs: TokenInputs, rows: Tensor, drafter: DrafterInterface) -> None:
-    """Make what `share_embedding` gave again, in place, from this rank's rows of the embedding as they are now."""
+def refill(inputs: TokenInputs, rows: Tensor, drafter: DrafterInterface) -> None:
+    """Compute the result of `share_embedding` again, in place, from this rank's rows of the embedding."""
     table = _table(inputs)
     fresh = drafter.token_inputs(rows, out=table)
     if fresh.data_ptr() != table.data_ptr():  # a copy that another stage has sent
@@ -94,7 +95,7 @@ def fill_again(inputs: TokenInputs, rows: Tensor, drafter: DrafterInterface) -> 
 
 
 def own_table(inputs: TokenInputs, model: nn.Module) -> Tensor | None:
-    """The memory of `inputs` where it is not the target's own: a product, or a copy that another stage has sent."""
+    """The memory of `inputs` if it is not the target's: a product, or a copy that another stage has sent."""
     table = _table(inputs)
     theirs = {embedding.weight.data_ptr() for embedding in _tables(model)}
     return None if table.data_ptr() in theirs else table
@@ -110,7 +111,7 @@ def target_rows(model: nn.Module) -> tuple[Tensor, int]:
 
 
 def send_embedding(model: nn.Module) -> None:
-    """What a stage other than the last does while that one calls `share_embedding` or `target_rows`."""
+    """Called on a stage other than the last, while that one calls `share_embedding` or `target_rows`."""
     stages = get_pp_group()
     if stages.is_first_rank:
         rows, first_id = _own_rows(model)
@@ -122,12 +123,12 @@ def _receive_rows(model: nn.Module) -> tuple[Tensor, int]:
     stages = get_pp_group()
     shape, dtype, first_id = stages.recv_object(src=0)
     rows = stages.recv(shape, dtype, src=0)
-    # The first stage cannot know that this one has the table as well, when it is the LM head's.
+    # This stage has the table as well if the LM head uses it, which the first stage cannot know.
     return _own_rows(model) if _tables(model) else (rows, first_id)
 
 
 def _own_rows(model: nn.Module) -> tuple[Tensor, int]:
-    """This rank's rows of the target's embedding, and the token id of the first; vLLM pads behind them."""
+    """This rank's rows of the target's embedding, and the token id of the first; vLLM's padding rows follow them."""
     tables = _tables(model)
     if len(tables) != 1:
         raise UnsupportedTargetError(

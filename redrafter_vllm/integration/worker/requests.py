@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which requests get a chain instead of a tree."""
+"""Which requests get a chain instead of a tree, by their sampling parameters."""
 
 from vllm.sampling_params import SamplingParams
 
@@ -7,8 +7,8 @@ from vllm.sampling_params import SamplingParams
 def needs_chain(params: SamplingParams | None) -> bool:
     """Whether a request's logits depend on its earlier tokens in a way that this plugin cannot follow along a path.
 
-    vLLM then takes the rows before as the tokens before, which is exact for a chain and wrong for siblings. Penalties
-    and bad words are followed (`history.py`); custom processors are asked when they get the request.
+    vLLM then uses the rows before as the tokens before, which is exact for a chain and wrong for siblings. Penalties and
+    bad words follow a node's path (`history.py`); custom processors report it when they get the request.
     """
     if params is None:
         return True

@@ -27,14 +27,14 @@ from redrafter_vllm.ops.tree_verify import Walk
 
 
 class TreeSampler:
-    """Stands where vLLM's rejection sampler would.
+    """Replaces vLLM's rejection sampler.
 
     Every row is sampled exactly as plain decoding would sample there: the same processing, and noise drawn from the
     request's seed and the row's position in the text. The walk then keeps the tokens that plain decoding would have
     reached. (Leviathan-style acceptance `min(1, p/q)` is not used: beams are not samples of q.)
     """
 
-    enable_adaptive_verification = False  # which vLLM's warm-up asks of its own
+    enable_adaptive_verification = False  # read by vLLM's warm-up
 
     def __init__(self, sampler: Any, speculator: RedrafterSpeculator) -> None:
         for option, is_on in (
@@ -85,7 +85,7 @@ class TreeSampler:
     def _verify(
         self, logits: Tensor, batch: InputBatch, drafts: BatchDrafts, layout: RowLayout
     ) -> tuple[Walk, LogprobsTensors | None]:
-        """The walk of every request, and log-probabilities where one asks for them, in chunks of whole requests."""
+        """The walk of every request, and log-probabilities if any request wants them, in chunks of whole requests."""
         paths = Paths(drafts.tokens, drafts.parents, layout.req_of_row, layout.local_of_row, self.max_depth)
         dims = self.sampler.get_logprobs_dims(batch.idx_mapping_np)
         scores_processed = self.sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES
@@ -105,7 +105,7 @@ class TreeSampler:
     def _sample(
         self, logits: Tensor, batch: InputBatch, reqs: slice, rows: slice, paths: Paths, return_logprobs: bool
     ) -> tuple[Tensor, Tensor]:
-        """The target's token at each of `rows`, those of the requests `reqs`, and what the logits were made into."""
+        """The target's token at each of `rows`, those of the requests `reqs`, and the processed logits."""
         with self.scope.use(paths.rows(rows)):
             sampled, processed = self.sampler.sample(
                 logits[rows],
@@ -129,7 +129,7 @@ class TreeSampler:
         rows: slice,
         dims: tuple[int, int],
     ) -> LogprobsTensors:
-        """vLLM expects a request's i-th emitted token in its i-th row: bring the rows of the path there."""
+        """Log-probabilities of the path's rows, each moved to where vLLM expects it: the i-th emitted token in row i."""
         num_logprobs, max_per_req_token_ids = dims
         return compute_topk_scores(
             logits[emitting],

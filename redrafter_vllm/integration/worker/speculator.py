@@ -22,7 +22,7 @@ from redrafter_vllm.integration.worker.draft_model import DraftModel
 from redrafter_vllm.integration.worker.parallel import (
     TokenInputs,
     all_or_none,
-    fill_again,
+    refill,
     load_part,
     own_table,
     pack_part,
@@ -38,7 +38,7 @@ class RedrafterSpeculator(BaseSpeculator):
     """Owns the drafter, the draft rows of every request, the buffers of a round and the step in flight.
 
     A round gathers its inputs into buffers of fixed address and then runs on those alone, so that it can be recorded
-    as a CUDA graph for each batch size; where none fits it runs as it is.
+    as a CUDA graph for each batch size; where none fits it runs without a graph.
 
     The drafter loads when the runner is built, before the target's weights do, so that a bad checkpoint costs nothing.
     """
@@ -46,7 +46,7 @@ class RedrafterSpeculator(BaseSpeculator):
     supports_mm_inputs = False
     draft_logits = None
 
-    # The runner builds speculator and model state apart and gives both nothing in common but the configuration.
+    # The runner builds speculator and model state separately, from nothing in common but the configuration.
     _built: ClassVar["WeakValueDictionary[int, RedrafterSpeculator]"] = WeakValueDictionary()
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
@@ -62,9 +62,9 @@ class RedrafterSpeculator(BaseSpeculator):
         self.rows = DraftRows(max_num_reqs, max_nodes, device)
         hidden_size, dtype = self.drafter.config.hidden_size, vllm_config.model_config.dtype
         self.buffers = RoundBuffers(max_num_reqs, max_nodes, hidden_size, dtype, device)
-        # vLLM finds it by its type, to free graphs that it had recorded only to see what memory they take.
+        # vLLM finds it by its type, to free graphs that it has recorded only to measure their memory.
         self.graphs: DraftGraphs | None = None
-        # On the host: a round that no request of the batch wants is not drawn.
+        # On the host: a round that no request of the batch wants is skipped.
         self.drafts_wanted = np.ones(max_num_reqs, dtype=np.bool_)
         self.draft_model = DraftModel(self.drafter.config, dtype, self.tensors, self.replace_drafter)
         self.timer = DraftTimer(device)
@@ -77,42 +77,42 @@ class RedrafterSpeculator(BaseSpeculator):
         return cls._built[id(vllm_config)]
 
     def open_row(self, row: int, beam_limit: int, node_limit: int) -> None:
-        """A request has got this row; its trees keep to these limits."""
+        """Assign a row to a new request, whose trees keep to these limits."""
         self.rows.open(row, beam_limit=beam_limit, node_limit=node_limit)
         self.drafts_wanted[row] = node_limit > 0
 
     def bind_target(self, model: nn.Module) -> None:
         """Share the target's input embedding, or keep the drafter's product with it."""
-        # Weakly: what is left of a runner that vLLM has shut down must not keep the weights.
+        # A weak reference: after vLLM has shut a runner down, its speculator must not keep the target's weights.
         self._target = ref(model)
         self.embedding = share_embedding(model, self.drafter)
 
     @torch.no_grad()
     def follow_target(self) -> None:
-        """The target has got new weights, in place: what was made from its embedding is made again, in place."""
-        fill_again(self._inputs, target_rows(self._model)[0], self.drafter)
+        """The target has got new weights, in place: compute again, in place, what depends on its embedding."""
+        refill(self._inputs, target_rows(self._model)[0], self.drafter)
 
     @torch.no_grad()
     def replace_drafter(self, read: Callable[[], Drafter]) -> bool:
-        """Draft with what `read` gives, a drafter of the same config, in the target's type.
+        """Draft with what `read` returns: a drafter of the same config, in the target's dtype.
 
-        Addresses stay, so that recorded rounds do; trees that were drawn are verified as they are. All that may fail
-        has been done, on every rank, before the first number changes. Until then both drafters are in memory.
+        Addresses stay the same, as recorded rounds need; trees already drawn are still verified. Every step that may
+        fail has run, on every rank, before the first weight changes. Until then both drafters are in memory.
 
-        Returns whether it did: where it failed, `all_or_none` lets only some ranks raise.
+        Returns whether it succeeded: after a failure `all_or_none` raises only on some ranks.
         """
-        # From another stage they are sent in any case: that one does not know what becomes of it.
+        # Another stage sends them in any case, as it does not know whether this fails.
         rows = target_rows(self._model)[0] if self.drafting.project_embedding else None
         fresh = all_or_none(lambda: pack_part(read(), self.drafting, self.vllm_config, self.device), self.vllm_config)
         if fresh is None:
             return False
         self.drafter.adopt(fresh)
         if rows is not None:
-            fill_again(self._inputs, rows, self.drafter)
+            refill(self._inputs, rows, self.drafter)
         return True
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is drafted with, by name, without the target's own."""
+        """The tensors being drafted with, by name, without those of the target."""
         table = own_table(self._inputs, self._model)
         return self.drafter.tensors() | ({} if table is None else {"token_inputs": table})
 
@@ -132,7 +132,7 @@ class RedrafterSpeculator(BaseSpeculator):
 
     def capture(self) -> None:
         assert self.graphs is not None
-        self.timer = DraftTimer(self.device)  # what it has seen so far was warm-up
+        self.timer = DraftTimer(self.device)  # forget the steps of the warm-up
         self.buffers.idle(self.rows.padding_row)
         self.graphs.record(self._run_round)
 
@@ -187,7 +187,7 @@ class RedrafterSpeculator(BaseSpeculator):
         return self.buffers.draft_tokens[:num_reqs]
 
     def _run_round(self, size: int) -> None:
-        """Draw and keep the trees of the first `size` requests in the buffers: what a graph records."""
+        """Draw and store the trees of the first `size` requests in the buffers; this is what a graph records."""
         assert self.embedding is not None
         inputs = self.buffers.first(size)
         tree = propose_trees(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One step's drafts and rows, from the preparation of its inputs to the drawing of the next trees."""
+"""The drafts and rows of one step, from preparing its inputs to drawing the next trees."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class DraftStep:
         return step
 
     def context_token(self) -> tuple[Tensor, Tensor | None]:  # [B], [B]
-        """Where, among the step's tokens, each request's last accepted one stands: behind the first by the second."""
+        """Index of each request's last accepted token among the step's tokens: the sum of both, of which None is 0."""
         if self.walk is None or self.layout is None:
             return self.batch.logits_indices, None
         return self.layout.root_token, self.walk.leaf
