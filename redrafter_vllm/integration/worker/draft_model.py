@@ -34,7 +34,7 @@ class DraftModel(nn.Module):
         tensors: Callable[[], dict[str, Tensor]],
         replace: Callable[[Callable[[], Drafter]], bool],
     ) -> None:
-        """`tensors` returns the tensors in use; `replace` starts drafting with the drafter that its argument returns."""
+        """`tensors` returns the tensors in use; `replace` starts using the drafter that its argument returns."""
         super().__init__()
         self.config, self.dtype = config, dtype
         self._tensors, self._replace = tensors, replace

@@ -7,8 +7,8 @@ from vllm.sampling_params import SamplingParams
 def needs_chain(params: SamplingParams | None) -> bool:
     """Whether a request's logits depend on its earlier tokens in a way that this plugin cannot follow along a path.
 
-    vLLM then uses the rows before as the tokens before, which is exact for a chain and wrong for siblings. Penalties and
-    bad words follow a node's path (`history.py`); custom processors report it when they get the request.
+    vLLM then uses the rows before as the tokens before, which is exact for a chain and wrong for siblings. Penalties
+    and bad words follow a node's path (`history.py`); custom processors report it when they get the request.
     """
     if params is None:
         return True

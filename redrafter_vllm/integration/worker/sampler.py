@@ -129,7 +129,7 @@ class TreeSampler:
         rows: slice,
         dims: tuple[int, int],
     ) -> LogprobsTensors:
-        """Log-probabilities of the path's rows, each moved to where vLLM expects it: the i-th emitted token in row i."""
+        """Log-probabilities of the path's rows, moved to where vLLM expects them: the i-th emitted token in row i."""
         num_logprobs, max_per_req_token_ids = dims
         return compute_topk_scores(
             logits[emitting],

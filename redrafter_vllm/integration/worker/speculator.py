@@ -22,10 +22,10 @@ from redrafter_vllm.integration.worker.draft_model import DraftModel
 from redrafter_vllm.integration.worker.parallel import (
     TokenInputs,
     all_or_none,
-    refill,
     load_part,
     own_table,
     pack_part,
+    refill,
     share_embedding,
     target_rows,
 )
