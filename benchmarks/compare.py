@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Comparison:
-    """How many requests, and how many tokens of the expected output, came out the same."""
+    """Numbers of requests, and of tokens of the expected outputs, that are the same."""
 
     requests: int
     same_requests: int
@@ -30,7 +30,7 @@ class Comparison:
 
 
 def compare(expected: Sequence[Sequence[int]], actual: Sequence[Sequence[int]]) -> Comparison:
-    """Compare outputs, request by request; tokens count as the same up to a request's first difference.
+    """Compare outputs by request; a request's tokens count as the same up to its first difference.
 
     Raises:
         ValueError: The number of requests differs, or there are none.

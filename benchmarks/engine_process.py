@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Child processes that never outlive the demonstration."""
+"""Child processes that end with the command that started them."""
 
 import os
 import signal
@@ -11,22 +11,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.demo.options import ROOT
+from benchmarks.assets import ROOT
 
 GRACE_SECONDS = 20.0
 NOTE_EVERY = 30.0
 
-# Nothing here needs the network; a local engine should not try it, nor send statistics.
+# No benchmark needs the network: engines must not try it, nor send statistics.
 QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
 
 
 class ChildError(RuntimeError):
-    """A child process failed or did not get ready; the message holds the end of its log."""
+    """A child process failed or was not ready in time; the message holds the end of its log."""
 
 
 @contextmanager
 def running(command: Sequence[str], log: Path, env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `command` with its output in `log`; it and all its children are gone when the block is left, however."""
+    """Run `command` with its output in `log`; when the block is left, it and all its children have ended."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         child = subprocess.Popen(
@@ -45,7 +45,7 @@ def running(command: Sequence[str], log: Path, env: Mapping[str, str]) -> Iterat
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:
-    """Ask the child to end, give it time, then end its whole process group."""
+    """Terminate the child, wait for `GRACE_SECONDS`, then kill its whole process group."""
     if child.poll() is None:
         with suppress(ProcessLookupError):
             child.terminate()
@@ -59,7 +59,7 @@ def stop(child: subprocess.Popen[bytes]) -> None:
 def run_to_end(
     command: Sequence[str], log: Path, env: Mapping[str, str], what: str, console: Console, limit: float = 1800.0
 ) -> None:
-    """Run a child to its end under a spinner. Raises `ChildError` with the log's end if it fails or takes too long."""
+    """Run a child to its end, with a spinner. Raises `ChildError` if it fails or takes more than `limit` seconds."""
     with running(command, log, env) as child:
         for _ in waiting(what, console, limit, log):
             if child.poll() is not None:
@@ -69,7 +69,7 @@ def run_to_end(
 
 
 def waiting(what: str, console: Console, limit: float, log: Path) -> Iterator[None]:
-    """Yield four times a second under a spinner with the seconds waited. Raises `ChildError` after `limit` seconds."""
+    """Yield four times a second, with a spinner that shows the seconds. Raises `ChildError` after `limit` seconds."""
     started = noted = time.monotonic()
     with console.status(what) as status:
         while (now := time.monotonic()) - started < limit:
@@ -83,7 +83,7 @@ def waiting(what: str, console: Console, limit: float, log: Path) -> Iterator[No
 
 
 def tail(log: Path, lines: int = 25) -> str:
-    """The end of a log, with its name."""
+    """The last `lines` of a log, after its name."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     end = "\n".join(text.replace("\r", "\n").splitlines()[-lines:])
     return f"The end of {log}:\n{end}"

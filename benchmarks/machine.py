@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine that a measurement runs on: its name, and how much memory a piece of work adds."""
+"""The machine that a measurement runs on: its name, and peak memory."""
 
 import ctypes
 import gc
@@ -11,7 +11,7 @@ import torch
 
 
 def hardware(device: str) -> tuple[str, str]:
-    """A short name for the file and a long one."""
+    """A short name, for file names, and a long one."""
     if device.startswith("cuda"):
         name = torch.cuda.get_device_name(device)
         return name.replace(" ", "-").lower(), name
@@ -21,7 +21,7 @@ def hardware(device: str) -> tuple[str, str]:
 
 
 class PeakMemory:
-    """The most memory held since construction, above what was held then."""
+    """Peak memory since construction, minus the memory in use at construction."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -31,10 +31,10 @@ class PeakMemory:
             self.before = torch.cuda.memory_allocated(device)
             return
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the resident memory
         self.before = self._status("VmRSS")
 
-    def synchronise(self) -> None:
+    def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

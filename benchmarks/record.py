@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurements as kept: what was found, beside the command, day, versions and machine that it was found with."""
+"""Stored measurements: the figures with the command, date, versions and hardware that they were measured with."""
 
 import platform
 import shlex
@@ -15,30 +15,35 @@ from redrafter_vllm.utils import strict_json
 RESULTS = Path(__file__).parent / "results"
 
 
+def command(module: str, argv: Sequence[str]) -> str:
+    """The command line that repeats a measurement."""
+    return shlex.join(["python", "-m", module, *argv])
+
+
 def record(module: str, argv: Sequence[str], found: dict[str, Any], folder: Path, device: str = "cpu") -> Path:
-    """Writes `<folder>/<module>_<machine>_<day>.json`, whole or not at all, and returns its path."""
+    """Write `<folder>/<name>_<hardware>_<date>.json` and return its path; the name is the last part of `module`."""
     machine, description = hardware(device)
     about = {
-        "command": shlex.join(["python", "-m", f"benchmarks.{module}", *argv]),
+        "command": command(module, argv),
         "date": date.today().isoformat(),
         "versions": versions(),
         "hardware": description,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{module.replace('_', '-')}_{machine}_{about['date']}.json"
+    file = folder / f"{module.rpartition('.')[2].replace('_', '-')}_{machine}_{about['date']}.json"
     store(file, about | found)
     return file
 
 
 def store(path: Path, report: dict[str, Any]) -> None:
-    """Whole or not at all."""
+    """Write `report` to `path` as JSON, atomically."""
     partial = path.with_suffix(".part")
     partial.write_text(strict_json.dumps(report, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
 
 
 def versions() -> dict[str, str]:
-    """Of everything that the figures depend on."""
+    """Versions of Python and of the packages that the figures depend on."""
     found = {"python": platform.python_version()}
     for name, distributions in {
         "torch": ["torch"],

@@ -1,28 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks.demo`: train, serve, compare, report."""
+"""`python -m benchmarks.demo`: train a drafter, serve with it, compare with plain vLLM, report."""
 
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from benchmarks.assets import ROOT
 from benchmarks.demo.colour import ACCEPTED, coloured
-from benchmarks.demo.offline import as_users_run_it, plain, run_engine, with_redrafter
-from benchmarks.demo.options import ROOT, DemoOptions, parse_args
-from benchmarks.demo.report import Evidence, as_json, evaluate, print_tables, relative_to_here
+from benchmarks.demo.options import DemoOptions, parse_args
+from benchmarks.demo.report import Evidence, as_json, evaluate, print_tables, with_relative_paths
 from benchmarks.demo.serve import serve_and_complete
 from benchmarks.demo.train import obtain_drafter, obtain_target
 from benchmarks.demo.workload import load_tokenizer, make_workload
 from benchmarks.engine_process import ChildError
+from benchmarks.engines.offline import as_users_run_it, plain, run_engine, with_redrafter
 from benchmarks.record import store
 
 
 def gather(options: DemoOptions, console: Console) -> tuple[Evidence, Any]:
-    """Run everything; the evidence and the target's tokenizer."""
+    """Run all steps; the evidence and the target's tokenizer."""
     started = time.monotonic()
     console.rule("1  target and drafter", align="left")
     target = obtain_target(options, console).resolve()
@@ -49,7 +51,7 @@ def gather(options: DemoOptions, console: Console) -> tuple[Evidence, Any]:
 
 
 def show_completion(evidence: Evidence, tokenizer: Any, console: Console) -> None:
-    """A typical completion: the median of the first few by tokens per step."""
+    """Print one completion: of the first nine, the one with the median of tokens per step."""
     run = evidence.redrafter.greedy
     by_saving = sorted(range(min(9, len(run.steps))), key=lambda index: len(run.steps[index]) / len(run.tokens[index]))
     chosen = by_saving[len(by_saving) // 2]
@@ -62,10 +64,11 @@ def show_completion(evidence: Evidence, tokenizer: Any, console: Console) -> Non
     console.print(text, highlight=False)
 
 
-def main() -> int:
-    options = parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    options = parse_args(argv)
     console = Console()
-    # Without this a terminated demonstration would leave its server behind.
+    # Without this a terminated demonstration would leave its server running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options.out.mkdir(parents=True, exist_ok=True)
     try:
@@ -77,12 +80,12 @@ def main() -> int:
         console.print("interrupted; the server and the engines have been stopped")
         return 130
     figures = evaluate(evidence)
-    console.rule("4  what came out", align="left")
+    console.rule("4  results", align="left")
     print_tables(evidence, figures, console)
     show_completion(evidence, tokenizer, console)
     path = options.out / "report.json"
-    store(path, as_json(relative_to_here(evidence, ROOT), figures))
-    console.print(f"\n{evidence.seconds:.0f} s in all; the report is {path}")
+    store(path, as_json(with_relative_paths(evidence, ROOT), figures, argv))
+    console.print(f"\n{evidence.seconds:.0f} s in total; the report is {path}")
     for failure in figures.failures:
         console.print(f"FAILED: {failure}", style="bold red", markup=False)
     return 1 if figures.failures else 0

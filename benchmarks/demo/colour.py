@@ -10,10 +10,10 @@ PROMPT = "dim"
 
 
 def accepted_flags(steps: Sequence[int]) -> list[bool]:
-    """For every token whether it was an accepted draft, given how many tokens each step emitted.
+    """Whether each token was an accepted draft, given how many tokens each step emitted.
 
-    A step ends with a token that the target emitted itself; those before it were drafts. (Where `max_tokens` cut the
-    last step short its last token may have been a draft, too; it is shown as the target's.)
+    A step ends with a token that the target emitted itself; those before it were drafts. If `max_tokens` cut the last
+    step, its last token may also have been a draft; it is shown as the target's.
     """
     return [index < count - 1 for count in steps for index in range(count)]
 

@@ -1,25 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demonstration can be asked for."""
+"""Options of the demonstration."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.assets import BUILD
+from benchmarks.cli import add_beams, make_parser
+from benchmarks.engines.offline import MAX_MODEL_LEN
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.utils.paths import user_path
-
-ROOT = Path(__file__).resolve().parents[2]
-ASSET = ROOT / "tests" / "assets" / "stdlib-llama"
-MAX_MODEL_LEN = 1024
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """The command line, checked."""
+    """The command line, checked. Raises ValueError."""
 
-    target: Path | None  # None: the committed one, or else one that is trained here
-    drafter: Path | None  # None: one that is trained here
+    target: Path | None  # None: the committed one, or else one trained for the demonstration
+    drafter: Path | None  # None: one trained for the demonstration
     recipe: str
     prompts: int
     max_tokens: int
@@ -37,12 +35,11 @@ class DemoOptions:
                 raise ValueError(f"{path} is no checkpoint: it has no config.json")
 
 
-def parse_args(argv: Sequence[str] | None = None) -> DemoOptions:
-    """Exits with argparse's message for anything that cannot be."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.demo",
-        description="Train a drafter, serve with it through `vllm serve`, and compare with plain vLLM token by token.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+def parse_args(argv: Sequence[str]) -> DemoOptions:
+    """The options; exits with argparse's message where one is impossible."""
+    parser = make_parser(
+        "benchmarks.demo",
+        "Train a drafter, serve with it through `vllm serve`, and compare with plain vLLM token by token.",
     )
     parser.add_argument(
         "--target", type=user_path, help="target model (default: the committed one, or one trained here)"
@@ -52,10 +49,9 @@ def parse_args(argv: Sequence[str] | None = None) -> DemoOptions:
     parser.add_argument("--prompts", type=int, default=32, help="prompts from files held out of all training")
     parser.add_argument("--max-tokens", type=int, default=96, help="tokens that each prompt is continued by")
     parser.add_argument("--temperature", type=float, default=0.8, help="of the seeded comparison")
-    parser.add_argument("--beam-width", type=int, default=4, help="beams")
-    parser.add_argument("--beam-length", type=int, default=4, help="drafted tokens per beam, the root not counted")
+    add_beams(parser)
     parser.add_argument("--nodes", type=int, default=16, help="node slots of the draft tree")
-    parser.add_argument("--out", type=user_path, default=ROOT / "build" / "demo", help="folder for everything written")
+    parser.add_argument("--out", type=user_path, default=BUILD / "demo", help="folder for everything written")
     args = parser.parse_args(argv)
     try:
         return DemoOptions(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demonstration's figures: gathered, judged, printed, stored."""
+"""The demonstration's figures: computed, checked, printed, stored."""
 
 import os
 import platform
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,10 @@ from rich.table import Table
 
 from benchmarks.acceptance import acceptance_by_depth, tokens_per_step
 from benchmarks.compare import Comparison, compare
-from benchmarks.demo.offline import BATCH, ENGINE, THREADS, EngineResult, Run
 from benchmarks.demo.options import DemoOptions
 from benchmarks.demo.serve import Served
-from benchmarks.demo.workload import Workload
-from benchmarks.record import versions
+from benchmarks.engines.offline import BATCH, ENGINE, THREADS, EngineResult, Run, Workload
+from benchmarks.record import command, versions
 
 REQUIRED_TOKENS_PER_STEP = 1.7
 SPEED_REMARK = (
@@ -28,7 +27,7 @@ SPEED_REMARK = (
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that was run."""
+    """The inputs and outputs of all runs."""
 
     target: Path
     drafter: Path
@@ -43,7 +42,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Figures:
-    """What the evidence comes to."""
+    """Comparisons and acceptance, computed from the evidence."""
 
     greedy: Comparison
     seeded: Comparison
@@ -53,7 +52,7 @@ class Figures:
 
     @property
     def failures(self) -> list[str]:
-        """What the demonstration should have shown and has not."""
+        """What the demonstration has to show and did not, one sentence each."""
         failures = [
             f"{what} outputs differ from plain vLLM's ({comparison})"
             for what, comparison in (("greedy", self.greedy), ("seeded", self.seeded), ("the server's", self.served))
@@ -65,7 +64,7 @@ class Figures:
 
 
 def evaluate(evidence: Evidence) -> Figures:
-    """Compare and count."""
+    """Compare outputs and compute acceptance."""
     plain, ours = evidence.plain, evidence.redrafter
     return Figures(
         greedy=compare(plain.greedy.tokens, ours.greedy.tokens),
@@ -76,8 +75,8 @@ def evaluate(evidence: Evidence) -> Figures:
     )
 
 
-def as_json(evidence: Evidence, figures: Figures) -> dict[str, Any]:
-    """The report as stored."""
+def as_json(evidence: Evidence, figures: Figures, argv: Sequence[str]) -> dict[str, Any]:
+    """The report as stored; `argv` are the demonstration's arguments."""
     ours, plain, installed = (e.greedy for e in (evidence.redrafter, evidence.plain, evidence.installed))
     return {
         "identical_greedy": figures.greedy.identical,
@@ -121,7 +120,7 @@ def as_json(evidence: Evidence, figures: Figures) -> dict[str, Any]:
             "max_tokens": evidence.workload.max_tokens,
             "recipe": evidence.options.recipe if evidence.options.drafter is None else None,
         },
-        "command": " ".join(["python -m benchmarks.demo", *sys.argv[1:]]),
+        "command": command("benchmarks.demo", argv),
         "hardware": {"machine": platform.machine(), "cores": len(os.sched_getaffinity(0))},
         "seconds": evidence.seconds,
         "prompts": evidence.workload.texts,
@@ -129,7 +128,7 @@ def as_json(evidence: Evidence, figures: Figures) -> dict[str, Any]:
 
 
 def print_tables(evidence: Evidence, figures: Figures, console: Console) -> None:
-    """The same for people."""
+    """Print outcome and speed as tables."""
     console.print(_outcome_table(evidence, figures))
     console.print(_speed_table(evidence))
     console.print(SPEED_REMARK, style="dim")
@@ -171,12 +170,12 @@ def _speed(run: Run) -> str:
     return f"{run.tokens_per_second:.0f}"
 
 
-def relative_to_here(evidence: Evidence, root: Path) -> Evidence:
-    """The evidence with paths as seen from `root`, so that a stored report names no folder of this machine."""
+def with_relative_paths(evidence: Evidence, root: Path) -> Evidence:
+    """The evidence with paths relative to `root`, so that a stored report names no folder of this machine."""
 
     def short(path: Path) -> Path:
         return path.relative_to(root) if path.is_relative_to(root) else path
 
-    command = [word.replace(f"{root}{os.sep}", "") for word in evidence.served.command]
-    served = replace(evidence.served, command=command)
+    words = [word.replace(f"{root}{os.sep}", "") for word in evidence.served.command]
+    served = replace(evidence.served, command=words)
     return replace(evidence, target=short(evidence.target), drafter=short(evidence.drafter), served=served)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real `vllm serve`, asked through the OpenAI client."""
+"""Completions from a real `vllm serve`, through the OpenAI client."""
 
 import asyncio
 import socket
@@ -15,9 +15,8 @@ import httpx
 from openai import AsyncOpenAI
 from rich.console import Console
 
-from benchmarks.demo.offline import BATCH, ENGINE
-from benchmarks.demo.workload import Workload
 from benchmarks.engine_process import ChildError, running, tail, waiting
+from benchmarks.engines.offline import BATCH, ENGINE, Workload
 
 HOST = "127.0.0.1"
 MODEL_NAME = "target"
@@ -26,7 +25,7 @@ READY_WITHIN = 300.0
 
 @dataclass(frozen=True)
 class Served:
-    """What the server answered, greedily, and how long all of it took."""
+    """The server's greedy completions, and how long start and completions took."""
 
     command: list[str]
     start_seconds: float
@@ -35,7 +34,7 @@ class Served:
 
 
 def serve_command(target: Path, port: int, options: Sequence[str] = ()) -> list[str]:
-    """The command line; the engine is shaped like the offline ones."""
+    """The command line; the engine has the options of the offline ones."""
     vllm = str(Path(sys.executable).with_name("vllm"))
     engine = []
     for name, value in ENGINE.items():
@@ -46,7 +45,7 @@ def serve_command(target: Path, port: int, options: Sequence[str] = ()) -> list[
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port that is free now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
@@ -54,10 +53,10 @@ def free_port() -> int:
 
 @contextmanager
 def serving(command: list[str], port: int, drafter: Path, log: Path, console: Console) -> Iterator[float]:
-    """The server, healthy; yields the seconds that its start took. Stopped when the block is left, however.
+    """Start the server, yield the seconds until it was healthy, and stop it when the block is left.
 
     Raises:
-        ChildError: It died or was not healthy in time; with the end of its log.
+        ChildError: It ended or was not healthy in time; the message holds the end of its log.
     """
     started = time.monotonic()
     with running(command, log, {"REDRAFTER_CHECKPOINT": str(drafter)}) as server:
@@ -78,29 +77,29 @@ def _is_healthy(port: int) -> bool:
 
 async def complete_all(port: int, workload: Workload) -> list[list[int]]:
     """Greedy continuations of all prompts, as tokens; at most `BATCH` requests at a time."""
-    turn = asyncio.Semaphore(BATCH)
-    # A proxy of the user's would not know this machine's own address.
+    free_slots = asyncio.Semaphore(BATCH)
+    # A proxy from the user's environment could not reach the loopback address.
     async with (
         httpx.AsyncClient(trust_env=False) as http,
         AsyncOpenAI(base_url=f"http://{HOST}:{port}/v1", api_key="none", http_client=http, timeout=300.0) as client,
     ):
 
         async def complete(text: str) -> list[int]:
-            async with turn:
-                answer: Any = await client.completions.create(
+            async with free_slots:
+                completion: Any = await client.completions.create(
                     model=MODEL_NAME,
                     prompt=text,
                     temperature=0.0,
                     max_tokens=workload.max_tokens,
                     extra_body={"return_token_ids": True},
                 )
-                return list(answer.choices[0].token_ids)
+                return list(completion.choices[0].token_ids)
 
         return await asyncio.gather(*(complete(text) for text in workload.texts))
 
 
 def serve_and_complete(target: Path, drafter: Path, workload: Workload, folder: Path, console: Console) -> Served:
-    """Start a server, have it continue all prompts, stop it."""
+    """Start a server, complete all prompts through it, stop it."""
     port = free_port()
     command = serve_command(target, port)
     console.print(f"REDRAFTER_CHECKPOINT={drafter} {' '.join(command)}", style="cyan", highlight=False, soft_wrap=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the demonstration's target and drafter come from."""
+"""The demonstration's target and drafter: given, committed or trained."""
 
 import os
 import subprocess
@@ -8,11 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.demo.options import ASSET, ROOT, DemoOptions
+from benchmarks.assets import ASSET, ROOT
+from benchmarks.demo.options import DemoOptions
 
 
 def obtain_target(options: DemoOptions, console: Console) -> Path:
-    """The target asked for, the committed one, or one that is trained now (and kept for the next time)."""
+    """The given target, the committed one, or one that is trained now and kept for later demonstrations."""
     if options.target is not None:
         return options.target
     if (ASSET / "model.safetensors").is_file():
@@ -26,20 +27,30 @@ def obtain_target(options: DemoOptions, console: Console) -> Path:
 
 
 def obtain_drafter(target: Path, options: DemoOptions, console: Console) -> Path:
-    """The drafter asked for, or one that is trained now for `target`."""
+    """The given drafter, or one that is trained now for `target`."""
     if options.drafter is not None:
         return options.drafter
     made = options.out / "drafter"
     console.print(f"training a drafter for it ({options.recipe} recipe)")
     places = ("--target", str(target), "--out", str(made))
     # A drafter of an earlier demonstration may have another recipe or target.
-    anew = ("--resume", "false", "--overwrite")
-    _python("redrafter_training", "--data", "stdlib", "--recipe", options.recipe, "--evaluate", "false", *anew, *places)
+    overwriting = ("--resume", "false", "--overwrite")
+    _python(
+        "redrafter_training",
+        "--data",
+        "stdlib",
+        "--recipe",
+        options.recipe,
+        "--evaluate",
+        "false",
+        *overwriting,
+        *places,
+    )
     return made
 
 
 def _python(module: str, *arguments: str) -> None:
-    # Threads that spin while they wait make training crawl where other work shares the cores.
+    # Threads that wait actively make training several times slower where other work shares the cores.
     env = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    # In the foreground's process group and on its terminal: progress bars show, and Ctrl-C reaches it.
+    # In this process group and on this terminal, so that progress bars show and Ctrl-C reaches it.
     subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, env=env, check=True)

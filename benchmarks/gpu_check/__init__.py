@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that only a GPU can show: `python -m benchmarks.gpu_check`."""
+"""All checks that need a GPU: `python -m benchmarks.gpu_check`."""

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that only a GPU can show, in 8 minutes: `python -m benchmarks.gpu_check`.
+"""All checks that need a GPU, in 8 minutes: `python -m benchmarks.gpu_check`.
 
-Each stage is a process of its own with a time limit, the most wanted ones first; what it found is kept in a file, also
-what it had found when it was stopped. A stage that has passed is not run again by the next call, so a call that was cut
-short goes on where it was; `--bundle` and `--resume` carry the files from one machine to another. What passed with
-other code than the present is kept, too, and said to be so: on a day of repairs only `--again` costs its time once
-more. `--device cpu` rehearses the script on any machine, with tiny sizes: its figures mean nothing and are not recorded
+Each stage runs in a separate process with a time limit, the most important ones first. Its findings are stored in a
+file as soon as they are made, so those of a stopped stage are kept. The next call does not repeat a stage that has
+passed and so continues an interrupted call; `--bundle` and `--resume` move the files from one machine to another.
+Findings of a stage that passed with different code are kept and marked as such; `--again` repeats all stages.
+`--device cpu` rehearses the script on any machine, with tiny sizes: its figures mean nothing and are not recorded
 among the results.
 """
 
-import argparse
 import hashlib
 import json
 import signal
@@ -25,34 +24,36 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.demo.options import ROOT
+from benchmarks import cli
+from benchmarks.assets import BUILD, ROOT
 from benchmarks.engine_process import ChildError, run_to_end
 from benchmarks.gpu_check.stages import outcome_file
 from benchmarks.gpu_check.stages.bundle import pack, unpack
 from benchmarks.record import RESULTS, record, store
 from redrafter_vllm.utils.paths import user_path
 
-MIN_SECONDS = 10.0  # with less left, no stage is begun
+MODULE = "benchmarks.gpu_check"
+MIN_SECONDS = 10.0  # with less left, no stage is started
 PASSED, STALE = "passed", "passed with other code"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A module of `benchmarks.gpu_check.stages`, what it shows, and the seconds that it may take."""
+    """A module of `benchmarks.gpu_check.stages`, what it shows, and its time limit in seconds."""
 
     name: str
     shows: str
     limit: float
 
 
-# In the order of what is wanted most, as the last ones may find no time. Nearly all of a limit is for a bad day.
+# In the order of importance, as there may be no time for the last ones. The limits are far above the usual times.
 STAGES = (
     Stage("machine", "GPU, driver, bandwidth", 30),
     Stage("draft_round", "a drafting round against its byte floor", 60),
     Stage("speed", "end to end at Vicuna-7B's shape", 240),
     Stage("kernels", "kernels against references", 120),
     Stage("identity", "the tokens of plain vLLM", 90),
-    Stage("no_sync", "no waiting in a decode step", 60),
+    Stage("no_sync", "no synchronization in a decode step", 60),
     Stage("graphs", "graphs captured, same tokens", 90),
     Stage("kernel_times", "kernels against their byte floors", 60),
 )
@@ -75,7 +76,7 @@ Found = dict[str, dict[str, Any]]  # status, summary, seconds and figures of eac
 
 
 def run_stages(options: Options, console: Console, found: Found) -> None:
-    """Adds to `found` what each stage finds, as soon as it has."""
+    """Add each stage's findings to `found` as soon as the stage has ended."""
     deadline = time.monotonic() + options.seconds
     options.out.mkdir(parents=True, exist_ok=True)
     for stage in options.stages:
@@ -92,8 +93,8 @@ def stored_or_run(stage: Stage, options: Options, deadline: float, console: Cons
             return found if found.get("code") == code_digest() else found | {"status": STALE}
     left = deadline - time.monotonic()
     if left < MIN_SECONDS:
-        return {"status": "not run", "summary": "no time was left; call again to go on", "seconds": 0.0}
-    # A rehearsal shows nothing by its pace.
+        return {"status": "not run", "summary": "no time was left; call again to continue", "seconds": 0.0}
+    # The speed of a rehearsal does not matter.
     limit = min(stage.limit, left) if options.device == "cuda" else left
     found = run_stage(stage, options, limit, console)
     store(kept, found)
@@ -101,7 +102,7 @@ def stored_or_run(stage: Stage, options: Options, deadline: float, console: Cons
 
 
 def run_stage(stage: Stage, options: Options, limit: float, console: Console) -> dict[str, Any]:
-    """A stage that crashes or takes too long has failed, with the figures that it had; the others go on."""
+    """Run one stage. One that crashes or exceeds `limit` has failed, and its figures up to then are kept."""
     result, log = outcome_file(options.out / stage.name), options.out / f"{stage.name}.log"
     result.unlink(missing_ok=True)
     command = [
@@ -130,9 +131,9 @@ def run_stage(stage: Stage, options: Options, limit: float, console: Console) ->
 
 
 def code_digest() -> str:
-    """Of all that a stage runs: another one means that what it found may no longer hold."""
+    """Digest of all code that a stage may run; when it changes, findings may no longer hold."""
     digest = hashlib.sha256()
-    for folder in ("redrafter_vllm", "benchmarks", "tests", "tools"):
+    for folder in ("redrafter_vllm", "training", "benchmarks", "tests", "tools"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
@@ -143,30 +144,26 @@ def print_table(found: Found, console: Console) -> None:
     for column in ("stage", "status", "s", "found"):
         table.add_column(column)
     for name, stage in found.items():
-        # Of a log's end, a bracket is no markup.
+        # As `Text`, because brackets in a log are not markup.
         table.add_row(name, stage["status"], f"{stage['seconds']:.0f}", Text(stage["summary"]))
     console.print(table)
 
 
 def parse_args(argv: Sequence[str]) -> Options:
     names = [stage.name for stage in STAGES]
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu_check",
-        description="Everything that only a GPU can show; call again to go on with what has not passed.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = cli.make_parser(MODULE, "All checks that need a GPU; call again to repeat those that have not passed.")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: only rehearse the script")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="STAGE", help=", ".join(names))
-    parser.add_argument("--minutes", type=float, default=8.0, help="for this call")
-    parser.add_argument("--again", action="store_true", help="run stages that have passed, too")
-    parser.add_argument("--out", type=user_path, default=ROOT / "build" / "gpu-check", help="folder of logs and stages")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time limit of this call")
+    parser.add_argument("--again", action="store_true", help="also repeat stages that have passed")
+    parser.add_argument("--out", type=user_path, default=BUILD / "gpu-check", help="folder for logs and findings")
     parser.add_argument(
-        "--bundle", type=user_path, metavar="FILE.tar.gz", help="archive of all findings and logs to write"
+        "--bundle", type=user_path, metavar="FILE.tar.gz", help="archive to write, with all findings and logs"
     )
-    parser.add_argument("--resume", type=user_path, metavar="FILE.tar.gz", help="such an archive to go on from")
+    parser.add_argument("--resume", type=user_path, metavar="FILE.tar.gz", help="archive to continue from")
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no CUDA device here; --device cpu rehearses the script")
+        parser.error("no CUDA device was found; --device cpu rehearses the script")
     if args.minutes <= 0:
         parser.error(f"--minutes must be positive, not {args.minutes}")
     if args.resume is not None and not args.resume.is_file():
@@ -189,10 +186,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(options: Options, argv: Sequence[str], found: Found, console: Console) -> None:
-    """The table, the record and the archive of what has been found, be it all or not."""
+    """Print, record and archive the findings, complete or not."""
     print_table(found, console)
     folder = RESULTS if options.device == "cuda" else options.out
-    file = record("gpu_check", argv, {"stages": found}, folder, options.device)
+    file = record(MODULE, argv, {"stages": found}, folder, options.device)
     console.print(file)
     if options.bundle is not None:
         pack(options.out, options.bundle, file)
@@ -200,6 +197,6 @@ def report(options: Options, argv: Sequence[str], found: Found, console: Console
 
 
 if __name__ == "__main__":
-    # So that what a stage has found is kept and its engines end.
+    # Raises SystemExit on SIGTERM, so that findings are kept and engines end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes of models, their bytes, and small models at the cost of large ones."""
+"""Sizes of models, the bytes that they read, and small models inflated to large shapes."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes of Llama targets and of their drafters: by name, or from a `config.json`; no weights are read."""
+"""Sizes of Llama targets and of their drafters, by name or from a `config.json`; no weights are read."""
 
 import json
 from collections.abc import Mapping
@@ -12,19 +12,19 @@ from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.checkpoint.io import read_config
 
 CONFIG_FILE = "config.json"
-# Decoders with Llama's matrices. Some have biases or norms besides, which are a ten-thousandth of the whole.
+# Decoders with Llama's matrices. Some also have biases or norms, a ten-thousandth of the parameters.
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 
 TensorShapes = dict[str, tuple[int, ...]]
 
 
 class ShapeError(ValueError):
-    """A model or shape that cannot be used, and why."""
+    """A model or shape that cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
 class LlamaShape:
-    """Sizes of a dense decoder. Raises ShapeError when they contradict each other."""
+    """Sizes of a dense decoder. Raises ShapeError where they contradict each other."""
 
     vocab_size: int
     hidden_size: int
@@ -48,11 +48,11 @@ class LlamaShape:
                 "evenly"
             )
         if self.head_dim % 2:
-            raise ShapeError(f"head_dim {self.head_dim} is odd: rotary positions turn pairs of dimensions")
+            raise ShapeError(f"head_dim {self.head_dim} is odd: rotary positions rotate pairs of dimensions")
 
     @property
     def tensors(self) -> TensorShapes:
-        """Every stored tensor, under Hugging Face's names, in the order of a forward pass."""
+        """Shapes of all stored tensors, by Hugging Face's names, in the order of a forward pass."""
         hidden, inner = self.hidden_size, self.intermediate_size
         queries, keys = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         layer = {
@@ -95,7 +95,7 @@ def count(shapes: TensorShapes) -> int:
 
 
 def find_shape(name: str) -> LlamaShape:
-    """A named shape, or that of the `config.json` (or its folder) at a path. Raises ShapeError."""
+    """A shape by its name, or by the path of a `config.json` or its folder. Raises ShapeError."""
     if name in SHAPES:
         return SHAPES[name]
     path = Path(name)
@@ -105,7 +105,7 @@ def find_shape(name: str) -> LlamaShape:
 
 
 def llama_shape(config: Mapping[str, Any], where: str) -> LlamaShape:
-    """The sizes in a parsed `config.json`, read at `where`. Raises ShapeError."""
+    """The sizes in a parsed `config.json`; `where` is its path, for messages. Raises ShapeError."""
     if config.get("model_type") not in LLAMA_LIKE:
         raise ShapeError(
             f"{where} is of model_type {config.get('model_type')!r}; its shape is known only for "
@@ -146,5 +146,5 @@ def published_drafter(target: LlamaShape, *, draft_vocab_size: int | None = None
 
 
 def as_dict(shape: LlamaShape | DrafterConfig) -> dict[str, Any]:
-    """The sizes as they stand in a `config.json`."""
+    """The sizes as in a `config.json`."""
     return {key: value for key, value in asdict(shape).items() if value is not None}

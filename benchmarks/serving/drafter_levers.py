@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each way of reading fewer drafter bytes costs in acceptance.
 
-`python -m benchmarks.serving.drafter_levers --target DIR`: the target continues held-out prompts greedily, in float32; then
-each variant of the drafter is followed along the same texts, as in `redrafter_training.evaluate`. Trimming keeps the most
-frequent tokens of the data; rounding is that of weight-only kernels, computed with torch. Bytes are this drafter's.
+`python -m benchmarks.serving.drafter_levers --target DIR`: the target continues held-out prompts greedily, in float32;
+then each variant of the drafter drafts along the same texts, as in `redrafter_training.evaluate`. Trimming keeps the
+most frequent tokens of the data; rounding is that of weight-only kernels, computed with torch. Bytes are those of this
+drafter.
 """
 
 import argparse
@@ -18,13 +19,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from benchmarks.models.roofline import Layout, Workload, naive_round, round_reads
-from benchmarks.record import RESULTS, record
+from benchmarks import cli
+from benchmarks.assets import load_target
+from benchmarks.models.roofline import Layout, Workload, baseline_round, round_reads
 from redrafter_training.run.evaluation import held_out_texts
 from redrafter_training.run.trimming import choose_tokens, data_frequencies, trim
-from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.acceptance import Drafting, measure
 from redrafter_training.trim import WINDOW
 from redrafter_vllm.checkpoint.locate import resolve_drafter
@@ -32,16 +33,18 @@ from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.model.packed import MakeLinear, PackedDrafter, plain_linear
 from redrafter_vllm.model.quantization import CODE_TYPES, rounding_linear
-from redrafter_vllm.utils.paths import user_path, user_place
+from redrafter_vllm.utils.paths import user_place
+
+MODULE = "benchmarks.serving.drafter_levers"
 
 
 def products(quantization: str | None) -> MakeLinear:
     return plain_linear if quantization is None else partial(rounding_linear, quantization)
 
 
-def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """The report. Its first row is the drafter as it is."""
-    target = TargetModel(AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32))
+def run(args: argparse.Namespace, console: Console) -> cli.Report:
+    """The report; its first row is the drafter as stored."""
+    target = load_target(args.target)
     tokenizer = AutoTokenizer.from_pretrained(args.target)
     full = Drafter.from_pretrained(resolve_drafter(args.drafter, str(args.target)))
     frequencies = data_frequencies(args.data, tokenizer, full.config.vocab_size, WINDOW)
@@ -53,7 +56,7 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     emitted = torch.cat([text[start:] for text, start in texts])
     drafting = Drafting(args.beam_width, args.beam_length, args.beam_width * args.beam_length)
     work = Workload(DraftingConfig(args.beam_width, args.beam_length))
-    naive = naive_round(full.config, work).total
+    baseline = baseline_round(full.config, work).total
     rows: list[dict[str, Any]] = []
     for quantization in (None, *CODE_TYPES):
         layout = Layout(byte_weights=quantization is not None)
@@ -69,7 +72,7 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
                     "quantization": quantization,
                     **asdict(found),
                     "change": found.tokens_per_step / rows[0]["tokens_per_step"] - 1 if rows else 0.0,
-                    "part_of_naive_bytes": round_reads(drafter.config, work, layout).total / naive,
+                    "part_of_naive_bytes": round_reads(drafter.config, work, layout).total / baseline,
                 }
             )
             console.print(drafter.config.output_size, quantization, f"{found.tokens_per_step:.3f}")
@@ -82,10 +85,18 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     }
 
 
-def print_table(report: dict[str, Any], console: Console) -> None:
+def print_table(report: cli.Report, console: Console) -> None:
     drafting = report["drafting"]
     table = Table(title=f"{drafting['beam_width']} beams of {drafting['beam_length']}", title_justify="left")
-    for column in ("draft tokens", "weights", "of emitted", "tokens per step", "change", "bytes of naive", "by depth"):
+    for column in (
+        "draft tokens",
+        "weights",
+        "of emitted",
+        "tokens per step",
+        "change",
+        "bytes, relative",
+        "by depth",
+    ):
         table.add_column(column, no_wrap=True)
     for row in report["results"]:
         table.add_row(
@@ -101,37 +112,27 @@ def print_table(report: dict[str, Any], console: Console) -> None:
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.serving.drafter_levers",
-        description="What each way of reading fewer drafter bytes costs in acceptance.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--target", type=user_path, required=True, help="folder of the target")
-    parser.add_argument("--drafter", type=user_place, help="the drafter's folder (None: where serving finds it)")
+    parser = cli.make_parser(MODULE, "What each way of reading fewer drafter bytes costs in acceptance.")
+    cli.add_target(parser)
+    cli.add_drafter(parser)
     parser.add_argument(
         "--data",
         type=user_place,
         default="stdlib",
-        help="whose most frequent tokens are kept; as for redrafter_training.trim",
+        help="data whose most frequent tokens are kept, as for redrafter_training.trim",
     )
-    parser.add_argument("--draft-vocab-size", type=int, nargs="+", help="tokens to keep, a row each (None: a quarter)")
-    parser.add_argument("--beam-width", type=int, default=4)
-    parser.add_argument("--beam-length", type=int, default=4, help="drafted tokens per beam, the root not counted")
-    parser.add_argument("--prompts", type=int, default=64, help="prompts from files held out of all training")
-    parser.add_argument("--new-tokens", type=int, default=128, help="tokens that each prompt is continued by")
-    parser.add_argument("--out", type=user_path, default=RESULTS, help="folder for the JSON file")
+    parser.add_argument(
+        "--draft-vocab-size", type=int, nargs="+", help="tokens to keep, one row per number (None: a quarter)"
+    )
+    cli.add_beams(parser)
+    cli.add_prompts(parser, prompts=64, new_tokens=128)
+    cli.add_out(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    args, console = parse_args(argv), Console(width=120)
-    report = run(args, console)
-    file = record("drafter_levers", argv, report, args.out)
-    print_table(report, console)
-    console.print(file)
-    return 0
+    return cli.run_benchmark(MODULE, argv, parse_args, run, print_table)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time of a drafting round by how the drafter is held: `python -m benchmarks.serving.drafting_round --shape llama-1b`.
+"""Time of a drafting round by the drafter's format: `python -m benchmarks.serving.drafting_round --shape llama-1b`.
 
-Random weights: what a round costs does not depend on them. Every way runs once before the next has its second turn, so
-that other work on the machine meets all of them alike. On a GPU the rounds are eager: serving replays them as graphs.
-Nothing is timed before the logits of all ways have been found near those of the drafter as loaded.
+Weights are random: the time of a round does not depend on them. The formats take turns, round by round, so that other
+work on the machine affects all of them equally. On a GPU the rounds are eager, while serving replays them as graphs.
+Before anything is timed, the logits of each format are compared with those of the drafter as loaded.
 """
 
 import argparse
@@ -29,10 +29,10 @@ from vllm.distributed.parallel_state import (
 from vllm.engine.arg_utils import EngineArgs
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from benchmarks.demo.options import ASSET
+from benchmarks import cli
+from benchmarks.assets import ASSET
 from benchmarks.models.roofline import DTYPE_BYTES, Layout, Workload, kept_bytes, round_reads
-from benchmarks.models.shapes import ShapeError, find_shape, published_drafter
-from benchmarks.record import RESULTS, record
+from benchmarks.models.shapes import find_shape, published_drafter
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.config import QUANTIZATIONS, DraftingConfig, OptionError
 from redrafter_vllm.drafting.propose import propose_trees
@@ -41,18 +41,18 @@ from redrafter_vllm.integration.worker.drafter_loading import linear_maker
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.model.interface import DrafterInterface
 from redrafter_vllm.model.packed import PackedDrafter
-from redrafter_vllm.utils.paths import user_path
 
+MODULE = "benchmarks.serving.drafting_round"
 WARM_UP = 2
 
-# Of the logits' own spread. Rounding to a byte moves each product by 1 % (INT8) or 3 % (FP8) of it, and there are four
-# in a row; a kernel that takes scales or codes for other ones is off by the whole.
+# In standard deviations of the logits. 8-bit rounding changes each product by 1 % (INT8) or 3 % (FP8), and there are
+# four in a row; with the wrong scales or codes a kernel's deviation is near 1.
 MAX_DEVIATION = {None: 0.02, "int8": 0.05, "fp8": 0.15}
 
 
 @contextmanager
 def alone_in_vllm(device: str, dtype: torch.dtype) -> Iterator[None]:
-    """What vLLM's layers need around them: any model's configuration, and process groups of this process alone."""
+    """What vLLM's layers need: a current configuration, of any model, and process groups of this process alone."""
     backend = "nccl" if device == "cuda" else "gloo"
     name = str(dtype).removeprefix("torch.")
     config = EngineArgs(model=str(ASSET), dtype=name, skip_tokenizer_init=True).create_engine_config()
@@ -62,7 +62,7 @@ def alone_in_vllm(device: str, dtype: torch.dtype) -> Iterator[None]:
         set_default_torch_dtype(dtype),
         torch.device(device),
     ):
-        init_distributed_environment(1, 0, f"file://{folder}/meet", 0, backend)
+        init_distributed_environment(1, 0, f"file://{folder}/rendezvous", 0, backend)
         initialize_model_parallel()
         try:
             yield
@@ -72,7 +72,7 @@ def alone_in_vllm(device: str, dtype: torch.dtype) -> Iterator[None]:
 
 
 def random_drafter(config: DrafterConfig) -> Drafter:
-    """On the default device, in the default type, its draft vocabulary spread over the whole."""
+    """A drafter on the default device, in the default type; its draft vocabulary is spread over the target's."""
     drafter = Drafter(config).eval()
     if config.draft_vocab_size is not None:
         drafter.set_draft_tokens(torch.arange(config.draft_vocab_size) * (config.vocab_size // config.draft_vocab_size))
@@ -80,9 +80,9 @@ def random_drafter(config: DrafterConfig) -> Drafter:
 
 
 def ways(drafter: Drafter, dtype: torch.dtype) -> dict[str, tuple[DrafterInterface, Layout, float]]:
-    """Drafters by name, how they are held, and how far their logits are off.
+    """Drafters by name, with their layout and the deviation of their logits.
 
-    Raises ValueError where those are off by more than rounding explains.
+    Raises ValueError where the deviation is more than rounding explains.
     """
     found: dict[str, tuple[DrafterInterface, Layout, float]] = {"as loaded": (drafter, Layout(), 0.0)}
     for quantization in (None, *QUANTIZATIONS):
@@ -100,7 +100,7 @@ def ways(drafter: Drafter, dtype: torch.dtype) -> dict[str, tuple[DrafterInterfa
 
 @torch.inference_mode()
 def deviation(drafter: DrafterInterface, exact: Drafter) -> float:
-    """How far the logits of a second step are off, of their own spread."""
+    """Standard deviation of the error of a second step's logits, relative to that of the logits."""
     hidden = exact.config.hidden_size
     embedding, context = torch.randn(3, hidden), torch.randn(2, hidden)
     found = []
@@ -113,10 +113,10 @@ def deviation(drafter: DrafterInterface, exact: Drafter) -> float:
     return float((found[0] - found[1]).std() / found[1].std())
 
 
-def checked(name: str, off: float, maximum: float) -> float:
-    """`off`. Raises ValueError where it is more than `maximum`."""
-    if not off <= maximum:
-        raise ValueError(f"{name}: the logits are off by {off:.1%} of their spread, more than {maximum:.0%}")
+def checked(name: str, off: float, limit: float) -> float:
+    """`off`. Raises ValueError where it is more than `limit`, or NaN."""
+    if not off <= limit:
+        raise ValueError(f"{name}: the logits are off by {off:.1%} of their spread, more than {limit:.0%}")
     return off
 
 
@@ -124,7 +124,7 @@ def checked(name: str, off: float, maximum: float) -> float:
 def seconds_of(
     drafters: dict[str, DrafterInterface], embedding: Tensor, drafting: DraftingConfig, batch: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of every round but the first ones, by drafter."""
+    """Seconds of each round after the warm-up, by drafter."""
     inputs = {name: drafter.token_inputs(embedding) for name, drafter in drafters.items()}
     context, roots = torch.randn(batch, embedding.shape[1]), torch.arange(batch)
     beam_limit = torch.full((batch,), drafting.beam_width)
@@ -145,8 +145,7 @@ def _wait(tensor: Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """The report."""
+def run(args: argparse.Namespace, console: Console) -> cli.Report:
     shape = find_shape(args.shape)
     config = published_drafter(shape, draft_vocab_size=args.draft_vocab_size or None)
     drafting = DraftingConfig(args.beam_width, args.beam_length)
@@ -184,7 +183,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def print_table(report: dict[str, Any], console: Console) -> None:
+def print_table(report: cli.Report, console: Console) -> None:
     table = Table(
         title=f"{report['shape']}, batch {report['batch']}, {report['draft_tokens']:,} draft tokens, {report['dtype']}",
         title_justify="left",
@@ -206,36 +205,21 @@ def print_table(report: dict[str, Any], console: Console) -> None:
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.serving.drafting_round",
-        description="Time of a drafting round by how the drafter is held.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--shape", default="llama-1b", help="the target's: a name, a config.json or its folder")
+    parser = cli.make_parser(MODULE, "Time of a drafting round by the drafter's format.")
+    parser.add_argument("--shape", default="llama-1b", help="of the target: a name, a config.json or its folder")
     parser.add_argument("--draft-vocab-size", type=int, default=8000, help="0: the whole vocabulary")
-    parser.add_argument("--beam-width", type=int, default=4)
-    parser.add_argument("--beam-length", type=int, default=4, help="drafted tokens per beam, the root not counted")
+    cli.add_beams(parser)
     parser.add_argument("--batch", type=int, default=1, help="requests")
     parser.add_argument("--dtype", choices=list(DTYPE_BYTES), default="bfloat16")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="of a CPU, one after the other")
-    parser.add_argument("--rounds", type=int, default=15, help="that are timed, of each way")
-    parser.add_argument("--out", type=user_path, default=RESULTS, help="folder for the JSON file")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1], help="CPU threads; one row per number")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each format")
+    cli.add_out(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    args, console = parse_args(argv), Console(width=120)
-    try:
-        report = run(args)
-    except (ShapeError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    file = record("drafting_round", argv, report, args.out, args.device)
-    print_table(report, console)
-    console.print(file)
-    return 0
+    return cli.run_benchmark(MODULE, argv, parse_args, run, print_table)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What structured output loses by chains, and what a mask for every node of a tree would cost the host.
+"""What chains instead of trees cost structured output, and what a mask for every node of a tree would cost the host.
 
-`python -m benchmarks.serving.structured_output --target DIR` lets plain vLLM answer held-out prompts under grammars, counts the
-steps that one beam and a tree would have taken along those answers, and times xgrammar's masks.
+`python -m benchmarks.serving.structured_output --target DIR`: plain vLLM continues held-out prompts under grammars;
+then the steps that one beam and a tree would have taken along these texts are counted, and xgrammar's masks timed.
 """
 
-import argparse
 import json
 import os
 import random
@@ -20,16 +19,15 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM
 
-from benchmarks.record import RESULTS, record
-from redrafter_training.data.python_corpus import extract_prompts, load_corpus, split
-from redrafter_training.target.model import TargetModel
+from benchmarks import cli
+from benchmarks.assets import held_out_prompts, load_target
+from benchmarks.record import RESULTS
 from redrafter_training.trainer.acceptance import Drafting, measure
 from redrafter_vllm.checkpoint.locate import resolve_drafter
 from redrafter_vllm.model.drafter import Drafter
-from redrafter_vllm.utils.paths import user_path
 
+MODULE = "benchmarks.serving.structured_output"
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -46,7 +44,7 @@ GRAMMARS: dict[str, dict[str, Any]] = {
     "choice": {"choice": ["return self.value\n", "return None\n", "raise ValueError(name)\n"]},
     "grammar": {"grammar": 'root ::= (name " = " name ("(" name ")")? "\\n"){3}\nname ::= [a-z] [a-z_]* [a-z]'},
 }
-ANSWER = b'{"name": "read_line", "args": ["self", "size", "limit of it"], "size": 17}'
+JSON_TEXT = b'{"name": "read_line", "args": ["self", "size", "limit of it"], "size": 17}'
 
 
 @dataclass(frozen=True)
@@ -66,13 +64,13 @@ class Options:
         return {"chain": Drafting(1, 4, 4), "tree": Drafting(4, 4, 16)}
 
 
-def answers(options: Options, grammar: dict[str, Any]) -> list[tuple[torch.Tensor, int]]:
-    """Plain vLLM's answers under one grammar: prompt with continuation, and the prompt's length."""
+def constrained_texts(options: Options, grammar: dict[str, Any]) -> list[tuple[torch.Tensor, int]]:
+    """Plain vLLM's completions under one grammar: prompt and completion in one tensor, and the prompt's length."""
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
     llm = engine(options)
-    texts = extract_prompts(split(load_corpus())[1], options.prompts, seed=1, max_chars=600)
+    texts = held_out_prompts(options.prompts, seed=1, max_chars=600)
     sampling = [
         SamplingParams(
             temperature=options.temperature,
@@ -92,7 +90,7 @@ _ENGINES: dict[Path, Any] = {}
 
 
 def engine(options: Options) -> Any:
-    """Plain vLLM, started once."""
+    """Plain vLLM on the target, started at the first call."""
     from vllm import LLM
 
     if options.target not in _ENGINES:
@@ -108,7 +106,7 @@ def engine(options: Options) -> Any:
 
 
 def mask_times(vocabulary: int) -> dict[str, float]:
-    """Microseconds of xgrammar's mask at each byte of a JSON answer, for a vocabulary of random short words."""
+    """Microseconds of xgrammar's mask at each byte of `JSON_TEXT`, for a vocabulary of random short words."""
     import xgrammar
 
     rng = random.Random(0)
@@ -120,22 +118,21 @@ def mask_times(vocabulary: int) -> dict[str, float]:
     compiled = xgrammar.GrammarCompiler(info).compile_json_schema(json.dumps(SCHEMA), any_whitespace=False)
     matcher = xgrammar.GrammarMatcher(compiled)
     mask, spent = xgrammar.allocate_token_bitmask(1, vocabulary), []
-    for byte in ANSWER:
+    for byte in JSON_TEXT:
         started = time.perf_counter()
         matcher.fill_next_token_bitmask(mask)
         spent.append(1e6 * (time.perf_counter() - started))
         if not matcher.accept_token(byte):
-            raise ValueError(f"{ANSWER!r} is not an answer to its own schema")
+            raise ValueError(f"{JSON_TEXT!r} does not match its own schema")
     return {"mean": mean(spent), "median": median(spent), "greatest": max(spent)}
 
 
-def run(options: Options) -> dict[str, Any]:
-    """The report."""
-    target = TargetModel(AutoModelForCausalLM.from_pretrained(options.target, dtype=torch.float32))
+def run(options: Options, console: Console) -> cli.Report:
+    target = load_target(options.target)
     drafter = Drafter.from_pretrained(options.drafter)
     rows = []
     for name, grammar in GRAMMARS.items():
-        texts = answers(options, grammar)
+        texts = constrained_texts(options, grammar)
         found = {kind: measure(target, drafter, texts, shape) for kind, shape in options.draftings.items()}
         rows.append({"grammar": name} | {kind: asdict(acceptance) for kind, acceptance in found.items()})
     return {
@@ -147,7 +144,7 @@ def run(options: Options) -> dict[str, Any]:
     }
 
 
-def print_table(report: dict[str, Any], console: Console) -> None:
+def print_table(report: cli.Report, console: Console) -> None:
     table = Table(title="tokens per step under grammars", title_justify="left")
     for column in ("grammar", "tokens", "chain", "tree"):
         table.add_column(column)
@@ -163,35 +160,26 @@ def print_table(report: dict[str, Any], console: Console) -> None:
 
 
 def parse_args(argv: Sequence[str]) -> Options:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.serving.structured_output",
-        description="What structured output loses by chains, and what masks for trees would cost the host.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = cli.make_parser(
+        MODULE, "What chains instead of trees cost structured output, and what masks for trees would cost the host."
     )
-    parser.add_argument("--target", type=user_path, required=True, help="folder of the target")
-    parser.add_argument("--drafter", help="the drafter's folder (None: where serving finds it)")
-    parser.add_argument("--prompts", type=int, default=24, help="prompts from files held out of all training")
-    parser.add_argument("--new-tokens", type=int, default=64, help="tokens that each prompt is continued by at most")
+    cli.add_target(parser)
+    cli.add_drafter(parser)
+    cli.add_prompts(parser, prompts=24, new_tokens=64)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument(
         "--vocabulary", type=int, default=128_256, help="words of the vocabulary that masks are timed on"
     )
-    parser.add_argument("--out", type=user_path, default=RESULTS, help="folder for the JSON file")
+    cli.add_out(parser)
     args = parser.parse_args(argv)
     drafter = resolve_drafter(args.drafter, str(args.target))
     return Options(args.target, drafter, args.prompts, args.new_tokens, args.temperature, args.vocabulary, args.out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    options, console = parse_args(argv), Console()
-    report = run(options)
-    file = record("structured_output", argv, report, options.out)
-    print_table(report, console)
-    console.print(file)
-    return 0
+    return cli.run_benchmark(MODULE, argv, parse_args, run, print_table)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokens per step as training simulates them and as vLLM counts them.
 
-`python -m benchmarks.serving.tokens_per_step --target DIR` takes the same held-out prompts for both, greedily, in float32, at
-each number of beams. Served figures come from vLLM's own speculative-decoding counters. They are not the same number by
-construction: a request's last verification counts whole in vLLM, and only as far as the request goes in the simulation.
+`python -m benchmarks.serving.tokens_per_step --target DIR` continues the same held-out prompts in both ways, greedily,
+in float32, for each number of beams. Served figures come from vLLM's own speculative-decoding counters. The two may
+differ a little: vLLM counts all accepted drafts of a request's last verification, the simulation only emitted ones.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -18,16 +17,15 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
+from benchmarks import cli
 from benchmarks.acceptance import DraftCounters, acceptance_by_depth
+from benchmarks.assets import BUILD, load_target
 from benchmarks.compare import compare
-from benchmarks.demo.offline import run_engine, with_redrafter
-from benchmarks.demo.options import ROOT
-from benchmarks.demo.workload import Workload
-from benchmarks.record import RESULTS, record
+from benchmarks.engines.offline import Workload, run_engine, with_redrafter
+from benchmarks.record import RESULTS
 from redrafter_training.run.evaluation import held_out_texts
-from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.acceptance import Acceptance, Drafting, measure
 from redrafter_vllm.checkpoint.locate import resolve_drafter
 from redrafter_vllm.config import QUANTIZATIONS
@@ -35,9 +33,9 @@ from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.model.interface import DrafterInterface
 from redrafter_vllm.model.packed import PackedDrafter
 from redrafter_vllm.model.quantization import rounding_linear
-from redrafter_vllm.utils.paths import user_path
 
-AGREEMENT = 0.03
+MODULE = "benchmarks.serving.tokens_per_step"
+AGREEMENT = 0.03  # largest relative difference of the two figures
 
 
 @dataclass(frozen=True)
@@ -55,22 +53,22 @@ class Options:
 
     @property
     def draftings(self) -> list[Drafting]:
-        """With room for all nodes that the beams hold."""
+        """One per number of beams, with a node budget for all their nodes."""
         return [Drafting(width, self.beam_length, width * self.beam_length) for width in self.beam_widths]
 
 
 @dataclass(frozen=True)
 class Served:
-    """vLLM's account of the same texts."""
+    """What vLLM counted for the same texts."""
 
     tokens_per_step: float
     acceptance_by_depth: list[float]
     verifications: int
-    same_text: bool  # as the simulation walked along
+    same_text: bool  # as the simulation's
 
 
 def served(options: Options, drafting: Drafting, texts: Sequence[tuple[torch.Tensor, int]], console: Console) -> Served:
-    """Continue the prompts by vLLM with the drafter."""
+    """Continue the prompts with vLLM and the drafter."""
     prompts = [text[:start].tolist() for text, start in texts]
     workload = Workload([], prompts, options.new_tokens, temperature=0.8)
     speculative: dict[str, Any] = {
@@ -81,7 +79,7 @@ def served(options: Options, drafting: Drafting, texts: Sequence[tuple[torch.Ten
         "num_speculative_tokens": drafting.max_nodes,
         "drafter_quantization": options.drafter_quantization,
     }
-    folder = ROOT / "build" / "tokens-per-step" / f"{drafting.beam_width}x{drafting.beam_length}"
+    folder = BUILD / "tokens-per-step" / f"{drafting.beam_width}x{drafting.beam_length}"
     run = run_engine(with_redrafter(speculative), options.target, workload, folder, console).greedy
     expected = [text[start:].tolist() for text, start in texts]
     return Served(
@@ -93,24 +91,19 @@ def served(options: Options, drafting: Drafting, texts: Sequence[tuple[torch.Ten
 
 
 def counted_tokens_per_step(counters: DraftCounters) -> float:
-    """Accepted drafts per verification, and the one token that each adds.
-
-    Raises:
-        ValueError: nothing was verified.
-    """
+    """Accepted drafts per verification, plus the target's token. Raises ValueError where nothing was verified."""
     if counters.verifications < 1:
         raise ValueError("vLLM verified no draft")
     return 1 + sum(counters.accepted_at_least) / counters.verifications
 
 
 def difference(simulated: Acceptance, counted: Served) -> float:
-    """Of the simulated figure from the served one, as a part of the latter."""
+    """Relative difference of the simulated tokens per step from the served ones."""
     return simulated.tokens_per_step / counted.tokens_per_step - 1
 
 
-def run(options: Options, console: Console) -> dict[str, Any]:
-    """The report."""
-    target = TargetModel(AutoModelForCausalLM.from_pretrained(options.target, dtype=torch.float32))
+def run(options: Options, console: Console) -> cli.Report:
+    target = load_target(options.target)
     stored = Drafter.from_pretrained(options.drafter)
     drafter: DrafterInterface = stored
     if options.drafter_quantization is not None:
@@ -137,7 +130,7 @@ def run(options: Options, console: Console) -> dict[str, Any]:
     }
 
 
-def print_table(report: dict[str, Any], console: Console) -> None:
+def print_table(report: cli.Report, console: Console) -> None:
     table = Table(title="tokens per step, greedy, held-out prompts", title_justify="left")
     for column in ("beams", "simulated", "served", "difference", "same text", "accepted at depth, served"):
         table.add_column(column)
@@ -153,30 +146,24 @@ def print_table(report: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def agreed(report: dict[str, Any]) -> bool:
-    """Whether no figure is further from the other than `AGREEMENT`, on the same texts."""
+def agreed(report: cli.Report) -> bool:
+    """Whether all figures differ by at most `AGREEMENT`, on the same texts."""
     return all(row["served"]["same_text"] and abs(row["difference"]) <= AGREEMENT for row in report["results"])
 
 
 def parse_args(argv: Sequence[str]) -> Options:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.serving.tokens_per_step",
-        description="Tokens per step as training simulates them and as vLLM counts them when serving.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--target", type=user_path, required=True, help="folder of the target")
-    parser.add_argument("--drafter", help="the drafter's folder (None: where serving finds it)")
+    parser = cli.make_parser(MODULE, "Tokens per step as training simulates them and as vLLM counts them when serving.")
+    cli.add_target(parser)
+    cli.add_drafter(parser)
     parser.add_argument("--beam-width", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of beams, a row each")
-    parser.add_argument("--beam-length", type=int, default=4, help="drafted tokens per beam, the root not counted")
-    parser.add_argument("--prompts", type=int, default=64, help="prompts from files held out of all training")
-    parser.add_argument("--new-tokens", type=int, default=128, help="tokens that each prompt is continued by")
+    cli.add_beams(parser, width=False)
+    cli.add_prompts(parser, prompts=64, new_tokens=128)
     parser.add_argument("--drafter-quantization", choices=QUANTIZATIONS, help="as the serving option")
-    parser.add_argument("--out", type=user_path, default=RESULTS, help="folder for the JSON file")
+    cli.add_out(parser)
     args = parser.parse_args(argv)
-    drafter = resolve_drafter(args.drafter, str(args.target))
     return Options(
         target=args.target,
-        drafter=drafter,
+        drafter=resolve_drafter(args.drafter, str(args.target)),
         beam_widths=tuple(args.beam_width),
         beam_length=args.beam_length,
         prompts=args.prompts,
@@ -187,14 +174,8 @@ def parse_args(argv: Sequence[str]) -> Options:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    options, console = parse_args(argv), Console()
-    report = run(options, console)
-    file = record("tokens_per_step", argv, report, options.out)
-    print_table(report, console)
-    console.print(file)
-    return 0 if agreed(report) else 1
+    return cli.run_benchmark(MODULE, argv, parse_args, run, print_table, passed=agreed)
 
 
 if __name__ == "__main__":

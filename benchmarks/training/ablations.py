@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each part of the training recipe is worth: `python -m benchmarks.training.ablations --target DIR`.
 
-Every variant differs from ours in the one thing that its name says, and all have the same data, steps, drafter size and
-seeds. `published` is the published recipe: cross-entropy on the data set's own tokens, all depths of equal weight.
-Half of our rows are the target's own text, after pieces of the files that it was trained on; under `regenerated` it is
-another share, text that goes round in circles, or, with `--answers`, text after prompts that the target does not know.
+Each variant differs from our recipe only in what its name says; data, steps, drafter size and seeds are the same.
+`published` is the published recipe: cross-entropy on the data set's own tokens, the same weight for all depths. In our
+recipe half of the rows are the target's responses to pieces of the files that it was trained on; under `regenerated` it
+is another share, responses with repetition, or, with `--answers`, responses to prompts that the target does not know.
 
-What is measured is the number of drafted tokens accepted per verification step, greedy, on held-out prompts, by
-simulation with serving's beam search and tree. Finished trainings are kept in the output folder and not repeated, so an
-interrupted command goes on, and `--seeds` can be shared out over several processes.
+The figure is the number of draft tokens accepted per verification step, greedy, on held-out prompts, simulated with
+serving's beam search and tree. Finished trainings are kept in the folder `--work` and not repeated, so an interrupted
+command can be continued, and `--seeds` can be divided among several processes.
 """
 
-import argparse
 import hashlib
 import json
 import statistics
@@ -26,9 +25,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from benchmarks.record import RESULTS, record, store
+from benchmarks import cli
+from benchmarks.assets import load_target
+from benchmarks.record import RESULTS, store
 from redrafter_training.config.recipe import RECIPES, Budget, DistillConfig, LossConfig, ResponseConfig
 from redrafter_training.data.python_corpus import load_corpus, split
 from redrafter_training.data.text_prompts import asked, text_prompts
@@ -37,12 +38,12 @@ from redrafter_training.data.windows import encode_files, mixed_batches
 from redrafter_training.responses.examples import folder_responses
 from redrafter_training.responses.transformers_engine import write_texts
 from redrafter_training.run.evaluation import held_out_texts
-from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.acceptance import Drafting, measure
 from redrafter_training.trainer.loop import build_drafter, distill
 from redrafter_training.utils.fingerprint import target_fingerprint
 from redrafter_vllm.utils.paths import user_path
 
+MODULE = "benchmarks.training.ablations"
 OURS, PUBLISHED = "ours", "published"
 DRAFTINGS = {"1x4": Drafting(1, 4, 4), "4x4": Drafting(4, 4, 16)}
 RESPONSE_SEED = 0
@@ -55,7 +56,7 @@ class Variant:
     group: str
     name: str
     changes: dict[str, Any] = field(default_factory=dict)
-    given_answers: bool = False  # takes those of `--answers`, and is left out without
+    given_answers: bool = False  # uses the responses of `--answers`; omitted without them
 
     @property
     def file_stem(self) -> str:
@@ -85,7 +86,7 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Options of the measurement."""
 
     target: Path
     steps: int = 400
@@ -99,31 +100,31 @@ class Options:
     out: Path = RESULTS
 
     def config(self, variant: Variant, seed: int, vocab_size: int) -> DistillConfig:
-        """Ours with the variant's change; a draft vocabulary is given as a part of the target's."""
+        """Our recipe with the variant's change; its `draft_vocab_size` is a fraction of the target's vocabulary."""
         ours = RECIPES["standard"]
         changes = dict(variant.changes)
-        if part := changes.get("draft_vocab_size"):
-            changes["draft_vocab_size"] = round(vocab_size * part)
+        if fraction := changes.get("draft_vocab_size"):
+            changes["draft_vocab_size"] = round(vocab_size * fraction)
         folders = self.answers if variant.given_answers else ()
         longest_repeat = changes.pop("longest_repeat", ours.responses.longest_repeat)
         responses = replace(ours.responses, count=self.responses, folders=folders, longest_repeat=longest_repeat)
         return replace(ours, budget=Budget(self.steps), responses=responses, seed=seed, **changes)
 
     def file(self, variant: Variant, seed: int) -> Path:
-        """Where the result of one training is kept; the name changes with everything that it depends on."""
+        """File of one training's result; its name contains a digest of everything that the result depends on."""
         weights = (self.target / "model.safetensors").stat()
-        asked = [str(self.target), weights.st_size, weights.st_mtime_ns, self.prompts, self.new_tokens]
-        asked += [asdict(self.config(variant, seed, 1 << 16))]
-        digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
+        inputs = [str(self.target), weights.st_size, weights.st_mtime_ns, self.prompts, self.new_tokens]
+        inputs += [asdict(self.config(variant, seed, 1 << 16))]
+        digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:8]
         return self.work / f"{variant.file_stem}-{seed}-{digest}.json"
 
 
 class Bench:
-    """What all trainings share: the target, its data, its own responses to it and the texts to measure on."""
+    """What all trainings share: the target, its data, its responses and the texts to measure on."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.target = TargetModel(AutoModelForCausalLM.from_pretrained(options.target, dtype=torch.float32))
+        self.target = load_target(options.target)
         self.tokenizer = tokenizer = AutoTokenizer.from_pretrained(options.target)
         self.bos = tokenizer.bos_token_id
         self.files = encode_files(split(load_corpus())[0], tokenizer)
@@ -132,7 +133,7 @@ class Bench:
         )
 
     def responses(self, config: DistillConfig) -> list[Tensor]:
-        """The target's own texts that a training mixes in."""
+        """The target's responses that a training mixes in."""
         if not config.response_fraction:
             return []
         if config.responses.folders:
@@ -155,7 +156,7 @@ class Bench:
         return texts
 
     def train_and_measure(self, variant: Variant, seed: int) -> dict[str, Any]:
-        """One training: its figures by shape of the draft."""
+        """One training: its figures by number and length of beams."""
         config = self.options.config(variant, seed, self.target.vocab_size)
         draft_tokens, coverage = None, 1.0
         responses = self.responses(config)
@@ -188,18 +189,18 @@ def run(options: Options, variants: Sequence[Variant] = VARIANTS) -> list[dict[s
         if (not options.groups or variant.group in options.groups) and (options.answers or not variant.given_answers)
     ]
     planned = [(variant, seed, options.file(variant, seed)) for seed in options.seeds for variant in wanted]
-    due = [job for job in planned if not job[2].is_file()]
-    if due:
+    missing = [job for job in planned if not job[2].is_file()]
+    if missing:
         options.work.mkdir(parents=True, exist_ok=True)
         bench = Bench(options)
-        for variant, seed, file in tqdm(due, desc="trainings", unit="run"):
-            if not file.is_file():  # another process may have done it meanwhile
+        for variant, seed, file in tqdm(missing, desc="trainings", unit="run"):
+            if not file.is_file():  # another process may have finished it meanwhile
                 store(file, bench.train_and_measure(variant, seed))
     return [json.loads(file.read_text()) for _, _, file in planned]
 
 
 def summarise(results: Sequence[dict[str, Any]], shape: str) -> list[dict[str, Any]]:
-    """Drafted tokens accepted per step by variant: mean and standard deviation over seeds, and against `published`."""
+    """Draft tokens accepted per step by variant: mean and deviation over seeds, and the gain over `published`."""
     accepted: dict[tuple[str, str], list[float]] = {}
     for result in results:
         key = (result["group"], result["name"])
@@ -220,7 +221,7 @@ def summarise(results: Sequence[dict[str, Any]], shape: str) -> list[dict[str, A
 
 
 def print_table(rows: Sequence[dict[str, Any]], shape: str, console: Console) -> None:
-    table = Table(title=f"drafted tokens accepted per step, beams {shape}", title_justify="left")
+    table = Table(title=f"draft tokens accepted per step, beams {shape}", title_justify="left")
     for column in ("group", "variant", "accepted", "± over seeds", "against published"):
         table.add_column(column)
     for row in rows:
@@ -236,46 +237,42 @@ def print_table(rows: Sequence[dict[str, Any]], shape: str, console: Console) ->
 
 
 def parse_args(argv: Sequence[str]) -> Options:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training.ablations",
-        description="What each part of the training recipe is worth.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--target", type=user_path, required=True, help="folder of the target")
-    parser.add_argument("--steps", type=int, default=400, help="of every training")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="each variant is trained once with each"
-    )
-    parser.add_argument("--responses", type=int, default=1024, help="texts that the target writes itself, once")
+    parser = cli.make_parser(MODULE, "What each part of the training recipe is worth.")
+    cli.add_target(parser)
+    parser.add_argument("--steps", type=int, default=400, help="of each training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="trainings of each variant")
+    parser.add_argument("--responses", type=int, default=1024, help="number of the target's responses, generated once")
     parser.add_argument(
         "--answers",
         nargs="+",
         default=[],
         metavar="DIR",
-        help="of redrafter_training.respond, to unknown prompts",
+        help="responses to unknown prompts, from redrafter_training.respond",
     )
-    parser.add_argument("--prompts", type=int, default=64, help="held-out prompts to measure on")
-    parser.add_argument("--new-tokens", type=int, default=96, help="tokens that each is continued by")
+    cli.add_prompts(parser, prompts=64, new_tokens=96)
     parser.add_argument(
         "--groups", nargs="+", default=[], choices=list(dict.fromkeys(v.group for v in VARIANTS)), help="only these"
     )
     parser.add_argument("--work", type=user_path, default=Path("build/ablations"), help="folder for finished trainings")
-    parser.add_argument("--out", type=user_path, default=RESULTS, help="folder for the JSON file")
+    cli.add_out(parser)
     args = parser.parse_args(argv)
     lists = {name: tuple(getattr(args, name)) for name in ("seeds", "groups", "answers")}
     return Options(**{**vars(args), **lists})
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    options, console = parse_args(argv), Console()
+def measure_all(options: Options, console: Console) -> cli.Report:
     results = run(options)
-    summaries = {shape: summarise(results, shape) for shape in DRAFTINGS}
-    for shape, rows in summaries.items():
+    return {"summary": {shape: summarise(results, shape) for shape in DRAFTINGS}, "results": results}
+
+
+def print_tables(report: cli.Report, console: Console) -> None:
+    for shape, rows in report["summary"].items():
         print_table(rows, shape, console)
-    file = record("ablations", argv, {"summary": summaries, "results": results}, options.out)
-    console.print(file)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run_benchmark(MODULE, argv, parse_args, measure_all, print_tables)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

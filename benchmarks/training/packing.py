@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversations packed into rows against a row each: `python -m benchmarks.training.packing --data FILE --tokenizer DIR`.
+"""Training with conversations packed into rows, against one conversation per row.
 
-Both ways train the same drafter shape from the same conversations, with a random target of the tokenizer's vocabulary;
-their steps alternate. A packed step does more work and learns from more positions, so positions per second compare.
+`python -m benchmarks.training.packing --data FILE --tokenizer DIR`. Both ways train a drafter of the same shape on the
+same conversations, with a random target of the tokenizer's vocabulary; their steps alternate. A packed step does more
+work and has more positions with a loss, so positions per second are compared, not steps.
 """
 
 import argparse
 import os
-import platform
 import statistics
+import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from itertools import islice
+from typing import Any
 
 import torch
+from rich.console import Console
 from torch import nn
 from tqdm import tqdm
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.machine import hardware
+from benchmarks import cli
 from redrafter_training.config.recipe import Budget, DistillConfig
 from redrafter_training.data.batches import conversation_batches
 from redrafter_training.data.conversations import load_conversations
@@ -33,7 +35,8 @@ from redrafter_training.trainer.optimizer import SplitOptimizer
 from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.paths import user_place
 
-PADDING_BATCHES = 50
+MODULE = "benchmarks.training.packing"
+PADDING_BATCHES = 50  # that the share of padding is computed from
 
 
 def batches(examples: Sequence[Example], config: DistillConfig, count: int) -> list[Windows]:
@@ -55,12 +58,12 @@ def padding_share(made: Sequence[Windows]) -> float:
 
 
 def positions(batch: Windows, config: DistillConfig) -> int:
-    """Positions that the first depth learns from."""
+    """Positions with a loss at the first depth."""
     return int(batch.terms(1, 0, batch.tokens.shape[1] - config.beam_length).sum())
 
 
 class Way:
-    """One of the two, with its own drafter."""
+    """One of the two ways to fill rows, with its drafter."""
 
     def __init__(self, target: TargetModel, examples: Sequence[Example], config: DistillConfig, steps: int) -> None:
         self.target, self.config = target, config
@@ -72,7 +75,7 @@ class Way:
         self.batches = batches(examples, config, max(steps, PADDING_BATCHES))
 
     def step(self, number: int) -> tuple[float, float]:
-        """CPU seconds of this process and seconds by the clock."""
+        """Train one step; CPU seconds of this process, and elapsed seconds."""
         started, cpu_started = time.perf_counter(), time.process_time()
         embedding = self.target.embedding.float()
         accumulate_gradients(self.replica, embedding, self.target, self.batches[number], self.config, LocalContext())
@@ -81,18 +84,8 @@ class Way:
         return time.process_time() - cpu_started, time.perf_counter() - started
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training.packing", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--data", type=user_place, required=True, help="conversations")
-    parser.add_argument("--tokenizer", required=True, help="folder or hub name")
-    parser.add_argument("--window", type=int, default=1024)
-    parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--hidden-size", type=int, default=64, help="of the random target")
-    parser.add_argument("--steps", type=int, default=8, help="of each way, after one that is not counted")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
+def make_ways(args: argparse.Namespace) -> tuple[dict[str, Way], int]:
+    """Both ways by name, and the number of examples."""
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     conversations, report = load_conversations([args.data])
     examples = encode_all(conversations, ExampleEncoder(tokenizer, args.window, "vicuna"), report, quiet=True)
@@ -104,18 +97,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     )
     if not show_borders(target):
-        raise RuntimeError("the target mixes packed documents up")
+        raise ValueError("the target attends across the borders of packed conversations")
     ways = {}
     for name in ("one per row", "packed"):
         config = DistillConfig(
             Budget(1), window=args.window, batch_size=args.batch_size, response_fraction=0.0, packing=name == "packed"
         )
         ways[name] = Way(target, examples, config, args.steps + 1)
+    return ways, len(examples)
+
+
+def run(args: argparse.Namespace, console: Console) -> cli.Report:
+    torch.set_num_threads(1)
+    ways, num_examples = make_ways(args)
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for number in tqdm(range(args.steps + 1), unit="round"):
         for name, way in ways.items():
             measured[name].append(way.step(number))
-    figures: dict[str, object] = {"examples": len(examples), "config": vars(args)}
+    config = {name: value for name, value in vars(args).items() if name != "out"}
+    figures: dict[str, Any] = {"examples": num_examples, "config": config, "load_average": os.getloadavg()[0]}
     rates = []
     for name, way in ways.items():
         counted = way.batches[1 : args.steps + 1]
@@ -130,15 +130,28 @@ def main(argv: Sequence[str] | None = None) -> None:
             "positions_per_cpu_second": rates[-1],
         }
     figures["positions_per_cpu_second_ratio"] = rates[1] / rates[0]
-    figures["machine"] = {
-        "hardware": hardware("cpu")[1],
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-    }
-    print(strict_json.dumps(figures, indent=1))
+    return figures
+
+
+def show(report: cli.Report, console: Console) -> None:
+    print(strict_json.dumps(report, indent=1))
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = cli.make_parser(MODULE, "Training with conversations packed into rows, against one conversation per row.")
+    parser.add_argument("--data", type=user_place, required=True, help="conversations")
+    parser.add_argument("--tokenizer", required=True, help="folder or hub name")
+    parser.add_argument("--window", type=int, default=1024, help="tokens per row")
+    parser.add_argument("--batch-size", type=int, default=2, help="rows per step")
+    parser.add_argument("--hidden-size", type=int, default=64, help="of the random target")
+    parser.add_argument("--steps", type=int, default=8, help="counted steps of each way, after one that is not counted")
+    cli.add_out(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run_benchmark(MODULE, argv, parse_args, run, show)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training steps per second of Ray workers, one against several: `python -m benchmarks.training.ray_workers --target DIR`.
+"""Training steps per second with one Ray worker and with several.
 
-Batches are the same whatever the number of workers, which share their rows. Every worker computes with one thread.
-Rounds alternate between the fleets; each is a Ray Train run of its own, whose first steps do not count.
+`python -m benchmarks.training.ray_workers --target DIR`. The batches do not depend on the number of workers, which
+divide the rows among them. Each worker computes with one thread. Rounds alternate between the fleets; each round is a
+separate Ray Train run, whose first steps do not count.
 """
 
-import argparse
 import os
 import statistics
 import sys
@@ -20,20 +20,21 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import AutoModelForCausalLM
 
-from benchmarks.record import RESULTS, record
+from benchmarks import cli
+from benchmarks.assets import load_target
+from benchmarks.record import RESULTS
 from redrafter_training.config.recipe import RECIPES, Budget
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import TrainContext
-from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.loop import build_drafter, distill
-from redrafter_vllm.utils.paths import user_path
+
+MODULE = "benchmarks.training.ray_workers"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Options of the measurement."""
 
     target: Path
     workers: int = 2
@@ -45,7 +46,7 @@ class Options:
 
 
 def stamped_batches(vocab_size: int, options: Options, window: int, stamps: list[float]) -> Iterator[Windows]:
-    """Random rows, the same in every process; notes when each batch was asked for."""
+    """Random rows, the same in every process; appends the time of each request for a batch to `stamps`."""
     generator = torch.Generator().manual_seed(0)
     while True:
         stamps.append(time.perf_counter())
@@ -53,9 +54,9 @@ def stamped_batches(vocab_size: int, options: Options, window: int, stamps: list
 
 
 def train(options: Options, context: TrainContext) -> list[float]:
-    """What one worker does; the seconds of each step after the warm-up."""
+    """Train in one worker; the seconds of each step after the warm-up."""
     torch.set_num_threads(1)
-    target = TargetModel(AutoModelForCausalLM.from_pretrained(options.target, dtype=torch.float32))
+    target = load_target(options.target)
     recipe = replace(
         RECIPES["standard"], budget=Budget(options.warm_up + options.steps + 1), batch_size=options.batch_size
     )
@@ -91,34 +92,34 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def parse_args(argv: Sequence[str]) -> Options:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training.ray_workers",
-        description="Training steps per second of Ray workers, one against several.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--target", type=user_path, required=True, help="folder of the target")
-    parser.add_argument("--workers", type=int, default=2, help="against one")
+    parser = cli.make_parser(MODULE, "Training steps per second with one Ray worker and with several.")
+    cli.add_target(parser)
+    parser.add_argument("--workers", type=int, default=2, help="number of workers to compare with one")
     parser.add_argument("--batch-size", type=int, default=8, help="rows per step, over all workers together")
     parser.add_argument("--warm-up", type=int, default=5, help="steps of each run that do not count")
     parser.add_argument("--steps", type=int, default=30, help="steps of each run that count")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each fleet")
-    parser.add_argument("--out", type=user_path, default=RESULTS, help="folder for the JSON file")
+    cli.add_out(parser)
     options = Options(**vars(parser.parse_args(argv)))
     if options.workers < 2 or min(options.warm_up, options.steps, options.rounds) < 1:
         parser.error("needs at least 2 workers and 1 warm-up step, step and round")
     return options
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    options, console = parse_args(argv), Console()
-    report = {"options": {key: str(value) for key, value in asdict(options).items() if key != "out"}, **run(options)}
+def measure(options: Options, console: Console) -> cli.Report:
+    return {"options": {key: str(value) for key, value in asdict(options).items() if key != "out"}, **run(options)}
+
+
+def show(report: cli.Report, console: Console) -> None:
+    options = report["options"]
     for workers, seconds in report["median"].items():
-        console.print(f"{workers} worker(s): {seconds:.3f} s per step of {options.batch_size} rows")
-    console.print(f"{options.workers} workers are {report['speedup']:.2f} times as fast as one")
-    file = record("ray_workers", argv, report, options.out)
-    console.print(file)
+        console.print(f"{workers} worker(s): {seconds:.3f} s per step of {options['batch_size']} rows")
+    console.print(f"{options['workers']} workers are {report['speedup']:.2f} times as fast as one")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run_benchmark(MODULE, argv, parse_args, measure, show)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,28 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training step against the straightforward one: `python -m benchmarks.training.training_step`.
+"""A training step against the reference: `python -m benchmarks.training.training_step`.
 
-Both steps start from the target's hidden states and logits, which cost the same either way, and end with the
-optimizer's update. The straightforward one computes all logits of all depths and positions at once and leaves the
-gradient to autograd. Rounds of the two alternate; figures are medians. Peak memory is what a step adds to what the
-process holds before it: resident memory on a CPU (Linux), allocated device memory on a GPU.
+Both steps start from the target's hidden states and logits, whose cost is the same, and end with the optimizer's step.
+The reference computes all logits of all depths and positions at once, with gradients by autograd. Rounds of the two
+alternate; figures are medians. Peak memory is what a step adds to the memory in use before it: resident memory on a CPU
+(Linux), allocated device memory on a GPU.
 """
 
-import argparse
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks import cli
 from benchmarks.machine import PeakMemory
-from benchmarks.record import RESULTS, record
+from benchmarks.record import RESULTS
 from redrafter_training.config.recipe import Budget, DistillConfig, LossConfig, ResponseConfig
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import LocalContext
@@ -33,14 +34,14 @@ from redrafter_training.trainer.loss import num_positions, truth_of, unrolled_fe
 from redrafter_training.trainer.optimizer import SplitOptimizer
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.model.drafter import Drafter
-from redrafter_vllm.utils.paths import user_path
 
+MODULE = "benchmarks.training.training_step"
 MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Options of the measurement. Raises ValueError."""
 
     vocab_sizes: tuple[int, ...] = (32_000, 128_000)
     draft_vocab_size: int | None = None
@@ -55,6 +56,7 @@ class Options:
     threads: int = 1
     device: str = "cpu"
     seed: int = 0
+    out: Path = RESULTS
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.threads < 1:
@@ -62,7 +64,7 @@ class Options:
 
 
 class RecordedTarget(TargetModel):
-    """A target whose outputs are at hand."""
+    """A target whose outputs have been computed before."""
 
     def __init__(self, outputs: TargetOutputs) -> None:
         self._outputs = outputs
@@ -87,7 +89,7 @@ class Setting:
 
 
 def make_setting(options: Options, vocab_size: int) -> Setting:
-    """Random outputs of a target; the last row of the batch is half padding."""
+    """Random outputs of a target; the second half of the batch's last row is padding."""
     config = DistillConfig(
         Budget(1),
         beam_length=options.beam_length,
@@ -119,7 +121,7 @@ def make_setting(options: Options, vocab_size: int) -> Setting:
 
 
 def lean_gradients(drafter: Drafter, setting: Setting) -> float:
-    """The training loop's own."""
+    """Gradients as the training loop computes them, chunk by chunk."""
     target = RecordedTarget(setting.outputs)
     context = LocalContext(device=setting.batch.tokens.device)
     replica = Replica(drafter, context)
@@ -127,7 +129,7 @@ def lean_gradients(drafter: Drafter, setting: Setting) -> float:
 
 
 def reference_gradients(drafter: Drafter, setting: Setting) -> float:
-    """All logits of all depths at once."""
+    """Gradients by autograd from all logits of all depths at once."""
     config, batch = setting.config, setting.batch
     depths, last = config.beam_length, num_positions(config.window, config.beam_length)
     counts = torch.stack([batch.loss_mask[:, t : t + last].sum() for t in range(1, depths + 1)]).clamp(min=1)
@@ -151,7 +153,7 @@ class Step:
     """One measured step."""
 
     seconds: float
-    cpu_seconds: float  # of this process: on a machine shared with others the steadier figure
+    cpu_seconds: float  # of this process: varies less on a shared machine
     peak_bytes: int
     loss: float
 
@@ -162,12 +164,12 @@ def measured_step(drafter: Drafter, optimizer: SplitOptimizer, form: str, settin
     loss = FORMS[form](drafter, setting)
     nn.utils.clip_grad_norm_(drafter.parameters(), setting.config.max_grad_norm)
     optimizer.step(1.0)
-    memory.synchronise()
+    memory.synchronize()
     return Step(time.perf_counter() - started, time.process_time() - cpu_started, memory.added(), loss)
 
 
 def largest_difference(setting: Setting) -> float:
-    """The largest difference of the two forms' gradients, over the largest entry; they are computed in bf16."""
+    """The largest difference of the two forms' gradients, which are computed in bf16, relative to the largest entry."""
     gradients = []
     for form in FORMS.values():
         drafter = setting.drafter()
@@ -213,60 +215,51 @@ def measure(options: Options, vocab_size: int, bar: tqdm) -> dict[str, Any]:
     return figures
 
 
-def run(options: Options) -> dict[str, Any]:
+def run(options: Options, console: Console) -> cli.Report:
     torch.set_num_threads(options.threads)
     with tqdm(total=len(options.vocab_sizes) * (2 * options.rounds + 3), unit="step", desc="training step") as bar:
         rows = [measure(options, size, bar) for size in options.vocab_sizes]
-    return {"load_average": os.getloadavg()[0], "config": asdict(options), "results": rows}
+    config = {key: value for key, value in asdict(options).items() if key != "out"}
+    return {"load_average": os.getloadavg()[0], "config": config, "results": rows}
 
 
-def parse_args(argv: Sequence[str]) -> tuple[Options, Path]:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training.training_step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parse_args(argv: Sequence[str]) -> Options:
+    parser = cli.make_parser(MODULE, "Time and memory of a training step against the reference.")
     default = Options()
-    parser.add_argument("--vocab-sizes", type=int, nargs="+", default=default.vocab_sizes, help="one measurement each")
+    parser.add_argument("--vocab-sizes", type=int, nargs="+", default=default.vocab_sizes, help="one row per size")
     for name, text in (
-        ("draft_vocab_size", "trim the drafter's vocabulary to so many tokens (default: not at all)"),
+        ("draft_vocab_size", "tokens of the drafter's vocabulary (None: the target's)"),
         ("hidden_size", "of the target"),
         ("num_draft_layers", "residual blocks of the drafter"),
         ("beam_length", "depths"),
         ("batch_size", "windows"),
         ("window", "tokens per window"),
-        ("chunk", "positions per window that the lean step takes at a time"),
-        ("rounds", "of both forms, after one that is not counted"),
+        ("chunk", "positions per window that the step computes at a time"),
+        ("rounds", "counted rounds of each form, after one that is not counted"),
         ("threads", "of torch on a CPU"),
-        ("seed", "of weights and signals"),
+        ("seed", "of weights and inputs"),
     ):
         value = getattr(default, name)
-        shown = "" if value is None else f" (default: {value})"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help=text + shown)
-    parser.add_argument("--label-share", type=float, default=default.label_share, help="cross-entropy's share (0)")
-    parser.add_argument("--device", default=default.device, help="cpu or cuda (default: cpu)")
-    parser.add_argument(
-        "--out", type=user_path, default=RESULTS, help="folder for the record (default: benchmarks/results)"
-    )
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help=text)
+    parser.add_argument("--label-share", type=float, default=default.label_share, help="cross-entropy's share")
+    parser.add_argument("--device", default=default.device, help="cpu or cuda")
+    cli.add_out(parser)
     args = vars(parser.parse_args(argv))
-    out = args.pop("out")
-    return replace(default, **args | {"vocab_sizes": tuple(args["vocab_sizes"])}), out
+    return Options(**args | {"vocab_sizes": tuple(args["vocab_sizes"])})
 
 
-def main(argv: Sequence[str] | None = None) -> Path:
-    argv = sys.argv[1:] if argv is None else argv
-    options, out = parse_args(argv)
-    report = run(options)
-    file = record("training_step", argv, report, out, options.device)
+def show(report: cli.Report, console: Console) -> None:
     print(f"{'vocabulary':>10} {'form':>16} {'s/step':>8} {'CPU s':>7} {'positions/s':>12} {'peak MiB':>9}")
     for row in report["results"]:
         for form in FORMS:
             own = row[form]
             times = f"{own['seconds']:>8.3f} {own['cpu_seconds']:>7.3f} {own['positions_per_second']:>12.1f}"
             print(f"{row['vocab_size']:>10} {form:>16} {times} {own['peak_mib']:>9.0f}")
-    print(file)
-    return file
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run_benchmark(MODULE, argv, parse_args, run, show)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

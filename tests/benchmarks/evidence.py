@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small piece of evidence, made by hand."""
+"""A small example of the demonstration's evidence."""
 
 from pathlib import Path
 
 from benchmarks.acceptance import DraftCounters
-from benchmarks.demo.offline import EngineResult, Run
 from benchmarks.demo.options import DemoOptions
 from benchmarks.demo.report import Evidence
 from benchmarks.demo.serve import Served
-from benchmarks.demo.workload import Workload
+from benchmarks.engines.offline import EngineResult, Run, Workload
 from redrafter_vllm.config import DraftingConfig
 
 GREEDY = [[5, 6, 7, 8, 9], [5, 5, 5]]
@@ -22,7 +21,7 @@ def make_evidence(
     served: list[list[int]] = GREEDY,
     steps: list[list[int]] | None = None,
 ) -> Evidence:
-    """Evidence in which the plain engine emits `GREEDY` and `SEEDED`; by default all others do, too.
+    """Evidence in which the plain engine emits `GREEDY` and `SEEDED`; by default the others do too.
 
     Seconds are 4 with vLLM as installed, 2 on the other runner and 1 with ReDrafter.
     """
@@ -33,14 +32,14 @@ def make_evidence(
     def plain(runner: str, seconds: float) -> EngineResult:
         return EngineResult(runner, 1.0, Run(GREEDY, ones, seconds, nothing), Run(SEEDED, ones, seconds, nothing))
 
-    target, drafter = Path("/root-of-it/target"), Path("/elsewhere/drafter")
+    target, drafter = Path("/repository/target"), Path("/elsewhere/drafter")
     options = DemoOptions(None, None, "short", 2, 8, 0.8, DraftingConfig(4, 4, 16), Path("out"))
     return Evidence(
         target=target,
         drafter=drafter,
         options=options,
         workload=Workload(["a", "b"], [[1], [2]], 8, 0.8),
-        served=Served(["/root-of-it/.venv/bin/vllm", "serve", str(target)], 9.0, served, 3.0),
+        served=Served(["/repository/.venv/bin/vllm", "serve", str(target)], 9.0, served, 3.0),
         installed=plain("V1", 4.0),
         plain=plain("V2", 2.0),
         redrafter=EngineResult("V2", 1.0, Run(greedy, steps, 1.0, counted), Run(seeded, steps, 1.0, counted)),

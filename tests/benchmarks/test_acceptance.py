@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures about drafting, on cases worked by hand."""
+"""Tokens per step and acceptance, on cases computed by hand."""
 
 import json
 from dataclasses import asdict
@@ -14,17 +14,17 @@ def test_the_first_step_of_a_request_does_not_count() -> None:
     assert tokens_per_step([[1, 3, 1, 4], [1, 1, 1]]) == pytest.approx((8 + 2) / (3 + 2))
 
 
-def test_without_drafts_it_is_one() -> None:
+def test_tokens_per_step_without_drafts_is_one() -> None:
     assert tokens_per_step([[1] * 9, [1] * 5]) == 1.0
 
 
 @pytest.mark.parametrize("steps", [[], [[1]], [[1], [1]]])
-def test_nothing_decoded_is_an_error(steps: list[list[int]]) -> None:
+def test_no_decoded_token_is_an_error(steps: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="beyond its first token"):
         tokens_per_step(steps)
 
 
-def test_acceptance_is_of_verifications_and_by_depth() -> None:
+def test_acceptance_by_depth_is_a_fraction_of_verifications() -> None:
     before = DraftCounters(10, (5, 2, 0, 0))
     after = DraftCounters(30, (20, 10, 4, 0))
     assert acceptance_by_depth(after - before, 3) == [15 / 20, 8 / 20, 4 / 20]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tokens of a completion are shown as accepted drafts."""
+"""Tokens of a completion that are shown as accepted drafts."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ def decode(tokens: Sequence[int]) -> str:
     return bytes(tokens).decode("utf-8", errors="replace")
 
 
-def test_a_character_of_several_tokens_comes_with_its_last() -> None:
+def test_a_character_of_several_tokens_is_shown_with_the_last_one() -> None:
     tokens = list("aé€b".encode())
     assert list(pieces(tokens, decode)) == ["a", "", "é", "", "", "€", "b"]
 
@@ -30,6 +30,6 @@ def test_prompt_and_completion() -> None:
     assert [(span.start - start, span.end - start) for span in text.spans if span.style == ACCEPTED] == [(1, 2), (2, 3)]
 
 
-def test_without_colours_accepted_drafts_stand_in_brackets() -> None:
+def test_without_colours_accepted_drafts_are_in_brackets() -> None:
     text = coloured("p", list(b"ABCD"), [1, 3], decode, brackets=True)
     assert text.plain == "pA«B»«C»D"

@@ -31,6 +31,6 @@ def test_the_first_difference(actual: list[list[int]], first: tuple[int, int] | 
 
 
 @pytest.mark.parametrize(("expected", "actual"), [([], []), ([[1]], []), ([[1]], [[1], [2]])])
-def test_what_cannot_be_compared(expected: list[list[int]], actual: list[list[int]]) -> None:
+def test_different_numbers_of_outputs_are_refused(expected: list[list[int]], actual: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="cannot compare"):
         compare(expected, actual)

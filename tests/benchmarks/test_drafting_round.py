@@ -15,10 +15,10 @@ from tests.cpu_kernels import CHOICES
 from tests.oracles import random_drafter
 
 
-@pytest.mark.skipif(not current_platform.is_cpu(), reason="names the ways of a CPU")
+@pytest.mark.skipif(not current_platform.is_cpu(), reason="expects the formats of a CPU")
 @pytest.mark.parametrize("kernels", CHOICES)
 def test_a_small_measurement(tmp_path: Path, kernels: str) -> None:
-    """In a process of its own: an engine in this one would have vLLM's process groups."""
+    """In a separate process, as an engine in this one may have vLLM's process groups."""
     target = tmp_path / "config.json"
     sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     target.write_text(json.dumps({"model_type": "llama", "num_attention_heads": 1, **sizes}))
@@ -38,7 +38,7 @@ def test_a_small_measurement(tmp_path: Path, kernels: str) -> None:
 
 
 def test_a_product_with_wrong_scales_is_not_timed() -> None:
-    """Scales of the rows in another order, as a kernel with a layout of its own may take them."""
+    """The scales of the rows are in another order, as a kernel with another layout may expect them."""
     drafter = random_drafter(hidden_size=32, exit_dim=64, vocab_size=96)
 
     def rounded(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The script for a GPU day: stages that crash, hang, have passed; and how their findings are judged."""
+"""The GPU check: stages that crash, hang or have passed, and the limits on their figures."""
 
 import json
 import os
@@ -16,11 +16,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks.demo.options import ROOT
+from benchmarks.assets import ROOT
 from benchmarks.engine_process import ChildError
 from benchmarks.gpu_check import __main__ as gpu_check
 from benchmarks.gpu_check.__main__ import STAGES, Found, Options, Stage, main, parse_args, print_table
-from benchmarks.gpu_check.stages import Call, draft_round, identity, kernel_times, machine, outcome_file, speed
+from benchmarks.gpu_check.stages import Call, draft_round, identity, kernel_times, kernels, machine, outcome_file, speed
 from benchmarks.gpu_check.stages.bundle import pack, unpack
 from benchmarks.gpu_check.stages.engines import Difference, count_differences, differences, max_by_rounding
 from benchmarks.gpu_check.stages.suite import run_files
@@ -49,7 +49,7 @@ def call(scratch: Path, seconds: float = 100.0) -> Call:
 
 @pytest.fixture
 def fake_stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[list[str]]]:
-    """`fake_stage(outcome)`: stages end with it, or raise it; gives the list of their commands."""
+    """`fake_stage(outcome)`: stages return or raise `outcome`; the result is the list of their commands."""
 
     def install(outcome: Any) -> list[list[str]]:
         commands: list[list[str]] = []
@@ -76,7 +76,7 @@ def test_passed_stage_is_not_run_again(fake_stage: Any, tmp_path: Path) -> None:
     assert len(commands) == 2
 
 
-def test_what_other_code_passed_is_kept_and_said_to_be_old(
+def test_findings_with_other_code_are_kept_and_marked(
     fake_stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands = fake_stage({"passed": True, "summary": "fine", "figures": {}})
@@ -87,13 +87,13 @@ def test_what_other_code_passed_is_kept_and_said_to_be_old(
     assert run_stages(options(tmp_path, again=True), CONSOLE)["machine"]["status"] == "passed"
 
 
-def test_code_is_all_that_a_stage_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_code_digest_depends_on_file_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
     (tmp_path / "redrafter_vllm").mkdir()
-    (tmp_path / "redrafter_vllm" / "verifier.py").write_text("1")
+    (tmp_path / "redrafter_vllm" / "verify.py").write_text("1")
     before = gpu_check.code_digest()
     assert gpu_check.code_digest() == before
-    (tmp_path / "redrafter_vllm" / "verifier.py").rename(tmp_path / "redrafter_vllm" / "walk.py")
+    (tmp_path / "redrafter_vllm" / "verify.py").rename(tmp_path / "redrafter_vllm" / "walk.py")
     assert gpu_check.code_digest() != before
 
 
@@ -104,15 +104,15 @@ def test_failed_stage_is_run_again(fake_stage: Any, tmp_path: Path) -> None:
     assert len(commands) == 2
 
 
-def test_crash_leaves_the_other_stages(fake_stage: Any, tmp_path: Path) -> None:
-    fake_stage(ChildError("it fell over"))
+def test_a_crash_does_not_stop_the_other_stages(fake_stage: Any, tmp_path: Path) -> None:
+    fake_stage(ChildError("it crashed"))
     stages = (STAGE, Stage("kernels", "more", 30))
     found = run_stages(options(tmp_path, stages=stages), CONSOLE)
     assert [stage["status"] for stage in found.values()] == ["FAILED", "FAILED"]
-    assert "it fell over" in found["machine"]["summary"]
+    assert "it crashed" in found["machine"]["summary"]
 
 
-def test_a_stopped_stage_keeps_what_it_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_stopped_stage_keeps_its_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def run_to_end(command: list[str], *_: Any) -> None:
         Call("cpu", Path(command[-1], command[-4]), 0.0).keep({"rows": [1, 2]})
         raise ChildError("it took more than 30 s")
@@ -123,7 +123,7 @@ def test_a_stopped_stage_keeps_what_it_had(monkeypatch: pytest.MonkeyPatch, tmp_
     assert json.loads((tmp_path / "machine.json").read_text()) == found
 
 
-def test_what_was_archived_is_gone_on_from(fake_stage: Any, tmp_path: Path) -> None:
+def test_an_archive_is_continued_from(fake_stage: Any, tmp_path: Path) -> None:
     commands = fake_stage({"passed": True, "summary": "fine", "figures": {"x": 1}})
     archive, here, there = tmp_path / "a.tar.gz", tmp_path / "here", tmp_path / "there"
     given = ["--device", "cpu", "--only", "machine", "no_sync"]
@@ -134,7 +134,7 @@ def test_what_was_archived_is_gone_on_from(fake_stage: Any, tmp_path: Path) -> N
     assert (there / "cpu" / "machine.json").read_text() == (here / "cpu" / "machine.json").read_text()
 
 
-def test_the_archive_leaves_weights_behind(tmp_path: Path) -> None:
+def test_the_archive_contains_no_weights(tmp_path: Path) -> None:
     folder, record = tmp_path / "out", tmp_path / "results" / "record.json"
     kept = ["speed.json", "speed.outcome", "speed.log", "speed/int8.log"]
     for name in [*kept, "speed/test.xml", "speed/inflated/config.json", "speed/inflated/model.safetensors"]:
@@ -149,7 +149,7 @@ def test_the_archive_leaves_weights_behind(tmp_path: Path) -> None:
     assert (tmp_path / "again" / "speed" / "int8.log").read_text() == "speed/int8.log"
 
 
-def test_a_terminated_check_still_archives(tmp_path: Path) -> None:
+def test_a_terminated_check_writes_its_archive(tmp_path: Path) -> None:
     archive = tmp_path / "a.tar.gz"
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--device", "cpu", "--only", "machine", "kernel_times"]
     child = subprocess.Popen([*command, "--out", str(tmp_path), "--bundle", str(archive)], cwd=ROOT)
@@ -168,13 +168,13 @@ def test_a_terminated_check_still_archives(tmp_path: Path) -> None:
     assert any(name.startswith("gpu-check_") for name in names)
 
 
-def test_nothing_begins_without_time(fake_stage: Any, tmp_path: Path) -> None:
+def test_no_stage_starts_without_time(fake_stage: Any, tmp_path: Path) -> None:
     commands = fake_stage({"passed": True, "summary": "", "figures": {}})
     assert run_stages(options(tmp_path, seconds=5), CONSOLE)["machine"]["status"] == "not run"
     assert not commands
 
 
-def test_every_stage_exists_and_fits() -> None:
+def test_every_stage_exists() -> None:
     import importlib
 
     for stage in STAGES:
@@ -190,11 +190,11 @@ def test_a_real_stage_and_its_record(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "GB/s" in capsys.readouterr().out
 
 
-def test_no_gpu_is_said_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit):
         parse_args([])
-    assert "there is no CUDA device here" in capsys.readouterr().err
+    assert "no CUDA device was found" in capsys.readouterr().err
 
 
 def test_bandwidth_counts_reading_and_writing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -218,14 +218,14 @@ def test_differences_and_near_ties() -> None:
     ("exact", "coarse", "passed"),
     [
         ({}, {}, True),
-        ({"greedy": 2, "seeded": 2}, {"greedy": 14, "real": [1]}, True),  # near-ties; twice what plain does to itself
+        ({"greedy": 2, "seeded": 2}, {"greedy": 14, "real": [1]}, True),  # near-ties; twice the changes of plain vLLM
         ({"greedy": 1, "real": [{"gap": 0.2}]}, {}, False),
         ({"greedy": 3}, {}, False),
         ({"seeded": 3}, {}, False),
         ({}, {"greedy": 15}, False),
     ],
 )
-def test_rounding_is_told_from_faults(exact: dict[str, Any], coarse: dict[str, Any], passed: bool) -> None:
+def test_rounding_passes_and_real_differences_fail(exact: dict[str, Any], coarse: dict[str, Any], passed: bool) -> None:
     same = {"requests": 64, "greedy": 0, "real": [], "seeded": 0, "plain_batch_1_to_8": 7}
     assert identity.judge({"float32": same | exact, "bfloat16": same | coarse}).passed is passed
     assert [max_by_rounding(itself) for itself in (0, 1, 7)] == [2, 2, 14]
@@ -235,12 +235,12 @@ def test_rounding_is_told_from_faults(exact: dict[str, Any], coarse: dict[str, A
     ("efficiency", "speedups", "passed"),
     [(0.9, (2.3, 0.99), True), (0.89, (2.3, 1.0), False), (0.95, (2.3, 0.97), False)],
 )
-def test_speed_must_pay_at_every_batch(efficiency: float, speedups: tuple[float, float], passed: bool) -> None:
+def test_no_batch_size_may_be_slower(efficiency: float, speedups: tuple[float, float], passed: bool) -> None:
     assert speed.judge(speed_report(efficiency, speedups), "some-shape").passed is passed
 
 
 def speed_report(efficiency: float, speedups: tuple[float, float]) -> dict[str, Any]:
-    """The fastest drafter at batches 1 and 64, and a slower one."""
+    """Rows of the fastest drafter at batches 1 and 64, and of a slower one at 1."""
     row = {"drafter": speed.FASTEST, "nodes": 16, "decode_speedup": 2.4, "efficiency": efficiency}
     row |= {"efficiency_ceiling": 0.95, "preemptions": 0}
     rows = [row | {"batch": b, "speedup": s, "most_at_once": b} for b, s in zip((1, 64), speedups, strict=True)]
@@ -249,7 +249,7 @@ def speed_report(efficiency: float, speedups: tuple[float, float]) -> dict[str, 
 
 
 @pytest.mark.parametrize("fault", ["failed", "preempted", "queued", "nothing"])
-def test_speed_needs_every_way_and_every_request(fault: str) -> None:
+def test_speed_fails_with_missing_ways_or_requests(fault: str) -> None:
     report = speed_report(0.92, (2.3, 1.0))
     assert speed.judge(report, "some-shape").passed
     if fault == "failed":
@@ -275,7 +275,7 @@ def test_failing_tests_fail_the_stage(tmp_path: Path) -> None:
 
 
 def test_files_end_before_their_stage_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a file that has ended by then is not lost."""
+    """The result of a file that has ended before is kept."""
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     good, endless = tmp_path / "test_good.py", tmp_path / "test_endless.py"
     good.write_text("def test_a(): pass\n")
@@ -292,7 +292,7 @@ def test_kernel_times_of_a_real_tree(tmp_path: Path) -> None:
     sizes = kernel_times.Sizes(batch=2, context=20, nodes=5)
     batch = kernel_times.step_of(sizes, 2, "cpu")
     assert batch.query_start_loc.tolist() == [0, 6, 12] and batch.seq_lens.tolist() == [26, 26]
-    # Nodes 0 and 1 hang on the root, 2 and 3 on node 0, 4 on node 1.
+    # Nodes 0 and 1 are children of the root, 2 and 3 of node 0, 4 of node 1.
     paths = [[0], [1], [0, 2], [0, 3], [1, 4]]
     assert [row.nonzero().flatten().tolist() for row in batch.ancestors[1]] == paths
     outcome = kernel_times.run(call(tmp_path / "kernel_times"))
@@ -301,16 +301,16 @@ def test_kernel_times_of_a_real_tree(tmp_path: Path) -> None:
 
 
 def test_caches_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as make more than any cache of the device holds, but no more than the target has layers."""
+    """Enough layers to exceed the size of any cache of the device, but not more than the target has."""
     sizes = kernel_times.Sizes(batch=2, context=20, nodes=5)
     bytes_of_one = 2 * 26 * 2 * 8 * 64 * 4
-    for most, layers in ((0, 1), (bytes_of_one, 2), (1 << 40, 4)):
-        monkeypatch.setitem(kernel_times.MAX_CACHED, "cpu", most)
+    for min_bytes, layers in ((0, 1), (bytes_of_one, 2), (1 << 40, 4)):
+        monkeypatch.setitem(kernel_times.MIN_CACHE_BYTES, "cpu", min_bytes)
         (case,) = kernel_times.attention_cases("cpu", "llama-0.1b", sizes)
         assert len({part.args[1].data_ptr() for part in case.calls}) == layers
 
 
-def test_only_what_serves_is_judged_and_a_failure_is_kept() -> None:
+def test_only_the_served_form_is_judged_and_errors_are_kept() -> None:
     def fails() -> None:
         raise RuntimeError("no image")
 
@@ -325,7 +325,7 @@ def test_only_what_serves_is_judged_and_a_failure_is_kept() -> None:
 def test_drafting_round_against_its_floor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speed_: float, passed: bool
 ) -> None:
-    """The drafter as stored; the other needs vLLM's process groups, which an engine in this process may have."""
+    """Only the drafter as stored: INT8 needs vLLM's process groups, which an engine in this process may have."""
     monkeypatch.setattr(draft_round, "LAYOUTS", {draft_round.AS_STORED: draft_round.LAYOUTS[draft_round.AS_STORED]})
     monkeypatch.setattr(draft_round, "DRAFTINGS", draft_round.DRAFTINGS[:1])
     monkeypatch.setattr(draft_round, "bandwidth", lambda call: speed_)
@@ -335,7 +335,7 @@ def test_drafting_round_against_its_floor(
     assert outcome.passed is passed and len(rounds) == len(outcome.figures["rounds"]) == 1
 
 
-def test_a_drafter_that_fails_leaves_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_drafter_does_not_stop_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(name: str, *_: Any) -> Any:
         yield draft_round.Row(name, 4, 1, 1.0, 1.0)
         if name == draft_round.AS_STORED:
@@ -357,5 +357,16 @@ def test_a_round_stores_its_trees() -> None:
     ):
         inputs = drafter.token_inputs(torch.randn(50, 16, dtype=torch.bfloat16))
         draft_round.round_of(drafter, inputs, drafting, kept)()
-    # Two beams of two share their first token or not.
+    # Two beams of two may share their first token.
     assert all(nodes in (3, 4) for nodes in kept.num_nodes[:3].tolist()) and kept.num_nodes[3] == 0
+
+
+def test_the_kernel_stage_runs_ops_and_attention(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: list[Path] = []
+    monkeypatch.setattr(kernels, "run_files", lambda call, files: given.extend(files))
+    kernels.run(Call("cuda", tmp_path, 0.0))
+    folders = {file.parent.relative_to(ROOT / "tests").as_posix() for file in given}
+    assert folders == {"ops", "integration/attention"} and all(file.is_file() for file in given)
+    given.clear()
+    kernels.run(Call("cpu", tmp_path, 0.0))
+    assert len(given) == 1 and given[0].is_file()

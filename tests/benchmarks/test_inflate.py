@@ -26,9 +26,9 @@ PROMPTS = ["import os\n\ndef ", "class Reader:\n    def __init__(self", "    ret
 ASSET_SHAPE = LlamaShape(2048, 256, 704, 4, 4, 2, 64)
 # A head twice as large, every query head with a key-value head of its own, more of everything.
 DOUBLE_HEADS = LlamaShape(2100, 320, 768, 5, 4, 4, 128)
-# A head that is no multiple (so another base of the frequencies), key-value heads shared by more, one vocabulary.
+# A head size that is no multiple (another base of the frequencies), key-value heads shared by more, same vocabulary.
 UNEVEN_HEADS = LlamaShape(2048, 288, 704, 4, 12, 3, 80)
-# Nothing but layers.
+# Only more layers.
 DEEPER = replace(ASSET_SHAPE, num_hidden_layers=6, tie_word_embeddings=True)
 TINY = LlamaShape(400, 96, 144, 3, 4, 4, 32)
 
@@ -108,7 +108,7 @@ def test_drafts_are_the_same(random_target: Path, tmp_path: Path, case: str) -> 
     big = Drafter.from_pretrained(tmp_path / "big" / "redrafter")
     assert (big.config.vocab_size, big.config.hidden_size) == (400, 96)
 
-    # The target's part, made up: any context and embedding, and some positive constant after the norm.
+    # In place of the target: random context and embedding, and a positive constant after the norm.
     context, embedding, roots = torch.randn(7, 64), torch.randn(320, 64), torch.randint(320, (7,))
     wide_context, wide_embedding = torch.zeros(7, 96), torch.zeros(400, 96)
     wide_context[:, :64], wide_context[:, 64] = context, torch.rand(7) + 0.01
@@ -120,7 +120,7 @@ def test_drafts_are_the_same(random_target: Path, tmp_path: Path, case: str) -> 
     )
 
 
-def test_a_head_of_twice_the_size_has_the_same_frequencies_among_its_own() -> None:
+def test_a_head_of_twice_the_size_includes_the_same_frequencies() -> None:
     pairs, theta = rotary_layout(64, 128, 10_000.0)
     assert (pairs.tolist(), theta) == (list(range(0, 64, 2)), 10_000.0)
 
@@ -130,14 +130,14 @@ def test_a_head_of_twice_the_size_has_the_same_frequencies_among_its_own() -> No
     assert torch.equal(frequencies(128)[pairs], frequencies(64))
 
 
-def test_a_head_that_is_no_multiple_changes_the_base() -> None:
+def test_a_head_size_that_is_no_multiple_changes_the_base() -> None:
     pairs, theta = rotary_layout(64, 80, 10_000.0)
     assert pairs.tolist() == list(range(32))
     assert theta == pytest.approx(100_000.0)  # 10^(4 · 80/64); theta^(-2/80) is then 10,000^(-2/64)
     assert theta ** (-2 / 80) == pytest.approx(10_000 ** (-2 / 64))
 
 
-def test_a_shared_head_is_copied_when_fewer_may_share_it() -> None:
+def test_a_shared_head_is_copied_if_the_large_shape_shares_less() -> None:
     small = LlamaShape(8, 8, 8, 1, 4, 2, 2)
     queries, keys = head_axes(small, replace(small, num_key_value_heads=4), torch.arange(1))
     assert keys.sources.tolist() == [0, 1, 0, 1, 2, 3, 2, 3]
@@ -165,7 +165,7 @@ def test_placing() -> None:
         Axis.at(2, torch.tensor([2]))
 
 
-def test_rows_without_a_source_lie_below_token_0() -> None:
+def test_rows_without_source_are_suppressed_copies_of_row_0() -> None:
     weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     rows, columns = Axis.at(4, torch.tensor([0, 2])), Axis.first(2, 3)
     piece = place_output(weight, rows, columns, constant=2, suppression=64.0)
@@ -175,7 +175,7 @@ def test_rows_without_a_source_lie_below_token_0() -> None:
 
 
 @pytest.mark.parametrize("shard_bytes", [1, 40, 1000])
-def test_files_hold_what_was_placed(tmp_path: Path, shard_bytes: int) -> None:
+def test_files_contain_the_placed_values(tmp_path: Path, shard_bytes: int) -> None:
     pieces = {
         "matrix": Piece((5, 2), torch.tensor([0, 1, 4]), torch.tensor([1]), torch.tensor([[1.0], [2.0], [3.0]])),
         "nothing": empty((3, 2)),
@@ -193,7 +193,7 @@ def test_files_hold_what_was_placed(tmp_path: Path, shard_bytes: int) -> None:
     assert stored["vector"].tolist() == [0, 7]
 
 
-def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path) -> None:
+def test_a_folder_is_written_atomically(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), _new_folder(tmp_path / "new") as folder:
         shutil.copyfile(tmp_path / "absent", folder / "half")
     assert list(tmp_path.iterdir()) == []
@@ -260,7 +260,7 @@ def _config(shape: LlamaShape) -> dict[str, object]:
         ({"tie_word_embeddings": True}, "give a shape with tie_word_embeddings false"),
     ],
 )
-def test_shapes_without_room(tmp_path: Path, changed: dict[str, int], message: str) -> None:
+def test_shapes_that_are_too_small(tmp_path: Path, changed: dict[str, int], message: str) -> None:
     with pytest.raises(ShapeError, match=message):
         Inflation(Options(ASSET, replace(DOUBLE_HEADS, **changed), tmp_path / "big"))
 
@@ -296,11 +296,11 @@ def test_a_drafter_by_itself(random_target: Path, tmp_path: Path) -> None:
         Inflation(Options(random_target, TINY, tmp_path / "big")).write_drafter(tmp_path / "none")
 
 
-def test_drafters_without_room(random_target: Path, tmp_path: Path) -> None:
+def test_drafter_shapes_that_are_too_small(random_target: Path, tmp_path: Path) -> None:
     drafter = save_random_drafter(tmp_path / "drafter")
     for sizes, message in (
         ({"exit_dim": 100}, "exit_dim would be 100"),
-        ({"draft_vocab_size": 200}, "less than it is"),
+        ({"draft_vocab_size": 200}, "less than its present"),
     ):
         with pytest.raises(ShapeError, match=message):
             Inflation(Options(random_target, TINY, tmp_path / "big", drafter, **sizes))

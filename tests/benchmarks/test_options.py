@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demonstration's command line, and the commands that it builds."""
+"""The demonstration's options, its server command, and its kinds of engines."""
 
 from pathlib import Path
 
 import pytest
 
-from benchmarks.demo.offline import as_users_run_it, parse_result
 from benchmarks.demo.options import parse_args
 from benchmarks.demo.serve import free_port, serve_command
+from benchmarks.engines.offline import as_users_run_it, parse_result
 
 
 def test_defaults_are_the_documented_drafting() -> None:
@@ -28,14 +28,14 @@ def test_defaults_are_the_documented_drafting() -> None:
         ["--nodes", "300"],
     ],
 )
-def test_bad_options_end_with_a_message(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_impossible_options_end_with_a_message(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse_args(argv)
     assert caught.value.code == 2
     assert "error:" in capsys.readouterr().err
 
 
-def test_the_server_is_asked_for_redrafter_by_the_word() -> None:
+def test_the_server_command_uses_the_word_redrafter() -> None:
     command = serve_command(Path("models/target"), 1234)
     assert Path(command[0]).name == "vllm"
     assert command[1:5] == ["serve", "models/target", "--speculative-model", "redrafter"]
@@ -44,17 +44,17 @@ def test_the_server_is_asked_for_redrafter_by_the_word() -> None:
     assert "True" not in command
 
 
-def test_a_free_port_is_one() -> None:
+def test_free_port_is_valid() -> None:
     assert 1024 < free_port() < 65536
 
 
-def test_the_honest_baseline_has_nothing_of_ours() -> None:
+def test_the_baseline_loads_no_plugin() -> None:
     assert as_users_run_it(True).env == {"VLLM_PLUGINS": ""}
     assert as_users_run_it(False).env["VLLM_USE_V2_MODEL_RUNNER"] == "0"
     assert as_users_run_it(False).env["TRITON_INTERPRET"] == "0"
 
 
-def test_an_engine_s_result() -> None:
+def test_parsing_an_engine_result() -> None:
     run = {
         "tokens": [[1, 2]],
         "steps": [[1, 1]],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Children and their children end with the demonstration, and failures show the log."""
+"""Children and grandchildren end with their block, and errors show the log."""
 
 import os
 import sys
@@ -25,7 +25,7 @@ def has_ended(pid: int, within: float = 5.0) -> bool:
         try:
             os.kill(pid, 0)
             state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-            if state == "Z":  # ended, and nobody has asked for its status yet
+            if state == "Z":  # a zombie: ended, its status not read yet
                 return True
         except (ProcessLookupError, FileNotFoundError):
             return True
@@ -34,7 +34,7 @@ def has_ended(pid: int, within: float = 5.0) -> bool:
 
 
 @pytest.mark.parametrize("problem", [None, RuntimeError, KeyboardInterrupt, SystemExit])
-def test_nothing_outlives_the_block(tmp_path: Path, problem: type[BaseException] | None) -> None:
+def test_children_end_with_the_block(tmp_path: Path, problem: type[BaseException] | None) -> None:
     log = tmp_path / "log"
 
     def body() -> None:
@@ -71,5 +71,5 @@ def test_a_run_that_takes_too_long_is_ended(tmp_path: Path) -> None:
         run_to_end(command, tmp_path / "log", {}, "the run", Console(quiet=True), limit=0.4)
 
 
-def test_the_tail_of_nothing(tmp_path: Path) -> None:
+def test_tail_of_a_missing_log(tmp_path: Path) -> None:
     assert tail(tmp_path / "absent").endswith(":\n")

@@ -5,8 +5,8 @@ from pathlib import Path
 from benchmarks.record import record
 
 
-def test_a_record_says_what_it_was_made_with(tmp_path: Path) -> None:
-    file = record("ray_workers", ["--target", "a b"], {"speedup": 1.5}, tmp_path / "new")
+def test_a_record_has_command_versions_and_hardware(tmp_path: Path) -> None:
+    file = record("benchmarks.training.ray_workers", ["--target", "a b"], {"speedup": 1.5}, tmp_path / "new")
     kept = json.loads(file.read_text())
     assert file.parent == tmp_path / "new" and file.name.startswith("ray-workers_")
     assert kept["command"] == "python -m benchmarks.training.ray_workers --target 'a b'"

@@ -8,10 +8,10 @@ import torch
 from benchmarks.models.roofline import (
     Layout,
     Workload,
+    baseline_round,
     compare,
     kept_bytes,
     main,
-    naive_round,
     round_reads,
     target_step,
 )
@@ -30,8 +30,8 @@ TWO_BEAMS_OF_THREE = Workload(DraftingConfig(2, 3))
 ROWS = 5 * 4 * 2
 
 
-def test_a_naive_round_reads_everything_at_every_step() -> None:
-    assert naive_round(SMALL, TWO_BEAMS_OF_THREE).total == 3 * (16 + 16 + 4 + 64 + 8 + 80) * 2 + ROWS
+def test_the_baseline_reads_the_whole_drafter_at_every_step() -> None:
+    assert baseline_round(SMALL, TWO_BEAMS_OF_THREE).total == 3 * (16 + 16 + 4 + 64 + 8 + 80) * 2 + ROWS
 
 
 def test_the_context_half_is_read_once() -> None:
@@ -65,7 +65,7 @@ def test_without_residual_blocks_the_head_is_the_first_linear_layer() -> None:
     assert reads.parts["rest of the residual blocks"] == 0
 
 
-def test_byte_weights_keep_a_scale_per_row_and_biases_as_they_are() -> None:
+def test_8_bit_weights_have_a_scale_per_row_and_unrounded_biases() -> None:
     reads = round_reads(SMALL, TWO_BEAMS_OF_THREE, Layout(byte_weights=True))
     assert reads.parts == {
         "context half, once": 32 + 8 * 2 + 8 * 2,
@@ -89,7 +89,7 @@ def test_a_table_of_the_embedding_saves_w_at_every_step_and_costs_another_embedd
 
 
 def test_the_bytes_are_those_that_a_packed_drafter_multiplies_with() -> None:
-    """Against the products of one real round. Their activations' sizes are not counted."""
+    """Compared with the products of one real round, without activations."""
     for config in (SMALL, DrafterConfig(10, 4, 6, 2, draft_vocab_size=7), DrafterConfig(10, 4, 8, 0)):
         for project in (False, True):
             numbers = 0
@@ -132,14 +132,14 @@ def test_a_target_step() -> None:
 
 
 def test_vicuna_with_a_trimmed_vocabulary_reads_less_than_half() -> None:
-    """Issue 4's floor, worked out by hand in millions of numbers: at every step half of the first ResBlock 33.55,
+    """Computed by hand, in millions of numbers: at every step half of the first ResBlock 33.55,
     the second 67.11 + 0.01, recurrence 33.55 + 0.004, head of 8,000 tokens 65.54; once the other half, 33.55 + 0.01."""
     shape = SHAPES["vicuna-7b"]
     work = Workload(DraftingConfig(4, 5))
     lines = {line.name: line for line in compare(shape, published_drafter(shape), work, 8000)}
     trimmed = lines["and 8,000 draft tokens"]
     assert trimmed.round_bytes.total / 1e6 == pytest.approx(2 * (5 * 199.77 + 33.56) + 0.14, rel=1e-3)
-    assert trimmed.part_of_naive < 0.5
+    assert trimmed.part_of_baseline < 0.5
     assert lines["whole drafter at every step"].round_bytes.total / 1e6 == pytest.approx(5 * 859.9, rel=1e-3)
     # W is 4096² of those 199.77 million numbers; the table is 32,000 rows of 4096.
     projected = lines["and W·E as a table"]

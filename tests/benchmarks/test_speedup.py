@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The speed-up's account: phases, figures, options."""
+"""The speed-up: phases, figures, options."""
 
 from io import StringIO
 from pathlib import Path
@@ -17,7 +17,7 @@ from benchmarks.serving.speedup.__main__ import PLAIN, limits, run
 from benchmarks.serving.speedup.engine import EngineProcess, Job, Turn
 from benchmarks.serving.speedup.options import Options, parse_args
 from benchmarks.serving.speedup.phases import REST, DecodeSteps, Stopwatch
-from benchmarks.serving.speedup.report import complaint, judge, print_report
+from benchmarks.serving.speedup.report import judge, print_report, problem_of
 from redrafter_vllm.config import DraftingConfig
 from tests.paths import ASSET
 
@@ -65,7 +65,7 @@ def test_steps_with_prompts_do_not_count() -> None:
 
 
 def turn(seconds: float, tokens: list[list[int]], steps: list[list[int]], accepted: tuple[int, ...]) -> dict[str, Any]:
-    """Half of the time goes to prompts."""
+    """A turn's counts; prompts take half of the time."""
     return {
         "seconds": seconds,
         "tokens": tokens,
@@ -95,11 +95,11 @@ def test_figures() -> None:
     assert report["milliseconds_per_step"] == {"draft": pytest.approx(12.5)}
 
 
-def test_figures_of_another_batch_are_told() -> None:
+def test_figures_of_another_batch_size_are_a_problem() -> None:
     row = {"batch": 4, "preemptions": 0, "most_at_once": 4}
-    assert complaint(row) is None
-    assert complaint(row | {"preemptions": 2}) == "batch 4: 2 preemptions, so its prompts were computed more than once"
-    assert complaint(row | {"most_at_once": 3}) == "batch 4: at most 3 requests ran at once"
+    assert problem_of(row) is None
+    assert problem_of(row | {"preemptions": 2}) == "batch 4: 2 preemptions, so its prompts were computed more than once"
+    assert problem_of(row | {"most_at_once": 3}) == "batch 4: at most 3 requests ran at once"
 
 
 def options(**given: Any) -> Options:
@@ -121,7 +121,7 @@ def test_the_cache_holds_the_largest_batch() -> None:
     assert options().kv_cache_bytes < large.kv_cache_bytes / 20
 
 
-def test_graphs_fit_what_the_schedule_makes_of_each_batch() -> None:
+def test_capture_sizes_follow_the_schedule() -> None:
     tree = DraftingConfig(4, 4)
     fixed = options(drafting={"x": tree}, batches=(1, 4, 16), device="cuda")
     assert fixed.capture_sizes(None) == [1, 2, 4, 16, 32]
@@ -137,7 +137,7 @@ def test_graphs_fit_what_the_schedule_makes_of_each_batch() -> None:
     assert "num_speculative_tokens_per_batch_size" not in fixed.speculative("x")
 
 
-def test_the_ceiling_is_of_the_layout_and_the_nodes() -> None:
+def test_the_maximum_efficiency_depends_on_layout_and_nodes() -> None:
     drafting = DraftingConfig(2, 2, drafter_quantization="int8", project_embedding=True)
     scheduled = options(drafting={"x": drafting}, schedule=((1, 2, 3), (3, 8, 0)), batches=(8,))
     shape, config = find_shape(str(ASSET)), drafter_config(ASSET / "redrafter")
@@ -148,7 +148,7 @@ def test_the_ceiling_is_of_the_layout_and_the_nodes() -> None:
     assert limits(scheduled, "x", 3) == {"nodes": 0, "efficiency_ceiling": None}
 
 
-def test_a_way_may_have_a_drafter_of_its_own() -> None:
+def test_a_way_to_draft_may_have_another_drafter() -> None:
     slim = ASSET / "redrafter-slim"
     both = options(drafting=dict.fromkeys(("a", "b"), DraftingConfig(4, 4)), drafters={"b": slim})
     assert [both.speculative(way)["model"] for way in ("a", "b")] == [str(ASSET / "redrafter"), str(slim)]
@@ -174,16 +174,16 @@ class FakeEngine:
             raise ChildError("no such kernel")
         return "V2"
 
-    def take(self, asked: Turn) -> dict[str, Any]:
-        self.turns.append((self.name, asked))
+    def take(self, requested: Turn) -> dict[str, Any]:
+        self.turns.append((self.name, requested))
         self.taken += 1
         if self.name == "dying" and self.taken == 3:
             raise ChildError("out of memory")
-        found = turn(2.0, [[1, 2, 3]] * asked.prompts, [[1, 2]] * asked.prompts, (asked.prompts, 0))
-        return found | {"most_at_once": asked.batch, "phases": {}}
+        found = turn(2.0, [[1, 2, 3]] * requested.prompts, [[1, 2]] * requested.prompts, (requested.prompts, 0))
+        return found | {"most_at_once": requested.batch, "phases": {}}
 
 
-def test_a_way_to_draft_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_way_to_draft_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(main_module, "EngineProcess", FakeEngine)
     monkeypatch.setattr(FakeEngine, "turns", [])
     ways = {name: DraftingConfig(2, 2) for name in ("broken", "dying", "good", "other")}
@@ -195,8 +195,8 @@ def test_a_way_to_draft_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyP
     assert report["failed"] == {"broken": "no such kernel", "dying": "out of memory"}
     assert [(row["drafter"], row["batch"]) for row in report["results"]] == [("good", 1), ("other", 1), ("good", 2)]
     assert kept == [2, 3] and report["runners"] == dict.fromkeys((PLAIN, "dying", "good", "other"), "V2")
-    of_good = [asked for name, asked in FakeEngine.turns if name == "good"]
-    assert [(asked.batch, asked.tokens) for asked in of_good] == [
+    of_good = [requested for name, requested in FakeEngine.turns if name == "good"]
+    assert [(requested.batch, requested.tokens) for requested in of_good] == [
         (1, 8),
         (1, None),
         (1, None),

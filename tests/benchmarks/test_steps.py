@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps of an engine, told apart into prompts and decoding."""
+"""Steps of an engine, divided into prompts and decoding."""
 
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks.demo import steps as module
-from benchmarks.demo.steps import Steps, decoding, recorded_steps
+from benchmarks.engines import steps as module
+from benchmarks.engines.steps import Steps, decoding, recorded_steps
 
 
-def test_decoding_begins_with_the_last_first_token() -> None:
+def test_decoding_begins_after_the_last_request_s_first_token() -> None:
     steps = Steps()
     steps.add(1.0, {"a": 1})
-    steps.add(2.0, {"a": 3, "b": 1})  # b's prompt was computed beside a's drafts
+    steps.add(2.0, {"a": 3, "b": 1})  # b's prompt is computed in the same step as a's drafts
     steps.add(2.5, {"a": 2, "b": 4})
     steps.add(4.0, {"b": 1})
     assert steps.by_request == {"a": [1, 3, 2], "b": [1, 4, 1]}
@@ -21,7 +21,7 @@ def test_decoding_begins_with_the_last_first_token() -> None:
     assert decoding(steps.in_order) == {"tokens": 7, "seconds": pytest.approx(2.0)}
 
 
-def test_steps_without_tokens_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_without_tokens_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     def outputs(**emitted: int) -> Any:
         return SimpleNamespace(
             outputs=[SimpleNamespace(request_id=name, new_token_ids=[0] * tokens) for name, tokens in emitted.items()]

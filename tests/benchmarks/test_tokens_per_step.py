@@ -13,12 +13,12 @@ def test_tokens_per_step_from_counters() -> None:
     assert counted_tokens_per_step(DraftCounters(4, (3, 1, 1, 0))) == 9 / 4
 
 
-def test_a_run_without_drafts_has_no_figure() -> None:
+def test_a_run_without_drafts_is_an_error() -> None:
     with pytest.raises(ValueError, match="no draft"):
         counted_tokens_per_step(DraftCounters(0, ()))
 
 
-def test_every_width_has_room_for_its_beams() -> None:
+def test_the_node_budget_holds_all_beams() -> None:
     options = Options(Path("t"), Path("d"), beam_widths=(1, 8), beam_length=5)
     assert options.draftings == [Drafting(1, 5, 5), Drafting(8, 5, 40)]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `benchmarks.gpu_check` runs, one module a stage: `run(call)` gives the stage's `Outcome`."""
+"""Stages of `benchmarks.gpu_check`, one module each: `run(call)` returns the stage's `Outcome`."""
 
 import time
 from dataclasses import asdict, dataclass, field
@@ -11,7 +11,7 @@ from benchmarks.record import store
 
 @dataclass(frozen=True)
 class Outcome:
-    """Whether the stage shows what it must, in one line, and its figures."""
+    """Result of a stage: whether it shows what it must, a summary, and figures."""
 
     passed: bool
     summary: str
@@ -20,21 +20,22 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Call:
-    """What a stage is given: a device, a folder of its own, and when it will be killed, by `time.monotonic`."""
+    """Arguments of a stage."""
 
     device: str
-    scratch: Path
-    deadline: float
+    scratch: Path  # the stage's folder
+    deadline: float  # `time.monotonic` at which the stage is killed
 
     @property
     def left(self) -> float:
+        """Seconds until the deadline."""
         return self.deadline - time.monotonic()
 
     def keep(self, figures: dict[str, Any]) -> None:
-        """What has been found so far, should the stage not come to its end."""
-        store(outcome_file(self.scratch), asdict(Outcome(False, "it did not come to its end", figures)))
+        """Store the figures so far, for the case that the stage is stopped."""
+        store(outcome_file(self.scratch), asdict(Outcome(False, "stopped before its end", figures)))
 
 
 def outcome_file(scratch: Path) -> Path:
-    """Beside the stage's folder."""
+    """The file of a stage's outcome, beside its folder."""
     return scratch.with_name(f"{scratch.name}.outcome")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks.gpu_check.stages STAGE DEVICE SECONDS FOLDER`: the process that `benchmarks.gpu_check` starts."""
+"""The process of one stage: `python -m benchmarks.gpu_check.stages STAGE DEVICE SECONDS FOLDER`."""
 
 import importlib
 import sys

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Findings and logs in one archive, for a machine that keeps nothing; large weights stay behind."""
+"""Findings and logs in one archive, for machines without lasting storage; weights are not included."""
 
 import tarfile
 from pathlib import Path
 
-# In the folder itself and in those of its stages. What lies deeper, such as an inflated target, is made again.
+# In the folder itself and in those of the stages. Deeper folders, such as an inflated target, can be made again.
 KEPT = ("*.json", "*.outcome", "*.log", "*/*.log")
 
 
 def pack(folder: Path, archive: Path, *others: Path) -> None:
-    """Whole or not at all."""
+    """Write `archive` atomically: findings and logs of `folder`, and the files `others` under `record/`."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     partial = archive.with_name(f".{archive.name}.part")
     with tarfile.open(partial, "w:gz") as tar:
@@ -22,7 +22,7 @@ def pack(folder: Path, archive: Path, *others: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Where `pack` found them."""
+    """Restore the files of `archive` below `folder`, where `pack` found them."""
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A drafting round for Vicuna-7B, from a CUDA graph, beside the time that its bytes need.
+"""Time of a drafting round for Vicuna-7B, from a CUDA graph, against the time for reading its bytes.
 
-As serving records it: trees drawn from the buffers of a round and stored in the requests' rows. The drafter as stored,
-and as it is fastest: INT8 by vLLM's own products, W·E as a table.
+The round is recorded as in serving: trees are proposed from the buffers of a round and stored in the requests' rows. It
+is measured for the drafter as stored and in its fastest format: INT8 with vLLM's kernels, W·E as a table.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ from redrafter_vllm.drafting.propose import propose_trees
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.model.packed import PackedDrafter
 
-SLOWER = 1.3  # times its byte floor
+MAX_RATIO = 1.3  # of a round's time to its byte floor, at batch 1
 SHAPE = {"cuda": "vicuna-7b", "cpu": "llama-0.1b"}
 DRAFT_TOKENS = 8000
 BATCHES = {"cuda": (1, 4, 16), "cpu": (1,)}
@@ -35,7 +35,7 @@ LAYOUTS = {AS_STORED: Layout(), FASTEST: Layout(byte_weights=True, project_embed
 
 @dataclass(frozen=True)
 class Row:
-    """A round's time and byte floor."""
+    """Seconds of a round, and of reading its bytes (`floor`)."""
 
     drafter: str
     beam_length: int
@@ -49,7 +49,7 @@ class Row:
 
 
 def run(call: Call) -> Outcome:
-    """Random weights draft as slowly as trained ones."""
+    """Weights are random: the time of a round does not depend on them."""
     shape, speed = find_shape(SHAPE[call.device]), bandwidth(call)
     config = published_drafter(shape, draft_vocab_size=DRAFT_TOKENS)
     rows: list[Row] = []
@@ -59,10 +59,10 @@ def run(call: Call) -> Outcome:
             for row in measured(name, config, call.device, speed):
                 rows.append(row)
                 call.keep(figures(rows, failed))
-        except Exception as error:  # a kernel that this build lacks, say: the other drafter's figures stand
+        except Exception as error:  # for example a kernel that is missing in this build: the other drafter is measured
             failed[name] = f"{type(error).__name__}: {error}"
             call.keep(figures(rows, failed))
-    slow = [row for row in rows if row.batch == 1 and row.seconds > SLOWER * row.floor]
+    slow = [row for row in rows if row.batch == 1 and row.seconds > MAX_RATIO * row.floor]
     lines = [*map(str, rows), *(f"{name} FAILED: {reason}" for name, reason in failed.items())]
     return Outcome(not slow and not failed, "\n".join(lines), figures(rows, failed))
 
@@ -73,6 +73,7 @@ def figures(rows: list[Row], failed: dict[str, str]) -> dict[str, Any]:
 
 @torch.inference_mode()
 def measured(name: str, config: DrafterConfig, device: str, speed: float) -> Iterator[Row]:
+    """Rows of one drafter; `speed` is the bandwidth in bytes per second."""
     torch.manual_seed(0)
     with packed(name, config, device) as drafter:
         embedding = torch.randn(config.vocab_size, config.hidden_size, dtype=torch.bfloat16, device=device)
@@ -89,13 +90,13 @@ def measured(name: str, config: DrafterConfig, device: str, speed: float) -> Ite
 
 @contextmanager
 def packed(name: str, config: DrafterConfig, device: str) -> Iterator[PackedDrafter]:
-    """A random drafter as it is served."""
+    """A random drafter in the format that serving keeps it in."""
     with torch.device(device):
         drafter = Drafter(config).to(torch.bfloat16).eval()
     if name == AS_STORED:
         yield PackedDrafter(drafter)
         return
-    # Only these products need vLLM around them, so only they fail where it cannot be set up.
+    # Only INT8 needs a current vLLM configuration, so only this drafter fails where there can be none.
     from benchmarks.serving.drafting_round import alone_in_vllm
     from redrafter_vllm.integration.worker.drafter_loading import linear_maker
 
@@ -109,7 +110,7 @@ def round_of(
     drafting: DraftingConfig,
     kept: DraftRows,
 ) -> Callable[[], None]:
-    """What serving records for as many requests as `kept` has rows for, `RedrafterSpeculator._run_round`."""
+    """The round that `RedrafterSpeculator._run_round` records, for all requests that `kept` has rows for."""
     batch, nodes, device = kept.padding_row, drafting.num_speculative_tokens, kept.num_nodes.device
     buffers = RoundBuffers(batch, nodes, drafter.config.hidden_size, torch.bfloat16, device)
     this = buffers.first(batch)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engines on the committed pair, and how two of them differ."""
+"""Engines on the committed target and drafter, and differences between their outputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,17 +8,16 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from benchmarks.assets import ASSET, DRAFTER, held_out_prompts, tokenized
 from benchmarks.compare import common_prefix
-from benchmarks.demo.options import ASSET
 from benchmarks.serving.speedup.engine import EngineProcess, Job
-from redrafter_training.data.python_corpus import extract_prompts, load_corpus, split
 
-TREE = {"method": "redrafter", "model": str(ASSET / "redrafter"), "beam_width": 4, "beam_length": 4}
+TREE = {"method": "redrafter", "model": str(ASSET / DRAFTER), "beam_width": 4, "beam_length": 4}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of it."""
+    """Number of prompts, and tokens that each is continued by."""
 
     prompts: int
     new_tokens: int
@@ -30,15 +29,14 @@ SIZES = {"cuda": Sizes(64, 96), "cpu": Sizes(4, 16)}
 def make_engine(
     name: str, speculative: dict[str, Any] | None, sizes: Sizes, scratch: Path, **options: Any
 ) -> EngineProcess:
-    """On the committed target, with room for eight requests; in float32 without TF32."""
-    tokenizer = AutoTokenizer.from_pretrained(ASSET)
-    texts = extract_prompts(split(load_corpus())[1], sizes.prompts, seed=3, max_chars=600)
-    prompts = [list(tokenizer(text)["input_ids"])[:256] for text in texts]
+    """An engine on the committed target, for up to eight requests at a time; TF32 is off."""
+    texts = held_out_prompts(sizes.prompts, seed=3, max_chars=600)
+    prompts = tokenized(texts, AutoTokenizer.from_pretrained(ASSET), max_tokens=256)
     engine = {
         "max_model_len": 512,
         "max_num_seqs": 8,
         "kv_cache_memory_bytes": 1 << 28,
-        # Whatever the cache's size, vLLM starts only where this part of the GPU is free, and several start at once.
+        # vLLM starts only if this fraction of the GPU is free, whatever the cache's size, and several start at once.
         "gpu_memory_utilization": 0.1,
         "disable_log_stats": False,
         "skip_tokenizer_init": True,
@@ -50,17 +48,17 @@ def make_engine(
 
 @dataclass(frozen=True)
 class Difference:
-    """Where two outputs part, and how much likelier the first one's token was there; None: more than is known."""
+    """First difference of two outputs of one request."""
 
     request: int
     place: int
-    gap: float | None
+    gap: float | None  # log-probability of the first output's token minus the other's; None if not returned
 
 
 def differences(
     plain: Sequence[Sequence[int]], other: Sequence[Sequence[int]], logprobs: Sequence[Sequence[dict[int, float]]]
 ) -> list[Difference]:
-    """First difference of each request; `logprobs` are plain's, by request, place and token."""
+    """First difference of each differing request; `logprobs` are those of `plain`, by request, position and token."""
     found = []
     for request, (a, b) in enumerate(zip(plain, other, strict=True)):
         place = common_prefix(a, b)
@@ -75,10 +73,10 @@ def differences(
 
 
 def count_differences(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> int:
-    """Requests that differ."""
+    """Number of requests that differ."""
     return sum(list(a) != list(b) for a, b in zip(one, other, strict=True))
 
 
 def max_by_rounding(itself: int) -> int:
-    """Requests that may differ in bfloat16, where so many of an engine's own do at another batch size."""
+    """Number of requests that rounding may change in bfloat16, if another batch size changes `itself` of them."""
     return max(2, 2 * itself)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verification and drafting from CUDA graphs: captured, the tokens of steps without, and what a step costs."""
+"""Verification and drafting from CUDA graphs: that they are captured, their tokens, and the time of a step."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -8,16 +8,16 @@ from benchmarks.gpu_check.stages import Call, Outcome
 from benchmarks.gpu_check.stages.engines import SIZES, TREE, count_differences, make_engine, max_by_rounding
 from benchmarks.serving.speedup.engine import Turn
 
-# No compilation: it takes long, and changes the rounding.
+# Without compilation, which takes long and changes the rounding.
 FULL = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
 CAPTURED = "Graph capturing finished"
 
 
 def run(call: Call) -> Outcome:
-    """In bfloat16, as graphs are for serving.
+    """Compare in bfloat16, the usual type of serving.
 
-    FlashAttention may split a context otherwise in a graph than out of it. How often that changes a token is measured
-    as in `identity`: by what the engine without graphs does to itself at another batch size.
+    FlashAttention may split a context differently in a graph. How often that may change a token is judged as in
+    `identity`: by how many outputs of the engine without graphs change with the batch size.
     """
     sizes = SIZES[call.device]
     options: dict[str, dict[str, Any]] = {

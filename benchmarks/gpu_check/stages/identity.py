@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tokens of plain vLLM: greedy and seeded, float32 and bfloat16.
+"""Comparison with the tokens of plain vLLM: greedy and seeded, float32 and bfloat16.
 
-On a GPU, plain vLLM and trees attend by different kernels, so logits differ in their last bits and near-ties may fall
-differently. A greedy difference in float32 counts as a near-tie if plain vLLM gave its two tokens almost the same
-probability. A seeded choice is tied by its noise, too, which no log-probability shows: there the number is judged. In
-bfloat16 rounding is coarse; what plain vLLM does to itself when it batches otherwise is the measure there.
+On a GPU plain vLLM and trees use different attention kernels, so the last bits of logits differ and near-ties may be
+decided differently. A greedy difference in float32 is a near-tie if plain vLLM gave the two tokens almost the same
+probability. Ties of seeded sampling also depend on its noise, which no log-probability shows, so only their number is
+checked. bfloat16 rounds coarsely: there the limit is the number of outputs of plain vLLM that change with the batch
+size.
 """
 
 from contextlib import ExitStack
@@ -23,8 +24,8 @@ from benchmarks.gpu_check.stages.engines import (
 )
 from benchmarks.serving.speedup.engine import EngineProcess, Turn
 
-NEAR = 1e-4  # natural log; float32 moves the logits of this target by 2e-5
-# Of 64 requests: with 6,000 tokens less than one near-tie is to be expected, and a fault makes most requests differ.
+NEAR = 1e-4  # natural log; rounding in float32 changes the logits of this target by 2e-5
+# Of 64 requests: fewer than one near-tie is expected in 6,000 tokens, and an error changes most requests.
 MAX_TIES = 2
 DTYPES = ("float32", "bfloat16")
 
@@ -65,7 +66,7 @@ def judge(figures: dict[str, Any]) -> Outcome:
 
 
 def compare(plain: EngineProcess, tree: EngineProcess, prompts: int) -> dict[str, Any]:
-    """Numbers of requests that differ."""
+    """Numbers of requests whose tokens differ."""
     for engine in (plain, tree):
         engine.wait_until_ready()
     greedy, seeded = Turn(prompts, prompts), Turn(prompts, prompts, temperature=0.8)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels of a decode step at Vicuna-7B's sizes: their times beside what the bandwidth needs for their bytes.
+"""Times of a decode step's kernels at Vicuna-7B's sizes, against the time for reading and writing their bytes.
 
-Tree attention is set beside FlashAttention's causal attention of as many rows over the same caches. As it is served,
-with FlashAttention for the context, it is judged; our kernels alone, which serve where that is missing, are only timed.
-Caches of several layers take turns, as in serving, so that none of them is in the L2; FlashAttention 3 gets a schedule
-that was made before, once for all layers, and splits as in a CUDA graph. What a beam step and a prefix tree read has
-just been written, in serving as here: it comes from the L2, and their byte floor says little.
+Tree attention is compared with FlashAttention's causal attention of the same number of rows over the same caches. The
+form that serving uses, with FlashAttention for the context, has to pass; our kernels alone, which serve where
+FlashAttention is missing, are only timed. The caches of several layers take turns, as in serving, so that none is in
+the L2 cache; FlashAttention 3 uses a schedule that is computed before, once for all layers, and splits as in a CUDA
+graph. A beam step and a prefix tree read what has just been written, here as in serving: their bytes come from the L2
+cache, so their byte floors mean little.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +23,14 @@ from benchmarks.models.shapes import find_shape
 from redrafter_vllm.ops.tree_attention import TreeBatch
 
 BLOCK_SIZE = 16
-SLOWER = 1.2  # tree attention may take so many times as long as FlashAttention
-MAX_CACHED = {"cuda": 1 << 28, "cpu": 0}  # bytes; several times the L2 of an H200
+MAX_RATIO = 1.2  # of tree attention's time to FlashAttention's
+MIN_CACHE_BYTES = {"cuda": 1 << 28, "cpu": 0}  # of all layers; several times the L2 cache of an H200
 SPLITS = 32  # vLLM's flash_attn_max_num_splits_for_cuda_graph
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """A step: requests, cached tokens of each, drafts of each, beams, draft vocabulary."""
+    """Sizes of a step: requests, cached tokens and drafts of each, beams, draft vocabulary."""
 
     batch: int
     context: int
@@ -48,7 +49,7 @@ Calls = Sequence[Callable[[], object]]  # of one kernel, on the buffers of sever
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel; `bytes` are those that one call must read and write."""
+    """One kernel; `bytes` are read and written by one call, `rival` is compared with it."""
 
     name: str
     calls: Calls
@@ -59,7 +60,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds of a case, of its byte floor, and of its rival; or why there are none."""
+    """Seconds of a case, of its byte floor and of its rival, or the error of the case."""
 
     name: str
     judged: bool
@@ -72,7 +73,7 @@ class Timed:
     def passed(self) -> bool:
         if self.seconds is None:
             return False
-        return not self.judged or self.rival is None or self.seconds <= SLOWER * self.rival
+        return not self.judged or self.rival is None or self.seconds <= MAX_RATIO * self.rival
 
     def __str__(self) -> str:
         if self.seconds is None:
@@ -93,7 +94,7 @@ def run(call: Call) -> Outcome:
 
 
 def timed(case: Case, device: str, speed: float) -> Timed:
-    """A kernel that fails leaves the others' times."""
+    """Time a case; an error is kept in the result, so that the other cases are timed."""
     try:
         took = seconds(case.calls, device)
         rival = None if case.rival is None else seconds(case.rival, device)
@@ -114,14 +115,14 @@ def cases(device: str, shape: str, sizes: Sizes) -> Iterator[Case]:
 
 
 def attention_cases(device: str, shape_name: str, sizes: Sizes) -> Iterator[Case]:
-    """One layer's attention of every request's root and drafts."""
+    """One layer's attention for the root and the drafts of each request."""
     shape, dtype = find_shape(shape_name), torch.bfloat16 if device == "cuda" else torch.float32
     rows, length = 1 + sizes.nodes, sizes.context + 1 + sizes.nodes
     pages = -(-length // BLOCK_SIZE)
     size = (sizes.batch * pages, shape.num_key_value_heads, BLOCK_SIZE, 2 * shape.head_dim)
     query = torch.randn(sizes.batch * rows, shape.num_attention_heads, shape.head_dim, device=device, dtype=dtype)
     cache_bytes = sizes.batch * length * 2 * shape.num_key_value_heads * shape.head_dim * query.itemsize
-    layers = min(shape.num_hidden_layers, 1 + -(-MAX_CACHED[device] // cache_bytes))
+    layers = min(shape.num_hidden_layers, 1 + -(-MIN_CACHE_BYTES[device] // cache_bytes))
     caches = [torch.randn(size, device=device, dtype=dtype) for _ in range(layers)]
     batch = step_of(sizes, pages, device)
     scale, out, needed = shape.head_dim**-0.5, torch.empty_like(query), cache_bytes + 2 * query.nbytes
@@ -162,7 +163,7 @@ def _tree_attention(query: Tensor, cache: Tensor, batch: TreeBatch, scale: float
 
 @dataclass(frozen=True)
 class Flash:
-    """vLLM's FlashAttention, of the version that serves on this GPU, of all rows of a step to so many keys of each."""
+    """vLLM's FlashAttention, in the version for this GPU, of a step's rows over `key_lens` keys of each request."""
 
     batch: TreeBatch
     key_lens: Tensor  # [B]
@@ -172,7 +173,7 @@ class Flash:
     schedules: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, query: Tensor, cache: Tensor) -> Any:
-        """Output and log-sums."""
+        """Output and log-sum-exp."""
         from vllm.v1.attention.backends.fa_utils import flash_attn_varlen_func, get_flash_attn_version
 
         version = get_flash_attn_version(head_size=query.shape[2])
@@ -195,7 +196,7 @@ class Flash:
         )
 
     def schedule(self, query: Tensor, cache: Tensor) -> dict[str, Any]:
-        """Made at the first call and kept, as serving makes one for all layers of a step."""
+        """The schedule, computed at the first call and kept, as serving computes one for all layers of a step."""
         from vllm.v1.attention.backends.fa_utils import get_scheduler_metadata
 
         if not self.schedules:

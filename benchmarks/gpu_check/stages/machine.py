@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The GPU, its driver, and the memory bandwidth that byte floors are reckoned with."""
+"""The GPU, its driver, and the memory bandwidth that byte floors are computed with."""
 
 import statistics
 import subprocess
@@ -14,7 +14,7 @@ ROUNDS = 20
 
 
 def run(call: Call) -> Outcome:
-    """Bytes read and written per second by a copy, the median of several."""
+    """Measure the bytes that a copy reads and writes per second, the median of several copies."""
     device = call.device
     size = COPY_BYTES[device]
     source = torch.zeros(size, dtype=torch.uint8, device=device)

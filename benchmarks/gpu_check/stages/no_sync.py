@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A decode step during which waiting for the device is an error."""
+"""Decode steps during which waiting for the device is an error."""
 
-from benchmarks.demo.options import ROOT
+from benchmarks.assets import ROOT
 from benchmarks.gpu_check.stages import Call, Outcome
 from benchmarks.gpu_check.stages.suite import run_files
 

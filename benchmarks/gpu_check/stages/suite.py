@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Test files of the repository as part of a stage, several at a time."""
+"""Test files of the repository, run by a stage several at a time."""
 
 import os
 import subprocess
@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from benchmarks.demo.options import ROOT
+from benchmarks.assets import ROOT
 from benchmarks.engine_process import tail
 from benchmarks.gpu_check.stages import Call, Outcome
 
 COUNTS = ("tests", "failures", "errors", "skipped")
-SPARE_SECONDS = 5.0  # for what comes after the files, before the stage is killed
+RESERVED_SECONDS = 5.0  # before the stage's deadline, for its summary
 
 
 def run_files(call: Call, files: Sequence[Path], *arguments: str) -> Outcome:
-    """Run each file's tests in a process of its own, each until shortly before the stage's deadline at most."""
+    """Run the tests of each file in a separate process, which is stopped shortly before the stage's deadline."""
     call.scratch.mkdir(parents=True, exist_ok=True)
     counts: dict[str, Any] = {}
-    # They compile more than they compute, each on a core of its own.
+    # Most of their time is compilation on one core each.
     with ThreadPoolExecutor(max(1, min(len(files), (os.cpu_count() or 2) - 1))) as pool:
         running = {pool.submit(_run_file, call, file, arguments): file for file in files}
         for done in as_completed(running):
@@ -42,7 +42,7 @@ def _log(scratch: Path, file: Path) -> Path:
 
 
 def _run_file(call: Call, file: Path, arguments: Sequence[str]) -> dict[str, int]:
-    report, limit = call.scratch / f"{file.stem}.xml", max(1.0, call.left - SPARE_SECONDS)
+    report, limit = call.scratch / f"{file.stem}.xml", max(1.0, call.left - RESERVED_SECONDS)
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
     with _log(call.scratch, file).open("wb") as log:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a call takes on the device, and the bandwidth that its byte floor is reckoned with."""
+"""Times of calls on the device, and the bandwidth that byte floors are computed with."""
 
 import json
 import statistics
@@ -10,10 +10,10 @@ from benchmarks.gpu_check.stages import Call, machine, outcome_file
 
 
 def seconds(calls: Sequence[Callable[[], object]], device: str) -> float:
-    """Of one of these calls, which are made in turn; the median of many rounds.
+    """Seconds of one call, when all calls are made in turn; the median of many rounds.
 
-    On a GPU from a CUDA graph, so that the host's part does not count. Caches are not flushed in between: what should
-    come from memory must be so much, all calls together, that no cache holds it.
+    On a GPU the calls run from a CUDA graph, so that time on the host does not count. Caches are not flushed: data that
+    should come from memory must, over all calls together, be larger than any cache.
     """
 
     def round_of_calls() -> None:
@@ -34,7 +34,7 @@ def seconds(calls: Sequence[Callable[[], object]], device: str) -> float:
 
 
 def bandwidth(call: Call) -> float:
-    """Bytes per second, as the first stage has measured it, or else measured now."""
+    """Bytes per second: the result of the stage `machine`, or a measurement if there is none."""
     stored = outcome_file(call.scratch.with_name("machine"))
     figures = json.loads(stored.read_text())["figures"] if stored.is_file() else machine.run(call).figures
     return float(figures["bandwidth"])

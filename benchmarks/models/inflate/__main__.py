@@ -1,31 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks.models.inflate --model small/ --drafter small-drafter/ --shape vicuna-7b --out big/`.
+"""Embed a small Llama and its drafter in a larger shape: the same tokens at the larger model's cost.
 
-Embeds a small Llama, and its drafter, in a larger shape: the same tokens at the larger model's cost.
+`python -m benchmarks.models.inflate --model small/ --drafter small-drafter/ --shape vicuna-7b --out big/`
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
+from benchmarks import cli
 from benchmarks.models.inflate.build import DRAFTER_FOLDER, Inflation, Options, allocated_bytes
 from benchmarks.models.inflate.writer import DTYPES
-from benchmarks.models.shapes import SHAPES, ShapeError, count, find_shape
+from benchmarks.models.shapes import SHAPES, count, find_shape
 from redrafter_vllm.checkpoint.config import tensor_shapes
-from redrafter_vllm.checkpoint.errors import CheckpointError
 from redrafter_vllm.utils.paths import user_path
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.models.inflate",
-        description="Embed a small Llama and its drafter in a larger shape, function preserved.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    parser = cli.make_parser("benchmarks.models.inflate", "Embed a small Llama and its drafter in a larger shape.")
     parser.add_argument("--model", type=user_path, required=True, help="folder of the small target")
     parser.add_argument("--drafter", type=user_path, help="folder of its drafter (None: the target alone)")
     parser.add_argument(
-        "--shape", required=True, help=f"{', '.join(SHAPES)}, or a config.json (or its folder) with the sizes"
+        "--shape", required=True, help=f"{', '.join(SHAPES)}, or the path of a config.json or its folder"
     )
     parser.add_argument(
         "--out", type=user_path, required=True, help=f"new folder; the drafter goes to {DRAFTER_FOLDER}/"
@@ -33,7 +29,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="stored type")
     parser.add_argument("--shard-gb", type=float, default=5.0, help="largest file, in 10^9 bytes")
     parser.add_argument("--exit-dim", type=int, help="of the large drafter (None: grows with the hidden size)")
-    parser.add_argument("--draft-layers", type=int, help="ResBlocks of the large drafter (None: as the small one's)")
+    parser.add_argument("--draft-layers", type=int, help="ResBlocks of the large drafter (None: as in the small one)")
     parser.add_argument(
         "--draft-vocab-size", type=int, help="of the large drafter (None: as large a part as in the small one)"
     )
@@ -55,34 +51,34 @@ def describe(inflation: Inflation) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run(argv: Sequence[str]) -> int:
     args = parse_args(argv)
-    try:
-        inflation = Inflation(
-            Options(
-                model=args.model,
-                shape=find_shape(args.shape),
-                out=args.out,
-                drafter=args.drafter,
-                dtype=args.dtype,
-                shard_bytes=int(args.shard_gb * 1e9),
-                exit_dim=args.exit_dim,
-                num_draft_layers=args.draft_layers,
-                draft_vocab_size=args.draft_vocab_size,
-            )
+    inflation = Inflation(
+        Options(
+            model=args.model,
+            shape=find_shape(args.shape),
+            out=args.out,
+            drafter=args.drafter,
+            dtype=args.dtype,
+            shard_bytes=int(args.shard_gb * 1e9),
+            exit_dim=args.exit_dim,
+            num_draft_layers=args.draft_layers,
+            draft_vocab_size=args.draft_vocab_size,
         )
-        print(describe(inflation))
-        if args.dry_run:
-            return 0
+    )
+    print(describe(inflation))
+    if args.dry_run:
+        return 0
+    try:
         inflation.write()
-    except (ShapeError, CheckpointError) as error:
-        print(error, file=sys.stderr)
-        return 1
     except OSError as error:
-        print(f"{args.out} could not be written ({error}): nothing was left there.", file=sys.stderr)
-        return 1
-    print(f"{args.out}: {allocated_bytes(args.out) / 1e9:.3f} GB on the disk, as zeros are left out where possible")
+        raise ValueError(f"{args.out} could not be written ({error}); nothing was left there") from None
+    print(f"{args.out}: {allocated_bytes(args.out) / 1e9:.3f} GB on the disk, as zeros are not stored where possible")
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.ending(lambda: run(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

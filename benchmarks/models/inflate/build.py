@@ -24,7 +24,7 @@ from redrafter_vllm.checkpoint.vocab_mapping import MAP
 
 RECORD_FILE = "inflation.json"
 DRAFTER_FOLDER = "redrafter"  # where serving looks for a target's drafter
-# Besides weights and config, what a target's folder may hold.
+# Other files that a target's folder may hold.
 COMPANIONS = (
     "generation_config.json",
     "tokenizer.json",
@@ -40,7 +40,7 @@ COMPANIONS = (
 
 @dataclass(frozen=True)
 class Options:
-    """What to build. Raises ShapeError for what cannot be."""
+    """Options of one inflation. Raises ShapeError where they are impossible."""
 
     model: Path
     shape: LlamaShape
@@ -63,7 +63,7 @@ class Options:
 
 
 class Inflation:
-    """A checked plan: nothing has been written. Raises ShapeError or a `CheckpointError`."""
+    """A checked plan of one inflation; writes nothing before `write`. Raises ShapeError or a `CheckpointError`."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -98,7 +98,7 @@ class Inflation:
         return self.target_contents.total_bytes + (0 if drafter is None else drafter.total_bytes)
 
     def write(self) -> None:
-        """Makes the folder appear, complete. Raises ShapeError when it is there already."""
+        """Write the folder atomically. Raises ShapeError if it exists."""
         with _new_folder(self.options.out) as folder, _progress(self.total_bytes, self.options.out) as bar:
             write_folder(folder, self.target_contents, self.options.shard_bytes, bar.update)
             _write_json(folder / CONFIG_FILE, self._target_config())
@@ -111,7 +111,7 @@ class Inflation:
                 self._write_drafter(folder / DRAFTER_FOLDER, bar)
 
     def write_drafter(self, out: Path) -> None:
-        """Makes a folder of the drafter alone appear. Raises ShapeError when it is there already."""
+        """Write a folder of the drafter alone atomically. Raises ShapeError if it exists."""
         contents = self.drafter_contents
         if contents is None:
             raise ShapeError("There is no drafter to write: give one.")
@@ -129,7 +129,7 @@ class Inflation:
         return {key: value for key, value in config.items() if key != "torch_dtype"}
 
     def _record(self) -> dict[str, Any]:
-        """So that reports can name the construction."""
+        """How the target was made, for reports."""
         return {
             "construction": "function-preserving inflation: zeros around a small model (benchmarks/models/inflate)",
             "model": self.options.model.resolve().name,
@@ -143,7 +143,7 @@ class Inflation:
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its name if all goes well, and goes away otherwise."""
+    """A folder beside `out` that is renamed to it at the end, or removed after an error."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ShapeError(f"{out} exists: give a new folder.")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -163,6 +163,6 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def allocated_bytes(folder: Path) -> int:
-    """What a folder's files take on the disk, holes left out; their size where the system does not tell."""
+    """Bytes that a folder's files occupy on the disk, without holes; on Windows their sizes."""
     stats = [file.stat() for file in folder.rglob("*") if file.is_file()]
     return sum(stat.st_blocks * 512 if sys.platform != "win32" else stat.st_size for stat in stats)

@@ -24,7 +24,7 @@ def inflated_config(
     num_draft_layers: int | None = None,
     draft_vocab_size: int | None = None,
 ) -> DrafterConfig:
-    """The large drafter's sizes; those not given grow in the proportion of the target's."""
+    """The large drafter's sizes; those that are None grow in proportion to the target's."""
     hidden, vocab = target.shape.hidden_size, target.shape.vocab_size
     trimmed = small.draft_vocab_size
     return DrafterConfig(
@@ -38,10 +38,10 @@ def inflated_config(
 
 
 class InflatedDrafter:
-    """What every tensor of the large drafter holds.
+    """Contents of all tensors of the large drafter.
 
-    Raises ShapeError where `config` has no place for the small one, and a `CheckpointError` for a drafter that cannot
-    be read or belongs to another target.
+    Raises ShapeError if the small drafter does not fit, and a `CheckpointError` for a drafter that cannot be read or
+    belongs to another target.
     """
 
     def __init__(self, folder: Path, target: InflatedTarget, **sizes: int | None) -> None:
@@ -53,12 +53,12 @@ class InflatedDrafter:
         hidden = self.small.hidden_size
         self.hidden = Axis.first(hidden, self.config.hidden_size)
         both = torch.cat((torch.arange(hidden), self.config.hidden_size + torch.arange(hidden)))
-        self.both = Axis.at(2 * self.config.hidden_size, both)  # context, and behind it the state
+        self.both = Axis.at(2 * self.config.hidden_size, both)  # context, then state
         self._context_constant = target.constant
         if self.config.has_input_proj:
-            room = self.small.exit_dim < self.config.exit_dim
+            has_free_dim = self.small.exit_dim < self.config.exit_dim
             self.exit = Axis.first(self.small.exit_dim, self.config.exit_dim)
-            self.exit_constant = self.small.exit_dim if target.constant is not None and room else None
+            self.exit_constant = self.small.exit_dim if target.constant is not None and has_free_dim else None
         else:
             self.exit, self.exit_constant = self.both, target.constant
         small_ids = _proposed_ids(self.small, self._tensors)
@@ -67,7 +67,7 @@ class InflatedDrafter:
         self.vocab = Axis.at(self.config.output_size, rows)
         if len(self.vocab.places) < self.vocab.size and self.exit_constant is None:
             raise ShapeError(
-                "The drafter has tokens to suppress but no dimension to do it with: give a larger hidden_size or "
+                "The drafter has tokens to suppress, but no free dimension for that: give a larger hidden_size or "
                 "exit_dim."
             )
 
@@ -81,7 +81,7 @@ class InflatedDrafter:
         return {"architectures": ["Drafter"], "model_type": MODEL_TYPE, "dtype": dtype} | as_dict(self.config)
 
     def piece(self, name: str) -> Piece:
-        """One of `tensors`. The map of draft ids comes in int64."""
+        """Contents of one of `tensors`. The map of draft ids is int64."""
         if name == MAP:
             assert self.draft_ids is not None
             offsets = to_offsets(self.draft_ids)
@@ -99,7 +99,7 @@ class InflatedDrafter:
         return place(self._tensors[name], axis, axis if kind == "weight" else None)
 
     def _input_proj(self, kind: str) -> Piece:
-        """The small drafter's, or else what hands context and state on; and a row that hands the constant on."""
+        """The small drafter's projection, or an identity if it has none; and a row that passes on the constant."""
         if not self.small.has_input_proj:
             weight, bias = torch.eye(2 * self.small.hidden_size), torch.zeros(2 * self.small.hidden_size)
         else:
@@ -114,12 +114,12 @@ class InflatedDrafter:
 
 
 def _proposed_ids(small: DrafterConfig, tensors: dict[str, Tensor]) -> Tensor:
-    """The target ids that the small drafter's output layer is about, ascending."""
+    """The target ids of the small drafter's output rows, ascending."""
     return torch.arange(small.vocab_size) if small.draft_vocab_size is None else to_target_ids(tensors[MAP])
 
 
 def _draft_ids(small_ids: Tensor, config: DrafterConfig) -> Tensor | None:
-    """The large drafter's vocabulary, ascending: the small one's, and the highest of the other ids."""
+    """The large drafter's vocabulary, ascending: that of the small one, and the highest other ids."""
     if config.draft_vocab_size is None:
         return None
     others = torch.ones(config.vocab_size, dtype=torch.bool)
@@ -136,9 +136,9 @@ def _check(small: DrafterConfig, large: DrafterConfig) -> None:
         ("draft vocabulary", 0 if small.draft_vocab_size else small.vocab_size, large.output_size),
     ):
         if given < own:
-            raise ShapeError(f"The drafter's {name} would be {given}, less than it is, {own}: give a larger one.")
+            raise ShapeError(f"The drafter's {name} would be {given}, less than its present {own}: give a larger one.")
     if small.has_input_proj and not large.has_input_proj:
         raise ShapeError(
-            f"The drafter projects its input, which exit_dim {large.exit_dim} (twice the hidden size) leaves no layer "
-            "for: give another exit_dim."
+            f"The drafter projects its input, but with exit_dim {large.exit_dim} (twice the hidden size) there is no "
+            "layer for that: give another exit_dim."
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the small model's numbers stand in a larger tensor that is zero elsewhere."""
+"""Positions of the small model's numbers in a larger tensor that is zero elsewhere."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Axis:
-    """One dimension of a tensor: index `sources[i]` of the small one is found at `places[i]` of the large one.
+    """One dimension of a tensor: index `sources[i]` of the small tensor is index `places[i]` of the large one.
 
     A source may have several places; a place has one source.
     """
@@ -39,7 +39,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor of `shape` that is zero but for `values`, at the crossings of `rows` and `columns`.
+    """A tensor of `shape` with `values` at the given `rows` and `columns`, and zeros elsewhere.
 
     `rows` ascend. A vector has no columns.
     """
@@ -67,7 +67,7 @@ def empty(shape: tuple[int, ...]) -> Piece:
 
 
 def place(weight: Tensor, rows: Axis, columns: Axis | None = None, *, scale: float = 1.0) -> Piece:
-    """`scale` times `weight` [r, c], or [r] without columns, where the axes say."""
+    """`scale` times `weight` [r, c], or [r] without columns, placed by the axes."""
     order = rows.places.argsort()
     values = weight[rows.sources[order]]
     shape: tuple[int, ...] = (rows.size,)
@@ -80,14 +80,14 @@ def place(weight: Tensor, rows: Axis, columns: Axis | None = None, *, scale: flo
 
 
 def place_output(weight: Tensor, rows: Axis, columns: Axis, *, constant: int | None, suppression: float) -> Piece:
-    """An output layer: as `place`, and rows of no source are row 0 of `weight` with -`suppression` at `constant`.
+    """An output layer: as `place`, and rows without source are row 0 of `weight`, with -`suppression` at `constant`.
 
-    Raises ValueError where there is such a row but no constant.
+    Raises ValueError if there are such rows but no constant.
     """
     if len(rows.places) == rows.size:
         return place(weight, rows, columns)
     if constant is None:
-        raise ValueError("rows to suppress, and no constant")
+        raise ValueError("rows have to be suppressed, but there is no constant")
     sources = torch.zeros(rows.size, dtype=torch.int64)
     sources[rows.places] = rows.sources
     suppressed = torch.ones(rows.size, dtype=torch.bool)

@@ -12,12 +12,12 @@ from benchmarks.models.shapes import CONFIG_FILE, LlamaShape, ShapeError, llama_
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-# Of these, frequencies are scaled one by one, whatever the size of a head.
+# Types that scale each frequency separately, independent of the size of a head.
 ROPE_TYPES = ("default", "linear", "llama3")
 
 
 class SmallLlama:
-    """A Llama in a folder. Raises ShapeError for what cannot be inflated."""
+    """A Llama in a folder. Raises ShapeError if it cannot be inflated."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -44,7 +44,7 @@ class SmallLlama:
         return float(rope.get("rope_theta") or self.config.get("rope_theta") or 10_000.0)
 
     def with_rope_theta(self, theta: float) -> dict[str, Any]:
-        """The config with another base of the rotary frequencies, in the spelling that it has."""
+        """The config with another base of the rotary frequencies, under the key that it uses."""
         if self.config.get("rope_parameters"):
             return self.config | {"rope_parameters": self.config["rope_parameters"] | {"rope_theta": theta}}
         return self.config | {"rope_theta": theta}

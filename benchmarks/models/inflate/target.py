@@ -15,7 +15,7 @@ SUPPRESSION = 2.0**24
 
 
 class InflatedTarget:
-    """What every tensor of the large model holds. Raises ShapeError for a shape that has no place for the small one."""
+    """Contents of all tensors of the large model. Raises ShapeError if the small one does not fit in the shape."""
 
     def __init__(self, small: SmallLlama, shape: LlamaShape) -> None:
         self.small, self.shape = small, shape
@@ -23,7 +23,7 @@ class InflatedTarget:
         hidden = small.shape.hidden_size
         self.hidden = Axis.first(hidden, shape.hidden_size)
         self.constant = hidden if shape.hidden_size > hidden else None
-        # A power of two, so that every type holds it, whose square takes at most half of what eps stands for.
+        # A power of two, exact in every type, whose square is at most half of hidden * eps.
         self.kappa = 2.0 ** floor(log2(hidden * small.eps / 2) / 2) if self.constant is not None else 0.0
         self.eps = (hidden * small.eps - self.kappa**2) / shape.hidden_size
         self.norm_scale = sqrt(hidden / shape.hidden_size)
@@ -38,7 +38,7 @@ class InflatedTarget:
         return self.small.with_rope_theta(self.rope_theta) | as_dict(self.shape) | {"rms_norm_eps": self.eps}
 
     def piece(self, name: str) -> Piece:
-        """One of `shape.tensors`."""
+        """Contents of one of `shape.tensors`."""
         if name == "model.embed_tokens.weight":
             return self._embedding()
         if name == "model.norm.weight":
@@ -69,7 +69,7 @@ class InflatedTarget:
         weight = self.small.read("model.embed_tokens.weight")
         if self.constant is None:
             return place(weight, self.vocab, self.hidden)
-        # Tokens that the small model lacks never come up; they hold the constant for the sake of whoever asks.
+        # Rows of tokens that the small model lacks stay zero: these tokens are never emitted.
         kappa = torch.full((len(weight), 1), self.kappa)
         return place(torch.cat((weight, kappa), 1), self.vocab, Axis.first(self.constant + 1, self.shape.hidden_size))
 
@@ -82,7 +82,7 @@ class InflatedTarget:
 
 
 def rotary_layout(small: int, large: int, theta: float) -> tuple[Tensor, float]:
-    """Where the rotated pairs of a head of `small` dimensions go in one of `large`: [small/2], and the base there."""
+    """Indices in a large head of a small head's rotated pairs [small/2], and the base of the large frequencies."""
     pairs = torch.arange(small // 2)
     if large % small == 0:
         return pairs * (large // small), theta
@@ -92,19 +92,19 @@ def rotary_layout(small: int, large: int, theta: float) -> tuple[Tensor, float]:
 def head_axes(small: LlamaShape, large: LlamaShape, pairs: Tensor) -> tuple[Axis, Axis]:
     """Axes of all query heads and of all key-value heads; `pairs` as `rotary_layout` gives them.
 
-    Query heads that share a key-value head are dealt out in groups of the large shape's size; each group takes a
-    key-value head of its own, a copy.
+    Query heads that share a key-value head are divided into groups of the large shape's size; each group has its copy
+    of the key-value head.
     """
-    dims = torch.cat((pairs, pairs + large.head_dim // 2))  # a pair's halves stand half a head apart
+    dims = torch.cat((pairs, pairs + large.head_dim // 2))  # a pair's halves are half a head apart
     queries: list[tuple[int, int]] = []
     keys: list[tuple[int, int]] = []
-    shared, room = _group(small), _group(large)
+    shared, group = _group(small), _group(large)
     for key in range(small.num_key_value_heads):
-        for start in range(0, shared, room):
+        for start in range(0, shared, group):
             slot = len(keys)
             keys.append((slot, key))
-            members = range(start, min(start + room, shared))
-            queries += [(slot * room + member - start, key * shared + member) for member in members]
+            members = range(start, min(start + group, shared))
+            queries += [(slot * group + member - start, key * shared + member) for member in members]
     return (
         _axis_of_heads(queries, dims, small.head_dim, large.num_attention_heads * large.head_dim, large.head_dim),
         _axis_of_heads(keys, dims, small.head_dim, large.num_key_value_heads * large.head_dim, large.head_dim),
@@ -118,7 +118,7 @@ def _axis_of_heads(heads: list[tuple[int, int]], dims: Tensor, small: int, size:
 
 
 def _group(shape: LlamaShape) -> int:
-    """Query heads to a key-value head."""
+    """Query heads per key-value head."""
     return shape.num_attention_heads // shape.num_key_value_heads
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Safetensors files that are mostly zero, written without ever holding them.
+"""Safetensors files that are mostly zero, written without holding them in memory.
 
-Only the rows that hold something are written; the rest is a hole in the file, which reads as zeros and, on most file
-systems, takes no room on the disk.
+Only the rows that are not all zero are written; the rest is a hole in the file, which reads as zeros and, on most file
+systems, occupies no space on the disk.
 """
 
 import json
@@ -20,7 +20,7 @@ from benchmarks.models.inflate.placement import Piece
 from benchmarks.models.inflate.source import INDEX_FILE, WEIGHTS_FILE
 from benchmarks.models.shapes import TensorShapes
 
-# float16 is left out: it holds neither the suppression of padded tokens nor most models' activations.
+# Without float16, whose range is too small for the suppression of padded tokens and for most models' activations.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64"}
 _BLOCK_BYTES = 64 << 20
@@ -28,7 +28,7 @@ _BLOCK_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Contents:
-    """What goes into a folder's files: shapes, types, and a function that makes a tensor when its turn comes."""
+    """Contents of a folder's files: shapes, types, and a function that makes a tensor when it is written."""
 
     shapes: TensorShapes
     dtypes: Mapping[str, torch.dtype]
@@ -42,21 +42,21 @@ class Contents:
         return sum(map(self.num_bytes, self.shapes))
 
     def shards(self, max_bytes: int) -> list[list[str]]:
-        """Names in order, in groups of at most `max_bytes` bytes; a tensor larger than that has a group of its own."""
+        """Names in order, in groups of at most `max_bytes`; a larger tensor is a group by itself."""
         groups: list[list[str]] = []
-        room = 0
+        free = 0
         for name in self.shapes:
             size = self.num_bytes(name)
-            if not groups or size > room:
+            if not groups or size > free:
                 groups.append([])
-                room = max_bytes
+                free = max_bytes
             groups[-1].append(name)
-            room -= size
+            free -= size
         return groups
 
 
 def write_folder(folder: Path, contents: Contents, shard_bytes: int, progress: Callable[[int], object]) -> None:
-    """Writes one file, or shards and their index; tells `progress` how many bytes have been accounted for."""
+    """Write one file, or shards and their index; calls `progress` with the bytes of each tensor."""
     shards = contents.shards(shard_bytes)
     files = [WEIGHTS_FILE]
     if len(shards) > 1:
@@ -81,7 +81,7 @@ def _write_shard(file: Path, contents: Contents, names: list[str], progress: Cal
             "data_offsets": offsets[-2:],
         }
     encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)  # tensors then begin at a multiple of eight
+    encoded += b" " * (-len(encoded) % 8)  # aligns tensors to eight bytes
     with file.open("wb") as out:
         out.write(len(encoded).to_bytes(8, "little") + encoded)
         start = out.tell()
@@ -104,6 +104,6 @@ def _write_piece(out: BinaryIO, start: int, piece: Piece, shape: tuple[int, ...]
 
 
 def _run_borders(rows: Tensor) -> list[int]:
-    """Where runs of consecutive numbers begin, and the end: 4 5 6 9 -> 0 3 4."""
+    """Starts of runs of consecutive numbers, and the end: 4 5 6 9 -> 0 3 4."""
     breaks = (rows.diff() != 1).nonzero().flatten() + 1
     return [0, *breaks.tolist(), len(rows)]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ReDrafter against vLLM as its users run it, in turns."""
+"""ReDrafter against vLLM as installed, in turns."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks.serving.speedup --target big/`: how much faster is `LLM.generate` with ReDrafter, and what costs time?
+"""`python -m benchmarks.serving.speedup --target DIR`: how much faster `LLM.generate` is with ReDrafter, and why.
 
-Engines live side by side, each in a process of its own, and take turns on the same held-out prompts: vLLM as its users
-run it (on a CPU: runner V1, native kernels, without anything of this project's), and vLLM with ReDrafter. The figure is
-the ratio of the turns' median times. On a CPU a last turn, which does not count, times the phases of a decode step.
+The engines run at the same time, each in a separate process, and take turns on the same held-out prompts: vLLM as
+installed (on a CPU: runner V1, native kernels, without this project's packages), and vLLM with ReDrafter. The speed-up
+is the ratio of the turns' median speeds. On a CPU an additional turn, which does not count, times the phases of a step.
 """
 
 import sys
@@ -16,27 +16,25 @@ from rich.console import Console
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from benchmarks.demo.offline import EngineKind, as_users_run_it, with_redrafter
+from benchmarks import cli
+from benchmarks.assets import held_out_prompts, tokenized
 from benchmarks.engine_process import ChildError
+from benchmarks.engines.offline import EngineKind, as_users_run_it, with_redrafter
 from benchmarks.models.roofline import Layout, Workload, efficiency_ceiling, round_reads
 from benchmarks.models.shapes import drafter_config, find_shape
-from benchmarks.record import record
 from benchmarks.serving.speedup.engine import EngineProcess, Job
-from benchmarks.serving.speedup.options import Options, parse_args
+from benchmarks.serving.speedup.options import MODULE, Options, parse_args
 from benchmarks.serving.speedup.report import judge, print_report
-from redrafter_training.data.python_corpus import extract_prompts, load_corpus, split
 from redrafter_vllm.config import DraftingConfig
 
 PLAIN = "vLLM as installed"
 WARM_UP_TOKENS = 8
 
-Report = dict[str, Any]
 
-
-def run(options: Options, keep: Callable[[Report], None] = lambda report: None) -> Report:
-    """The report; `keep` gets it whenever a batch size has been measured."""
+def run(options: Options, keep: Callable[[cli.Report], None] = lambda report: None) -> cli.Report:
+    """The report; `keep` is called with it after each batch size."""
     config = {key: str(value) for key, value in asdict(options).items() if key not in ("out", "logs")}
-    report: Report = {"config": config, "runners": {}, "failed": {}, "results": []}
+    report: cli.Report = {"config": config, "runners": {}, "failed": {}, "results": []}
     turns = options.rounds * (2 * len(options.batches) + len(options.drafting) - 1)
     with ExitStack() as stack, tqdm(total=turns, desc="turns", unit="turn") as bar:
         fleet = Fleet(options, stack, report["failed"], bar)
@@ -48,11 +46,11 @@ def run(options: Options, keep: Callable[[Report], None] = lambda report: None) 
 
 
 class Fleet:
-    """Engines by name. One with ReDrafter that fails is gone, and why is kept; without plain vLLM nothing can go on."""
+    """Engines by name. One with ReDrafter that fails is dropped, its error kept; an error of plain vLLM is raised."""
 
     def __init__(self, options: Options, stack: ExitStack, failed: dict[str, str], bar: tqdm) -> None:
         self.failed, self.bar, self.limit = failed, bar, options.start_seconds
-        prompts = held_out_prompts(options)
+        prompts = make_prompts(options)
         plain = as_users_run_it(has_gpu=options.device != "cpu")
         assert plain.name == PLAIN
         self.engines = {PLAIN: stack.enter_context(_engine(plain, None, options, prompts))}
@@ -65,16 +63,16 @@ class Fleet:
         return [name for name in self.engines if name != PLAIN]
 
     def start(self) -> dict[str, str]:
-        """The runner of each."""
-        found = {name: self.ask(name, lambda engine: engine.wait_until_ready(self.limit)) for name in [*self.engines]}
+        """Wait for all engines; the runner of each."""
+        found = {name: self.call(name, lambda engine: engine.wait_until_ready(self.limit)) for name in [*self.engines]}
         return {name: runner for name, runner in found.items() if runner is not None}
 
-    def ask(self, name: str, question: Callable[[EngineProcess], Any]) -> Any:
-        """None where the engine fails, or has failed."""
+    def call(self, name: str, action: Callable[[EngineProcess], Any]) -> Any:
+        """The result of `action` on an engine; None where the engine fails or has failed before."""
         if name not in self.engines:
             return None
         try:
-            return question(self.engines[name])
+            return action(self.engines[name])
         except ChildError as error:
             if name == PLAIN:
                 raise
@@ -83,22 +81,22 @@ class Fleet:
             return None
 
 
-def compared(fleet: Fleet, options: Options, batch: int, max_ways: int | None) -> list[dict[str, Any]]:
-    """Plain vLLM and the first `max_ways` ways to draft at one batch size."""
-    turn, names = options.turn(batch), [PLAIN, *fleet.drafting[:max_ways]]
-    for name in names:  # what the first step of a batch this large costs belongs to no turn
-        fleet.ask(name, lambda engine: engine.take(replace(turn, prompts=batch, tokens=WARM_UP_TOKENS)))
+def compared(fleet: Fleet, options: Options, batch: int, max_draftings: int | None) -> list[dict[str, Any]]:
+    """Rows of one batch size: the first `max_draftings` ways to draft against plain vLLM; None takes all."""
+    turn, names = options.turn(batch), [PLAIN, *fleet.drafting[:max_draftings]]
+    for name in names:  # the first step of a new batch size costs extra time, which must not count
+        fleet.call(name, lambda engine: engine.take(replace(turn, prompts=batch, tokens=WARM_UP_TOKENS)))
     taken: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for number in range(options.rounds):
-        # Whoever goes later finds the machine as others have left it, so the order alternates.
+        # An engine may run slower or faster after another one, so the order alternates.
         for name in names if number % 2 == 0 else reversed(names):
-            taken[name].append(fleet.ask(name, lambda engine: engine.take(turn)))
+            taken[name].append(fleet.call(name, lambda engine: engine.take(turn)))
             fleet.bar.update()
     rows = []
     for name in names[1:]:
         timed = None
         if options.device == "cpu":
-            timed = fleet.ask(name, lambda engine: engine.take(replace(turn, phases=True)))
+            timed = fleet.call(name, lambda engine: engine.take(replace(turn, phases=True)))
         if name in fleet.engines:
             figures = judge(taken[PLAIN], taken[name], options.drafting[name].beam_length, timed)
             rows.append({"drafter": name, "batch": batch, **limits(options, name, batch), **figures})
@@ -106,7 +104,7 @@ def compared(fleet: Fleet, options: Options, batch: int, max_ways: int | None) -
 
 
 def limits(options: Options, way: str, batch: int) -> dict[str, Any]:
-    """A row's nodes per request, and the efficiency that it would have if bytes were all that cost time."""
+    """Nodes per request, and the efficiency that a row would have if only reading bytes took time."""
     drafting = options.drafting[way]
     nodes = options.nodes(batch, drafting)
     if nodes == 0:
@@ -122,12 +120,11 @@ def limits(options: Options, way: str, batch: int) -> dict[str, Any]:
     return {"nodes": nodes, "efficiency_ceiling": efficiency_ceiling(shape, work, round_reads(config, work, layout))}
 
 
-def held_out_prompts(options: Options) -> list[list[int]]:
-    """From files that the small target was not trained on."""
-    tokenizer = AutoTokenizer.from_pretrained(options.target)
+def make_prompts(options: Options) -> list[list[int]]:
+    """Token ids of as many held-out prompts as the largest turn needs."""
     count = max(options.turn(batch).prompts for batch in options.batches)
-    texts = extract_prompts(split(load_corpus())[1], count, seed=1, max_chars=8 * options.prompt_tokens)
-    return [list(tokenizer(text)["input_ids"])[: options.prompt_tokens] for text in texts]
+    texts = held_out_prompts(count, seed=1, max_chars=8 * options.prompt_tokens)
+    return tokenized(texts, AutoTokenizer.from_pretrained(options.target), max_tokens=options.prompt_tokens)
 
 
 def _engine(
@@ -139,15 +136,21 @@ def _engine(
     return EngineProcess(job, options.logs / f"{stem}.log")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    options, console = parse_args(argv), Console()
-    report = run(options)
-    print_report(report, console)
-    if report["failed"]:
-        sys.exit(1)
-    console.print(record("speedup", argv, report, options.out, options.device))
+def measure(options: Options, console: Console) -> cli.Report:
+    return run(options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run_benchmark(
+        MODULE,
+        argv,
+        parse_args,
+        measure,
+        print_report,
+        passed=lambda report: not report["failed"],
+        record_failed=False,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An engine in a process of its own that generates when it is told to, so that several can take turns."""
+"""An engine in a separate process that generates on request, so that several engines can take turns."""
 
 import os
 import sys
@@ -12,17 +12,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from benchmarks.demo.engine import read_counters, run
 from benchmarks.engine_process import QUIET, ChildError, tail
+from benchmarks.engines.generate import read_counters, run
 
 START_SECONDS = 900.0
 TURN_SECONDS = 1800.0
-END_SECONDS = 3.0  # all that it had to say has been received
+END_SECONDS = 3.0  # for a clean exit; all results have been received by then
 
 
 @dataclass(frozen=True)
 class Job:
-    """What an engine is, and the prompts that it continues."""
+    """An engine, and the prompts that it continues."""
 
     name: str
     target: str
@@ -35,18 +35,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Turn:
-    """How the prompts are continued once. With a temperature, request i samples with seed i."""
+    """One pass over the first prompts. With a temperature, request i samples with seed i."""
 
-    prompts: int  # the first so many
-    batch: int = 1  # of them at a time
+    prompts: int  # the first N
+    batch: int = 1  # requests at a time
     temperature: float = 0.0
-    logprobs: int | None = None  # so many best log-probabilities of each emitted token's place
-    tokens: int | None = None  # that each is continued by, if not as many as the job says
-    phases: bool = False  # time the phases of decode steps, which takes a little time itself
+    logprobs: int | None = None  # the N highest log-probabilities at each position
+    tokens: int | None = None  # new tokens of each prompt; None takes the job's
+    phases: bool = False  # time the phases of decode steps, which costs a little time
 
 
 class EngineProcess:
-    """Starts the engine, and ends it with the block. The child's output goes to `log`.
+    """Starts an engine, and ends it when the block is left. The child's output goes to `log`.
 
     Raises:
         ChildError: The engine failed or took too long; the message holds the end of its log.
@@ -75,7 +75,7 @@ class EngineProcess:
         return self._receive(limit)
 
     def take(self, turn: Turn) -> dict[str, Any]:
-        """Generate: tokens, steps, seconds, counters and so on; where asked, log-probabilities and a step's phases."""
+        """Tokens, steps, seconds, counters and so on of one turn; where requested, log-probabilities and phases."""
         self._pipe.send(turn)
         return self._receive(TURN_SECONDS)
 
@@ -90,7 +90,7 @@ class EngineProcess:
 
 
 def _serve(job: Job, log: Path, pipe: Connection) -> None:
-    """The child: an engine that generates whenever the parent asks, until the pipe closes."""
+    """The child process: an engine that generates for each received turn, until the pipe closes."""
     with log.open("wb") as output:
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())
@@ -111,7 +111,7 @@ def _start(job: Job) -> Any:
     from vllm import LLM, SamplingParams
 
     llm = LLM(job.target, speculative_config=job.speculative, **job.engine)
-    # First-use costs belong to the start. No full block of these is shared with the prompts that are measured.
+    # Costs of the first use belong to the start. Reversed prompts share no full cache block with the measured ones.
     warm_up = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, detokenize=False)
     llm.generate([{"prompt_token_ids": prompt[::-1]} for prompt in job.prompts[:2]], warm_up, use_tqdm=False)
     return llm

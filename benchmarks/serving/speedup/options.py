@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured, and the engines that it takes."""
+"""Options of the comparison, and the engines that they need."""
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,18 +12,19 @@ from vllm.v1.spec_decode.dynamic.utils import (
     validate_and_normalize_dynamic_sd_schedule,
 )
 
-from benchmarks.demo.options import ROOT
+from benchmarks import cli
+from benchmarks.assets import BUILD
 from benchmarks.models.roofline import DTYPE_BYTES
 from benchmarks.models.shapes import find_shape
 from benchmarks.record import RESULTS
 from benchmarks.serving.speedup.engine import START_SECONDS, Turn
 from redrafter_vllm.checkpoint.locate import resolve_drafter
 from redrafter_vllm.config import QUANTIZATIONS, DraftingConfig
-from redrafter_vllm.utils.paths import user_path
 
+MODULE = "benchmarks.serving.speedup"
 PAGE = 128  # tokens; vLLM's largest page for these targets
-# Engines live side by side, and each refuses to start unless this part of the GPU is free. How much it then takes is
-# said by the size of its cache.
+# vLLM refuses to start unless this fraction of the GPU is free, and several engines run at once. How much each takes
+# depends on `kv_cache_memory_bytes` alone.
 GPU_PART = 0.3
 
 Schedule = tuple[tuple[int, int, int], ...]  # first batch, last batch, nodes
@@ -32,12 +32,12 @@ Schedule = tuple[tuple[int, int, int], ...]  # first batch, last batch, nodes
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured. Of several ways to draft the first is measured at every batch, all of them at the first."""
+    """Options of the comparison. Only the first way to draft is measured at all batch sizes, the others at one."""
 
     target: Path
     drafter: Path
     drafting: Mapping[str, DraftingConfig]
-    drafters: Mapping[str, Path] = field(default_factory=dict)  # of the ways to draft that have another one
+    drafters: Mapping[str, Path] = field(default_factory=dict)  # for ways to draft that have another one
     schedule: Schedule = ()
     dtype: str = "bfloat16"
     prompts: int = 8
@@ -49,7 +49,7 @@ class Options:
     eager: bool = False
     start_seconds: float = START_SECONDS
     out: Path = RESULTS
-    logs: Path = ROOT / "build" / "speedup"
+    logs: Path = BUILD / "speedup"
 
     def __post_init__(self) -> None:
         for name in ("prompts", "prompt_tokens", "rounds"):
@@ -63,11 +63,11 @@ class Options:
             validate_and_normalize_dynamic_sd_schedule(list(self.schedule))
 
     def turn(self, batch: int) -> Turn:
-        """As many full batches as hold `prompts` prompts."""
+        """A turn of full batches, at least `prompts` prompts."""
         return Turn(prompts=batch * -(-self.prompts // batch), batch=batch)
 
     def nodes(self, batch: int, drafting: DraftingConfig) -> int:
-        """Drafts of each of so many requests."""
+        """Draft tokens of each request in a batch of this size."""
         if not self.schedule:
             return drafting.num_speculative_tokens
         lookup = build_dynamic_sd_schedule_lookup(list(self.schedule), batch, drafting.num_speculative_tokens)
@@ -75,9 +75,9 @@ class Options:
 
     @property
     def max_model_len(self) -> int:
-        """With room for whole trees to the end.
+        """Prompt, new tokens, and two trees beyond them.
 
-        vLLM cuts drafts that would pass the end, and with asynchronous scheduling it counts those in flight as
+        vLLM cuts drafts that would exceed the length, and with asynchronous scheduling it counts those in flight as
         computed. A step with fewer rows than 1 + nodes fits no CUDA graph.
         """
         rows = 1 + max(each.num_speculative_tokens for each in self.drafting.values())
@@ -85,17 +85,17 @@ class Options:
 
     @property
     def kv_cache_bytes(self) -> int:
-        """So many that the largest batch runs at once to its end, and some pages more."""
+        """Enough for all requests of the largest batch to run at once to their end, and 8 pages more."""
         shape = find_shape(str(self.target))
         numbers = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim
         pages = max(self.batches) * -(-self.max_model_len // PAGE) + 8
         return pages * PAGE * numbers * DTYPE_BYTES[self.dtype]
 
     def capture_sizes(self, drafting: DraftingConfig | None) -> list[int]:
-        """Of CUDA graphs, in tokens: for the batches measured, for smaller ones, as requests end, and for prompts.
+        """Sizes of CUDA graphs, in tokens: for the measured batches, smaller ones (as requests end) and prompts.
 
-        With drafts a request of a step has 1 + nodes tokens; a request of a drafting round counts as one. Prompts use
-        any size up to that of vLLM's own choice for its plain engine, twice the largest batch.
+        With drafts a request of a step has 1 + nodes tokens; a request of a drafting round counts as one. For prompts
+        the largest size is vLLM's own for a plain engine, twice the largest batch.
         """
         ends = (last for _, last, _ in self.schedule)
         counts = {count for count in (1, 2, 4, *self.batches, *ends) if count <= max(self.batches)}
@@ -105,7 +105,7 @@ class Options:
         return sorted(sizes)
 
     def engine(self, drafting: DraftingConfig | None) -> dict[str, Any]:
-        """vLLM's options; without drafting, of plain vLLM."""
+        """Engine options; those of plain vLLM if `drafting` is None."""
         options = {
             "dtype": self.dtype,
             "max_model_len": self.max_model_len,
@@ -117,7 +117,7 @@ class Options:
             "skip_tokenizer_init": True,
         }
         if self.device != "cpu" and not self.eager:
-            # By itself vLLM captures several dozen sizes, of which nobody here would use the most.
+            # vLLM's default is several dozen sizes, most of which are never used here.
             options["compilation_config"] = {"cudagraph_capture_sizes": self.capture_sizes(drafting)}
         return options
 
@@ -128,7 +128,7 @@ class Options:
         """vLLM's speculative config."""
         given = {name: value for name, value in asdict(self.drafting[way]).items() if value is not None}
         if self.schedule:
-            # One schedule for every way to draft; a way with fewer slots follows it as far as it can.
+            # All ways to draft share the schedule; one with fewer node slots has the smaller number.
             slots = self.drafting[way].num_speculative_tokens
             given["num_speculative_tokens_per_batch_size"] = [
                 [first, last, min(nodes, slots)] for first, last, nodes in self.schedule
@@ -137,17 +137,13 @@ class Options:
 
 
 def parse_args(argv: Sequence[str]) -> Options:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.serving.speedup",
-        description="LLM.generate with ReDrafter against vLLM as its users run it, in turns.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = cli.make_parser(
+        MODULE,
+        "LLM.generate with ReDrafter against vLLM as installed. benchmarks.models.inflate makes large targets.",
     )
-    parser.add_argument(
-        "--target", type=user_path, required=True, help="folder of the target; see benchmarks.models.inflate"
-    )
-    parser.add_argument("--drafter", help="the drafter's folder (None: where serving finds it)")
-    parser.add_argument("--beam-width", type=int, default=4, help="beams")
-    parser.add_argument("--beam-length", type=int, default=4, help="drafted tokens per beam, the root not counted")
+    cli.add_target(parser)
+    cli.add_drafter(parser)
+    cli.add_beams(parser)
     parser.add_argument("--nodes", type=int, default=0, help="node slots of the draft tree (0: as serving chooses)")
     parser.add_argument(
         "--schedule",
@@ -156,21 +152,20 @@ def parse_args(argv: Sequence[str]) -> Options:
         metavar="JSON",
         help="vLLM's num_speculative_tokens_per_batch_size, for instance [[1, 4, 16], [5, 16, 7], [17, 64, 0]]",
     )
-    parser.add_argument("--drafter-quantization", choices=QUANTIZATIONS, help="the drafter in one byte a number")
-    parser.add_argument("--project-embedding", action="store_true", help="W·E as a table")
+    parser.add_argument("--drafter-quantization", choices=QUANTIZATIONS, help="8-bit weights of the drafter")
+    parser.add_argument("--project-embedding", action="store_true", help="precompute W·E as a table")
     parser.add_argument("--dtype", choices=list(DTYPE_BYTES), default="bfloat16", help="of weights and cache")
-    parser.add_argument("--prompts", type=int, default=8, help="prompts from files held out of all training, at least")
+    cli.add_prompts(parser, prompts=8, new_tokens=64)
     parser.add_argument("--prompt-tokens", type=int, default=128, help="longest prompt")
-    parser.add_argument("--new-tokens", type=int, default=64, help="tokens that each prompt is continued by")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="requests at a time; a row for each number")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="requests at a time; one row per number")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each engine")
     parser.add_argument(
-        "--device", default="cpu", help="cpu or cuda: which engines are compared, and the record's name"
+        "--device", default="cpu", help="cpu or cuda; decides on the compared engines and the record's name"
     )
     parser.add_argument(
         "--eager", action="store_true", help="keep vLLM from compiling the model and capturing CUDA graphs"
     )
-    parser.add_argument("--out", type=user_path, default=RESULTS, help="folder for the JSON file")
+    cli.add_out(parser)
     args = parser.parse_args(argv)
     try:
         drafting = DraftingConfig(
@@ -180,7 +175,7 @@ def parse_args(argv: Sequence[str]) -> Options:
             drafter_quantization=args.drafter_quantization,
             project_embedding=args.project_embedding,
         )
-        find_shape(str(args.target))  # the cache's size comes from it
+        find_shape(str(args.target))  # an error here, as the cache's size comes from it
         return Options(
             target=args.target,
             drafter=resolve_drafter(args.drafter, str(args.target)),

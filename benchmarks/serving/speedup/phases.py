@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of a decode step goes: a stopwatch around each of its phases."""
+"""Times of the phases of a decode step."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ REST = "everything else"
 
 
 class Stopwatch:
-    """Seconds spent in each phase. Phases may contain one another: each counts only what no inner one does."""
+    """Seconds spent in each phase. Phases may be nested: time in an inner one does not count for the outer one."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.seconds: dict[str, float] = {}
@@ -29,8 +29,8 @@ class Stopwatch:
             self._charge()
             self._running.pop()
 
-    def forget(self, earlier: dict[str, float]) -> None:
-        """Go back to what had been charged then."""
+    def restore(self, earlier: dict[str, float]) -> None:
+        """Go back to an earlier state of `seconds`."""
         self._charge()
         self.seconds = dict(earlier)
 
@@ -43,7 +43,7 @@ class Stopwatch:
 
 
 def timed(watch: Stopwatch, name: str, owner: Any, method: str) -> Any:
-    """A patch of `owner.method` that charges its calls to the phase."""
+    """A patch of `owner.method` that counts the time of its calls for the phase `name`."""
     original = getattr(owner, method)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -54,7 +54,7 @@ def timed(watch: Stopwatch, name: str, owner: Any, method: str) -> Any:
 
 
 class DecodeSteps:
-    """Counts the steps that only decode, and keeps the others out of the stopwatch's account."""
+    """Counts the steps that only decode, and removes the others' time from the stopwatch."""
 
     def __init__(self, watch: Stopwatch) -> None:
         self.watch = watch
@@ -75,7 +75,7 @@ class DecodeSteps:
             with self.watch.phase(REST):
                 result = original(*args, **kwargs)
             if self._has_prompts:
-                self.watch.forget(before)
+                self.watch.restore(before)
             else:
                 self.count += 1
             return result
@@ -101,7 +101,7 @@ def decode_phases(llm: Any) -> Iterator[DecodeSteps]:
         ("prepare inputs", runner.model_state, "prepare_inputs"),
         ("target: layers", runner.model, "forward"),
         ("target: logits", runner.model, "compute_logits"),
-        ("sample, walk", runner, "sample"),
+        ("sample, verify", runner, "sample"),
         ("compact the cache", runner.model_state, "postprocess_state"),
     ]
     if runner.speculator is not None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures from the turns' raw counts.
+"""Figures of the comparison, computed from the turns' counts.
 
-`speedup` is of whole calls, prompts included: what a user sees. `decode_speedup` leaves out the time until the last
-prompt of a batch has its first token, as `tokens_per_step` leaves out that token. `efficiency` is the second divided by
-the third. In records without `decode_speedup` it was the first divided by the third, which is a little less.
+`speedup` compares whole calls, prompts included, as a user sees it. `decode_speedup` excludes the time until the last
+prompt of a batch has its first token, as `tokens_per_step` excludes that token. `efficiency` is `decode_speedup` /
+`tokens_per_step`; in records without `decode_speedup` it was `speedup` / `tokens_per_step`, which is a little less.
 """
 
 import statistics
@@ -35,7 +35,7 @@ COLUMNS = (
 def judge(
     plain: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]], beam_length: int, timed: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Figures of one batch size. Speed is in tokens, as in less than fp32 the texts may differ, and end."""
+    """Figures of one batch size. Speeds are in tokens, as below float32 the texts may have different lengths."""
     speeds = [[_emitted(turn) / turn["seconds"] for turn in engine] for engine in (plain, ours)]
     decoding = [[_decoded_per_second(turn) for turn in engine] for engine in (plain, ours)]
     decode_speedup = statistics.median(decoding[1]) / statistics.median(decoding[0])
@@ -60,8 +60,8 @@ def judge(
     return figures
 
 
-def complaint(row: dict[str, Any]) -> str | None:
-    """Why a row's figures are not those of its batch, if they are not."""
+def problem_of(row: dict[str, Any]) -> str | None:
+    """Why a row's figures are not valid for its batch size; None if they are."""
     if row["preemptions"]:
         return f"batch {row['batch']}: {row['preemptions']} preemptions, so its prompts were computed more than once"
     if row["most_at_once"] < row["batch"]:
@@ -90,7 +90,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         )
     console.print(table)
     for row in report["results"]:
-        if (reason := complaint(row)) is not None:
+        if (reason := problem_of(row)) is not None:
             console.print(reason, style="red")
         if "milliseconds_per_step" in row:
             print_phases(row, console)

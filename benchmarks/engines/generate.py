@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One offline engine in a process of its own: `python -m benchmarks.demo.engine JOB.json RESULT.json`.
+"""`LLM.generate` in a separate process: `python -m benchmarks.engines.generate JOB.json RESULT.json`.
 
-Engines differ in environment variables that vLLM reads once, and two in one process would share their counters.
+Each engine has its process: vLLM reads environment variables once, and two engines in one process share counters.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.acceptance import DraftCounters
-from benchmarks.demo.steps import decoding, recorded_steps
+from benchmarks.engines.steps import decoding, recorded_steps
 
 
 def read_counters(llm: Any) -> DraftCounters:
@@ -27,22 +27,22 @@ def read_counters(llm: Any) -> DraftCounters:
 
 
 def read_preemptions(llm: Any) -> int:
-    """How often vLLM has taken a request's cache away, to compute it again later."""
+    """Preemptions so far: how often vLLM has freed a request's cache, to compute it again later."""
     return int(sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions"))
 
 
 def run(llm: Any, prompts: list[list[int]], sampling: Any) -> dict[str, Any]:
-    """`LLM.generate` on all prompts: tokens, tokens per step, counters and time; log-probabilities where sampled.
+    """`LLM.generate` on all prompts: tokens, tokens by step, counters and seconds; log-probabilities where requested.
 
-    Of the time, `decoding` is what passes after every prompt has been computed. `most_at_once`: requests that one step
-    emitted tokens for.
+    `decoding` has the tokens and seconds after every prompt has been computed; `most_at_once` is the largest number of
+    requests that one step emitted tokens for.
     """
     requests = [{"prompt_token_ids": prompt} for prompt in prompts]
     before, preempted, started = read_counters(llm), read_preemptions(llm), time.perf_counter()
     with recorded_steps(llm) as steps:
         outputs = llm.generate(requests, sampling, use_tqdm=False)
     seconds = time.perf_counter() - started
-    # Request ids inside the engine may carry a suffix; requests enter it in the prompts' order.
+    # Request ids inside the engine may have a suffix; their numbers follow the prompts' order.
     by_arrival = sorted(steps.by_request.items(), key=lambda item: int(item[0].split("-")[0]))
     return {
         "tokens": [list(output.outputs[0].token_ids) for output in outputs],
@@ -57,12 +57,12 @@ def run(llm: Any, prompts: list[list[int]], sampling: Any) -> dict[str, Any]:
 
 
 def _plain_logprobs(logprobs: Any) -> list[dict[int, float]]:
-    """By place and token, without vLLM's types."""
-    return [{token: entry.logprob for token, entry in place.items()} for place in logprobs or []]
+    """Log-probabilities by position and token id, without vLLM's types."""
+    return [{token: entry.logprob for token, entry in position.items()} for position in logprobs or []]
 
 
 def serve_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Start the engine that `job` describes and run its prompts greedily and with one seed each."""
+    """Start the engine that `job` describes and run its prompts twice: greedily, and with one seed per prompt."""
     from vllm import LLM, SamplingParams
 
     started = time.perf_counter()
@@ -71,7 +71,7 @@ def serve_job(job: dict[str, Any]) -> dict[str, Any]:
     prompts, common = job["prompts"], {"max_tokens": job["max_tokens"], "detokenize": False}
     greedy = SamplingParams(temperature=0.0, **common)
     seeded = [SamplingParams(temperature=job["temperature"], seed=index, **common) for index in range(len(prompts))]
-    # First-use costs belong to the start. No full block of these is shared with the prompts that are measured.
+    # Costs of the first use belong to the start. Reversed prompts share no full cache block with the measured ones.
     warm_up = SamplingParams(temperature=0.8, seed=0, max_tokens=8, detokenize=False)
     llm.generate([{"prompt_token_ids": prompt[::-1]} for prompt in prompts[:2]], warm_up, use_tqdm=False)
     return {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each step of an engine emitted, and when."""
+"""What each step of an engine emitted, and when it ended."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -10,23 +10,23 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Step:
-    """One that emitted: when its tokens were there, how many, for how many requests, and for how many the first."""
+    """A step that emitted tokens."""
 
-    ended: float
+    ended: float  # seconds, of `time.perf_counter`
     tokens: int
-    requests: int
-    begun: int
+    requests: int  # that it emitted tokens for
+    begun: int  # those of them that had their first token
 
 
 @dataclass
 class Steps:
-    """The emitting steps in order, and by request id how many tokens each of its steps emitted."""
+    """The steps of one generation that emitted tokens."""
 
     in_order: list[Step] = field(default_factory=list)
-    by_request: dict[str, list[int]] = field(default_factory=dict)
+    by_request: dict[str, list[int]] = field(default_factory=dict)  # tokens of each step, by request id
 
     def add(self, ended: float, emitted: dict[str, int]) -> None:
-        """A step that emitted so many tokens for each request."""
+        """Add a step that ended at `ended` and emitted these numbers of tokens, by request id."""
         begun = sum(request not in self.by_request for request in emitted)
         self.in_order.append(Step(ended, sum(emitted.values()), len(emitted), begun))
         for request, tokens in emitted.items():
@@ -35,7 +35,7 @@ class Steps:
 
 @contextmanager
 def recorded_steps(llm: Any) -> Iterator[Steps]:
-    """Of an engine inside this process."""
+    """Record the steps of an engine in this process, whose core's `get_output` is wrapped meanwhile."""
     core = llm.llm_engine.engine_core
     original = core.get_output
     steps = Steps()
@@ -55,7 +55,7 @@ def recorded_steps(llm: Any) -> Iterator[Steps]:
 
 
 def decoding(steps: Sequence[Step]) -> dict[str, float]:
-    """Tokens and seconds after the last request's first token: no prompt is computed in that time."""
+    """Tokens and seconds after the last request's first token, when no prompt is computed any more."""
     begin = max(index for index, step in enumerate(steps) if step.begun)
     return {
         "tokens": sum(step.tokens for step in steps[begin + 1 :]),

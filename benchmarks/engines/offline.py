@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same prompts through `LLM.generate`, by engines of different kinds."""
+"""The same prompts through `LLM.generate`, on engines of different kinds."""
 
 import json
 import os
@@ -12,13 +12,12 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.acceptance import DraftCounters
-from benchmarks.demo.options import MAX_MODEL_LEN
-from benchmarks.demo.workload import Workload
 from benchmarks.engine_process import run_to_end
 
 BATCH = 8
+MAX_MODEL_LEN = 1024
 
-# fp32, so that rounding does not blur the comparison; eager, because compilation takes longer than the demonstration.
+# float32, so that rounding does not blur a comparison; eager, because compilation takes longer than the prompts.
 ENGINE: dict[str, Any] = {
     "dtype": "float32",
     "max_model_len": MAX_MODEL_LEN,
@@ -27,8 +26,18 @@ ENGINE: dict[str, Any] = {
     "kv_cache_memory_bytes": 1 << 28,
 }
 
-# On a target this small a second thread gains nothing, and where the cores are shared its waiting costs a multiple.
+# On a small target a second thread gains nothing; on shared cores its active waiting makes steps several times slower.
 THREADS = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Prompts as text and as token ids, and how they are continued. Request i samples with seed i."""
+
+    texts: list[str]
+    prompts: list[list[int]]
+    max_tokens: int
+    temperature: float
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Run:
     """One pass over all prompts."""
 
     tokens: list[list[int]]
-    steps: list[list[int]]  # per request, tokens emitted by each of its steps
+    steps: list[list[int]]  # by request, tokens that each of its steps emitted
     seconds: float
     counters: DraftCounters
 
@@ -56,7 +65,7 @@ class Run:
 
 @dataclass(frozen=True)
 class EngineResult:
-    """What one engine did."""
+    """What one engine generated, and how long it took."""
 
     runner: str
     start_seconds: float
@@ -65,7 +74,7 @@ class EngineResult:
 
 
 def as_users_run_it(has_gpu: bool) -> EngineKind:
-    """vLLM without anything of this project's: on a machine without a GPU runner V1 with its native kernels."""
+    """vLLM without this project's packages: on a machine without a GPU, runner V1 with its native kernels."""
     env = {"VLLM_PLUGINS": ""}
     if not has_gpu:
         env |= {"VLLM_USE_V2_MODEL_RUNNER": "0", "TRITON_INTERPRET": "0"}
@@ -73,17 +82,17 @@ def as_users_run_it(has_gpu: bool) -> EngineKind:
 
 
 def plain() -> EngineKind:
-    """vLLM on the runner that ReDrafter uses: the other side of the identity."""
+    """vLLM without drafts on the runner that ReDrafter uses, whose tokens ReDrafter's must equal."""
     return EngineKind("vLLM, runner V2", None, {})
 
 
 def with_redrafter(speculative: dict[str, Any]) -> EngineKind:
-    """ReDrafter."""
+    """vLLM with ReDrafter; `speculative` is vLLM's speculative config."""
     return EngineKind("ReDrafter", speculative, {})
 
 
 def run_engine(kind: EngineKind, target: Path, workload: Workload, folder: Path, console: Console) -> EngineResult:
-    """Run all prompts on an engine of this kind, in a process of its own.
+    """Run all prompts on an engine of this kind, in a separate process.
 
     Raises:
         ChildError: The engine failed.
@@ -101,14 +110,14 @@ def run_engine(kind: EngineKind, target: Path, workload: Workload, folder: Path,
         "temperature": workload.temperature,
     }
     job_file.write_text(json.dumps(job))
-    command = [sys.executable, "-m", "benchmarks.demo.engine", str(job_file), str(result_file)]
+    command = [sys.executable, "-m", "benchmarks.engines.generate", str(job_file), str(result_file)]
     env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **THREADS, **kind.env}
     run_to_end(command, folder / f"{stem}.log", env, f"{kind.name}: {len(workload.prompts)} prompts twice", console)
     return parse_result(json.loads(result_file.read_text()))
 
 
 def parse_result(stored: dict[str, Any]) -> EngineResult:
-    """What `benchmarks.demo.engine` wrote."""
+    """The result that `benchmarks.engines.generate` wrote."""
     runs = {
         name: Run(
             tokens=stored[name]["tokens"],
