@@ -29,6 +29,7 @@ from redrafter_training.tiny_target.train import RECIPES
 from redrafter_training.trainer.loop import Replica, accumulate_gradients, build_drafter, distill
 from redrafter_training.trainer.metrics import depth_figures
 from redrafter_training.trainer.state import read_state
+from redrafter_vllm.utils.atomic import remove_unfinished
 from tests.paths import ROOT
 from tests.training.full_disk import disk_of
 
@@ -194,7 +195,7 @@ def test_interrupted_fill_keeps_its_shards(tiny_target: TargetModel, tmp_path: P
     assert kept
     cache = HiddenCache(tmp_path / "parts", index.lengths, 16, shard_bytes=2000)
     assert cache.missing() == [0, 1, *everything[2::2]]
-    cache.clear_unfinished()
+    remove_unfinished(tmp_path / "parts")
     part(0, 1)
     assert not cache.missing()
     assert all((tmp_path / "parts" / name).stat().st_mtime_ns == time for name, time in kept.items())
@@ -323,7 +324,7 @@ def test_killed_fill_goes_on(command: list[str], tmp_path: Path) -> None:
     script += "c.open_cached_target.__kwdefaults__['shard_bytes'] = 4096\n"
     slow = "import time; w = h.HiddenCache.write\nh.HiddenCache.write = lambda *a: (w(*a), time.sleep(0.2))\n"
     run = "from redrafter_training.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     cache = tmp_path / "states"
     arguments = [*command, "--hidden-cache", str(cache), "--out", str(tmp_path / "out")]
     with (tmp_path / "output").open("w") as output:

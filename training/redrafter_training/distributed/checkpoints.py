@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directories of training state that are either complete or not there.
+"""Directories of training state, written atomically.
 
-A checkpoint is filled under another name, flushed, and renamed when it is whole; older ones go only after that. Copies
-made by others (Ray uploads file by file) are told apart by a manifest of their files' sizes.
+Older checkpoints are deleted only after a new one is complete. Copies that others make, such as Ray, which uploads file
+by file, are checked against a manifest of the files' sizes.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+from redrafter_vllm.utils.atomic import move_flushed, remove_unfinished, temporary_folder
 
 MANIFEST = "complete.json"
 PREFIX = "step-"
@@ -25,12 +26,10 @@ def checkpoint_name(step: int) -> str:
 
 
 def fill(directory: Path, write: Write) -> None:
-    """Lets `write` put its files into `directory`, then adds the manifest and flushes everything to the disk."""
+    """Lets `write` put its files into `directory`, then adds the manifest."""
     write(directory)
     sizes = {file.name: file.stat().st_size for file in sorted(directory.iterdir())}
     (directory / MANIFEST).write_text(json.dumps(sizes))
-    for path in (*directory.iterdir(), directory):
-        flush(path)
 
 
 def is_complete(directory: Path) -> bool:
@@ -49,22 +48,20 @@ def latest(root: Path) -> Path | None:
 
 
 def store(root: Path, step: int, write: Write, *, keep: int = 2) -> Path:
-    """Writes the checkpoint of `step` whole or not at all; afterwards only the `keep` newest remain.
+    """Writes the checkpoint of `step` atomically, then deletes all but the `keep` newest.
 
     Raises:
         CheckpointWriteError: it could not be written, because the disk is full for instance.
     """
     final = root / checkpoint_name(step)
-    scratch = root / f".{final.name}.writing"
     try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        fill(scratch, write)
-        shutil.rmtree(final, ignore_errors=True)  # only ever the same step of a run that was told to start over
-        scratch.rename(final)
-        flush(root)
+        root.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(root)
+        with temporary_folder(root, final.name) as made:
+            fill(made, write)
+            shutil.rmtree(final, ignore_errors=True)  # the same step of a run that starts over
+            move_flushed(made, final)
     except (OSError, RuntimeError) as problem:  # torch reports a failed write as RuntimeError
-        shutil.rmtree(scratch, ignore_errors=True)
         raise CheckpointWriteError(write_failure(step, root, problem)) from problem
     for old in sorted(path for path in root.glob(f"{PREFIX}*") if is_complete(path))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
@@ -78,12 +75,3 @@ def write_failure(step: int, where: Path | str, problem: Exception) -> str:
         f"the checkpoint of step {step} could not be written to {where} ({reason}); earlier checkpoints are intact: "
         "make room there and give the same command again"
     )
-
-
-def flush(path: Path) -> None:
-    """Waits until a file's, or a directory's, contents are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

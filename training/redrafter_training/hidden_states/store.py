@@ -7,8 +7,6 @@
 """
 
 import json
-import os
-import secrets
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -23,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from redrafter_training.config.recipe import DistillConfig
-from redrafter_training.distributed.checkpoints import flush
 from redrafter_training.target.lm_head import LogitRule, TargetHead
 from redrafter_training.utils.fingerprint import differences
 from redrafter_vllm.utils import strict_json
+from redrafter_vllm.utils.atomic import atomic_file
 
 MANIFEST = "cache.json"
 HEAD = "head.safetensors"
@@ -139,11 +137,6 @@ class HiddenCache:
         rule = {"rule": json.dumps(asdict(head.rule))}
         self._write_whole(self.folder / HEAD, lambda path: save_file(stored, path, metadata=rule))
 
-    def clear_unfinished(self) -> None:
-        """Gives back the room that a killed process took for what it did not finish."""
-        for path in self.folder.glob(".*.writing"):
-            path.unlink(missing_ok=True)
-
     def has_head(self) -> bool:
         return (self.folder / HEAD).is_file()
 
@@ -175,19 +168,14 @@ class HiddenCache:
         return stored.get_shape() == [self._tokens(shard), self.hidden_size]
 
     def _write_whole(self, path: Path, write: Callable[[Path], object]) -> None:
-        scratch = path.with_name(f".{path.name}-{secrets.token_hex(4)}.writing")
         try:
-            write(scratch)
-            flush(scratch)
-            os.replace(scratch, path)
-            flush(self.folder)
+            with atomic_file(path) as temporary:
+                write(temporary)
         except (OSError, SafetensorError) as problem:
             raise HiddenCacheError(
                 f"{path} could not be written ({problem}); the shards before it are whole: make room there and give "
                 "the same command again"
             ) from problem
-        finally:
-            scratch.unlink(missing_ok=True)
 
 
 def max_bytes(config: DistillConfig, hidden_size: int, held_out_windows: int) -> int:

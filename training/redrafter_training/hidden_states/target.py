@@ -24,6 +24,7 @@ from redrafter_training.target.properties import load_config
 from redrafter_training.utils.fingerprint import weights_fingerprint
 from redrafter_training.utils.folder_lock import locked
 from redrafter_training.utils.memory import readable
+from redrafter_vllm.utils.atomic import remove_unfinished
 from redrafter_vllm.utils.paths import free_space
 
 FORMAT = 2
@@ -88,7 +89,7 @@ def open_cached_target(
             if context.rank == 0:
                 cache.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(cache.folder, "choose another --hidden-cache"))
-                cache.clear_unfinished()
+                remove_unfinished(cache.folder)
                 if not begun:
                     cache.begin(identity, settings, target.head())
             context.barrier()

@@ -16,6 +16,7 @@ from redrafter_training.utils.folder_lock import LOCK
 from redrafter_training.utils.memory import free_memory, readable
 from redrafter_training.utils.run_folder import check_run_folder, run_name
 from redrafter_vllm.checkpoint.places import check_drafter_place
+from redrafter_vllm.utils.atomic import is_unfinished
 from redrafter_vllm.utils.messages import sentence
 from redrafter_vllm.utils.paths import PlaceError, check_writable, existing_folder, free_space
 
@@ -58,7 +59,7 @@ def check_places(job: Job) -> None:
     if cache is not None:
         check_writable(cache)
         names = [entry.name for entry in cache.iterdir()] if cache.is_dir() else []
-        if MANIFEST not in names and any(name != LOCK and not name.endswith(".writing") for name in names):
+        if MANIFEST not in names and any(name != LOCK and not is_unfinished(name) for name in names):
             raise PlaceError(f"{cache} holds something else than hidden states: choose another --hidden-cache")
 
 

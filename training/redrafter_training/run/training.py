@@ -35,9 +35,10 @@ from redrafter_training.trainer.metrics import depth_figures
 from redrafter_training.trainer.state import STATE_FILE, check_identity, read_state
 from redrafter_training.trainer.tensorboard import Recorder
 from redrafter_training.utils.command import Interruption
-from redrafter_training.utils.run_folder import KEYS_FILE, held, put_text
+from redrafter_training.utils.run_folder import KEYS_FILE, held
 from redrafter_vllm.checkpoint.io import check_against_target
 from redrafter_vllm.model.drafter import Drafter
+from redrafter_vllm.utils.atomic import write_text
 
 
 def train_worker(
@@ -160,7 +161,7 @@ def run(job: Job, config: DistillConfig, recipe: str, keys: str, interruption: I
         newest = checkpoints.latest(job.checkpoints)
         if job.resume and newest is not None:
             check_identity(read_state(newest, mmap=True), job.identity(config) | {"inputs": inputs})
-        put_text(job.run_folder / KEYS_FILE, keys)
+        write_text(job.run_folder / KEYS_FILE, keys)
         outcome, evaluate = _launch(job, config, inputs, interruption)
         return finish(job, config, recipe, outcome, evaluate, started)
 

