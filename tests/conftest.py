@@ -5,9 +5,30 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Generator
+
+import pytest
+
+from tests import markers
+
 
 def pytest_report_header() -> list[str]:
     """`make test` says what it runs on."""
     from tests.processor import header
 
     return header()
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses by the markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        markers.mark(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    markers.begin(item)
+    try:
+        return (yield)
+    finally:
+        markers.end()

@@ -15,6 +15,7 @@ from tests.cpu_kernels import CHOICES
 from tests.oracles import random_drafter
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not current_platform.is_cpu(), reason="expects the formats of a CPU")
 @pytest.mark.parametrize("kernels", CHOICES)
 def test_a_small_measurement(tmp_path: Path, kernels: str) -> None:

@@ -149,6 +149,7 @@ def test_the_archive_contains_no_weights(tmp_path: Path) -> None:
     assert (tmp_path / "again" / "speed" / "int8.log").read_text() == "speed/int8.log"
 
 
+@pytest.mark.process
 def test_a_terminated_check_writes_its_archive(tmp_path: Path) -> None:
     archive = tmp_path / "a.tar.gz"
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--device", "cpu", "--only", "machine", "kernel_times"]
@@ -181,6 +182,7 @@ def test_every_stage_exists() -> None:
         assert callable(importlib.import_module(f"benchmarks.gpu_check.stages.{stage.name}").run)
 
 
+@pytest.mark.process
 def test_a_real_stage_and_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--device", "cpu", "--only", "machine", "--out", str(tmp_path)]) == 0
     (report,) = (tmp_path / "cpu").glob("gpu-check_*.json")
@@ -263,6 +265,7 @@ def test_speed_fails_with_missing_ways_or_requests(fault: str) -> None:
     assert not speed.judge(report, "some-shape").passed
 
 
+@pytest.mark.process
 def test_failing_tests_fail_the_stage(tmp_path: Path) -> None:
     good, bad = tmp_path / "test_good.py", tmp_path / "test_bad.py"
     good.write_text("def test_a(): pass\ndef test_b(): pass\n")
@@ -274,6 +277,7 @@ def test_failing_tests_fail_the_stage(tmp_path: Path) -> None:
     assert not outcome.passed and "the reason" in outcome.summary
 
 
+@pytest.mark.process
 def test_files_end_before_their_stage_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The result of a file that has ended before is kept."""
     monkeypatch.setattr(os, "cpu_count", lambda: 3)

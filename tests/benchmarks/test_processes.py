@@ -33,6 +33,7 @@ def has_ended(pid: int, within: float = 5.0) -> bool:
     return False
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("problem", [None, RuntimeError, KeyboardInterrupt, SystemExit])
 def test_children_end_with_the_block(tmp_path: Path, problem: type[BaseException] | None) -> None:
     log = tmp_path / "log"
@@ -56,6 +57,7 @@ def test_children_end_with_the_block(tmp_path: Path, problem: type[BaseException
     assert all(map(has_ended, pids))
 
 
+@pytest.mark.process
 def test_a_failure_shows_the_end_of_the_log(tmp_path: Path) -> None:
     script = "import sys; print('first'); [print(i) for i in range(30)]; sys.exit('no such drafter')"
     with pytest.raises(ChildError, match="the run failed with status 1") as caught:
@@ -65,6 +67,7 @@ def test_a_failure_shows_the_end_of_the_log(tmp_path: Path) -> None:
     assert "first" not in str(caught.value)
 
 
+@pytest.mark.process
 def test_a_run_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
     with pytest.raises(ChildError, match="took more than 0 s"):

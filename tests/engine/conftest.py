@@ -124,13 +124,6 @@ def asset() -> Path:
     return ASSET
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A step that never ends fails its test alone: a signal gets out of it, where a thread could only end them all."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.timeout(300, method="signal"))
-
-
 def pytest_unconfigure() -> None:
     """Every engine collects garbage several times when it ends, which for dozens of them outlasts their tests."""
     gc.collect = lambda generation=2: 0  # type: ignore[assignment]

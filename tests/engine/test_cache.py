@@ -28,8 +28,6 @@ from tests.engine.row_invariant import row_invariant
 from tests.engine.scripted import scripted_trees
 from tests.models import VOCAB
 
-pytestmark = pytest.mark.engine
-
 MAX_TOKENS = 60
 
 

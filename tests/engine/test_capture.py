@@ -11,8 +11,6 @@ from tests.engine.conftest import MakeEngine
 from tests.engine.generation import CHAIN, TREE, generate, params, random_prompts, runner, tokens
 from tests.models import VOCAB
 
-pytestmark = pytest.mark.engine
-
 
 def capture_inputs(llm: Any, num_reqs: int, num_tokens: int, *, full: bool) -> Any:
     """The preparation of one graph, as `ModelCudaGraphManager.capture` calls it."""

@@ -37,7 +37,7 @@ from tests.engine.row_invariant import row_invariant
 from tests.engine.scripted import trees_around
 from tests.engine.sessions import run_sessions, truths
 
-pytestmark = [pytest.mark.engine, cpu_only]
+pytestmark = cpu_only
 
 REQUESTS = int(os.environ.get("REDRAFTER_DIFFERENTIAL_REQUESTS", "500"))
 SEED = int(os.environ.get("REDRAFTER_DIFFERENTIAL_SEED", "0"))

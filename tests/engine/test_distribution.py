@@ -31,8 +31,6 @@ from tests.engine.conftest import MakeEngine
 from tests.engine.generation import params
 from tests.models import save_random_drafter, save_random_llama
 
-pytestmark = pytest.mark.engine
-
 NARROW_VOCAB = 8
 PROMPT = [3, 5, 4]
 LENGTH = 120

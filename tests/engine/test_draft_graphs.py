@@ -18,8 +18,6 @@ from tests.engine.generation import TREE, generate, params, random_prompts, runn
 from tests.models import VOCAB
 from tests.tape import tapes_for_graphs
 
-pytestmark = pytest.mark.engine
-
 SIZES = [1, 2, 4]
 
 

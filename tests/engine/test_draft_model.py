@@ -25,7 +25,7 @@ from tests.engine.new_weights import addresses, save_drafter_like, weights_in_te
 from tests.engine.test_lora import LORA
 from tests.models import VOCAB, save_random_drafter, save_random_llama
 
-pytestmark = [pytest.mark.engine, cpu_only]
+pytestmark = cpu_only
 
 PROJECTED = {**TREE, "project_embedding": True}
 SAMPLING = [params(temperature=0.8 * (i % 2), seed=i, ignore_eos=True, max_tokens=16) for i in range(4)]

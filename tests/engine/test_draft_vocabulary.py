@@ -16,8 +16,6 @@ from redrafter_vllm.model.drafter import Drafter
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, generate, params, runner, tokens
 
-pytestmark = pytest.mark.engine
-
 NUM_PROMPTS = 24
 DRAFT_VOCAB = 400
 

@@ -32,7 +32,7 @@ from tests.engine.generation import TREE, cpu_only, generate, params, runner, to
 from tests.engine.scripted import same_clear_choices
 from tests.engine.test_draft_vocabulary import counters
 
-pytestmark = [pytest.mark.engine, cpu_only]
+pytestmark = cpu_only
 
 NUM_PROMPTS = 16
 SMALL = {**TREE, "drafter_quantization": "int8", "project_embedding": True}

@@ -11,8 +11,6 @@ from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE
 from tests.models import HIDDEN, VOCAB, save_random_drafter
 
-pytestmark = pytest.mark.engine
-
 
 @pytest.fixture(autouse=True)
 def no_weights_load(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,6 @@ from tests.engine.generation import TREE, generate, params, random_prompts, runn
 from tests.models import VOCAB
 from tests.no_sync import forbid_host_sync
 
-pytestmark = pytest.mark.engine
-
 
 def test_paths_are_followed_without_reading_back(make_engine: MakeEngine, random_target: Path) -> None:
     tree = make_engine(random_target, TREE)

@@ -16,8 +16,6 @@ from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, generate, params, tokens
 from tests.models import save_random_drafter
 
-pytestmark = pytest.mark.engine
-
 NUM_PROMPTS = 64
 SAMPLING: dict[str, dict[str, Any]] = {"greedy": {"temperature": 0.0}, "seeded": {"temperature": 0.8}}
 

@@ -14,7 +14,7 @@ from tests.engine.scripted import run_both
 from tests.engine.simulated_graphs import simulated_graphs
 from tests.models import VOCAB
 
-pytestmark = [pytest.mark.engine, cpu_only]
+pytestmark = cpu_only
 
 MAX_TOKENS = 6
 SHAPE = {"max_num_batched_tokens": 48, "max_num_seqs": 3}

@@ -18,7 +18,7 @@ from tests.engine.scripted import run_both
 from tests.models import VOCAB
 from tests.ops.devices import HAS_GPU, runs_kernels
 
-pytestmark = [pytest.mark.engine, runs_kernels]
+pytestmark = runs_kernels
 
 # Launchers that a step with trees must come through; each would be its reference otherwise.
 LAUNCHERS = {

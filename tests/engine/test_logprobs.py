@@ -13,8 +13,6 @@ from tests.engine.scripted import run_both
 from tests.engine.watch import watched
 from tests.models import VOCAB
 
-pytestmark = pytest.mark.engine
-
 # Trees and chains, with and without log-probabilities, in one batch.
 KINDS: list[dict[str, Any]] = [
     {"logprobs": 0},

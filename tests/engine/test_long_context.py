@@ -11,8 +11,6 @@ from tests.engine.generation import TREE, runner
 from tests.engine.scripted import assert_identical
 from tests.models import save_random_drafter, save_random_llama
 
-pytestmark = pytest.mark.engine
-
 ORIGINAL = 64
 EXTENDED = 8 * ORIGINAL
 

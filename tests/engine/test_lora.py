@@ -18,8 +18,6 @@ from tests.engine.generation import CHAIN, TREE, generate, params, random_prompt
 from tests.engine.scripted import scripted_trees
 from tests.models import HIDDEN, VOCAB
 
-pytestmark = pytest.mark.engine
-
 # vLLM's adapters on a CPU give requests without one what stands in the last slot, so one slot stays free.
 LORA = {"enable_lora": True, "max_loras": 3, "max_lora_rank": 8}
 

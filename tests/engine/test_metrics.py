@@ -20,9 +20,7 @@ from tests.engine.scripted import run_both
 from tests.models import VOCAB
 from tests.paths import ROOT
 
-pytestmark = pytest.mark.engine
-
-DOCS = ROOT / "docs"
+REFERENCE = ROOT / "docs" / "reference"
 METRIC = re.compile(r"vllm:[a-z_]+")
 ENGINE = {**TREE, "beam_length": 5, "num_speculative_tokens": 12}
 STATS = {
@@ -175,7 +173,7 @@ def test_dashboard_and_document_know_what_is_exported(make_engine: MakeEngine, r
     metrics = make_engine(random_target, ENGINE, **STATS).get_metrics()
     labels = {metric.name: {*metric.labels} for metric in metrics}
     ours = {*COUNTERS, ACCEPTED}
-    dashboard = json.loads((DOCS / "reference" / "grafana" / "redrafter.json").read_text())
+    dashboard = json.loads((REFERENCE / "grafana" / "redrafter.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     queries += [variable["definition"] for variable in dashboard["templating"]["list"] if "definition" in variable]
     shown: set[str] = set()
@@ -186,7 +184,7 @@ def test_dashboard_and_document_know_what_is_exported(make_engine: MakeEngine, r
         for label in re.findall(r"by \((\w+)\)", query) + re.findall(r"(\w+)=~", query):
             assert any(label in labels[name] for name in names), query
     assert ours <= shown
-    document = (DOCS / "reference" / "metrics.md").read_text()
+    document = (REFERENCE / "metrics.md").read_text()
     assert {
         name.removesuffix("_total") for name in METRIC.findall(document) if name != "vllm:redrafter_"
     } <= labels.keys()
@@ -195,7 +193,7 @@ def test_dashboard_and_document_know_what_is_exported(make_engine: MakeEngine, r
 
 def test_dashboard_is_whole() -> None:
     """What Grafana needs of a file to be imported: a schema, a data source to choose, panels that do not overlap."""
-    dashboard = json.loads((DOCS / "reference" / "grafana" / "redrafter.json").read_text())
+    dashboard = json.loads((REFERENCE / "grafana" / "redrafter.json").read_text())
     assert dashboard["schemaVersion"] >= 36 and dashboard["title"] and dashboard["uid"]
     variables = {variable["name"] for variable in dashboard["templating"]["list"]}
     assert {"datasource", "model_name", "engine"} == variables

@@ -25,7 +25,7 @@ from tests.engine.test_drafter_weights import SMALL
 from tests.engine.watch import watched
 from tests.models import VOCAB, save_random_llama
 
-pytestmark = [pytest.mark.engine, cpu_only]
+pytestmark = cpu_only
 
 NUM_PROMPTS = 8
 PROJECTED = {**TREE, "project_embedding": True}

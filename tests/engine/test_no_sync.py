@@ -66,7 +66,6 @@ def trapped_step(llm: Any) -> Iterator[list[str]]:
         yield calls
 
 
-@pytest.mark.engine
 @pytest.mark.parametrize("speculative", [TREE, CHAIN], ids=["tree", "chain"])
 def test_steps_do_not_read_back(make_engine: MakeEngine, random_target: Path, speculative: dict[str, Any]) -> None:
     llm = make_engine(random_target, speculative)

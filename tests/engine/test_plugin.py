@@ -12,8 +12,6 @@ import pytest
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import CHAIN, TREE, cpu_only, runner
 
-pytestmark = pytest.mark.engine
-
 UNUSED = """
 import sys
 from redrafter_vllm.plugin import register
@@ -48,6 +46,7 @@ print(config)
 """
 
 
+@pytest.mark.process
 def test_installed_and_not_used(random_target: Path) -> None:
     command = [sys.executable, "-c", UNUSED, str(random_target)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -71,6 +70,7 @@ def test_a_configuration_that_arrives_in_a_process_installs_the_patches(
     assert repr(config) in output
 
 
+@pytest.mark.process
 def test_what_is_chosen_stands_in_vllms_log(random_target: Path) -> None:
     command = [sys.executable, "-c", CHOSEN, str(random_target)]
     output = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -106,8 +106,10 @@ def test_other_methods_are_vllms_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_flag() -> None:
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.plugins import load_general_plugins
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    load_general_plugins()
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
     arguments = parser.parse_args(["--model", "m", "--speculative-model", "redrafter"])
     assert EngineArgs.from_cli_args(arguments).spec_model == "redrafter"

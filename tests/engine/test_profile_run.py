@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM measures memory by a run without attention metadata, and samples from what comes out."""
 
-import pytest
 import torch
-
-pytestmark = pytest.mark.engine
 
 
 def test_attention_without_metadata_gives_numbers() -> None:

@@ -16,8 +16,6 @@ from tests.engine.generation import CHAIN, TREE, params, random_prompts
 from tests.engine.scripted import assert_identical, run_both, same_clear_choices
 from tests.models import VOCAB, save_random_drafter, save_random_llama
 
-pytestmark = pytest.mark.engine
-
 GROUP = 32
 
 

@@ -12,8 +12,6 @@ from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, params, scheduler
 from tests.engine.test_metrics import assert_per_request, counters, received, watched
 
-pytestmark = pytest.mark.engine
-
 PROMPTS = [
     "import os\n\ndef ",
     "class Reader:\n    def read(self, size=-1):\n",

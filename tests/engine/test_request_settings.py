@@ -18,8 +18,6 @@ from tests.engine.generation import TREE, generate, params, random_prompts, runn
 from tests.engine.scripted import run_both
 from tests.models import VOCAB
 
-pytestmark = pytest.mark.engine
-
 # The scheduler gives slots to drafts, or to placeholders for them.
 SCHEDULING = [{"async_scheduling": False}, {"async_scheduling": True}]
 OFF: dict[str, Any] = {"enabled": False}

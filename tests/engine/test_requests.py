@@ -11,8 +11,6 @@ from tests.engine.generation import CHAIN, TREE, cpu_only, generate, params, ran
 from tests.engine.scripted import run_both
 from tests.models import VOCAB
 
-pytestmark = pytest.mark.engine
-
 NARROW = {"allowed_token_ids": list(range(5, 45))}
 
 # Requests whose logits depend on earlier tokens, and requests whose do not.

@@ -12,8 +12,6 @@ from tests.engine.scripted import run_both
 from tests.engine.watch import watched
 from tests.models import VOCAB
 
-pytestmark = pytest.mark.engine
-
 GREEDY: dict[str, Any] = {"temperature": 0.0}
 WARM: dict[str, Any] = {"temperature": 0.8}
 

@@ -13,8 +13,6 @@ from tests.engine.generation import TREE
 from tests.engine.test_text import FAST, TEXTS, assert_same_answers, text_params
 from tests.engine.watch import Drafting, watched
 
-pytestmark = pytest.mark.engine
-
 TEXT = {"skip_tokenizer_init": False}
 
 

@@ -19,8 +19,6 @@ from tests.engine.generation import CHAIN, TREE, core, cpu_only, random_prompts,
 from tests.engine.scripted import assert_identical, scripted_trees
 from tests.models import VOCAB
 
-pytestmark = pytest.mark.engine
-
 
 @pytest.mark.parametrize("budget", [17, 20, 50])
 def test_small_token_budgets(make_engine: MakeEngine, random_target: Path, budget: int) -> None:

@@ -11,8 +11,6 @@ from tests.engine.generation import TREE, generate, params, random_prompts, toke
 from tests.engine.scripted import scripted_trees
 from tests.models import VOCAB
 
-pytestmark = pytest.mark.engine
-
 DEEP = {**TREE, "beam_width": 8, "beam_length": 6, "num_speculative_tokens": 24}
 
 

@@ -25,8 +25,6 @@ from tests.engine.conftest import MakeEngine
 from tests.engine.generation import params
 from tests.engine.new_weights import save_drafter_like
 
-pytestmark = pytest.mark.engine
-
 PROMPTS = ["def read(self, size=-1):\n", "import os\n\n\nclass ", "    for key, value in ", "try:\n    from "]
 
 

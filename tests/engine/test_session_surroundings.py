@@ -34,8 +34,6 @@ from tests.engine.scripted import scripted_trees
 from tests.engine.sessions import Part, Sessions, random_sessions, run_sessions, truths
 from tests.models import VOCAB
 
-pytestmark = pytest.mark.engine
-
 
 def greedy(max_tokens: int) -> Any:
     return params(temperature=0.0, ignore_eos=True, max_tokens=max_tokens)

@@ -15,8 +15,6 @@ from tests.engine.scripted import scripted_trees
 from tests.engine.sessions import Session, as_prompts, random_sessions, run_sessions, truths
 from tests.models import VOCAB
 
-pytestmark = pytest.mark.engine
-
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tree": (TREE, {}),
     "tree-async": (TREE, {"async_scheduling": True}),

@@ -15,8 +15,6 @@ from tests.engine.test_sampling_text import answers, both
 from tests.engine.test_text import assert_same_answers, text_params
 from tests.engine.watch import watched
 
-pytestmark = pytest.mark.engine
-
 SCHEMA = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 12}, "size": {"enum": [1, 2, 30]}},

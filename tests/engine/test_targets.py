@@ -33,8 +33,6 @@ from tests.engine.generation import CHAIN, TREE, cpu_only, params, random_prompt
 from tests.engine.scripted import assert_identical, run_both, same_clear_choices
 from tests.models import VOCAB, save_random_drafter, save_random_llama
 
-pytestmark = pytest.mark.engine
-
 SHAPE: dict[str, Any] = dict(
     vocab_size=VOCAB,
     hidden_size=64,

@@ -10,8 +10,6 @@ from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, tokens
 from tests.engine.scripted import run_both
 
-pytestmark = pytest.mark.engine
-
 TEXTS = ["def read(self, size=-1):\n    ", "import os\n\n\nclass ", "    for key, value in ", "try:\n    from "]
 FAST = {**TREE, "beam_length": 6, "num_speculative_tokens": 24}
 

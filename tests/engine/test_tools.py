@@ -14,8 +14,6 @@ from tests.engine.conftest import MakeEngine
 from tests.engine.generation import params
 from tests.models import save_random_drafter, save_random_llama
 
-pytestmark = pytest.mark.engine
-
 ENGINE = "--dtype float32 --max-model-len 256 --max-num-seqs 8 --enforce-eager --kv-cache-memory-bytes 67108864"
 
 
@@ -49,6 +47,7 @@ def test_run_batch(asset: Path, make_engine: MakeEngine, tmp_path: Path) -> None
     assert [answers[str(index)]["choices"][0]["message"]["content"] for index in range(2)] == expected
 
 
+@pytest.mark.engine
 def test_bench_throughput(asset: Path, tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     options = f"--model {asset} --dataset-name random --random-input-len 12 --random-output-len 16 --num-prompts 4"
@@ -60,6 +59,7 @@ def test_bench_throughput(asset: Path, tmp_path: Path) -> None:
     assert measured["num_requests"] == 4 and measured["tokens_per_second"] > 0
 
 
+@pytest.mark.engine
 def test_bench_latency(tmp_path: Path) -> None:
     """Its parser knows nothing of plugins, and its prompts are ids up to 10,000."""
     target = save_random_llama(tmp_path / "target", vocab_size=10_000)

@@ -12,8 +12,6 @@ from tests.engine.generation import TREE, generate, params, random_prompts, runn
 from tests.engine.scripted import assert_identical, run_both
 from tests.models import VOCAB, save_random_drafter, save_random_llama
 
-pytestmark = pytest.mark.engine
-
 PADDED = VOCAB + 11
 
 

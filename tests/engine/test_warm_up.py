@@ -18,8 +18,6 @@ from tests.engine.simulated_graphs import captures_run_again
 from tests.engine.test_kernel_attention import SHAPE, requests
 from tests.models import VOCAB
 
-pytestmark = pytest.mark.engine
-
 
 def warm_up(llm: Any) -> None:
     from vllm.v1.worker.gpu.warmup import warmup_kernels

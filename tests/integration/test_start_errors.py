@@ -45,6 +45,7 @@ def wait(*messages: str) -> None:
     raise RuntimeError("Engine core initialization failed. See root cause above.")
 
 
+@pytest.mark.process
 def test_the_first_cause_is_raised(scratch: Path) -> None:
     expect_start_errors()
     with pytest.raises(OptionError, match=r"^The first\.$") as error:
@@ -56,6 +57,7 @@ def test_the_first_cause_is_raised(scratch: Path) -> None:
         wait()
 
 
+@pytest.mark.process
 def test_other_errors_stay_theirs(scratch: Path) -> None:
     expect_start_errors()
     with pytest.raises(RuntimeError, match="See root cause above"):

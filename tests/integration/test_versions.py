@@ -37,6 +37,7 @@ for argv in (["--speculative-model", "redrafter"], ["--speculative-config", '{"m
 """
 
 
+@pytest.mark.process
 def test_an_unknown_vllm_works_as_before_and_refuses_in_one_sentence() -> None:
     result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     lines = [line for line in result.stdout.splitlines() if line.startswith(("error:", "config:"))]

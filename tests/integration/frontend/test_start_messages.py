@@ -256,6 +256,7 @@ def test_nearest_names() -> None:
     assert did_you_mean("temperature", known) == did_you_mean(5, known) == did_you_mean("", known) == ""
 
 
+@pytest.mark.process
 def test_serving_ends_with_the_sentence(tmp_path: Path) -> None:
     options = ["--max-model-len", "64", "--speculative-model", str(tmp_path / "missing")]
     command = [str(Path(sys.executable).with_name("vllm")), "serve", str(TARGET), *options]

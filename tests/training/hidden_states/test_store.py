@@ -318,6 +318,7 @@ def test_command_with_a_cache(
     assert not (tmp_path / "small").exists()
 
 
+@pytest.mark.process
 def test_killed_fill_goes_on(command: list[str], tmp_path: Path) -> None:
     """kill -9 after the first shards; the same command does not make them again, and ends as if nothing had been."""
     script = "import sys, redrafter_training.hidden_states.store as h, redrafter_training.hidden_states.target as c\n"

@@ -30,8 +30,6 @@ from tests.models import HOSTILE_GENERATION, save_random_llama
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the `train` extra)")
-pytestmark = pytest.mark.engine
-
 ENGINE = {"kv_cache_memory_bytes": 1 << 25, "max_num_seqs": 8, "enforce_eager": True}
 # Among 261 tokens these let about half of the answers end by themselves.
 ENDS = [1, 4, 37, 101, 170, 222]

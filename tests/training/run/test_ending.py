@@ -39,6 +39,7 @@ def wait_for(there: Callable[[], Any], process: subprocess.Popen[bytes]) -> None
         time.sleep(0.01)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_with_a_checkpoint_and_a_line(number: signal.Signals, tmp_path: Path) -> None:
     data, out = write_data(tmp_path / "data.json"), tmp_path / "out"
@@ -138,6 +139,7 @@ def test_a_signal_before_the_steps_leaves_nothing_half(
     assert main(command) == 0
 
 
+@pytest.mark.process
 def test_one_training_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = write_data(tmp_path / "data.json"), tmp_path / "out"
     run = tmp_path / "out.run"

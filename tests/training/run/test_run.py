@@ -41,6 +41,7 @@ def arguments(target: Path, corpus_root: Path) -> list[str]:
     return f"--target {target} --data {corpus_root} --recipe short {SIZES} {ANSWERS} {EVERY}".split()
 
 
+@pytest.mark.process
 def test_killed_command_ends_like_an_uninterrupted_one(arguments: list[str], tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "redrafter_training", *arguments, "--out", str(tmp_path / "cut")]
