@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import wraps
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,11 @@ def _is_python(program: Path) -> bool:
     return program.name.startswith("python") or program.parent == Path(sys.executable).parent
 
 
+def _guarded_start(child: BaseProcess) -> None:
+    _require(STARTS, f"the process {child.name}")
+    _start(child)
+
+
 def _guard_engines() -> None:
     """Once vLLM's engine client is imported, which most tests do not need; an engine of any kind has one."""
     module = sys.modules.get("vllm.v1.engine.core_client")
@@ -86,3 +92,5 @@ def _guarded(make: Callable[..., Any]) -> Callable[..., Any]:
 
 
 sys.addaudithook(_audit)
+_start = BaseProcess.start
+BaseProcess.start = _guarded_start  # type: ignore[method-assign]

@@ -237,6 +237,7 @@ def test_impossible_options_are_refused(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_failed_engine_shows_its_log(tmp_path: Path) -> None:
     job = Job("broken", str(tmp_path / "nowhere"), None, {}, [[1, 2]], 2, {"HF_HUB_OFFLINE": "1"})
     with EngineProcess(job, tmp_path / "log") as engine, pytest.raises(ChildError, match=r"(?s)broken failed.*nowhere"):

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tiny corpus, tokenizer and target that every test of the package can share."""
 
+import os
 import shutil
+import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,20 @@ def corpus_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in FOLDERS:
         shutil.copytree(Path(sysconfig.get_path("stdlib")) / name, root / name)
     return root
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[Callable[[], None]]:
+    """A Ray cluster of two CPUs, the same one for all tests that a process runs. Its value starts it anew."""
+    ray = pytest.importorskip("ray")
+
+    def start() -> None:
+        environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}}
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+
+    start()
+    yield start
+    ray.shutdown()
 
 
 @pytest.fixture

@@ -3,11 +3,9 @@
 
 import json
 import logging
-import os
 import pickle
 import shutil
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -62,13 +60,9 @@ def encoder() -> ExampleEncoder:
     return ExampleEncoder(tokenizer, 300, "vicuna")
 
 
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    yield
-    ray.shutdown()
+@pytest.fixture
+def quiet_ray(ray_session: Callable[[], None], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "ray.data")
 
 
 def direct(source: str, encoder: ExampleEncoder) -> Examples:
@@ -145,7 +139,7 @@ def test_examples_and_report_of_every_kind_of_file(
     assert not list(tmp_path.glob("*.writing"))
 
 
-def test_ray_makes_what_one_process_makes(session: None, encoder: ExampleEncoder, tmp_path: Path) -> None:
+def test_ray_makes_what_one_process_makes(quiet_ray: None, encoder: ExampleEncoder, tmp_path: Path) -> None:
     source, store = tmp_path / "lines.jsonl", tmp_path / "store.parquet"
     source.write_text("\n".join(broken_lines() * 5))
     ingest(str(source), encoder, store, piece_bytes=2000)
@@ -154,7 +148,9 @@ def test_ray_makes_what_one_process_makes(session: None, encoder: ExampleEncoder
     assert_same(read_store(store), expected)
 
 
-def test_hub_data_sets(session: None, encoder: ExampleEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_data_sets(
+    quiet_ray: None, encoder: ExampleEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     datasets = pytest.importorskip("datasets", reason="datasets is not installed (the `train` extra)")
     rows = datasets.Dataset.from_list([turns(n) for n in range(30)] + [{"messages": []}])
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: rows)
@@ -182,7 +178,7 @@ def test_useless_data_is_told_and_leaves_nothing(
 
 
 def test_the_command_trains_the_same_drafter_either_way(
-    session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    quiet_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target, data = tmp_path / "target", tmp_path / "data.jsonl"
     shutil.copytree(ASSET, target, ignore=shutil.ignore_patterns("redrafter*"))

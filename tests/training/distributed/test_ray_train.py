@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -39,18 +39,9 @@ CONFIG = DistillConfig(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def session() -> Iterator[None]:
-    # The workers cannot import this module by name.
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    start_session()
-    yield
-    ray.shutdown()
-
-
-def start_session() -> None:
-    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+pytestmark = pytest.mark.usefixtures("ray_session")
+# The workers cannot import this module by name.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def make_target() -> TargetModel:
@@ -186,7 +177,7 @@ def test_a_signal_to_the_launcher_ends_the_workers_with_a_checkpoint(
     assert torch.equal(weights(run), weights(two_workers[1]))
 
 
-def test_a_signal_before_the_steps_ends_the_workers_at_once(tmp_path: Path) -> None:
+def test_a_signal_before_the_steps_ends_the_workers_at_once(ray_session: Callable[[], None], tmp_path: Path) -> None:
     def preparing(context: TrainContext) -> None:
         (tmp_path / "begun").touch()
         time.sleep(600)
@@ -200,7 +191,7 @@ def test_a_signal_before_the_steps_ends_the_workers_at_once(tmp_path: Path) -> N
         Thread(target=interrupt, daemon=True).start()
         with pytest.raises(KeyboardInterrupt):
             run_on_ray(preparing, tmp_path / "checkpoints", Fleet(), interruption=interruption)
-    start_session()
+    ray_session()
 
 
 def test_a_cluster_that_is_there_keeps_its_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +30,11 @@ from tests.models import HOSTILE_GENERATION, save_random_llama
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the `train` extra)")
+# The workers cannot import this module by name.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+pytestmark = pytest.mark.engine
+
 ENGINE = {"kv_cache_memory_bytes": 1 << 25, "max_num_seqs": 8, "enforce_eager": True}
 # Among 261 tokens these let about half of the answers end by themselves.
 ENDS = [1, 4, 37, 101, 170, 222]
@@ -231,21 +236,11 @@ def test_mistakes_are_told(
     assert "vLLM cannot start" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    # The workers cannot import this module by name.
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
-    yield
-    ray.shutdown()
-
-
 def tasks(count: int) -> list[Task]:
     return [Task(n, str(n), False, prompt_ids=(n,)) for n in range(count)]
 
 
-def test_a_dead_workers_shard_is_done_again(session: None, tmp_path: Path) -> None:
+def test_a_dead_workers_shard_is_done_again(ray_session: None, tmp_path: Path) -> None:
     def fragile(name: str, max_failures: int) -> list[tuple[int, list[TaskResult]]]:
         killed = tmp_path / name
 
@@ -268,7 +263,7 @@ def test_a_dead_workers_shard_is_done_again(session: None, tmp_path: Path) -> No
         fragile("too often", 0)
 
 
-def test_failures_on_ray_are_told(session: None) -> None:
+def test_failures_on_ray_are_told(ray_session: None) -> None:
     def no_engine() -> None:
         raise MemoryError("no room for the engine")
 
@@ -280,7 +275,7 @@ def test_failures_on_ray_are_told(session: None) -> None:
 
 
 def test_ray_writes_the_same(
-    session: None, whole: Path, job: ResponseJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_session: None, whole: Path, job: ResponseJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "make_generator", make_generator)
     assert main(arguments(job, tmp_path / "out", "--ray-address", "auto")) == 0
