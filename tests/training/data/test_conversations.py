@@ -54,6 +54,7 @@ def said(*turns: str) -> dict[str, Any]:
         (MESSAGES, TURNS),
         ({"conversations": MESSAGES["messages"]}, TURNS),
         ({"messages": SHAREGPT["conversations"]}, TURNS),
+        ({"conversation": MESSAGES["messages"], "model": "vicuna-13b", "redacted": False}, TURNS),
         ({"instruction": "Hi", "input": "", "output": "Hello"}, TURNS[1:]),
         ({"instruction": "Hi", "output": "Hello"}, TURNS[1:]),
         (
@@ -149,7 +150,7 @@ BAD_RECORDS: list[tuple[Any, Reason, str]] = [
     ({"conversations": ["Hi"]}, Reason.BAD_TURN, "turn 0"),
     ({"conversations": []}, Reason.EMPTY, ""),
     (said("human: Hi", "gpt:  "), Reason.EMPTY, "the assistant's turn 1"),
-    (said("human: Hi", "tool: 4"), Reason.UNKNOWN_ROLE, "'tool' in turn 1"),
+    (said("human: Hi", "narrator: 4"), Reason.UNKNOWN_ROLE, "'narrator' in turn 1"),
     ({"conversations": [{"from": None, "value": "Hi"}]}, Reason.UNKNOWN_ROLE, "None in turn 0"),
     ({"conversations": [{"from": "human", "value": 5}]}, Reason.NOT_A_STRING, "int"),
     ({"conversations": [{"from": "human", "value": None}]}, Reason.NOT_A_STRING, "NoneType"),
@@ -237,6 +238,60 @@ def test_questions_alone_when_no_answers_are_needed(tmp_path: Path) -> None:
     source = store(tmp_path, [said("human: Hi"), said("human: Hi", "gpt: Hello", "human: Bye")], "json")
     assert [len(c.turns) for c in load_conversations([source], need_answers=False)[0]] == [1, 3]
     assert [len(c.turns) for c in load_conversations([source])[0]] == [3]
+
+
+def test_prompts_turn_by_turn(tmp_path: Path) -> None:
+    """The form of MT-Bench and Spec-Bench: nothing to train on, prompts for the target to answer."""
+    source = store(tmp_path, [{"question_id": 81, "category": "writing", "turns": ["Write.", "Again."]}], "jsonl")
+    loaded, report = load_conversations([source], need_answers=False)
+    assert loaded[0].turns == (Turn("user", "Write."), Turn("user", "Again.")) and report.used == 1
+    with pytest.raises(DataError, match="no assistant turn"):
+        load_conversations([source])
+    for turns, reason in (([], Reason.EMPTY), (["Hi", " "], Reason.EMPTY), (["Hi", 3], Reason.NOT_A_STRING)):
+        report = DataReport()
+        records = [{"turns": ["Hi"]}, {"turns": turns}]
+        assert len(list(iter_conversations(store(tmp_path, records, "json"), report, need_answers=False))) == 1
+        assert report.counts == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("record", "turns"),
+    [
+        ({"prompt": "Hi", "completion": "Hello"}, TURNS[1:]),
+        ({"prompt": MESSAGES["messages"][:2], "completion": MESSAGES["messages"][2:]}, TURNS),
+        ({"prompt": MESSAGES["messages"][:2]}, TURNS[:2]),
+        ({"prompt": "Hi"}, TURNS[1:2]),
+    ],
+)
+def test_prompt_and_completion(tmp_path: Path, record: dict[str, Any], turns: tuple[Turn, ...]) -> None:
+    source = store(tmp_path, [record], "jsonl")
+    assert load_conversations([source], need_answers=False)[0][0].turns == turns
+
+
+def test_content_in_parts(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]
+    picture = [{"type": "image_url", "image_url": {"url": "data:"}}]
+    records = [
+        {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "Hello"}]}
+        for content in (parts, picture, [*parts, {"type": "text"}])
+    ]
+    loaded, report = load_conversations([store(tmp_path, records, "jsonl")])
+    assert [conversation.turns for conversation in loaded] == [TURNS[1:]]
+    assert report.counts == {Reason.NO_TEXT: 2}
+
+
+def test_conversations_end_before_the_first_call_of_a_tool(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": "{}"}}]}
+    result = {"role": "tool", "content": "3"}
+    ask, answer = {"role": "user", "content": "Add."}, {"role": "assistant", "content": "3"}
+    records = [
+        {"messages": [*MESSAGES["messages"], ask, call, result, answer]},
+        {"messages": [ask, call, result, answer]},
+        {"messages": [MESSAGES["messages"][0], call]},
+    ]
+    loaded, report = load_conversations([store(tmp_path, records, "jsonl")], need_answers=False)
+    assert loaded[0].turns == (*TURNS, Turn("user", "Add.")) and loaded[1].turns == (Turn("user", "Add."),)
+    assert report.counts == {Reason.TOOLS: 1}
 
 
 def test_sources_of_different_forms(tmp_path: Path) -> None:

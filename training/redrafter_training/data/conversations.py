@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversations and plain texts to train on, normalised from the forms in which data sets store them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Literal
 
+from redrafter_training.data.record_forms import Form, checked_text, detect_form
 from redrafter_training.data.records import Record, read_records
 from redrafter_training.data.report import DataError, DataReport, Reason, UnusableRecord
-from redrafter_training.data.thinking import with_thought
-from redrafter_vllm.utils.messages import shortened
 
 Role = Literal["system", "user", "assistant"]
 
 # Records looked at to recognise the form: the first ones may be broken or lack a column.
 DETECTION_RECORDS = 100
-NAMED_COLUMNS = 12  # in an error
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -42,7 +40,7 @@ class Conversation:
     """Turns of a conversation, or a raw text; exactly one of the two.
 
     Turns begin with at most one system turn; then user and assistant alternate, the user first. A user turn at the end
-    is an unanswered prompt. `opening` turns of the assistant stood before the first of the user and were dropped: there
+    is an unanswered prompt; a data set of prompts has nothing but turns of the user. `opening` turns of the assistant stood before the first of the user and were dropped: there
     is no prompt for them.
     """
 
@@ -59,108 +57,6 @@ class Conversation:
     def answers(self) -> tuple[Turn, ...]:
         """The assistant's turns."""
         return tuple(turn for turn in self.turns if turn.role == "assistant")
-
-
-@dataclass(frozen=True)
-class Form:
-    """One way to store conversations: how to tell it from its columns, and how to read a record."""
-
-    name: str
-    columns: tuple[str, ...]
-    read: Callable[[Mapping[str, Any]], list[tuple[str, Any]] | str]
-    turn_keys: tuple[str, str] | None = None
-
-    def fits(self, record: Mapping[str, Any]) -> bool:
-        """Whether the record has this form's columns and, for a list of turns, this form's keys in the first one."""
-        if any(record.get(column) is None for column in self.columns):
-            return False
-        if self.turn_keys is None:
-            return True
-        turns = _turn_list(record[self.columns[0]])
-        return bool(turns) and isinstance(turns[0], Mapping) and set(self.turn_keys) <= set(turns[0])
-
-
-def _turn_list(turns: Any) -> Sequence[Any]:
-    """The turns as a list; `datasets` hands some lists of objects over as an object of lists."""
-    if isinstance(turns, Mapping) and turns and all(isinstance(column, list) for column in turns.values()):
-        return [dict(zip(turns, row, strict=False)) for row in zip(*turns.values(), strict=False)]
-    if not isinstance(turns, Sequence) or isinstance(turns, str):
-        raise UnusableRecord(Reason.NOT_A_LIST, f"{type(turns).__name__}")
-    return turns
-
-
-def _turns_form(name: str, column: str, role_key: str, content_key: str) -> Form:
-    def read(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
-        turns = []
-        for number, turn in enumerate(_turn_list(record[column])):
-            if not isinstance(turn, Mapping) or role_key not in turn or content_key not in turn:
-                raise UnusableRecord(Reason.BAD_TURN, f"turn {number} needs {role_key!r} and {content_key!r}")
-            turns.append((turn[role_key], with_thought(turn, turn[content_key])))
-        return turns
-
-    return Form(name, (column,), read, (role_key, content_key))
-
-
-def _read_alpaca(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Instruction and input, a blank line between them, are the prompt."""
-    instruction, given = record["instruction"], record.get("input")
-    if isinstance(instruction, str) and given is not None and given != "":
-        instruction = f"{instruction}\n\n" + _checked_text(given, "'input'")
-    return [("user", instruction), ("assistant", record["output"])]
-
-
-def _read_text(record: Mapping[str, Any]) -> str:
-    return _checked_text(record["text"], "'text'")
-
-
-def _checked_text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise UnusableRecord(Reason.NOT_A_STRING, f"{name} is of type {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        # JSON can spell half of a surrogate pair; tokenizers cannot take it.
-        raise UnusableRecord(Reason.BROKEN_TEXT, f"{name}: {error}") from error
-    return value
-
-
-# In order of preference where a data set has the columns of several. Both names of the column are found with both
-# pairs of keys in the wild.
-FORMS = (
-    _turns_form("ShareGPT", "conversations", "from", "value"),
-    _turns_form("OpenAI messages", "messages", "role", "content"),
-    _turns_form("OpenAI messages under 'conversations'", "conversations", "role", "content"),
-    _turns_form("ShareGPT under 'messages'", "messages", "from", "value"),
-    Form("Alpaca", ("instruction", "output"), _read_alpaca),
-    Form("plain text", ("text",), _read_text),
-)
-KNOWN_FORMS = """\
-  ShareGPT         {"conversations": [{"from": "human" | "gpt" | "system", "value": …}, …]}
-  OpenAI messages  {"messages": [{"role": "user" | "assistant" | "system", "content": …}, …]}
-  Alpaca           {"instruction": …, "input": … (optional), "output": …}
-  plain text       {"text": …}, or a .txt file"""
-
-
-def detect_form(records: Sequence[Record], source: str) -> Form:
-    """The form of a data set, told from its first records.
-
-    Raises:
-        DataError: no record fits a known form; names the columns found and the forms known.
-    """
-    values = [r.value for r in records if isinstance(r.value, Mapping)]
-    for form in FORMS:
-        for value in values:
-            try:
-                if form.fits(value):
-                    return form
-            except UnusableRecord:
-                continue
-    columns = sorted({shortened(str(column)) for value in values for column in value})
-    more = f" and {len(columns) - NAMED_COLUMNS} more" if len(columns) > NAMED_COLUMNS else ""
-    found = f"columns {', '.join(columns[:NAMED_COLUMNS])}{more}" if columns else "no object with columns"
-    broken = [f"{r.where}: {shortened(str(r.problem))}" for r in records if r.problem is not None][:3]
-    unread = "".join(f"\n  unreadable: {line}" for line in broken)
-    raise DataError(f"{source}: cannot tell the form of the data; found {found}; known forms:\n{KNOWN_FORMS}{unread}")
 
 
 def normalise(record: Record, form: Form) -> Conversation:
@@ -180,7 +76,7 @@ def normalise(record: Record, form: Form) -> Conversation:
         if not content.strip():
             raise UnusableRecord(Reason.EMPTY)
         return Conversation(record.where, text=content)
-    turns, opening = _check_turns(content)
+    turns, opening = _check_prompts(content) if form.prompts_only else _check_turns(content)
     return Conversation(record.where, turns=turns, opening=opening)
 
 
@@ -216,11 +112,19 @@ def _check_turns(raw: list[tuple[str, Any]]) -> tuple[tuple[Turn, ...], int]:
     return (*system, *spoken), opening
 
 
+def _check_prompts(raw: list[tuple[str, Any]]) -> tuple[tuple[Turn, ...], int]:
+    """As `_check_turns`, of what the user says turn after turn."""
+    turns = tuple(_check_turn(number, role, content) for number, (role, content) in enumerate(raw))
+    if not turns or not all(turn.content.strip() for turn in turns):
+        raise UnusableRecord(Reason.EMPTY)
+    return turns, 0
+
+
 def _check_turn(number: int, role: Any, content: Any) -> Turn:
     known = ROLES.get(role) if isinstance(role, str) else None
     if known is None:
         raise UnusableRecord(Reason.UNKNOWN_ROLE, f"{role!r} in turn {number}")
-    return Turn(known, _checked_text(content, f"turn {number}"))
+    return Turn(known, checked_text(content, f"turn {number}"))
 
 
 def iter_conversations(

@@ -14,8 +14,9 @@ import pyarrow.compute as compute  # type: ignore[import-untyped,import-not-foun
 import ray
 from ray.data import ActorPoolStrategy, Dataset
 
-from redrafter_training.data.conversations import DETECTION_RECORDS, FORMS, detect_form, usable
+from redrafter_training.data.conversations import DETECTION_RECORDS, usable
 from redrafter_training.data.example_store import SCHEMA, content_columns, write_store
+from redrafter_training.data.record_forms import FORMS, detect_form
 from redrafter_training.data.record_shards import Piece, cut
 from redrafter_training.data.records import Record
 from redrafter_training.data.report import DataError, DataReport, Reason, UnusableRecord

@@ -22,6 +22,8 @@ class Reason(StrEnum):
     UNKNOWN_ROLE = "unknown role"
     NOT_A_STRING = "not a string"
     EMPTY = "empty"
+    TOOLS = "nothing but calls of tools"
+    NO_TEXT = "content that is no text"
     NO_ASSISTANT = "no assistant turn"
     ROLE_ORDER = "roles out of order"
     REFUSED_BY_TEMPLATE = "refused by the chat template"

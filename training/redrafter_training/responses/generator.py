@@ -173,8 +173,8 @@ class _Dialogue:
 
     def advance(self) -> None:
         """Adds what is said up to the next turn of the user; the data's own answers are left out."""
-        for turn in self.task.turns[len(self.said) :]:
-            if turn.role != "assistant":
-                self.said.append(turn)
+        prompts = [turn for turn in self.task.turns if turn.role != "assistant"]
+        for turn in prompts[sum(turn.role != "assistant" for turn in self.said) :]:
+            self.said.append(turn)
             if turn.role == "user":
                 return
