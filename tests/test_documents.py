@@ -22,6 +22,7 @@ INLINE = re.compile(r"`([^`\n]+)`")
 MODULE = re.compile(r"python3? -m ([\w.]+)")
 SCRIPT = re.compile(r"\bredrafter-[a-z]+\b")
 MAKE = re.compile(r"(?:^|`)(?:[A-Z_]+=\S+ )*make ([a-z]+)", re.MULTILINE)
+DOTTED = re.compile(r"\bredrafter_(?:vllm|training)(?:\.\w+)+")
 REPOSITORY_PATH = re.compile(r"(?:docs|tests|tools|benchmarks|training|redrafter_vllm)/[\w./-]*")
 
 
@@ -85,6 +86,20 @@ def test_paths_exist(document: Path) -> None:
     for span in INLINE.findall(prose(document)):
         if REPOSITORY_PATH.fullmatch(path := span.partition("::")[0]):
             assert (ROOT / path).exists(), f"{path} does not exist"
+
+
+@pytest.mark.parametrize("document", CURRENT, ids=ids(CURRENT))
+def test_dotted_names_exist(document: Path) -> None:
+    for name in DOTTED.findall(code(document)):
+        place = ROOT if name.startswith("redrafter_vllm") else ROOT / "training"
+        for index, part in enumerate(name.split(".")):
+            if (place / part).is_dir() or (place / part).with_suffix(".py").is_file():
+                place /= part
+                continue
+            module = place.with_suffix(".py")
+            source = module.read_text(encoding="utf-8") if module.is_file() else ""
+            assert re.search(rf"^(?:class|def) {part}\b|^{part}\b", source, re.MULTILINE), f"{name}: no {part}"
+            assert index == name.count("."), f"{name} names more than a module and an attribute"
 
 
 def test_documents_named_in_sources_exist() -> None:
