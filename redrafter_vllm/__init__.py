@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Beams", "DraftTree", "Drafter", "DrafterConfig", "__version__", "beam_search"]
 
-_HOMES = {
+_MODULES = {
     "Drafter": "redrafter_vllm.model.drafter",
     "DrafterConfig": "redrafter_vllm.checkpoint.config",
     "Beams": "redrafter_vllm.drafting.beam_search",
@@ -27,10 +27,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(_HOMES))
+    return sorted(set(globals()) | set(_MODULES))

@@ -16,17 +16,16 @@ _TENSORRT_LLM_NAMES = {
     "redrafter_num_beams": "beam_width",
     "redrafter_draft_len_per_beam": "beam_length",
 }
-# Apple's `--beam_length` counts the root. The same word with another meaning cannot be told apart, so it has a name
-# of its own here.
+# Apple's `--beam_length` counts the root. The same name cannot have both meanings, so that one is renamed here.
 _ROOT_INCLUDED = "beam_length_with_root"
-# Whether a request is greedy is its own temperature's matter; the switch of an engine-wide default has no effect.
+# A request is greedy by its own temperature; an engine-wide default has no effect.
 _IGNORED = "redrafter_greedy_search"
 
 QUANTIZATIONS = ("fp8", "int8")
 
 
 class OptionError(ValueError):
-    """A drafting option is unknown, contradicts another or is out of its range. The message is one line."""
+    """A drafting option is unknown, contradicts another or is out of range. The message is one line."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
@@ -34,17 +33,17 @@ class OptionError(ValueError):
 
 @dataclass(frozen=True)
 class DraftingConfig:
-    """How a round drafts.
+    """Options of drafting.
 
     Attributes:
         beam_width: W, beams kept at every step, 1 to 64. 1 drafts a plain chain.
         beam_length: T, drafted tokens per beam, 1 to 32; the root (already sampled by the target) is not counted.
         num_speculative_tokens: N, node slots of the prefix tree, 1 to 128; the most probable nodes get them. More than
-            W·T could never be filled and are cut to that. 0 stands for the default, min(W·T, 16), at least T.
-        logits_top_k: Renormalise the drafter's logits over this many best, as Apple's implementation does with 50;
-            None uses the full softmax.
-        drafter_quantization: "fp8" or "int8" keeps the drafter's matrices in one byte a number; None as the target's
-            type. What is emitted does not depend on it, only how much of it is drafted.
+            W·T could never be filled and are cut to that. 0 means the default, min(W·T, 16), at least T.
+        logits_top_k: Renormalise over the drafter's highest N logits, as Apple's implementation does with 50; None uses
+            the full softmax.
+        drafter_quantization: "fp8" or "int8" keeps the drafter's matrices in 8 bits; None in the target's type. The
+            emitted tokens do not depend on it, only the acceptance length does.
         project_embedding: Keep the product of the target's embedding with the drafter's W, a table of the embedding's
             size, so that drafting steps do not read W.
     """
@@ -75,7 +74,7 @@ class DraftingConfig:
 
     @property
     def max_nodes(self) -> int:
-        """Distinct non-root prefixes that the beams can have at most."""
+        """The largest number of distinct non-root prefixes of the beams."""
         return self.beam_width * self.beam_length
 
     @property
@@ -89,7 +88,7 @@ def parse_drafting_options(options: Mapping[str, Any], also_known: Sequence[str]
 
     Args:
         options: By name; None leaves an option at its default.
-        also_known: Names that may stand beside them, of which the message about an unknown one tells.
+        also_known: Names allowed beside them, which are ignored here and listed in the message about an unknown one.
 
     Raises:
         OptionError: An unknown name, one quantity given twice, or a value out of range.
@@ -113,7 +112,7 @@ def parse_drafting_options(options: Mapping[str, Any], also_known: Sequence[str]
         if target in values:
             raise OptionError(f"{name!r} and {given_as[target]!r} both set {target}; give only one of them.")
         values[target], given_as[target] = value, name
-    if "num_speculative_tokens" in values:  # 0 stands for the default within the project only
+    if "num_speculative_tokens" in values:  # 0 means the default within the project only
         _check_int("num_speculative_tokens", values["num_speculative_tokens"], 1, MAX_NODES)
     return DraftingConfig(**values)
 

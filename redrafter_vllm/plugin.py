@@ -7,7 +7,7 @@ logger = logging.getLogger(__name__)
 
 
 def register() -> None:
-    """Teach vLLM the method `redrafter`. Idempotent; without that method vLLM behaves as if this were not installed."""
+    """Add the method `redrafter` to vLLM; engines with another method run as without the plugin. Idempotent."""
     import vllm
 
     from redrafter_vllm.integration.patches import front, install

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one request may say about its own drafting: `{"redrafter": {...}}` among its extra arguments."""
+"""Drafting options of a single request: `{"redrafter": {...}}` among its extra arguments."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -13,12 +13,12 @@ KEY = "redrafter"
 
 @dataclass(frozen=True)
 class RequestSettings:
-    """Drafting of one request, within what the engine drafts.
+    """Drafting options of one request, within those of the engine.
 
     Attributes:
         enabled: False decodes the request as vLLM does without drafts.
-        beam_width: Only the best so many of the engine's beams, 1 to W; None takes all of them.
-        num_speculative_tokens: Only the most probable so many nodes, 1 to N; None takes all of them.
+        beam_width: Use only the best beams, this many, 1 to W; None uses all of them.
+        num_speculative_tokens: Use only the most probable nodes, this many, 1 to N; None uses all of them.
     """
 
     enabled: bool = True
@@ -30,20 +30,19 @@ class RequestSettings:
         return drafting.beam_width if self.beam_width is None else self.beam_width
 
     def node_limit(self, drafting: DraftingConfig) -> int:
-        """Nodes that the request's tree may have; 0 when it is not to draft."""
+        """Nodes that the request's tree may have; 0 disables drafting."""
         if not self.enabled:
             return 0
-        asked = drafting.num_speculative_tokens
-        if self.num_speculative_tokens is not None:
-            asked = self.num_speculative_tokens
-        return min(asked, self.beam_limit(drafting) * drafting.beam_length)
+        own = self.num_speculative_tokens
+        limit = drafting.num_speculative_tokens if own is None else own
+        return min(limit, self.beam_limit(drafting) * drafting.beam_length)
 
 
 def parse_request_settings(extra_args: Mapping[str, Any] | None, drafting: DraftingConfig) -> RequestSettings:
-    """Settings of a request with these extra arguments, on an engine that drafts so.
+    """Settings of a request with these extra arguments, on an engine with these drafting options.
 
     Raises:
-        OptionError: An unknown name, a value of another type, or one beyond what the engine drafts.
+        OptionError: An unknown name, a value of another type, or one beyond the engine's options.
     """
     if extra_args is not None and not isinstance(extra_args, Mapping):
         raise OptionError(f"A request's extra arguments must be a mapping, not {shown(extra_args)}.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny random models for tests that are about mechanics, not about text."""
+"""Tiny random models, for tests that need no meaningful text."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def save_random_llama(path: Path, *, vocab_size: int = VOCAB, seed: int = 0, **o
 
 
 def save_random_drafter(path: Path, *, vocab_size: int = VOCAB, hidden_size: int = HIDDEN, seed: int = 0) -> Path:
-    """A drafter that knows nothing of its target: it exercises rejection everywhere."""
+    """A random drafter, whose drafts are rejected everywhere."""
     torch.manual_seed(seed)
     drafter = Drafter(DrafterConfig(vocab_size, hidden_size, exit_dim=2 * hidden_size, num_draft_layers=1))
     for parameter in drafter.parameters():
@@ -43,8 +43,8 @@ def save_random_drafter(path: Path, *, vocab_size: int = VOCAB, hidden_size: int
     return path
 
 
-# What a generation_config.json may hold that would have greedy decoding say something else than the likeliest token.
-# Written into a target's folder, as transformers itself refuses to store some of it.
+# Settings of a generation_config.json with which greedy decoding would not emit the top-1 token.
+# Written to the target's folder directly, because transformers refuses to store some of them.
 HOSTILE_GENERATION = {
     "do_sample": True,
     "temperature": 5.0,

@@ -38,11 +38,11 @@ class HostSyncError(AssertionError):
 
 
 class _ForbidHostSync(TorchDispatchMode):
-    """Takes every tensor for a device's, but for those of `host`, those made of numpy arrays, and what follows."""
+    """Treats all tensors as the device's, except those in `host`, those made from numpy arrays, and their results."""
 
     def __init__(self, host: Iterable[torch.Tensor]) -> None:
         super().__init__()
-        # The tensors are kept, or another one might get their memory.
+        # The tensors are kept, or another one might reuse their memory.
         self.host = {_memory(tensor): tensor for tensor in host}
 
     def is_host(self, tensor: torch.Tensor) -> bool:
@@ -112,7 +112,7 @@ def forbid_host_sync(host: Iterable[torch.Tensor] = ()) -> Iterator[None]:
 
 @contextmanager
 def allow_host_sync() -> Iterator[None]:
-    """Within `forbid_host_sync`: for what is not ours, and for what a CPU runs in a kernel's place."""
+    """Lifts `forbid_host_sync`, for vLLM's code and for what a CPU runs instead of a kernel."""
     if torch.cuda.is_available():
         with _sync_debug_mode("default"):
             yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slow, independent versions of what the package computes, straight from the definitions."""
+"""Slow, independent implementations of the definitions."""
 
 from collections.abc import Mapping
 
@@ -63,7 +63,7 @@ def beams_of_row(
 
 
 def tree_nodes(beams: Beams, row: int) -> list[tuple[Path, float]]:
-    """The distinct prefixes of one row with their log-probabilities, in the order that the tree promises."""
+    """The distinct prefixes of one row with their log-probabilities, in the order of the tree's nodes."""
     nodes: dict[Path, tuple[float, int, int]] = {}
     for beam, (tokens, log_probs) in enumerate(
         zip(beams.tokens[row].tolist(), beams.token_log_probs[row].tolist(), strict=True)

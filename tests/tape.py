@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a CUDA graph does, on any machine: the operations of a recording, done again on the memory of the recording."""
+"""Simulates a CUDA graph on any machine: repeats recorded operations on the memory of the recording."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class Tape:
-    """In place of `torch.cuda.CUDAGraph`. Numbers that the host read while recording stay what they were.
+    """Replaces `torch.cuda.CUDAGraph`. Values that the host read while recording are constant in replays.
 
-    A replay first spoils what the recording allocated, as other graphs that share the memory pool may have.
+    A replay first overwrites the memory that the recording allocated, as other graphs of its pool may have.
     """
 
     def __init__(self) -> None:

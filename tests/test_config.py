@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drafting options: defaults, the spellings of other projects, and every refusal."""
+"""Drafting options: defaults, other projects' names, and all refusals."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_slots_that_no_beam_could_fill_are_cut(asked: int, given: int) -> None:
     assert DraftingConfig(2, 4, asked).num_speculative_tokens == given
 
 
-def test_other_spellings() -> None:
+def test_names_of_other_projects() -> None:
     tensorrt = {"redrafter_num_beams": 5, "redrafter_draft_len_per_beam": 5, "redrafter_greedy_search": True}
     assert parse_drafting_options(tensorrt) == DraftingConfig(5, 5)
     assert parse_drafting_options({"beam_width": 4, "beam_length_with_root": 5}) == DraftingConfig(4, 4)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from redrafter_vllm.utils.messages import shown
 
-# Far above every drafter's, and so small that sizes from a file can be reckoned with before its tensors confirm them.
+# Far above any real drafter, and small enough to compute with sizes from a file before its tensors confirm them.
 MAX_SIZE = 1 << 24
 MAX_DRAFT_LAYERS = 1000
 
@@ -14,7 +14,7 @@ MAX_DRAFT_LAYERS = 1000
 class DrafterConfig:
     """Shape of a drafter; the names are those of Apple's `config.json`.
 
-    `draft_vocab_size`, the key that EAGLE-3 checkpoints use, trims the output layer to so many of the target's tokens.
+    `draft_vocab_size`, a key of EAGLE-3 checkpoints, trims the output layer to that many of the target's tokens.
 
     Raises ValueError for sizes that are not integers from 1 to `MAX_SIZE`, for `num_draft_layers` other than 0 to
     `MAX_DRAFT_LAYERS`, for an `rnn` that is not a boolean and for a draft vocabulary larger than the vocabulary.

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m redrafter_vllm.checkpoint.convert SRC DST [--allow-pickle]`: any spelling of a drafter checkpoint into Apple's."""
+"""`python -m redrafter_vllm.checkpoint.convert SRC DST [--allow-pickle]`
+
+Converts a drafter checkpoint with any of the known tensor names to Apple's layout.
+"""
 
 import argparse
 import sys
@@ -22,13 +25,13 @@ _INTEGERS = {torch.int32: "I32", torch.int64: "I64"}
 
 
 def convert(source: Path, destination: Path, *, allow_pickle: bool = False) -> DrafterConfig:
-    """Writes the drafter of `source` to the new directory `destination`, in the stored type.
+    """Writes the drafter of `source` to the new or empty directory `destination`, in the stored type.
 
-    A pickle is read only with `allow_pickle`, and then as bare tensors. Raises CheckpointError as loading does, and
-    when there is anything at `destination`, which may be a target; OSError when it cannot be written.
+    A pickle is read only with `allow_pickle`, and then as plain tensors. Raises CheckpointError as loading does, and
+    when `destination` is not empty; OSError when it cannot be written.
     """
     if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
-        raise checkpoint.CheckpointError(f"{destination} already holds something: give a new directory.")
+        raise checkpoint.CheckpointError(f"{destination} is not empty: give a new directory.")
     has_safetensors = is_directory(source) and any(source.glob("*.safetensors"))
     if allow_pickle and is_directory(source) and not has_safetensors:
         config, tensors = _load_pickle(source)
@@ -72,8 +75,7 @@ def _read_pickles(source: Path) -> dict[str, Tensor]:
         tensors = _read_pickle(file)
         if twice := sorted(stored.keys() & tensors.keys()):
             raise checkpoint.SurplusTensorsError(
-                f"{source} holds {listed(twice)} twice, in {file.name} and in a file before it: keep the one that is "
-                "meant."
+                f"{source} holds {listed(twice)} twice, in {file.name} and in a file before it: keep one of them."
             )
         stored |= tensors
     return stored
@@ -82,10 +84,10 @@ def _read_pickles(source: Path) -> dict[str, Tensor]:
 def _read_pickle(file: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever its parts do
+    except Exception as error:  # torch.load raises errors of many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise checkpoint.UnreadableWeightsError(
-            f"{file} cannot be read as a pickle of tensors alone ({reason}): save its state_dict by itself."
+            f"{file} cannot be read as a pickle of plain tensors ({reason}): save its state_dict by itself."
         ) from None
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -102,7 +104,7 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Dense, and with as many bytes in the file as the shape says: a view may claim any size."""
+    """Whether it is dense and has as many bytes in the file as its shape implies: a view may claim any size."""
     if tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided or tensor.device.type != "cpu":
         return False
     return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()

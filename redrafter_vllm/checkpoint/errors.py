@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be wrong with a drafter checkpoint, each a kind of its own."""
+"""The errors of a drafter checkpoint, one class per kind."""
 
 from redrafter_vllm.utils.messages import one_line
 
@@ -7,7 +7,7 @@ from redrafter_vllm.utils.messages import one_line
 class CheckpointError(ValueError):
     """A drafter checkpoint that cannot be used.
 
-    What stands in a checkpoint comes from outside, and so do names and values in the message: it is one line.
+    Names and values in the message may come from the checkpoint, that is from outside: the message is made one line.
     """
 
     def __init__(self, message: str) -> None:
@@ -15,11 +15,11 @@ class CheckpointError(ValueError):
 
 
 class CheckpointNotFoundError(CheckpointError):
-    """No directory, no config, or no weights where a checkpoint was expected."""
+    """There is no directory, no config, or no weights where a checkpoint was expected."""
 
 
 class OutsideCheckpointError(CheckpointError):
-    """An index or a link leads out of the checkpoint's directory."""
+    """An index or a link points outside the checkpoint's directory."""
 
 
 class PickleCheckpointError(CheckpointError):
@@ -35,11 +35,11 @@ class UnreadableWeightsError(CheckpointError):
 
 
 class MissingTensorsError(CheckpointError):
-    """The config asks for tensors that the files do not hold."""
+    """The config implies tensors that the files do not hold."""
 
 
 class SurplusTensorsError(CheckpointError):
-    """The files hold tensors that the config has no place for, or one of them twice."""
+    """The files hold tensors that the config does not imply, or the same tensor twice."""
 
 
 class TensorShapeError(CheckpointError):
@@ -51,7 +51,7 @@ class NonFiniteTensorError(CheckpointError):
 
 
 class DraftVocabularyError(CheckpointError):
-    """The map from draft to target ids is missing, uncalled for, or no map into the vocabulary."""
+    """The map from draft to target ids is missing, unexpected, or does not map into the vocabulary."""
 
 
 class TargetMismatchError(CheckpointError):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a checkpoint: found without leaving its directory, read within bounds.
+"""Finds a checkpoint's files without leaving its directory, and reads them within size limits.
 
-They come from outside. Nothing here is built, allocated or followed because a file says so: a file that is not one, is
-larger than any checkpoint's, or leads elsewhere is a `CheckpointError`.
+They come from outside and are not trusted: one that is no regular file, is larger than any checkpoint's, or links to a
+place outside the directory raises a `CheckpointError`.
 """
 
 import json
@@ -30,10 +30,10 @@ INDEX_FILE = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
 _WEIGHT_STEMS = ("pytorch_model", "model", "drafter")
 
-# Many times what a drafter has, or a target that carries one; so little that reading it takes less than a second.
+# Many times the size of a drafter's files, or of a target's that carries one; small enough to read within a second.
 MAX_BYTES = {CONFIG_FILE: 4 << 20, INDEX_FILE: 8 << 20}
 MAX_HEADER_BYTES = 8 << 20
-MAX_DIGITS = 100  # of an integer; reading one takes time that grows with the square
+MAX_DIGITS = 100  # of an integer; the time to parse one grows with the square
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -46,7 +46,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What a safetensors header says of one tensor."""
+    """The header entry of one tensor in a safetensors file."""
 
     file: Path
     name: str
@@ -55,7 +55,7 @@ class StoredTensor:
 
 
 def is_directory(path: Path) -> bool:
-    """Whether `path` is a directory; a name that the file system does not take is none."""
+    """Whether `path` is a directory; a name that the file system refuses is none."""
     try:
         return path.is_dir()
     except OSError:
@@ -63,12 +63,12 @@ def is_directory(path: Path) -> bool:
 
 
 def find_file(directory: Path, name: str) -> Path | None:
-    """The regular file `name` of `directory`, None where there is nothing of that name.
+    """The regular file `name` of `directory`, None where that name does not exist.
 
-    Links are followed within the directory, and where it is a snapshot in the hub's cache to that cache's blobs.
+    Links are followed within the directory and, from a snapshot in the hub's cache, to that cache's blobs.
 
-    Raises CheckpointNotFoundError for a link to nothing and for what is no file, and OutsideCheckpointError for any
-    other link.
+    Raises CheckpointNotFoundError for a broken link and for what is no regular file, and OutsideCheckpointError for
+    any other link.
     """
     file = directory / name
     try:
@@ -77,7 +77,7 @@ def find_file(directory: Path, name: str) -> Path | None:
         if isinstance(error, FileNotFoundError) and not file.is_symlink():
             return None
         reason = getattr(error, "strerror", None) or str(error)
-        what = "is a link that leads nowhere" if isinstance(error, FileNotFoundError) else "cannot be reached"
+        what = "is a broken link" if isinstance(error, FileNotFoundError) else "cannot be reached"
         raise CheckpointNotFoundError(
             f"{directory / listed([name])} {what} ({reason}): copy the file itself there."
         ) from None
@@ -91,9 +91,9 @@ def find_file(directory: Path, name: str) -> Path | None:
 
 
 def read_json(directory: Path, name: str) -> dict[str, Any]:
-    """The object in the JSON file `name` of `directory`, the config or the index.
+    """Reads the JSON object in the file `name` of `directory`, the config or the index.
 
-    Raises CheckpointNotFoundError, OutsideCheckpointError and, for what is not one plain JSON object,
+    Raises CheckpointNotFoundError, OutsideCheckpointError and, for anything but one plain JSON object,
     CheckpointConfigError.
     """
     file = find_file(directory, name)
@@ -137,7 +137,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def pickle_files(directory: Path) -> list[Path]:
-    """The directory's pickles, only those named like weights where there are any."""
+    """The directory's pickles; only those named like weights if there are such."""
     names = _names(directory, PICKLE_SUFFIXES)
     chosen = [name for name in names if name.startswith(_WEIGHT_STEMS)] or names
     return [file for name in chosen if (file := find_file(directory, name))]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drafter checkpoints: strict loading, a check of the headers alone, atomic saving.
 
-A checkpoint is a directory with `config.json` and safetensors files (one, or shards with an index). Everything that can
-be wrong with one is a `CheckpointError` of its own kind, whose message is one sentence: what, where, and what to do.
+A checkpoint is a directory with `config.json` and safetensors files (one, or shards with an index). Every defect raises
+a `CheckpointError` of its kind, whose message says in one sentence what is wrong, where, and what to do.
 """
 
 import json
@@ -69,8 +69,8 @@ def check_checkpoint(path: str | PathLike[str]) -> DrafterConfig:
 def check_against_target(config: DrafterConfig, *, hidden_size: int, vocab_size: int, allowed_padding: int = 0) -> None:
     """Raises TargetMismatchError unless the drafter belongs to a target of these sizes.
 
-    Targets get rows added to their vocabulary (for alignment, or for special tokens): a drafter may lack up to
-    `allowed_padding` of the last ones, which it never drafts.
+    Rows may have been added to the target's vocabulary, for alignment or for special tokens: a drafter may lack up to
+    `allowed_padding` of the last ones, which it then never drafts.
     """
     for what, own, target, missing in (
         ("hidden size", config.hidden_size, hidden_size, 0),
@@ -104,7 +104,7 @@ def load_checkpoint(
 def save_checkpoint(path: str | PathLike[str], config: DrafterConfig, tensors: Mapping[str, Tensor]) -> None:
     """Writes Apple's layout into directory `path`, each file atomically.
 
-    Raises PlaceError where `path` holds the weights or the config of anything but a drafter: a target's, for instance.
+    Raises PlaceError where `path` holds weights or a config of something else than a drafter, a target for instance.
     """
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     dtype = str(next(tensor.dtype for name, tensor in stored.items() if name != MAP)).removeprefix("torch.")
@@ -116,7 +116,7 @@ def save_checkpoint(path: str | PathLike[str], config: DrafterConfig, tensors: M
 
 
 def read_config(directory: Path) -> tuple[DrafterConfig, bool]:
-    """The drafter's config, and whether its tensors stand behind `drafter.` among a target's."""
+    """The drafter's config, and whether its tensors have the prefix `drafter.` among a target's."""
     if not is_directory(directory):
         raise CheckpointNotFoundError(
             f"There is no drafter checkpoint at {directory}: give a directory that holds {CONFIG_FILE} and "
@@ -140,7 +140,7 @@ def read_config(directory: Path) -> tuple[DrafterConfig, bool]:
     except ValueError as error:
         raise CheckpointConfigError(f"{file} cannot be used: {error}.") from None
     if unknown := unknown_keys(raw):
-        _warn_once(f"{file} holds keys that no drafter has, and that are not used: {listed(unknown)}.")
+        _warn_once(f"{file} holds unknown keys, which are ignored: {listed(unknown)}.")
     return config, is_inside_target(raw)
 
 
@@ -153,7 +153,7 @@ def canonical_entries(where: str, names: Iterable[str], config: DrafterConfig, i
         name = canonical_name(stored, config.num_draft_layers)
         if name in entries:
             raise SurplusTensorsError(
-                f"{where} holds {name} twice, as {entries[name]} and as {stored}: remove the one that is not meant."
+                f"{where} holds {name} twice, as {entries[name]} and as {stored}: remove one of them."
             )
         entries[name] = stored
     return entries
@@ -173,7 +173,7 @@ def check_shapes(where: str, config: DrafterConfig, shapes: Mapping[str, tuple[i
         )
     if surplus := sorted(shapes.keys() - expected.keys()):
         raise SurplusTensorsError(
-            f"{where} holds {listed(surplus)}, for which its config has no place: check num_draft_layers, exit_dim "
+            f"{where} holds {listed(surplus)}, which its config does not imply: check num_draft_layers, exit_dim "
             f"and rnn in {CONFIG_FILE}."
         )
     for name, shape in expected.items():
@@ -187,13 +187,13 @@ def check_shapes(where: str, config: DrafterConfig, shapes: Mapping[str, tuple[i
 def check_finite(where: str, tensor: Tensor) -> None:
     if not bool(torch.isfinite(tensor).all()):
         raise NonFiniteTensorError(
-            f"{where} holds NaN or infinite values as {tensor.dtype}: export the drafter from a sound training state, "
-            "or load it in a wider type."
+            f"{where} holds NaN or infinite values as {tensor.dtype}: export the drafter from a training state without "
+            "them, or load it in a wider type."
         )
 
 
 def _read_header(directory: Path) -> tuple[DrafterConfig, dict[str, StoredTensor]]:
-    """The config, and by Apple's names what the files hold; no tensor is read and none made."""
+    """The config, and the header entries of the tensors by Apple's names; no tensor is read."""
     config, inside_target = read_config(directory)
     found: dict[str, StoredTensor] = {}
     for file in weight_files(directory):
@@ -203,7 +203,7 @@ def _read_header(directory: Path) -> tuple[DrafterConfig, dict[str, StoredTensor
             if tensor.name in found:
                 raise SurplusTensorsError(
                     f"{directory} holds {listed([tensor.name])} twice, in {found[tensor.name].file.name} and in "
-                    f"{file.name}: remove the one that is not meant."
+                    f"{file.name}: remove one of them."
                 )
             found[tensor.name] = tensor
     stored = canonical_entries(str(directory), found, config, inside_target)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the drafter of a target is found."""
+"""Finds the drafter of a target."""
 
 import json
 import os
@@ -17,7 +17,7 @@ _CONFIG = "config.json"
 
 
 class DrafterNotFoundError(ValueError):
-    """No drafter checkpoint stands where one was looked for."""
+    """There is no drafter checkpoint where one was looked for."""
 
 
 def registry_dir(target: str) -> Path:
@@ -32,7 +32,7 @@ def registry_dir(target: str) -> Path:
 
 
 def is_path(model: str) -> bool:
-    """Whether a name cannot be a hub id, so that it is a path, whatever stands there."""
+    """Whether a name cannot be a hub id and is therefore a path, even if it does not exist."""
     return model.startswith((".", "~", "/")) or Path(model).is_absolute() or Path(model).is_symlink()
 
 
@@ -85,8 +85,8 @@ def _look_up(target: str) -> Path:
         looked_at.append(f"{place} (holds no {_CONFIG})" if place.is_dir() else str(place))
     raise DrafterNotFoundError(
         f"No ReDrafter checkpoint for {target!r}; looked at {', '.join(looked_at)}. Train one with "
-        f"`python -m redrafter_training --target {target} --data DATA`, or pass its directory or hub id instead of the word "
-        "'redrafter'."
+        f"`python -m redrafter_training --target {target} --data DATA`, or pass its directory or hub id instead of the "
+        "word 'redrafter'."
     )
 
 

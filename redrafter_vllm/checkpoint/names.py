@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The spellings of a drafter checkpoint in circulation, read as Apple's.
+"""The tensor names and config keys of drafter checkpoints in circulation, mapped to Apple's.
 
-Apple's own: a directory of its own, `lm_head.{i}.linear.*`, `lm_head.{n}.weight`, `input_proj.*`, `rnn_u.*`, `rnn_w.*`.
+Apple's: a separate directory, `lm_head.{i}.linear.*`, `lm_head.{n}.weight`, `input_proj.*`, `rnn_u.*`, `rnn_w.*`.
 Older ones: `lm_heads.*` and `input_projs.*`, or `0.{i}.linear.*` with `0.{n}.weight`.
-Inside a target's checkpoint: any of these behind `drafter.`, described by a `redrafter` block in the target's config,
-or TensorRT-LLM's `drafter.layers.{i}.linear.*` with `drafter.lm_head.weight`, described by `redrafter_*` keys.
+Inside a target's checkpoint: any of these with the prefix `drafter.`, and a `redrafter` block in the target's config,
+or TensorRT-LLM's `drafter.layers.{i}.linear.*` with `drafter.lm_head.weight`, and `redrafter_*` keys.
 """
 
 import re
@@ -20,9 +20,9 @@ OPTIONAL_KEYS = ("draft_vocab_size",)
 _BLOCK = "redrafter"
 _BLOCK_PREFIX = "redrafter_"
 _BLOCK_ALIASES = {"num_layers": "num_draft_layers", "is_rnn": "rnn"}
-# What TensorRT-LLM says there about drafting rather than the drafter: here these are options of serving.
+# TensorRT-LLM's keys for drafting, not for the drafter: serving has options for them.
 _BLOCK_OTHERS = ("num_beams", "draft_len_per_beam", "greedy_search")
-# What Hugging Face's libraries write into every config beside the model's own keys.
+# Keys that Hugging Face's libraries write into every config.
 _COMMON_KEYS = (
     "_attn_implementation",
     "_attn_implementation_autoset",
@@ -60,7 +60,7 @@ def drafter_fields(config: Mapping[str, Any]) -> dict[str, Any] | None:
     Keys that are absent stay absent, except what a target's config implies: hidden size and vocabulary are the
     target's, `exit_dim` is twice the hidden size and the recurrence is on.
 
-    Raises ValueError where a block says one thing twice, differently.
+    Raises ValueError where a block sets one key twice, to different values.
     """
     if config.get("model_type") == MODEL_TYPE:
         return {key: config[key] for key in (*CONFIG_KEYS, *OPTIONAL_KEYS) if key in config}
@@ -73,7 +73,7 @@ def drafter_fields(config: Mapping[str, Any]) -> dict[str, Any] | None:
         if name not in (*CONFIG_KEYS, *OPTIONAL_KEYS):
             continue
         if name in given and value != fields[name]:
-            raise ValueError(f"{given[name]} and {key} both set {name}, differently")
+            raise ValueError(f"{given[name]} and {key} set {name} to different values")
         fields[name], given[name] = value, key
     if "exit_dim" not in fields and isinstance(fields.get("hidden_size"), int):
         fields["exit_dim"] = 2 * fields["hidden_size"]
@@ -81,9 +81,9 @@ def drafter_fields(config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def unknown_keys(config: Mapping[str, Any]) -> list[str]:
-    """Keys of a drafter's `config.json` that have no meaning, the first ones with the known key that they resemble.
+    """Unknown keys of a drafter's `config.json`, the first ones with the known key that they resemble.
 
-    Of a target's config only those that are meant for the drafter.
+    Of a target's config only the drafter's block is checked.
     """
     known: tuple[str, ...] = (*CONFIG_KEYS, *OPTIONAL_KEYS)
     if is_inside_target(config):
@@ -96,7 +96,7 @@ def unknown_keys(config: Mapping[str, Any]) -> list[str]:
 
 
 def is_inside_target(config: Mapping[str, Any]) -> bool:
-    """Whether `config.json` is a target's that carries a drafter, whose tensors then stand behind `drafter.`."""
+    """Whether `config.json` is that of a target with a drafter, whose tensors then have the prefix `drafter.`."""
     own = config.get("model_type") == MODEL_TYPE
     return not own and (isinstance(config.get(_BLOCK), Mapping) or "redrafter_num_layers" in config)
 
@@ -120,7 +120,7 @@ def _with_guess(key: str, known: Sequence[str]) -> str:
 
 
 def canonical_name(name: str, num_draft_layers: int) -> str:
-    """Apple's name for a stored tensor name; a name of no known spelling comes back without its `drafter.` prefix."""
+    """Apple's name for a stored tensor name; an unknown name is returned without its `drafter.` prefix."""
     bare = name.removeprefix(PREFIX)
     if bare == "lm_head.weight":
         return f"lm_head.{num_draft_layers}.weight"

@@ -23,19 +23,19 @@ _OWN = (CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, _SHARDS, PROVENANCE_FILE)
 
 
 def check_drafter_place(out: Path, *, replace: bool) -> None:
-    """Checks that a drafter can be put at `out` without loss; writes nothing.
+    """Checks that writing a drafter to `out` would overwrite nothing else; writes nothing.
 
     Args:
-        replace: whether a drafter that is there already may go.
+        replace: Whether a drafter that is already there may be replaced.
 
     Raises:
-        PlaceError: `out` holds anything but a drafter of ours, or one that is to stay, or cannot be written.
+        PlaceError: `out` holds something else than a drafter, or a drafter without `replace`, or cannot be written.
     """
     _check_drafter_place(out, replace=replace, others=False)
 
 
 def _check_drafter_place(out: Path, *, replace: bool, others: bool) -> None:
-    """As `check_drafter_place`; with `others`, there may be files beside the drafter, which stay as they are."""
+    """As `check_drafter_place`; with `others`, other files may lie beside the drafter."""
     check_writable(out)
     out = out.resolve()  # `new/..` is no new folder
     names = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
@@ -63,7 +63,7 @@ def check_replaceable(folder: Path) -> None:
 
 
 def is_drafter_config(file: Path) -> bool:
-    """Whether `file` describes a drafter that has its folder to itself: not a target, and none inside of one."""
+    """Whether `file` is the config of a drafter in a separate folder, not of a target or of a drafter inside one."""
     try:
         described = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

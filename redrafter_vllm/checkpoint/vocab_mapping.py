@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The part of the target's vocabulary that a trimmed drafter proposes from, and how checkpoints store it.
 
-A draft id is a row of the drafter's output layer. Draft ids stand in ascending order of the target ids that they mean,
-so that ties break alike on both sides, and are stored as EAGLE-3 checkpoints store them: a tensor `d2t` of offsets,
-target id = draft id + d2t[draft id].
+A draft id is a row of the drafter's output layer. Draft ids are in ascending order of their target ids, so that ties
+break alike in both vocabularies. The map is stored as in EAGLE-3 checkpoints: a tensor `d2t` of offsets, target id =
+draft id + d2t[draft id].
 """
 
 import torch
@@ -21,7 +21,7 @@ def to_offsets(target_ids: Tensor) -> Tensor:
 
 
 def to_target_ids(offsets: Tensor) -> Tensor:
-    """The target ids [D] that a `d2t` [D] stands for."""
+    """The target ids [D] of a `d2t` [D]."""
     return offsets + torch.arange(len(offsets), device=offsets.device)
 
 
@@ -31,19 +31,19 @@ def check_target_ids(target_ids: Tensor, vocab_size: int) -> None:
     if bool((steps < 1).any()):
         place = int((steps < 1).int().argmax())
         raise ValueError(
-            f"target ids must be strictly increasing, but draft ids {place} and {place + 1} stand for "
+            f"target ids must be strictly increasing, but draft ids {place} and {place + 1} map to "
             f"{int(target_ids[place])} and {int(target_ids[place + 1])}"
         )
     outside = (target_ids < 0) | (target_ids >= vocab_size)
     if bool(outside.any()):
         place = int(outside.int().argmax())
         raise ValueError(
-            f"draft id {place} stands for target id {int(target_ids[place])}, outside a vocabulary of {vocab_size}"
+            f"draft id {place} maps to target id {int(target_ids[place])}, outside a vocabulary of {vocab_size}"
         )
 
 
 def check_map_header(where: str, draft_vocab_size: int | None, stored: tuple[str, tuple[int, ...], str] | None) -> None:
-    """Checks presence, type and length of the map, which is `stored` as (name, shape, safetensors type) or not at all.
+    """Checks presence, type and length of the map, `stored`: its name, shape and safetensors type.
 
     Raises DraftVocabularyError.
     """

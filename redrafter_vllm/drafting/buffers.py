@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The drafts of every running request, kept on the device between the step that draws and the step that verifies."""
+"""The draft trees of all running requests, kept on the device from the step that drafts to the one that verifies."""
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ __all__ = ["BatchDrafts", "DraftRows", "RoundBuffers", "RowLayout"]
 class DraftRows:
     """Persistent rows, one per request slot of the runner (P slots), gathered through `idx_mapping`.
 
-    A row's tree belongs to the request and the step that it was drawn for. Rows are reused, and a scheduler may ask
-    for drafts of a request that none were drawn for, so a row without a current tree says so by `num_nodes` 0.
+    A row's tree belongs to the request and the step that it was drafted for. Rows are reused, and a scheduler may
+    schedule drafts for a request without a tree, so a row without a current tree has `num_nodes` 0.
 
-    One row more, `padding_row`, belongs to nobody: there go the trees of requests that only fill up a batch.
+    One extra row, `padding_row`, takes the trees of requests that only pad a batch.
     """
 
     def __init__(self, max_num_reqs: int, max_nodes: int, device: torch.device) -> None:
@@ -36,13 +36,13 @@ class DraftRows:
         self._drafts, self._layout = _step_buffers(max_num_reqs, max_nodes, device)
 
     def open(self, row: int, *, beam_limit: int, node_limit: int) -> None:
-        """Hand a row to a request that nothing has been drafted for yet; its trees keep to these limits."""
+        """Assign a row to a new request, whose trees stay within these limits."""
         self.num_nodes[row].zero_()
         self.beam_limit[row].fill_(beam_limit)
         self.node_limit[row].fill_(node_limit)
 
     def restrict_to_chain(self, row: int) -> None:
-        """Draw chains for the request that the row was opened for."""
+        """Limit the row's request to chains."""
         self.beam_limit[row].fill_(1)
 
     def clear(self, rows: Tensor) -> None:  # [B]
@@ -50,7 +50,7 @@ class DraftRows:
         self.num_nodes.index_fill_(0, rows, 0)
 
     def write(self, rows: Tensor, tree: DraftTree, node_budget: Tensor, draft_tokens: Tensor) -> None:
-        """Keep the trees just drawn.
+        """Store the trees of a round.
 
         Args:
             rows: [B] row of each request.
@@ -69,7 +69,7 @@ class DraftRows:
     ) -> tuple[BatchDrafts, RowLayout]:
         """Trees and rows of a verification step, and rotary `positions` in place; see `ops.draft_inputs`.
 
-        What it gives are views of buffers of fixed address, which the next call overwrites.
+        Returns views of buffers of fixed address, which the next call overwrites.
         """
         num_reqs, num_rows = idx_mapping.shape[0], logits_indices.shape[0]
         drafts = BatchDrafts(*(buffer[:num_reqs] for buffer in self._drafts))
@@ -81,7 +81,7 @@ class DraftRows:
 
 
 class RoundBuffers:
-    """What a drafting round reads and leaves, at fixed addresses, for up to `max_num_reqs` requests."""
+    """Inputs and draft tokens of a drafting round, at fixed addresses, for up to `max_num_reqs` requests."""
 
     def __init__(self, max_num_reqs: int, max_nodes: int, hidden_size: int, dtype: torch.dtype, device: torch.device):
         self.inputs = RoundInputs(
@@ -94,7 +94,7 @@ class RoundBuffers:
         self.draft_tokens = torch.zeros(max_num_reqs, max_nodes, dtype=torch.int64, device=device)
 
     def first(self, size: int) -> RoundInputs:
-        """Inputs of `size` requests."""
+        """Inputs of the first `size` requests."""
         return RoundInputs(*(buffer[:size] for buffer in self.inputs))
 
     def fill(self, size: int, source: RoundSource, node_budget: int, num_stored: int, padding_row: int) -> None:
@@ -102,7 +102,7 @@ class RoundBuffers:
         round_inputs(self.first(size), source, node_budget, num_stored, padding_row)
 
     def idle(self, padding_row: int) -> None:
-        """Inputs of a round that nobody asked for and that leaves nothing behind, as when it is recorded."""
+        """Set the inputs of a round for no request, whose trees go to the padding row, as when a graph is recorded."""
         for buffer in self.inputs:
             buffer.zero_()
         self.inputs.rows.fill_(padding_row)

@@ -21,16 +21,16 @@ def propose_trees(
 ) -> DraftTree:
     """Beam-search from the roots and pack the beams.
 
-    A request may have fewer beams than are searched, its best ones. Of a single beam the packing makes a chain. A
-    chain is a tree; there is no second path.
+    A request's tree may use fewer beams than are searched, its best ones. A single beam makes a chain, which is a tree
+    too: there is no second code path.
 
     Args:
         drafter: The drafter.
-        embedding: What `drafter.token_inputs` made from the target's embedding, or a function from token ids to its rows.
+        embedding: What `drafter.token_inputs` made from the target's embedding, or a function from ids to its rows.
         context: Target's hidden state (after its final norm) at the last accepted token.
-        root_tokens: The token that the target has sampled there.
-        beam_limit: Beams that each request's tree may be made of, at least 1: 1 where logits depend on the order of
-            earlier tokens.
+        root_tokens: The token that the target sampled there.
+        beam_limit: The largest number of beams in each request's tree, at least 1; 1 where logits depend on the order
+            of earlier tokens.
         config: Beam width and length, node slots, renormalisation.
     """
     beams = beam_search(

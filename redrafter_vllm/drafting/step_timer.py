@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long steps take on the device, and how much of that is drafting, without waiting for it."""
+"""Measures the device time of steps and the part of it spent drafting, without waiting for the device."""
 
 import time
 from collections import deque
@@ -19,17 +19,17 @@ NO_TIME = StepTimes()
 
 
 class Clock(Protocol):
-    """Marks points in the device's work. A mark is only good for one span and is given back with it."""
+    """Marks points in the device's work; a mark is reused once its span has been read."""
 
     def mark(self) -> Any:
-        """The point that the work queued so far leads to."""
+        """The end of the work queued so far."""
 
     def seconds(self, begin: Any, draft: Any, end: Any) -> tuple[float, float] | None:
-        """From the second mark to the third and from the first to the third; None while the device is not there."""
+        """Seconds from the second mark to the third and from the first to it; None until the third is reached."""
 
 
 class HostClock:
-    """For devices whose work is done when the call returns."""
+    """For synchronous devices."""
 
     def mark(self) -> float:
         return time.perf_counter()
@@ -39,7 +39,7 @@ class HostClock:
 
 
 class CudaClock:
-    """CUDA events, used again once they have been read."""
+    """CUDA events, reused once they have been read."""
 
     def __init__(self) -> None:
         self._free: list[torch.cuda.Event] = []
@@ -61,7 +61,7 @@ class CudaClock:
 class DraftTimer:
     """Times steps from `begin_step` to `end_step`, and the drafting from `begin_drafting` on.
 
-    A step is counted once the device has finished it, which is noticed at a later step's end.
+    A step is counted at the end of a later step, when the device has finished it.
     """
 
     def __init__(self, device: torch.device, clock: Clock | None = None) -> None:
@@ -79,7 +79,7 @@ class DraftTimer:
         self._draft = self._clock.mark()
 
     def end_step(self) -> None:
-        """Without a `begin_step` before it nothing is counted."""
+        """Ends a step; ignored without a `begin_step` before it."""
         if self._begin is None:
             return
         self._pending.append((self._begin, self._draft, self._clock.mark()))
@@ -89,7 +89,7 @@ class DraftTimer:
             self._seconds = [total + span for total, span in zip(self._seconds, spans, strict=True)]
 
     def take(self) -> StepTimes:
-        """What has been counted since the last call; fractions of a microsecond are kept for the next."""
+        """The times counted since the last call; fractions of a microsecond are kept for the next one."""
         times = StepTimes(*(int(1e6 * total) for total in self._seconds))
         self._seconds = [total - 1e-6 * taken for total, taken in zip(self._seconds, times, strict=True)]
         return times

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The draft tree: what is verified in one step of the target."""
+"""The draft tree, which one step of the target verifies."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -14,9 +14,9 @@ from redrafter_vllm.ops.prefix_tree import ancestor_mask, prefix_tree
 class DraftTree:
     """The distinct prefixes of a round's beams, at most N a request; the root token is not a node.
 
-    Nodes stand in order of descending cumulative log-probability, equal ones by depth. So a parent stands before its
-    children, a node's index is at least its depth − 1, and the first n nodes are a valid tree for every n: the most
-    probable n prefixes. Slots from `num_nodes` on are padding: token 0, parent −1, depth 0, log-probability −inf.
+    Nodes are in order of descending cumulative log-probability, equal ones by depth. So a parent precedes its children,
+    a node's index is at least its depth − 1, and the first n nodes are a valid tree for every n: the most probable n
+    prefixes. Slots from `num_nodes` on are padding: token 0, parent −1, depth 0, log-probability −inf.
     """
 
     tokens: Tensor  # [B, N] int64
@@ -29,7 +29,7 @@ class DraftTree:
     def from_beams(cls, beams: Beams, max_nodes: int, beam_limit: Tensor | None = None) -> Self:
         """Deduplicates `beams` into trees of N = `max_nodes` slots, keeping the most probable prefixes.
 
-        Only the best `beam_limit` [B] (int64, at least 1) beams count, where it is given: a limit of 1 gives a chain.
+        `beam_limit` [B] (int64, at least 1): only the best beams, this many, are used; a limit of 1 gives a chain.
         Runs on the beams' device without host synchronisation. Raises ValueError when `max_nodes` is below 1.
         """
         if max_nodes < 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One verification: the target's token at every row in, the accepted paths out."""
+"""One verification: from the target's token at every row to the accepted paths."""
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ def walk_drafts(sampled: Tensor, layout: RowLayout, drafts: BatchDrafts, max_dep
 
 
 def invalidate(drafts: BatchDrafts, layout: RowLayout, invalid_row: Tensor) -> BatchDrafts:
-    """Leave out drafts that a grammar refuses (`invalid_row` [rows] bool); what hangs below is out of reach too."""
+    """Drop drafts that a grammar refuses (`invalid_row` [rows] bool); the walk then cannot reach the nodes below."""
     num_nodes = drafts.tokens.shape[1]
     local_N = torch.arange(1, num_nodes + 1, device=invalid_row.device)
     row_BN = layout.first_row[:, None] + torch.minimum(local_N, layout.num_drafts[:, None])
@@ -31,7 +31,7 @@ def invalidate(drafts: BatchDrafts, layout: RowLayout, invalid_row: Tensor) -> B
 
 
 def part_of(layout: RowLayout, reqs: slice, rows: slice) -> RowLayout:
-    """The layout of some of the requests and of their rows, counted from their own beginning."""
+    """The layout of a slice of the requests and of their rows, both counted from the first of them."""
     part = RowLayout(*(x[reqs] for x in layout[:3]), *(x[rows] for x in layout[3:]))
     if rows.start == 0:
         return part
@@ -39,7 +39,7 @@ def part_of(layout: RowLayout, reqs: slice, rows: slice) -> RowLayout:
 
 
 def emitting_rows(walk: Walk, layout: RowLayout) -> Tensor:  # [rows]
-    """For local position i of a request the row that emitted its i-th token; rows beyond name themselves."""
+    """For local position i of a request the row that emitted its i-th token; for all other rows their own index."""
     max_depth = walk.path.shape[1]
     step_R = (layout.local_of_row - 1).clamp(0, max_depth - 1).long()
     node_R = walk.path[layout.req_of_row, step_R]

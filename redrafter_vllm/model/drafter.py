@@ -18,13 +18,13 @@ from redrafter_vllm.ops.beam_step import BeamStep, beam_step
 
 
 def copy_tensors(own: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
-    """Fill tensors in place with those of the same names and shapes.
+    """Copies the `new` tensors into `own` ones of the same names and shapes.
 
-    Raises ValueError where there are others, before any is filled.
+    Raises ValueError where names or shapes differ, before any is copied.
     """
     shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (own, new)]
     if shapes[0] != shapes[1]:
-        raise ValueError(f"tensors of shapes {shapes[1]} cannot take the place of {shapes[0]}")
+        raise ValueError(f"tensors of shapes {shapes[1]} cannot replace those of shapes {shapes[0]}")
     for name, tensor in own.items():
         tensor.copy_(new[name])
 
@@ -155,8 +155,8 @@ class Drafter(nn.Module, DrafterBase):
     logits_t = LMHead(ResBlocks(c ⊕ s_t)), with E the target's embedding. Because `c` does not change during a round,
     its product with the first linear layer is computed once, by `context_share`, and `logits` adds the state's part.
 
-    With a draft vocabulary, logits are over draft ids, and `target_ids` says which tokens they mean; the map is the
-    buffer `d2t`, at first that of the lowest ids. Embeddings are always those of target ids.
+    With a draft vocabulary, logits are over draft ids, which `target_ids` maps to tokens; the map is the buffer `d2t`,
+    at first that of the lowest ids. Embeddings are always those of target ids.
 
     Parameter names are those of Apple's checkpoints.
     """
@@ -180,11 +180,11 @@ class Drafter(nn.Module, DrafterBase):
     def from_pretrained(
         cls, path: str | PathLike[str], *, dtype: torch.dtype | None = torch.float32, device: str | torch.device = "cpu"
     ) -> Self:
-        """Loads a checkpoint directory in any of the spellings in circulation; see `redrafter_vllm.checkpoint.io`.
+        """Loads a checkpoint directory with any of the known tensor names; see `redrafter_vllm.checkpoint.names`.
 
-        `dtype` None keeps what is stored.
+        `dtype` None keeps the stored type.
 
-        Raises a `CheckpointError` that says what is wrong, where, and what to do about it.
+        Raises `CheckpointError`.
         """
         config, tensors = load_checkpoint(path, dtype=dtype, device=device)
         with torch.device("meta"):
@@ -197,9 +197,9 @@ class Drafter(nn.Module, DrafterBase):
         save_checkpoint(path, self.config, self.state_dict())
 
     def set_draft_tokens(self, target_ids: Tensor) -> None:
-        """Makes `target_ids` [D], strictly increasing, the draft vocabulary; the output layer's rows stay as they are.
+        """Makes `target_ids` [D], strictly increasing, the draft vocabulary; the output layer is not changed.
 
-        Raises ValueError when there is none, for another number of ids, and for ids out of order or range.
+        Raises ValueError without a draft vocabulary, for another number of ids, and for ids out of order or range.
         """
         if self.config.draft_vocab_size is None or tuple(target_ids.shape) != (self.config.draft_vocab_size,):
             raise ValueError(

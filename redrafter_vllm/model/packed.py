@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A drafter's weights laid out for drafting: what a step needs, contiguous, each weight read once.
+"""A drafter's weights laid out for drafting: contiguous, and each read once a step.
 
 - W and U are one matrix over (embedding, state): one product a step instead of two. Or W is not read at all: its
   product with the whole embedding is a table [V, H], from which a step takes rows (`project_embedding`).
-- The context's and the state's half of the first linear layer are matrices of their own.
+- The context's and the state's half of the first linear layer are separate matrices.
 
-How a product is computed is the caller's choice, so that serving can use kernels with a layout or a type of their own.
+The caller chooses how a product is computed, so that serving can use kernels with their own layout or type.
 """
 
 from collections.abc import Callable
@@ -22,26 +22,26 @@ from redrafter_vllm.ops.residual import first_residual, residual
 
 
 class Linear(Protocol):
-    """A product [..., K] -> [..., N] with a weight and perhaps a bias."""
+    """A product [..., K] -> [..., N] with a weight and an optional bias."""
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """The product with `x`."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What it multiplies with, as far as it lies in tensors."""
+        """Its weights, as far as they are tensors, by name."""
 
     def adopt(self, other: Any, /) -> None:
-        """Compute what `other`, made alike from numbers of the same shape, computes."""
+        """Take over the weights of `other`, made in the same way from weights of the same shapes."""
 
 
 MakeLinear = Callable[[Tensor, Tensor | None], Linear]  # from a weight [N, K] and a bias [N] or None
 
-# Rows of the embedding that are multiplied by W at once, so that the table is all the memory that it takes.
+# Rows of the embedding that are multiplied by W at once, so that the table is the only memory needed.
 _ROWS_AT_ONCE = 8192
 
 
 class PlainLinear:
-    """torch's own product, with the memory that it is given."""
+    """torch's product with the given tensors."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
@@ -57,12 +57,12 @@ class PlainLinear:
 
 
 def plain_linear(weight: Tensor, bias: Tensor | None) -> Linear:
-    """torch's own product."""
+    """torch's product."""
     return PlainLinear(weight, bias)
 
 
 class PackedDrafter(DrafterBase):
-    """Drafts as the `Drafter` that it is made from, which is the one to train and save: this is no module.
+    """Drafts as the `Drafter` that it is made from. It is no module: train and save that `Drafter`.
 
     With `project_embedding`, `token_inputs` is the table E·Wᵀ and not the embedding; `next_state` takes its rows. It
     costs the memory of another embedding, V·H numbers, and saves reading the H² numbers of W at every step.

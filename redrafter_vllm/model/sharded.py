@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drafting on several ranks that share the vocabulary: each holds a slice of the output layer and of the embedding.
 
-Everything else of the drafter is on every rank. At each beam step a rank computes the logits of its own tokens and
-sends, for each beam, its W best of them and its part of the softmax's sum. What follows from the gathered numbers
-follows alike on every rank: all draw the same trees, to the bit, even where their own arithmetic differs.
+The other layers are on every rank. At each beam step a rank computes the logits of its own tokens and sends, for each
+beam, its W best of them and its part of the softmax's sum. All ranks continue from the same gathered numbers, so they
+draft bit-identical trees even where their own arithmetic differs.
 """
 
 from dataclasses import replace
@@ -34,7 +34,7 @@ class RankGroup(Protocol):
 class ShardedDrafter:
     """A `DrafterInterface` whose logits are those of this rank's tokens; its `beam_step` exchanges the best of them.
 
-    `own` is what `shard_drafter` has made, packed or not, `config` that of the whole drafter.
+    `own` is the result of `shard_drafter`, packed or not; `config` is that of the whole drafter.
     """
 
     def __init__(self, own: DrafterBase, config: DrafterConfig, group: RankGroup) -> None:
@@ -83,8 +83,8 @@ class ShardedDrafter:
 class ShardedBeamStep:
     """`ops.beam_step` over logits of which each rank has those of its own tokens.
 
-    The order is the reference's, ties included: ranks hold ascending slices of the vocabulary. Log-probabilities are
-    the reference's but for rounding, as the softmax's sum is added up by ranks.
+    The order is the reference's, ties included, because ranks hold ascending slices of the vocabulary.
+    Log-probabilities differ from the reference's by rounding, because the softmax's sum is added up by ranks.
     """
 
     def __init__(self, target_ids: Tensor, group: RankGroup) -> None:
@@ -98,7 +98,7 @@ class ShardedBeamStep:
         scores: Tensor | None,  # [B, W] fp32
         logits_top_k: int | None = None,
     ) -> BeamStep:
-        """As `beam_step`, with the target's ids in place of columns."""
+        """As `beam_step`, with the target's ids instead of columns."""
         beam_width = logits.shape[1]
         logits_BWV = logits.float()
         own_BWK, column_BWK = top_k_stable(logits_BWV, min(beam_width, logits.shape[-1]))
@@ -149,8 +149,8 @@ class ShardedEmbedding:
 def shard_drafter(drafter: Drafter, group: RankGroup) -> Drafter:
     """This rank's part of `drafter`: a drafter whose draft vocabulary is the rank's slice of the whole one.
 
-    Slices are consecutive, ascending and as even as can be in steps of 64 rows, which kernels ask for. Parameters other
-    than the output layer's are shared with `drafter`.
+    Slices are consecutive, ascending and as even as possible in multiples of 64 rows, which kernels need. Parameters
+    other than the output layer's are shared with `drafter`.
 
     Raises ValueError where there are fewer tokens than ranks.
     """
@@ -166,7 +166,7 @@ def shard_drafter(drafter: Drafter, group: RankGroup) -> Drafter:
         own = Drafter(config)
     tensors = drafter.state_dict()
     name = f"lm_head.{config.num_draft_layers}.weight"
-    # A copy, so that the whole layer's memory can go.
+    # A copy, so that the memory of the whole layer can be freed.
     tensors[name] = tensors[name][start:end].clone()
     tensors["d2t"] = drafter.target_ids(columns) - torch.arange(end - start, device=columns.device)
     own.load_state_dict(tensors, assign=True)

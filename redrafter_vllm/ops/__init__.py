@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One folder an operation: `reference.py` in plain torch, a kernel beside it where one is needed, one signature."""
+"""One folder per op: `reference.py` in plain torch and `kernel.py` in Triton, with the same signatures."""

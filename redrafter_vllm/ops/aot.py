@@ -4,7 +4,7 @@
     TRITON_INTERPRET=0 python -m redrafter_vllm.ops.aot --targets 80 90 --ops tree_verify
 
 prints registers, spills and shared memory of every kernel and fails when one spills. The assembler that ships with
-Triton gives these figures; shared memory, partly given at launch, is the compiler's own figure.
+Triton gives these figures, but for shared memory, which is the compiler's figure: part of it is allocated at launch.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from io import StringIO
 from redrafter_vllm.ops.variant import Variant
 
 TARGETS = (80, 89, 90, 100)  # compute capability × 10
-# Shared memory that one block may have, in bytes (CUDA C++ Programming Guide, technical specifications).
+# Shared memory that one block can use, in bytes (CUDA C++ Programming Guide, technical specifications).
 SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448}
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one kernel needs on one target; registers per thread, the rest in bytes."""
+    """Resources of one kernel on one target; registers are per thread, the rest in bytes."""
 
     op: str
     variant: str
@@ -45,7 +45,7 @@ class Resources:
 
     @property
     def complaint(self) -> str | None:
-        """Why the kernel should not ship like this, or None."""
+        """Why the kernel should not be used as it is, or None."""
         if self.spill_stores or self.spill_loads:
             return f"spills {self.spill_stores} bytes of registers"
         if self.shared > SHARED_LIMIT.get(self.target, self.shared):
@@ -68,13 +68,13 @@ def ops_with_kernels() -> list[str]:
 
 
 def variants(op: str) -> list[Variant]:
-    """The variants that this op wants compiled."""
+    """The variants of this op to compile."""
     listed: list[Variant] = importlib.import_module(f"redrafter_vllm.ops.{op}.kernel").variants()
     return listed
 
 
 def compile_variant(op: str, variant: Variant, target: int) -> Resources:
-    """Compiles anew, past Triton's cache, as only a fresh assembly tells of spills.
+    """Compiles without Triton's cache, because only the assembler reports spills.
 
     Raises RuntimeError when Triton interprets kernels in this process (TRITON_INTERPRET).
     """
@@ -88,7 +88,7 @@ def compile_variant(op: str, variant: Variant, target: int) -> Resources:
     # Triton reads the signature in the kernel's own order.
     signature = {name: variant.types.get(name, "constexpr") for name in kernel.arg_names}
     source = ASTSource(kernel, signature, dict(variant.constants), _alignment(variant))
-    # Fusion is what a launch gets by default; from Triton 3.9 on there is a warning when it is not asked for.
+    # A launch has fusion by default; Triton 3.9 and later warn when the option is not given.
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
     triton.knobs.nvidia.dump_ptxas_log = True
     triton.knobs.compilation.always_compile = True
@@ -122,7 +122,7 @@ def _resources(op: str, variant: Variant, target: int, log: str, shared: int, se
 
 def compile_all(ops: Iterable[str], targets: Iterable[int]) -> Iterator[Resources]:
     """Every variant of `ops` for every target, one after the other."""
-    # A directory of its own keeps the user's cache free of kernels for other machines.
+    # A separate directory keeps kernels for other machines out of the user's cache.
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
         for op in ops:

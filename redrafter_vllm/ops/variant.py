@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a `kernel.py` says about its kernels, so that they can be compiled without being launched."""
+"""Descriptions of kernels with which they can be compiled without being launched."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Variant:
-    """One kernel with the argument types and constants that one launch of it would have.
+    """One kernel with the argument types and constants of one launch.
 
     A `kernel.py` lists its own in `variants() -> list[Variant]`; `redrafter_vllm.ops.aot` compiles them.
     """
@@ -20,7 +20,7 @@ class Variant:
     num_warps: int = 4
     num_stages: int = 3
     unaligned: frozenset[str] = frozenset()  # pointers whose address need not be a multiple of 16
-    multiples_of_16: frozenset[str] = frozenset()  # integers that a launch usually finds to be such
+    multiples_of_16: frozenset[str] = frozenset()  # integers that usually are, as Triton finds at a launch
 
     def __post_init__(self) -> None:
         named, wanted = set(self.types) | set(self.constants), set(self.kernel.arg_names)

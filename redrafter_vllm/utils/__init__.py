@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths, messages and JSON: what every other package uses and what knows none of them."""
+"""Atomic writes, paths, messages and JSON: imports no other package of the project."""

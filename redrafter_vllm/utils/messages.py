@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of error messages: values from outside on one line, what a misspelt name meant, what stands at a path."""
+"""Parts of error messages: values on one line, suggestions for misspelt names, what is at a path."""
 
 import difflib
 import os
@@ -9,18 +9,18 @@ from pathlib import Path
 from reprlib import Repr
 from typing import Any
 
-LONGEST_LINE = 1000
-LONGEST_VALUE = 80
+MAX_LINE = 1000
+MAX_VALUE = 80
 _READABLE_BITS = 128
 
 
 class _Short(Repr):
-    """Cuts what is long and what is deep; a number too long to be read is given by its size."""
+    """Cuts long and deep values; an integer of more than 128 bits is described by its size."""
 
     def __init__(self) -> None:
         super().__init__()
         self.maxlevel = 3
-        self.maxstring = self.maxother = LONGEST_VALUE
+        self.maxstring = self.maxother = MAX_VALUE
 
     def repr_int(self, x: int, level: int) -> str:
         # Python refuses to write integers of more than a few thousand digits.
@@ -33,21 +33,21 @@ _SHORT = _Short()
 def shown(value: object) -> str:
     """`repr(value)`, cut where it is long."""
     text = one_line(_SHORT.repr(value))
-    return text if len(text) <= 3 * LONGEST_VALUE else f"{text[: 3 * LONGEST_VALUE]}..."
+    return text if len(text) <= 3 * MAX_VALUE else f"{text[: 3 * MAX_VALUE]}..."
 
 
 def listed(names: Sequence[str], max_names: int = 4) -> str:
     """The first names, as they are unless they are long or unprintable, and the number of the others."""
-    first = [name if name.isprintable() and len(name) <= LONGEST_VALUE else shown(name) for name in names[:max_names]]
+    first = [name if name.isprintable() and len(name) <= MAX_VALUE else shown(name) for name in names[:max_names]]
     return ", ".join(first) + (f" and {len(names) - max_names} more" if len(names) > max_names else "")
 
 
 def one_line(text: str) -> str:
     """`text` with what cannot be printed escaped, and without its middle where it is very long."""
-    text = _without_middle(text, 2 * LONGEST_LINE)
+    text = _without_middle(text, 2 * MAX_LINE)
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return _without_middle(text, LONGEST_LINE)
+    return _without_middle(text, MAX_LINE)
 
 
 def shortened(text: str, width: int = 100) -> str:
@@ -57,20 +57,20 @@ def shortened(text: str, width: int = 100) -> str:
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` to put behind the name in a sentence; nothing where no known name is near."""
+    """` (did you mean 'x'?)` to put after the name in a sentence; empty where no known name is similar."""
     spellings = {_letters(one): one for one in known}
-    found = difflib.get_close_matches(_letters(str(name)[:LONGEST_VALUE]), spellings, n=1, cutoff=0.75)
+    found = difflib.get_close_matches(_letters(str(name)[:MAX_VALUE]), spellings, n=1, cutoff=0.75)
     return f" (did you mean {spellings[found[0]]!r}?)" if found else ""
 
 
 def is_near(name: str, word: str) -> bool:
-    """Whether `name` is `word`, in another spelling or but for a typo."""
-    letters = _letters(name[: 2 * LONGEST_VALUE])
+    """Whether `name` is `word` up to case, punctuation and a typo."""
+    letters = _letters(name[: 2 * MAX_VALUE])
     return difflib.SequenceMatcher(None, letters, _letters(word)).ratio() >= 0.85
 
 
 def why_no_directory(path: Path) -> str:
-    """What stands at a path where a directory was expected: `does not exist`, `is a file`, `is a link to …`."""
+    """Why a path is no directory: `is a file, not a directory`, `is a link to …, which does not exist`."""
     try:
         if path.is_dir():
             return "is a directory"
@@ -79,17 +79,17 @@ def why_no_directory(path: Path) -> str:
         if path.is_symlink():
             return f"is a link to {os.readlink(path)}, which does not exist"
     except (OSError, ValueError) as error:
-        return f"cannot be looked at ({reason(error)})"
-    return "is not a directory: nothing stands there"
+        return f"cannot be accessed ({reason(error)})"
+    return "is not a directory: it does not exist"
 
 
 def reason(error: Exception) -> str:
-    """What an error says, without a path that may be thousands of characters long."""
+    """The text of an error, without a path that may be thousands of characters long."""
     return getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "").rstrip(".")
 
 
 def sentence(error: BaseException) -> str:
-    """An error of a library in one line: the first of its lines that says something, or its name where none does."""
+    """A library's error in one line: its first non-empty line, or the name of its class."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return one_line(f"{error.strerror}: {error.filename}")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -97,7 +97,7 @@ def sentence(error: BaseException) -> str:
 
 
 def is_dangling(path: Path) -> bool:
-    """Whether a path is a link that leads nowhere."""
+    """Whether a path is a broken link."""
     return path.is_symlink() and not path.exists()
 
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 
 class PlaceError(ValueError):
-    """A place that cannot be read from or written to as asked."""
+    """A path that cannot be read from or written to."""
 
 
 def user_path(place: str | PathLike[str]) -> Path:
-    """A path as a user gives it, `~` and `~name` replaced by the home folder.
+    """A path given by a user, with `~` and `~name` replaced by the home folder.
 
     Raises:
-        PlaceError: it is empty, or there is no such home folder.
+        PlaceError: It is empty, or there is no such home folder.
     """
     if not os.fspath(place):
-        raise PlaceError("a path is empty: a variable that is not set, perhaps")
+        raise PlaceError("a path is empty: perhaps a variable is not set")
     try:
         return Path(place).expanduser()
     except RuntimeError:
@@ -27,17 +27,17 @@ def user_path(place: str | PathLike[str]) -> Path:
 
 
 def user_place(place: str) -> str:
-    """A path or the name of something on the hub, which stays as it is.
+    """A path with `~` replaced, or a hub id, which is returned unchanged.
 
     Raises:
-        PlaceError: see `user_path`.
+        PlaceError: See `user_path`.
     """
     path = user_path(place)
     return str(path) if place.startswith("~") else place
 
 
 def check_writable(place: Path) -> None:
-    """Raises PlaceError unless `place`, which may not exist yet, can be made or written to; leaves nothing there."""
+    """Raises PlaceError unless `place`, which may not exist yet, can be created or written to; leaves no file there."""
     folder = existing_folder(place)
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -52,11 +52,11 @@ def existing_folder(place: Path) -> Path:
     """`place`, or the folder that it would be made in; links and `..` resolved.
 
     Raises:
-        PlaceError: a file stands where a folder is needed, or the path is none.
+        PlaceError: There is a file where a folder is needed, or the path cannot exist.
     """
     try:
         if place.is_symlink() and not place.exists():
-            raise PlaceError(f"{place} is a link to nothing: remove it, or choose another place")
+            raise PlaceError(f"{place} is a broken link: remove it, or choose another place")
         folder = place.resolve()
         while not folder.exists():
             folder = folder.parent

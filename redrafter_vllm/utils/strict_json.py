@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON as its standard has it: Python's own module writes Infinity and NaN, which other readers refuse."""
+"""Standard JSON: Python's own module writes Infinity and NaN, which other readers refuse."""
 
 import json
 import math
@@ -13,10 +13,10 @@ def dumps(value: Any, **options: Any) -> str:
 
 
 def loads(text: str | bytes) -> Any:
-    """What `dumps` wrote; Infinity and NaN, which earlier versions wrote, are read as null, too.
+    """Reads what `dumps` wrote; Infinity and NaN, which earlier versions wrote, become None.
 
     Raises:
-        ValueError: the text is no JSON, or nests more deeply than anything that was written by `dumps`.
+        ValueError: The text is not JSON, or is nested too deeply to be read.
     """
     try:
         return json.loads(text, parse_constant=lambda name: None)

@@ -8,6 +8,6 @@ from tests.oracles import random_drafter
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """A sound checkpoint."""
+    """A valid checkpoint."""
     random_drafter().save_pretrained(tmp_path / "drafter")
     return tmp_path / "drafter"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sound checkpoints made unsound, and what has to become of them."""
+"""Damages valid checkpoints, and checks how they are refused."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def edit_config(directory: Path, edit: Callable[[dict], object]) -> None:
 
 
 def refused(directory: Path, error: type[checkpoint.CheckpointError], *words: str) -> None:
-    """Refused by the headers alone and by loading, in one sentence that says all of `words`."""
+    """Refused by the check of headers and by loading, in one sentence that contains all of `words`."""
     for read in (checkpoint.check_checkpoint, Drafter.from_pretrained):
         with pytest.raises(error) as caught:
             read(directory)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A drafter takes another's numbers into the memory that it has: what a recorded round reads are addresses."""
+"""A drafter takes over another's weights in its own memory, because a recorded round reads fixed addresses."""
 
 from collections.abc import Callable
 from functools import partial
@@ -49,13 +49,13 @@ def test_the_numbers_change_and_the_memory_stays(shape: dict, kind: str) -> None
     wanted = beam_search(expected, expected.token_inputs(embedding), context, roots, beam_width=3, beam_length=4)
     assert torch.equal(found.tokens, wanted.tokens)
     assert torch.equal(found.token_log_probs, wanted.token_log_probs)
-    # Later changes of what was taken from are nobody's.
+    # The other drafter shares no memory with it.
     assert not set(addresses(served).values()) & set(addresses(expected).values())
 
 
 def test_another_shape_changes_nothing() -> None:
     served = PackedDrafter(random_drafter())
     before = {name: tensor.clone() for name, tensor in served.tensors().items()}
-    with pytest.raises(ValueError, match="cannot take the place of"):
+    with pytest.raises(ValueError, match="cannot replace those of shapes"):
         copy_tensors(served.tensors(), PackedDrafter(random_drafter(1, exit_dim=7)).tensors())
     assert all(torch.equal(tensor, before[name]) for name, tensor in served.tensors().items())

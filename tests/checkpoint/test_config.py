@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A drafter's config is data from outside: sizes, values and keys that are not what they should be."""
+"""Invalid sizes, values and keys in a drafter's config."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ SIZES = ("vocab_size", "hidden_size", "exit_dim", "num_draft_layers")
 
 @pytest.mark.parametrize("key", SIZES)
 @pytest.mark.parametrize("value", [10**9, 10**12, 2**31, 2**32, 10**20, 10**30, 10**90, -(10**30), 1e9, True, "8", [8]])
-def test_absurd_sizes(saved: Path, key: str, value: object) -> None:
+def test_sizes_out_of_range(saved: Path, key: str, value: object) -> None:
     edit_config(saved, lambda config: config.update({key: value}))
     refused(saved, checkpoint.CheckpointConfigError, key)
 
@@ -29,14 +29,14 @@ def test_absurd_sizes(saved: Path, key: str, value: object) -> None:
         ("vocab_size", checkpoint.TensorShapeError),
         ("num_draft_layers", checkpoint.MissingTensorsError),
         ("hidden_size", checkpoint.MissingTensorsError),  # it then differs from half of exit_dim: an input projection
-        ("exit_dim", checkpoint.MissingTensorsError),  # likewise
+        ("exit_dim", checkpoint.MissingTensorsError),  # also
     ],
 )
 @pytest.mark.parametrize("value", [900, 2**24])
 def test_sizes_that_the_weights_do_not_have(
     saved: Path, key: str, error: type[checkpoint.CheckpointError], value: int
 ) -> None:
-    """In range, but the file holds nothing of the kind: said without making a tensor of that size."""
+    """In range, but not those of the file: refused without allocating a tensor of that size."""
     if key == "num_draft_layers":
         value = min(value, 1000)
     edit_config(saved, lambda config: config.update({key: value}))
@@ -86,11 +86,15 @@ def test_long_values_in_messages(saved: Path, value: object) -> None:
     refused(saved, checkpoint.CheckpointConfigError, "rnn must be true or false")
 
 
-def test_one_quantity_said_twice(tmp_path: Path) -> None:
+def test_one_key_set_twice(tmp_path: Path) -> None:
     target = {"model_type": "llama", "vocab_size": 11, "hidden_size": 6}
     block = {"num_draft_layers": 2, "num_layers": 3}
     (tmp_path / "config.json").write_text(json.dumps(target | {"redrafter": block}))
-    refused(tmp_path, checkpoint.CheckpointConfigError, "num_draft_layers and num_layers both set num_draft_layers")
+    refused(
+        tmp_path,
+        checkpoint.CheckpointConfigError,
+        "num_draft_layers and num_layers set num_draft_layers to different values",
+    )
     block["num_layers"] = 2
     (tmp_path / "config.json").write_text(json.dumps(target | {"redrafter": block}))
     assert checkpoint.read_config(tmp_path)[0].num_draft_layers == 2
@@ -123,7 +127,7 @@ def test_unknown_keys(saved: Path, caplog: pytest.LogCaptureFixture, extra: dict
     ids=["block", "flat"],
 )
 def test_unknown_keys_in_a_targets_config(tmp_path: Path, caplog: pytest.LogCaptureFixture, extra: dict) -> None:
-    """The target's own keys are its own business."""
+    """The target's own keys are ignored."""
     target = {"model_type": "llama", "vocab_size": 11, "hidden_size": 6, "exotic_key": 3, "redrafter_num_beams": 4}
     (tmp_path / "config.json").write_text(json.dumps(target | extra))
     with caplog.at_level(logging.WARNING):

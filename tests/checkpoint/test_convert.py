@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every spelling in circulation loads as it is, and converts to Apple's."""
+"""Checkpoints with all known tensor names load, and convert to Apple's."""
 
 import json
 import os
@@ -106,7 +106,7 @@ def test_block_without_layers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrap", [None, "state_dict", "model"])
 @pytest.mark.parametrize("spelling", ["apple", "numbered", "inside target"])
-def test_pickle_converts_when_asked(
+def test_pickle_converts_with_the_option(
     tmp_path: Path, wrap: str | None, spelling: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rename, config, others = SPELLINGS[spelling]
@@ -135,7 +135,7 @@ def test_pickle_never_runs_code(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main([str(tmp_path), str(tmp_path / "new"), "--allow-pickle"]) == 1
     output = capsys.readouterr()
     assert "ran" not in output.out
-    assert "cannot be read as a pickle of tensors alone" in output.err
+    assert "cannot be read as a pickle of plain tensors" in output.err
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def pickled(directory: Path, edit: Callable[[dict], object], name: str = "model.
     ],
     ids=["number", "sparse", "meta", "expanded", "int8", "complex"],
 )
-def test_pickle_of_strange_tensors(
+def test_pickle_of_unusual_tensors(
     tmp_path: Path, name: object, value: torch.Tensor, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pickled(tmp_path, lambda tensors: tensors.update({name: value}))
@@ -242,7 +242,7 @@ def test_destination_must_be_new(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize("name", ["model.safetensors", "notes.txt"])
 def test_destination_must_be_empty(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A target's weights stand there without a config while it is being copied."""
+    """A target that is being copied has weights but no config yet."""
     random_drafter().save_pretrained(tmp_path / "source")
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / name).write_text("mine")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint's files are data from outside: names, links, headers and files that are not what they should be."""
+"""Invalid names, links, headers and files in a checkpoint."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def test_huge_files(indexed: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [1, None, ["x"], {"a": "b"}, True])
-def test_index_names_no_file_name(indexed: Path, name: object) -> None:
+def test_index_entry_is_no_file_name(indexed: Path, name: object) -> None:
     write_index(indexed, {"a": "model.safetensors", "b": name})
     refused(indexed, checkpoint.UnreadableWeightsError, "expected the name of a file")
 
@@ -66,13 +66,13 @@ def test_index_leads_outside(indexed: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json"])
 def test_links(indexed: Path, name: str) -> None:
-    """Links within the directory are followed; one that leads out is refused, even to sound files; so is a dead one."""
+    """Links within the directory are followed; those to files outside are refused, and so are broken ones."""
     file, elsewhere = indexed / name, indexed.parent / "elsewhere"
     file.rename(indexed / "own")
     file.symlink_to("own")
     assert checkpoint.check_checkpoint(indexed) == random_drafter().config
     (indexed / "own").rename(elsewhere)
-    refused(indexed, checkpoint.CheckpointNotFoundError, name, "leads nowhere")
+    refused(indexed, checkpoint.CheckpointNotFoundError, name, "is a broken link")
     for target in (elsewhere, Path("../elsewhere")):
         file.unlink()
         file.symlink_to(target)
@@ -110,7 +110,7 @@ def test_no_regular_file(indexed: Path, name: str, kind: str, monkeypatch: pytes
     file = indexed / name
     file.unlink()
     if kind == "pipe":
-        os.mkfifo(file)  # reading it would wait for ever
+        os.mkfifo(file)  # reading it would block forever
     elif kind == "directory":
         file.mkdir()
     elif kind == "device":
@@ -149,7 +149,7 @@ def write_header(directory: Path, entries: dict, rest: bytes) -> None:
     ],
     ids=str,
 )
-def test_lying_header(saved: Path, change: dict) -> None:
+def test_wrong_header(saved: Path, change: dict) -> None:
     entries, rest = header(saved)
     entries["rnn_u.bias"] |= change
     write_header(saved, entries, rest)
@@ -164,14 +164,14 @@ def test_overlapping_tensors(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 7, 10**6, 17 << 20, 10**12, 2**63, 2**64 - 1])
-def test_lying_header_length(saved: Path, length: int) -> None:
+def test_wrong_header_length(saved: Path, length: int) -> None:
     data = (saved / "model.safetensors").read_bytes()
     (saved / "model.safetensors").write_bytes(length.to_bytes(8, "little") + data[8:])
     refused(saved, checkpoint.UnreadableWeightsError, "safetensors")
 
 
 def test_header_of_many_megabytes(saved: Path) -> None:
-    """A header as long as it says, of a length that the library would parse."""
+    """A header of the length that it declares, which the library would parse."""
     (saved / "model.safetensors").write_bytes((90 << 20).to_bytes(8, "little") + b"{}")
     with (saved / "model.safetensors").open("r+b") as stream:
         stream.truncate(8 + (90 << 20))
@@ -179,15 +179,15 @@ def test_header_of_many_megabytes(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8])
-def test_hardly_a_file(saved: Path, size: int) -> None:
+def test_truncated_file(saved: Path, size: int) -> None:
     (saved / "model.safetensors").write_bytes(bytes(size))
     refused(saved, checkpoint.UnreadableWeightsError, "safetensors")
 
 
 @pytest.mark.parametrize("name", ["x" * 100_000, "a\nb", "\u202e", ""])
-def test_strange_tensor_names(saved: Path, name: str) -> None:
+def test_unusual_tensor_names(saved: Path, name: str) -> None:
     edit_tensors(saved, lambda tensors: tensors.update({name: torch.zeros(1)}))
-    refused(saved, checkpoint.SurplusTensorsError, "no place")
+    refused(saved, checkpoint.SurplusTensorsError, "does not imply")
 
 
 def test_one_tensor_in_two_files(saved: Path) -> None:
@@ -215,8 +215,8 @@ def test_weights_replaced_while_they_are_read(saved: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("offsets", [[-(2**63), 0, 0], [2**63 - 1, 0, 0], [0, 2**63 - 1, -(2**63)], [0, 9, 0]])
-def test_map_with_wild_offsets(tmp_path: Path, offsets: list[int]) -> None:
-    """Sums beyond 64 bits wrap around; what comes out is no map."""
+def test_map_with_huge_offsets(tmp_path: Path, offsets: list[int]) -> None:
+    """Sums beyond 64 bits wrap around, which gives no valid map."""
     drafter = random_drafter(draft_vocab_size=3)
     drafter.save_pretrained(tmp_path)
     edit_tensors(tmp_path, lambda tensors: tensors.update(d2t=torch.tensor(offsets)))

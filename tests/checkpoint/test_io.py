@@ -104,10 +104,10 @@ def test_missing_tensor(saved: Path) -> None:
 
 def test_surplus_tensor(saved: Path) -> None:
     edit_tensors(saved, lambda tensors: tensors.update({"lm_head.7.linear.weight": torch.zeros(1)}))
-    refused(saved, checkpoint.SurplusTensorsError, "lm_head.7.linear.weight", "no place")
+    refused(saved, checkpoint.SurplusTensorsError, "lm_head.7.linear.weight", "does not imply")
 
 
-def test_tensor_in_two_spellings(saved: Path) -> None:
+def test_tensor_under_two_names(saved: Path) -> None:
     edit_tensors(saved, lambda tensors: tensors.update({"lm_heads.2.weight": torch.zeros(11, 12)}))
     refused(saved, checkpoint.SurplusTensorsError, "lm_head.2.weight", "lm_heads.2.weight", "twice")
 
@@ -136,7 +136,7 @@ def test_not_finite(saved: Path, value: float) -> None:
         Drafter.from_pretrained(saved)
 
 
-def test_overflow_of_the_type_asked_for(saved: Path) -> None:
+def test_overflow_of_the_requested_type(saved: Path) -> None:
     edit_tensors(saved, lambda tensors: tensors["rnn_u.bias"].fill_(1e6))
     Drafter.from_pretrained(saved, dtype=torch.bfloat16)
     with pytest.raises(checkpoint.NonFiniteTensorError, match=r"rnn_u\.bias .* as torch\.float16"):
@@ -168,7 +168,7 @@ def test_unreadable_config(saved: Path, text: str) -> None:
     refused(saved, checkpoint.CheckpointConfigError, "JSON")
 
 
-def test_nothing_there(saved: Path, tmp_path: Path) -> None:
+def test_missing_checkpoint(saved: Path, tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", checkpoint.CheckpointNotFoundError, "no drafter checkpoint")
     (saved / "model.safetensors").unlink()
     refused(saved, checkpoint.CheckpointNotFoundError, "holds no model.safetensors")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a drafter is looked for, and in which order."""
+"""The places where a drafter is looked for, and their order."""
 
 from pathlib import Path
 

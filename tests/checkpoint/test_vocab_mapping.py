@@ -28,7 +28,7 @@ SHAPES = [
 
 
 def trimmed(full: Drafter, kept: list[int]) -> Drafter:
-    """`full` with the rows `kept` of its output layer, the others cut off."""
+    """`full` with only the rows `kept` of its output layer."""
     drafter = Drafter(DrafterConfig(**{**vars(full.config), "draft_vocab_size": len(kept)}))
     drafter.set_draft_tokens(torch.tensor(kept))
     tensors = full.state_dict()
@@ -126,10 +126,10 @@ def test_impossible_size(size: object) -> None:
     ("ids", "message"),
     [
         ([0, 1], "do not fit draft_vocab_size 3"),
-        ([0, 4, 4], "draft ids 1 and 2 stand for 4 and 4"),
-        ([5, 4, 6], "draft ids 0 and 1 stand for 5 and 4"),
-        ([0, 1, 11], "draft id 2 stands for target id 11"),
-        ([-1, 0, 1], "draft id 0 stands for target id -1"),
+        ([0, 4, 4], "draft ids 1 and 2 map to 4 and 4"),
+        ([5, 4, 6], "draft ids 0 and 1 map to 5 and 4"),
+        ([0, 1, 11], "draft id 2 maps to target id 11"),
+        ([-1, 0, 1], "draft id 0 maps to target id -1"),
     ],
 )
 def test_impossible_draft_tokens(ids: list[int], message: str) -> None:
@@ -224,13 +224,13 @@ def test_output_layer_of_the_wrong_size(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("offsets", "words"),
     [
-        ([0, 1, 1, 4, 3, 5], "draft ids 3 and 4 stand for 7 and 7"),
-        ([3, 0, 1, 4, 4, 5], "draft ids 0 and 1 stand for 3 and 1"),
-        ([0, 1, 1, 4, 4, 6], "draft id 5 stands for target id 11, outside a vocabulary of 11"),
-        ([-1, 1, 1, 4, 4, 5], "draft id 0 stands for target id -1"),
+        ([0, 1, 1, 4, 3, 5], "draft ids 3 and 4 map to 7 and 7"),
+        ([3, 0, 1, 4, 4, 5], "draft ids 0 and 1 map to 3 and 1"),
+        ([0, 1, 1, 4, 4, 6], "draft id 5 maps to target id 11, outside a vocabulary of 11"),
+        ([-1, 1, 1, 4, 4, 5], "draft id 0 maps to target id -1"),
     ],
 )
-def test_map_is_no_map(saved: Path, offsets: list[int], words: str) -> None:
+def test_map_is_invalid(saved: Path, offsets: list[int], words: str) -> None:
     edit(saved, lambda tensors: tensors.update(d2t=torch.tensor(offsets)))
     with pytest.raises(checkpoint.DraftVocabularyError, match=words):
         Drafter.from_pretrained(saved)

@@ -102,7 +102,7 @@ def test_top_k_beyond_the_vocabulary_is_the_full_softmax() -> None:
 
 
 def test_bf16_drafter_scores_in_fp32() -> None:
-    """Over the whole vocabulary the probabilities add up to one as closely as fp32 can say, and bf16 cannot."""
+    """Over the whole vocabulary the probabilities sum to one up to fp32 rounding, which bf16 would miss."""
     drafter = random_drafter(seed=4, vocab_size=50).to(torch.bfloat16)
     embedding, context, roots = inputs(drafter, 2)
     beams = beam_search(drafter, embedding, context, roots, beam_width=50, beam_length=1)

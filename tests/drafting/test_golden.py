@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parity with Apple's reference drafter on recorded cases; their `beam_length` counts the root."""
+"""Parity with Apple's reference drafter on recorded cases, whose `beam_length` counts the root."""
 
 import json
 from pathlib import Path

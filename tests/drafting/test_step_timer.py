@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The timer, on a clock whose device is behind."""
+"""The timer, with a device that lags behind the host."""
 
 import torch
 

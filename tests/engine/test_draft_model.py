@@ -149,7 +149,7 @@ def test_what_a_trainer_leaves_out_or_breaks_off(transferring: Any, random_targe
         (half, "The weight update lacks .*rnn_w.weight"),
         (tensors | {"lm_head.1.weight": torch.randn(VOCAB, 7)}, "lm_head.1.weight in The weight update has shape"),
         (tensors | {"rnn_u.bias": torch.full((64,), torch.nan)}, "rnn_u.bias in the weight update holds NaN"),
-        (tensors | {"extra.weight": torch.randn(3)}, "holds extra.weight, for which its config has no place"),
+        (tensors | {"extra.weight": torch.randn(3)}, "holds extra.weight, which its config does not imply"),
         (tensors | {"rnn_u.bias": torch.zeros(64, dtype=torch.int32)}, "rnn_u.bias .* type torch.int32: send floating"),
     ):
         transferring.start_draft_weight_update()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights in one byte a number, by hand and by the distance between neighbouring codes."""
+"""8-bit weights, by hand and by the distance between neighbouring codes."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ def test_int8_by_hand() -> None:
     weight = torch.tensor([[127.0, -1.2, 0.4], [-0.254, 0.001, 0.127], [0.0, 0.0, 0.0]])
     codes, scales = quantize_rows(weight, torch.int8)
     torch.testing.assert_close(scales, torch.tensor([[1.0], [0.002], [1.0]]))
-    # 0.001 is half of a scale away from 0 and from 0.002: either code is as good.
+    # 0.001 is half of a scale away from 0 and from 0.002: both codes are correct.
     assert codes.tolist() in ([[127, -1, 0], [-127, near, 64], [0, 0, 0]] for near in (0, 1))
 
 
@@ -41,7 +41,7 @@ def test_the_rounded_product_is_near_the_exact_one(quantization: str) -> None:
     weight, bias, x = torch.randn(40, 256), torch.randn(40), torch.randn(2, 3, 256)
     exact = x @ weight.T + bias
     error = rounding_linear(quantization, weight, bias)(x) - exact
-    # Of independent errors of a step's half at most: 0.3 % of INT8's largest, 3 % of FP8's own value.
+    # Independent errors of at most half a step: 0.3 % of the largest weight for INT8, 3 % of each weight for FP8.
     assert 0 < error.std() < (0.02 if quantization == "int8" else 0.04) * exact.std()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random steps for tests of tree attention, and what attention is by definition."""
+"""Random steps for tests of tree attention, and attention by its definition."""
 
 import math
 import random
@@ -12,7 +12,7 @@ from tests.ops.devices import DEVICE
 
 # Against fp32 computation; weights and results of 16-bit types are rounded to 11 and 8 bits.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-# Context length, prompt tokens before the root, drafts. A query of nothing stands for a padded place in the batch.
+# Context length, prompt tokens before the root, drafts. An empty query is padding of the batch.
 Request = tuple[int, int, int]
 MIXED: list[Request | None] = [(37, 0, 5), None, (0, 0, 3), (21, 2, 0), (64, 0, 0), (0, 3, 2)]
 
@@ -26,7 +26,7 @@ def path_of(parents: list[int], node: int) -> list[int]:
 
 
 def visible_slots(query_len: int, seq_len: int, parents: list[int], row: int) -> list[int]:
-    """Storage positions that a query row attends to, worked out from the tree's definition."""
+    """Storage positions that a query row attends to, by the tree's definition."""
     first_node_row = query_len - len(parents)
     if row < first_node_row:
         return list(range(seq_len - query_len + row + 1))
@@ -47,7 +47,7 @@ def dense_row(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> 
 
 
 class Step:
-    """Random requests over pages in random order; all that belongs to no request is not a number."""
+    """Random requests over pages in random order; all values that belong to no request are NaN."""
 
     def __init__(
         self, requests: list[Request | None], heads: tuple[int, int], head_size: int, dtype: torch.dtype,
@@ -95,7 +95,7 @@ class Step:
         return torch.full_like(self.query, -777)
 
     def check(self, out: Tensor, expected: Tensor) -> None:
-        """Rows of requests are close to what is expected; the others keep their poison."""
+        """Rows of requests are close to the expected ones; the others keep their poison."""
         tolerance = TOLERANCE[self.query.dtype]
         assert (out[self.starts[-1] :] == -777).all()
         torch.testing.assert_close(out.float(), expected.float(), atol=tolerance, rtol=tolerance)

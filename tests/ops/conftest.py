@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interpreted kernels are watched for what would go wrong on a GPU."""
+"""Checks interpreted kernels for hazards on a GPU."""
 
 from collections.abc import Iterator
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where kernels run in these tests: on the GPU where there is one, else interpreted on the CPU."""
+"""The device of kernels in these tests: the GPU if there is one, else the CPU, interpreted."""
 
 import importlib.util
 
@@ -16,7 +16,7 @@ runs_kernels = pytest.mark.skipif(not _HAS_TRITON, reason="Triton is not install
 
 
 def poisoned(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-    """An output that nobody could take for a result."""
+    """An output filled with values that are no result."""
     value = float("nan") if dtype.is_floating_point else True if dtype == torch.bool else 0x5A
     return torch.full(shape, value, dtype=dtype, device=DEVICE)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes what a kernel's launcher allocates, and the kernel does not write, visible."""
+"""Makes elements visible that a kernel's launcher allocates and the kernel does not write."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 
 
 def poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill what `torch.empty` and `torch.empty_like` give with what nobody could take for a result."""
+    """Fill the tensors of `torch.empty` and `torch.empty_like` with values that are no result."""
 
     def poisoned(function: Any) -> Any:
         def allocate(*args: Any, **kwargs: Any) -> torch.Tensor:

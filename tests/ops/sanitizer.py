@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds in interpreted kernels what the interpreter forgives: accesses outside tensors, and races.
+"""Finds errors in kernels that the interpreter does not: accesses outside tensors, and races.
 
 The interpreter runs programs one after the other, and each of them operation by operation. On a GPU programs run side
 by side, and so do the threads of one program: only a barrier orders what one thread has stored before what another
@@ -30,11 +30,11 @@ _WARP = 32
 
 
 class HazardError(AssertionError):
-    """What a launch would do on a GPU, or has done in memory that is not its own."""
+    """A race on a GPU, or an access outside of all tensors."""
 
 
 class _Access(NamedTuple):
-    """One load or store of a tensor by one program; what is masked off is left out."""
+    """One load or store of a tensor by one program, without masked elements."""
 
     program: int
     epoch: int  # barriers passed before
@@ -48,7 +48,7 @@ class _Access(NamedTuple):
 
 @dataclass
 class _Launch:
-    """What the programs of a launch have accessed so far."""
+    """The accesses of the programs of a launch so far."""
 
     kernel: str
     tensors: dict[str, torch.Tensor]
@@ -88,7 +88,7 @@ class _Launch:
         for extent in self.extents:
             outside = _outside(outside, access.itemsize, *extent)
         if len(outside):
-            # A kernel may find addresses in memory: then any living tensor will do.
+            # A kernel may load addresses from memory: then any live tensor is accepted.
             self.living = self.living or _living_extents()
             for extent in self.living:
                 outside = _outside(outside, access.itemsize, *extent)
@@ -127,7 +127,7 @@ class _Launch:
 
 @dataclass(frozen=True)
 class _Table:
-    """Accesses to the addresses that a launch stores to, a row each, by address, then program, epoch and order."""
+    """Accesses to the addresses that a launch stores to, one per row, sorted by address, program, epoch and order."""
 
     addresses: np.ndarray  # in units
     programs: np.ndarray
@@ -137,7 +137,7 @@ class _Table:
     sizes: np.ndarray
     is_store: np.ndarray
     values: np.ndarray  # that are stored, as numbers
-    has_lanes: np.ndarray  # whether no warp repeats what another one loads
+    has_lanes: np.ndarray  # whether no two warps load the same element
 
     @classmethod
     def of(cls, accesses: list[_Access], stored: np.ndarray, unit: int, num_threads: int) -> "_Table":
@@ -190,7 +190,7 @@ class _Table:
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """First and last address of what the view shows, whatever lies between."""
+    """First and last address of the elements of a view."""
     if not tensor.numel() or tensor.layout != torch.strided:
         return 0, 0
     start = tensor.data_ptr()
@@ -203,7 +203,7 @@ def _living_extents() -> set[tuple[int, int]]:
     found = set()
     for x in gc.get_objects():
         if issubclass(type(x), torch.Tensor) and x.device.type == "cpu":
-            with suppress(RuntimeError):  # what a compiler traces with has no memory
+            with suppress(RuntimeError):  # tensors that a compiler traces with have no memory
                 found.add(_extent(x))
     return found
 
@@ -213,19 +213,19 @@ def _outside(addresses: np.ndarray, itemsize: int, start: int, end: int) -> np.n
 
 
 def _units(access: _Access, unit: int) -> np.ndarray:
-    """Addresses of the access's pieces of `unit` bytes, in such units."""
+    """Addresses of the access's pieces of `unit` bytes, divided by `unit`."""
     pieces = np.arange(access.itemsize // unit)
     return (access.addresses[:, None] // unit + pieces).reshape(-1)
 
 
 def _as_numbers(values: np.ndarray, unit: int) -> np.ndarray:
-    """Stored pieces, as numbers that are equal where their bits are."""
+    """Stored pieces as integers, equal where their bits are equal."""
     whole = np.ascontiguousarray(values).reshape(-1)
     return whole.view({1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}[unit]).astype(np.int64)
 
 
 def _starts(*columns: np.ndarray) -> np.ndarray:
-    """First rows of the groups that agree in all sorted columns."""
+    """First rows of the groups of rows that are equal in all sorted columns."""
     changes = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
     return np.concatenate(([0], np.flatnonzero(changes) + 1))
 

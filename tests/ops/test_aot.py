@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every kernel, compiled for every GPU generation we name, without a GPU: it must compile and must not spill."""
+"""Every kernel compiles for every supported GPU generation, without a GPU, and does not spill registers."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ CASES = [
 
 
 def _sources() -> str:
-    """Changes with anything that a compiled kernel depends on."""
+    """A hash of everything that a compiled kernel depends on."""
     digest = hashlib.sha256(triton.__version__.encode())
     for path in sorted((ROOT / "redrafter_vllm" / "ops").rglob("*.py")):
         digest.update(path.read_bytes())
@@ -34,7 +34,7 @@ def _sources() -> str:
 
 
 def _compile_all() -> list[dict[str, Any]]:
-    """In one process of its own: here kernels are interpreted, and importing Triton is what takes longest."""
+    """In one separate process: kernels are interpreted in this one, and importing Triton takes longest."""
     environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "redrafter_vllm.ops.aot", "--json"]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of an op's two functions runs, on a package made up for the purpose."""
+"""Whether the reference or the kernel of an op runs, for a package made for this test."""
 
 import sys
 from collections.abc import Callable

@@ -13,7 +13,7 @@ from tests.ops.devices import DEVICE, runs_kernels
 from tests.ops.poison import poison_empty
 
 pytestmark = runs_kernels
-# Sums of up to thousands of fp32 terms in another order.
+# Sums of up to thousands of fp32 terms, added in another order.
 TOLERANCE = {"atol": 2e-6, "rtol": 2e-6}
 
 
@@ -127,7 +127,7 @@ def test_ids_of_a_draft_vocabulary() -> None:
 
 
 def test_strided_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logits of a vocabulary that was padded to a round size: what lies beyond is never read."""
+    """Logits of a vocabulary that was padded: the padding is never read."""
     monkeypatch.setattr(kernels, "_TILE", 32)
     padded = torch.full((2, 3, 80), math.nan, device=DEVICE)
     padded[..., :70] = logits_of(2, (2, 3, 70), torch.float32)

@@ -24,7 +24,7 @@ def integers(*values: int) -> torch.Tensor:
 
 
 def test_by_hand() -> None:
-    """Three requests: a tree of docs/design/architecture.md cut to four nodes, a prompt without drafts, placeholder drafts."""
+    """Three requests: a tree of docs/design/architecture.md cut to 4 nodes, a prompt, placeholder drafts."""
     nothing = [0] * 5
     tree = StoredTrees(
         tokens=torch.tensor([nothing, [11, 12, 13, 14, 15], nothing, nothing], device=DEVICE),
@@ -63,7 +63,7 @@ def test_by_hand() -> None:
 
 
 def random_case(num_reqs: int, num_nodes: int, seed: int) -> tuple[StoredTrees, tuple[torch.Tensor, ...], torch.Tensor]:
-    """Stored trees of more rows than the batch has, full, cut, empty and absent; prompts between the requests."""
+    """More stored trees than the batch has requests: full, cut, empty and absent; prompts between the requests."""
     rng = random.Random(seed)
     rows = num_reqs + 3
     shape = (rows, num_nodes)

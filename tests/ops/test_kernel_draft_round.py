@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two ends of a drafting round: by hand, and kernels against references."""
+"""Gathering inputs and storing trees of a round: by hand, and kernels against references."""
 
 import random
 
@@ -31,7 +31,7 @@ def source_of(num_reqs: int, hidden_size: int, dtype: torch.dtype, *, walked: bo
         node_limit=[rng.choice([0, 5, 99]) for _ in range(PADDING_ROW + 1)],
     )
     tensors = {name: None if value is None else torch.tensor(value, device=DEVICE) for name, value in values.items()}
-    # Of no values torch makes floats.
+    # torch.tensor([]) is of floats.
     for name, kind in (("root_token", torch.int64), ("idx_mapping", torch.int64), ("num_sampled", torch.int32)):
         tensors[name] = tensors[name].to(kind)
     if walked:
@@ -147,8 +147,8 @@ def test_storing_against_reference(num_reqs: int, num_nodes: int) -> None:
 
 
 @runs_kernels
-@pytest.mark.racing  # to a row that nobody reads
-def test_requests_that_fill_up_share_the_spare_row() -> None:
+@pytest.mark.racing  # a row that is never read
+def test_padding_requests_share_the_padding_row() -> None:
     from redrafter_vllm.ops.draft_round import kernel
 
     trees, draft_tokens = stored(PADDING_ROW + 1, 3), poisoned(4, 3, dtype=torch.int64)

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs a G
 
 
 def step(cache: torch.Tensor, beams: torch.Tensor, log_probs: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
-    """Draw trees, walk them along `sampled`, and compact; gives the numbers of emitted tokens."""
+    """Makes trees, walks them along `sampled`, and compacts; returns the numbers of emitted tokens."""
     tokens, parents, _, _, num_nodes = prefix_tree(beams, log_probs, sampled.shape[1] - 1)
     valid = ancestor_mask(parents, num_nodes).diagonal(dim1=1, dim2=2).contiguous()
     first_row = torch.arange(beams.shape[0], device=DEVICE) * sampled.shape[1]
@@ -50,7 +50,7 @@ def test_replays_as_it_ran() -> None:
     inputs = arguments()
     step(*arguments())
     wanted_inputs = [x.clone() for x in inputs]
-    # The first call for a cache copies its address; the graph below is of a cache that is known.
+    # The first call for a cache copies its address, which must not happen during capture.
     prepare([inputs[0]])
     prepare([wanted_inputs[0]])
     wanted = without_waiting(lambda: step(*wanted_inputs))
@@ -67,7 +67,7 @@ CONFIG = DraftingConfig(beam_width=4, beam_length=4)
 
 
 class Round:
-    """A drafting round of `SIZE` requests on buffers of its own, as the speculator runs it."""
+    """A drafting round of `SIZE` requests on its own buffers, as the speculator runs it."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)

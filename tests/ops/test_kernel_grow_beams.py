@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Beams that follow their parents: by hand, kernel against reference, and the whole search by kernels."""
+"""New beams from their parents: by hand, kernel against reference, and the whole search with kernels."""
 
 from unittest.mock import patch
 
@@ -68,7 +68,7 @@ def test_kernel_against_reference(
 
 
 class Search:
-    """A drafter of random weights with inputs of its own, and the beams that the references find."""
+    """A random drafter with random inputs, and the beams that the references find."""
 
     def __init__(self, config: DrafterConfig, width: int, logits_top_k: int | None = None) -> None:
         torch.manual_seed(3)
@@ -86,7 +86,7 @@ class Search:
             self.wanted = beam_search(self.drafter, self.embedding, *self.inputs, **self.options)
 
     def check(self, drafter: DrafterInterface, tolerance: float) -> None:
-        """By kernels, with all weights of `drafter`."""
+        """Compares the beams that kernels find with `drafter`."""
         mine = beam_search(drafter, drafter.token_inputs(self.embedding), *self.inputs, **self.options)
         assert torch.equal(mine.tokens, self.wanted.tokens)
         torch.testing.assert_close(mine.token_log_probs, self.wanted.token_log_probs, atol=tolerance, rtol=tolerance)
@@ -98,10 +98,10 @@ class Search:
 @pytest.mark.parametrize("logits_top_k", [None, 8])
 @pytest.mark.parametrize("draft_vocab_size", [None, 29], ids=["whole", "trimmed"])
 @pytest.mark.parametrize("width", [1, 4])
-def test_a_search_by_kernels(
+def test_a_search_with_kernels(
     width: int, draft_vocab_size: int | None, logits_top_k: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same beams as by references, with the draft vocabulary's map, renormalised logits, and chains."""
+    """The same beams as with references, with a draft vocabulary, renormalised logits, and chains."""
     search = Search(DrafterConfig(60, 24, 48, 1, draft_vocab_size=draft_vocab_size), width, logits_top_k)
     monkeypatch.setattr(dispatch, "_ALWAYS", True)
     search.check(search.drafter, 2e-6)
@@ -110,11 +110,11 @@ def test_a_search_by_kernels(
 @runs_kernels
 @pytest.mark.parametrize("shape", [(48, 2, True), (30, 1, True), (48, 0, True), (48, 1, False)], ids=str)
 @pytest.mark.parametrize("project", [False, True], ids=["embedding", "table"])
-def test_a_packed_search_by_kernels(
+def test_a_packed_search_with_kernels(
     project: bool, shape: tuple[int, int, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All shapes of drafters: with and without input projection, ResBlocks and recurrent weights."""
     search = Search(DrafterConfig(60, 24, *shape, draft_vocab_size=29), 3)
     monkeypatch.setattr(dispatch, "_ALWAYS", True)
-    # A packed drafter adds its sums up in another order.
+    # A packed drafter adds in another order.
     search.check(PackedDrafter(search.drafter, project_embedding=project), 2e-5)

@@ -13,13 +13,13 @@ pytestmark = runs_kernels
 
 
 def random_bits(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-    """Any bits at all, NaNs of every kind among them."""
+    """Arbitrary bits, which include all kinds of NaN."""
     as_bytes = torch.randint(256, (*shape[:-1], shape[-1] * dtype.itemsize), dtype=torch.uint8, device=DEVICE)
     return as_bytes.view(dtype)
 
 
 def random_moves(block_size: int, num_nodes: int, depth: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Slots of three requests, each with a path through a tree of its own, and the number of blocks they use."""
+    """Slots of three requests, each with a path through its own tree, and the number of blocks they use."""
     rng = random.Random(seed)
     blocks_each = -(-(num_nodes + 1 + block_size) // block_size)
     pages = list(range(1, 3 * blocks_each + 1))
@@ -59,7 +59,7 @@ def check(caches: list[torch.Tensor], source: torch.Tensor, target: torch.Tensor
 
 
 def _copy(x: torch.Tensor) -> torch.Tensor:
-    """Of the whole storage, with the view that `x` is of it."""
+    """A copy of the whole storage of `x`, with the same view."""
     storage = _storage(x).clone().untyped_storage()
     return torch.empty(0, dtype=x.dtype, device=x.device).set_(storage, x.storage_offset(), x.shape, x.stride())
 
@@ -144,7 +144,7 @@ def test_slots_in_int32_and_paths_in_columns() -> None:
 def test_offsets_beyond_two_billion() -> None:
     from redrafter_vllm.ops.kv_compact import kernel
 
-    # Memory is not touched, so not taken, but for the pages of the four slots.
+    # Only the pages of the four slots are touched, so only they take memory.
     cache = torch.empty(2**27 + 3, 1, 16, 1, dtype=torch.uint8, device=DEVICE)
     last = (cache.shape[0] - 1) * 16
     # In int64 as vLLM has them; the block's offset overflows int32 although the block's number does not.

@@ -17,7 +17,7 @@ def check(
 ) -> tuple[torch.Tensor, ...]:
     from redrafter_vllm.ops.prefix_tree import kernel
 
-    # The reference on the CPU: a GPU's scan adds in another order.
+    # The reference runs on the CPU: a GPU's scan adds in another order.
     wanted = reference.prefix_tree(
         tokens.cpu(), log_probs.cpu(), max_nodes, None if beam_limit is None else beam_limit.cpu()
     )
@@ -42,7 +42,7 @@ def check_mask(parents: torch.Tensor, num_nodes: torch.Tensor) -> None:
 
 
 def random_beams(size: tuple[int, int, int], vocab: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shared prefixes and whole duplicates; log-probabilities with ties, or of any size, a copy's differing too."""
+    """Shared prefixes and duplicate beams; log-probabilities with ties, or any, which may differ between copies."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(vocab, size, generator=generator)
     if seed % 2:
@@ -73,8 +73,8 @@ def test_fewer_beams_count(vocab: int) -> None:
             assert_equal(mine[request : request + 1], theirs)
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # numpy's, which interprets the kernel
-def test_hopeless_and_undefined_log_probs() -> None:
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # by numpy, which interprets the kernel
+def test_infinite_and_undefined_log_probs() -> None:
     tokens = torch.tensor([[[1, 2, 3], [1, 2, 4], [5, 2, 3], [6, 6, 6]]], device=DEVICE)
     log_probs = torch.tensor(
         [[[-1.0, -torch.inf, -1.0], [-1.0, torch.nan, -1.0], [-3e38, -3e38, 0.0], [-0.0, 0.0, torch.inf]]],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands around the recurrence's product: by hand, and kernels against references."""
+"""The recurrence without its product: by hand, and kernels against references."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def test_by_hand() -> None:
 
 
 def rows(hidden_size: int, dtype: torch.dtype) -> torch.Tensor:
-    """Those of a padded matrix, some of them far behind."""
+    """Rows of a padded matrix."""
     return torch.randn(50, hidden_size + 3, device=DEVICE).to(dtype)[:, :hidden_size]
 
 
@@ -42,7 +42,7 @@ def test_joining(
     torch.manual_seed(width)
     inputs, tokens = rows(hidden_size, of_inputs), torch.randint(50, (batch, width), device=DEVICE)
     state = torch.randn(batch, width, hidden_size, device=DEVICE).to(dtype)
-    # Before the first step all beams of a request have one token and one state.
+    # Before the first step all beams of a request share one token and one state.
     same = tokens[:, :1].expand(batch, width), state[:, :1].expand(batch, width, hidden_size)
     wanted = [reference.tokens_and_state(inputs, *each) for each in ((tokens, state), same)]
     poison_empty(monkeypatch)

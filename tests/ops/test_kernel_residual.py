@@ -10,7 +10,7 @@ from redrafter_vllm.ops.residual import reference
 from tests.ops.devices import DEVICE, runs_kernels
 from tests.ops.poison import poison_empty
 
-# The interpreter cuts bf16 off where a GPU rounds; there are up to four such steps.
+# The interpreter truncates to bf16 where a GPU rounds, in up to four steps.
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-5, torch.float16: 2**-9}
 DTYPES = list(TOLERANCE)
 
@@ -64,7 +64,7 @@ def test_the_first_block(
     leading = (batch,) if of_all_beams else (batch, width)
     product = torch.randn(batch, width, 2 * hidden_size, device=DEVICE).to(dtype)
     state = torch.randn(batch, width, hidden_size, device=DEVICE).to(dtype)
-    # As a drafter hands them on: columns of one matrix.
+    # As in a drafter: columns of one matrix.
     whole = torch.randn(*leading, 3 * hidden_size, device=DEVICE).to(dtype)
     share, context = whole[..., : 2 * hidden_size], whole[..., 2 * hidden_size :]
     wanted = reference.first_residual(product, state, share, context)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels of tree attention against their references, over types, sizes, and batches of every kind."""
+"""The kernels of tree attention against their references, over types, sizes, and kinds of batches."""
 
 import math
 
@@ -64,7 +64,7 @@ def test_fp8_cache(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(("heads", "head_size", "block_size"), [((16, 1), 128, 256), ((3, 3), 80, 16)])
 def test_fp8_query(heads: tuple[int, int], head_size: int, block_size: int) -> None:
-    """Some kernels of the context want one; the part of them that is in bf16 then stands beside it."""
+    """Some kernels of the context need one and write their part in bf16."""
     step = Step(MIXED, heads, head_size, torch.bfloat16, block_size, cache_dtype=torch.float8_e4m3fn)
     q_scale, k_scale, v_scale = (torch.tensor(x, device=DEVICE) for x in (0.02, 1.7, 0.4))
     query, out = (step.query / q_scale).to(torch.float8_e4m3fn), step.poisoned_out()
@@ -82,7 +82,7 @@ def test_fp8_query(heads: tuple[int, int], head_size: int, block_size: int) -> N
 
 
 def test_slots_before_heads() -> None:
-    """The cache's dimensions may lie in memory in another order."""
+    """The cache's dimensions may have another order in memory."""
     step = Step(MIXED, (4, 2), 64, torch.float16)
     wanted = reference.tree_attention(step.query, step.cache, step.batch, step.scale, out=step.poisoned_out())
     step.cache = step.cache.transpose(1, 2).contiguous().transpose(1, 2)
@@ -91,7 +91,7 @@ def test_slots_before_heads() -> None:
 
 
 def test_every_byte_of_an_fp8_cache() -> None:
-    """One key a request and no scores to speak of: the output is the value, for each number that e4m3 has."""
+    """With one key per request the output is its value, for every e4m3 number."""
     numbers = torch.arange(256, dtype=torch.uint8)
     numbers = numbers[~numbers.view(torch.float8_e4m3fn).float().isnan()]
     values = torch.nn.functional.pad(numbers, (0, 256 - len(numbers)))

@@ -14,7 +14,7 @@ pytestmark = runs_kernels
 
 
 def random_trees(batch: int, num_nodes: int, vocab: int, seed: int) -> tuple[torch.Tensor, ...]:
-    """Random tokens (equal siblings included), parents that mostly make long paths, nodes of which some are invalid."""
+    """Random tokens (equal siblings included), parents that mostly make long paths, some invalid nodes."""
     rng = random.Random(seed)
     tokens, parents, valid = [], [], []
     for _ in range(batch):
@@ -30,7 +30,7 @@ def random_trees(batch: int, num_nodes: int, vocab: int, seed: int) -> tuple[tor
 
 
 def check(sampled: torch.Tensor, trees: tuple[torch.Tensor, ...], max_depth: int) -> None:
-    """`sampled` [B, 1 + N], handed over as the rows of requests in backward order."""
+    """Passes `sampled` [B, 1 + N] as rows, with the requests in reverse order."""
     from redrafter_vllm.ops.tree_verify import kernel
 
     num_reqs, num_rows = sampled.shape
@@ -56,7 +56,7 @@ def test_random_trees(num_nodes: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("num_nodes", [1, 5, 64])
-def test_chains_accepted_whole_and_not_at_all(num_nodes: int) -> None:
+def test_chains_accepted_fully_and_not_at_all(num_nodes: int) -> None:
     chain = torch.arange(num_nodes, device=DEVICE).repeat(2, 1)
     sampled = torch.arange(num_nodes + 1, device=DEVICE).repeat(2, 1)
     sampled[1, 0] = num_nodes + 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KV compaction against a copy of single entries, one by one, from an untouched original."""
+"""KV compaction against copying the entries one by one from an unchanged original."""
 
 import random
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Within a graph of a drafting round every launch costs a GPU two microseconds or so: none may creep in."""
+"""Counts the launches of a drafting round, each of which costs a GPU about two microseconds in a graph."""
 
 from collections import Counter
 from typing import Any
@@ -20,13 +20,13 @@ from tests.tools.cpu_support.interpreted import needs_interpreter
 pytestmark = needs_interpreter
 
 STEPS = 3
-# What only looks at memory, or takes some; of one type already, a conversion does nothing.
+# Operations without a launch: views and allocations. `to` the same type does nothing.
 LOOKS = {"alias", "detach", "expand", "reshape", "select", "slice", "to", "unsqueeze", "view"}
 FREE = LOOKS | {"empty", "empty_like", "new_empty"}
 
 
 class Launches(TorchDispatchMode):
-    """Counts torch's operations; what interprets a kernel is none of them."""
+    """Counts torch's operations, but not those that interpret a kernel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
 @torch.inference_mode()
 @pytest.mark.parametrize("project", [False, True], ids=["embedding", "table"])
 def test_of_a_round(project: bool, launches: Launches) -> None:
-    """As serving records it, with two ResBlocks and a draft vocabulary."""
+    """A round as serving records it, with two ResBlocks and a draft vocabulary."""
     drafter = PackedDrafter(Drafter(DrafterConfig(50, 16, 32, 2, draft_vocab_size=30)), project_embedding=project)
     inputs, drafting = drafter.token_inputs(torch.randn(50, 16)), DraftingConfig(beam_width=2, beam_length=STEPS)
     rows = DraftRows(1, drafting.num_speculative_tokens, torch.device("cpu"))
@@ -70,7 +70,7 @@ def test_of_a_round(project: bool, launches: Launches) -> None:
     with launches:
         tree = propose_trees(drafter, inputs, *buffers.inputs[:2], buffers.inputs.beam_limit, drafting)
         rows.write(buffers.inputs.rows, tree, buffers.inputs.node_budget, buffers.draft_tokens)
-    # Recurrence, the state's half of the first layer, the second block, the output; before a round the context's half.
+    # Per step: recurrence, state's half of the first layer, second block, output; per round: the context's half.
     products = {"linear": 4 * STEPS + 1}
     recurrence = {"_add_kernel": STEPS} if project else {"_join_kernel": STEPS, "silu": STEPS}
     head = {"_residual_kernel": 2 * STEPS}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Around its kernels a step allocates nothing: everything that it writes has an owner."""
+"""A step allocates nothing around its kernels: they write to buffers allocated at the start."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def memory(tree: Any) -> set[int]:
 
 
 class CountedKernel:
-    """Takes launches and does nothing."""
+    """Counts launches and does nothing."""
 
     def __init__(self) -> None:
         self.launches = 0

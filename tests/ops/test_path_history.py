@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Penalties and bad words on trees: each row must get the bits that vLLM's kernels give the end of a chain."""
+"""Penalties and bad words on trees: each row must get the same bits as the end of a chain from vLLM's kernels."""
 
 import random
 from types import ModuleType
@@ -28,7 +28,7 @@ def implementations() -> list[Any]:
 
 
 def vllm_sample(name: str) -> ModuleType:
-    """Where vLLM's kernels for chains are."""
+    """The module of vLLM's kernels for chains."""
     if HAS_GPU:
         return pytest.importorskip(f"vllm.v1.worker.gpu.sample.{name}")
     return vllm_gpu(f"sample.{name}")
@@ -89,7 +89,7 @@ def test_path_tokens() -> None:
 
 @pytest.mark.parametrize("name", implementations())
 def test_penalties_of_a_known_tree(name: str) -> None:
-    """Token 10 was read, 12 written once; the path of node e holds 10, 12 and 14."""
+    """Token 10 is in the prompt, 12 once in the output; the path of node e holds 10, 12 and 14."""
     penalties = Penalties(
         *(torch.tensor([x], device=DEVICE) for x in (2.0, 0.5, 0.25)),
         prompt_mask=torch.tensor([[1 << 10]], dtype=torch.int32, device=DEVICE),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sanitizer on kernels with one mistake each, and on ours without their barriers."""
+"""The sanitizer on kernels with one error each, and on ours without their barriers."""
 
 from typing import Any
 
@@ -107,7 +107,7 @@ def test_accesses_outside() -> None:
     room = numbers(300)
     with pytest.raises(HazardError, match=r"_shift: program 1 goes to x_ptr \+ 1024 bytes, outside of it"):
         _shift[(2,)](room[:128].clone(), 0, BLOCK=128, BARRIER=True)
-    # Memory of another tensor, which a kernel may have found by an address that it has read. Some tensors have none.
+    # Memory of another tensor, whose address a kernel may have loaded. Some tensors have no memory.
     with FunctionalTensorMode():
         without_memory = FunctionalTensor.to_functional(torch.zeros(3))
     _store[(3,)](room[:1], 100, VALUE=-1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tree attention against dense attention over each row's own, gathered keys."""
+"""Tree attention against dense attention over the gathered keys of each row."""
 
 import math
 import random
@@ -48,7 +48,7 @@ def test_against_dense_attention(block_size: int, heads: tuple[int, int], dtype:
 
 
 def test_more_columns_than_keys_stay_hidden() -> None:
-    """The host may only know an upper bound of the length; what lies beyond is never seen."""
+    """The host may know only an upper bound of the length; keys beyond the length are never seen."""
     parents = [-1, -1, 0]
     exact = query_visibility(4, 10, torch.tensor(10), ancestor_matrix(parents))
     padded = query_visibility(4, 16, torch.tensor(10), ancestor_matrix(parents))

@@ -17,7 +17,7 @@ def batch(*rows: list[int]) -> torch.Tensor:
 def tree_verify(
     sampled: torch.Tensor, tokens: torch.Tensor, parents: torch.Tensor, valid: torch.Tensor, max_depth: int
 ) -> Walk:
-    """The walk, of requests that have a row for every node and follow each other: `sampled` [B, 1 + N]."""
+    """The walk, with a row for every node and consecutive requests: `sampled` [B, 1 + N]."""
     first_row = torch.arange(sampled.shape[0]) * sampled.shape[1]
     return op.tree_verify(sampled.flatten(), first_row, tokens, parents, valid, max_depth)
 
@@ -27,7 +27,7 @@ def test_hand_worked_tree() -> None:
     #      └ 6(1) ─ 7(3)
     tokens, parents = batch([5, 6, 7, 7, 9]), batch([-1, -1, 0, 1, 2])
     valid = torch.ones(1, 5, dtype=torch.bool)
-    # After the root the target says 6, after node 1 it says 7, after node 3 it says 8, which is nobody's child.
+    # After the root the target says 6, after node 1 it says 7, after node 3 it says 8, which no child has.
     walk = tree_verify(batch([6, 0, 7, 0, 8, 0]), tokens, parents, valid, 3)
     assert walk.emitted.tolist() == [[6, 7, 8, 0, 0, 0]]
     assert walk.path.tolist() == [[1, 3, -1]]
@@ -48,7 +48,7 @@ def test_invalid_nodes_are_never_entered() -> None:
     tokens, parents = batch([4, 5]), batch([-1, 0])
     walk = tree_verify(batch([4, 5, 6]), tokens, parents, batch([1, 0]).bool(), 2)
     assert walk.emitted.tolist() == [[4, 5, 0]]
-    # Padding carries parent −1 and token 0: the token 0 from the target must not find it.
+    # Padding has parent −1 and token 0: the token 0 from the target must not match it.
     walk = tree_verify(batch([0, 1, 1]), batch([0, 0]), batch([-1, -1]), batch([0, 0]).bool(), 2)
     assert walk.num_emitted.tolist() == [1]
 
@@ -101,7 +101,7 @@ def test_against_a_recursive_walk(seed: int) -> None:
 
 
 def test_rows_of_requests_that_have_fewer_rows_than_nodes() -> None:
-    """Rows lie as the step laid them out; the second request's tree was cut to one node and its walk ends there."""
+    """The second request's tree was cut to one node, and its walk ends there."""
     tokens, parents = batch([4, 5, 6], [4, 5, 6]), batch([-1, 0, 1], [-1, 0, 1])
     valid = batch([1, 1, 1], [1, 0, 0]).bool()
     sampled = torch.tensor([4, 5, 6, 7, 4, 5])

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values from outside, as messages show them."""
+"""Values in messages."""
 
 import pytest
 
 from redrafter_vllm.checkpoint.io import CheckpointError
 from redrafter_vllm.config import OptionError
-from redrafter_vllm.utils.messages import LONGEST_LINE, listed, one_line, shown
+from redrafter_vllm.utils.messages import MAX_LINE, listed, one_line, shown
 
 
 class Unspeakable:
@@ -58,10 +58,10 @@ def test_one_line() -> None:
     assert one_line("A sentence, as it is.") == "A sentence, as it is."
     assert one_line("two\nlines\t\x1b[31m\ud800") == r"two\nlines\t\x1b[31m\ud800"
     cut = one_line("a" * 5000 + ": do this.")
-    assert len(cut) <= LONGEST_LINE and cut.endswith(": do this.") and " ... " in cut
+    assert len(cut) <= MAX_LINE and cut.endswith(": do this.") and " ... " in cut
 
 
 @pytest.mark.parametrize("error", [CheckpointError, OptionError])
 def test_errors_are_one_line(error: type[Exception]) -> None:
     message = str(error("a\nb" + "x" * 10**6 + "\n" + "do this."))
-    assert message.isprintable() and len(message) <= LONGEST_LINE and message.endswith("do this.")
+    assert message.isprintable() and len(message) <= MAX_LINE and message.endswith("do this.")

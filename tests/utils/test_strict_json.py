@@ -27,7 +27,7 @@ def test_what_earlier_versions_wrote_is_read() -> None:
     }
 
 
-def test_options_are_handed_on() -> None:
+def test_options_are_passed_on() -> None:
     assert strict_json.dumps({"b": 1, "a": object}, sort_keys=True, default=lambda held: held.__name__) == (
         '{"a": "object", "b": 1}'
     )

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: disable-error-code="no-untyped-def"
-"""The beam step in Triton: log-softmax and top-k over the vocabulary in one reading of the logits.
+"""The beam step in Triton: log-softmax and top-k over the vocabulary, reading the logits once.
 
-Three launches: each tile of the vocabulary leaves its K best logits and its share of the softmax's sum; the tiles of a
-beam become its K best continuations; the W·W continuations of a request become its W beams. K is the larger of W and
-`logits_top_k`. Values are ranked as 64-bit keys, the value above and the complement of its index below: keys are
-unique, and of equal values the one with the lower index is the greater key.
+Three launches: the first writes the K best logits of each tile of the vocabulary and the tile's share of the softmax's
+sum; the second reduces the tiles of a beam to its W best continuations; the third ranks the W·W continuations of a
+request. K is the larger of W and `logits_top_k`. Values are ranked as 64-bit keys, the value above and the complement
+of its index below: keys are unique, and of equal values the one with the lower index has the greater key.
 """
 
 from typing import Any
@@ -87,7 +87,7 @@ def beam_step(
 
 
 def num_warps_for(num_keys: int) -> int:
-    """At most 8 keys a thread, which registers hold on every target."""
+    """At most 8 keys per thread, which fit in registers on every target."""
     return min(16, max(1, num_keys // 256))
 
 
@@ -149,7 +149,7 @@ def _tile_kernel(
         left_out = (_value(key) == _value(best)) & (key != _LOWEST_KEY)
         share = tl.sum(left_out.to(tl.float32), axis=0)
     else:
-        # Where all are -inf, their difference is not a number.
+        # Where all are -inf, their difference is NaN.
         share = tl.sum(tl.where(logit == -float("inf"), 0.0, tl.exp(logit - highest)), axis=0)
     tl.store(share_ptr + out, share)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the target's pass needs of the stored trees: drafts in batch order, rows, rotary positions."""
+"""Inputs of a verification step from the stored trees: drafts in batch order, rows, rotary positions."""
 
 from redrafter_vllm.ops.dispatch import dispatch
 from redrafter_vllm.ops.draft_inputs import reference

@@ -42,7 +42,7 @@ def draft_inputs(
 
 
 def _num_warps(num_nodes: int) -> int:
-    """Registers hold 16 cells of the ancestors' matrix a thread."""
+    """At most 16 cells of the ancestors' matrix per thread, which fit in registers."""
     return 1 if num_nodes <= 32 else 4
 
 

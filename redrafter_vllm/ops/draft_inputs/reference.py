@@ -20,8 +20,8 @@ class StoredTrees(NamedTuple):
 class BatchDrafts(NamedTuple):
     """Drafts of the requests of one step, in batch order.
 
-    `ancestors[b, i, j]`: node i sees node j, its ancestor or itself. A slot without a valid node sees itself only: it
-    computes nothing that counts, but attention must have something to look at.
+    `ancestors[b, i, j]`: node i sees node j, its ancestor or itself. A slot without a valid node sees itself only: its
+    result is not used, but attention needs at least one key.
     """
 
     tokens: Tensor  # [B, N] int64
@@ -36,7 +36,7 @@ class RowLayout(NamedTuple):
 
     first_row: Tensor  # [B] int64, the root's row
     num_drafts: Tensor  # [B] int64, scheduled drafts
-    root_token: Tensor  # [B] int64, the root's place among the step's tokens; its drafts stand right behind it
+    root_token: Tensor  # [B] int64, the root's index among the step's tokens; its drafts follow it
     req_of_row: Tensor  # [R] int64, batch index
     local_of_row: Tensor  # [R] int64, 0 for the root, 1 + node for a draft
 
@@ -52,18 +52,18 @@ def draft_inputs(
 ) -> None:
     """Look up the batch's trees and give their nodes rotary positions.
 
-    A node stands at its depth behind the root, whatever slot it is stored in. `positions` comes with storage positions,
-    from which the slots have been derived already. Slots without a valid node keep theirs: nobody looks at what they
-    compute. Doing it twice does no harm.
+    A node's rotary position is the root's plus its depth, in whatever slot it is stored. `positions` comes with storage
+    positions, from which the slots have already been derived. Slots without a valid node keep theirs: their results are
+    not used. A second call changes nothing.
 
     Args:
-        drafts: Written; `valid` leaves out what was not drawn or not scheduled.
+        drafts: Written; `valid` is False for nodes that were not drafted or not scheduled.
         layout: Written.
         positions: Overwritten in place at the drafts' tokens.
         stored: The trees by persistent row.
         idx_mapping: Persistent row of each request.
         cu_num_logits: First row of each request, and the number of rows R.
-        logits_indices: Token of each row; those of a request are neighbours.
+        logits_indices: Token of each row; those of a request are consecutive.
     """
     num_nodes = drafts.tokens.shape[1]
     cu_num_logits = cu_num_logits.long()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two ends of a drafting round: its inputs, gathered into buffers of fixed address, and its trees, stored."""
+"""Before and after a drafting round: gathers its inputs into buffers of fixed address, and stores its trees."""
 
 from redrafter_vllm.ops.dispatch import dispatch
 from redrafter_vllm.ops.draft_round import reference

@@ -83,7 +83,7 @@ def store_trees(
     )
 
 
-# Numbers that change from step to step must not compile a kernel anew when they are 1 or a multiple of 16.
+# Integers that change from step to step must not recompile the kernel when they are 1 or a multiple of 16.
 @triton.jit(do_not_specialize=["num_reqs", "num_stored", "padding_row", "node_budget"])
 def _gather_kernel(
     hidden_ptr,  # [tokens, H]
@@ -173,7 +173,7 @@ def _store_kernel(
 
 
 def variants() -> list[Variant]:
-    """Compiled ahead of time in the tests: contexts with and without a path behind the root; small and full trees."""
+    """Compiled ahead of time in the tests: contexts with and without an accepted path; small and full trees."""
     return [
         _gather_variant("gather_bf16", "*bf16", {"HAS_LEAF": True, "BLOCK_H": 1024}),
         _gather_variant("gather_fp32", "*fp32", {"HAS_LEAF": False, "BLOCK_H": 1024}),

@@ -11,24 +11,24 @@ from redrafter_vllm.ops.prefix_tree.reference import ancestor_mask
 
 
 class RoundInputs(NamedTuple):
-    """What a round reads, in buffers of fixed address: a recorded round finds each step's inputs there.
+    """Inputs of a round, in buffers of fixed address, so that a CUDA graph of a round reads each step's inputs there.
 
-    Z requests, of which those beyond the step's B only fill up the size that was recorded.
+    Z requests; those beyond the step's B pad the batch to the size that was recorded.
     """
 
     context: Tensor  # [Z, H] the target's hidden state at the last accepted token
-    roots: Tensor  # [Z] int64, the token that the target has sampled there
+    roots: Tensor  # [Z] int64, the token that the target sampled there
     rows: Tensor  # [Z] int64, persistent row that gets the tree
     node_budget: Tensor  # [Z] int64, nodes that the next step may verify
-    beam_limit: Tensor  # [Z] int64, beams that its tree may be made of
+    beam_limit: Tensor  # [Z] int64, beams that its tree may use
 
 
 class RoundSource(NamedTuple):
-    """Where a step leaves a round's inputs."""
+    """The results of a step from which a round's inputs are gathered."""
 
     hidden: Tensor  # [tokens, H]
     root_token: Tensor  # [B] token of each request's root, or of its last one where nothing was drafted
-    leaf: Tensor | None  # [B] how far behind it the last accepted token stands; None is 0
+    leaf: Tensor | None  # [B] how many tokens after it the last accepted token is; None is 0
     idx_mapping: Tensor  # [B] persistent row of each request
     last_sampled: Tensor  # [P, 1] by persistent row
     num_sampled: Tensor  # [B]
@@ -40,12 +40,13 @@ def round_inputs(out: RoundInputs, source: RoundSource, node_budget: int, num_st
     """Gather the inputs of a round.
 
     Args:
-        out: Written, all Z rows. What fills up has context 0, root 0, one beam, no node budget, and the padding row.
+        out: Written, all Z rows. Padding has context 0, root 0, one beam, node budget 0, and the padding row.
         source: Of the step's B requests, B ≤ Z.
-        node_budget: Nodes that the scheduler takes at most; a request may have a lower limit of its own. One that has not
-            sampled a token to draft from gets no node budget: its tree is not one.
-        num_stored: Trees of the first so many requests are kept: B, or 0 in a dummy run, whose requests own no row.
-        padding_row: A row that belongs to nobody.
+        node_budget: The scheduler's limit of nodes per request; a request may have a lower one. A request that has not
+            sampled a token to draft from gets 0.
+        num_stored: The trees of the first `num_stored` requests are kept: B, or 0 in a dummy run, whose requests own no
+            row.
+        padding_row: The row for all other trees.
     """
     num_reqs = source.idx_mapping.shape[0]
     token_B = source.root_token if source.leaf is None else source.root_token + source.leaf
@@ -72,14 +73,14 @@ def store_trees(
     rows: Tensor,  # [B]
     node_budget: Tensor,  # [B]
 ) -> None:
-    """Keep the trees just drawn in their requests' persistent rows, and their tokens in batch order.
+    """Store the trees of a round in their requests' persistent rows, and their tokens in batch order.
 
     Args:
-        stored: Written, at `rows`. Several requests may name one row if nobody reads it.
+        stored: Written, at `rows`. Several requests may have the same row if it is never read.
         draft_tokens: Written, all of it.
         tokens, parents, depths, num_nodes: The trees.
         rows: Persistent row of each request.
-        node_budget: Nodes to keep at most; every prefix of a tree is a tree.
+        node_budget: The largest number of nodes to keep; every prefix of a tree is a tree.
     """
     draft_tokens.copy_(tokens)
     stored.tokens.index_copy_(0, rows, tokens)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of the beams when a step has chosen their continuations."""
+"""Extends beams by the continuations that a step has chosen."""
 
 from redrafter_vllm.ops.dispatch import dispatch
 from redrafter_vllm.ops.grow_beams import reference

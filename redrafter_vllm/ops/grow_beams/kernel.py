@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: disable-error-code="no-untyped-def"
-"""Beams that follow their parents in one launch; each program takes one beam's history and a part of its state."""
+"""New beams from their parents in one launch; each program copies one beam's history and a part of its state."""
 
 import torch
 import triton
@@ -19,7 +19,7 @@ def grow_beams(
     tokens: Tensor,  # [B, W]
     log_probs: Tensor,  # [B, W] fp32
 ) -> BeamHistory:
-    """See `reference.grow_beams`. Histories must be contiguous; so must all else, or it is copied."""
+    """See `reference.grow_beams`. Histories must be contiguous; other tensors are copied if they are not."""
     batch, width, length = history.tokens.shape
     state = history.state.contiguous()
     hidden_size = state.shape[2]

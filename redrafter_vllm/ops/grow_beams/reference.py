@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Beams that follow their parents, in plain torch."""
+"""New beams from their parents, in plain torch."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class BeamHistory(NamedTuple):
-    """What a beam has drafted so far, t tokens, and the drafter's state behind them."""
+    """The t tokens of each beam so far, and the drafter's state after them."""
 
     tokens: Tensor  # [B, W, t] int64
     log_probs: Tensor  # [B, W, t] fp32, of each token given those before it
@@ -21,12 +21,12 @@ def grow_beams(
     tokens: Tensor,  # [B, W]
     log_probs: Tensor,  # [B, W] fp32
 ) -> BeamHistory:
-    """New beams, each its parent's history with one token more; the state is the parent's.
+    """New beams: each is its parent's history and one more token; the state is the parent's.
 
     Args:
-        history: Of the beams before the step.
+        history: The beams before the step.
         parents: The beam that each new one continues.
-        tokens: The token it continues it with.
+        tokens: The token that each adds.
         log_probs: Of that token alone.
     """
     return BeamHistory(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Move the keys and values of an accepted path to the slots that plain decoding would have used."""
+"""Moves the keys and values of an accepted path to the slots that plain decoding would have used."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ kv_compact = dispatch(reference.kv_compact)
 
 
 def prepare(kv_caches: Sequence[Tensor]) -> None:
-    """What `kv_compact` needs once for these caches: on CUDA devices a copy from the host, which no step may make."""
+    """Prepare `kv_compact` for these caches: on CUDA devices it copies from the host, which no step may do."""
     if use_kernel(kv_caches):
         from redrafter_vllm.ops.kv_compact import kernel
 

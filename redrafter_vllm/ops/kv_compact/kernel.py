@@ -16,11 +16,11 @@ from torch import Tensor
 from redrafter_vllm.ops.variant import Variant
 
 _WORDS = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}
-_TILE = 4096  # words that one program holds: 32 registers a thread
+_TILE = 4096  # words that one program holds: 32 registers per thread
 
 
 class _Layout(NamedTuple):
-    """How a cache lies in memory; layers that agree are moved by one launch."""
+    """Memory layout of a cache; layers of one layout are moved by one launch."""
 
     heads: int
     block_size: int
@@ -31,7 +31,7 @@ class _Layout(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerGroup:
-    """Layers of one layout, and where they begin."""
+    """Layers of one layout, and their addresses."""
 
     layout: _Layout
     addresses: Tensor  # [layers] int64
@@ -46,7 +46,7 @@ def kv_compact(
 ) -> None:
     """See `reference.kv_compact`. Entries without a slot (−1) stay where they are.
 
-    One launch moves all layers of one layout; models have one as a rule. The first call for a list of caches copies
+    One launch moves all layers of one layout; most models have one. The first call for a list of caches copies
     their addresses to the device, which a graph capture forbids: call `layer_groups` (or this) before.
     """
     num_reqs, num_entries = path.shape
@@ -57,7 +57,7 @@ def kv_compact(
 
 
 def layer_groups(kv_caches: Sequence[Tensor]) -> tuple[LayerGroup, ...]:
-    """What the launches for these caches need besides the slots; made once for each list of caches and kept."""
+    """The groups of layers of one layout; computed once for each list of caches and kept."""
     return _layer_groups(tuple((x.data_ptr(), x.dtype, x.shape[1:], x.stride(), x.device) for x in kv_caches))
 
 
@@ -74,7 +74,7 @@ def _layer_groups(caches: tuple[Any, ...]) -> tuple[LayerGroup, ...]:
 
 
 def _layout(address: int, itemsize: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> _Layout:
-    """The widest words, up to four bytes, that entries of this cache consist of."""
+    """The layout of this cache in the widest words, up to four bytes, that its entries consist of."""
     heads, block_size, width = shape
     word = itemsize
     if strides[3] == 1:
@@ -104,7 +104,7 @@ def _move(group: LayerGroup, path: Tensor, root_token: Tensor, slots: Tensor) ->
 
 
 def _constants(layout: _Layout, alignment: int, block_t: int, block_d: int) -> dict[str, Any]:
-    """A model has one layout: as constants its numbers let the compiler divide by shifts and load 16 bytes at once."""
+    """The layout as constants, with which the compiler divides by shifts and loads 16 bytes at once."""
     strides = ("BLOCK_STRIDE", "HEAD_STRIDE", "SLOT_STRIDE", "WORD_STRIDE")
     return dict(zip(strides, layout.strides, strict=True)) | {
         "HEADS": layout.heads,
@@ -158,7 +158,7 @@ def _move_kernel(
     first_slot_ptr = slots_ptr + tl.load(root_token_ptr + req) + 1
     source_T = tl.load(first_slot_ptr + node_T, mask=node_T >= 0, other=-1).to(tl.int64)
     target_T = tl.load(first_slot_ptr + entry_T, mask=node_T >= 0, other=-1).to(tl.int64)
-    # vLLM marks by -1 what has no slot.
+    # vLLM marks tokens without a slot by -1.
     moves_T = (source_T != target_T) & (source_T >= 0) & (target_T >= 0)
 
     word_D = first_word + tl.arange(0, BLOCK_D)

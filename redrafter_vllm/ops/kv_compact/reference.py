@@ -13,19 +13,19 @@ def kv_compact(
     root_token: Tensor,  # [B]
     slots: Tensor,  # [tokens]
 ) -> None:
-    """Move the cache entries of accepted nodes to the slots right behind the root's, in every layer, in place.
+    """Move the cache entries of accepted nodes to the slots right after the root's, in every layer, in place.
 
     Args:
-        kv_caches: A slot of them is `block * block_size + offset`.
+        kv_caches: Their slots are `block * block_size + offset`.
         path: Accepted nodes in order of depth, −1 beyond the last.
-        root_token: The root's place among the step's tokens; node i stands in the (1 + i)-th place behind it.
-        slots: Slot of every token of the step. Requests share none.
+        root_token: The root's index among the step's tokens; node i has the index 1 + i higher.
+        slots: Slot of every token of the step. No two requests share one.
 
     All entries are read before any is written: an entry's new slot may be another one's old slot.
     """
     step_T = torch.arange(path.shape[1], device=path.device)
     moves_BT = path >= 0
-    # What moves nothing copies the root's entry onto itself: the shapes stay what they are.
+    # Where nothing moves, the root's entry is copied onto itself, so that shapes are fixed.
     source = slots[root_token[:, None] + torch.where(moves_BT, path + 1, 0)].flatten().long()
     target = slots[root_token[:, None] + torch.where(moves_BT, step_T + 1, 0)].flatten().long()
     for cache in kv_caches:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logits processing that depends on the tokens before a row, along the row's own path through the draft tree."""
+"""Logits processing that depends on the tokens before a row, along the row's path through the draft tree."""
 
 from redrafter_vllm.ops.dispatch import dispatch
 from redrafter_vllm.ops.path_history import reference

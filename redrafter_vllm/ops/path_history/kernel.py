@@ -153,7 +153,7 @@ def _bad_words_kernel(
     req = tl.load(req_of_row_ptr + row).to(tl.int64)
     node = tl.load(local_of_row_ptr + row).to(tl.int64) - 1
 
-    # Both go back from their ends together: the word, and what was drafted, then written.
+    # Compare backwards: the word with the drafted tokens, then with the output.
     place = last - 1
     matches = True
     while (place >= start) & (node >= 0) & matches:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Paths(NamedTuple):
-    """The tokens between the committed text and each logits row: those on the way from the root to the row's node."""
+    """The tokens between the committed text and each logits row: those on the path from the root to the row's node."""
 
     tokens: Tensor  # [B, N] drafted
     parents: Tensor  # [B, N] node, less than its child, −1 under the root
@@ -22,7 +22,7 @@ class Paths(NamedTuple):
 
 
 class Penalties(NamedTuple):
-    """Penalties of S request slots, and what they have read and written so far."""
+    """Penalties of S request slots, and the tokens of their prompts and outputs."""
 
     repetition: Tensor  # [S] fp32, 1 has no effect
     frequency: Tensor  # [S] fp32, 0 has no effect
@@ -43,7 +43,7 @@ class BadWords(NamedTuple):
 
 
 def path_tokens(paths: Paths) -> Tensor:
-    """[R, T] tokens from each row's node up to the root, the node's own first; −1 beyond."""
+    """[R, T] tokens from each row's node up to the root, the node's first; −1 beyond."""
     node_R = paths.local_of_row.long() - 1
     columns = []
     for _ in range(paths.max_depth):
@@ -62,9 +62,9 @@ def penalise(
 ) -> None:
     """Repetition, frequency and presence penalties, in place.
 
-    A token counts as written when it is in the slot's output or on the row's path. Repetition divides positive logits
-    of tokens read or written and multiplies the others; frequency subtracts once for each time a token was written,
-    presence once.
+    A token is "written" when it is in the slot's output or on the row's path, and "read" when it is in the prompt.
+    Repetition divides positive logits of tokens read or written and multiplies the others; frequency subtracts once for
+    each time a token was written, presence once.
     """
     slot_R = slot_of_row.long()
     path_RT = path_tokens(paths)
@@ -91,7 +91,7 @@ def forbid_bad_words(
     max_words: int,
     max_length: int,
 ) -> None:
-    """Set the logit of a bad word's last token to −inf where output and path end with the word's other tokens.
+    """Set the logit of a bad word's last token to −inf where the output and the path end with the word's other tokens.
 
     Args:
         logits: Changed in place.

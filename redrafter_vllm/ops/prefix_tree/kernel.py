@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: disable-error-code="no-untyped-def"
-"""Prefix trees as one launch, one program a request, and their ancestor masks as another."""
+"""Prefix trees in one launch, one program per request, and their ancestor masks in another."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ _ROWS = 16  # of an ancestor mask, one program
 
 
 class TreeArrays(NamedTuple):
-    """What `prefix_tree` returns, in its order; contiguous."""
+    """The results of `prefix_tree`, in its order; contiguous."""
 
     tokens: Tensor  # [B, N]
     parents: Tensor  # [B, N] int64
@@ -99,7 +99,7 @@ def ancestor_mask_into(out: Tensor, parents: Tensor, num_nodes: Tensor) -> None:
 
 
 def _sizes(width: int, length: int) -> tuple[int, int, int]:
-    """Beams and prefixes that are compared at once, and the warps for it; one warp never waits for another."""
+    """Beams and prefixes that are compared at once, and the warps for them."""
     block_w = triton.next_power_of_2(width)
     chunk = min(max(triton.next_power_of_2(width * length), 16), 64)
     return block_w, chunk, 8 if block_w > 64 else 4 if block_w > 16 or chunk > 32 else 1
@@ -107,7 +107,7 @@ def _sizes(width: int, length: int) -> tuple[int, int, int]:
 
 @triton.jit
 def _rank_key(sums_ptr, owner_ptr, flat_M, num_flat, width):
-    """A prefix's own sum; minus infinity for copies and beyond the last, which no prefix has."""
+    """A prefix's sum, at least the lowest finite number; minus infinity for copies and beyond the last prefix."""
     inside_M = flat_M < num_flat
     sums_M = tl.load(sums_ptr + flat_M, mask=inside_M, other=0.0)
     owner_M = tl.load(owner_ptr + flat_M, mask=inside_M, other=-1)
@@ -224,7 +224,7 @@ def _build_kernel(
 
 @triton.jit
 def climb(parents_ptr, node_stride, node_C, column_N, num_nodes, capacity):
-    """[C, N]: whether the column is the node or one of its ancestors; nothing for slots from `num_nodes` on."""
+    """[C, N]: whether the column is the node or one of its ancestors; False for slots from `num_nodes` on."""
     # All nodes climb together, each to the root.
     here_C = tl.where(node_C < num_nodes, node_C, -1)
     seen_CN = here_C[:, None] == column_N[None, :]

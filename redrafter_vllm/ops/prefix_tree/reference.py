@@ -12,16 +12,16 @@ def prefix_tree(
     """The distinct prefixes of beams `tokens` [B, W, T] with conditional `token_log_probs` [B, W, T] as tree nodes.
 
     Returns tokens, parents, depths (int64) and cumulative log-probabilities (fp32), each [B, max_nodes], and
-    num_nodes [B] (int64). Nodes stand in order of descending log-probability, equal ones by depth, then by beam. A
+    num_nodes [B] (int64). Nodes are in order of descending log-probability, equal ones by depth, then by beam. A
     parent is never less probable than its child, so every prefix of the list is a tree, the most probable one of its
-    size, and nodes beyond `max_nodes` are simply cut off. Parents are node indices, −1 under the root; a depth counts
+    size, and nodes beyond `max_nodes` are cut off. Parents are node indices, −1 under the root; a depth counts
     from 1 under the root. Padding is token 0, parent −1, depth 0, log-probability −inf.
 
-    `beam_limit` [B] (int64, at least 1): only so many beams count, the first ones.
+    `beam_limit` [B] (int64, at least 1): only the first beams, this many, are used.
     """
     batch, width, length = tokens.shape
     if beam_limit is not None:
-        # The first beam takes the place of those beyond: copies of it leave no nodes.
+        # The first beam replaces those beyond the limit: copies of it add no nodes.
         beyond_BW1 = (torch.arange(width, device=tokens.device) >= beam_limit[:, None])[..., None]
         tokens = torch.where(beyond_BW1, tokens[:, :1], tokens)
         token_log_probs = torch.where(beyond_BW1, token_log_probs[:, :1], token_log_probs)
@@ -78,10 +78,10 @@ def ancestor_mask(parents: Tensor, num_nodes: Tensor) -> Tensor:
     capacity = parents.shape[1]
     is_node_BN = torch.arange(capacity, device=parents.device) < num_nodes.unsqueeze(1)
     mask_BNN = torch.diag_embed(is_node_BN)
-    # One row more, all False, is where the paths end; it leads to itself.
+    # Paths end in one more row, all False, which is its own parent.
     mask_BRN = pad(mask_BNN, (0, 0, 0, 1))
     jump_BR = pad(torch.where(is_node_BN & (parents >= 0), parents, capacity), (0, 1), value=capacity)
-    # Each doubling extends the path that a row covers to twice its length.
+    # Each iteration doubles the length of the path that a row covers.
     for _ in range((capacity - 1).bit_length()):
         mask_BRN = mask_BRN | mask_BRN.gather(1, jump_BR.unsqueeze(-1).expand_as(mask_BRN))
         jump_BR = jump_BR.gather(1, jump_BR)

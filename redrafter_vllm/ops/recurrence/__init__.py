@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands around the product of the recurrence: the tokens' rows before it or behind it."""
+"""The recurrence without its matrix product: the tokens' rows are joined before it or added after it."""
 
 from redrafter_vllm.ops.dispatch import dispatch
 from redrafter_vllm.ops.recurrence import reference

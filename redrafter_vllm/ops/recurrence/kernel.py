@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: disable-error-code="no-untyped-def"
-"""The tokens' rows before or behind the product of the recurrence, one launch each."""
+"""The tokens' rows joined before the recurrence's product or added after it, one launch each."""
 
 import torch
 import triton

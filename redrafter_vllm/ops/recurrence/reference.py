@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands around the product of the recurrence, in plain torch."""
+"""The recurrence without its matrix product, in plain torch."""
 
 import torch
 from torch import Tensor

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What follows the product of a ResBlock: its nonlinearity and its skip."""
+"""A ResBlock after its matrix product: nonlinearity and skip."""
 
 from redrafter_vllm.ops.dispatch import dispatch
 from redrafter_vllm.ops.residual import reference

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What follows the product of a ResBlock, in plain torch."""
+"""A ResBlock after its matrix product, in plain torch."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ def first_residual(product: Tensor, state: Tensor, share: Tensor, context: Tenso
     Args:
         product: [..., W, N] with the state.
         state: [..., W, H].
-        share: [..., N] what the context adds to the products of all W, or [..., W, N].
+        share: [..., N] the product with the context, shared by all W, or [..., W, N].
         context: [..., N − H], or [..., W, N − H].
     """
     if share.dim() < product.dim():

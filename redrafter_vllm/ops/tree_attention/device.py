@@ -2,16 +2,16 @@
 # mypy: disable-error-code="no-untyped-def"
 """The kernels of tree attention; `kernel` launches them.
 
-`context_kernel` splits the context among programs, each of which leaves its own weighted mean and log-sum.
+`context_kernel` splits the context among programs, each of which writes its weighted mean and log-sum.
 `nodes_kernel` attends to the query's own keys under the ancestor mask and merges these parts, or those of another
-kernel for the context. The query heads that share a key head stand as rows of one matrix.
+kernel for the context. The query heads that share a key head are rows of one matrix.
 """
 
 import triton
 import triton.language as tl
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
-# Below all scores, but finite, so that differences from it are numbers.
+# Below all scores but finite, so that differences from it are not NaN.
 _LOWEST = tl.constexpr(-1.0e30)
 # The interpreter multiplies the bit patterns of bf16.
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
@@ -29,7 +29,7 @@ def _rows_of(query_start_ptr, request, num_kv_heads, GROUP: tl.constexpr, ROWS: 
 
 @triton.jit
 def _decoded(entry, dtype: tl.constexpr, FP8: tl.constexpr):
-    """Bytes as e4m3: shifted, they are fp16 of 2^-8 the value. By hand, as capability 8.0 has no such type."""
+    """Bytes as e4m3: shifted, they are fp16 of 2^-8 the value. Done by hand because capability 8.0 lacks the type."""
     if FP8:
         bits = ((entry & 0x80).to(tl.uint16) << 8) | ((entry & 0x7F).to(tl.uint16) << 7)
         entry = (bits.to(tl.float16, bitcast=True) * 256.0).to(dtype)
@@ -38,7 +38,7 @@ def _decoded(entry, dtype: tl.constexpr, FP8: tl.constexpr):
 
 @triton.jit
 def _plus_product(sum_, left, right):
-    """Sum and products in fp32."""
+    """`sum_` plus the matrix product, both in fp32."""
     if _INTERPRETED:
         left, right = left.to(tl.float32), right.to(tl.float32)
     return tl.dot(left, right, sum_, input_precision="ieee")
@@ -63,7 +63,7 @@ def _absorb(
     HEAD_PAD: tl.constexpr,
     FP8: tl.constexpr,
 ):
-    """One tile of keys into the running softmax."""
+    """Adds one tile of keys to the running softmax."""
     page = tl.load(pages_ptr + slot // BLOCK_SIZE, mask=slot_ok, other=0).to(tl.int64)
     place = page * cache_block_stride + (slot % BLOCK_SIZE).to(tl.int64) * cache_slot_stride
     dim = tl.arange(0, HEAD_PAD)
@@ -239,7 +239,7 @@ def nodes_kernel(
             query, mean, highest, total, visible, context_len + key, key_ok, head_ptr, cache_block_stride,
             cache_slot_stride, pages_ptr, score_scale, BLOCK_SIZE, HEAD, HEAD_PAD, FP8,
         )  # fmt: skip
-    # The context's parts carry the values' scale already.
+    # The parts of the context are already multiplied by the values' scale.
     if v_scale_ptr is not None:
         mean *= tl.load(v_scale_ptr)
 

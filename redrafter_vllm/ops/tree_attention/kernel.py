@@ -13,7 +13,7 @@ from redrafter_vllm.ops.tree_attention.reference import TreeBatch
 from redrafter_vllm.ops.variant import Variant
 
 MAX_HEAD_SIZE = 256
-# The merge takes registers, and the query's own keys are few: reading them again for each block of rows costs little.
+# The merge needs registers, and the query's own keys are few: reading them for each block of rows costs little.
 _NODE_ROWS = 32
 
 
@@ -38,7 +38,7 @@ class Tiling:
 
 
 def padded_head_size(head_size: int) -> int:
-    """The width of a tile: a power of two, as Triton wants, and enough for a matrix product."""
+    """The width of a tile: a power of two, as Triton requires, and enough for a matrix product."""
     return max(16, triton.next_power_of_2(head_size))
 
 
@@ -66,7 +66,7 @@ def attend_context(
     v_scale: Tensor | None = None,
     num_splits: int | None = None,
 ) -> tuple[Tensor, Tensor]:  # [S, tokens, heads, head_size] fp32, [S, heads, tokens] fp32
-    """Attention to what stood in the cache before the query, in S parts with their natural log-sums.
+    """Attention to the keys that were cached before the query, in S parts with their natural log-sums.
 
     An empty part's log-sum is minus infinity and its mean is not written.
     """
@@ -127,7 +127,7 @@ def choose_splits(device: torch.device, num_programs: int, longest: int) -> int:
 
 
 def _is_fp8(tensor: Tensor) -> bool:
-    """Whether it holds e4m3 numbers, or bytes that mean them."""
+    """Whether it holds e4m3 numbers, or their bytes."""
     return tensor.dtype in (torch.float8_e4m3fn, torch.uint8)
 
 
@@ -147,7 +147,7 @@ def _arguments(
     dtype: torch.dtype,
     max_rows: int = 64,
 ) -> tuple[Tiling, dict[str, Any]]:
-    """What both kernels take; `dtype` is what they multiply in."""
+    """Tiling and arguments of both kernels; they multiply in `dtype`."""
     (_, num_heads, head_size), (_, num_kv_heads, block_size, entry_size) = query.shape, kv_cache.shape
     if entry_size != 2 * head_size or num_heads % num_kv_heads or head_size > MAX_HEAD_SIZE:
         raise ValueError(
@@ -239,12 +239,12 @@ def _variant(part: str, name: str, dtype: torch.dtype, head_size: int, rows: int
         constants |= {"FP8_QUERY": is_fp8_query} | ({} if is_fp8_query else {"q_scale_ptr": None})
     if not is_fp8:
         constants |= {"k_scale_ptr": None, "v_scale_ptr": None}
-        # Triton compiles an argument of 1 in.
+        # Triton makes an argument of 1 a constant.
         constants |= {} if part == "context" else {"num_parts": 1, "num_kv_heads": 1}
     types = {
         argument: pointers.get(argument, _kind(argument)) for argument in kernel.arg_names if argument not in constants
     }
-    # Entries and rows of heads lie at multiples of 16 elements, as the strides of tables and masks do not.
+    # Entries and rows of heads are at multiples of 16 elements, unlike rows of tables and masks.
     wide = frozenset(
         a for a in types if a.endswith("_stride") and a.split("_")[0] in ("query", "cache", "out", "context")
     )

@@ -23,7 +23,7 @@ def query_visibility(
 
     Args:
         query_len: Rows of this request in the step.
-        num_keys: Columns wanted.
+        num_keys: Columns of the result.
         seq_len: Tokens in the cache after this step, the query included.
         ancestors: For each scheduled draft the drafts on its path, itself included; without the root.
     """
@@ -76,7 +76,7 @@ def paged_attention(
 class TreeBatch:
     """The layout of one step, shared by all layers.
 
-    A request's query ends with its root and drafts; all that it holds is in the cache already.
+    A request's query ends with its root and drafts; its keys and values are already in the cache.
     """
 
     block_table: Tensor  # [B, pages] int32
@@ -108,8 +108,8 @@ def tree_attention(
 ) -> Tensor:  # [tokens, heads, head_size]
     """Attention of a whole step; rows of no request keep what `out` holds.
 
-    A cache of float8_e4m3fn, or of bytes that mean that, is multiplied by its scales. Computes in fp32 and reads the
-    lengths on the host: for tests; what serves without a GPU is `paged_attention`.
+    A cache of float8_e4m3fn, or of its bytes, is multiplied by its scales. Computes in fp32 and reads the
+    lengths on the host: for tests; serving without a GPU uses `paged_attention`.
     """
     context, log_sum = attend_context(query, kv_cache, batch, scale, k_scale, v_scale)
     return attend_nodes(query, kv_cache, batch, context, log_sum, scale, k_scale, v_scale, out)
@@ -123,9 +123,9 @@ def attend_context(
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # [1, tokens, heads, head_size] fp32, [1, heads, tokens] fp32
-    """Attention to what stood in the cache before the query, with the natural log of the sum of exponentials.
+    """Attention to the keys that were cached before the query, with the natural log of the sum of exponentials.
 
-    Where nothing did, the latter is minus infinity and the former undefined.
+    Without such keys the latter is minus infinity and the former undefined.
     """
     out = torch.zeros(1, *query.shape, dtype=torch.float32, device=query.device)
     log_sum = torch.full((1, query.shape[1], query.shape[0]), -torch.inf, device=query.device)
@@ -150,8 +150,8 @@ def attend_nodes(
 ) -> Tensor:
     """Attention of the query to itself, merged with that to S parts of the context.
 
-    A query of float8_e4m3fn, which some kernels of the context want, is multiplied by its scale; `out` then has the
-    context's type. A part whose log-sum is infinite, of either sign, is empty: kernels differ in what they say then.
+    A query of float8_e4m3fn, which some kernels of the context need, is multiplied by its scale; `out` then has the
+    context's type. A part whose log-sum is infinite, of either sign, is empty: kernels differ in which sign they write.
     """
     is_fp8 = query.dtype in (torch.float8_e4m3fn, torch.uint8)
     if out is None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: disable-error-code="no-untyped-def"
-"""The walk through a draft tree as one launch, one program a request."""
+"""The walk through a draft tree in one launch, one program per request."""
 
 from typing import Any
 
@@ -88,7 +88,7 @@ def _walk_kernel(
     valid_M = tl.load(valid_ptr + req * valid_stride + node_M, mask=exists_M, other=0)
     token_M = tl.load(tokens_ptr + req * tokens_stride + node_M, mask=exists_M, other=0).to(tl.int64)
     parent_M = tl.load(parents_ptr + req * parents_stride + node_M, mask=exists_M, other=-1).to(tl.int32)
-    # What cannot be entered is nobody's child.
+    # An invalid node is no node's child.
     parent_M = tl.where(exists_M & (valid_M != 0), parent_M, -2)
 
     slot_M = tl.arange(0, BLOCK_M)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Walk(NamedTuple):
-    """Where the target's own tokens lead through each request's tree.
+    """The path of the target's tokens through each request's tree.
 
     `emitted` holds the tokens of the accepted path followed by the token that left the tree; slots from `num_emitted`
     on are 0. `path` holds the accepted nodes in order of depth, −1 beyond the last. `leaf` is the last accepted row of
@@ -36,9 +36,9 @@ def tree_verify(
 
     Args:
         sampled: The target's token at every row of the step.
-        first_row: Row of each request's root; its node i stands in the (1 + i)-th row behind it.
+        first_row: Row of each request's root; its node i has the row 1 + i higher.
         tokens: Drafted tokens.
-        parents: Parent node, −1 under the root; a parent stands before its children.
+        parents: Parent node, −1 under the root; a parent precedes its children.
         valid: Nodes that exist, have a row and may be accepted. Siblings that are both valid carry different tokens.
         max_depth: T, the longest path to follow.
     """

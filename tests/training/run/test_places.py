@@ -111,7 +111,7 @@ def too_long(root: Path) -> Path:
         (weights_alone, "something else than a drafter (model.safetensors)"),
         (file, "is a file"),
         (inside_a_file, "is a file"),
-        (link_to_nothing, "a link to nothing"),
+        (link_to_nothing, "a broken link"),
         (too_long, "cannot be used as a place"),
     ],
 )
