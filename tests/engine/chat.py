@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What plain vLLM answers to the texts and conversations that a server is sent."""
+"""Plain vLLM's answers to texts and conversations, to compare a server's answers with."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ Messages = list[dict[str, str]]
 
 
 def texts(plain: Any, prompts: list[list[int]], sampling: Any) -> list[str]:
-    """What plain vLLM answers, offline."""
+    """Plain vLLM's answers, offline."""
     tokenizer = plain.get_tokenizer()
     return [tokenizer.decode(out[0], skip_special_tokens=True) for out in tokens(generate(plain, prompts, sampling))]
 

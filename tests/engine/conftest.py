@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engines run inside the test process, where one takes a second to start and its insides can be looked at."""
+"""Engines run inside the test process, where they start in a second and tests can inspect them."""
 
 import os
 
@@ -30,7 +30,7 @@ _ENGINES: dict[str, Any] = {}
 def make_engine() -> MakeEngine:
     """`make_engine(model, speculative=None, **options)`: one `LLM` per distinct call, shared by the session's tests.
 
-    Calls under another choice of linear kernels are distinct.
+    Calls with another choice of linear kernels are distinct.
     """
     from vllm import LLM
 
@@ -43,7 +43,7 @@ def make_engine() -> MakeEngine:
             enforce_eager=True,
             skip_tokenizer_init=True,
             kv_cache_memory_bytes=1 << 26,
-            gpu_memory_utilization=0.1,  # so much must be free on a GPU, however little an engine takes
+            gpu_memory_utilization=0.1,  # this much must be free on a GPU, even if an engine needs less
             seed=0,
         )
         key = json.dumps([str(model), speculative, options, cpu_kernels.chosen()], sort_keys=True, default=str)
@@ -57,9 +57,9 @@ def make_engine() -> MakeEngine:
 
 @contextmanager
 def keep_async_scheduling() -> Iterator[None]:
-    """vLLM's CPU platform switches asynchronous scheduling off, as a CPU gains nothing by it; here it stays.
+    """Keep asynchronous scheduling on, which vLLM's CPU platform switches off, as a CPU does not profit from it.
 
-    Order of calls, placeholders and late results are then those of a GPU; only nothing runs at the same time.
+    Order of calls, placeholders and late results are then those of a GPU, but nothing runs in parallel.
     """
     from vllm.platforms.cpu import CpuPlatform
 
@@ -88,7 +88,7 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(params=["triton", "flash"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Any]]:
-    """A GPU's attention backend: engines built under it use it; vLLM remembers its choice of one per process."""
+    """A GPU's attention backend, used by engines built in the test; vLLM caches its choice per process."""
     from vllm.v1.attention import selector
 
     from redrafter_vllm.integration.attention import select
@@ -125,5 +125,5 @@ def asset() -> Path:
 
 
 def pytest_unconfigure() -> None:
-    """Every engine collects garbage several times when it ends, which for dozens of them outlasts their tests."""
+    """Skip garbage collection at exit: every engine runs it several times, which takes longer than the tests."""
     gc.collect = lambda generation=2: 0  # type: ignore[assignment]

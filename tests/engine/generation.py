@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the engine tests share: prompts, sampling parameters, and running them."""
+"""Shared by the engine tests: prompts, sampling parameters, running them, and the parts of an in-process engine."""
 
 import random
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-# What these tests look at (vLLM's CPU attention by name, its linear layers one by one) only exists there.
-cpu_only = pytest.mark.skipif(torch.version.cuda is not None, reason="looks into vLLM's CPU build")
+# These tests inspect parts of vLLM's CPU build (its attention by name, its linear layers one by one).
+cpu_only = pytest.mark.skipif(torch.version.cuda is not None, reason="inspects vLLM's CPU build")
 
 TREE = {"method": "redrafter", "beam_width": 4, "beam_length": 4, "num_speculative_tokens": 16}
 CHAIN = {"method": "redrafter", "beam_width": 1, "beam_length": 3}
@@ -25,7 +25,7 @@ def allow_tree_attention() -> None:
 
 
 def random_prompts(count: int, vocab_size: int, *, seed: int = 0, longest: int = 200) -> list[list[int]]:
-    """Prompts of mixed length; every third shares a long prefix with the others of its kind."""
+    """Prompts of mixed length; every third one begins with the same long prefix."""
     rng = random.Random(seed)
     shared = [rng.randrange(3, vocab_size) for _ in range(longest // 2)]
     prompts = []
@@ -36,7 +36,7 @@ def random_prompts(count: int, vocab_size: int, *, seed: int = 0, longest: int =
 
 
 def params(**options: Any) -> Any:
-    """Sampling parameters of token ids only."""
+    """Sampling parameters for requests of token ids, without text."""
     from vllm import SamplingParams
 
     return SamplingParams(**{"max_tokens": 32, "detokenize": False, **options})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of new weights share: other drafters of the served shape, and weights that lie in tensors."""
+"""Shared by the tests of new weights: other drafters of the served shape, and products with plain tensors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from tests.engine.generation import runner
 
 
 def save_drafter_like(served: Path, path: Path, *, seed: int = 1, **changes: Any) -> Path:
-    """A random drafter of the config of the one at `served`, but for `changes`."""
+    """A random drafter with the config of the one at `served`, except for `changes`."""
     torch.manual_seed(seed)
     drafter = Drafter(replace(check_checkpoint(served), **changes))
     for parameter in drafter.parameters():
@@ -31,7 +31,7 @@ def save_drafter_like(served: Path, path: Path, *, seed: int = 1, **changes: Any
 
 @contextmanager
 def drafting_with(llm: Any, path: Path, served: Path) -> Iterator[None]:
-    """`llm`, which others use as well, has the drafter at `path` in place of the one at `served`."""
+    """Within it `llm`, which other tests use as well, drafts with `path` instead of `served`."""
     llm.collective_rpc("reload_drafter", args=(str(path),))
     try:
         yield
@@ -41,7 +41,7 @@ def drafting_with(llm: Any, path: Path, served: Path) -> Iterator[None]:
 
 @contextmanager
 def weights_in_tensors(llm: Any) -> Iterator[RedrafterSpeculator]:
-    """As on a GPU, where no weight lies in a layout that only a CPU's kernels know; torch multiplies."""
+    """As on a GPU: weights are plain tensors, not in a layout of the CPU's kernels; torch multiplies."""
     speculator: RedrafterSpeculator = runner(llm).speculator
     config = speculator.vllm_config
     with patch.object(drafter_loading, "_unquantized_linear", plain_linear):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arithmetic that gives a row the same bits whatever rows stand beside it, so that caches can be compared exactly.
+"""Arithmetic in which a row's result does not depend on other rows, so that caches can be compared exactly.
 
 A matrix product rounds differently for one row than for seventeen, and a softmax over masked keys adds in another order
 than one over the visible keys alone. Here every row goes through its linear layers alone and attends to exactly its
-visible keys, gathered in order: what remains different between two runs is what they stored where.
+visible keys, gathered in order: two runs then differ only in what they stored, and where.
 """
 
 import functools
@@ -41,7 +41,7 @@ def rowwise_attention(
 def row_invariant(llm: Any) -> Iterator[Callable[[], None]]:
     """Run `llm` with row-invariant linear layers and attention.
 
-    Yields what to call when the target has got new weights: its layers' products are then new.
+    Yields a function to call when the target has got new weights, which replace its layers' products.
     """
 
     def rowwise(linear: Any) -> Any:

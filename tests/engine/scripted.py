@@ -55,7 +55,7 @@ def scripted_trees(llm: Any, truths: Mapping[tuple[int, ...], list[int]], *, see
 
     A request that may only have a chain gets a chain.
 
-    Yields a list that collects the number of nodes of every tree drawn.
+    Yields a list of the numbers of nodes of the trees drawn.
     """
     states = runner(llm).req_states
 
@@ -70,7 +70,7 @@ def scripted_trees(llm: Any, truths: Mapping[tuple[int, ...], list[int]], *, see
 def trees_around(
     llm: Any, continuation: Callable[[int, list[int]], list[int]], *, seed: int = 0
 ) -> Iterator[list[int]]:
-    """Like `scripted_trees`; `continuation(row, known)` is what follows a request's tokens so far, by its row."""
+    """Like `scripted_trees`; `continuation(row, known)` returns the tokens that follow those known, by row."""
     rng = random.Random(seed)
     states = runner(llm).req_states
     drawn: list[int] = []
@@ -122,7 +122,7 @@ def trees_around(
 def run_both(
     plain: Any, other: Any, prompts: Sequence[list[int]], sampling: Any, seed: int = 0
 ) -> tuple[list[Any], list[Any]]:
-    """Outputs of plain vLLM, and of `other` under random trees around them."""
+    """Outputs of plain vLLM, and of `other` with random trees around them."""
     expected = generate(plain, prompts, sampling)
     truths = {
         tuple(prompt): [*prompt, *out.outputs[0].token_ids] for prompt, out in zip(prompts, expected, strict=True)
@@ -143,8 +143,10 @@ def assert_identical(plain: Any, other: Any, *, count: int = 6, max_tokens: int 
 
 
 def same_clear_choices(expected: Sequence[Any], outputs: Sequence[Any], gap: float = 0.1) -> int:
-    """For types that round a row differently in a batch of another size: the first difference of a greedy request
-    must be where its two best logprobs are within `gap`. Returns how many tokens were equal.
+    """Check greedy outputs in a dtype that rounds a row differently in a batch of another size.
+
+    The first difference of a request must be where its two best logprobs are within `gap`. Returns the number of equal
+    tokens.
     """
     equal = 0
     for output, wanted in zip(outputs, expected, strict=True):

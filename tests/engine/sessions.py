@@ -11,7 +11,7 @@ from tests.models import VOCAB
 
 
 class Part(NamedTuple):
-    """What one message of a session adds to its text, and how it is to be answered."""
+    """One message of a session: what it adds to the text, and the sampling parameters of its answer."""
 
     prompt: Sequence[int]
     sampling: Any
@@ -21,12 +21,12 @@ Sessions = Mapping[str, Sequence[Part]]
 
 
 class Session:
-    """The client of one session: sends a part when the one before is answered, or `ahead` all at once."""
+    """The client of one session: sends each part when the previous one is answered, or, with `ahead`, all at once."""
 
     def __init__(self, llm: Any, name: str, parts: Sequence[Part], *, ahead: bool = False, **options: Any) -> None:
         self.engine, self.name, self.options = llm.llm_engine, name, options
         self.to_send, self.ahead, self.closed = list(parts), ahead, False
-        self.answers: list[list[int]] = [[]]  # of the parts; the last is still to come
+        self.answers: list[list[int]] = [[]]  # of the parts; the last one is not complete
         self.finish_reasons: list[str] = []
         self.num_sent = 0
         self._last = self._request(name, Part([0], params()), resumable=False)  # the message that closes a session
@@ -34,16 +34,16 @@ class Session:
 
     @property
     def idle(self) -> bool:
-        """Whether all that was sent is answered."""
+        """Whether every part that was sent is answered."""
         return len(self.finish_reasons) == self.num_sent
 
     @property
     def done(self) -> bool:
-        """Whether nothing more is to come."""
+        """Whether the session is closed and every part is answered."""
         return self.closed and self.idle
 
     def go_on(self) -> None:
-        """Send what is due."""
+        """Send the parts that can be sent now."""
         while self.to_send and (self.ahead or self.idle):
             request = self._request(self._last.request_id, self.to_send.pop(0), resumable=True)
             request.external_req_id = self.name
@@ -75,7 +75,7 @@ class Session:
         )
 
     def _add(self, request: Any) -> None:
-        # Both sides extend the list of the prompt; between processes each has its own.
+        # Both sides extend the prompt's list; with separate processes each would have its own.
         theirs = copy(request)
         theirs.prompt_token_ids = list(request.prompt_token_ids)
         self.engine.output_processor.add_request(request, None, None, 0)
@@ -83,7 +83,7 @@ class Session:
 
 
 def random_sessions(seed: int, count: int = 5, parts: int = 4, longest: int = 19, **options: Any) -> Sessions:
-    """Parts of one token and of many, answers of one token and of many, greedy and seeded in turns."""
+    """Parts of one token and of many, answers of one token and of many, alternately greedy and seeded."""
     rng = random.Random(seed)
 
     def part(index: int) -> Part:
@@ -102,7 +102,7 @@ def random_sessions(seed: int, count: int = 5, parts: int = 4, longest: int = 19
 def run_sessions(
     llm: Any, sessions: Sessions, *, ahead: bool = False, before_step: Callable[[int], None] | None = None
 ) -> dict[str, list[list[int]]]:
-    """Answers of every session, a list for each part; the answers to other requests are dropped."""
+    """Answers of every session, a list per part; the answers to other requests are dropped."""
     clients = {name: Session(llm, name, parts, ahead=ahead) for name, parts in sessions.items()}
     step = 0
     while not all(client.done for client in clients.values()):
@@ -119,7 +119,7 @@ def run_sessions(
 
 
 def as_prompts(parts: Sequence[Part], answers: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The prompt that each part of a session amounts to: all before it, without the last token of each answer."""
+    """The equivalent prompt of each part of a session: all text before it, without the last token of each answer."""
     text: list[int] = []
     prompts = []
     for part, answer in zip(parts, answers, strict=True):
@@ -130,7 +130,7 @@ def as_prompts(parts: Sequence[Part], answers: Sequence[Sequence[int]]) -> list[
 
 
 def truths(sessions: Sessions, answers: Mapping[str, Sequence[list[int]]]) -> dict[tuple[int, ...], list[int]]:
-    """For scripted trees: what each of the sessions' prompts leads to."""
+    """For scripted trees: the full token sequence that each of the sessions' prompts leads to."""
     return {
         tuple(prompt): [*prompt, *answer]
         for name, parts in sessions.items()

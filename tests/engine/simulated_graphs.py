@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's full CUDA graphs without CUDA: what was captured runs again, on the tensors that it was captured with.
+"""vLLM's full CUDA graphs without CUDA: the captured function runs again, on the tensors of its capture.
 
-All around a graph is vLLM's own: the sizes, the dummy batches, the choice of a graph for a step, its padding.
+Everything else is vLLM's own code: the sizes, the dummy batches, the choice of a graph for a step, its padding.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from tests.engine.generation import runner
 def simulated_graphs(llm: Any, batch_sizes: list[int]) -> Iterator[list[tuple[int, int]]]:
     """Give `llm` graphs for decode batches of these sizes.
 
-    Yields a list that collects, for each replay, the requests of the step and the size of the graph.
+    Yields a list with, for each replay, the number of requests of the step and the size of the graph.
     """
     replays: list[tuple[int, int]] = []
     model_runner = runner(llm)
@@ -61,7 +61,7 @@ def simulated_graphs(llm: Any, batch_sizes: list[int]) -> Iterator[list[tuple[in
 
 @contextmanager
 def captures_run_again() -> Iterator[None]:
-    """What vLLM captures within the block will run again where the graph would be replayed."""
+    """Functions that vLLM captures within the block run again where the graph would be replayed."""
     with (
         patch.object(type(current_platform), "get_global_graph_pool", lambda self: None),
         patch.object(CudaGraphManager, "capture", _capture),
@@ -71,7 +71,7 @@ def captures_run_again() -> Iterator[None]:
 
 @torch.inference_mode()
 def _capture(self: Any, create_forward_fn: Any, progress_bar_desc: str = "") -> None:
-    """As `CudaGraphManager.capture`: warm up, then capture with fresh attention metadata."""
+    """Like `CudaGraphManager.capture`: warm up, then capture with fresh attention metadata."""
     for description in self._capture_descs[CUDAGraphMode.FULL]:
         create_forward_fn(description, warmup=True)(CUDAGraphMode.NONE)
         forward = create_forward_fn(description, warmup=False)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """After any accepted path the cache is, bit for bit, the one that plain decoding of the same tokens leaves.
 
-That holds for the entries of a request, for the blocks that prefix caching keeps, and so for whoever is given them.
+This holds for a request's entries and for the blocks that prefix caching keeps for other requests.
 """
 
 from pathlib import Path
@@ -47,7 +47,9 @@ def cached_entries(llm: Any, length: int) -> list[torch.Tensor]:
 
 @cpu_only
 @pytest.mark.parametrize("block_size", [16, 32])
-def test_bit_for_bit(make_engine: MakeEngine, random_target: Path, block_size: int) -> None:
+def test_cache_entries_are_those_of_plain_decoding(
+    make_engine: MakeEngine, random_target: Path, block_size: int
+) -> None:
     allow_tree_attention()
     shape = {"block_size": block_size, "enable_prefix_caching": False, "max_num_seqs": 1}
     plain = make_engine(random_target, attention_backend="CUSTOM", **shape)
@@ -69,7 +71,7 @@ def test_bit_for_bit(make_engine: MakeEngine, random_target: Path, block_size: i
 @cpu_only
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_cached_blocks(make_engine: MakeEngine, random_target: Path, asynchronous: bool) -> None:
-    """The blocks of emitted tokens are cached, and no slot of a rejected node among them."""
+    """The blocks of emitted tokens are cached, with no entry of a rejected node."""
     plain, tree = empty_caches(make_engine, random_target, asynchronous=asynchronous)
     prompts = random_prompts(9, VOCAB, longest=120, seed=21)
     sampling = [params(temperature=0.6 * (i % 2), seed=i, ignore_eos=True, max_tokens=30 + i) for i in range(9)]
@@ -94,7 +96,7 @@ def test_blocks_are_cached_outside_scheduling_only_at_a_stop(make_engine: MakeEn
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_request_continues_anothers_text(make_engine: MakeEngine, random_target: Path, asynchronous: bool) -> None:
-    """Each prompt is the one before and its output: its full blocks are found, and are right."""
+    """Each prompt is the previous one with its output: its full blocks are found in the cache, and are right."""
     cold = make_engine(random_target, enable_prefix_caching=False)
     tree = make_engine(random_target, TREE, block_size=16, async_scheduling=asynchronous)
     sampling = [params(temperature=0.7 * (i % 2), seed=i, ignore_eos=True, max_tokens=50) for i in range(5)]
@@ -106,6 +108,6 @@ def test_a_request_continues_anothers_text(make_engine: MakeEngine, random_targe
             own = generate(tree, prompts, sampling)
         assert tokens(own) == tokens(outputs)
         for prompt, output in zip(prompts, own, strict=True):
-            # Of the text before, all but the last token has been computed.
+            # All tokens of the previous text but the last have been computed.
             assert not turn or output.num_cached_tokens == (len(prompt) - 1) // 16 * 16
         prompts = list(truths.values())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vLLM does with our hooks besides serving: preparing the capture of its graphs, and dummy runs."""
+"""vLLM's other calls of our hooks: preparing the capture of its graphs, and dummy runs."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def capture_inputs(llm: Any, num_reqs: int, num_tokens: int, *, full: bool) -> A
 
 
 def own_rows(llm: Any) -> list[torch.Tensor]:
-    """The trees of all requests, the padding row left out."""
+    """The trees of all requests, without the padding row."""
     rows = runner(llm).speculator.rows
     return [part[: rows.padding_row].clone() for part in rows.trees]
 
@@ -63,7 +63,7 @@ def test_preparing_captures(make_engine: MakeEngine, random_target: Path, specul
 
 
 def test_dummy_runs_between_steps(make_engine: MakeEngine, random_target: Path) -> None:
-    """As ranks without requests make them, with requests of ours in flight: their trees outlive it."""
+    """As in ranks without requests, while requests of ours are in flight: their trees are kept."""
     prompts = random_prompts(3, VOCAB, longest=60)
     sampling = params(temperature=0.0, ignore_eos=True, max_tokens=16)
     expected = [out[0] for out in tokens(generate(make_engine(random_target), prompts, sampling))]
@@ -88,7 +88,7 @@ def test_dummy_runs_between_steps(make_engine: MakeEngine, random_target: Path) 
 
 
 def test_caches_are_not_kept(make_engine: MakeEngine, random_target: Path) -> None:
-    """vLLM frees the caches of its memory profiling by replacing the layers' tensors; nothing else may hold them."""
+    """vLLM frees the caches of its memory profiling by replacing the layers' tensors; nothing else may refer to them."""
     state = runner(make_engine(random_target, TREE)).model_state
     layer = state.vllm_config.compilation_config.static_forward_context["model.layers.1.self_attn.attn"]
     kept = layer.kv_cache

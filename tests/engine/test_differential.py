@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hundreds of random requests and sessions against plain vLLM, in a cache too small for all.
 
-Parameters, arrivals, aborts and what a session says are random.
+Parameters, arrivals, aborts and the parts of sessions are random.
 
-Meanwhile the drafter is replaced by others and the target gets its weights again, at random steps.
+At random steps the drafter is replaced by another and the target gets its weights again.
 
-Everything follows from one seed. For a longer run:
+Everything is determined by one seed. For a longer run:
 
     REDRAFTER_DIFFERENTIAL_REQUESTS=5000 REDRAFTER_DIFFERENTIAL_SEED=7 \\
         python -m pytest tests/engine/test_differential.py --timeout 0
 
-Both engines compute row-invariantly (`row_invariant`), so a difference is never a matter of rounding: a token that
-differs, a near-tie or not, is a bug.
+Both engines compute row-invariantly (`row_invariant`), so no difference is caused by rounding: any token that differs
+is a bug.
 """
 
 import os
@@ -77,7 +77,7 @@ def expected(engines: dict[str, Any]) -> dict[str, Any]:
 
 
 def answers_of_plain(plain: Any, cases: list[Case]) -> dict[str, Any]:
-    """What plain vLLM answers to each request and session, by name, in a cache that holds them all."""
+    """Plain vLLM's answer to each request and session, by name, with a cache that is large enough for all."""
     single = [case for case in cases if not case.more]
     prompts = [{"prompt_token_ids": list(case.prompt)} for case in single]
     with row_invariant(plain):
@@ -119,7 +119,7 @@ def test_random_stream(engines: dict[str, Any], expected: dict[str, Any], varian
 
 
 def test_another_target_in_the_same_engines(engines: dict[str, Any]) -> None:
-    """Both get the weights of another target, and those of theirs again; nothing of the one outlives it."""
+    """Both engines get the weights of another target, then their own again; nothing of the other target is kept."""
     plain, tree = engines["plain"], engines["asynchronous"]
     cases = random_cases(24, SEED + 1)
     path = Path(runner(plain).model_config.model)
@@ -142,13 +142,13 @@ def test_another_target_in_the_same_engines(engines: dict[str, Any]) -> None:
 
 
 def tokens_of(answer: Any) -> list[list[int]]:
-    """Of a request's choices, or of a session's parts."""
+    """The tokens of a request's choices, or of a session's parts."""
     return answer if isinstance(answer, list) else [list(one.token_ids) for one in answer.outputs]
 
 
 @contextmanager
 def new_weights_in_between(llm: Any, scratch: Path, renew: Callable[[], None]) -> Iterator[Swaps]:
-    """Within scripted trees: weights to change between steps, and some trees of the drafter's own."""
+    """Within scripted trees: weights change between steps, and the drafter draws some trees itself."""
     target = Path(runner(llm).model_config.model)
     swaps = Swaps(llm, target, scratch, renew, SEED)
     with own_trees_in_between(swaps):
@@ -177,7 +177,7 @@ def truthful_trees(llm: Any, cases: list[Case], expected: dict[str, Any]) -> Any
 
 
 def assert_as_cached_by(plain: Any, blocks: dict[Any, list[torch.Tensor]]) -> None:
-    """Blocks that prefix caching might have handed out held, bit for bit, what plain decoding leaves in them."""
+    """Blocks that prefix caching could reuse are, bit for bit, those that plain decoding leaves."""
     theirs = cached_blocks(plain)
     common = theirs.keys() & blocks.keys()
     assert len(common) > 40
@@ -186,7 +186,7 @@ def assert_as_cached_by(plain: Any, blocks: dict[Any, list[torch.Tensor]]) -> No
 
 
 def assert_not_idle(stream: Stream) -> None:
-    """The run has been through what it is there for."""
+    """Check that the run contained the events that it is meant to test."""
     answers = [answer for answer in stream.answers.values() if answer.session is None]
     sessions = [answer for answer in stream.answers.values() if answer.session is not None]
     assert sum(len(answer.session.finish_reasons) for answer in sessions) > REQUESTS / 20

@@ -2,11 +2,11 @@
 """Sampling without seeds keeps the target's distribution, at every position of a step.
 
 Each emitted token is mapped to a number that is uniform on [0, 1) if, and only if, it was drawn from the target's own
-conditional distribution: the mass of all more probable tokens plus a random part of its own. (Tokens are ordered by
-probability because wrong acceptance rules favour probable tokens.) The oracle is a transformers forward pass over the
-finished sequences. A chi-square test over 20 equal bins follows, for each position in the step apart.
+conditional distribution: the mass of all more probable tokens plus a random part of the token's mass. (Tokens are
+ordered by probability because wrong acceptance rules favour probable tokens.) The oracle is a transformers forward pass
+over the finished sequences. A chi-square test over 20 equal bins follows, separately for each position in the step.
 
-Power: with the acceptance rule `min(1, p/q)` put in place of the walk the same test rejects with a fifth of the tokens;
+Power: with the acceptance rule `min(1, p/q)` instead of the walk the same test rejects with a fifth of the tokens;
 the last test repeats that.
 """
 
@@ -35,7 +35,7 @@ NARROW_VOCAB = 8
 PROMPT = [3, 5, 4]
 LENGTH = 120
 BINS = 20
-# Over the four positions of a step the chance of a false alarm is 4e-4, and the run is seeded.
+# With four positions per step the probability of a false alarm is 4e-4, and the run is seeded.
 REJECT_BELOW = 1e-4
 SPECULATIVE = {"method": "redrafter", "beam_width": 8, "beam_length": 3, "num_speculative_tokens": 24}
 
@@ -66,7 +66,7 @@ def sample_sequences(llm: Any, count: int) -> tuple[Tensor, np.ndarray]:
 
 
 def uniform_values(target: Path, tokens: Tensor, rng: np.random.Generator) -> np.ndarray:
-    """Place of every token in its conditional distribution, [sequences, LENGTH]."""
+    """The uniform number of every token in its conditional distribution, [sequences, LENGTH]."""
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
     prompt = torch.tensor(PROMPT).expand(tokens.shape[0], -1)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def uniform_values(target: Path, tokens: Tensor, rng: np.random.Generator) -> np
 
 
 def p_values(values: np.ndarray, positions: np.ndarray) -> dict[int, tuple[int, float]]:
-    """Per position in the step: tokens and p-value."""
+    """Number of tokens and p-value per position in the step."""
     results = {}
     for position in range(SPECULATIVE["beam_length"] + 1):  # type: ignore[operator]
         chosen = values[positions == position]
@@ -155,7 +155,7 @@ def ratio_acceptance() -> Iterator[None]:
         yield
 
 
-def test_ratio_acceptance_is_found_out(make_engine: MakeEngine, narrow: Path) -> None:
+def test_ratio_acceptance_is_rejected(make_engine: MakeEngine, narrow: Path) -> None:
     llm = make_engine(narrow, SPECULATIVE, max_num_seqs=64, max_num_batched_tokens=1024)
     with ratio_acceptance():
         tokens, positions = sample_sequences(llm, 176)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drafting rounds replayed from recordings: the tokens of plain vLLM, from nothing but the buffers of fixed address."""
+"""Drafting rounds replayed from recordings: the tokens of plain vLLM, with inputs only in buffers of fixed address."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ SIZES = [1, 2, 4]
 
 @contextmanager
 def recorded(llm: Any, mode: CUDAGraphMode = CUDAGraphMode.FULL_AND_PIECEWISE) -> Iterator[RedrafterSpeculator]:
-    """The speculator of `llm` with rounds recorded as vLLM has it record them."""
+    """The speculator of `llm`, with rounds recorded as vLLM records them."""
     speculator: RedrafterSpeculator = runner(llm).speculator
     compilation = speculator.vllm_config.compilation_config
     with (
@@ -41,7 +41,7 @@ def recorded(llm: Any, mode: CUDAGraphMode = CUDAGraphMode.FULL_AND_PIECEWISE) -
 
 @contextmanager
 def poisoned_inputs(speculator: RedrafterSpeculator) -> Iterator[list[int]]:
-    """Spoils a round's inputs and results between rounds; collects the sizes of the rounds."""
+    """Overwrite a round's inputs and results between rounds; yields a list of the rounds' sizes."""
     sizes: list[int] = []
     fill, propose = speculator.buffers.fill, speculator.propose
 
@@ -61,7 +61,7 @@ def poisoned_inputs(speculator: RedrafterSpeculator) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("num_prompts", [3, 7])
 def test_replays_draw_what_plain_rounds_draw(make_engine: MakeEngine, asset: Path, num_prompts: int) -> None:
-    """Of 3 requests and of 7, more than any recording holds; batches shrink as requests end at different lengths."""
+    """With 3 requests and with 7, more than any recording has; batches shrink as requests end at different lengths."""
     prompts = random_prompts(num_prompts, 2048, longest=60)
     each = [params(temperature=0.0, ignore_eos=True, max_tokens=6 + 14 * index) for index in range(num_prompts)]
     expected = tokens(generate(make_engine(asset), prompts, each))
@@ -87,7 +87,7 @@ def rounds_of(llm: Any, prompts: list[list[int]], each: list[Any]) -> int:
     return len(sizes)
 
 
-def test_sizes_are_those_of_vllm(make_engine: MakeEngine, random_target: Path) -> None:
+def test_recorded_sizes_are_those_of_vllm(make_engine: MakeEngine, random_target: Path) -> None:
     llm = make_engine(random_target, TREE)
     with recorded(llm, CUDAGraphMode.PIECEWISE) as speculator:
         assert speculator.graphs is not None
@@ -104,7 +104,7 @@ def test_no_graphs_where_they_are_switched_off(make_engine: MakeEngine, random_t
 
 
 def test_vllm_can_drop_what_it_recorded_to_measure_memory(make_engine: MakeEngine, random_target: Path) -> None:
-    """It looks for graph managers among the speculator's attributes and sets them to None."""
+    """It finds graph managers among the speculator's attributes and sets them to None."""
     llm = make_engine(random_target, TREE)
     with recorded(llm) as speculator:
         names = [name for name, value in vars(speculator).items() if isinstance(value, DraftGraphs)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our drafter is a draft model to vLLM: it sleeps and wakes, follows the target's weights and takes a trainer's."""
+"""The drafter as vLLM's draft model: sleep, new weights of the target, and a trainer's weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +43,7 @@ class File(WeightTransferUpdateInfo):
 
 
 class FileTransfer(NCCLWeightTransferEngine):
-    """vLLM's engine for NCCL with a file for the network; drafters pass through memory that is used again."""
+    """vLLM's weight transfer by NCCL, with a file instead of the network; drafters arrive in memory that is reused."""
 
     init_info_cls = Nothing
     update_info_cls = File
@@ -52,19 +52,19 @@ class FileTransfer(NCCLWeightTransferEngine):
         pass
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        # vLLM's waits for the accelerator, and this machine need not have one.
+        # vLLM's method waits for the accelerator, which this machine may not have.
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: Any) -> None:
         for name, tensor in load_file(update_info.path).items():
             self.model.load_weights([(name, tensor)])
             if self.model is not self._default_model:
-                tensor.zero_()  # of a target's, vLLM's loading keeps what it is given
+                tensor.zero_()  # vLLM's loading of a target keeps the tensors that it is given
 
 
 @pytest.fixture(scope="module")
 def transferring(make_engine: MakeEngine, random_target: Path) -> Any:
-    """An engine that a trainer sends weights to."""
+    """An engine to which a trainer sends weights."""
     if "files" not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine("files", FileTransfer)
     llm = make_engine(random_target, PROJECTED, weight_transfer_config={"backend": "files"})
@@ -78,7 +78,7 @@ def send(llm: Any, tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def logits(llm: Any) -> Tensor:
-    """What the served drafter computes for some context and state."""
+    """The served drafter's logits for some context and state."""
     generator = torch.Generator().manual_seed(0)
     drafter = runner(llm).speculator.drafter
     size = drafter.config.hidden_size
@@ -98,7 +98,7 @@ def assert_drafting_with(llm: Any, path: Path) -> None:
 
 
 def assert_inputs_are_of_the_target(llm: Any, drafter: Path) -> None:
-    """What is drafted from is the embedding that the target has now, or its product with the drafter's W."""
+    """The drafter's inputs are the target's present embedding, or its product with the drafter's W."""
     speculator = runner(llm).speculator
     (table,) = (weight for name, weight in runner(llm).get_model().named_parameters() if "embed_tokens" in name)
     rows = table[: speculator.drafter.config.vocab_size]
@@ -107,7 +107,7 @@ def assert_inputs_are_of_the_target(llm: Any, drafter: Path) -> None:
     torch.testing.assert_close(speculator.embedding, rows, atol=1e-4, rtol=1e-4)
 
 
-def test_vllm_knows_the_draft_model(transferring: Any, make_engine: MakeEngine, random_target: Path) -> None:
+def test_vllm_finds_the_draft_model(transferring: Any, make_engine: MakeEngine, random_target: Path) -> None:
     own = worker(transferring)
     model = own.get_draft_model()
     assert model is runner(transferring).get_draft_model() is runner(transferring).speculator.draft_model
@@ -116,13 +116,13 @@ def test_vllm_knows_the_draft_model(transferring: Any, make_engine: MakeEngine, 
     assert {name: tensor.data_ptr() for name, tensor in model.named_buffers()} == addresses(
         runner(transferring).speculator
     )
-    # Of the target it keeps no more than it drafts with: vLLM may have shut the runner down.
+    # It keeps only the target tensors that it drafts with: vLLM may have shut the runner down.
     assert not any(value is runner(transferring).model for value in vars(runner(transferring).speculator).values())
     assert runner(make_engine(random_target)).get_draft_model() is None
 
 
 def test_a_trainer_sends_a_drafter(transferring: Any, random_target: Path, tmp_path: Path) -> None:
-    """In parts, in any spelling, while requests are drafted for; it drafts once all of it is there."""
+    """In parts, with any spelling of names, while requests run; it is used once it is complete."""
     served = random_target / "redrafter"
     new = save_drafter_like(served, tmp_path / "new")
     tensors = list(load_file(new / "model.safetensors").items())
@@ -140,8 +140,8 @@ def test_a_trainer_sends_a_drafter(transferring: Any, random_target: Path, tmp_p
     assert_drafting_with(transferring, served)
 
 
-def test_what_a_trainer_leaves_out_or_breaks_off(transferring: Any, random_target: Path, tmp_path: Path) -> None:
-    """The old drafter stays, and nothing of a broken update gets into the next one."""
+def test_incomplete_and_aborted_updates_change_nothing(transferring: Any, random_target: Path, tmp_path: Path) -> None:
+    """The old drafter stays, and no tensor of an aborted update is used by the next one."""
     served = random_target / "redrafter"
     tensors = load_file(save_drafter_like(served, tmp_path / "new") / "model.safetensors")
     half = dict(list(tensors.items())[:3])
@@ -173,7 +173,7 @@ def test_what_a_trainer_leaves_out_or_breaks_off(transferring: Any, random_targe
 def test_a_trainer_sends_a_target(
     transferring: Any, make_engine: MakeEngine, random_target: Path, tmp_path: Path
 ) -> None:
-    """By the same way, which goes past the runner's own reloading."""
+    """By the same transfer, which does not use the runner's own reloading."""
     old = load_file(random_target / "model.safetensors")
     expected = tokens(generate(transferring, PROMPTS, SAMPLING))
     for sent, same in ((changed(old), False), (old, True)):
@@ -186,7 +186,7 @@ def test_a_trainer_sends_a_target(
 
 
 def changed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Another target, above all in what the drafter shares with it."""
+    """Weights of another target; the embedding, which the drafter shares, changes most."""
     return {name: tensor * 1.5 + 0.1 if "embed_tokens" in name else tensor * 0.9 for name, tensor in weights.items()}
 
 
@@ -202,7 +202,7 @@ def tied_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_drafts_follow_the_targets_new_weights(
     make_engine: MakeEngine, random_target: Path, tied_target: Path, spec: dict[str, Any], kind: str
 ) -> None:
-    """From an iterator and, back again, from disk; at the same addresses, and as plain vLLM after the same reload."""
+    """From an iterator and then from disk; at the same addresses, with plain vLLM's tokens after the same reload."""
     target, options = (tied_target if kind == "tied" else random_target), (LORA if kind == "lora" else {})
     plain, llm = make_engine(target, **options), make_engine(target, spec, **options)
     where = addresses(runner(llm).speculator), runner(llm).speculator.embedding.data_ptr()
@@ -227,7 +227,7 @@ def test_drafts_follow_the_targets_new_weights(
 
 
 class Forgetful:
-    """A sleep of vLLM's: at level 2 nothing on the device outlives it."""
+    """vLLM's sleep: at level 2 nothing on the device is kept."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.tensors = tensors
@@ -242,7 +242,7 @@ class Forgetful:
 
 @contextmanager
 def sleeping_as_on_a_gpu(llm: Any, backend: Forgetful) -> Iterator[Any]:
-    """vLLM's CPU worker ignores sleep; that of a GPU, from which it derives, runs here without one."""
+    """vLLM's CPU worker ignores sleep; here the GPU worker's methods, its base class's, run without a GPU."""
     nothing = patch.multiple(torch.accelerator, synchronize=lambda: None, get_memory_info=lambda: (1, 1))
     with nothing, patch.object(worker(llm), "_sleep_mode_backend", backend):
         yield worker(llm)
@@ -262,8 +262,8 @@ def test_the_drafter_survives_sleep(make_engine: MakeEngine, random_target: Path
         assert all(torch.equal(tensor, expected[name]) for name, tensor in speculator.tensors().items())
 
 
-def test_a_cpu_goes_without_sleep(make_engine: MakeEngine, random_target: Path) -> None:
-    """There vLLM says so and stays awake."""
+def test_a_cpu_ignores_sleep(make_engine: MakeEngine, random_target: Path) -> None:
+    """vLLM logs this and does not sleep."""
     llm = make_engine(random_target, PROJECTED)
     expected = tokens(generate(llm, PROMPTS, SAMPLING))
     for level in (1, 2):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serving with a trimmed drafter: no option of its own, the same tokens as plain vLLM."""
+"""Serving with a trimmed drafter: no extra option, the same tokens as plain vLLM."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ def prompts(asset: Path) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def trimmed(asset: Path, prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The committed drafter, cut to the tokens that the prompts hold most of."""
+    """The committed drafter, trimmed to the most frequent tokens of the prompts."""
     full = Drafter.from_pretrained(asset / "redrafter")
     frequencies = token_frequencies([torch.tensor(prompt) for prompt in prompts], [], 0.0, full.config.vocab_size)
     kept = choose_draft_vocabulary(frequencies, DRAFT_VOCAB).tokens
@@ -56,8 +56,8 @@ def test_tokens_are_those_of_plain_vllm(
     expected = tokens(generate(make_engine(asset), prompts, sampling))
     assert outputs == expected
     drafts, accepted = (now - then for now, then in zip(counters(tree), before, strict=True))
-    # A map that is off accepts next to nothing, and no draft can be a token that was cut.
-    # With a map that was off by one, 2 of 742 drafts were accepted.
+    # With a wrong map almost nothing is accepted; and no draft may be a token that was removed.
+    # With a map shifted by one, 2 of 742 draft tokens were accepted.
     assert accepted / drafts > 0.3
     kept = set(drafter.draft_tokens.tolist()) if drafter.draft_tokens is not None else set()
     assert any(token not in kept for completions in outputs for ids in completions for token in ids)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serving with a drafter in INT8 and the embedding's product kept: the same tokens, nearly the same drafts."""
+"""Serving with an INT8 drafter and a projected embedding: the same tokens, nearly the same drafts."""
 
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,12 @@ def test_tokens_are_those_of_plain_vllm(
     outputs = tokens(generate(small, prompts, sampling))
     assert outputs == tokens(generate(make_engine(asset), prompts, sampling))
     drafts, accepted = (now - then for now, then in zip(counters(small), before, strict=True))
-    # As stored, in float32, the drafter had 1.38 accepted greedily and 0.75 seeded; so it had 1.43 and 0.73.
+    # Draft tokens accepted per step: as stored, in float32, 1.38 (greedy) and 0.75 (seeded); in INT8 1.43 and 0.73.
     assert accepted / drafts > (1.2 if temperature == 0 else 0.6)
 
 
-def test_the_served_drafter_computes_what_the_checkpoint_says(
-    make_engine: MakeEngine, asset: Path, kernels: str
-) -> None:
-    """In FP32 to rounding; in INT8 as far as rounded weights are off, and activations rounded to INT8."""
+def test_the_served_drafter_computes_the_checkpoints_logits(make_engine: MakeEngine, asset: Path, kernels: str) -> None:
+    """In FP32 up to rounding; in INT8 up to the rounding of weights and activations to INT8."""
     drafter = Drafter.from_pretrained(asset / "redrafter")
     generator = torch.Generator().manual_seed(0)
     context, state = torch.randn(2, 256, generator=generator), torch.randn(2, 4, 256, generator=generator)
@@ -76,7 +74,7 @@ def test_the_served_drafter_computes_what_the_checkpoint_says(
 
 
 def test_in_bf16(make_engine: MakeEngine, asset: Path, prompts: list[list[int]], kernels: str) -> None:
-    """Where a drafter's small products get other kernels than in fp32, and those in INT8 as well."""
+    """In bf16 a drafter's small products use other kernels than in fp32, and so do those in INT8."""
     options: dict[str, Any] = {"dtype": "bfloat16"}
     plain, small = make_engine(asset, **options), make_engine(asset, SMALL, disable_log_stats=False, **options)
     before = counters(small)
@@ -90,9 +88,9 @@ def test_in_bf16(make_engine: MakeEngine, asset: Path, prompts: list[list[int]],
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_int8_products(make_engine: MakeEngine, asset: Path, dtype: torch.dtype, with_bias: bool, kernels: str) -> None:
-    """Against the product of the rounded weights; what is left is the rounding of each activation row to INT8.
+    """Against the product of the rounded weights; the rest is the rounding of each activation row to INT8.
 
-    And that of the weights, where only half of the codes fit.
+    Where only half of the codes can be used, the rounding of the weights as well.
     """
     make_engine(asset, SMALL, disable_log_stats=False)  # vLLM's layers need its process groups
     generator = torch.Generator().manual_seed(0)
@@ -108,7 +106,7 @@ def test_int8_products(make_engine: MakeEngine, asset: Path, dtype: torch.dtype,
 
 
 class ColumnMajorFp8:
-    """In the place of vLLM's weight-only FP8 kernels: what they take, multiplied by torch."""
+    """Replaces vLLM's weight-only FP8 kernels: takes their inputs, multiplies by torch."""
 
     def __init__(self, **config: Any) -> None:
         assert config["weight_quant_key"] == kFp8StaticChannelSym
@@ -122,7 +120,7 @@ class ColumnMajorFp8:
 
 
 class PackedInt8(MPLinearKernel):
-    """In the place of vLLM's weight-only INT8 kernels: unpacks with vLLM's own function, multiplies by torch."""
+    """Replaces vLLM's weight-only INT8 kernels: unpacks with vLLM's own function, multiplies by torch."""
 
     @classmethod
     def get_min_capability(cls) -> int:
@@ -143,10 +141,10 @@ class PackedInt8(MPLinearKernel):
 
 @pytest.mark.parametrize("quantization", ["fp8", "int8"])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_what_kernels_of_a_gpu_are_given(
+def test_inputs_of_gpu_kernels(
     make_engine: MakeEngine, asset: Path, quantization: str, with_bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Everything of the way to vLLM's CUDA kernels except the kernels."""
+    """All code before vLLM's CUDA kernels, without the kernels."""
     engine = make_engine(asset, SMALL, disable_log_stats=False)  # vLLM's layers need its process groups
     monkeypatch.setattr(drafter_loading.current_platform, "is_cpu", lambda: False)
     monkeypatch.setattr(compressed_tensors_w8a16_fp8, "init_wfp8_a16_linear_kernel", ColumnMajorFp8)
@@ -160,6 +158,8 @@ def test_what_kernels_of_a_gpu_are_given(
 
 
 @pytest.mark.parametrize("quantization", ["fp8"])
-def test_what_no_cpu_can_is_refused_at_start(make_engine: MakeEngine, asset: Path, quantization: str) -> None:
+def test_quantisation_without_cpu_kernels_is_refused_at_start(
+    make_engine: MakeEngine, asset: Path, quantization: str
+) -> None:
     with pytest.raises(ValueError, match="drafter_quantization='fp8' needs an NVIDIA GPU, and this is cpu; use 'int8'"):
         make_engine(asset, {**TREE, "drafter_quantization": quantization})

@@ -54,7 +54,7 @@ def test_no_drafter_registered(make_engine: MakeEngine, random_target: Path, tmp
         make_engine(bare, TREE)
 
 
-def test_somebody_elses_drafter(make_engine: MakeEngine, random_target: Path, tmp_path: Path) -> None:
+def test_a_drafter_of_another_target(make_engine: MakeEngine, random_target: Path, tmp_path: Path) -> None:
     other_vocab = save_random_drafter(tmp_path / "vocab", vocab_size=VOCAB + 1)
     other_hidden = save_random_drafter(tmp_path / "hidden", hidden_size=2 * HIDDEN)
     for drafter, what in ((other_vocab, "vocabulary size"), (other_hidden, "hidden size")):
@@ -81,7 +81,7 @@ def test_engine_options(make_engine: MakeEngine, random_target: Path, options: d
 
 
 def test_model_runner_v1(make_engine: MakeEngine, random_target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # As the environment variable of that name would; vLLM has read its environment long before in this process.
+    # Like the environment variable of that name, which vLLM has already read in this process.
     monkeypatch.setattr("vllm.envs.VLLM_USE_V2_MODEL_RUNNER", False, raising=False)
     with pytest.raises(ValueError, match="needs Model Runner V2"):
         make_engine(random_target, TREE, max_num_seqs=3)

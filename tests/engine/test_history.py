@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Penalties and bad words on trees, seen from inside the step."""
+"""Penalties and bad words on trees, checked inside the step."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ def test_paths_are_followed_without_reading_back(make_engine: MakeEngine, random
     tree = make_engine(random_target, TREE)
     calls: set[str] = set()
 
-    def trapped(name: str) -> Any:
+    def checked(name: str) -> Any:
         original = getattr(history, name)
 
         def run(*args: Any) -> None:
@@ -34,13 +34,13 @@ def test_paths_are_followed_without_reading_back(make_engine: MakeEngine, random
 
     sampling = [params(temperature=0.0, ignore_eos=True, max_tokens=8, presence_penalty=0.5 * i) for i in range(3)]
     sampling[0].bad_words, sampling[0]._bad_words_token_ids = ["given by its ids"], [[5, 6], [7]]
-    with trapped("penalise"), trapped("forbid_bad_words"):
+    with checked("penalise"), checked("forbid_bad_words"):
         generate(tree, random_prompts(3, VOCAB), sampling)
     assert calls == {"penalise", "forbid_bad_words"}
 
 
 def test_a_sampler_with_other_processors_is_named(make_engine: MakeEngine, random_target: Path) -> None:
-    """What a later vLLM may have: another processor before the penalties, or states of another make."""
+    """As a later vLLM may have: another processor before the penalties, or states with other attributes."""
     bias, penalties, bad_words = runner(make_engine(random_target)).sampler.logits_processors
     rows = DraftRows(2, 4, torch.device("cpu"))
     with pytest.raises(InterfaceChangedError, match="BadWordsState"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The promise on real text: a trained target, a trained and a random drafter, greedy and seeded, batch 1 and 8."""
+"""Identity with plain vLLM on real text: a trained and a random drafter, greedy and seeded, batch 1 and 8."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ SAMPLING: dict[str, dict[str, Any]] = {"greedy": {"temperature": 0.0}, "seeded":
 
 @pytest.fixture(scope="module")
 def prompts(asset: Path) -> list[list[int]]:
-    """Prompts of mixed length from files that the target was not trained on; a quarter goes on where another stops."""
+    """Prompts of mixed length from files that the target was not trained on; a quarter continue another prompt."""
     tokenizer = AutoTokenizer.from_pretrained(asset)
     texts = extract_prompts(split(load_corpus())[1], NUM_PROMPTS, max_chars=1100)
     texts[3::4] = [texts[index] + "\n" + texts[index + 1] for index in range(2, NUM_PROMPTS - 1, 4)]
@@ -40,7 +40,7 @@ def drafters(asset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 @pytest.fixture(scope="module")
 def expected(make_engine: MakeEngine, asset: Path, prompts: list[list[int]]) -> dict[tuple[str, str], Any]:
-    """What plain vLLM emits, for each way of sampling and each batch size."""
+    """Plain vLLM's tokens, for each way of sampling and each batch size."""
     plain = make_engine(asset)
     return {
         (mode, batch): tokens(generate(plain, prompts, sampling(mode), one_by_one=batch == "one"))

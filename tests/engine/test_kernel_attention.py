@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The attention of a GPU, served on the CPU: vLLM's kernels and ours interpreted, FlashAttention's replaced."""
+"""The attention of a GPU on the CPU: vLLM's kernels and ours interpreted, FlashAttention's replaced."""
 
 import random
 from pathlib import Path
@@ -21,7 +21,7 @@ SHAPE = {"max_num_batched_tokens": 48, "max_num_seqs": 3}
 
 
 def parts_of_steps(impl: type[Any], monkeypatch: pytest.MonkeyPatch) -> set[tuple[bool, bool]]:
-    """Collects, for each forward pass of a layer, whether it had causal requests and whether it had trees."""
+    """A set that collects, for each forward pass of a layer, whether it had causal requests, and trees."""
     found: set[tuple[bool, bool]] = set()
     forward = impl.forward
 
@@ -35,14 +35,14 @@ def parts_of_steps(impl: type[Any], monkeypatch: pytest.MonkeyPatch) -> set[tupl
 
 
 def tree_engine(make_engine: MakeEngine, target: Path, backend: type[Any]) -> Any:
-    # Block sizes that every backend takes keep the engines of two backends apart.
+    # Different block sizes, which every backend supports, give the two backends separate engines.
     tree = make_engine(target, TREE, block_size=32 if backend is FlashTreeBackend else 16, **SHAPE)
     assert runner(tree).attn_groups[0][0].backend is backend
     return tree
 
 
 def requests(*lengths: int) -> tuple[list[list[int]], list[Any]]:
-    """Prompts of these lengths, greedy and seeded in turns."""
+    """Prompts of these lengths, alternately greedy and seeded."""
     rng = random.Random(3)
     prompts = [[rng.randrange(3, VOCAB) for _ in range(length)] for length in lengths]
     return prompts, [
@@ -54,10 +54,10 @@ def requests(*lengths: int) -> tuple[list[list[int]], list[Any]]:
 def test_tokens_are_those_of_plain_vllm(
     make_engine: MakeEngine, random_target: Path, backend: type[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Greedy and seeded, random trees, prompts cut into pieces beside other requests' trees."""
+    """Greedy and seeded, random trees, chunked prompts beside other requests' trees."""
     plain, tree = make_engine(random_target, **SHAPE), tree_engine(make_engine, random_target, backend)
     found = parts_of_steps(backend.get_impl_cls(), monkeypatch)
-    # After the first step the second prompt still has a piece longer than any tree.
+    # After the first step the second prompt still has a chunk longer than any tree.
     expected, outputs = run_both(plain, tree, *requests(5, 66))
     assert tokens(outputs) == tokens(expected)
     assert {(True, False), (True, True), (False, True)} <= found
@@ -65,7 +65,7 @@ def test_tokens_are_those_of_plain_vllm(
 
 @pytest.mark.parametrize("backend", ["flash"], indirect=True)
 def test_full_graphs_serve_the_same_tokens(make_engine: MakeEngine, random_target: Path, backend: type[Any]) -> None:
-    """Two requests, one of them longer: a graph of two serves both, and in the end one alone with padding."""
+    """Two requests, one of them longer: a graph of size two runs both, and at the end one with padding."""
     plain, tree = make_engine(random_target, **SHAPE), tree_engine(make_engine, random_target, backend)
     prompts, sampling = requests(40, 4)
     sampling[1].max_tokens += 8

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serving with the interpreted kernels in place of their references, as REDRAFTER_KERNELS=1 does on a CPU."""
+"""Serving with interpreted kernels instead of their references, as REDRAFTER_KERNELS=1 does on a CPU."""
 
 import importlib
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from tests.ops.devices import HAS_GPU, runs_kernels
 
 pytestmark = runs_kernels
 
-# Launchers that a step with trees must come through; each would be its reference otherwise.
+# Launchers that a step with trees must call; otherwise the reference has run.
 LAUNCHERS = {
     "beam_step": "beam_step",
     "draft_inputs": "draft_inputs",
@@ -38,7 +38,7 @@ LAUNCHERS = {
 
 @contextmanager
 def kernels() -> Iterator[dict[str, int]]:
-    """Kernels everywhere, and, where they are interpreted, checked; counts their launchers' calls."""
+    """Use kernels everywhere and, if interpreted, check them; yields the number of calls of each launcher."""
     calls = dict.fromkeys(LAUNCHERS, 0)
     with ExitStack() as stack:
         stack.enter_context(patch.object(dispatch, "_ALWAYS", True))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log-probabilities of emitted tokens and of prompts: those of plain vLLM, whatever path the tokens came along."""
+"""Log-probabilities of emitted tokens and of prompts: those of plain vLLM, for any accepted path."""
 
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def test_logprobs_in_a_mixed_batch(
     chunk_rows: int | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All rows at once, and as a large vocabulary has it: a request at a time, or two."""
+    """All rows at once and, as for a large vocabulary, one or two requests at a time."""
     if chunk_rows is not None:
         monkeypatch.setattr(sampler, "get_max_chunk_logits", lambda vocab_size: chunk_rows)
     options = {"logprobs_mode": mode, "max_logprobs": -1}

@@ -14,7 +14,7 @@ from tests.models import save_random_drafter, save_random_llama
 ORIGINAL = 64
 EXTENDED = 8 * ORIGINAL
 
-# The width of the context before scaling, which is what the config calls max_position_embeddings; the parameters; and
+# The length of the context before scaling (max_position_embeddings in the config), the parameters, and
 # vLLM's class. "dynamic" has a rotary table of max_position_embeddings in vLLM, so that must be the extended width.
 KINDS: dict[str, tuple[int, dict[str, Any], str]] = {
     "linear": (ORIGINAL, {}, "LinearScalingRotaryEmbedding"),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRA adapters on the target: each request gets the tokens that plain vLLM gives it with its adapter.
+"""LoRA adapters on the target: each request gets the tokens of plain vLLM with its adapter.
 
-The drafter is not adapted: it goes on with the embedding of the base model.
+The drafter is not adapted: it uses the embedding of the base model.
 """
 
 import json
@@ -18,7 +18,7 @@ from tests.engine.generation import CHAIN, TREE, generate, params, random_prompt
 from tests.engine.scripted import scripted_trees
 from tests.models import HIDDEN, VOCAB
 
-# vLLM's adapters on a CPU give requests without one what stands in the last slot, so one slot stays free.
+# On a CPU vLLM applies the last slot to requests without an adapter, so that one slot stays empty.
 LORA = {"enable_lora": True, "max_loras": 3, "max_lora_rank": 8}
 
 LAYERS = {"self_attn.q_proj": (64, 128), "self_attn.v_proj": (64, 64), "mlp.down_proj": (128, 64)}
@@ -53,7 +53,7 @@ def save_adapter(path: Path, seed: int, *, vocabulary: bool) -> Path:
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """No adapter, one on the layers, one on the vocabulary's ends as well."""
+    """No adapter, one on the layers, one on embedding and LM head as well."""
     from vllm.lora.request import LoRARequest
 
     root = tmp_path_factory.mktemp("lora")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's counters and ours, against what was seen to happen at the walk."""
+"""vLLM's counters and ours, against the verifications recorded at the walk."""
 
 import json
 import re
@@ -42,7 +42,7 @@ class Step(NamedTuple):
 
 @contextmanager
 def watched() -> Iterator[list[Step]]:
-    """Every verification as the walk saw it."""
+    """Yields a list of all verifications, recorded at the walk."""
     seen: list[Step] = []
     verify = TreeSampler.__call__
 
@@ -61,7 +61,7 @@ def watched() -> Iterator[list[Step]]:
 
 
 def received(seen: list[Step], outputs: list[Any]) -> list[Step]:
-    """The verifications that brought a request something, with no more tokens than it got."""
+    """The verifications that gave a request tokens, with only the tokens that it got."""
     ends = {out.request_id: len(out.prompt_token_ids) + len(out.outputs[0].token_ids) for out in outputs}
     return [
         step._replace(emitted=min(step.emitted, ends[step.request] - step.known))
@@ -98,7 +98,7 @@ def workload(count: int) -> list[Any]:
     ]
 
 
-def test_counters_are_what_happened(make_engine: MakeEngine, random_target: Path) -> None:
+def test_counters_equal_the_observed_steps(make_engine: MakeEngine, random_target: Path) -> None:
     plain, tree = make_engine(random_target), make_engine(random_target, ENGINE, **STATS)
     prompts = random_prompts(10, VOCAB, seed=8)
     before = counters(tree)
@@ -148,7 +148,7 @@ def test_every_metric_is_exported_before_anything_ran(make_engine: MakeEngine, r
     assert {metric.name for metric in tree.get_metrics() if "redrafter" in metric.name} == {*COUNTERS, ACCEPTED}
 
 
-def test_the_log_line_tells_the_same(
+def test_the_log_line_has_the_same_numbers(
     make_engine: MakeEngine, random_target: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tree = make_engine(random_target, ENGINE, **STATS)
@@ -169,7 +169,7 @@ def test_the_log_line_tells_the_same(
     assert f"Mean acceptance length: {1 + accepted / len(seen):.2f}" in lines[0]
 
 
-def test_dashboard_and_document_know_what_is_exported(make_engine: MakeEngine, random_target: Path) -> None:
+def test_dashboard_and_document_name_exported_metrics(make_engine: MakeEngine, random_target: Path) -> None:
     metrics = make_engine(random_target, ENGINE, **STATS).get_metrics()
     labels = {metric.name: {*metric.labels} for metric in metrics}
     ours = {*COUNTERS, ACCEPTED}
@@ -191,8 +191,8 @@ def test_dashboard_and_document_know_what_is_exported(make_engine: MakeEngine, r
     assert all(f"| `{name}` |" in document for name in ours)
 
 
-def test_dashboard_is_whole() -> None:
-    """What Grafana needs of a file to be imported: a schema, a data source to choose, panels that do not overlap."""
+def test_dashboard_can_be_imported() -> None:
+    """Grafana can import it: a schema version, a data source to choose, panels that do not overlap."""
     dashboard = json.loads((REFERENCE / "grafana" / "redrafter.json").read_text())
     assert dashboard["schemaVersion"] >= 36 and dashboard["title"] and dashboard["uid"]
     variables = {variable["name"] for variable in dashboard["templating"]["list"]}
@@ -214,8 +214,8 @@ def test_dashboard_is_whole() -> None:
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
-def test_plain_engines_have_none(make_engine: MakeEngine, random_target: Path) -> None:
-    """Last: every engine that counts takes the metrics of those before it out of the process's registry."""
+def test_plain_engines_export_none_of_our_metrics(make_engine: MakeEngine, random_target: Path) -> None:
+    """Runs last: every engine with statistics removes the metrics of earlier engines from the process's registry."""
     plain = make_engine(random_target, disable_log_stats=False)
     assert tokens(generate(plain, [[5, 6, 7]], params(max_tokens=3)))
     assert not any("redrafter" in metric.name for metric in plain.get_metrics())

@@ -44,7 +44,7 @@ def prompts(asset: Path) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def untrained(asset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A drafter for the committed target that knows nothing of it."""
+    """An untrained drafter for the committed target."""
     return save_drafter_like(asset / "redrafter", tmp_path_factory.mktemp("untrained") / "redrafter")
 
 
@@ -53,7 +53,7 @@ def greedy_and_seeded() -> list[Any]:
 
 
 def accepted_per_step(llm: Any, prompts: list[list[int]], expected: list[Any]) -> float:
-    """Of requests whose tokens must be those expected."""
+    """Accepted tokens per step of requests, whose tokens must be those expected."""
     with watched() as watch:
         assert tokens(generate(llm, prompts, greedy_and_seeded())) == expected
     return sum(own.accepted for own in watch.by_id.values()) / sum(own.steps for own in watch.by_id.values())
@@ -76,7 +76,7 @@ def test_the_new_drafter_drafts_and_nothing_else_changes(
 def test_requests_in_flight_go_on(
     make_engine: MakeEngine, asset: Path, prompts: list[list[int]], untrained: Path, tmp_path: Path, way: str
 ) -> None:
-    """Every step another drafter, or one that is refused, while all requests are at work."""
+    """Another drafter in every step, or one that is refused, while all requests run."""
     spec, options = WAYS[way]
     llm = make_engine(asset, spec, **options)
     wrong = save_drafter_like(asset / "redrafter", tmp_path, num_draft_layers=4)
@@ -124,7 +124,7 @@ def without_a_tensor(served: Path, path: Path) -> None:
 
 
 def with_sizes_of_nothing(served: Path, path: Path) -> None:
-    """Refused before anything is made of its sizes."""
+    """Refused before a tensor of these sizes is made."""
     shutil.copytree(served, path)
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"num_draft_layers": 10**9}))
@@ -151,7 +151,7 @@ WRONG: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_does_not_fit_changes_nothing(
+def test_a_refused_drafter_changes_nothing(
     make_engine: MakeEngine, random_target: Path, tmp_path: Path, name: str
 ) -> None:
     make, message = WRONG[name]
@@ -167,7 +167,7 @@ def test_what_does_not_fit_changes_nothing(
         assert all(torch.equal(tensor, before[key]) for key, tensor in speculator.tensors().items())
 
 
-def test_drafters_that_were_replaced_are_gone(
+def test_replaced_drafters_are_freed(
     make_engine: MakeEngine, random_target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = make_engine(random_target, TREE)
@@ -188,14 +188,14 @@ def test_drafters_that_were_replaced_are_gone(
 
 def test_an_engine_without_a_drafter_has_none_to_replace(make_engine: MakeEngine, random_target: Path) -> None:
     plain = make_engine(random_target)
-    make_engine(random_target, TREE)  # with it the method comes into this process
+    make_engine(random_target, TREE)  # installs the patches in this process
     with pytest.raises(ValueError, match="does not draft with ReDrafter"):
         plain.collective_rpc("reload_drafter", args=(str(random_target / "redrafter"),))
     with pytest.raises(ValueError, match="named by a directory or a hub id, not by 7"):
         make_engine(random_target, TREE).collective_rpc("reload_drafter", args=(7,))
 
 
-def test_a_worker_with_such_a_method_of_its_own_is_another_vllm() -> None:
+def test_a_worker_with_a_method_of_that_name_is_an_error() -> None:
     from redrafter_vllm.integration.patches.rebind import add_method
     from redrafter_vllm.integration.vllm_interface.entry import InterfaceChangedError
 
@@ -212,7 +212,7 @@ def test_a_worker_with_such_a_method_of_its_own_is_another_vllm() -> None:
 def test_recorded_rounds_draw_with_the_new_weights(
     make_engine: MakeEngine, asset: Path, prompts: list[list[int]], untrained: Path, spec: dict[str, Any]
 ) -> None:
-    """Recordings know addresses: with the first drafter's numbers behind them they would draw its trees."""
+    """Recordings contain addresses: if these still held the first drafter's weights, they would draw its trees."""
     llm = make_engine(asset, spec)
     few, sampling = prompts[:3], params(temperature=0.0, ignore_eos=True, max_tokens=24)
     expected = tokens(generate(make_engine(asset), few, sampling))
@@ -236,18 +236,18 @@ def test_recorded_rounds_draw_with_the_new_weights(
             assert addresses(speculator) == where
             assert speculator.graphs is not None
             assert sum(tape.replays for tape in speculator.graphs.graphs.values()) == sum(found)
-    # A recording's batch is padded, and rounds otherwise: that may decide between two drafts.
+    # A recording's batch is padded and rounds differently, which may decide between two draft tokens.
     for own, name in zip(found, ("trained", "untrained", "trained"), strict=True):
         assert abs(own - counts[name]) <= 1
     assert counts["untrained"] > counts["trained"] + 5
-    # The engine, which others use as well, drafts with its own products and drafter again.
+    # Restore the products and the drafter of the engine, which other tests use as well.
     llm.collective_rpc("reload_drafter", args=(str(asset / "redrafter"),))
 
 
 def test_a_draft_vocabulary_is_replaced_by_one_of_its_size(
     make_engine: MakeEngine, asset: Path, tmp_path: Path
 ) -> None:
-    """Rows and map together: the engine then drafts the new vocabulary's tokens and no others."""
+    """Rows and map together: the engine then drafts only tokens of the new vocabulary."""
     from redrafter_vllm.model.drafter import Drafter
 
     paths = []
@@ -271,10 +271,10 @@ def test_a_draft_vocabulary_is_replaced_by_one_of_its_size(
 
 
 @pytest.mark.parametrize("quantization", ["fp8", "int8"])
-def test_what_kernels_of_a_gpu_hold_keeps_its_place(
+def test_weights_of_gpu_kernels_keep_their_addresses(
     make_engine: MakeEngine, asset: Path, quantization: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Codes and scales of vLLM's own layers, packed as CUDA kernels take them, with stand-ins for the kernels."""
+    """Codes and scales of vLLM's own layers, packed for CUDA kernels, with replacements for the kernels."""
     from vllm.config import set_current_vllm_config
 
     from redrafter_vllm.integration.worker import drafter_loading

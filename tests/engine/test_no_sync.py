@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No host synchronisation in a decode step of ours, from the preparation of its inputs to the next trees."""
+"""No host synchronisation in our part of a decode step, from the preparation of its inputs to the next trees."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,12 +29,12 @@ HOOKS = [
 ]
 
 
-def trapped(owner: type, name: str, calls: list[str]) -> Any:
+def checked(owner: type, name: str, calls: list[str]) -> Any:
     original = getattr(owner, name)
 
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         calls.append(name)
-        # What vLLM keeps on the host for our use.
+        # vLLM's copies on the host, which we use.
         host = [x.seq_lens_cpu_upper_bound for x in args if hasattr(x, "seq_lens_cpu_upper_bound")]
         with forbid_host_sync(host):
             return original(self, *args, **kwargs)
@@ -42,8 +42,8 @@ def trapped(owner: type, name: str, calls: list[str]) -> Any:
     return patch.object(owner, name, run)
 
 
-def lifted(owner: Any, name: str) -> Any:
-    """vLLM's own, which on a CPU is an interpreted kernel or what stands in for one."""
+def unchecked(owner: Any, name: str) -> Any:
+    """Not checked: vLLM's own function, on a CPU an interpreted kernel or its replacement."""
     original = getattr(owner, name)
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -54,15 +54,15 @@ def lifted(owner: Any, name: str) -> Any:
 
 
 @contextmanager
-def trapped_step(llm: Any) -> Iterator[list[str]]:
-    """Yields a list that collects the hooks called, all of them trapped."""
+def checked_step(llm: Any) -> Iterator[list[str]]:
+    """Yields a list of the hooks called; a host synchronisation in any of them is an error."""
     calls: list[str] = []
     with ExitStack() as stack:
         for owner, name in HOOKS:
-            stack.enter_context(trapped(owner, name, calls))
-        stack.enter_context(lifted(runner(llm).sampler, "sample"))
+            stack.enter_context(checked(owner, name, calls))
+        stack.enter_context(unchecked(runner(llm).sampler, "sample"))
         for name in ("get_num_sampled_and_rejected", "compute_topk_scores", "async_copy_to_np"):
-            stack.enter_context(lifted(sampler_module, name))
+            stack.enter_context(unchecked(sampler_module, name))
         yield calls
 
 
@@ -72,21 +72,21 @@ def test_steps_do_not_read_back(make_engine: MakeEngine, random_target: Path, sp
     prompts = random_prompts(4, VOCAB)
     each = [params(temperature=0.0, ignore_eos=True, max_tokens=8, logprobs=2 * (n == 1)) for n in range(3)]
     each.append(params(temperature=0.8, seed=1, presence_penalty=0.5, max_tokens=8))
-    with trapped_step(llm) as calls:
+    with checked_step(llm) as calls:
         generate(llm, prompts, each)
     assert set(calls) == {name for _, name in HOOKS}
 
 
 class Hook:
-    """A hook that reads a value of its batch's."""
+    """A hook that reads a value from the device."""
 
     def call(self, value: torch.Tensor) -> int:
         return int(value)
 
 
-def test_a_hook_that_reads_is_found() -> None:
+def test_a_hook_that_synchronises_is_found() -> None:
     calls: list[str] = []
-    with trapped(Hook, "call", calls), pytest.raises((HostSyncError, RuntimeError), match=SAYS):
+    with checked(Hook, "call", calls), pytest.raises((HostSyncError, RuntimeError), match=SAYS):
         Hook().call(values()[0])
     assert calls == ["call"]
 
@@ -125,7 +125,7 @@ FORBIDDEN: dict[str, Callable[[torch.Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("name", FORBIDDEN)
-def test_the_trap_traps(name: str) -> None:
+def test_the_check_finds_every_synchronisation(name: str) -> None:
     x = values()
     with forbid_host_sync(), pytest.raises((HostSyncError, RuntimeError), match=SAYS):
         FORBIDDEN[name](x)
@@ -134,7 +134,7 @@ def test_the_trap_traps(name: str) -> None:
     FORBIDDEN[name](x)
 
 
-def test_the_trap_lets_pass_what_does_not_wait() -> None:
+def test_the_check_allows_operations_that_do_not_wait() -> None:
     x = values()
     with forbid_host_sync():
         y = torch.where(x > 0, x, 0).cumsum(0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the method is recognised, and that vLLM is left alone where it is not."""
+"""How the method is recognised, and that vLLM does not change without it."""
 
 import importlib
 import subprocess
@@ -71,7 +71,7 @@ def test_a_configuration_that_arrives_in_a_process_installs_the_patches(
 
 
 @pytest.mark.process
-def test_what_is_chosen_stands_in_vllms_log(random_target: Path) -> None:
+def test_the_chosen_drafter_is_logged(random_target: Path) -> None:
     command = [sys.executable, "-c", CHOSEN, str(random_target)]
     output = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"ReDrafter: drafter {random_target / 'redrafter'}" in output.stdout + output.stderr
@@ -96,7 +96,7 @@ def test_ways_to_ask(make_engine: MakeEngine, random_target: Path, speculative: 
     assert type(runner(llm).rejection_sampler).__name__ == "TreeSampler"
 
 
-def test_other_methods_are_vllms_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_methods_are_left_to_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     from redrafter_vllm.integration.frontend.detection import is_redrafter
 
@@ -137,7 +137,7 @@ def test_plain_engines_beside_ours_keep_their_attention(make_engine: MakeEngine,
     assert names == {"tree": {"CUSTOM"}, "plain": {"CPU_ATTN"}, "chain": {"CPU_ATTN"}}
 
 
-def test_a_changed_target_of_a_rebinding_is_one_sentence() -> None:
+def test_a_changed_target_of_a_rebinding_raises_one_sentence() -> None:
     from redrafter_vllm.integration.patches.rebind import rebind
     from redrafter_vllm.integration.vllm_interface.entry import InterfaceChangedError
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM measures memory by a run without attention metadata, and samples from what comes out."""
+"""vLLM measures memory by a run without attention metadata, and samples from its output."""
 
 import torch
 

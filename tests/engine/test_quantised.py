@@ -47,7 +47,7 @@ def scheme(bits: int, kind: str, strategy: str, **options: Any) -> dict[str, Any
 
 Quantise = Callable[[Tensor], dict[str, Tensor]]
 
-# Name of the layout, what is stored of a weight, and the schemes of weights and of inputs.
+# Name of the layout, the tensors stored for a weight, and the schemes of weights and of inputs.
 FORMATS: dict[str, tuple[str, Quantise, dict[str, Any], dict[str, Any] | None]] = {
     "w8a8-int8": ("int-quantized", to_int8, scheme(8, "int", "channel"), scheme(8, "int", "token", dynamic=True)),
     "w8a8-fp8": ("float-quantized", to_fp8, scheme(8, "float", "channel"), scheme(8, "float", "token", dynamic=True)),
@@ -97,13 +97,13 @@ def test_eight_bits(make_engine: MakeEngine, tmp_path: Path, kind: str, kernels:
     ("kind", "kernels"), [("w8a8-int8", "sgl"), ("w4a16", "onednn"), ("w4a16", "sgl")], indirect=["kernels"]
 )
 def test_in_bf16(make_engine: MakeEngine, tmp_path: Path, kind: str, kernels: str) -> None:
-    """The kernels that take bf16 only, which rounds a row differently in a batch of another size."""
+    """The kernels for bf16 only, in which a row is rounded differently in a batch of another size."""
     if kind == "w4a16" and torch.version.cuda is None and not hasattr(torch.ops._C, "cpu_gemm_wna16"):
         pytest.skip("vLLM's build for this processor has no 4-bit kernel, for plain vLLM neither")
     target, options = save_quantised(tmp_path / "target", kind), {"dtype": "bfloat16"}
     plain, tree = make_engine(target, **options), make_engine(target, TREE, **options)
     sampling = params(temperature=0.0, ignore_eos=True, max_tokens=32, logprobs=2)
-    # Activations in eight bits make more of a difference in rounding.
+    # 8-bit activations increase differences in rounding.
     gap, least = (0.2, 50) if kind == "w8a8-int8" else (0.1, 100)
     assert same_clear_choices(*run_both(plain, tree, random_prompts(8, VOCAB, longest=120), sampling), gap) > least
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What nobody received is in no counter: tokens behind a limit, a stop, the end of the text or an abort."""
+"""Counters contain only received tokens: none behind a limit, a stop, the end of the text or an abort."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ PROMPTS = [
     '"""Parse ',
     "def main(argv):\n    parser = ",
 ]
-# Eighteen blocks of sixteen tokens: six long requests do not fit, so that some are preempted.
+# Eighteen blocks of sixteen tokens are too few for six long requests, so that some are preempted.
 OPTIONS = {
     "skip_tokenizer_init": False,
     "max_model_len": 256,
@@ -32,7 +32,7 @@ OPTIONS = {
 
 
 class Watch:
-    """Counters and verifications of a while, and what the requests got of them."""
+    """The counters and verifications within a block, compared with what the requests received."""
 
     def __init__(self, llm: Any) -> None:
         self.llm = llm
@@ -49,10 +49,10 @@ class Watch:
         self.counted.subtract(self.before)
 
     def check(self, outputs: list[Any], *, others: int | None = 0) -> int:
-        """Hold every counter against what the requests got.
+        """Compare every counter with what the requests received.
 
-        `others` tokens came from steps without drafts beside each request's first; None where nobody knows how many.
-        Returns how many tokens the walk emitted for nobody.
+        `others` tokens came from steps without drafts other than each request's first; None skips that comparison.
+        Returns the number of tokens that the walk emitted and no request received.
         """
         steps = [step.emitted for step in received(self.seen, outputs)]
         num_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
@@ -82,7 +82,7 @@ def text_params(**options: Any) -> Any:
 
 @pytest.fixture
 def truth(make_engine: MakeEngine, asset: Path) -> list[Any]:
-    """What each prompt leads to."""
+    """The full token sequence that each prompt leads to."""
     return run(make_engine(asset, skip_tokenizer_init=False), text_params(max_tokens=60))
 
 
@@ -113,7 +113,7 @@ def test_stops(make_engine: MakeEngine, asset: Path, truth: list[Any], stop: str
                 outputs += run(llm, text_params(max_tokens=50, **options), [prompt])
     reason = "length" if stop == "longest text" else "stop"
     assert {output.outputs[0].finish_reason for output in outputs} == {reason}
-    # At the end of the longest text no more drafts are scheduled than it has room for, for one more token none.
+    # Before the longest text ends, fewer drafts are scheduled, and none when only one more token fits.
     longest = stop == "longest text"
     assert (watch.check(outputs, others=None if longest else 0) > 0) == (not longest)
     assert watch.counted["vllm:generation_tokens"] == sum(len(o.outputs[0].token_ids) for o in outputs)
@@ -121,7 +121,7 @@ def test_stops(make_engine: MakeEngine, asset: Path, truth: list[Any], stop: str
 
 
 def test_stop_strings(make_engine: MakeEngine, asset: Path, truth: list[Any]) -> None:
-    """The front end finds them, when the engine has counted already; so has vLLM's `generation_tokens`."""
+    """The front end finds them after the engine has counted; vLLM's `generation_tokens` counts before it as well."""
     llm, stops = drafting(make_engine, asset), []
     for index, own in enumerate(truth):
         text = own.outputs[0].text
@@ -160,7 +160,7 @@ def test_preemption(make_engine: MakeEngine, asset: Path, truth: list[Any]) -> N
         outputs = run(llm, text_params(max_tokens=57))
     assert [o.outputs[0].token_ids for o in outputs] == [t.outputs[0].token_ids[:57] for t in truth]
     assert back
-    # A request that comes back computes its text again and emits one token without drafts.
+    # A resumed request computes its text again and emits one token without drafts.
     assert watch.check(outputs, others=len(back)) > 0
 
 
@@ -181,7 +181,7 @@ def test_aborted_requests(make_engine: MakeEngine, asset: Path) -> None:
 
 
 def test_asynchronous_scheduling(make_engine: MakeEngine, asset: Path, truth: list[Any]) -> None:
-    """Last, as its counters take the place of the engine's before it. A request is verified once more after its end."""
+    """Runs last, as its counters replace those of the earlier engine. A request is verified once more after its end."""
     llm = drafting(make_engine, asset, async_scheduling=True)
     stops = [own.outputs[0].token_ids[7 + index] for index, own in enumerate(truth)]
     sampling = [text_params(max_tokens=9 + index, stop_token_ids=[stop]) for index, stop in enumerate(stops)]

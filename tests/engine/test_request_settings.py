@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that draft less than the engine does, or not at all: the same tokens, and the work that was asked for."""
+"""Requests with their own, smaller drafting settings or without drafting: the same tokens, and less work."""
 
 import importlib
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from tests.engine.generation import TREE, generate, params, random_prompts, runn
 from tests.engine.scripted import run_both
 from tests.models import VOCAB
 
-# The scheduler gives slots to drafts, or to placeholders for them.
+# The scheduler assigns slots to drafts, or to placeholders for them.
 SCHEDULING = [{"async_scheduling": False}, {"async_scheduling": True}]
 OFF: dict[str, Any] = {"enabled": False}
 SETTINGS: list[dict[str, Any] | None] = [
@@ -31,7 +31,7 @@ SETTINGS: list[dict[str, Any] | None] = [
     {"enabled": False, "beam_width": 2, "num_speculative_tokens": 3},
     {},
 ]
-# Nodes at most, with four beams of four tokens in sixteen slots.
+# Maximal number of nodes, with four beams of four tokens in sixteen slots.
 MAX_NODES = [16, 0, 1, 5, 4, 8, 0, 16]
 
 
@@ -50,7 +50,7 @@ def requests(settings: list[dict[str, Any] | None], **options: Any) -> list[Any]
 
 @contextmanager
 def verified(llm: Any) -> Iterator[list[tuple[str, int, int]]]:
-    """Request, slots that the scheduler gave it and nodes in them, for every request of every verification."""
+    """Yields a list of request, its slots from the scheduler and its nodes, for every request of every verification."""
     seen: list[tuple[str, int, int]] = []
     verify = TreeSampler.__call__
 
@@ -82,12 +82,12 @@ def test_mixed_in_one_batch(make_engine: MakeEngine, random_target: Path, option
         index = position(request_id, outputs)
         slots[index] = max(slots[index], num_slots)
         assert num_nodes <= num_slots
-    # The scheduler saved the rows: nothing was set aside beyond what a request wants.
+    # The scheduler reserved no more rows than a request wants.
     assert slots == MAX_NODES
 
 
 def test_own_trees_keep_to_the_limits(make_engine: MakeEngine, random_target: Path) -> None:
-    """Trees as the drafter draws them: fewer beams leave at most so many leaves."""
+    """Trees drawn by the drafter: the number of beams bounds the number of leaves."""
     plain, tree = make_engine(random_target), make_engine(random_target, TREE)
     prompts = random_prompts(len(SETTINGS), VOCAB, seed=5)
     leaves = [0] * len(SETTINGS)
@@ -126,7 +126,7 @@ def test_a_batch_that_wants_no_drafts_draws_none(make_engine: MakeEngine, random
         outputs = generate(tree, prompts, requests([OFF] * 4))
     assert seen == []
     assert tokens(outputs) == tokens(generate(plain, prompts, requests([OFF] * 4)))
-    # Rows are handed on: the next requests in them draft again.
+    # Rows are reused: the next requests in them draft again.
     with verified(tree) as seen:
         generate(tree, prompts, requests([None] * 4))
     assert seen and runner(tree).speculator.drafts_wanted.any()
@@ -153,7 +153,7 @@ def test_preempted_requests_keep_their_settings(
     assert tokens(outputs) == tokens(expected)
     most = [16, 0, 2, 4] * 2
     for request_id, num_slots, num_nodes in seen:
-        # vLLM pads a request that comes back with slots that hold no node.
+        # vLLM pads a resumed request with slots without nodes.
         assert num_slots <= most[position(request_id, outputs)] or num_nodes == 0
 
 
@@ -207,7 +207,7 @@ def test_plain_engines_do_not_read_the_settings(make_engine: MakeEngine, random_
 
 
 def test_row_limits() -> None:
-    """The device keeps to a limit by itself, whatever was scheduled: five nodes cut to two, to none, to five."""
+    """The device applies a limit independently of the scheduler: five nodes cut to two, to none, to five."""
     from redrafter_vllm.drafting.buffers import DraftRows, RoundBuffers
     from redrafter_vllm.drafting.tree import DraftTree
     from redrafter_vllm.ops.draft_round import RoundSource

@@ -13,7 +13,7 @@ from tests.models import VOCAB
 
 NARROW = {"allowed_token_ids": list(range(5, 45))}
 
-# Requests whose logits depend on earlier tokens, and requests whose do not.
+# Requests whose logits depend on earlier tokens, and requests whose logits do not.
 ORDERED: list[dict[str, Any]] = [
     {"presence_penalty": 0.8},
     {"frequency_penalty": 0.4, "temperature": 0.7},
@@ -47,8 +47,8 @@ def test_mixed_batch(make_engine: MakeEngine, random_target: Path, seed: int) ->
     assert tokens(outputs) == tokens(expected)
 
 
-def test_ordered_requests_keep_trees(make_engine: MakeEngine, random_target: Path) -> None:
-    """Looked at from inside: penalties and bad words follow a node's own path, so their requests branch as others."""
+def test_penalised_requests_keep_trees(make_engine: MakeEngine, random_target: Path) -> None:
+    """Penalties and bad words follow a node's own path, so requests with them get trees with branches like others."""
     tree = make_engine(random_target, TREE)
     rows = runner(tree).speculator.rows
     prompts = random_prompts(4, VOCAB, longest=60)
@@ -117,7 +117,7 @@ def test_several_completions(make_engine: MakeEngine, random_target: Path) -> No
 
 
 def test_preemption(make_engine: MakeEngine, random_target: Path) -> None:
-    """A cache too small for all: requests are thrown out and resumed, and nothing of their old trees survives."""
+    """A cache too small for all requests: some are preempted and resumed, without their old trees."""
     plain = make_engine(random_target)
     small = {"num_gpu_blocks_override": 26, "block_size": 16, "max_model_len": 256}
     tree = make_engine(random_target, TREE, disable_log_stats=False, **small)
@@ -135,7 +135,7 @@ def preemptions(llm: Any) -> int:
 
 
 def test_abort_in_mid_step(make_engine: MakeEngine, random_target: Path) -> None:
-    """Requests that vanish between steps leave no trace in the rows that the next requests reuse."""
+    """Requests aborted between steps have no effect on requests that reuse their rows."""
     plain, tree = make_engine(random_target), make_engine(random_target, TREE)
     prompts = random_prompts(16, VOCAB, seed=3)
     sampling = mixed_params([{}, {"temperature": 0.9}] * 8)
@@ -159,7 +159,7 @@ def test_abort_in_mid_step(make_engine: MakeEngine, random_target: Path) -> None
 
 
 def test_prefix_cache_between_requests(make_engine: MakeEngine, random_target: Path) -> None:
-    """A second request continues from blocks that hold accepted, once scattered, nodes."""
+    """A second request continues from blocks of accepted nodes, which had been in scattered slots."""
     plain, tree = make_engine(random_target), make_engine(random_target, TREE, block_size=16)
     prompts = random_prompts(5, VOCAB, longest=90, seed=9)
     sampling = mixed_params([{}] * 5, max_tokens=60)
@@ -173,7 +173,7 @@ def test_prefix_cache_between_requests(make_engine: MakeEngine, random_target: P
 
 @cpu_only
 def test_a_plain_chain(make_engine: MakeEngine, random_target: Path) -> None:
-    """One beam: stock attention, every kind of request."""
+    """One beam: vLLM's own attention, every kind of request."""
     plain, chain = make_engine(random_target), make_engine(random_target, CHAIN)
     backends = {group.backend.get_name() for groups in runner(chain).attn_groups for group in groups}
     assert backends == {"CPU_ATTN"}

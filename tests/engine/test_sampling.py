@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every sampling parameter, mixed within one batch: the tokens of plain vLLM, on trees that are walked."""
+"""Every sampling parameter, mixed within one batch: the tokens of plain vLLM, with accepted drafts."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tests.models import VOCAB
 GREEDY: dict[str, Any] = {"temperature": 0.0}
 WARM: dict[str, Any] = {"temperature": 0.8}
 
-# By parameter: the rest of the request, and the parameter itself, which must change what plain vLLM emits.
+# By parameter: the rest of the request, and the parameter itself, which must change plain vLLM's tokens.
 PARAMETERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "temperature": (GREEDY, {"temperature": 0.9}),
     "top_k": (WARM, {"top_k": 5}),
@@ -52,7 +52,7 @@ PARAMETERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def sampling(options: dict[str, Any], out: list[int], index: int) -> Any:
-    """Bad words are given as places in `out`, what the request emits without them: forbidding those has an effect."""
+    """Bad words are given as indices into `out`, the request's tokens without them, so that they have an effect."""
     from vllm.sampling_params import RepetitionDetectionParams
 
     options = {"seed": 100 + index, "ignore_eos": True, "max_tokens": 40, **options}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling parameters that are about text, and those set per engine: the answers of plain vLLM, on trained trees."""
+"""Sampling parameters about text, and those set per engine: the answers of plain vLLM, with a trained drafter."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def both(make_engine: MakeEngine, asset: Path, **options: Any) -> tuple[Any, Any
 
 
 def answers(engines: tuple[Any, Any], texts: list[str], sampling: list[Any]) -> tuple[list[Any], list[Drafting]]:
-    """ReDrafter's answers, found equal to plain vLLM's."""
+    """ReDrafter's answers, after checking that they equal plain vLLM's."""
     plain, tree = engines
     expected = plain.generate(texts, sampling, use_tqdm=False)
     with watched() as watch:
@@ -31,7 +31,7 @@ def answers(engines: tuple[Any, Any], texts: list[str], sampling: list[Any]) -> 
     return outputs, watch.in_order(outputs)
 
 
-def test_words_and_ends(make_engine: MakeEngine, asset: Path) -> None:
+def test_bad_words_and_stops_as_text(make_engine: MakeEngine, asset: Path) -> None:
     """Bad words and stops as strings, the end of the text and its bounds, a leading bad word that bans one token."""
     engines = both(make_engine, asset)
     eos = engines[0].get_tokenizer().eos_token_id
@@ -69,7 +69,7 @@ def without_extras(sampling: list[Any]) -> list[Any]:
 
 
 class NotTheOneBeforeLast(LogitsProcessor):
-    """Bans the last token but one of requests that ask for it, read where vLLM says: drafts are in `input_ids`."""
+    """Bans the last token but one in requests that want it, read as vLLM documents: drafts are in `input_ids`."""
 
     def __init__(self, vllm_config: Any, req_states: Any) -> None:
         self.states = req_states

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the scheduler does to requests and their trees: short budgets, late results, priorities, aborts."""
+"""The scheduler's effects on requests and their trees: small budgets, late results, priorities, aborts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +41,7 @@ def test_fewer_slots_than_a_beam(make_engine: MakeEngine, random_target: Path, s
 
 
 def test_asynchronous_scheduling(make_engine: MakeEngine, random_target: Path) -> None:
-    """A step is scheduled, and its inputs made, before the tokens of the one before have reached the host."""
+    """A step is scheduled, and its inputs prepared, before the previous step's tokens are on the host."""
     plain = make_engine(random_target)
     tree = make_engine(random_target, TREE, async_scheduling=True)
     assert type(scheduler(tree)).__name__ == "AsyncScheduler"
@@ -50,7 +50,7 @@ def test_asynchronous_scheduling(make_engine: MakeEngine, random_target: Path) -
 
 
 def test_asynchronous_scheduling_is_on_unless_switched_off(random_target: Path) -> None:
-    """For this method as for those that vLLM lists; other methods it still refuses. (A CPU switches it off later.)"""
+    """For this method as for those that vLLM lists; it still refuses other methods. (A CPU switches it off later.)"""
     from vllm.engine.arg_utils import EngineArgs
 
     def scheduling(asked: bool | None, speculative: dict[str, Any]) -> Any:
@@ -74,7 +74,7 @@ def test_a_cpu_switches_asynchronous_scheduling_off(random_target: Path) -> None
     assert args.create_engine_config().scheduler_config.async_scheduling is False
 
 
-def test_a_changed_list_of_methods_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_list_of_methods_raises_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     from redrafter_vllm.integration.patches.front import allow_async_scheduling
     from redrafter_vllm.integration.vllm_interface.entry import InterfaceChangedError
 
@@ -87,7 +87,7 @@ def test_a_changed_list_of_methods_is_one_sentence(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_priorities(make_engine: MakeEngine, random_target: Path, asynchronous: bool) -> None:
-    """A late request of high priority takes the row of one that runs, and nobody's tokens change."""
+    """A late request of high priority preempts a running one, and no request's tokens change."""
     options = {"scheduling_policy": "priority", "num_gpu_blocks_override": 14, "block_size": 16, "max_model_len": 160}
     plain = make_engine(random_target)
     tree = make_engine(random_target, TREE, max_num_seqs=3, **options, async_scheduling=asynchronous)
@@ -107,11 +107,11 @@ def test_priorities(make_engine: MakeEngine, random_target: Path, asynchronous: 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_aborts_in_every_phase(make_engine: MakeEngine, random_target: Path, asynchronous: bool) -> None:
-    """The others' tokens, and those of whoever comes next, are as if the request had never been."""
+    """The tokens of all other requests, also of later ones, are those of a run without the aborted request."""
     plain = make_engine(random_target)
     options = {"max_num_seqs": 5, "max_num_batched_tokens": 100, "async_scheduling": asynchronous}
     tree = make_engine(random_target, TREE, **options)
-    late = int(asynchronous)  # by how many steps results are late
+    late = int(asynchronous)  # number of steps by which results are late
     prompts = random_prompts(12, VOCAB, longest=60, seed=8)
     cases = [
         request(f"stays {i}", i, prompt, max_tokens=20 + i, temperature=0.5, seed=i) for i, prompt in enumerate(prompts)
@@ -172,7 +172,7 @@ def newly_ended(llm: Any, cases: list[Case], ended: list[str]) -> list[str]:
     return [case.name for case in cases if case.name not in running and case.name not in ended]
 
 
-def test_placeholders_are_no_prompt(make_engine: MakeEngine, random_target: Path) -> None:
+def test_placeholders_are_not_scored_as_prompt(make_engine: MakeEngine, random_target: Path) -> None:
     """vLLM pads a waiting request of one token with placeholder drafts, to have as many rows as those that run."""
     plain, tree = make_engine(random_target), make_engine(random_target, TREE)
     cases = [request("running", 0, [5, 6, 7]), request("one", 4, [8], prompt_logprobs=2)]

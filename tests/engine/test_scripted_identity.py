@@ -29,5 +29,5 @@ def test_scattered_paths(
         outputs = generate(tree, prompts, each)
     assert tokens(outputs) == expected
     emitted = sum(len(out[0]) for out in expected)
-    # The trees hold part of the truth about every other time: acceptance must have happened, or nothing was tested.
+    # About half of the trees contain part of the truth: without any acceptance nothing would have been tested.
     assert len(drawn) < 0.7 * emitted

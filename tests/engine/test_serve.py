@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vllm serve` as a user starts it: its own processes, the flag, HTTP, and the clients that people talk to it with."""
+"""`vllm serve` as a user starts it: its own processes, the flag, HTTP, and vLLM's command line clients."""
 
 import io
 import json
@@ -49,9 +49,9 @@ SCHEMA = {
     "additionalProperties": False,
 }
 
-# Left to itself, the tiny model fills a JSON object with blanks.
+# Otherwise the tiny model fills a JSON object with blanks.
 GRAMMARS = {"backend": "xgrammar", "disable_any_whitespace": True}
-# What a request gets that says nothing: the command line clients cannot.
+# Defaults of a request: the command line clients cannot set these.
 DEFAULTS = {"temperature": 0, "max_new_tokens": 40}
 
 
@@ -176,7 +176,7 @@ def test_streaming_and_metrics(server: str, client: OpenAI, asset: Path) -> None
     whole = client.completions.create(**options).choices[0].text
     chunks = [chunk.choices[0].text for chunk in client.completions.create(**options, stream=True)]
     assert "".join(chunks) == whole
-    # Several tokens in a chunk: otherwise nothing was accepted.
+    # Without a chunk of several tokens, nothing was accepted.
     assert len(chunks) < 40
     metrics = urllib.request.urlopen(f"{server}/metrics").read().decode()
     accepted = [line for line in metrics.splitlines() if line.startswith("vllm:spec_decode_num_accepted_tokens_total")]
@@ -199,7 +199,7 @@ def test_drafting_metrics_cross_the_processes(server: str, asset: Path) -> None:
     before = drafting_metrics(server)["vllm:redrafter_tokens_total"]
     client.completions.create(model=str(asset), prompt=PROMPTS[0], max_tokens=30, temperature=0)
     values = drafting_metrics(server)
-    # The first token is the prompt's own step's; what was verified behind the thirtieth nobody got.
+    # The first token came from the prompt's own step; tokens verified behind the thirtieth were not received.
     assert values["vllm:redrafter_tokens_total"] - before == 29
     assert values.keys() == {f"{name}_total" for name in (*COUNTERS, ACCEPTED)}
     assert values["vllm:redrafter_tokens_total"] > values["vllm:redrafter_verifications_total"] > 0
@@ -224,7 +224,7 @@ def test_settings_in_the_body(server: str, asset: Path) -> None:
 
 
 def test_another_drafter_under_a_running_server(server: str, client: OpenAI, asset: Path, tmp_path: Path) -> None:
-    """While a text streams: an untrained one, one that does not fit, and the first again."""
+    """While a text streams: an untrained drafter, one that does not fit, and the first one again."""
     options = {"model": str(asset), "prompt": PROMPTS[0], "max_tokens": 40, "temperature": 0}
     served = asset / "redrafter"
     untrained = save_drafter_like(served, tmp_path / "untrained")
@@ -236,7 +236,7 @@ def test_another_drafter_under_a_running_server(server: str, client: OpenAI, ass
         return urllib.request.urlopen(request, timeout=60).read().decode()
 
     def complete() -> tuple[str, float]:
-        """A text, and how many steps verified drafts for it."""
+        """A text, and the number of steps that verified drafts for it."""
         before = drafting_metrics(server)["vllm:redrafter_verifications_total"]
         text = client.completions.create(**options).choices[0].text
         return text, drafting_metrics(server)["vllm:redrafter_verifications_total"] - before
@@ -282,7 +282,7 @@ def test_the_complete_client(
 def test_the_chat_client(
     server: str, plain: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two turns, typed: the second one answers to the first one's answer."""
+    """Two turns, typed in; the second follows the first one's answer."""
     run_cli(monkeypatch, "chat", "--url", f"{server}/v1", stdin="a loop\na class\n")
     printed = capsys.readouterr().out
     conversation, sampling = [], params(max_tokens=40, temperature=0)

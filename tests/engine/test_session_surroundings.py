@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streaming-input sessions and what is around them: preemption, caches and who follows them, pauses, the front end."""
+"""Streaming-input sessions with preemption, caches, KV events, pauses and the front end."""
 
 import asyncio
 import random
@@ -40,9 +40,9 @@ def greedy(max_tokens: int) -> Any:
 
 
 def test_preempted_before_the_stop_arrives(make_engine: MakeEngine, random_target: Path) -> None:
-    """Asynchronously, a session may lose its cache to others while the step that ends its answer is in flight.
+    """With asynchronous scheduling a session may be preempted while the step that ends its answer is in flight.
 
-    vLLM 0.32 then forgets the session's text, and takes it out of every queue.
+    vLLM 0.32 then loses the session's text, and removes it from every queue.
     """
     allow_tree_attention()
     plain = make_engine(random_target, attention_backend="CUSTOM")
@@ -73,7 +73,7 @@ def test_preempted_before_the_stop_arrives(make_engine: MakeEngine, random_targe
 
 @contextmanager
 def stopped_while_preempted(llm: Any) -> Iterator[list[str]]:
-    """Yields the sessions whose answer ended when they had nothing computed."""
+    """Yields a list of the sessions whose answer ended when they had no computed tokens."""
     handle, stopped = scheduler(llm)._handle_stopped_request, []
 
     def handle_stopped_request(request: Any) -> bool:
@@ -88,7 +88,7 @@ def stopped_while_preempted(llm: Any) -> Iterator[list[str]]:
 @cpu_only
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_cached_blocks(make_engine: MakeEngine, random_target: Path, asynchronous: bool) -> None:
-    """No block of the prefix cache holds a token that a session forgot, and none is missing."""
+    """No block of the prefix cache has a token that a session has dropped, and no block is missing."""
     plain, tree = empty_caches(make_engine, random_target, asynchronous=asynchronous)
     sessions = random_sessions(9, longest=33)
     with row_invariant(plain):
@@ -101,7 +101,7 @@ def test_cached_blocks(make_engine: MakeEngine, random_target: Path, asynchronou
 @cpu_only
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_kv_events(make_engine: MakeEngine, random_target: Path, asynchronous: bool) -> None:
-    """Whoever follows the cache by its events is told of the blocks that plain vLLM stores: not one fewer."""
+    """The KV events report exactly the blocks that plain vLLM stores."""
     plain, tree = empty_caches(make_engine, random_target, asynchronous=asynchronous)
     sessions, prompts = random_sessions(13, longest=33), random_prompts(4, VOCAB, longest=60, seed=13)
     with row_invariant(plain), stored_blocks(plain) as wanted:
@@ -115,7 +115,7 @@ def test_kv_events(make_engine: MakeEngine, random_target: Path, asynchronous: b
 
 @contextmanager
 def stored_blocks(llm: Any) -> Iterator[dict[Any, tuple[Any, ...]]]:
-    """Yields what the `BlockStored` events of an engine with an empty cache said: hash, and parent and tokens."""
+    """Yields the blocks of the `BlockStored` events of an engine with an empty cache: parent and tokens by hash."""
     from vllm.distributed.kv_events import BlockStored
 
     assert llm.llm_engine.reset_prefix_cache()
@@ -136,7 +136,7 @@ def stored_blocks(llm: Any) -> Iterator[dict[Any, tuple[Any, ...]]]:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_pause_and_resume(make_engine: MakeEngine, random_target: Path, asynchronous: bool) -> None:
-    """With drafts waiting to be verified; where no session rests, the cache is cleared as well."""
+    """With drafts that are not verified yet; when no session is idle, the cache is cleared as well."""
     plain, tree = make_engine(random_target), make_engine(random_target, TREE, async_scheduling=asynchronous)
     sessions = random_sessions(15, count=3)
     expected, cleared = run_sessions(plain, sessions), []
@@ -144,7 +144,7 @@ def test_pause_and_resume(make_engine: MakeEngine, random_target: Path, asynchro
     def pause(step: int) -> None:
         if step % 5 == 2:
             core(tree).pause_scheduler("keep", clear_cache=False)
-        elif step % 5 == 4:  # by now what was in flight has arrived
+        elif step % 5 == 4:  # by now the step in flight has ended
             cleared.append(not scheduler(tree).kv_holding_waiting)
             if cleared[-1]:
                 core(tree).reset_prefix_cache(reset_running_requests=True)
@@ -158,10 +158,10 @@ def test_pause_and_resume(make_engine: MakeEngine, random_target: Path, asynchro
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_text_without_room(make_engine: MakeEngine, random_target: Path, asynchronous: bool) -> None:
-    """Parts that were sent before it was known how long the answers are: cut, and answered with a token.
+def test_parts_beyond_max_model_len_are_cut(make_engine: MakeEngine, random_target: Path, asynchronous: bool) -> None:
+    """Parts sent before the length of the answers is known: they are cut, and answered with one token.
 
-    Plain vLLM writes such a text over that of another request.
+    Plain vLLM writes such a text over another request's text.
     """
     options = {"max_model_len": 64, "max_num_seqs": 2, "async_scheduling": asynchronous}
     plain, tree = make_engine(random_target), make_engine(random_target, TREE, **options)
@@ -180,7 +180,7 @@ def test_a_text_without_room(make_engine: MakeEngine, random_target: Path, async
 
 @cpu_only
 def test_grammars(make_engine: MakeEngine, tmp_path: Path) -> None:
-    """A session keeps the grammar of its first part, whether or not the later ones name one: they get chains."""
+    """A session keeps the grammar of its first part, even if later parts have none; it gets chains."""
     from vllm.sampling_params import StructuredOutputsParams
 
     target = save_byte_target(tmp_path / "target")
@@ -202,9 +202,9 @@ def test_grammars(make_engine: MakeEngine, tmp_path: Path) -> None:
 
 
 def test_the_public_interface(make_engine: MakeEngine, asset: Path) -> None:
-    """`AsyncLLM`, its engine in a process of its own, a trained drafter: sessions side by side, and impossible ones.
+    """`AsyncLLM` with a separate engine process and a trained drafter: parallel sessions, and impossible ones.
 
-    The clients of those get an error, and nobody else notices.
+    The clients of the impossible sessions get an error, without effect on the others.
     """
     plain = make_engine(asset)
     starts = [[40, 300, 77, 12, 90], [5, 6, 800, 13], [401, 22, 9]]
@@ -224,7 +224,7 @@ def test_the_public_interface(make_engine: MakeEngine, asset: Path) -> None:
 async def converse(
     model: Path, sessions: Sessions, impossible: list[list[Part]]
 ) -> tuple[dict[str, list[list[int]]], list[str]]:
-    """The answers to sessions that run side by side, and the errors of those that cannot go on."""
+    """The answers to parallel sessions, and the errors of those that cannot continue."""
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -257,7 +257,7 @@ async def converse(
 
 
 async def talk(llm: Any, name: str, parts: Sequence[Part]) -> list[list[int]]:
-    """One session: every part is sent when the one before is answered."""
+    """One session: each part is sent when the previous one is answered."""
     from vllm.engine.protocol import StreamingInput
     from vllm.sampling_params import RequestOutputKind
 
@@ -284,7 +284,7 @@ async def talk(llm: Any, name: str, parts: Sequence[Part]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("options", [{"stop": ["x"]}, {"n": 2}, {"output_kind": "FINAL_ONLY"}])
-def test_what_vllm_refuses(options: dict[str, Any]) -> None:
+def test_options_that_vllm_refuses_in_sessions(options: dict[str, Any]) -> None:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.async_llm import AsyncLLM

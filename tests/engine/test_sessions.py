@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streaming-input sessions answer as plain vLLM's do: every part, and whoever runs beside them."""
+"""Streaming-input sessions get the answers of plain vLLM to every part, and so do requests beside them."""
 
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,8 @@ def test_as_plain(make_engine: MakeEngine, random_target: Path, variant: str, ah
         assert not leaks(other)
 
 
-def test_a_session_forgets_the_last_token_of_each_answer(make_engine: MakeEngine, random_target: Path) -> None:
-    """What plain vLLM's session means: each part is answered like the prompt of all kept text and the part."""
+def test_a_session_drops_the_last_token_of_each_answer(make_engine: MakeEngine, random_target: Path) -> None:
+    """The meaning of a session in plain vLLM: each part is answered like one prompt of the kept text and the part."""
     plain, tree = make_engine(random_target), make_engine(random_target, TREE)
     sessions = random_sessions(7, temperature=0.0)
     for llm in (plain, tree):
@@ -60,7 +60,7 @@ def test_a_session_forgets_the_last_token_of_each_answer(make_engine: MakeEngine
         {"extra_args": {"redrafter": {"beam_width": 1, "num_speculative_tokens": 2}}},
         {"extra_args": {"redrafter": {"enabled": False}}},
     ],
-    ids=["penalties", "stop tokens", "end of text", "least length", "chains of two", "undrafted"],
+    ids=["penalties", "stop tokens", "end of text", "min tokens", "chains of two", "undrafted"],
 )
 def test_sampling_parameters(make_engine: MakeEngine, random_target: Path, options: dict[str, Any]) -> None:
     plain, tree = make_engine(random_target), make_engine(random_target, TREE)
@@ -71,8 +71,8 @@ def test_sampling_parameters(make_engine: MakeEngine, random_target: Path, optio
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_beside_requests_in_pieces(make_engine: MakeEngine, random_target: Path, asynchronous: bool) -> None:
-    """Without prefix caching, prompts in chunks: sessions in a batch with requests that do not know of them."""
+def test_beside_requests_with_chunked_prompts(make_engine: MakeEngine, random_target: Path, asynchronous: bool) -> None:
+    """Without prefix caching, with chunked prompts: sessions in a batch with ordinary requests."""
     plain = make_engine(random_target)
     options = {"max_num_batched_tokens": 60, "long_prefill_token_threshold": 20, "enable_prefix_caching": False}
     tree = make_engine(random_target, TREE, **options, async_scheduling=asynchronous)
@@ -102,7 +102,7 @@ def test_beside_requests_in_pieces(make_engine: MakeEngine, random_target: Path,
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_aborts(make_engine: MakeEngine, random_target: Path, asynchronous: bool) -> None:
-    """A client leaves in any step, while its session waits for it or runs: the others never notice."""
+    """A client leaves in any step, while its session waits or runs, without effect on the others."""
     plain, tree = make_engine(random_target), make_engine(random_target, TREE, async_scheduling=asynchronous)
     sessions = random_sessions(5, count=3)
     expected = run_sessions(plain, sessions)
@@ -124,7 +124,7 @@ def test_aborts(make_engine: MakeEngine, random_target: Path, asynchronous: bool
 
 
 def delivering(llm: Any, client: Session) -> Any:
-    """The engine's step; a client that is not one of `run_sessions` gets what is its own."""
+    """The engine's step, which also passes outputs to a client that is not one of `run_sessions`."""
     step = llm.llm_engine.step
 
     def watched_step() -> list[Any]:

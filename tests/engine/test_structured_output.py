@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structured output of every kind, beside free requests: the answers of plain vLLM, which satisfy their grammars."""
+"""Structured output of every kind, beside free requests: the answers of plain vLLM, which match their grammars."""
 
 import json
 import re
@@ -77,7 +77,7 @@ def constrained(kind: str | None, index: int, **options: Any) -> Any:
 
 @pytest.mark.parametrize(("temperature", "seed"), [(0.0, 0), (0.8, 1)])
 def test_every_kind_in_one_batch(make_engine: MakeEngine, asset: Path, temperature: float, seed: int) -> None:
-    """Chains that hold a part of the truth and then break the grammar, beside a free request with trees."""
+    """Chains that contain a part of the truth and then break the grammar, beside a free request with trees."""
     plain, tree = both(make_engine, asset)
     kinds: list[str | None] = [*STRUCTURED, None]
     tokenizer = plain.get_tokenizer()
@@ -96,7 +96,7 @@ def test_every_kind_in_one_batch(make_engine: MakeEngine, asset: Path, temperatu
 
 
 def test_trained_chains(make_engine: MakeEngine, asset: Path) -> None:
-    """The drafter knows no grammar: what it drafts against one is dropped before it is verified."""
+    """The drafter ignores grammars: draft tokens that break one are dropped before verification."""
     kinds: list[str | None] = [*STRUCTURED, None]
     sampling = [constrained(kind, index) for index, kind in enumerate(kinds)]
     _, draftings = answers(both(make_engine, asset), [PROMPT] * len(kinds), sampling)
@@ -106,7 +106,7 @@ def test_trained_chains(make_engine: MakeEngine, asset: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["guidance", "outlines"])
 def test_other_backends(make_engine: MakeEngine, asset: Path, backend: str) -> None:
-    """Each has its own way of going back over refused drafts."""
+    """Each has its own way to roll back after refused drafts."""
     engines = both(make_engine, asset, structured_outputs_config={"backend": backend})
     sampling = [
         constrained(kind, index, temperature=0.8 * index) for index, kind in enumerate(["regex", "regex", None])
@@ -125,7 +125,7 @@ def test_lm_format_enforcer_fails_in_plain_vllm(make_engine: MakeEngine, asset: 
 
 
 def test_response_formats_of_chat_completions(make_engine: MakeEngine, asset: Path) -> None:
-    """What the chat endpoint makes of `response_format` and `structured_outputs`, beside penalties and bad words."""
+    """`response_format` and `structured_outputs` of the chat endpoint, with penalties and bad words."""
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
     plain, tree = both(make_engine, asset)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Targets of other families, types and cache geometries: same tokens as plain vLLM; or a refusal with the reason."""
+"""Targets of other families, dtypes and cache layouts: the tokens of plain vLLM, or a refusal with the reason."""
 
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ OLD_NAMES: dict[str, Any] = dict(
 )
 EXPERTS: dict[str, Any] = dict(num_experts_per_tok=2, pad_token_id=0)
 
-# head_dim 32: vLLM's own CPU attention, which plain vLLM compares with, takes no smaller one.
+# head_dim 32: the smallest that vLLM's own CPU attention, used by the plain engine, supports.
 FAMILIES: dict[str, PretrainedConfig] = {
     "mistral": MistralConfig(**SHAPE, head_dim=32, sliding_window=None),
     "qwen2": Qwen2Config(**WIDE, use_sliding_window=False),
@@ -79,7 +79,7 @@ def save(config: PretrainedConfig, path: Path) -> Path:
     set_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     if config.model_type == "gemma2":
-        # Random layers move nothing against embeddings of this size, and the model repeats its last token.
+        # Random layers have no effect against embeddings of this size, and the model would repeat its last token.
         model.get_input_embeddings().weight.data.mul_(0.1)
     model.save_pretrained(path)
     save_random_drafter(path / "redrafter", hidden_size=config.hidden_size)
@@ -88,7 +88,7 @@ def save(config: PretrainedConfig, path: Path) -> Path:
 
 @pytest.fixture
 def transformers_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For some families vLLM serves the class of transformers itself and, to compile it, changes it for the process."""
+    """For some families vLLM uses the class of transformers and changes it in this process to compile it."""
     backend = "vllm.model_executor.models.transformers.base"
     monkeypatch.setattr(f"{backend}.support_torch_compile", lambda **_: lambda cls: cls)
 
@@ -101,7 +101,7 @@ def test_families(make_engine: MakeEngine, tmp_path: Path, transformers_left_alo
 
 @pytest.fixture
 def expert_parallel_group(make_engine: MakeEngine, random_target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engines of a session share vLLM's process groups, and a dense model's engine makes none for experts."""
+    """The engines share vLLM's process groups, and a dense model's engine creates none for experts."""
     from vllm.distributed import parallel_state
 
     make_engine(random_target)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that are about text: stop strings, end of text; same answer as plain vLLM."""
+"""Requests with text: stop strings and the end of the text; the answers of plain vLLM."""
 
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def test_stop_strings_inside_an_accepted_path(engines: tuple[Any, Any], prompts:
 
 
 def test_end_of_text_inside_an_accepted_path(engines: tuple[Any, Any], prompts: list[list[int]]) -> None:
-    """The model rarely ends a text by itself within so few tokens: a bias makes it likely, not certain."""
+    """The model rarely ends a text within so few tokens: a bias makes it likely, not certain."""
     plain, tree = engines
     eos = plain.get_tokenizer().eos_token_id
     sampling = [text_params(temperature=0.9, seed=seed, logit_bias={eos: 9.0}, max_tokens=60) for seed in range(4)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's commands that start an engine of their own: each a process, as a user starts it."""
+"""vLLM's commands that start an engine, each in its own process, as a user starts them."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ENGINE = "--dtype float32 --max-model-len 256 --max-num-seqs 8 --enforce-eager -
 
 
 def vllm(*arguments: str, own_process: bool = True) -> str:
-    """Output of `vllm ARGUMENTS`; the engine gets a process of its own, as usual, or saves one."""
+    """Output of `vllm ARGUMENTS`; the engine has its own process, as usual, or runs in that of the command."""
     own = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1" if own_process else "0", "VLLM_LOGGING_LEVEL": "INFO"}
     environment = {**os.environ, **own}
     command = [str(Path(sys.executable).with_name("vllm")), *arguments, *ENGINE.split()]
@@ -61,7 +61,7 @@ def test_bench_throughput(asset: Path, tmp_path: Path) -> None:
 
 @pytest.mark.engine
 def test_bench_latency(tmp_path: Path) -> None:
-    """Its parser knows nothing of plugins, and its prompts are ids up to 10,000."""
+    """Its parser does not load plugins, and its prompts have ids up to 10,000."""
     target = save_random_llama(tmp_path / "target", vocab_size=10_000)
     save_random_drafter(target / "redrafter", vocab_size=10_000)
     result = tmp_path / "result.json"

@@ -22,7 +22,7 @@ def stored_embedding(target: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "own head"])
 def test_the_drafter_shares_the_embedding(make_engine: MakeEngine, tmp_path: Path, tied: bool) -> None:
-    """vLLM pads the table to a multiple of 64, here to 384 rows; the drafter sees those of the vocabulary."""
+    """vLLM pads the table to a multiple of 64, here to 384 rows; the drafter gets those of the vocabulary."""
     target = save_random_llama(tmp_path / "target", vocab_size=PADDED, tie_word_embeddings=tied)
     save_random_drafter(target / "redrafter", vocab_size=PADDED)
     tree = make_engine(target, TREE)
@@ -34,7 +34,7 @@ def test_the_drafter_shares_the_embedding(make_engine: MakeEngine, tmp_path: Pat
 
 
 def test_a_drafter_of_the_vocabulary_before_padding(make_engine: MakeEngine, tmp_path: Path) -> None:
-    """The target's last rows have no place in the drafter: they are emitted as ever and never drafted."""
+    """The drafter does not have the target's last tokens: they are emitted, but never drafted."""
     target = save_random_llama(tmp_path / "target", vocab_size=PADDED)
     save_random_drafter(target / "redrafter", vocab_size=VOCAB)
     plain, tree = make_engine(target), make_engine(target, TREE)
@@ -48,7 +48,7 @@ def test_a_drafter_of_the_vocabulary_before_padding(make_engine: MakeEngine, tmp
     assert tokens(generate(tree, prompts, sampling)) == expected
     assert min(expected[1][0]) >= VOCAB
     assert runner(tree).speculator.rows.tokens.max() < VOCAB
-    # Trees may hold those tokens all the same, for all that verification knows.
+    # Trees with these tokens can still be verified.
     scripted = tokens(run_both(plain, tree, prompts, sampling)[1])
     assert scripted == expected
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's warm-up, which on a GPU comes before graphs are captured and on a CPU does not: made up steps of all kinds."""
+"""vLLM's warm-up with artificial steps of all kinds, which runs on a GPU before graphs are captured."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,21 +42,21 @@ def test_warm_up(make_engine: MakeEngine, random_target: Path, speculative: dict
 
     with patch.object(speculator, "propose", remember):
         warm_up(llm)
-    llm.reset_prefix_cache()  # its requests took blocks without asking
+    llm.reset_prefix_cache()  # its requests used blocks without allocating them
     assert len(seen) >= 5 and max(seen) > 1
     assert tokens(generate(llm, prompts, sampling)) == expected
 
 
 @contextmanager
 def a_gpu_that_starts(llm: Any, batch_sizes: list[int]) -> Iterator[None]:
-    """Lets vLLM's GPU worker start the engine of a CPU once more, with graphs for decodes of these sizes."""
+    """Start the engine of a CPU again with vLLM's GPU worker, with graphs for decodes of these sizes."""
     from vllm.config.compilation import CUDAGraphMode
     from vllm.platforms import current_platform
     from vllm.v1.worker import gpu_worker
     from vllm.v1.worker.gpu import model_runner
 
     own, platform = runner(llm), type(current_platform)
-    # As vLLM chooses them by itself: numbers of tokens, and those of whole decodes.
+    # As vLLM chooses them: numbers of tokens, and those of whole decodes.
     sizes = [*batch_sizes, *(own.decode_query_len * size for size in batch_sizes)]
     graphs = dict(
         cudagraph_mode=CUDAGraphMode.FULL_DECODE_ONLY,
@@ -70,7 +70,7 @@ def a_gpu_that_starts(llm: Any, batch_sizes: list[int]) -> Iterator[None]:
         patch.object(torch.accelerator, "empty_cache"),
         patch.object(torch.accelerator, "get_memory_info", side_effect=((2**40 - n, 2**40) for n in count())),
         patch.object(platform, "graph_pool_handle", return_value=(1, 1), create=True),
-        # Of models that this is none of; and a CPU has no workspace.
+        # For other models; and a CPU has no workspace.
         patch.object(gpu_worker, "kernel_warmup"),
         patch.object(model_runner, "lock_workspace"),
         captures_run_again(),
@@ -81,7 +81,7 @@ def a_gpu_that_starts(llm: Any, batch_sizes: list[int]) -> Iterator[None]:
 @cpu_only
 @pytest.mark.parametrize("backend", ["flash"], indirect=True)
 def test_the_whole_start_of_a_gpu_worker(make_engine: MakeEngine, random_target: Path, backend: type[Any]) -> None:
-    """Memory is measured, by a run and by captures on a cache to be thrown away; then cache, warm-up and captures."""
+    """Memory is measured by a run and by captures with a temporary cache; then cache, warm-up and captures."""
     from vllm.v1.worker.gpu_worker import Worker
 
     plain = make_engine(random_target, **SHAPE)

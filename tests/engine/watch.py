@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each request drafted and accepted, looked at where trees are walked."""
+"""What each request drafted and accepted, recorded where trees are walked."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -31,13 +31,13 @@ class Watch:
         self.by_id: dict[str, Drafting] = defaultdict(Drafting)
 
     def in_order(self, outputs: Sequence[Any]) -> list[Drafting]:
-        """Of the requests of `outputs`; completions of one request (`n`) are taken together."""
+        """One entry per request of `outputs`; completions of one request (`n`) are summed."""
         return [self._of(output.request_id) for output in outputs]
 
     def _of(self, request_id: str) -> Drafting:
         total = Drafting()
         for name, own in self.by_id.items():
-            # The engine's own ids: `7-<random>`, and `0_7-<random>` for the first of several completions.
+            # The engine's ids: `7-<random>`, and `0_7-<random>` for the first of several completions.
             if name.split("-")[0].split("_")[-1] == request_id:
                 total.steps += own.steps
                 total.accepted += own.accepted

@@ -22,7 +22,7 @@ def stats() -> SpecDecodingStats:
 
 
 def sent(stats: SpecDecodingStats) -> SpecDecodingStats:
-    """What the front end gets, as vLLM sends it."""
+    """The statistics that the front end receives, encoded and decoded by vLLM."""
     message = EngineCoreOutputs(scheduler_stats=SchedulerStats(spec_decoding_stats=stats))
     received = MsgpackDecoder(EngineCoreOutputs).decode(MsgpackEncoder().encode(message))
     return received.scheduler_stats.spec_decoding_stats
@@ -37,7 +37,7 @@ def test_counts_arrive() -> None:
     assert StepCounts.of(SpecDecodingStats.new(4)) == (0, 0, 0)
 
 
-def test_vllms_log_line_is_as_without_them() -> None:
+def test_vllms_log_line_does_not_change() -> None:
     without = SpecDecodingStats.new(4)
     without.observe_draft(num_draft_tokens=3, num_accepted_tokens=2)
     lines: list[tuple[object, ...]] = []
@@ -49,7 +49,7 @@ def test_vllms_log_line_is_as_without_them() -> None:
     assert lines[0] == lines[1]
 
 
-def test_engines_have_labels_of_their_own() -> None:
+def test_each_engine_has_its_own_labels() -> None:
     registry = CollectorRegistry()
     counter = partial(Counter, registry=registry)
     counters = RedrafterProm(counter, 3, ["model_name", "engine"], {0: ["m", "0"], 1: ["m", "1"]})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors that only an engine's process meets, and the front end then raises."""
+"""Errors in an engine's process, which the front end then raises."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ from redrafter_vllm.integration.start_errors import report_start_errors
 
 @report_start_errors
 def start():
-    raise OptionError(sys.argv[1]) if sys.argv[1] else ValueError("somebody else's")
+    raise OptionError(sys.argv[1]) if sys.argv[1] else ValueError("of another package")
 
 start()
 """
@@ -58,7 +58,7 @@ def test_the_first_cause_is_raised(scratch: Path) -> None:
 
 
 @pytest.mark.process
-def test_other_errors_stay_theirs(scratch: Path) -> None:
+def test_errors_of_other_packages_are_not_replaced(scratch: Path) -> None:
     expect_start_errors()
     with pytest.raises(RuntimeError, match="See root cause above"):
         wait("")
@@ -93,8 +93,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.engine
-def test_an_engine_in_processes_of_its_own(tmp_path: Path) -> None:
-    """Numbers that are none are found where the tensors are read: in the worker, two processes from who called."""
+def test_an_engine_in_separate_processes(tmp_path: Path) -> None:
+    """NaN weights are found where the tensors are read: in the worker, two processes away from the caller."""
     target = save_random_llama(tmp_path / "target")
     drafter = save_random_drafter(target / "redrafter")
     spoil(drafter / "model.safetensors")
@@ -104,8 +104,8 @@ def test_an_engine_in_processes_of_its_own(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, str(script), str(target)], env=environment, capture_output=True, text=True, check=False
     )
-    told = [line for line in ended.stdout.splitlines() if line.startswith("caught:")]
-    assert told and "holds NaN or infinite values" in told[0], ended.stderr[-2000:]
+    caught = [line for line in ended.stdout.splitlines() if line.startswith("caught:")]
+    assert caught and "holds NaN or infinite values" in caught[0], ended.stderr[-2000:]
 
 
 def spoil(file: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which targets are refused, and in which words; on stand-ins for vLLM's configuration objects."""
+"""Which targets are refused, and with which messages; with replacements for vLLM's configuration objects."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -89,8 +89,8 @@ def test_limits_on_a_step() -> None:
 
 
 @pytest.mark.parametrize("options", [{"kv_transfer_config": CONNECTOR}, {"kv_offloading_size": 1.0}])
-def test_trees_leave_no_cache_to_connectors(options: dict[str, Any]) -> None:
-    """A connector's hook runs behind every attention layer, where a tree's accepted tokens have not been moved yet."""
+def test_trees_are_refused_with_kv_connectors(options: dict[str, Any]) -> None:
+    """A connector's hook runs after every attention layer, when accepted tokens have not been moved yet."""
     from vllm import EngineArgs
 
     args = EngineArgs(str(ASSET), dtype="float32", **options)
@@ -102,8 +102,8 @@ def test_trees_leave_no_cache_to_connectors(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("schedule", [None, [(1, 8, 16)]])
-def test_a_step_holds_a_request(schedule: list[tuple[int, int, int]] | None) -> None:
-    """vLLM's scheduler fails or waits for ever where it cannot pad a request; by a schedule it pads none."""
+def test_a_step_must_have_room_for_a_request(schedule: list[tuple[int, int, int]] | None) -> None:
+    """vLLM's scheduler fails or waits forever if it cannot pad a request; with a schedule it pads none."""
     from vllm import EngineArgs
 
     spec = {"method": "redrafter", "num_speculative_tokens_per_batch_size": schedule}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The supported range of vLLM, and what an unknown one gets to hear."""
+"""The supported range of vLLM, and the refusal of other versions."""
 
 import subprocess
 import sys

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engine cores stay in the test's process; workers, where there are two, have their own."""
+"""Engine cores run in the test's process; two workers have their own processes."""
 
 import os
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-# Two workers need two NUMA nodes, or not to be bound to cores.
+# Two workers need two NUMA nodes, or must not be bound to cores.
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
 import pytest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engines on workers with a process each, and what they emit."""
+"""Engines on workers in separate processes, and their tokens."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ Prompts = list[list[int]]
 
 @dataclass(frozen=True)
 class Run:
-    """What an engine emitted for every prompt, greedy and seeded, and how many tokens of a draft were accepted."""
+    """An engine's tokens for every prompt, greedy and seeded, and the accepted tokens per draft."""
 
     greedy: list[Any]
     seeded: list[Any]
@@ -38,7 +38,7 @@ class Run:
 
 @contextmanager
 def engine(**options: Any) -> Iterator[Any]:
-    """An `LLM` on the committed target that takes its workers with it when it goes."""
+    """An `LLM` on the committed target, whose workers end with the block."""
     from vllm import LLM
 
     llm = LLM(**{**OPTIONS, **options})
@@ -60,7 +60,7 @@ def sampling(mode: str) -> list[Any]:
 
 
 def accepted_per_draft(metrics: Sequence[Any], replica: str = "0") -> float:
-    """Accepted tokens per step that verified drafts, since the start; 0 where none did."""
+    """Accepted tokens per step with drafts, since the start; 0 without such a step."""
     return per_draft(counted(metrics, replica))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks as threads of one process, for tests of what they compute together."""
+"""Ranks as threads of one process, for tests of computations with several ranks."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +37,7 @@ class ThreadGroup:
 
 
 def on_ranks(size: int, work: Callable[[ThreadGroup], T]) -> list[T]:
-    """What `work` gives on each of `size` ranks that run at once."""
+    """The results of `work` on each of `size` ranks, which run in parallel."""
     box: list[Tensor | None] = [None] * size
     barrier = Barrier(size)
 

@@ -18,7 +18,7 @@ def test_tokens_are_those_of_plain_vllm(prompts: Prompts, plain: Run) -> None:
 
 
 async def run_replicas(prompts: Prompts) -> tuple[list[Any], list[float]]:
-    """Every second prompt on each of two replicas; what they emit, and each one's accepted tokens per draft."""
+    """Every second prompt on each of two replicas: their tokens, and each one's accepted tokens per draft."""
     from vllm import AsyncEngineArgs
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.async_llm import AsyncLLM

@@ -13,9 +13,9 @@ from tests.parallel.engines import ASSET, Prompts, Run, engine, run
 
 @pytest.mark.engine
 def test_tokens_are_those_of_plain_vllm(prompts: Prompts, plain: Run, tmp_path: Path) -> None:
-    """Also with another drafter, after one that is refused, and with the target's weights loaded once more.
+    """Also with another drafter, after a refused one, and after loading the target's weights again.
 
-    The product with the embedding, which the first stage has, is made again each time.
+    The product with the embedding, which the first stage has, is computed again each time.
     """
     untrained = save_drafter_like(ASSET / "redrafter", tmp_path / "untrained")
     spec = {**CHAIN, "project_embedding": True}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What reaches a worker of the Ray executor, which vLLM does not run on CPUs: the configuration, as Ray pickles it."""
+"""The configuration as Ray pickles it for a worker of the Ray executor, which vLLM does not run on CPUs."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import pytest
 from tests.engine.generation import TREE
 from tests.parallel.engines import OPTIONS
 
-# A worker imports nothing of ours before its actor's arguments arrive.
+# A worker imports nothing of this package before its actor's arguments arrive.
 WORKER = """
 import pickle, sys
 config = pickle.load(open(sys.argv[1], "rb"))

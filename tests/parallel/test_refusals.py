@@ -59,13 +59,13 @@ def test_replicas_that_share_experts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"tensor_parallel_size": 2}, {"data_parallel_size": 2}])
-def test_what_is_not_refused(options: dict[str, Any]) -> None:
+def test_supported_layouts(options: dict[str, Any]) -> None:
     from vllm import EngineArgs
 
     EngineArgs(**OPTIONS, **options, speculative_config=TREE).create_engine_config()
 
 
-def test_pipelines_ask_for_asynchronous_scheduling() -> None:
+def test_pipelines_need_asynchronous_scheduling() -> None:
     check_pipeline(1, False)
     check_pipeline(2, True)
     for switch in (False, None):
@@ -75,7 +75,7 @@ def test_pipelines_ask_for_asynchronous_scheduling() -> None:
 
 @pytest.mark.engine
 def test_a_pipeline_on_a_cpu_does_not_start(capfd: pytest.CaptureFixture[str]) -> None:
-    """vLLM's CPU platform switches asynchronous scheduling off; the worker that would draft says what is missing."""
+    """vLLM's CPU platform switches asynchronous scheduling off; the worker that would draft raises the error."""
     with (
         pytest.raises(Exception, match="WorkerProc initialization failed"),
         engine(pipeline_parallel_size=2, speculative_config=CHAIN),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drafting on ranks that share the vocabulary, against the drafter in one piece."""
+"""Drafting on ranks that split the vocabulary, against the whole drafter on one rank."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def random_drafter(*, exit_dim: int = 2 * HIDDEN, layers: int = 1, draft_vocab: 
 
 
 def inputs(batch: int = 5) -> tuple[Tensor, Tensor, Tensor]:
-    seeded = torch.Generator().manual_seed(1)  # of its own: ranks are threads
+    seeded = torch.Generator().manual_seed(1)  # a separate one: ranks are threads
     embedding = torch.randn(VOCAB, HIDDEN, generator=seeded)
     return embedding, torch.randn(batch, HIDDEN, generator=seeded), torch.randint(VOCAB, (batch,), generator=seeded)
 
@@ -43,7 +43,7 @@ def search_on(
     own: DrafterBase = shard_drafter(drafter, group)
     if pack:
         own = PackedDrafter(own, project_embedding=True)
-    # Rows split elsewhere than the output layer's, as vLLM pads its vocabulary.
+    # The embedding's rows are split at other ids than the output layer's, as vLLM pads its vocabulary.
     per_rank = -(-VOCAB // group.world_size) + 2
     first = group.rank_in_group * per_rank
     rows = own.token_inputs(embedding[first : first + per_rank])
@@ -82,7 +82,7 @@ def assert_same(beams: list[Beams], whole: Beams) -> None:
     ],
     ids=["one-block", "no-block", "projected", "trimmed", "few"],
 )
-def test_the_candidates_are_those_of_one_piece(drafter: Drafter, size: int) -> None:
+def test_candidates_are_those_of_the_whole_drafter(drafter: Drafter, size: int) -> None:
     assert_same(on_ranks(size, lambda group: search_on(group, drafter, *inputs())), search(drafter, *inputs()))
 
 
@@ -155,8 +155,8 @@ def test_all_ranks_draw_the_same_beams_where_their_arithmetic_differs() -> None:
     assert torch.equal(first.token_log_probs, second.token_log_probs)
 
 
-def test_only_candidates_and_embeddings_travel() -> None:
-    """Per step: [B, W, H] of embeddings summed, and per beam W logits, W ids and a sum gathered, in four bytes each."""
+def test_only_candidates_and_embeddings_are_exchanged() -> None:
+    """Per step: [B, W, H] of embeddings are summed, and per beam W logits, W ids and a sum gathered, 4 bytes each."""
     batch, drafter = 5, random_drafter()
 
     def sent(group: ThreadGroup) -> list[int]:
@@ -169,7 +169,7 @@ def test_only_candidates_and_embeddings_travel() -> None:
 
 def test_embeddings_of_other_ranks_rows() -> None:
     table = torch.randn(7, 3)
-    table[0] = torch.inf  # multiplied by zero it would spoil what another rank owns
+    table[0] = torch.inf  # multiplied by zero it would still change another rank's rows
     ids = torch.tensor([[0, 3, 6], [4, 2, 5]])
 
     def look_up(group: ThreadGroup) -> Tensor:
@@ -180,14 +180,14 @@ def test_embeddings_of_other_ranks_rows() -> None:
         assert torch.equal(found, table[ids])
 
 
-def test_no_rank_goes_without_tokens() -> None:
+def test_more_ranks_than_draft_tokens_are_refused() -> None:
     drafter = random_drafter(draft_vocab=2)
     with pytest.raises(ValueError, match="proposes from 2 tokens cannot be split among 3 ranks"):
         on_ranks(3, lambda group: shard_drafter(drafter, group))
 
 
 def test_a_rank_takes_another_drafter_into_its_memory() -> None:
-    """Weights and the ids of its own tokens: afterwards the ranks draft as the other drafter in one piece does."""
+    """Weights and the ids of its tokens: afterwards the ranks draft like the other drafter on one rank."""
     old, new = random_drafter(draft_vocab=11), random_drafter(layers=1, draft_vocab=11)
     with torch.no_grad():
         for parameter in new.parameters():

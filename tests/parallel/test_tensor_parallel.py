@@ -14,9 +14,9 @@ from tests.parallel.engines import ASSET, Prompts, Run, engine, run
 def test_tokens_are_those_of_plain_vllm_and_drafts_those_of_one_worker(
     prompts: Prompts, trees_on_one_worker: Run, tmp_path: Path
 ) -> None:
-    """Sums over two ranks round otherwise than one rank's, so plain vLLM runs on two ranks as well.
+    """Sums over two ranks round differently than on one, so plain vLLM runs on two ranks as well.
 
-    Then the ranks take another drafter, refuse one together, and are given the target's weights once more.
+    Then the ranks take another drafter, refuse one together, and get the target's weights again.
     """
     served = ASSET / "redrafter"
     untrained = save_drafter_like(served, tmp_path / "untrained")

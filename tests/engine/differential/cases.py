@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random requests: what is asked for, when it arrives and when its client gives up, all from one seed."""
+"""Random requests: their parameters, when they arrive and when their client aborts, all from one seed."""
 
 import random
 import string
@@ -16,7 +16,7 @@ GRAMMARS: list[dict[str, Any]] = [
     {"json": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}},
 ]
 SESSIONS = 0.05  # to a request
-# vLLM refuses several answers and stop strings there, and takes from the first part whether there are
+# vLLM refuses several answers and stop strings there, and decides by the first part whether there are
 # log-probabilities; `min_tokens` would be drawn for other lengths.
 _NOT_IN_SESSIONS = (
     *("n", "stop", "include_stop_str_in_output", "structured", "min_tokens", "logprobs", "prompt_logprobs"),
@@ -29,7 +29,7 @@ class Case:
 
     name: str
     prompt: tuple[int, ...]
-    options: dict[str, Any]  # of SamplingParams, but for `structured`, an index into GRAMMARS
+    options: dict[str, Any]  # of SamplingParams, except `structured`, an index into GRAMMARS
     arrival: int  # step
     priority: int
     abort_after: int | None  # steps after its arrival
@@ -37,12 +37,12 @@ class Case:
     more: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = ()  # later parts of a session: prompts and options
 
     def sampling(self) -> Any:
-        """vLLM's parameters, fresh: the engine changes those that it is given."""
+        """vLLM's parameters, a new object: the engine changes those that it gets."""
         return _sampling(self.options)
 
     @property
     def parts(self) -> list[Part]:
-        """All that a session says; empty for an ordinary request."""
+        """The parts of a session; empty for an ordinary request."""
         said = [(self.prompt, self.options), *self.more] if self.more else []
         return [Part(prompt, _sampling(options)) for prompt, options in said]
 
@@ -63,7 +63,7 @@ def random_cases(count: int, seed: int) -> list[Case]:
     bases = [_tokens(rng, rng.randint(24, 90)) for _ in range(4)]
     cases: list[Case] = []
     arrival = 0
-    talk = random.Random(-seed - 1)  # one of its own: the requests of a seed stay what they were
+    talk = random.Random(-seed - 1)  # a separate one: the requests of a seed do not change
     for index in range(count):
         arrival += rng.choice((0, 0, 0, 0, 1, 2, 6))
         if talk.random() < SESSIONS:
@@ -83,7 +83,7 @@ def random_cases(count: int, seed: int) -> list[Case]:
 
 
 def _session(rng: random.Random, name: str, arrival: int) -> Case:
-    """Short: while a session waits for its client, vLLM can take its blocks for nobody else."""
+    """Short: while a session waits for its client, vLLM cannot use its blocks for other requests."""
     parts = []
     for _ in range(rng.randint(2, 4)):
         options = {**_options(rng), "max_tokens": rng.choice((1, 1, 2, 5, 9)), "detokenize": False}
@@ -109,7 +109,7 @@ def _prompt(rng: random.Random, bases: list[tuple[int, ...]], earlier: list[Case
 
 
 def _options(rng: random.Random) -> dict[str, Any]:
-    """Each parameter with a chance of its own, so that most requests have several."""
+    """Each parameter with its own probability, so that most requests have several."""
     options: dict[str, Any] = {"temperature": 0.0, "max_tokens": rng.choice((1, 2, 6, 17, 33, 48, 64))}
 
     def maybe(chance: float, name: str, value: Any) -> None:
@@ -130,7 +130,7 @@ def _options(rng: random.Random) -> dict[str, Any]:
     maybe(0.3, "ignore_eos", True)
     if rng.random() < 0.08:
         options["structured"] = rng.randrange(len(GRAMMARS))
-        return options  # what follows might leave a grammar no token at all
+        return options  # the parameters below might leave a grammar no token
     maybe(0.15, "logit_bias", {token: rng.uniform(-6, 6) for token in _tokens(rng, 8) + (2,)})
     maybe(0.1, "allowed_token_ids", sorted({2, *_tokens(rng, 60)}))
     maybe(0.15, "bad_words", [_word(rng) for _ in range(rng.randint(1, 30))])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How two engines' answers differ, said so that a rounding can be told from a bug."""
+"""How two engines' answers differ, described so that rounding can be distinguished from a bug."""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ TOLERANCE = 1e-4  # of log-probabilities
 
 
 def difference(plain: Any, case: Case, expected: Any, answer: Answer) -> str | None:
-    """What is wrong with `answer`, or None. `expected` is the output of `plain` for the whole request."""
+    """The first difference of `answer`, or None. `expected` is the output of `plain` for the whole request."""
     if not answer.aborted and not answer.finished:
         return "it never ended"
     if answer.session is not None:
@@ -47,7 +47,7 @@ def difference(plain: Any, case: Case, expected: Any, answer: Answer) -> str | N
 
 
 def session_difference(expected: list[list[int]], answers: list[list[int]], aborted: bool) -> str | None:
-    """What is wrong with the answers to a session's parts, of which the last is still to come."""
+    """The first difference of the answers to a session's parts, of which the last is not complete; or None."""
     wanted = [part[: len(own)] for part, own in zip([*expected, []], answers, strict=False)] if aborted else expected
     own = answers if aborted else answers[:-1]
     return None if own == wanted else f"its parts are answered by {own}, not {wanted}"
@@ -56,7 +56,7 @@ def session_difference(expected: list[list[int]], answers: list[list[int]], abor
 def logprobs_difference(wanted: Any, own: Any) -> str | None:
     """Log-probabilities as vLLM's outputs hold them: per position a map from tokens to values and ranks.
 
-    Tokens that a grammar forbids (minus infinity) are all alike; which of them are listed means nothing.
+    Tokens that a grammar forbids (minus infinity) are equal; it does not matter which of them are listed.
     """
     if len(wanted or ()) != len(own or ()):
         return f"{len(own or ())} positions, not {len(wanted or ())}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an idle engine still holds, and whose trees it verifies."""
+"""What an idle engine has not released, and for which requests the trees that it verifies were drawn."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +13,9 @@ from tests.engine.generation import runner, scheduler
 
 
 def leaks(llm: Any) -> list[str]:
-    """Blocks, rows and requests that an engine without work has not given back.
+    """Blocks, rows and requests that an engine without work has not released.
 
-    Not looked at: the front end's `parent_requests`, which keeps an aborted request of several completions in plain
+    Not checked: the front end's `parent_requests`, which keeps an aborted request of several completions in plain
     vLLM, too.
     """
     manager = scheduler(llm).kv_cache_manager
@@ -46,7 +46,7 @@ def leaks(llm: Any) -> list[str]:
 
 @contextmanager
 def watched_rows(llm: Any) -> Iterator[list[str]]:
-    """Yields a list of the verified trees that were not drawn for the request in whose row they stand."""
+    """Yields a list of the verified trees that were not drawn for the request in whose row they are."""
     states = runner(llm).req_states
     owner: dict[int, str | None] = {}
     strangers: list[str] = []

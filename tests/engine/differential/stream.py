@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feeding a stream of requests to an engine step by step, where nothing depends on the clock."""
+"""Feeding a stream of requests to an engine step by step, independently of time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ RESET_EVERY = 101  # steps, after which every running request starts over and no
 
 @dataclass
 class Answer:
-    """What a client saw of one request."""
+    """What a client received of one request."""
 
     completions: dict[int, Any] = field(default_factory=dict)  # by index
     finished: bool = False
@@ -38,11 +38,11 @@ class Answer:
 
 @dataclass
 class Stream:
-    """Everything that came of a stream."""
+    """The results of a stream."""
 
     answers: dict[str, Answer]
     steps: int = 0
-    updates: int = 0  # how often a completion grew
+    updates: int = 0  # number of updates of completions
     preemptions: int = 0
 
     @property
@@ -52,8 +52,8 @@ class Stream:
 
 
 def run_stream(llm: Any, cases: Sequence[Case], after_step: Callable[[int], None] | None = None) -> Stream:
-    """Add each request at its step, abort those that give up, and step until nothing is left."""
-    # A grammar that compiles beside the engine is ready whenever the clock says.
+    """Add each request at its step, abort those whose client leaves, and step until nothing is left."""
+    # A grammar compiled in the background would be ready at an unknown step.
     core(llm).structured_output_manager._use_async_grammar_compilation = False
     stream = Stream({case.name: Answer() for case in cases})
     with counted_preemptions(llm, stream):
@@ -74,7 +74,7 @@ def _feed(llm: Any, cases: Sequence[Case], stream: Stream, after_step: Callable[
             case = waiting.pop()
             when = {"priority": case.priority, "arrival_time": float(case.arrival)}
             if case.more:
-                ahead = case.abort_in_step  # says nothing else of a session that stays
+                ahead = case.abort_in_step  # the only output for a session that continues
                 stream.answers[case.name].session = Session(llm, case.name, case.parts, ahead=ahead, **when)
             else:
                 engine.add_request(case.name, {"prompt_token_ids": list(case.prompt)}, case.sampling(), **when)
@@ -106,14 +106,14 @@ def _feed(llm: Any, cases: Sequence[Case], stream: Stream, after_step: Callable[
 
 
 def settle(llm: Any) -> None:
-    """Let the engine notice that its last requests have ended."""
+    """Step until the engine has released its last requests."""
     while core(llm).scheduler.has_requests() or core(llm).batch_queue:
         llm.llm_engine.step()
 
 
 @contextmanager
 def counted_preemptions(llm: Any, stream: Stream) -> Iterator[None]:
-    """Count on the scheduler: vLLM's own counter is one for all engines of a process."""
+    """Count preemptions at the scheduler: vLLM's own counter is shared by all engines of a process."""
     preempt = scheduler(llm)._preempt_request
 
     def counted(request: Any, *args: Any, **kwargs: Any) -> None:
@@ -126,10 +126,10 @@ def counted_preemptions(llm: Any, stream: Stream) -> Iterator[None]:
 
 
 def forget_uncomputed_blocks(llm: Any, request: Any) -> None:
-    """Keep a fault of vLLM's own out of the comparison: plain vLLM 0.32 has it, too.
+    """Exclude a bug of vLLM from the comparison: plain vLLM 0.32 has it, too.
 
     Blocks enter the prefix cache when a request is scheduled. With priorities a request can be preempted by one that is
-    scheduled after it in the same step; its blocks then stay in the cache, and nobody has computed them.
+    scheduled after it in the same step; its blocks then stay in the cache without having been computed.
     """
     manager = scheduler(llm).kv_cache_manager
     for single, blocks in zip(
@@ -140,9 +140,9 @@ def forget_uncomputed_blocks(llm: Any, request: Any) -> None:
 
 @contextmanager
 def aborted_in_step(llm: Any, names: list[str]) -> Iterator[None]:
-    """Within it the next step runs for requests whose clients leave before its tokens are looked at.
+    """Within it the next step runs for requests whose clients leave before its tokens are processed.
 
-    As in a server: the front end forgets the request at once, the core finds the abort in its queue after the step.
+    As in a server: the front end drops the request at once, the core finds the abort in its queue after the step.
     """
     if not names:
         yield

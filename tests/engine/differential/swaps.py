@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""New weights under a stream: drafters, right and wrong ones, and the target's own once more, at random steps."""
+"""New weights during a stream, at random steps: valid and invalid drafters, and the target's weights again."""
 
 import random
 from collections import Counter
@@ -21,7 +21,7 @@ from tests.engine.new_weights import save_drafter_like
 
 
 class Swaps:
-    """Called after each step; `drafters` are others of the served shape, `wrong` those of none."""
+    """Called after each step; `drafters` have the served shape, `wrong` are refused."""
 
     def __init__(self, llm: Any, target: Path, scratch: Path, renew: Callable[[], None], seed: int) -> None:
         """`renew` is called after the target has got its weights."""
@@ -53,7 +53,7 @@ class Swaps:
 
 @contextmanager
 def own_trees_in_between(swaps: Swaps) -> Iterator[None]:
-    """Of rounds that something else draws, every fourth is the drafter's own, which must be the one loaded last."""
+    """Every fourth of the scripted rounds is drawn by the drafter, which must be the one loaded last."""
     other, rng = speculator_module.propose_trees, random.Random(0)
     assert other is not propose_trees
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny random target that reads and writes bytes: text, stop strings and grammars at next to no cost."""
+"""A tiny random target of bytes: text, stop strings and grammars at almost no cost."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ VOCAB = len(SPECIAL) + 256
 
 
 def save_byte_target(path: Path) -> Path:
-    """Model, drafter and a tokenizer whose every byte is a token."""
+    """Model, drafter and a tokenizer with one token per byte."""
     save_random_llama(path, vocab_size=VOCAB)
     save_random_drafter(path / "redrafter", vocab_size=VOCAB)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps as vLLM's runner describes them to a backend, and the attention that each row must get by definition."""
+"""Steps as vLLM's runner passes them to a backend, and each row's attention by definition."""
 
 import importlib
 from types import SimpleNamespace
@@ -60,7 +60,7 @@ def make_impl(name: str, step: Step, cache_dtype: str = "auto") -> Any:
 
 
 def _module(name: str) -> Any:
-    # What it imports of vLLM depends on the machine, and the fakes must be in place before.
+    # Its imports depend on the machine, and the replacements must be installed before.
     return importlib.import_module(f"redrafter_vllm.integration.attention.{name}")
 
 
@@ -98,7 +98,7 @@ def common_metadata(step: Step) -> Any:
 
 
 def step_trees(step: Step, num_reqs: int | None = None) -> StepTrees:
-    """The drafts of the first `num_reqs` requests; what lies behind them is padding."""
+    """The drafts of the first `num_reqs` requests; the requests behind them are padding."""
     counts = step.batch.num_drafts[:num_reqs]
     return StepTrees(step.batch.ancestors[:num_reqs], counts.long(), counts.cpu().numpy())
 
@@ -112,7 +112,7 @@ def layer_scales(q: float = 1.0, k: float = 1.0, v: float = 1.0) -> Any:
 def forward(impl: Any, step: Step, metadata: Any, layer: Any, out: Tensor | None = None) -> Tensor:
     """One layer's attention into a poisoned output; keys and values are in the cache already.
 
-    What no request has stored becomes a number first: vLLM's kernels multiply it by weights of 0.
+    Slots that no request has stored are filled with numbers first: vLLM's kernels multiply them by weights of 0.
     """
     if step.cache.is_floating_point():
         step.cache.nan_to_num_()
@@ -123,7 +123,7 @@ def forward(impl: Any, step: Step, metadata: Any, layer: Any, out: Tensor | None
 
 
 def dense_attention(step: Step, layer: Any) -> Tensor:
-    """Every row over exactly its visible keys; rows of no request keep the poison."""
+    """Every row over exactly its visible keys; rows without a request keep the poison."""
     out, group = torch.full(step.query.shape, -777.0), step.heads[0] // step.heads[1]
     query, k_scale, v_scale = (step.query.float() * layer._q_scale).cpu(), layer._k_scale.cpu(), layer._v_scale.cpu()
     for index, entry in enumerate(step.entries):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stands in for the CUDA extensions of vLLM's FlashAttention, and for nothing else of it.
+"""Replacements for the CUDA extensions of vLLM's FlashAttention only.
 
-vLLM's Python around them runs as it is: the choice of a version, the metadata builders, the argument checks. The
-stand-ins compute attention from its definition in fp64 and check what the extensions ask of their arguments.
+vLLM's Python code around them is used: the choice of a version, the metadata builders, the argument checks. The
+replacements compute attention by its definition in fp64 and check the extensions' conditions on their arguments.
 """
 
 import sys
@@ -19,7 +19,7 @@ _INTERFACE = "vllm.vllm_flash_attn.flash_attn_interface"
 
 
 def flash_attention(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> "FakeFlash | None":
-    """FlashAttention as this GPU has it (None), or without one its stand-in for such a device."""
+    """FlashAttention of this GPU (None), or without a GPU its replacement for such a device."""
     return None if HAS_GPU else FakeFlash(monkeypatch, capability)
 
 
@@ -134,7 +134,7 @@ def _schedule(
 
 
 def _fingerprint(used_k: Tensor, causal: bool) -> Tensor:
-    """What a schedule depends on."""
+    """The arguments on which a schedule depends."""
     return torch.cat((used_k, torch.tensor([int(causal)], dtype=torch.int32)))
 
 

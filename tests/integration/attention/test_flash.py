@@ -69,12 +69,12 @@ def test_fp8_cache_and_query(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = slice(0, step.starts[-1])
     expected = dense_attention(step, layer)
     assert (result[step.starts[-1] :] == -777).all()
-    # FlashAttention also rounds the weights to 4 bits, the stand-in does not.
+    # FlashAttention also rounds the weights to 4 bits, the replacement does not.
     tolerance = 0.15 if HAS_GPU else 4e-2
     torch.testing.assert_close(result[rows].float(), expected[rows], atol=tolerance, rtol=tolerance)
 
 
-def test_refuses_what_the_tree_part_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_layers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     flash_attention(monkeypatch, AMPERE)
     from redrafter_vllm.integration.attention.flash import FlashTreeImpl
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Full CUDA graphs: metadata of a capture serves every later step of that shape.
+"""Full CUDA graphs: metadata of a capture is valid for every later step of that shape.
 
 On a GPU a graph of the forward pass is captured and replayed. Elsewhere the forward pass runs again on the capture's
-metadata, which is what a replay does: the same tensors, the same launch sizes. Between two runs the builder prepares
-another step, in the input buffers that vLLM keeps.
+metadata, as a replay does: the same tensors, the same launch sizes. Between two runs the builder prepares another
+step, in vLLM's persistent input buffers.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ STEPS: list[list[Request | None]] = [
 
 
 class InputBuffers:
-    """The runner's persistent tensors and the cache; `step` reads them as if they were one step's."""
+    """The runner's persistent tensors and the cache; `step` is a view of them as one step."""
 
     def __init__(self, like: Step) -> None:
         self.query_start_loc = torch.zeros(NUM_REQS + 1, dtype=torch.int32, device=DEVICE)
@@ -62,7 +62,7 @@ class InputBuffers:
         return self._persistent(common)
 
     def dummy(self) -> Any:
-        """What vLLM captures with: nothing but queries, and no drafts among them."""
+        """vLLM's input of a capture: queries only, without drafts."""
         common = self._persistent(common_metadata(self.step))
         self.query_start_loc.copy_(common.query_start_loc_cpu)
         self.seq_lens.fill_(QUERY_LEN)
@@ -83,7 +83,7 @@ def backend(name: str, step: Step) -> tuple[Any, Any]:
 
 
 def captured(run: Callable[[], object]) -> Callable[[], object]:
-    """A graph of `run` on a GPU, after a warm-up as vLLM makes it; else `run`."""
+    """A graph of `run` on a GPU, after vLLM's kind of warm-up; else `run`."""
     run()
     if not HAS_GPU:
         return run
@@ -120,7 +120,7 @@ def test_metadata_of_a_capture_serves_later_steps(
 
 
 @pytest.mark.parametrize("name", ["flash", "triton"])
-def test_single_tokens_are_captured_as_ever(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_of_single_tokens_are_vllms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     flash_attention(monkeypatch, (8, 0))
     step = Step([(9, 0, 0), (3, 0, 0)], (2, 2), 64, torch.float16)
     make, _ = backend(name, step)

@@ -17,7 +17,7 @@ def small_step(requests: list[Request | None]) -> Step:
     return Step(requests, (1, 1), 16, torch.float16)
 
 
-def test_the_two_parts_are_steps_of_their_own() -> None:
+def test_both_parts_are_complete_steps() -> None:
     step = small_step(MIXED)
     whole, start_loc = common_metadata(step), torch.full((9,), -1, dtype=torch.int32, device=DEVICE)
     head, tail = leading_requests(whole, 4), trailing_requests(whole, 4, start_loc)
@@ -37,13 +37,13 @@ def test_the_two_parts_are_steps_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("requests", "num_trees", "num_tree_tokens", "has_causal"),
     [
-        ([(9, 0, 0), (0, 30, 0)], None, 0, True),  # nobody has drafts
+        ([(9, 0, 0), (0, 30, 0)], None, 0, True),  # no request has drafts
         ([(9, 0, 5), (9, 0, 0), (0, 3, 0)], 3, 11, False),  # short queries join the trees
-        ([(9, 0, 5), (9, 0, 2), (9, 0, 0), (0, 30, 0)], 2, 9, True),  # a long one parts them
+        ([(9, 0, 5), (9, 0, 2), (9, 0, 0), (0, 30, 0)], 2, 9, True),  # a long one separates them
         ([(9, 0, 5), (9, 4, 4)], 2, 15, False),  # prompt tokens before drafts
     ],
 )
-def test_where_the_parts_meet(
+def test_the_number_of_tree_requests(
     requests: list[Request | None], num_trees: int | None, num_tree_tokens: int, has_causal: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which backend serves on which machine, and what is said where none can."""
+"""Which backend is chosen on which machine, and the messages where none can be."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ def config(**changes: Any) -> Any:
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`cuda(8, 0)`: vLLM takes this machine for one with such a GPU and FlashAttention's extensions."""
+    """`cuda(8, 0)`: vLLM finds such a GPU and FlashAttention's extensions on this machine."""
     from vllm.platforms import current_platform
     from vllm.platforms.interface import PlatformEnum
 
@@ -43,7 +43,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
         ((8, 0), {}, select.FLASH),
         ((9, 0), {"head_size": 256, "dtype": torch.float16, "block_size": 16}, select.FLASH),
         ((9, 0), {"kv_cache_dtype": "fp8"}, select.FLASH),
-        ((8, 9), {"kv_cache_dtype": "fp8"}, select.TRITON),  # FlashAttention 2 reads no FP8 cache
+        ((8, 9), {"kv_cache_dtype": "fp8"}, select.TRITON),  # FlashAttention 2 does not support an FP8 cache
         ((9, 0), {"dtype": torch.float32}, select.TRITON),
         ((7, 5), {"dtype": torch.float16}, select.TRITON),
         ((8, 0), {"head_size": 100}, select.TRITON),
@@ -116,8 +116,8 @@ def test_a_changed_vllm_is_one_clear_error() -> None:
         require_parameters(pretend, "q fa_version")
 
 
-def test_names_that_the_backends_override_exist() -> None:
-    """An override of a method that vLLM no longer has would change nothing, silently."""
+def test_overridden_names_exist_in_vllm() -> None:
+    """An override of a method that vLLM no longer has would silently have no effect."""
     from vllm.v1.attention.backend import AttentionBackend, AttentionImpl, AttentionMetadataBuilder
     from vllm.v1.attention.backends import flash_attn, triton_attn
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user reads who mistypes: one sentence, before an engine is built, by `LLM(...)` and by `vllm serve`."""
+"""Messages for wrong options: one sentence, before an engine is built, from `LLM(...)` and `vllm serve`."""
 
 import logging
 import re
@@ -31,7 +31,7 @@ def nothing_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refuse(options: Any, kind: type[Exception], target: Path = TARGET, **engine: Any) -> str:
-    """The message that vLLM's configuration ends with; one sentence, of the documented type."""
+    """The message of the error that vLLM's configuration raises; one sentence, of the documented type."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.plugins import load_general_plugins
 
@@ -45,7 +45,7 @@ def refuse(options: Any, kind: type[Exception], target: Path = TARGET, **engine:
 
 @pytest.mark.parametrize("model", ["", " \t", 5, True, ["a"], {"a": 1}], ids=repr)
 @pytest.mark.parametrize("given", [{}, {"method": "redrafter"}], ids=["bare", "method"])
-def test_a_model_that_is_no_name(model: object, given: dict[str, Any]) -> None:
+def test_a_model_that_is_not_a_name(model: object, given: dict[str, Any]) -> None:
     message = refuse({**given, "model": model}, DrafterNotFoundError)
     assert message == f"The drafter's model must be the word 'redrafter', a directory or a hub id, not {model!r}."
 
@@ -58,7 +58,7 @@ def test_a_misspelt_word(model: str, given: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("model", ["/no/such/place", "./missing", "~/missing", "x" * 5000, "a\0b", "~no-such-user/x"])
-def test_a_place_where_nothing_stands(model: str) -> None:
+def test_a_path_that_does_not_exist(model: str) -> None:
     for given in ({"method": "redrafter"}, {}) if model[0] in "/.~" else ({"method": "redrafter"},):
         message = refuse({**given, "model": model}, DrafterNotFoundError)
         assert message.startswith(f"The drafter checkpoint {shown(model)} is no")
@@ -130,7 +130,7 @@ def test_slots_of_a_schedule_are_those_of_the_engine() -> None:
 
     few = {"method": "redrafter", "num_speculative_tokens": 6, SCHEDULE: [[1, 4, 7]]}
     assert "[1, 4, 7] asks for 7 nodes, but there are 6 slots" in refuse(few, OptionError)
-    # vLLM lets a gap follow the range before it.
+    # In vLLM a gap has the budget of the range before it.
     gap = {**few, SCHEDULE: [[1, 4, 6], (9, 16, 0)]}
     config = EngineArgs(model=str(TARGET), max_model_len=64, speculative_config=gap).create_engine_config()
     assert config.speculative_config.num_speculative_tokens_per_batch_size == [(1, 4, 6), (9, 16, 0)]
@@ -173,7 +173,7 @@ def test_damaged_weights_are_seen_before_the_engine(tmp_path: Path) -> None:
     assert "cannot be read as safetensors" in refuse({"model": str(place)}, CheckpointError)
 
 
-def test_other_checkpoints_are_vllms_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_checkpoints_are_left_to_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     mistral = tmp_path / "mistral"
     mistral.mkdir()
@@ -203,7 +203,7 @@ def test_a_target_is_not_its_drafter(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_drafter("org/other", "org/llama")
 
 
-def test_links_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "gone")
     words = f"is a link to {tmp_path / 'gone'}, which does not exist"
@@ -211,7 +211,7 @@ def test_links_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert f"The drafter checkpoint '{link}' {words}" in refuse(options, DrafterNotFoundError)
     monkeypatch.chdir(tmp_path)
     assert f"'link' {words}" in refuse({"model": "link"}, DrafterNotFoundError)
-    # A link beside the target that once led to its drafter is not passed over for another one's.
+    # A broken link to a drafter beside the target is an error: no other drafter is used instead.
     target = tmp_path / "target"
     target.mkdir()
     shutil.copy(TARGET / "config.json", target)
@@ -226,7 +226,7 @@ def test_links_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert f"does not hold a drafter (it {words})" in refuse({"method": "redrafter"}, DrafterNotFoundError)
 
 
-def test_places_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.write_text("")
     options = {"method": "redrafter"}
@@ -257,7 +257,7 @@ def test_nearest_names() -> None:
 
 
 @pytest.mark.process
-def test_serving_ends_with_the_sentence(tmp_path: Path) -> None:
+def test_vllm_serve_ends_with_the_message(tmp_path: Path) -> None:
     options = ["--max-model-len", "64", "--speculative-model", str(tmp_path / "missing")]
     command = [str(Path(sys.executable).with_name("vllm")), "serve", str(TARGET), *options]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -267,10 +267,8 @@ def test_serving_ends_with_the_sentence(tmp_path: Path) -> None:
     assert re.fullmatch(r"Error: The drafter checkpoint '.*missing' is not a directory: .*; check the path\.", last)
 
 
-def test_the_traceback_is_there_for_those_who_debug(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """And for every error that is not ours."""
+def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also for every error that is not ours."""
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     error_hook.end_in_one_sentence()
     error_hook.end_in_one_sentence()

@@ -24,7 +24,7 @@ from tests.ops.test_launches import Launches
         (TURING, {"architecture": "x86_64"}, None),
     ],
 )
-def test_codes_that_a_processor_has_room_for(
+def test_int8_codes_fit_the_processors_sums(
     platform: Any, able: dict[str, Any], largest: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """2 · 255 · 64 = 32,640 fits into 16 bits; with 65 it would be 33,150, above 32,767."""
@@ -57,7 +57,7 @@ def test_products(kernels: str, dtype: torch.dtype, with_bias: bool, outputs: in
 @pytest.mark.parametrize("kernels", CHOICES)
 @pytest.mark.parametrize("shape", [(2, 64), (2, 4, 64)])
 def test_a_product_is_one_launch(kernels: str, shape: tuple[int, ...]) -> None:
-    """Its input is multiplied where it lies, whatever the kernel; one that was chosen runs."""
+    """The input is not copied, with any kernel; and the chosen kernel runs."""
     if kernels == "sgl" and not has_sgl_kernels():
         pytest.skip("what stands in for SGLang's kernels takes several")
     with linear_kernels(kernels):
