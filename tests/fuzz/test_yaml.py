@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from redrafter_training import cli
 from redrafter_training.config.job import Job
-from redrafter_training.config.parser import KeysParser
 from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.responses.config import ResponseJob
 from tests.fuzz.inputs import damaged, damaged_bytes, only
@@ -91,10 +90,9 @@ def to_yaml(document: Any) -> bytes:
 
 @pytest.fixture(autouse=True, scope="module")
 def one_parser() -> Iterator[None]:
-    """Making the parser, and its help in front of each message, takes longer than parsing with it."""
+    """Making the parser takes longer than parsing with it."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(cli, "build_parser", cache(cli.build_parser))
-        patched.setattr(KeysParser, "print_usage", lambda *_: None)
         yield
 
 

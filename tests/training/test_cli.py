@@ -22,6 +22,18 @@ def test_defaults_are_the_standard_recipe() -> None:
     assert recipe == "standard"
 
 
+def test_a_mistake_is_one_sentence_without_the_usage_text(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse([*GIVEN, "--batch-size", "0"])
+    assert caught.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == "error: batch_size and chunk must be at least 1, got 0 and 128 (see --help)\n"
+    with pytest.raises(SystemExit):
+        parse(["--target", "t"])
+    assert capsys.readouterr().err == "error: the following arguments are required: data (see --help)\n"
+
+
 def test_folders_that_would_not_be_read_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse([*GIVEN, "--responses.folders", "[answers]", "--response-fraction", "0"])
@@ -58,27 +70,27 @@ def test_a_drafter_to_start_from_keeps_its_shape(drafter: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("given", "message"),
     [
-        (["--num-draft-layers", "2"], "num_draft_layers 2 was asked for"),  # the recipe's own value, but asked for
-        (["--exit-dim", "32"], "exit_dim 32 was asked for"),
-        (["--rnn", "false"], "rnn False was asked for"),
-        (["--draft-vocab-size", "8"], "draft_vocab_size 8 was asked for, and the drafter in"),
+        (["--num-draft-layers", "2"], "num_draft_layers is 2"),  # the recipe's own value, but given explicitly
+        (["--exit-dim", "32"], "exit_dim is 32"),
+        (["--rnn", "false"], "rnn is False"),
+        (["--draft-vocab-size", "8"], "draft_vocab_size is 8, but the drafter in"),
     ],
 )
 def test_another_shape_than_that_of_the_drafter_to_start_from(
-    drafter: Path, asked: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    drafter: Path, given: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        parse([*GIVEN, "--init-from", str(drafter), *asked])
-    assert told in capsys.readouterr().err
+        parse([*GIVEN, "--init-from", str(drafter), *given])
+    assert message in capsys.readouterr().err
 
 
 def test_a_shape_in_a_file_of_keys(drafter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "keys.yaml").write_text(f"init_from: {drafter}\nexit_dim: 32\n")
     with pytest.raises(SystemExit):
         parse([*GIVEN, "--config", str(tmp_path / "keys.yaml")])
-    assert "exit_dim 32 was asked for" in capsys.readouterr().err
+    assert "exit_dim is 32" in capsys.readouterr().err
 
 
 def test_a_folder_to_start_from_without_a_drafter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ Keys = TypeVar("Keys")
 
 DEFAULT_RECIPE = "standard"
 SHAPE = ("exit_dim", "num_draft_layers", "rnn", "draft_vocab_size")  # keys of a drafter's shape
-FLAT = frozenset({"budget"})  # whose keys stand among those of the class around it
+FLAT = frozenset({"budget"})  # fields whose keys have no prefix
 
 
 def attribute_help(holder: type) -> dict[str, str]:
@@ -33,13 +33,15 @@ def attribute_help(holder: type) -> dict[str, str]:
 
 def build_parser(recipe: str = DEFAULT_RECIPE) -> ArgumentParser:
     """All flags, with the recipe's values as defaults."""
-    parser = _empty_parser("training", "Train a drafter for a frozen target and put it where serving finds it.")
+    parser = _empty_parser(
+        "redrafter_training", "Train a drafter for a frozen target and put it where serving finds it."
+    )
     parser.add_argument(
         "--recipe",
         choices=sorted(RECIPES),
         default=DEFAULT_RECIPE,
         help="named defaults of everything under `recipe`: short trains a minute on two cores, long half an hour, "
-        "standard as long as max_steps says",
+        "standard until max_steps",
     )
     _add(parser, "job", Job, None)
     _add(parser, "recipe", DistillConfig, RECIPES[recipe])
@@ -47,7 +49,7 @@ def build_parser(recipe: str = DEFAULT_RECIPE) -> ArgumentParser:
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Job, DistillConfig, str, str]:
-    """(job, recipe, recipe's name, everything as YAML). Exits with a message for what cannot be."""
+    """(job, recipe, the recipe's name, all keys as YAML). Exits with a message and code 2 for invalid keys."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     recipe = _parsed(parser, argv).recipe
@@ -72,7 +74,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Job, DistillConfig, str, s
 
 
 def _lasting(given: Namespace, job: Job, config: DistillConfig) -> Namespace:
-    """The keys to repeat a run with, from wherever: without what was about one start, and with whole paths."""
+    """The keys that repeat a run from any folder: absolute paths, and without what concerns a single start."""
     lasting = given.clone()
     lasting.resume, lasting.overwrite = True, False
     whole = job.absolute()
@@ -83,20 +85,23 @@ def _lasting(given: Namespace, job: Job, config: DistillConfig) -> Namespace:
     return lasting
 
 
-def keep_shape(folder: Path, config: DistillConfig, asked: Namespace) -> DistillConfig:
-    """`config` with the shape of the drafter in `folder`, which a training from it keeps.
+def keep_shape(folder: Path, config: DistillConfig, given: Namespace) -> DistillConfig:
+    """`config` with the shape of the drafter in `folder`, which a training that starts from it keeps.
+
+    Args:
+        given: the keys from flags and file, without the recipe's defaults.
 
     Raises:
         CheckpointError: the folder holds no drafter.
-        ValueError: another shape is asked for, by one of the keys that are given and not just a recipe's.
+        ValueError: one of the given keys has another value than the drafter.
     """
     shape = check_checkpoint(folder)
     for key in SHAPE:
-        wanted, kept = asked.get(key), getattr(shape, key)
+        wanted, kept = given.get(key), getattr(shape, key)
         if wanted is not None and wanted != kept:
             raise ValueError(
-                f"{key} {wanted} was asked for, and the drafter in {folder} (--init-from) has {kept}, which it keeps: "
-                "leave the key away, or train a new drafter"
+                f"{key} is {wanted}, but the drafter in {folder} (--init-from) has {kept} and keeps its shape: omit the "
+                "key, or train a new drafter"
             )
     return replace(config, **{key: getattr(shape, key) for key in SHAPE})
 
@@ -106,7 +111,7 @@ def _shape_of(config: DistillConfig) -> Namespace:
 
 
 def parse_keys(holder: type[Keys], program: str, description: str, argv: Sequence[str] | None = None) -> Keys:
-    """The keys of `holder` alone, for a command without recipes. Exits with a message for what cannot be."""
+    """The keys of `holder`, for a command without recipes. Exits with a message and code 2 for invalid keys."""
     parser = _empty_parser(program, description)
     _add(parser, "keys", holder, None)
     given = _parsed(parser, list(sys.argv[1:] if argv is None else argv))
@@ -119,7 +124,7 @@ def parse_keys(holder: type[Keys], program: str, description: str, argv: Sequenc
 
 
 def _parsed(parser: ArgumentParser, argv: list[str]) -> Namespace:
-    """What is given, file and flags; exits with a message where the library would leave with a traceback."""
+    """The keys from file and flags; exits with a message where the library would raise."""
     try:
         return parser.parse_args(argv)
     except (OSError, UnicodeDecodeError) as problem:
@@ -145,7 +150,7 @@ def _default(entry: Field, defaults: Any) -> Any:
 
 
 def _fields(holder: type, prefix: str) -> Iterator[tuple[Field, Any, str]]:
-    """Each field with its type and what stands before its name, or before the names inside it."""
+    """Each field with its type and the prefix of its key, or of the keys of the fields inside it."""
     hints = get_type_hints(holder)
     for entry in fields(holder):
         nested = _is_nested(hints[entry.name]) and entry.name not in FLAT
@@ -170,7 +175,7 @@ def _build(holder: type, given: Namespace, prefix: str = "") -> Any:
 
 
 def _checked(name: str, kind: Any, value: Any) -> Any:
-    """What the library lets pass: null for any key, anything for flags without a value."""
+    """`value`, checked where the library does not: it accepts null for any key, and any value for boolean flags."""
     if value is None and type(None) not in get_args(kind):
         raise ValueError(f"{name} must not be null")
     if kind is bool and not isinstance(value, bool):

@@ -24,9 +24,9 @@ from redrafter_training.responses.store import ResponseStore, vocabulary_fingerp
 from redrafter_training.responses.vllm_engine import has_vllm, make_generator
 from redrafter_training.run.folder_files import passed_over
 from redrafter_training.target.properties import TargetFactsError, facts_of, load_config
-from redrafter_training.trainer.export import provenance
 from redrafter_training.utils.command import run_command
 from redrafter_training.utils.fingerprint import target_fingerprint
+from redrafter_training.utils.provenance import provenance
 
 DESCRIPTION = "Have the target itself answer the prompts of some data, for its drafter to be trained on."
 

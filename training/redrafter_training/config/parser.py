@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""jsonargparse's parser, with its last tracebacks turned into messages, and messages that fit a terminal."""
+"""jsonargparse's parser, which ends every mistake in the keys with a short message and exit code 2."""
 
 from typing import Any, NoReturn
 
@@ -12,22 +12,25 @@ LINE_WIDTH = 300
 
 
 class KeysParser(ArgumentParser):
-    """Exits with 2 and a message whatever stands in a file of keys."""
+    """Exits with code 2 and a message, without the long usage text, for whatever a file of keys contains."""
 
     def parse_args(self, *args: Any, **options: Any) -> Namespace:  # type: ignore[override]
         """
         Raises:
-            OSError, UnicodeDecodeError, RecursionError: of reading the file, which the caller can name.
+            OSError, UnicodeDecodeError, RecursionError: from reading the file, whose name the caller knows.
         """
         try:
             return super().parse_args(*args, **options)
         except (OSError, UnicodeDecodeError, RecursionError):
             raise
         except Exception as problem:
-            # Keys and values of types that the library did not think of leave it in a dozen ways.
+            # For keys and values of unexpected types the library raises many kinds of errors.
             self.error(f"the keys cannot be read ({type(problem).__name__}: {problem})")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Exits with `message`, without the values in it that would fill the screen or control it."""
+        """Exits with `message`; values in it that would fill the screen or control the terminal are cut or escaped."""
         lines = [shortened(line, LINE_WIDTH) for line in message.splitlines()]
-        super().error("\n".join(lines[:MAX_LINES]), ex)
+        text = "\n".join(lines[:MAX_LINES])
+        if not self.exit_on_error:  # a parser that the library makes for a part of the keys
+            super().error(text, ex)
+        self.exit(2, f"error: {text} (see --help)\n")

@@ -12,10 +12,11 @@ from redrafter_training.config.job import Job
 from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.distributed import checkpoints
 from redrafter_training.run.evaluation import EXPORT_DTYPE, TokensPerStep
-from redrafter_training.trainer.export import export, provenance, update_report
+from redrafter_training.trainer.export import export, update_report
 from redrafter_training.trainer.loop import StepFigures
 from redrafter_training.trainer.plots import plot_training
 from redrafter_training.trainer.state import read_state
+from redrafter_training.utils.provenance import provenance
 from redrafter_training.utils.run_folder import run_name
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.model.drafter import Drafter

