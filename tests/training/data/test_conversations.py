@@ -245,7 +245,7 @@ def test_prompts_turn_by_turn(tmp_path: Path) -> None:
     source = store(tmp_path, [{"question_id": 81, "category": "writing", "turns": ["Write.", "Again."]}], "jsonl")
     loaded, report = load_conversations([source], need_answers=False)
     assert loaded[0].turns == (Turn("user", "Write."), Turn("user", "Again.")) and report.used == 1
-    with pytest.raises(DataError, match="no assistant turn"):
+    with pytest.raises(DataError, match="cannot tell the form of the data; found columns category, question_id, turns"):
         load_conversations([source])
     for turns, reason in (([], Reason.EMPTY), (["Hi", " "], Reason.EMPTY), (["Hi", 3], Reason.NOT_A_STRING)):
         report = DataReport()

@@ -76,7 +76,7 @@ def normalise(record: Record, form: Form) -> Conversation:
         if not content.strip():
             raise UnusableRecord(Reason.EMPTY)
         return Conversation(record.where, text=content)
-    turns, opening = _check_prompts(content) if form.prompts_only else _check_turns(content)
+    turns, opening = _check_turns(content, prompts_only=form.prompts_only)
     return Conversation(record.where, turns=turns, opening=opening)
 
 
@@ -91,8 +91,11 @@ def usable(record: Record, form: Form, *, need_answers: bool = True) -> Conversa
     return conversation
 
 
-def _check_turns(raw: list[tuple[str, Any]]) -> tuple[tuple[Turn, ...], int]:
-    """The turns of a conversation, and how many the assistant had before the user's first one."""
+def _check_turns(raw: list[tuple[str, Any]], *, prompts_only: bool) -> tuple[tuple[Turn, ...], int]:
+    """The turns of a conversation, and how many the assistant had before the user's first one.
+
+    With `prompts_only` the user may have several turns in a row, each to be answered before the next one.
+    """
     turns = [_check_turn(number, role, content) for number, (role, content) in enumerate(raw)]
     if turns and turns[0].role == "system" and not turns[0].content.strip():
         del turns[0]  # No system prompt, in the spelling of data sets that always have the turn.
@@ -107,17 +110,10 @@ def _check_turns(raw: list[tuple[str, Any]]) -> tuple[tuple[Turn, ...], int]:
     opening = next((number for number, turn in enumerate(spoken) if turn.role != "assistant"), 0)
     spoken = spoken[opening:]
     expected: tuple[Role, ...] = ("user", "assistant")
-    if any(turn.role != expected[i % 2] for i, turn in enumerate(spoken)):
+    in_order = all(turn.role == expected[i % 2] for i, turn in enumerate(spoken))
+    if not in_order and not (prompts_only and all(turn.role == "user" for turn in spoken)):
         raise UnusableRecord(Reason.ROLE_ORDER, ", ".join(turn.role for turn in turns))
     return (*system, *spoken), opening
-
-
-def _check_prompts(raw: list[tuple[str, Any]]) -> tuple[tuple[Turn, ...], int]:
-    """As `_check_turns`, of what the user says turn after turn."""
-    turns = tuple(_check_turn(number, role, content) for number, (role, content) in enumerate(raw))
-    if not turns or not all(turn.content.strip() for turn in turns):
-        raise UnusableRecord(Reason.EMPTY)
-    return turns, 0
 
 
 def _check_turn(number: int, role: Any, content: Any) -> Turn:
@@ -148,7 +144,7 @@ def iter_conversations(
     head = list(islice(records, DETECTION_RECORDS))
     if not head:
         raise DataError(f"{source} holds no records")
-    form = detect_form(head, source)
+    form = detect_form(head, source, need_answers=need_answers)
     try:
         for record in chain(head, records):
             try:

@@ -22,7 +22,7 @@ class Form:
     columns: tuple[str, ...]
     read: Callable[[Mapping[str, Any]], list[tuple[str, Any]] | str]
     turn_keys: tuple[str, str] | None = None
-    prompts_only: bool = False  # turns of the user alone, each to be answered before the next one
+    prompts_only: bool = False  # for response generation: nothing that could be trained on
 
     def fits(self, record: Mapping[str, Any]) -> bool:
         """Whether the record has this form's columns and, for a list of turns, this form's keys in the first one."""
@@ -75,7 +75,7 @@ def _joined(content: Any, number: int) -> Any:
 
 
 def _read_prompt(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Prompt and completion, each a text or a list of messages; the completion may be missing."""
+    """Prompt and completion, if there is one: each a text or a list of messages."""
     turns: list[tuple[str, Any]] = []
     for role, said in (("user", record["prompt"]), ("assistant", record.get("completion"))):
         if said is not None:
@@ -120,7 +120,8 @@ FORMS = (
     _turns_form("LMSYS", "conversation", "role", "content"),
     Form("Alpaca", ("instruction", "output"), _read_alpaca),
     Form("MT-Bench", ("turns",), _read_prompts, prompts_only=True),
-    Form("prompt and completion", ("prompt",), _read_prompt),
+    Form("prompt and completion", ("prompt", "completion"), _read_prompt),
+    Form("prompts", ("prompt",), _read_prompt, prompts_only=True),
     Form("plain text", ("text",), _read_text),
 )
 KNOWN_FORMS = """\
@@ -128,19 +129,23 @@ KNOWN_FORMS = """\
   OpenAI messages  {"messages": [{"role": "user" | "assistant" | "system", "content": …}, …]}
   LMSYS            {"conversation": [{"role": …, "content": …}, …]}
   Alpaca           {"instruction": …, "input": … (optional), "output": …}
-  MT-Bench         {"turns": [prompt, …]}; prompts alone, for response generation
-  prompt           {"prompt": text or messages, "completion": text or messages (optional)}
-  plain text       {"text": …}, or a .txt file"""
+  prompt           {"prompt": text or messages, "completion": text or messages}
+  plain text       {"text": …}, or a .txt file
+and for response generation also
+  MT-Bench         {"turns": [prompt, …]}
+  prompts          {"prompt": text or messages}"""
 
 
-def detect_form(records: Sequence[Record], source: str) -> Form:
-    """The form of a data set, told from its first records.
+def detect_form(records: Sequence[Record], source: str, *, need_answers: bool = True) -> Form:
+    """The form of a data set, recognised by its first records; with `need_answers` not one that holds prompts alone.
 
     Raises:
         DataError: no record fits a known form; names the columns found and the forms known.
     """
     values = [r.value for r in records if isinstance(r.value, Mapping)]
     for form in FORMS:
+        if need_answers and form.prompts_only:
+            continue
         for value in values:
             try:
                 if form.fits(value):
