@@ -24,7 +24,7 @@ from tests.parallel.engines import OPTIONS, engine
         (
             CHAIN,
             {"tensor_parallel_size": 2, "decode_context_parallel_size": 2},
-            "decode_context_parallel_size=2: .*cache entries lie on several ranks",
+            "decode_context_parallel_size=2: .*cache entries are on several ranks",
         ),
         (CHAIN, {"prefill_context_parallel_size": 2}, "prefill_context_parallel_size=2: .*hidden states"),
         (
