@@ -55,7 +55,7 @@ NAMES = (
         "last_sampled next_prefill_tokens temperature seeds dp_sync_state dummy_run skip_attn_for_dummy_run mm_inputs "
         "is_profile num_speculative_tokens",
     ),
-    # Ours stands in for the rejection sampler without being one.
+    # Our sampler replaces the rejection sampler without deriving from it.
     VllmName(
         f"{_GPU}.spec_decode.rejection_sampler:RejectionSampler.__call__",
         Use.OVERRIDDEN,

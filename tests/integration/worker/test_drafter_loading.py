@@ -59,7 +59,7 @@ def test_products(kernels: str, dtype: torch.dtype, with_bias: bool, outputs: in
 def test_a_product_is_one_launch(kernels: str, shape: tuple[int, ...]) -> None:
     """The input is not copied, with any kernel; and the chosen kernel runs."""
     if kernels == "sgl" and not has_sgl_kernels():
-        pytest.skip("what stands in for SGLang's kernels takes several")
+        pytest.skip("the replacement of SGLang's kernels makes several launches")
     with linear_kernels(kernels):
         product = linear_maker(None)(torch.randn(96, 64).bfloat16(), torch.randn(96).bfloat16())
     x = torch.randn(shape).bfloat16()
