@@ -32,11 +32,12 @@ from benchmarks.assets import load_target
 from benchmarks.record import RESULTS, store
 from redrafter_training.config.recipe import RECIPES, Budget, DistillConfig, LossConfig, ResponseConfig
 from redrafter_training.data.python_corpus import load_corpus, split
-from redrafter_training.data.text_prompts import asked, text_prompts
+from redrafter_training.data.text_prompts import text_prompts
 from redrafter_training.data.vocab_mapping import choose_draft_vocabulary, token_frequencies
 from redrafter_training.data.windows import encode_files, mixed_batches
 from redrafter_training.responses.examples import folder_responses
-from redrafter_training.responses.transformers_engine import write_texts
+from redrafter_training.responses.own_texts import with_temperatures, write_texts
+from redrafter_training.responses.transformers_engine import TransformersEngine
 from redrafter_training.run.evaluation import held_out_texts
 from redrafter_training.trainer.acceptance import Drafting, measure
 from redrafter_training.trainer.loop import build_drafter, distill
@@ -146,8 +147,10 @@ class Bench:
         if not path.is_file():
             front = () if self.bos is None else (self.bos,)
             prompts = text_prompts(self.files, wanted.count, self.tokenizer, front, wanted, RESPONSE_SEED)
-            length = RECIPES["standard"].window
-            made = [t for t, _ in write_texts(self.target, asked(prompts, wanted), length, wanted, RESPONSE_SEED)]
+            engine = TransformersEngine(self.target, wanted.batch_size, quiet=False)
+            prompted = with_temperatures(prompts, wanted)
+            window = RECIPES["standard"].window
+            made = [text for text, _ in write_texts(engine, prompted, window, wanted.longest_repeat, RESPONSE_SEED)]
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".part")
             torch.save(made, partial)

@@ -25,10 +25,13 @@ FLAT = frozenset({"budget"})  # fields whose keys have no prefix
 
 
 def attribute_help(holder: type) -> dict[str, str]:
-    """The entries of the `Attributes:` section in a class's docstring, by name."""
-    _, _, section = (inspect.getdoc(holder) or "").partition("Attributes:\n")
-    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}
+    """The entries of the `Attributes:` sections in the docstrings of a class and of those it inherits, by name."""
+    found: dict[str, str] = {}
+    for parent in reversed(holder.__mro__[:-1]):
+        _, _, section = (inspect.getdoc(parent) or "").partition("Attributes:\n")
+        entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
+        found |= {name: " ".join(text.split()) for name, text in entries}
+    return found
 
 
 def build_parser(recipe: str = DEFAULT_RECIPE) -> ArgumentParser:
@@ -152,7 +155,8 @@ def _default(entry: Field, defaults: Any) -> Any:
 def _fields(holder: type, prefix: str) -> Iterator[tuple[Field, Any, str]]:
     """Each field with its type and the prefix of its key, or of the keys of the fields inside it."""
     hints = get_type_hints(holder)
-    for entry in fields(holder):
+    # Inherited keys behind the class's own ones.
+    for entry in sorted(fields(holder), key=lambda entry: bool(entry.kw_only)):
         nested = _is_nested(hints[entry.name]) and entry.name not in FLAT
         yield entry, hints[entry.name], f"{prefix}{entry.name}." if nested else prefix
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m redrafter_training.respond --target MODEL --data DATA --out DIR`: have the target itself answer the prompts.
+"""`python -m redrafter_training.respond --target MODEL --data DATA --out DIR`: responses of the target, to train on.
 
-A drafter has to foresee the target's text, not a data set's. The folder is then the training's `--data`.
+A drafter has to predict the target's text, not a data set's. The folder is then the training's `--data`.
 """
 
 import sys
@@ -28,16 +28,16 @@ from redrafter_training.utils.command import run_command
 from redrafter_training.utils.fingerprint import target_fingerprint
 from redrafter_training.utils.provenance import provenance
 
-DESCRIPTION = "Have the target itself answer the prompts of some data, for its drafter to be trained on."
+DESCRIPTION = "Generate the target's responses to the prompts of some data, as training data for its drafter."
 
 
 @dataclass
 class Summary:
-    """What the folder holds, and what this start has added to it."""
+    """What the folder holds, and what this start has added."""
 
     report: DataReport  # of the data's records, then also of the texts
     texts: int = 0
-    answers: int = 0
+    responses: int = 0
     tokens: int = 0
     cut: int = 0
     left_out: int = 0
@@ -46,23 +46,23 @@ class Summary:
     new_tokens: int = 0
     seconds: float = 0.0
 
-    def add(self, text: TaskResult) -> None:
-        if text.skipped is not None:
-            self.report.reject(text.where, UnusableRecord(text.skipped, text.detail))
+    def add(self, result: TaskResult) -> None:
+        if result.skipped is not None:
+            self.report.reject(result.where, UnusableRecord(result.skipped, result.detail))
             return
         self.texts += 1
-        self.answers += len(text.answers)
-        self.tokens += text.tokens
-        self.cut += not text.answers[-1].ended
-        self.left_out += text.left_out
+        self.responses += len(result.responses)
+        self.tokens += result.tokens
+        self.cut += not result.responses[-1].ended
+        self.left_out += result.left_out
 
     def __str__(self) -> str:
         speed = f"{self.new_tokens / self.seconds:,.0f} tokens/s" if self.new_tokens and self.seconds else "none now"
         return "\n".join(
             (
                 str(self.report),
-                f"{self.texts:,} texts with {self.answers:,} answers of {self.tokens:,} tokens",
-                f"  {self.cut:,} ended by the window or for repeating themselves; {self.left_out:,} later answers of "
+                f"{self.texts:,} texts with {self.responses:,} responses of {self.tokens:,} tokens",
+                f"  {self.cut:,} cut by the window or for repeating themselves; {self.left_out:,} later responses of "
                 "conversations left out",
                 f"  {self.shards} shards, {self.finished_before} of them finished before; {self.new_tokens:,} tokens "
                 f"in {self.seconds:,.0f} s with the engine's start: {speed}",
@@ -70,14 +70,14 @@ class Summary:
         )
 
 
-def regenerate(job: ResponseJob) -> Summary:
-    """Writes all shards that are not there yet.
+def generate_responses(job: ResponseJob) -> Summary:
+    """Generates all shards that the folder does not hold yet.
 
     Raises:
         DataError: the data or the target cannot be used.
-        StoreError: the folder holds something else, or answers made with other settings.
-        StoreWriteError: a shard could not be written; the finished ones are intact.
-        FolderInUseError: another command is filling the folder.
+        ResponseStoreError: the folder holds something else, or responses generated with other settings.
+        ResponseWriteError: a shard could not be written; the finished ones are intact.
+        FolderInUseError: another command is writing to the folder.
         WorkersFailedError: Ray's workers failed.
     """
     tokenizer = load_tokenizer(job)
@@ -104,19 +104,21 @@ def regenerate(job: ResponseJob) -> Summary:
         if pending:
             _write(job, store, pending, len(tasks), summary)
     report.used = len(tasks)
-    for text in store.read_all():
-        summary.add(text)
+    for result in store.read_all():
+        summary.add(result)
     return summary
 
 
 def load_tokenizer(job: ResponseJob) -> PreTrainedTokenizerBase:
-    """The target's, after a look whether there is such a target and vLLM to run it.
+    """The target's tokenizer.
 
     Raises:
-        DataError: there is not, or it cannot have so long a text.
+        DataError: vLLM is not installed, the target cannot be loaded, or it takes fewer tokens than the window.
     """
     if not has_vllm():
-        raise DataError("answers are written with vLLM: pip install 'redrafter-vllm[cuda]', or see README for a CPU")
+        raise DataError(
+            "responses are generated with vLLM: pip install 'redrafter-vllm[cuda]', or see README for a CPU"
+        )
     try:
         config = load_config(job.target, trust_remote_code=job.trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(job.target, trust_remote_code=job.trust_remote_code)
@@ -135,18 +137,18 @@ def cut_shards(tasks: Sequence[Task], size: int) -> list[Shard]:
 
 def _write(job: ResponseJob, store: ResponseStore, pending: list[Shard], texts: int, summary: Summary) -> None:
     missing = sum(len(shard.tasks) for shard in pending)
-    answered = _answered(job, pending)
+    generated = _generated(job, pending)
     started = time.monotonic()
-    with tqdm(total=texts, initial=texts - missing, desc="answers", unit="text") as bar:
-        for number, made in answered:
-            store.write(number, made)
-            summary.new_tokens += sum(text.tokens for text in made)
+    with tqdm(total=texts, initial=texts - missing, desc="responses", unit="text") as bar:
+        for number, results in generated:
+            store.write(number, results)
+            summary.new_tokens += sum(result.tokens for result in results)
             summary.seconds = time.monotonic() - started
             bar.set_postfix_str(f"{summary.new_tokens / summary.seconds:,.0f} tokens/s", refresh=False)
-            bar.update(len(made))
+            bar.update(len(results))
 
 
-def _answered(job: ResponseJob, pending: list[Shard]) -> Iterator[tuple[int, list[TaskResult]]]:
+def _generated(job: ResponseJob, pending: list[Shard]) -> Iterator[tuple[int, list[TaskResult]]]:
     if not job.on_ray:
         return generate_here(partial(make_generator, job), pending)
     try:
@@ -165,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(job: ResponseJob) -> int:
-    print(regenerate(job))
+    print(generate_responses(job))
     print(
         f"train on them with: python -m redrafter_training --target {job.target} --data {job.out} --window {job.window}"
     )
@@ -174,7 +176,7 @@ def _main(job: ResponseJob) -> int:
 
 def _interrupted(job: ResponseJob) -> str:
     finished = len(list(job.out.glob("shard-*.jsonl")))
-    return f"interrupted: {finished} finished shards are in {job.out}, and the same command writes the others"
+    return f"interrupted: {finished} finished shards are in {job.out}, and the same command generates the others"
 
 
 if __name__ == "__main__":

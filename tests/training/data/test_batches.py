@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -10,12 +9,9 @@ import torch
 from redrafter_training.__main__ import main
 from redrafter_training.config.recipe import ResponseConfig
 from redrafter_training.data.batches import collate, conversation_batches
-from redrafter_training.data.division import response_example, response_prompts
+from redrafter_training.data.division import response_prompts
 from redrafter_training.data.report import DataError
 from redrafter_training.data.tokenize import Example
-from redrafter_training.responses.repetition import repetition_start
-from redrafter_training.responses.transformers_engine import write_texts
-from redrafter_training.target.model import TargetModel
 from tests.paths import ASSET
 from tests.training.chat_tokenizers import byte_tokenizer
 
@@ -53,30 +49,6 @@ def test_prompts_to_answer_are_different_ones_that_leave_room() -> None:
     assert sorted(prompt.tolist() for prompt in prompts) == [[7] * 4, [9] * 3]
     with pytest.raises(DataError, match="--window"):
         response_prompts(conversations, [], tokenizer, 4, ResponseConfig(), 0)
-
-
-def test_answers_are_the_targets_own(tiny_target: TargetModel) -> None:
-    generator = torch.Generator().manual_seed(0)
-    prompts = [torch.randint(3, 40, (n,), generator=generator) for n in (3, 5, 4)]
-    config = ResponseConfig(batch_size=2)
-    texts = write_texts(tiny_target, [(prompt, 0.0) for prompt in (*prompts, prompts[0])], 14, config, 0, quiet=True)
-    assert sorted(text[:start].tolist() for text, start in texts) == sorted(prompt.tolist() for prompt in prompts)
-    for text, start in texts:
-        for place in range(start, len(text)):
-            assert text[place] == tiny_target.model(input_ids=text[None, :place]).logits[0, -1].argmax()
-        made = response_example(text, start, byte_tokenizer())
-        assert made.loss.tolist() == [place >= start for place in range(len(text))]
-
-
-def test_answers_end_before_they_go_round_in_circles(tiny_target: TargetModel) -> None:
-    tiny_target.model.generation_config.eos_token_id = 39  # which this target does not say
-    asked = [(torch.arange(n, n + 4), 0.0) for n in (3, 9, 20)]
-    keep = ResponseConfig(batch_size=3, longest_repeat=0)
-    whole = write_texts(tiny_target, asked, 48, keep, 0, quiet=True)
-    cut = write_texts(tiny_target, asked, 48, replace(keep, longest_repeat=2), 0, quiet=True)
-    assert any(len(text) < len(long) for (text, _), (long, _) in zip(cut, whole, strict=True))
-    for (text, start), (long, _) in zip(cut, whole, strict=True):
-        assert text.tolist() == long[: repetition_start(long.tolist(), start, 2)].tolist()
 
 
 def test_labels_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import random
 import torch
 
 from redrafter_training.config.recipe import ResponseConfig
-from redrafter_training.data.text_prompts import Passages, asked, cut_stretches, distinct, text_prompts, without_special
+from redrafter_training.data.text_prompts import Passages, cut_stretches, text_prompts, without_special
 from tests.training.chat_tokenizers import byte_tokenizer
 
 TEXTS = [list(range(100, 160)), [], list(range(200, 237)), [7]]
@@ -59,17 +59,3 @@ def test_prompts_of_tokenised_texts() -> None:
         assert any(tokenizer.decode(prompt[1:]) in tokenizer.decode(text) for text in texts)
     assert without_special(torch.tensor([bos, eos]), {bos, eos}) == []
     assert without_special(torch.tensor([9, bos, 8, eos]), {bos, eos}) == [9, bos, 8]
-
-
-def test_no_prompt_is_asked_greedily_twice() -> None:
-    one, two = torch.tensor([1, 2]), torch.tensor([3])
-    greedy = asked([one, two], ResponseConfig(count=9, temperatures=(0.0,), batch_size=2))
-    assert [(prompt.tolist(), temperature) for prompt, temperature in greedy] == [([1, 2], 0.0), ([3], 0.0)]
-    mixed = asked([one, two], ResponseConfig(count=6, temperatures=(0.0, 0.8), batch_size=2))
-    # The second pass is sampled, the third would be greedy again.
-    assert [(len(prompt), temperature) for prompt, temperature in mixed] == [(2, 0.0), (1, 0.0), (2, 0.8), (1, 0.8)]
-    many = [torch.tensor([n]) for n in range(6)]
-    turns = asked(many, ResponseConfig(count=6, temperatures=(0.0, 0.0, 0.8), batch_size=2))
-    assert [temperature for _, temperature in turns] == [0.0, 0.0, 0.0, 0.0, 0.8, 0.8]
-    assert asked([], ResponseConfig()) == []
-    assert [prompt.tolist() for prompt in distinct([one, two, one])] == [[1, 2], [3]]

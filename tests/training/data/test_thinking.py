@@ -24,7 +24,7 @@ from redrafter_training.run.feed import FeedSettings, open_feed
 from redrafter_training.target.model import TargetModel
 from tests.paths import ASSET
 from tests.training.chat_tokenizers import CHATML, QWEN_LIKE, R1_LIKE, byte_tokenizer
-from tests.training.responses.test_responses import Script
+from tests.training.responses.test_generator import Script
 
 CONFIG = DistillConfig(
     Budget(1),
@@ -127,7 +127,7 @@ def test_variables_of_the_template_reach_the_engine(tmp_path: Path) -> None:
         tasks = [task for task in load_tasks(chosen, tokenizer)[0] if len(task.turns) > 2]
         script = Script(tokenizer, "<think>\nhm\n</think>\n\nIt is.", "Beta")
         ResponseGenerator(chosen, tokenizer, script)(tasks)
-        ((first,), (second,)) = [[tokenizer.decode(r.prompt_ids) for r in batch] for batch in script.asked]
+        ((first,), (second,)) = [[tokenizer.decode(r.prompt_ids) for r in batch] for batch in script.requests]
         assert first == f"{user}Is it?{reply}{opening}"
         # The thought of the first answer is gone from the second prompt, as in serving.
         assert second == f"{user}Is it?{reply}It is.<|im_end|>\n{user}And?{reply}{opening}"

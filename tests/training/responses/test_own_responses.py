@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The target's own texts: of this target, after real prompts, and none that says what is held out."""
+"""A target's own texts: of this target, after real prompts, and without what is held out."""
 
 import json
 import shutil
@@ -22,9 +22,10 @@ from redrafter_training.data.report import DataError
 from redrafter_training.data.splits import text_key
 from redrafter_training.distributed.context import LocalContext
 from redrafter_training.responses.examples import load_responses
-from redrafter_training.responses.records import Answer, TaskResult
+from redrafter_training.responses.own_texts import own_responses
+from redrafter_training.responses.records import Response, TaskResult
 from redrafter_training.responses.store import ResponseStore, vocabulary_fingerprint
-from redrafter_training.run.feed import Feed, FeedSettings, open_feed, own_responses
+from redrafter_training.run.feed import Feed, FeedSettings, open_feed
 from redrafter_training.target.model import TargetModel
 from redrafter_training.tiny_target import train as target_command
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
@@ -56,6 +57,12 @@ def feed_of(folder: Path, records: list[dict[str, Any]], model: TargetModel | No
     return open_feed(settings, model, byte_tokenizer(CHATML), LocalContext())  # type: ignore[arg-type]
 
 
+def write(settings: FeedSettings, prompts: list[Tensor], target: TargetModel | None) -> list[tuple[Tensor, int]]:
+    """The texts, which an earlier call may have written: then without a target."""
+    model: Any = target
+    return own_responses(prompts, settings.config, model, LocalContext(), settings.folder, settings.written_by)
+
+
 def chat(prompt: str, answer: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
 
@@ -69,13 +76,14 @@ def test_texts_belong_to_the_target_that_wrote_them(tmp_path: Path) -> None:
     prompts = [torch.tensor([n, n + 1, n + 2]) for n in (10, 20, 30)]
     settings = FeedSettings("data", None, CONFIG, tmp_path, 4, target=A, computes=("torch.float32", "none"))
     other = replace(settings, target=B)
-    for asked, seed in ((settings, 1), (other, 2), (settings, 1)):
+    for given, seed in ((settings, 1), (other, 2), (settings, 1)):
         target = byte_target(seed)
-        texts = own_responses(asked, prompts, target, LocalContext())
+        texts = write(given, prompts, target)
         assert len(texts) == 3 and all(is_greedy(target, *text) for text in texts)
     assert len(stored(tmp_path)) == 2
-    # All that the texts depend on counts, and nothing else.
-    own_responses(replace(settings, data="elsewhere", held_out_windows=9), prompts, None, LocalContext())  # type: ignore[arg-type]
+    assert "responses-d063a89a0eab.pt" in stored(tmp_path)  # the name that earlier versions look for
+    # Only what the texts depend on counts.
+    write(replace(settings, data="elsewhere", held_out_windows=9), prompts, None)
     assert len(stored(tmp_path)) == 2
     changes: list[FeedSettings] = [
         replace(settings, computes=("torch.bfloat16", "none")),
@@ -85,8 +93,8 @@ def test_texts_belong_to_the_target_that_wrote_them(tmp_path: Path) -> None:
         replace(settings, config=replace(CONFIG, responses=replace(RESPONSES, longest_repeat=5))),
     ]
     for change in changes:
-        own_responses(change, prompts, byte_target(1), LocalContext())
-    own_responses(settings, prompts[:2], byte_target(1), LocalContext())
+        write(change, prompts, byte_target(1))
+    write(settings, prompts[:2], byte_target(1))
     assert len(stored(tmp_path)) == 3 + len(changes)
 
 
@@ -131,16 +139,16 @@ def test_texts_that_say_what_is_held_out_are_not_trained_on(tmp_path: Path, monk
     held = said(feed_of(tmp_path, records, byte_target(1), config=silent).prompts[0].tolist()).split()[2]
     tokenizer = byte_tokenizer()
 
-    def write(target: object, asked: list[tuple[Tensor, float]], *rest: object, **options: object) -> Any:
-        answers = [f"Answer  {held}", "something of its own"]
-        pairs = zip(asked, answers, strict=False)
-        return [(torch.cat([p, torch.tensor(tokenizer(a)["input_ids"])]), len(p)) for (p, _), a in pairs]
+    def two_texts(engine: object, prompts: list[tuple[Tensor, float]], *rest: object) -> Any:
+        responses = [f"Answer  {held}", "something else"]
+        pairs = zip(prompts, responses, strict=False)
+        return [(torch.cat([p, torch.tensor(tokenizer(r)["input_ids"])]), len(p)) for (p, _), r in pairs]
 
-    monkeypatch.setattr("redrafter_training.run.feed.write_texts", write)
+    monkeypatch.setattr("redrafter_training.responses.own_texts.write_texts", two_texts)
     feed = feed_of(tmp_path, records, byte_target(1), config=replace(CONFIG, window=80))
     assert feed.facts["own_texts"] == 1
     rows = [said(row.tolist()) for batch in islice(feed.batches, 20) for row in batch.tokens]
-    assert any("something of its own" in row for row in rows)
+    assert any("something else" in row for row in rows)
     assert not any(f"question {held}\n" in row or f"nswer {held}\x00" in row for row in rows)
     assert not any(f"Answer  {held}" in row for row in rows)
 
@@ -149,8 +157,8 @@ def write_folder(folder: Path, pairs: list[tuple[str, str]], target: Mapping[str
     texts = []
     for number, (ask, answer) in enumerate(pairs):
         ids = [tuple(byte_tokenizer()(text)["input_ids"]) for text in (ask, answer)]
-        answers = (Answer(ids[0], ids[1], answer, True),)
-        texts.append(TaskResult(number, f"w{number}", False, 0.0, answers, prompts=(text_key(ask),)))
+        responses = (Response(ids[0], ids[1], answer, True),)
+        texts.append(TaskResult(number, f"w{number}", False, 0.0, responses, prompts=(text_key(ask),)))
     settings = {"target": "/models/one", "vocabulary": vocabulary_fingerprint(byte_tokenizer())}
     store = ResponseStore(folder)
     store.open(settings | ({"target_content": dict(target)} if target else {}), len(texts), 1, {})
@@ -181,7 +189,7 @@ def test_folders_of_another_target_are_refused(tmp_path: Path, capsys: pytest.Ca
     old = Path(write_folder(tmp_path / "old", pairs))
     capsys.readouterr()
     assert load_responses(old, tokenizer, 48, 0, target=B).training
-    assert "before targets were told apart" in capsys.readouterr().out
+    assert "does not say which target" in capsys.readouterr().out
     config = replace(CONFIG, responses=replace(RESPONSES, folders=(str(folder),)))
     with pytest.raises(DataError, match="another target"):
         feed_of(tmp_path, [chat(f"q{n}", f"a{n}") for n in range(9)], None, config=config, target=B)

@@ -17,11 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from redrafter_training import respond as command
 from redrafter_training.respond import main
 from redrafter_training.responses.config import ResponseJob
-from redrafter_training.responses.generator import Completion, Request, ResponseGenerator
+from redrafter_training.responses.engine import Completion, Request, continue_prompts
+from redrafter_training.responses.generator import ResponseGenerator
 from redrafter_training.responses.ray_workers import Crew, Shard, generate_on_ray
 from redrafter_training.responses.records import Task, TaskResult
 from redrafter_training.responses.store import ResponseStore
-from redrafter_training.responses.transformers_engine import continue_prompts
+from redrafter_training.responses.transformers_engine import TransformersEngine
 from redrafter_training.responses.vllm_engine import VllmEngine, make_generator
 from redrafter_training.target.model import TargetModel
 from redrafter_training.target.properties import read_end_tokens
@@ -134,22 +135,22 @@ def test_greedy_answers_are_the_targets(whole: Path, target: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(target)
     read = texts(whole)
     assert [text.index for text in read] == list(range(31))
-    greedy = [answer for text in read if text.temperature == 0 for answer in text.answers]
+    greedy = [answer for text in read if text.temperature == 0 for answer in text.responses]
     assert 5 < sum(answer.ended for answer in greedy) < len(greedy)
     for answer in greedy:
         prompt = torch.tensor(answer.prompt_ids)
-        (continued,) = continue_prompts(model, [prompt], 224 - len(prompt))
-        assert continued[len(prompt) :].tolist() == list(answer.answer_ids)
-        assert answer.ended == (answer.answer_ids[-1] in ENDS)
+        (continued,) = continue_prompts(TransformersEngine(model), [prompt], 224 - len(prompt))
+        assert continued[len(prompt) :].tolist() == list(answer.token_ids)
+        assert answer.ended == (answer.token_ids[-1] in ENDS)
         # The likeliest token at every place, whatever the target's generation config holds.
-        whole_text = torch.tensor([*answer.prompt_ids, *answer.answer_ids])
+        whole_text = torch.tensor([*answer.prompt_ids, *answer.token_ids])
         likeliest = model.outputs(whole_text[None, :-1]).logits[0, len(prompt) - 1 :].argmax(-1)
-        assert likeliest.tolist() == list(answer.answer_ids)
-        assert answer.text == tokenizer.decode(answer.answer_ids, skip_special_tokens=True)
-    sampled = [answer for text in read if text.temperature == 0.9 for answer in text.answers]
+        assert likeliest.tolist() == list(answer.token_ids)
+        assert answer.text == tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+    sampled = [answer for text in read if text.temperature == 0.9 for answer in text.responses]
     firsts = [model.model(input_ids=torch.tensor([a.prompt_ids])).logits[0, -1].argmax() for a in sampled]
-    assert any(first != answer.answer_ids[0] for first, answer in zip(firsts, sampled, strict=True))
-    assert any(len(text.answers) == 2 for text in read)
+    assert any(first != answer.token_ids[0] for first, answer in zip(firsts, sampled, strict=True))
+    assert any(len(text.responses) == 2 for text in read)
 
 
 def test_answers_stop_once_they_go_round_in_circles(engine: Counted) -> None:
@@ -206,7 +207,7 @@ def test_source_code_through_the_command(job: ResponseJob, corpus_root: Path, tm
     assert main(arguments(source, out, "--count", "6", "--max-prompt", "30", "--temperatures", "[0.0]")) == 0
     read = texts(out)
     assert [text.held_out for text in read] == [False] * 6 + [True]
-    assert all(17 <= len(text.answers[0].prompt_ids) <= 31 for text in read)
+    assert all(17 <= len(text.responses[0].prompt_ids) <= 31 for text in read)
 
 
 def test_mistakes_are_told(

@@ -187,7 +187,8 @@ def test_a_tokenizer_without_eos(conversations: Path, corpus_root: Path, tmp_pat
 def test_the_tokenizers_eos_ends_the_targets_answers(tmp_path: Path) -> None:
     # Chat models often have the end of a turn as EOS in the tokenizer alone. All that this target says is that token.
     from redrafter_training.config.job import Job
-    from redrafter_training.responses.transformers_engine import continue_prompts
+    from redrafter_training.responses.engine import continue_prompts
+    from redrafter_training.responses.transformers_engine import TransformersEngine
     from redrafter_training.target.loading import load_target
 
     tokenizer = byte_tokenizer(CHATML)
@@ -197,5 +198,5 @@ def test_the_tokenizers_eos_ends_the_targets_answers(tmp_path: Path) -> None:
     target = load_target(job, torch.device("cpu"), tokenizer=tokenizer)
     with torch.no_grad():
         target.model.lm_head.weight[4] = target.outputs(torch.tensor([[0, 9]])).hidden[0, 1] * 1e3
-    (text,) = continue_prompts(target, [torch.tensor([0, 9])], 5)
+    (text,) = continue_prompts(TransformersEngine(target), [torch.tensor([0, 9])], 5)
     assert text.tolist() == [0, 9, 4]

@@ -4,7 +4,8 @@ import torch
 
 from redrafter_training.config.recipe import Budget, DistillConfig, ResponseConfig
 from redrafter_training.data.windows import Windows
-from redrafter_training.responses.transformers_engine import continue_prompts
+from redrafter_training.responses.engine import continue_prompts
+from redrafter_training.responses.transformers_engine import TransformersEngine
 from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.acceptance import Drafting, accepted_depths, count_steps, measure
 from redrafter_training.trainer.loop import build_drafter, distill
@@ -39,7 +40,10 @@ def test_equals_decoding_step_by_step(tiny_target: TargetModel) -> None:
     tiny_target.model.generation_config.eos_token_id = None  # or the texts could be short
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(3, 40, (n,), generator=generator) for n in (4, 4)]
-    texts = [(t, len(p)) for t, p in zip(continue_prompts(tiny_target, prompts, 20), prompts, strict=True)]
+    texts = [
+        (t, len(p))
+        for t, p in zip(continue_prompts(TransformersEngine(tiny_target), prompts, 20), prompts, strict=True)
+    ]
     drafter = build_drafter(tiny_target, config)
     seen = Windows.full(texts[0][0][None])
     distill(drafter, tiny_target, iter([seen] * 40), config, quiet=True)

@@ -83,41 +83,54 @@ class LossConfig:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
 
 
-@dataclass(frozen=True)
-class ResponseConfig:
-    """Text that the target writes itself from training prompts: serving drafts for such text, not for the corpus.
+@dataclass(frozen=True, kw_only=True)
+class ResponseSettings:
+    """What every generation of responses needs: in a training (`ResponseConfig`), or before it (`ResponseJob`).
 
     Attributes:
-        count: how many texts at most; prompts are different ones, and none is answered greedily twice.
         temperatures: sampling temperatures, taken in turn; 0 is greedy.
-        min_prompt: fewest tokens of a prompt.
-        max_prompt: most tokens of a prompt.
-        batch_size: texts written at once.
-        folders: texts that `redrafter_training.respond` has written, to take all of instead of writing any.
-        longest_repeat: a text ends where the target says so many tokens in a row over again; 0 keeps all.
-        any_target: take folders that another target of the same vocabulary has written.
+        min_prompt: minimum number of tokens of a prompt that is cut from a text.
+        max_prompt: maximum number of tokens of a prompt that is cut from a text.
+        longest_repeat: end a response where it repeats this many tokens in a row; 0 lets it repeat itself.
     """
 
-    count: int = 256
     temperatures: tuple[float, ...] = (0.0, 0.0, 0.8)
     min_prompt: int = 16
     max_prompt: int = 160
-    batch_size: int = 64
-    folders: tuple[str, ...] = ()
     longest_repeat: int = LONGEST_REPEAT
-    any_target: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "folders", tuple(user_place(folder) for folder in self.folders))
-        check_sizes(self, "count", "batch_size", "max_prompt", "longest_repeat")
-        if self.count < 0 or self.batch_size < 1:
-            raise ValueError(f"count must be >= 0 and batch_size >= 1, got {self.count} and {self.batch_size}")
+        check_sizes(self, "max_prompt", "longest_repeat")
         if self.longest_repeat < 0:
             raise ValueError(f"longest_repeat must not be negative, got {self.longest_repeat}")
         if not self.temperatures or not all(0 <= temperature < math.inf for temperature in self.temperatures):
             raise ValueError(f"temperatures must be given, finite and not negative, got {self.temperatures}")
         if not 1 <= self.min_prompt <= self.max_prompt:
             raise ValueError(f"need 1 <= min_prompt <= max_prompt, got {self.min_prompt} and {self.max_prompt}")
+
+
+@dataclass(frozen=True)
+class ResponseConfig(ResponseSettings):
+    """Responses of the target as training data: serving drafts for such text, not for the corpus.
+
+    Attributes:
+        count: maximum number of texts; prompts are different ones, and none is answered greedily twice.
+        batch_size: texts generated at once.
+        folders: folders of `redrafter_training.respond`, of which all texts are taken instead of generating any.
+        any_target: take folders that another target of the same vocabulary has generated.
+    """
+
+    count: int = 256
+    batch_size: int = 64
+    folders: tuple[str, ...] = ()
+    any_target: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "folders", tuple(user_place(folder) for folder in self.folders))
+        check_sizes(self, "count", "batch_size")
+        if self.count < 0 or self.batch_size < 1:
+            raise ValueError(f"count must be >= 0 and batch_size >= 1, got {self.count} and {self.batch_size}")
 
 
 @dataclass(frozen=True)

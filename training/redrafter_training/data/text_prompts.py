@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts cut from texts: stretches that begin and end anywhere, each once."""
+"""Prompts cut from texts: different stretches, which begin and end anywhere."""
 
 import random
 from collections.abc import Container, Iterable, Sequence
@@ -12,13 +12,13 @@ from transformers import PreTrainedTokenizerBase
 
 from redrafter_training.config.recipe import ResponseConfig
 
-TRIES = 20  # draws per prompt; texts that have few different ones give fewer
+TRIES = 20  # draws per prompt; texts with few different stretches give fewer prompts
 BORDER = -1  # no token
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Tokens of the text of number `text` from `start` on, after what stands in front of every prompt."""
+    """Tokens of text number `text` from `start` on, behind the ids that are in front of every prompt."""
 
     text: int
     start: int
@@ -26,14 +26,14 @@ class Stretch:
 
 
 class Passages:
-    """Whether some tokens stand one after the other in any of some texts."""
+    """Whether a sequence of tokens is in any of some texts."""
 
     def __init__(self, texts: Sequence[Sequence[int]]) -> None:
         pieces = [torch.tensor([*text, BORDER], dtype=torch.int32) for text in texts]
         self._bytes = torch.cat(pieces).numpy().tobytes() if pieces else b""
 
     def __contains__(self, ids: object) -> bool:
-        """Of a sequence of ids; mistaken only where the bytes of ids, shifted by less than an id, look the same."""
+        """Whether `ids` are in a text; a false yes needs the same bytes at a place between two ids."""
         return torch.tensor(ids, dtype=torch.int32).numpy().tobytes() in self._bytes
 
 
@@ -47,51 +47,34 @@ def cut_stretches(
     elsewhere: Container[Sequence[int]] = (),
     block: int = 1,
 ) -> list[Stretch]:
-    """At most `count` different stretches of texts; every token of the texts is as likely to be in one.
+    """At most `count` different stretches of texts; every token of the texts is equally likely to be in one.
 
     Args:
-        texts: ids without what the tokenizer puts in front of and behind a text.
-        lengths: fewest and most tokens of a stretch; a text that has fewer may be taken whole.
+        texts: ids without those that the tokenizer puts in front of and behind a text.
+        lengths: minimum and maximum number of tokens of a stretch; a shorter text may be taken whole.
         front: ids in front of every stretch, not counted.
-        elsewhere: what a stretch must not stand in: the other side of the split.
-        block: so many stretches are of one length, where texts have as much: they share a batch.
+        elsewhere: texts that must not contain a stretch: the other side of the split.
+        block: this many stretches have one length, as far as texts are long enough: they share a batch.
     """
     usable = [number for number, ids in enumerate(texts) if ids]
     if not usable:
         return []
     weights = list(accumulate(len(texts[number]) for number in usable))
     found: dict[tuple[int, ...], Stretch] = {}
-    wanted = lengths[1]
+    length = lengths[1]
     for draw in range(TRIES * count):
         if len(found) == count:
             break
         if draw % block == 0:
-            wanted = rng.randint(*lengths)
+            length = rng.randint(*lengths)
         number = rng.choices(usable, cum_weights=weights)[0]
         ids = texts[number]
-        size = min(wanted, len(ids))
+        size = min(length, len(ids))
         start = rng.randint(0, len(ids) - size)
         body = tuple(ids[start : start + size])
         if body not in elsewhere:
             found.setdefault(body, Stretch(number, start, (*front, *body)))
     return list(found.values())
-
-
-def asked(prompts: Sequence[Tensor], config: ResponseConfig) -> list[tuple[Tensor, float]]:
-    """At most `config.count` prompts, each with a temperature, batch by batch in turn; none is asked greedily twice.
-
-    `prompts` are different ones. Where they are fewer than the texts wanted they come again, at another temperature.
-    """
-    greedy: set[int] = set()
-    chosen = []
-    for place in range(config.count if prompts else 0):
-        time, number = divmod(place, len(prompts))
-        temperature = config.temperatures[(number // config.batch_size + time) % len(config.temperatures)]
-        if temperature > 0 or number not in greedy:
-            chosen.append((prompts[number], temperature))
-        if temperature == 0:
-            greedy.add(number)
-    return chosen
 
 
 def text_prompts(
@@ -104,7 +87,7 @@ def text_prompts(
     *,
     elsewhere: Container[Sequence[int]] = (),
 ) -> list[Tensor]:
-    """At most `count` different prompts cut from tokenised texts, of the lengths in `config`, `front` included."""
+    """At most `count` different prompts cut from tokenised texts, of the lengths in `config`, `front` included. [n] int64"""
     special = set(tokenizer.all_special_ids)
     bodies = [without_special(text, special) for text in texts]
     lengths = (max(1, config.min_prompt - len(front)), max(1, config.max_prompt - len(front)))
@@ -122,7 +105,7 @@ def distinct(prompts: Iterable[Tensor]) -> list[Tensor]:
 
 
 def without_special(text: Tensor, special: set[int]) -> list[int]:
-    """The ids of a text between what the tokenizer puts in front of it and behind it."""
+    """The ids of a text without the special ones at its beginning and end."""
     ids = text.tolist()
     first = next((place for place, token in enumerate(ids) if token not in special), len(ids))
     last = next((place for place in range(len(ids), first, -1) if ids[place - 1] not in special), first)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one regeneration is asked to do: target, data, sampling, machines, place."""
+"""Options of response generation."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from redrafter_training.config.job import absolute_place, expand_places
-from redrafter_training.config.recipe import LONGEST_REPEAT
+from redrafter_training.config.recipe import ResponseSettings
 
-# Arguments of the engine that change its speed and memory, not what it writes.
+# Arguments of the engine that change its speed and memory, not its output.
 NEUTRAL = frozenset(
     {
         "enforce_eager",
@@ -22,36 +22,31 @@ NEUTRAL = frozenset(
 
 
 @dataclass(frozen=True)
-class ResponseJob:
-    """The target's own answers to the prompts of some data.
+class ResponseJob(ResponseSettings):
+    """Options of `redrafter_training.respond`: responses of the target to the prompts of some data.
 
     Attributes:
         target: folder or hub name of the target.
-        data: what the training takes; `stdlib`, a folder of Python files, conversations, or a data set on the hub.
+        data: as for training: `stdlib`, a folder of Python files, conversations, or a data set on the hub.
         data_config: configuration ("subset") of a data set.
-        data_split: split of a data set to answer (default: the only one, or train).
-        held_out_split: split of the data set to answer for measuring on (default: a part of data_split).
-        out: folder for the answers; give it to the training as --data.
+        data_split: split of a data set to take prompts from (default: the only one, or train).
+        held_out_split: split of the data set to take held-out prompts from (default: a part of data_split).
+        out: folder for the responses; give it to the training as --data.
         chat_template: `vicuna`, or a file of Jinja source (default: the tokenizer's own).
         chat_template_kwargs: variables for the chat template, as JSON: {"enable_thinking": false} for instance.
         duplicates: drop answers one of several conversations in which the user says the same, keep all of them.
-        count: texts to write for training; one for every twenty comes on top, from held-out prompts (default: 3072
-            from source code, one per record from anything else, which is also the most).
-        window: most tokens of a text, prompt and answers together; the --window to train with.
-        temperatures: sampling temperatures, taken in turn; 0 is greedy.
-        min_prompt: fewest tokens of a prompt cut from a text.
-        max_prompt: most tokens of a prompt cut from a text.
+        count: texts to generate for training; one for every twenty is added, from held-out prompts (default: 3072
+            from source code, one per record from anything else, which is also the maximum).
+        window: maximum number of tokens of a text, prompt and responses together; the --window to train with.
         seed: of the choice of prompts and of all sampling.
-        longest_repeat: stop an answer once a stretch of so many tokens or more has been said twice in a row; 0 goes
-            on.
-        shard_size: texts per file, and what is lost when a worker dies.
-        num_workers: engines to write with; above 1 they are Ray workers.
+        shard_size: texts per file; a worker that dies loses at most these.
+        num_workers: engines to generate with; above 1 they are Ray workers.
         ray_address: cluster to use (auto: the one this machine belongs to); uses Ray for one worker, too.
         max_failures: how often Ray may restart each worker.
         trust_remote_code: run the code that the target's or tokenizer's repository brings along.
         device: cpu, cuda, or auto for cuda where there is one.
         target_dtype: what the target computes in; auto is bfloat16 on cuda and float32 on the CPU.
-        engine: further arguments of vLLM's `LLM`, as JSON; tensor_parallel_size is also the GPUs of each worker.
+        engine: further arguments of vLLM's `LLM`, as JSON; each worker uses tensor_parallel_size GPUs.
     """
 
     target: str
@@ -66,11 +61,7 @@ class ResponseJob:
     duplicates: Literal["drop", "keep"] = "drop"
     count: int | None = None
     window: int = 256
-    temperatures: tuple[float, ...] = (0.0, 0.0, 0.8)
-    min_prompt: int = 16
-    max_prompt: int = 160
     seed: int = 0
-    longest_repeat: int = LONGEST_REPEAT
     shard_size: int = 512
     num_workers: int = 1
     ray_address: str | None = None
@@ -80,20 +71,14 @@ class ResponseJob:
     engine: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         expand_places(self, "target", "data", "out", "chat_template")
         if min(self.shard_size, self.num_workers) < 1 or self.max_failures < 0:
             raise ValueError("shard_size and num_workers must be at least 1, max_failures not negative")
-        if self.longest_repeat < 0:
-            raise ValueError(f"longest_repeat must not be negative, got {self.longest_repeat}")
         if self.count is not None and self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
-        if not self.temperatures or min(self.temperatures) < 0:
-            raise ValueError(f"temperatures must be given and not negative, got {self.temperatures}")
-        if not 1 <= self.min_prompt <= self.max_prompt < self.window - 1:
-            raise ValueError(
-                f"need 1 <= min_prompt <= max_prompt < window - 1, got {self.min_prompt}, {self.max_prompt} and "
-                f"{self.window}"
-            )
+        if self.max_prompt >= self.window - 1:
+            raise ValueError(f"need max_prompt < window - 1, got {self.max_prompt} and {self.window}")
 
     @property
     def on_ray(self) -> bool:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks answered turn by turn, by whatever samples batches of requests."""
+"""Generates the responses of tasks, turn by turn, through any `Engine`."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
@@ -12,76 +12,51 @@ from redrafter_training.data.conversations import Turn
 from redrafter_training.data.report import Reason, UnusableRecord
 from redrafter_training.data.splits import text_key
 from redrafter_training.responses.config import ResponseJob
-from redrafter_training.responses.records import Answer, Task, TaskResult
+from redrafter_training.responses.engine import Completion, Engine, Request
+from redrafter_training.responses.records import Response, Task, TaskResult
 from redrafter_training.target.properties import beyond_embedding
 
 
-@dataclass(frozen=True)
-class Request:
-    """One answer to be sampled."""
-
-    prompt_ids: tuple[int, ...]
-    max_tokens: int
-    temperature: float
-    seed: int
-    longest_repeat: int = 0  # stops when a stretch of so many tokens or more has been said twice in a row; 0 does not
-
-
-@dataclass(frozen=True)
-class Completion:
-    """The tokens sampled for a request, and whether they ended by themselves."""
-
-    token_ids: tuple[int, ...]
-    ended: bool
-
-
-Complete = Callable[[Sequence[Request]], list[Completion]]
-
-
 def request_seed(seed: int, index: int, turn: int) -> int:
-    """In 0..2^63-1, the same for an answer wherever and whenever it is sampled."""
+    """In 0..2^63-1, the same for a response wherever and whenever it is sampled."""
     return int.from_bytes(hashlib.sha256(f"{seed} {index} {turn}".encode()).digest()[:8]) >> 1
 
 
 class ResponseGenerator:
-    """Answers tasks through `complete`, which samples a batch of requests.
+    """Generates the responses of tasks.
 
-    In a conversation every turn of the assistant is answered in order, after the answers given before, as if its user
-    had said the same whatever the answers. It ends early after an answer that the window cut or that is empty, and
-    where the window has no room for another.
+    In a conversation every turn of the assistant is generated in order, after the earlier responses; the user's turns
+    stay the same whatever the responses. A conversation ends early after a response that is empty or cut by the window,
+    and where the window has no room for another one.
 
     Args:
         vocab_size: rows of the target's embedding, if known.
     """
 
     def __init__(
-        self,
-        job: ResponseJob,
-        tokenizer: PreTrainedTokenizerBase,
-        complete: Complete,
-        vocab_size: int | None = None,
+        self, job: ResponseJob, tokenizer: PreTrainedTokenizerBase, engine: Engine, vocab_size: int | None = None
     ) -> None:
-        self._vocab_size = vocab_size
         self._job = job
         self._tokenizer = tokenizer
-        self._complete = complete
+        self._engine = engine
+        self._vocab_size = vocab_size
         self._template: ChatTemplate | None = None
 
     def __call__(self, tasks: Sequence[Task]) -> list[TaskResult]:
         dialogues = [_Dialogue(task) for task in tasks]
         live = dialogues
-        while live := [dialogue for dialogue in live if self._ask(dialogue)]:
-            completions = self._complete([self._request(dialogue) for dialogue in live])
+        while live := [dialogue for dialogue in live if self._advance(dialogue)]:
+            completions = self._engine([self._request(dialogue) for dialogue in live])
             for dialogue, completion in zip(live, completions, strict=True):
-                self._take(dialogue, completion)
+                self._add_response(dialogue, completion)
         return [self._result(dialogue) for dialogue in dialogues]
 
-    def _ask(self, dialogue: "_Dialogue") -> bool:
-        """Works out the next prompt; whether there is one to be answered."""
+    def _advance(self, dialogue: "_Dialogue") -> bool:
+        """Computes the next prompt; whether there is one."""
         if dialogue.over or not dialogue.prompts_left:
             return False
         try:
-            dialogue.asked = self._prompt_ids(dialogue)
+            dialogue.prompt_ids = self._prompt_ids(dialogue)
         except UnusableRecord as problem:
             dialogue.problem = problem
             return False
@@ -90,21 +65,21 @@ class ResponseGenerator:
     def _prompt_ids(self, dialogue: "_Dialogue") -> tuple[int, ...]:
         if dialogue.task.prompt_ids:
             return self._checked(dialogue.task.prompt_ids, self._job.window - 1)
-        dialogue.advance()
+        dialogue.add_prompt()
         if self._template is None:
             self._template = resolve_chat_template(
                 self._tokenizer, self._job.chat_template, self._job.chat_template_kwargs
             )
-        text = self._template.prompt(dialogue.said)
+        text = self._template.prompt(dialogue.turns)
         encoded = self._tokenizer(text, add_special_tokens=self._template.adds_special_tokens, verbose=False)
-        # A first answer cut short by a long prompt teaches little, a later one comes at no further cost.
-        max_tokens = self._job.window - 1 if dialogue.answers else self._job.window // 2
+        # A first response cut short by a long prompt teaches little, a later one comes at no further cost.
+        max_tokens = self._job.window - 1 if dialogue.responses else self._job.window // 2
         return self._checked(tuple(encoded["input_ids"]), max_tokens)
 
     def _checked(self, ids: tuple[int, ...], max_tokens: int) -> tuple[int, ...]:
         if not 1 <= len(ids) <= max_tokens:
             raise UnusableRecord(
-                Reason.PROMPT_TOO_LONG, f"{len(ids)} tokens, at most {max_tokens} in --window {self._job.window}"
+                Reason.PROMPT_TOO_LONG, f"{len(ids)} tokens, at most {max_tokens} fit --window {self._job.window}"
             )
         if beyond := beyond_embedding(ids, self._vocab_size, self._tokenizer):
             raise UnusableRecord(Reason.BEYOND_EMBEDDING, beyond)
@@ -115,41 +90,43 @@ class ResponseGenerator:
 
     def _request(self, dialogue: "_Dialogue") -> Request:
         return Request(
-            dialogue.asked,
-            self._job.window - len(dialogue.asked),
+            dialogue.prompt_ids,
+            self._job.window - len(dialogue.prompt_ids),
             self._temperature(dialogue.task),
-            request_seed(self._job.seed, dialogue.task.index, len(dialogue.answers)),
+            request_seed(self._job.seed, dialogue.task.index, len(dialogue.responses)),
             self._job.longest_repeat,
         )
 
-    def _take(self, dialogue: "_Dialogue", completion: Completion) -> None:
-        text = self._tokenizer.decode(
-            completion.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        dialogue.answers.append(Answer(dialogue.asked, completion.token_ids, text, completion.ended))
-        dialogue.said.append(Turn("assistant", text))
+    def _add_response(self, dialogue: "_Dialogue", completion: Completion) -> None:
+        text = self._decode(completion.token_ids)
+        dialogue.responses.append(Response(dialogue.prompt_ids, completion.token_ids, text, completion.ended))
+        dialogue.turns.append(Turn("assistant", text))
         dialogue.over = not (completion.ended and text.strip())
 
     def _result(self, dialogue: "_Dialogue") -> TaskResult:
-        task, problem = dialogue.task, dialogue.problem if not dialogue.answers else None
+        task, problem = dialogue.task, None if dialogue.responses else dialogue.problem
         return TaskResult(
             task.index,
             task.where,
             task.held_out,
             self._temperature(task),
-            tuple(dialogue.answers),
-            dialogue.prompts - len(dialogue.answers) if dialogue.answers else 0,
+            tuple(dialogue.responses),
+            dialogue.prompts_left if dialogue.responses else 0,
             problem.reason if problem else None,
             problem.detail if problem else "",
-            self._asked(task),
+            self._prompt_keys(task),
         )
 
-    def _asked(self, task: Task) -> tuple[int, ...]:
-        """The keys of the prompts, in the words of the data."""
+    def _prompt_keys(self, task: Task) -> tuple[int, ...]:
+        """The keys of the prompts, as the data has them."""
         if task.turns:
             return tuple(text_key(turn.content) for turn in task.turns if turn.role == "user")
-        piece = self._tokenizer.decode(task.prompt_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return (text_key(piece),)
+        return (text_key(self._decode(task.prompt_ids)),)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
 
 
 @dataclass
@@ -157,24 +134,21 @@ class _Dialogue:
     """How far a task is."""
 
     task: Task
-    said: list[Turn] = field(default_factory=list)
-    answers: list[Answer] = field(default_factory=list)
-    asked: tuple[int, ...] = ()
+    turns: list[Turn] = field(default_factory=list)  # so far, with responses in place of the data's answers
+    responses: list[Response] = field(default_factory=list)
+    prompt_ids: tuple[int, ...] = ()  # of the next response
     over: bool = False
     problem: UnusableRecord | None = None
 
     @property
-    def prompts(self) -> int:
-        return sum(turn.role == "user" for turn in self.task.turns) or 1
-
-    @property
     def prompts_left(self) -> int:
-        return self.prompts - len(self.answers)
+        prompts = sum(turn.role == "user" for turn in self.task.turns) or 1
+        return prompts - len(self.responses)
 
-    def advance(self) -> None:
-        """Adds what is said up to the next turn of the user; the data's own answers are left out."""
-        prompts = [turn for turn in self.task.turns if turn.role != "assistant"]
-        for turn in prompts[sum(turn.role != "assistant" for turn in self.said) :]:
-            self.said.append(turn)
+    def add_prompt(self) -> None:
+        """Adds the turns up to the user's next one; the data's own answers are left out."""
+        given = [turn for turn in self.task.turns if turn.role != "assistant"]
+        for turn in given[sum(turn.role != "assistant" for turn in self.turns) :]:
+            self.turns.append(turn)
             if turn.role == "user":
                 return

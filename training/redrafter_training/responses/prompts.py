@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prompts of a regeneration: pieces of texts, and conversations to be held again."""
+"""The tasks of response generation: stretches of texts to continue, and conversations."""
 
 import hashlib
 import json
@@ -22,20 +22,20 @@ SOURCE_TEXTS = 3072
 
 
 def load_tasks(job: ResponseJob, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Task], DataReport]:
-    """All texts to be written, those for training first, and what became of the data's records.
+    """All texts to generate, those for training first, and what became of the data's records.
 
     Raises:
-        DataError: the data cannot be read or holds nothing to answer, or there is no chat template where one is needed.
+        DataError: the data cannot be read or holds no prompt, or a chat template is missing.
     """
     if not is_source_code(job.data):
         return _record_tasks(job, tokenizer)
     if job.data_config or job.data_split or job.held_out_split:
-        raise DataError(f"{job.data} has no splits: leave --data-config, --data-split and --held-out-split away")
+        raise DataError(f"{job.data} has no splits: leave --data-config, --data-split and --held-out-split out")
     return _source_tasks(job, tokenizer)
 
 
 def fingerprint(tasks: Sequence[Task]) -> str:
-    """Of all prompts, in order."""
+    """A fingerprint of all tasks, in order."""
     digest = hashlib.sha256()
     for task in tasks:
         digest.update(json.dumps(asdict(task), sort_keys=True).encode())
@@ -53,18 +53,18 @@ def _source_tasks(job: ResponseJob, tokenizer: PreTrainedTokenizerBase) -> tuple
         tokenizer([file.text for file in files], add_special_tokens=False, verbose=False)["input_ids"] if files else []
         for files in (training, held_out)
     ]
-    pieces = _pieces(training, encoded[0], encoded[1], count, job, tokenizer, rng)
-    texts = [(where, ids, False) for where, ids in pieces]
+    stretches = _stretches(training, encoded[0], encoded[1], count, job, tokenizer, rng)
+    texts = [(where, ids, False) for where, ids in stretches]
     if not texts:
         raise DataError(f"no file of {job.data} has the {job.min_prompt} tokens of a prompt (--min-prompt)")
-    # A single file is all on one side of the split; then the feed holds out some of the texts.
-    aside = _pieces(held_out, encoded[1], encoded[0], _held_out_count(count), job, tokenizer, rng)
+    # A single file is on one side of the split as a whole; then the feed holds out some of the texts.
+    aside = _stretches(held_out, encoded[1], encoded[0], _held_out_count(count), job, tokenizer, rng)
     texts += [(where, ids, True) for where, ids in aside]
     tasks = [Task(index, where, held, prompt_ids=ids) for index, (where, ids, held) in enumerate(texts)]
     return tasks, DataReport(used=len(tasks))
 
 
-def _pieces(
+def _stretches(
     files: Sequence[SourceFile],
     encoded: Sequence[list[int]],
     other_side: Sequence[list[int]],
@@ -73,7 +73,7 @@ def _pieces(
     tokenizer: PreTrainedTokenizerBase,
     rng: random.Random,
 ) -> list[tuple[str, tuple[int, ...]]]:
-    """Different stretches of the files, with BOS where the tokenizer has one, that the other side does not have."""
+    """Different stretches of the files that `other_side` does not contain, after BOS where the tokenizer has one."""
     usable = [ids if len(ids) >= job.min_prompt else [] for ids in encoded]
     front = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
     lengths = (job.min_prompt, job.max_prompt)
@@ -95,7 +95,7 @@ def _record_tasks(job: ResponseJob, tokenizer: PreTrainedTokenizerBase) -> tuple
         [_up_to(conversations[text.index], text.exchanges) for text in kept]
         for kept in (divided.training, divided.held_out)
     )
-    seen, unseen = (_Said(tokenizer, side) for side in (training, held_out))
+    seen, unseen = (_Excluded(tokenizer, side) for side in (training, held_out))
     if job.count is not None:
         training = _choose(training, job.count, rng)
         held_out = _choose(held_out, _held_out_count(job.count), rng)
@@ -111,21 +111,21 @@ def _record_tasks(job: ResponseJob, tokenizer: PreTrainedTokenizerBase) -> tuple
     return tasks, report
 
 
-class _Said:
-    """Whether a stretch stands in one of some plain texts, or has been asked for."""
+class _Excluded:
+    """Stretches that are no prompts: those in one of some plain texts, and those that are prompts already."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Conversation]) -> None:
         self._tokenizer = tokenizer
         self._texts = "\0".join(conversation.text for conversation in texts if conversation.text is not None)
-        self._asked: set[tuple[int, ...]] = set()
+        self._prompts: set[tuple[int, ...]] = set()
 
     def add(self, ids: tuple[int, ...]) -> None:
-        self._asked.add(ids)
+        self._prompts.add(ids)
 
     def __contains__(self, ids: object) -> bool:
         assert isinstance(ids, tuple)
-        said = self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        return ids in self._asked or said in self._texts
+        text = self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return ids in self._prompts or text in self._texts
 
 
 def _choose(conversations: list[Conversation], count: int, rng: random.Random) -> list[Conversation]:
@@ -135,7 +135,7 @@ def _choose(conversations: list[Conversation], count: int, rng: random.Random) -
 
 
 def _up_to(conversation: Conversation, prompts: int) -> Conversation:
-    """The conversation without what the user says after so many prompts."""
+    """The conversation up to the user's turn after the first `prompts` ones."""
     ends = [place for place, turn in enumerate(conversation.turns, 1) if turn.role == "user"]
     if len(ends) <= prompts:
         return conversation
@@ -149,9 +149,9 @@ def _record_task(
     job: ResponseJob,
     tokenizer: PreTrainedTokenizerBase,
     rng: random.Random,
-    elsewhere: "_Said",
+    elsewhere: _Excluded,
 ) -> Task | None:
-    """A conversation as it is, or a stretch of a plain text that does not stand elsewhere; None where there is none."""
+    """A conversation as it is, or a stretch of a plain text that is not in `elsewhere`; None where there is none."""
     if conversation.text is None:
         return Task(index, conversation.where, held_out, turns=conversation.turns)
     ids = tokenizer(conversation.text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shards of tasks answered in this process, or by Ray actors that each keep an engine.
+"""Generates shards of tasks in this process, or in Ray actors with an engine each.
 
-Ray Data has a vLLM stage of its own (`ray.data.llm`). It is not used: it answers each row once, while a conversation
+Ray Data has a vLLM stage (`ray.data.llm`). It is not used: it generates one response per row, while a conversation
 goes through the engine turn by turn, and it does not know which rows an earlier start has finished.
 """
 
@@ -24,48 +24,48 @@ class Shard:
 
 @dataclass(frozen=True)
 class Crew:
-    """Which Ray workers there are to be."""
+    """The Ray workers to start."""
 
     num_workers: int = 1
-    gpus_per_worker: int = 0  # without GPUs, a CPU each
+    gpus_per_worker: int = 0  # without GPUs, each has one CPU
     max_failures: int = 3
 
 
 def generate_here(
     make: Callable[[], GenerateResponses], shards: Sequence[Shard]
 ) -> Iterator[tuple[int, list[TaskResult]]]:
-    """Each shard's number and texts."""
-    answer = make()
+    """Each shard's number and results."""
+    generate = make()
     for shard in shards:
-        yield shard.number, answer(shard.tasks)
+        yield shard.number, generate(shard.tasks)
 
 
 class ShardWorker:
-    """An actor's body."""
+    """The class of the actors."""
 
     def __init__(self, make: Callable[[], GenerateResponses]) -> None:
-        self._answer = make()
+        self._generate = make()
 
-    def answer(self, shard: Shard) -> tuple[int, list[TaskResult]]:
-        return shard.number, self._answer(shard.tasks)
+    def generate(self, shard: Shard) -> tuple[int, list[TaskResult]]:
+        return shard.number, self._generate(shard.tasks)
 
 
 def generate_on_ray(
     make: Callable[[], GenerateResponses], shards: Sequence[Shard], crew: Crew
 ) -> Iterator[tuple[int, list[TaskResult]]]:
-    """Each shard's number and texts, as they are finished. Ray is to be connected.
+    """Each shard's number and results, in the order in which they are finished. Ray must be connected.
 
     A worker that dies is started again, and its shard with it, up to `crew.max_failures` times each.
 
     Raises:
         ValueError: the cluster is too small.
-        WorkersFailedError: a worker could not do its work, or died too often; names the reason.
+        WorkersFailedError: a worker raised an error, or died too often; names the reason.
     """
     import ray
     from ray.exceptions import RayError
     from ray.util import ActorPool
 
-    _check_room(ray.cluster_resources(), crew)
+    _check_resources(ray.cluster_resources(), crew)
     options = {
         "num_cpus": 1,
         "num_gpus": crew.gpus_per_worker,
@@ -75,7 +75,7 @@ def generate_on_ray(
     worker = ray.remote(ShardWorker).options(**options)
     actors = [worker.remote(make) for _ in range(min(crew.num_workers, len(shards)))]
     try:
-        yield from ActorPool(actors).map_unordered(lambda actor, shard: actor.answer.remote(shard), shards)
+        yield from ActorPool(actors).map_unordered(lambda actor, shard: actor.generate.remote(shard), shards)
     except RayError as problem:
         reason = (str(problem).strip() or type(problem).__name__).splitlines()[-1].strip()
         raise WorkersFailedError(f"a worker failed, the finished shards are intact: {reason}") from problem
@@ -84,8 +84,8 @@ def generate_on_ray(
             ray.kill(actor)
 
 
-def _check_room(resources: dict[str, float], crew: Crew) -> None:
-    # Actors that find no room wait without a word, with the shards given to them.
+def _check_resources(resources: dict[str, float], crew: Crew) -> None:
+    # Actors for which the cluster has no room wait without a message, and so do the shards given to them.
     for kind, each in (("CPU", 1), ("GPU", crew.gpus_per_worker)):
-        if (there := resources.get(kind, 0)) < (needed := crew.num_workers * each):
-            raise ValueError(f"{crew.num_workers} workers need {needed} {kind}s, and the cluster has {there:g}")
+        if (available := resources.get(kind, 0)) < (needed := crew.num_workers * each):
+            raise ValueError(f"{crew.num_workers} workers need {needed} {kind}s, and the cluster has {available:g}")

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts in which a model goes round in circles."""
+"""Where a generated text repeats itself."""
 
 from collections.abc import Sequence
 
 
-def repetition_start(tokens: Sequence[int], first: int, repeat: int) -> int:
-    """The place from which a text written from `first` on says over again `repeat` tokens in a row; else its length.
+def repetition_start(tokens: Sequence[int], repeat: int) -> int:
+    """The first place whose `repeat` tokens occur before it, too; the number of tokens if there is none.
 
     Greedy decoding of a small target soon repeats itself without end, and a drafter has nothing to learn from the
-    second round. What was written before `first`, the prompt, may be said again. A `repeat` of 0 finds no loop.
+    second round. A `repeat` of 0 finds no repetition.
     """
     if repeat:
-        said = set()
-        for place in range(first, len(tokens) - repeat + 1):
+        seen = set()
+        for place in range(len(tokens) - repeat + 1):
             passage = tuple(tokens[place : place + repeat])
-            if passage in said:
+            if passage in seen:
                 return place
-            said.add(passage)
+            seen.add(passage)
     return len(tokens)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM as the one who answers. The only module of training that knows vLLM."""
+"""Responses sampled with vLLM. No other module of the training imports vLLM."""
 
 import importlib.util
 import os
@@ -10,7 +10,8 @@ import torch
 from transformers import AutoTokenizer
 
 from redrafter_training.responses.config import ResponseJob
-from redrafter_training.responses.generator import Completion, Request, ResponseGenerator
+from redrafter_training.responses.engine import Completion, Request
+from redrafter_training.responses.generator import ResponseGenerator
 from redrafter_training.target.properties import read_end_tokens, read_facts
 
 # Small enough for a machine without a GPU, where vLLM would take nearly all of its memory and compile for long.
@@ -26,22 +27,28 @@ class EngineError(ValueError):
 
 
 class VllmEngine:
-    """Samples batches of requests with one engine, which it keeps.
+    """An `Engine` (see there) that keeps one `LLM` of vLLM for all batches.
+
+    A response ends once a stretch of `longest_repeat` tokens or more has come twice in a row, so that it may hold the
+    first repetition, which `load_responses` cuts.
+
+    Args:
+        ends: end tokens of the target.
 
     Raises:
         EngineError: the engine does not start.
     """
 
     def __init__(self, job: ResponseJob, ends: Sequence[int]) -> None:
-        # Within this process: an engine in a process of its own may outlive a killed one and keep its memory.
+        # In this process: an engine in a separate process may outlive this one when it is killed, and keep its memory.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        # Pages of settings would drown the progress bar; the variable brings them back.
+        # vLLM's pages of settings would hide the progress bar; setting the variable shows them.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         from vllm import LLM
 
         on_cuda = job.device != "cpu" and torch.cuda.is_available()
         if job.device == "cuda" and not on_cuda:
-            raise ValueError("--device cuda was asked for, and torch finds no GPU here")
+            raise ValueError("--device cuda needs a GPU, and torch finds none here")
         dtype = job.target_dtype if job.target_dtype != "auto" else "bfloat16" if on_cuda else "float32"
         options: dict[str, Any] = {
             "dtype": dtype,
@@ -49,7 +56,7 @@ class VllmEngine:
             "skip_tokenizer_init": True,
             "seed": job.seed,
             "trust_remote_code": job.trust_remote_code,
-            # Of the target's generation config only the tokens that end a text count (see `read_end_tokens`).
+            # Of the target's generation config only the end tokens count (see `read_end_tokens`).
             "generation_config": "vllm",
             **({} if on_cuda else ON_CPU),
             **job.engine,
@@ -57,7 +64,7 @@ class VllmEngine:
         self._ends = list(ends)
         try:
             self._engine = LLM(job.target, **options)
-        except Exception as problem:  # of dozens of types, and the causes are as many
+        except Exception as problem:  # vLLM raises dozens of types here
             raise EngineError(f"vLLM cannot start with {job.target}: {str(problem).strip()}") from problem
 
     def __call__(self, requests: Sequence[Request]) -> list[Completion]:
@@ -67,7 +74,8 @@ class VllmEngine:
             use_tqdm=False,
         )
         first = [output.outputs[0] for output in outputs]
-        return [Completion(tuple(made.token_ids), made.finish_reason == "stop") for made in first]
+        # A stop for repetition has another reason.
+        return [Completion(tuple(sampled.token_ids), sampled.finish_reason == "stop") for sampled in first]
 
     def _sampling(self, request: Request) -> Any:
         from vllm import SamplingParams
@@ -83,7 +91,7 @@ class VllmEngine:
 
 
 def _repetition(longest_repeat: int) -> Any:
-    """What vLLM takes for going round in circles. Of a shorter period a multiple lies between once and twice this."""
+    """vLLM's parameters: a repetition with a period shorter than `longest_repeat` has a multiple of it in this range."""
     from vllm.sampling_params import RepetitionDetectionParams
 
     if not longest_repeat:
@@ -92,7 +100,7 @@ def _repetition(longest_repeat: int) -> Any:
 
 
 def make_generator(job: ResponseJob) -> ResponseGenerator:
-    """An answerer with an engine of its own."""
+    """A generator with a new engine."""
     trusted = {"trust_remote_code": job.trust_remote_code}
     tokenizer = AutoTokenizer.from_pretrained(job.target, **trusted)
     engine = VllmEngine(job, read_end_tokens(job.target, tokenizer, **trusted))

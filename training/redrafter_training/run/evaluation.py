@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from redrafter_training.data.python_corpus import load_corpus, split, unseen_prompts
-from redrafter_training.responses.transformers_engine import continue_prompts
+from redrafter_training.responses.engine import continue_prompts
+from redrafter_training.responses.transformers_engine import TransformersEngine
 from redrafter_training.target.model import TargetModel
 from redrafter_training.target.properties import facts_of
 from redrafter_training.trainer.acceptance import Drafting, measure
@@ -30,7 +31,7 @@ def tokens_per_step(
     """Simulated acceptance of the drafter, in the precision of its export, on greedy continuations of held-out prompts."""
     rounded = drafter.to(EXPORT_DTYPE).to(target.device, target.embedding.dtype)
     chosen, new_tokens = fitting(prompts, facts_of("", target.model.config).longest)
-    continued = continue_prompts(target, chosen, new_tokens)
+    continued = continue_prompts(TransformersEngine(target), chosen, new_tokens)
     texts = [(text.to(target.device), len(prompt)) for text, prompt in zip(continued, chosen, strict=True)]
     shapes = [Drafting(width, beam_length, width * beam_length) for width in (1, 4)]
     return {f"{s.beam_width}x{s.beam_length}": asdict(measure(target, rounded, texts, s)) for s in shapes}
@@ -64,6 +65,6 @@ def held_out_texts(
     encoded = [torch.tensor(tokenizer(prompt)["input_ids"]) for prompt in unseen]
     if math.isfinite(longest):
         encoded = [prompt[-int(longest - new_tokens) :] for prompt in encoded]
-    torch.manual_seed(seed)
-    texts = continue_prompts(target, encoded, new_tokens, temperature=temperature)
+    engine = TransformersEngine(target)
+    texts = continue_prompts(engine, encoded, new_tokens, temperature=temperature, seed=seed)
     return [(text, len(prompt)) for text, prompt in zip(texts, encoded, strict=True)]
