@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from redrafter_training.config.recipe import ResponseConfig
-from redrafter_training.data.batches import response_example
+from redrafter_training.data.division import response_example
 from redrafter_training.data.text_prompts import distinct
 from redrafter_training.responses.engine import Request, continue_prompts
 from redrafter_training.responses.own_texts import with_temperatures, write_texts
