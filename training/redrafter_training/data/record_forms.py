@@ -7,11 +7,12 @@ from typing import Any
 
 from redrafter_training.data.records import Record
 from redrafter_training.data.report import DataError, Reason, UnusableRecord
-from redrafter_training.data.thinking import with_thought
 from redrafter_vllm.utils.messages import shortened
 
 NAMED_COLUMNS = 12  # in an error
 TOOL_ROLES = ("tool", "function", "ipython")
+THINK, THOUGHT = "<think>", "</think>"  # tags around a thought
+_THOUGHT_COLUMNS = ("reasoning_content", "reasoning")
 
 
 @dataclass(frozen=True)
@@ -158,3 +159,11 @@ def detect_form(records: Sequence[Record], source: str, *, need_answers: bool = 
     broken = [f"{r.where}: {shortened(str(r.problem))}" for r in records if r.problem is not None][:3]
     unread = "".join(f"\n  unreadable: {line}" for line in broken)
     raise DataError(f"{source}: cannot tell the form of the data; found {found}; known forms:\n{KNOWN_FORMS}{unread}")
+
+
+def with_thought(turn: Mapping[str, Any], content: Any) -> Any:
+    """The content behind the thought that some data sets, as the engines they come from, keep in a field of its own."""
+    thought = next((turn[key] for key in _THOUGHT_COLUMNS if turn.get(key)), None)
+    if not isinstance(thought, str) or not isinstance(content, str) or THOUGHT in content:
+        return content
+    return f"{THINK}\n{thought.strip()}\n{THOUGHT}\n\n{content}"

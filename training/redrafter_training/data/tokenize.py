@@ -12,8 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from redrafter_training.data.chat_templates import PROBES, ChatTemplate, Rendered, resolve_chat_template
+from redrafter_training.data.chat_templates import resolve_chat_template
 from redrafter_training.data.conversations import Conversation
+from redrafter_training.data.rendering import PROBES, ChatTemplate, Rendered
 from redrafter_training.data.report import DataError, DataReport, Reason, UnusableRecord
 from redrafter_training.data.splits import Content, pairs, text_key
 from redrafter_training.target.properties import beyond_embedding

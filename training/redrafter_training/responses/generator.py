@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
-from redrafter_training.data.chat_templates import ChatTemplate, resolve_chat_template
+from redrafter_training.data.chat_templates import resolve_chat_template
 from redrafter_training.data.conversations import Turn
+from redrafter_training.data.rendering import ChatTemplate
 from redrafter_training.data.report import Reason, UnusableRecord
 from redrafter_training.data.splits import text_key
 from redrafter_training.responses.config import ResponseJob
