@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m redrafter_training` on the committed target and a dozen conversations: seconds, most of them for the start."""
+"""`python -m redrafter_training` on the committed target and a dozen conversations: takes a few seconds."""
 
 import json
 import shutil

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens per step that a drafter reaches, without a serving engine: `python -m redrafter_training.evaluate --target DIR`.
+"""`python -m redrafter_training.evaluate --target DIR`: tokens per step of a drafter, without a serving engine.
 
 Prints one JSON line per number of beams (see `redrafter_training.trainer.acceptance`), and one with
 `redrafter{i}_kl` and `redrafter{i}_top{k}` by depth i.
@@ -20,7 +20,8 @@ WINDOW = 256  # tokens per window of held-out text for the figures by depth
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m redrafter_training.evaluate", description=(__doc__ or "").partition(":")[0]
+        prog="python -m redrafter_training.evaluate",
+        description="Measure the tokens per step that a drafter reaches, without a serving engine.",
     )
     parser.add_argument("--target", type=user_place, required=True, help="folder or hub name of the target")
     parser.add_argument("--drafter", type=user_place, help="the drafter's folder (default: where serving finds it)")

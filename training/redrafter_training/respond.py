@@ -154,7 +154,7 @@ def _generated(job: ResponseJob, pending: list[Shard]) -> Iterator[tuple[int, li
     try:
         from redrafter_training.distributed.ray_train import connect, has_gpus
     except ImportError as problem:
-        raise DataError(f"several workers need Ray: pip install 'redrafter-vllm[train]' ({problem})") from None
+        raise DataError(f"several workers need Ray: pip install redrafter-training ({problem})") from None
     connect(job.ray_address, num_cpus=job.num_workers)
     on_cuda = job.device == "cuda" or (job.device == "auto" and has_gpus(job.num_workers * job.gpus_per_worker))
     crew = Crew(job.num_workers, job.gpus_per_worker if on_cuda else 0, job.max_failures)

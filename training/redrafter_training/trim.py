@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m redrafter_training.trim SRC DST --target MODEL --data DATA --draft-vocab-size N`: trim a trained drafter.
 
-The output layer keeps the rows of the N most frequent tokens of the data; nothing is trained. The data is named as for
-training: `stdlib` or a folder of Python sources, a folder of responses, conversations. Only tokens that a training would
-learn from are counted: not those held out, and not the user's.
+The output layer keeps the rows of the N most frequent tokens of the data; nothing is trained. The data is given as for
+training: `stdlib` or a folder of Python sources, a folder of responses, conversations. Only tokens that a training
+would learn from are counted: not those held out, and not the user's.
 """
 
 import argparse

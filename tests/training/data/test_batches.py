@@ -64,11 +64,11 @@ def test_labels_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixtur
     ).split()
     assert main([*arguments, "--dry-run"]) == 0
     shown = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
-    assert "32 texts with 30 different first prompts or documents; 2 say the same as another one" in shown
+    assert "32 texts with 30 different first prompts or documents; 2 are equal to another one" in shown
     assert "no held-out loss can be measured" in shown
     assert main(arguments) == 0
     shown = capsys.readouterr().out
-    assert "2 say the same as another one and are left out" in shown
+    assert "2 are equal to another one and are left out" in shown
     report = json.loads((tmp_path / "drafter" / "training.json").read_text())
     assert report["metrics"] == {} and report["held_out"]["4x2"]["tokens_per_step"] >= 1
     assert report["data"]["duplicates"] == 2 and report["data"]["distinct_prompts"] == 30
@@ -77,7 +77,7 @@ def test_labels_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixtur
     data.write_text("\n".join(json.dumps({"instruction": "  the SAME", "output": f"answer {n}"}) for n in range(9)))
     for more in ([], ["--dry-run"]):
         assert main([*arguments, *more, "--resume", "false", "--overwrite"]) == 1
-        assert "9 usable texts with 1 different prompts are too little" in capsys.readouterr().err
+        assert "9 usable texts with 1 different prompts are too few" in capsys.readouterr().err
     arguments.append("--overwrite")
     book = tmp_path / "book.txt"
     book.write_text("".join(f"Line {n} of it. " for n in range(2000)))

@@ -137,7 +137,7 @@ def test_a_prompt_that_begins_the_thought(opening: str) -> None:
 
 def test_an_answer_without_the_thought_that_its_prompt_begins() -> None:
     template = resolve_chat_template(byte_tokenizer(OPEN_THOUGHT))
-    with pytest.raises(UnusableRecord, match=r"turn 1 has no thought, which the prompt for it begins") as caught:
+    with pytest.raises(UnusableRecord, match=r"turn 1 has no thought, but its prompt begins one") as caught:
         template.render(chat("Hi", "Yes"))
     assert caught.value.reason == Reason.TEMPLATE_MISMATCH
 
@@ -173,7 +173,7 @@ def test_a_template_whose_prompts_name_another_role() -> None:
 
 
 def test_a_template_that_changes_answers() -> None:
-    with pytest.raises(DataError, match="does not render answers as they are"):
+    with pytest.raises(DataError, match="changes the text of answers"):
         resolve_chat_template(byte_tokenizer(SHOUTING))
 
 

@@ -350,7 +350,7 @@ def test_the_table() -> None:
         report.skip(f"a.jsonl:{number}", UnusableRecord(Reason.NO_ASSISTANT))
     report.reject("a.jsonl:50", UnusableRecord(Reason.UNKNOWN_ROLE, "'tool' in turn 1"))
     assert str(report).splitlines() == [
-        "  records  what became of them",
+        "  records  outcome",
         "     1199  used",
         "        7    of these truncated (999 tokens cut)",
         "       12  skipped: no assistant turn",

@@ -132,5 +132,5 @@ def test_what_cannot_be_packed() -> None:
     with pytest.raises(ValueError, match="doc_ids of"):
         Windows(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(3))
     for loss in ("---", "+-+"):
-        with pytest.raises(ValueError, match="some token must carry loss"):
+        with pytest.raises(ValueError, match="at least one token must carry loss"):
             example(0, loss)

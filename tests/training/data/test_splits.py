@@ -113,7 +113,7 @@ def test_few_records() -> None:
         _, training, held_out = split_of([[f"q{n}", f"a{n}"] for n in range(count)])
         assert len(training) + len(held_out) == count and held_out and training
     for chats in ([], [["q", "a"]], [["q", "a"], ["Q", "b"], [" q", "c"]]):
-        with pytest.raises(DataError, match="too little: one prompt must be held out"):
+        with pytest.raises(DataError, match="too few: one prompt must be held out"):
             split_of(chats)
 
 
@@ -130,7 +130,7 @@ def test_equal_records_are_trained_on_once() -> None:
     chats = [["q", "a"], ["Q", " A"], ["q", "b"], ["r", "a"], ["s", "c"], ["s", "c"]]
     split, training, held_out = split_of(chats)
     assert split.duplicates == 2 and len(training) + len(held_out) == 4
-    assert "2 say the same as another one and are left out" in str(split)
+    assert "2 are equal to another one and are left out" in str(split)
     kept, training, _ = split_of(chats, keep=True)
     assert kept.duplicates == 2 and len(training) >= 4
     assert "and are kept" in str(kept)
@@ -212,7 +212,7 @@ def test_documents_are_held_out_whole() -> None:
     pieces = encoded([Conversation("one", text=lines)], 64)
     assert pieces.training and pieces.held_out
     assert not {bytes(e.tokens.tolist()) for e in pieces.training} & {bytes(e.tokens.tolist()) for e in pieces.held_out}
-    with pytest.raises(DataError, match="too little"):
+    with pytest.raises(DataError, match="too few"):
         encoded([Conversation("one", text="short")], 64)
 
 

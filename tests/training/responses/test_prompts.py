@@ -77,7 +77,7 @@ def test_conversations_with_equal_prompts_are_answered_once(tmp_path: Path, caps
     job = replace(JOB, data=str(data))
     tasks, _ = load_tasks(job, tokenizer)
     assert len({task.turns[0].content for task in tasks}) == len(tasks) == 60
-    assert "60 say the same as another one and are left out" in capsys.readouterr().out
+    assert "60 are equal to another one and are left out" in capsys.readouterr().out
     held = {task.turns[0].content for task in tasks if task.held_out}
     kept, _ = load_tasks(replace(job, duplicates="keep"), tokenizer)
     assert sum(not task.held_out for task in kept) == 2 * (60 - len(held))

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From records to batches of tokens."""
+"""Training data: from records to batches of tokens."""

@@ -13,8 +13,8 @@ from redrafter_training.utils.fingerprint import file_digest
 from redrafter_vllm.utils.messages import sentence
 
 VICUNA = "vicuna"
-# The wording of Vicuna v1.1, which versions up to 1.5 of the model were tuned with. It has no BOS: that is added by the
-# tokenizer, as it is for a prompt given as text.
+# The wording of Vicuna v1.1, with which the model was tuned up to version 1.5. It has no BOS: the tokenizer adds it, as
+# for a prompt given as text.
 VICUNA_TEMPLATE = (
     "{%- if messages[0]['role'] == 'system' -%}"
     "{%- set preamble = messages[0]['content'] | trim -%}{%- set spoken = messages[1:] -%}"
@@ -35,7 +35,7 @@ VICUNA_TEMPLATE = (
 def resolve_chat_template(
     tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None, options: Mapping[str, Any] | None = None
 ) -> ChatTemplate:
-    """The template to train with: the tokenizer's own, Vicuna's, or one from a file.
+    """The chat template, bound to the tokenizer.
 
     Args:
         chat_template: None for the tokenizer's own, `vicuna`, or a file of Jinja source.
@@ -66,7 +66,7 @@ def resolve_chat_template(
 
 
 def template_fingerprint(chat_template: str | None) -> str | None:
-    """Of a chat template as `resolve_chat_template` takes it: a file's content counts, not its name."""
+    """A fingerprint of the argument of `resolve_chat_template`: of a file's content, not of its name."""
     if chat_template is None or chat_template == VICUNA:
         return chat_template
     path = Path(chat_template).expanduser()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversations and plain texts to train on, normalised from the forms in which data sets store them."""
+"""Conversations and plain texts to train on, whatever the form in which a data set stores them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from redrafter_training.data.report import DataError, DataReport, Reason, Unusab
 
 Role = Literal["system", "user", "assistant"]
 
-# Records looked at to recognise the form: the first ones may be broken or lack a column.
+# Records read to recognise the form: the first ones may be broken or lack a column.
 DETECTION_RECORDS = 100
 
 ROLES: dict[str, Role] = {
@@ -29,7 +29,7 @@ ROLES: dict[str, Role] = {
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says."""
+    """One turn of a conversation."""
 
     role: Role
     content: str
@@ -40,8 +40,8 @@ class Conversation:
     """Turns of a conversation, or a raw text; exactly one of the two.
 
     Turns begin with at most one system turn; then user and assistant alternate, the user first. A user turn at the end
-    is an unanswered prompt; a data set of prompts has nothing but turns of the user. `opening` turns of the assistant stood before the first of the user and were dropped: there
-    is no prompt for them.
+    is an unanswered prompt; a data set of prompts has only user turns. `opening` is the number of assistant turns
+    before the first user turn, which were dropped because they have no prompt.
     """
 
     where: str
@@ -60,9 +60,10 @@ class Conversation:
 
 
 def normalise(record: Record, form: Form) -> Conversation:
-    """
+    """The conversation or text of a record.
+
     Raises:
-        UnusableRecord: the record cannot be read, or its turns make no conversation.
+        UnusableRecord: the record cannot be read, or its turns are not a conversation.
     """
     if record.problem is not None:
         raise record.problem
@@ -81,9 +82,10 @@ def normalise(record: Record, form: Form) -> Conversation:
 
 
 def usable(record: Record, form: Form, *, need_answers: bool = True) -> Conversation:
-    """
+    """The conversation or text of a record; with `need_answers` a conversation needs an assistant turn.
+
     Raises:
-        UnusableRecord: as `normalise`; or there is no answer, and one is needed.
+        UnusableRecord: as `normalise`, or there is no assistant turn.
     """
     conversation = normalise(record, form)
     if need_answers and conversation.text is None and not conversation.answers:
@@ -92,28 +94,28 @@ def usable(record: Record, form: Form, *, need_answers: bool = True) -> Conversa
 
 
 def _check_turns(raw: list[tuple[str, Any]], *, prompts_only: bool) -> tuple[tuple[Turn, ...], int]:
-    """The turns of a conversation, and how many the assistant had before the user's first one.
+    """The turns of a conversation, and the number of assistant turns before the first user turn.
 
     With `prompts_only` the user may have several turns in a row, each to be answered before the next one.
     """
     turns = [_check_turn(number, role, content) for number, (role, content) in enumerate(raw)]
     if turns and turns[0].role == "system" and not turns[0].content.strip():
-        del turns[0]  # No system prompt, in the spelling of data sets that always have the turn.
+        del turns[0]  # no system prompt, in data sets that always have the turn
     if not turns:
         raise UnusableRecord(Reason.EMPTY)
     for number, turn in enumerate(turns):
         if not turn.content.strip():
             raise UnusableRecord(Reason.EMPTY, f"the {turn.role}'s turn {number}")
-    system, spoken = (turns[:1], turns[1:]) if turns[0].role == "system" else ([], turns)
-    if not spoken:
+    system, others = (turns[:1], turns[1:]) if turns[0].role == "system" else ([], turns)
+    if not others:
         raise UnusableRecord(Reason.NO_ASSISTANT, "a system turn only")
-    opening = next((number for number, turn in enumerate(spoken) if turn.role != "assistant"), 0)
-    spoken = spoken[opening:]
+    opening = next((number for number, turn in enumerate(others) if turn.role != "assistant"), 0)
+    others = others[opening:]
     expected: tuple[Role, ...] = ("user", "assistant")
-    in_order = all(turn.role == expected[i % 2] for i, turn in enumerate(spoken))
-    if not in_order and not (prompts_only and all(turn.role == "user" for turn in spoken)):
+    in_order = all(turn.role == expected[i % 2] for i, turn in enumerate(others))
+    if not in_order and not (prompts_only and all(turn.role == "user" for turn in others)):
         raise UnusableRecord(Reason.ROLE_ORDER, ", ".join(turn.role for turn in turns))
-    return (*system, *spoken), opening
+    return (*system, *others), opening
 
 
 def _check_turn(number: int, role: Any, content: Any) -> Turn:
@@ -133,11 +135,11 @@ def iter_conversations(
 ) -> Iterator[Conversation]:
     """The usable conversations of one data set, in order; the others are counted in `report`.
 
-    `report.used` counts the conversations yielded. Without `need_answers` a conversation without an assistant turn is
-    usable, too: a prompt for the target to answer.
+    `report.used` counts the yielded conversations. Without `need_answers`, conversations without an assistant turn are
+    usable too, as prompts for the target.
 
     Raises:
-        DataError: the source cannot be read or has no known form, or none of its records can be used.
+        DataError: the source cannot be read, has no known form, or has no usable record.
     """
     own = DataReport()
     records = read_records(source, config=config, split=split)
@@ -163,7 +165,7 @@ def iter_conversations(
 def load_conversations(
     sources: Sequence[str], *, config: str | None = None, split: str | None = None, need_answers: bool = True
 ) -> tuple[list[Conversation], DataReport]:
-    """All usable conversations of some data sets, which may differ in form, and what became of their records.
+    """All usable conversations of some data sets, which may differ in form, and the report on their records.
 
     Raises:
         DataError: as `iter_conversations`, or no source is given.
@@ -182,7 +184,7 @@ def load_conversations(
 def load_splits(
     source: str, config: str | None, split: str | None, held_out_split: str | None, *, need_answers: bool = True
 ) -> tuple[list[Conversation], range, DataReport]:
-    """The conversations of a data set, then those of its held-out split if one is named; which are the latter.
+    """The conversations of a data set and then of its held-out split, if given; the indices of the latter; the report.
 
     Raises:
         DataError: as `iter_conversations`.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Examples divided into training and held-out ones, and the prompts of both parts; see `redrafter_training.data.splits`."""
+"""Examples divided into training and held-out ones, and the prompts of both parts; see `splits`."""
 
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass

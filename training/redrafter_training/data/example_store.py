@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples of a run in one Parquet file: every worker and every restart reads the same ones in the same order."""
+"""The examples of a run in one Parquet file, from which every worker and every restart reads them in the same order."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from redrafter_training.data.report import DataReport, Reason, Skipped
 from redrafter_training.data.splits import Content
 from redrafter_training.data.tokenize import Example
+from redrafter_vllm.utils.atomic import atomic_file
 
 SCHEMA = pa.schema(
     [
@@ -22,7 +22,7 @@ SCHEMA = pa.schema(
         ("loss", pa.list_(pa.bool_())),
         ("cut", pa.int32()),
         ("group", pa.int64()),
-        ("keys", pa.list_(pa.int64())),  # of the exchanges, one after the other, each of equally many
+        ("keys", pa.list_(pa.int64())),  # of all exchanges, one after the other; each exchange has the same number
         ("ends", pa.list_(pa.int32())),
         ("asked", pa.int32()),
     ]
@@ -31,24 +31,18 @@ REPORT = "data_report"
 
 
 def write_store(path: Path, fill: Callable[[Callable[[pa.Table], None]], DataReport]) -> None:
-    """Makes `path` of the tables, of `SCHEMA`, that `fill` hands to its argument; `path` is whole or not there.
+    """Writes `path` atomically.
 
     Args:
-        fill: returns what became of the records, which is stored, too.
+        fill: calls its argument with tables of `SCHEMA`, and returns the report on the records, which is stored too.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_suffix(".writing")
-    try:
-        with parquet.ParquetWriter(partial_file, SCHEMA) as writer:
-            report = fill(writer.write_table)
-            writer.add_key_value_metadata({REPORT: json.dumps(asdict(report))})
-        os.replace(partial_file, path)
-    finally:
-        partial_file.unlink(missing_ok=True)
+    with atomic_file(path) as temporary, parquet.ParquetWriter(temporary, SCHEMA) as writer:
+        report = fill(writer.write_table)
+        writer.add_key_value_metadata({REPORT: json.dumps(asdict(report))})
 
 
 def read_store(path: Path) -> tuple[list[Example], DataReport]:
-    """All examples in order, and what became of the records that they come from."""
+    """All examples in order, and the report on the records that they come from."""
     file = parquet.ParquetFile(path)
     report = json.loads(file.metadata.metadata[REPORT.encode()])
     report["counts"] = {Reason(reason): count for reason, count in report["counts"].items()}
@@ -62,7 +56,7 @@ def read_store(path: Path) -> tuple[list[Example], DataReport]:
 def _examples(batch: pa.RecordBatch) -> list[Example]:
     tokens, loss = batch.column("tokens"), batch.column("loss")
     ends = tokens.value_lengths().to_numpy().cumsum().tolist()
-    # A copy, since torch does not take memory that must not be written to.
+    # Copied, since torch needs writable memory.
     all_tokens = torch.from_numpy(tokens.flatten().to_numpy().copy())
     all_loss = torch.from_numpy(loss.flatten().to_numpy(zero_copy_only=False).copy())
     made = []
@@ -76,7 +70,7 @@ def _examples(batch: pa.RecordBatch) -> list[Example]:
 
 
 def content_columns(example: Example) -> dict[str, object]:
-    """The columns that tell what an example says."""
+    """The columns for an example's content."""
     assert example.content is not None
     keys = [key for exchange in example.content.exchanges for key in exchange]
     return {"group": example.content.group, "keys": keys, "ends": list(example.ends)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Examples packed whole into windows of a fixed length, with the borders between them kept."""
+"""Whole examples packed into windows of a fixed length, with a document id for each."""
 
 import random
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ import torch
 from redrafter_training.data.tokenize import Example
 from redrafter_training.data.windows import Windows
 
-# Windows held open at a time. More fill a little better and cost time in proportion.
+# Windows that are open at a time: more of them fill a little better and take proportionally more time.
 OPEN_WINDOWS = 64
 
 
 def arrange(rows: Sequence[Sequence[Example]], length: int, pad: int = 0) -> Windows:
     """Each row's examples one after the other, padding at the end. [B, length]
 
-    A token counts when the next one is of the same example and to be learned.
+    A position is in the loss mask if the next token is of the same example and carries loss.
 
     Raises:
         ValueError: the examples of a row do not fit into it.
@@ -39,9 +39,9 @@ def arrange(rows: Sequence[Sequence[Example]], length: int, pad: int = 0) -> Win
 
 
 def plan_windows(lengths: Sequence[int], length: int, seed: int) -> list[tuple[int, ...]]:
-    """Which examples share a window: each index in exactly one, in random order, the windows in random order too.
+    """The examples of each window: each index once; windows and their members are in random order.
 
-    Each example goes, in the order of the shuffle, into the fullest open window that still has room for it.
+    Each example goes, in shuffled order, into the fullest open window that still has room for it.
 
     Raises:
         ValueError: an example is empty or longer than a window.
@@ -70,7 +70,7 @@ def plan_windows(lengths: Sequence[int], length: int, seed: int) -> list[tuple[i
 
 
 class Packing:
-    """Examples packed into windows of `length` tokens; window by number, so that training can resume anywhere."""
+    """Examples packed into windows of `length` tokens; read by number, so that training can resume anywhere."""
 
     def __init__(self, examples: Sequence[Example], length: int, seed: int, pad: int = 0) -> None:
         """
@@ -89,7 +89,7 @@ class Packing:
 
     @property
     def fill(self) -> float:
-        """The fraction of the windows' tokens that is not padding."""
+        """The fraction of the windows' positions that are not padding."""
         return sum(map(len, self._examples)) / (len(self.windows) * self.length)
 
     def members(self, number: int) -> list[Example]:
@@ -97,5 +97,5 @@ class Packing:
         return [self._examples[index] for index in self.windows[number]]
 
     def rows(self, numbers: Sequence[int]) -> Windows:
-        """The windows of these numbers. B = len(numbers)"""
+        """The windows with these numbers. B = len(numbers)"""
         return arrange([self.members(number) for number in numbers], self.length, self._pad)

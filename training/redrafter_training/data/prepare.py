@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the examples of conversations come from: prepared once on Ray, or made by the process that needs them."""
+"""Examples of conversations: prepared once through Ray Data, or made by the process that needs them."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ from redrafter_training.data.report import DataReport
 from redrafter_training.data.tokenize import Example, ExampleEncoder, encode_all
 from redrafter_training.target.properties import read_facts
 
-FORMAT = 2  # of the file
-LARGE = 256 << 20  # bytes of a file that one process would take minutes to tokenise
+FORMAT = 2  # version of the file of examples
+LARGE = 256 << 20  # bytes of a file that take one process minutes to tokenise
 
 
 def examples_file(job: Job, window: int, inputs: Mapping[str, Any]) -> Path:
-    """Where in its run's folder a job's prepared examples are, if they are: those of this tokenizer and template.
+    """The file for a job's prepared examples in its run folder, by tokenizer, data and template; it need not exist.
 
     Args:
         inputs: see `input_fingerprints`.
@@ -32,7 +32,7 @@ def examples_file(job: Job, window: int, inputs: Mapping[str, Any]) -> Path:
 
 
 def wants_ray(job: Job) -> bool:
-    """Whether a job's conversations are to be ingested through Ray Data."""
+    """Whether a job's conversations are ingested through Ray Data."""
     if job.ingest != "auto":
         return job.ingest == "ray"
     path = Path(job.data).expanduser()
@@ -40,7 +40,7 @@ def wants_ray(job: Job) -> bool:
 
 
 def prepare_examples(job: Job, window: int, inputs: Mapping[str, Any]) -> None:
-    """Ingests a job's conversations through Ray Data, if wanted, unless an earlier start of the run has done so.
+    """Ingests a job's conversations through Ray Data, if `wants_ray`, unless an earlier start of the run has done so.
 
     Raises:
         DataError: the data cannot be used.
@@ -56,14 +56,14 @@ def prepare_examples(job: Job, window: int, inputs: Mapping[str, Any]) -> None:
     except ImportError as problem:
         if job.ingest == "auto":
             return
-        raise ValueError(f"--ingest ray needs Ray: pip install 'redrafter-vllm[train]' ({problem})") from None
+        raise ValueError(f"--ingest ray needs Ray: pip install redrafter-training ({problem})") from None
     job = job.absolute()
     with session():
         ingest(job.data, job_encoder(job, window), path, config=job.data_config, split=job.data_split)
 
 
 def job_encoder(job: Job, window: int) -> ExampleEncoder:
-    """What turns a job's conversations into examples."""
+    """The encoder of a job's conversations."""
     return ExampleEncoder(
         AutoTokenizer.from_pretrained(job.target, trust_remote_code=job.trust_remote_code),
         window,
@@ -82,7 +82,7 @@ def load_examples(
     split: str | None = None,
     quiet: bool,
 ) -> tuple[list[Example], DataReport]:
-    """The examples of `source` from the file at `path`, or, where there is none, made here: the same ones.
+    """The examples of `source`, from the file at `path` or, if there is none, made here: the same ones.
 
     Raises:
         DataError: the data cannot be used.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text that every machine with Python has: the standard library's own sources, split by file."""
+"""Python sources as training text: the standard library, which every machine has, or a folder; split by file."""
 
 import ast
 import hashlib
@@ -13,8 +13,8 @@ from pathlib import Path
 from redrafter_training.data.records import DATA_SUFFIXES
 from redrafter_training.data.splits import normalised, text_key
 
-# Test suites are absent from some distributions' Python and hold deliberately broken files; the code pages in
-# `encodings` are tables of escapes; the remaining names differ from one machine to the next.
+# Test suites are missing in some distributions of Python and contain deliberately broken files; the code pages in
+# `encodings` are tables of escapes; the other names differ between machines.
 EXCLUDED_FOLDERS = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "__pycache__", "pydoc_data"}
 )
@@ -36,7 +36,7 @@ class SourceFile:
 
 
 def is_held_out(relative_path: str) -> bool:
-    """Whether a file is kept away from all training: about 5 % of the files, decided by a hash of the path alone."""
+    """Whether a file is held out of training: about 5 % of the files, decided by a hash of the path alone."""
     return _path_hash(relative_path)[0] < HELD_OUT_OF_256
 
 
@@ -45,7 +45,7 @@ def _path_hash(relative_path: str) -> bytes:
 
 
 def is_source_code(data: str) -> bool:
-    """Whether `data` names Python sources: the standard library, or a folder with more of them than data files."""
+    """Whether `data` means Python sources: the standard library, or a folder with more source files than data files."""
     folder = Path(data)
     if data == STDLIB or not folder.is_dir():
         return data == STDLIB
@@ -54,7 +54,7 @@ def is_source_code(data: str) -> bool:
 
 
 def corpus_root(data: str) -> Path | None:
-    """The folder of sources that `data` names, as `load_corpus` takes it."""
+    """The argument of `load_corpus` for the sources that `data` means."""
     return None if data == STDLIB else Path(data)
 
 
@@ -63,7 +63,7 @@ def _is_excluded(relative: Path) -> bool:
 
 
 def _read_source(path: Path) -> str | None:
-    """The file's text, or None when it is not valid UTF-8 Python or is empty."""
+    """The file's text; None if it is not valid UTF-8 Python or is empty."""
     try:
         text = path.read_text(encoding="utf-8")
         with warnings.catch_warnings():
@@ -75,7 +75,7 @@ def _read_source(path: Path) -> str | None:
 
 
 def source_files(root: Path | None = None) -> tuple[Path, list[Path]]:
-    """The root itself (default: the running Python's standard library) and the files that count there, by path."""
+    """The root (default: the running Python's standard library) and its source files, ordered by path."""
     root = Path(sysconfig.get_path("stdlib")) if root is None else root
     paths = sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix())
     return root, [path for path in paths if not _is_excluded(path.relative_to(root))]
@@ -85,7 +85,7 @@ def load_corpus(root: Path | None = None) -> list[SourceFile]:
     """All usable source files under `root` (default: the running Python's standard library), ordered by path.
 
     Raises:
-        FileNotFoundError: no usable source file lies under `root`.
+        FileNotFoundError: there is no usable source file under `root`.
     """
     root, paths = source_files(root)
     files = []
@@ -99,10 +99,10 @@ def load_corpus(root: Path | None = None) -> list[SourceFile]:
 
 
 def split(files: Sequence[SourceFile], *, keep_duplicates: bool = False) -> tuple[list[SourceFile], list[SourceFile]]:
-    """(training files, held-out files), each text once, whatever copies of it there are under other paths.
+    """(training files, held-out files), each text once, even if several paths have copies of it.
 
-    See `is_held_out`; a text is held out if one of its copies is. Where that would be all of the texts or none of them,
-    one is held out: the first by the hash of its path.
+    See `is_held_out`; a text is held out if one of its copies is. If that holds for all texts or for none, a single one
+    is held out: the first by the hash of its path.
 
     Args:
         keep_duplicates: keep all copies in training.
@@ -121,22 +121,22 @@ def split(files: Sequence[SourceFile], *, keep_duplicates: bool = False) -> tupl
 def extract_prompts(
     files: list[SourceFile], count: int, *, seed: int = 0, min_chars: int = 80, max_chars: int = 900
 ) -> list[str]:
-    """`count` prompts of mixed length: stretches of the files that start at a line and stop anywhere.
+    """`count` prompts of mixed length: parts of the files that start at a line and stop anywhere.
 
-    Lengths are uniform in [min_chars, max_chars]; files are drawn evenly, so long files do not dominate.
+    Lengths are uniform in [min_chars, max_chars]; files are drawn uniformly, so that long files do not dominate.
 
     Raises:
-        ValueError: no file is long enough, or the lengths are not ordered.
+        ValueError: no file is long enough, or min_chars > max_chars.
     """
     if not 0 < min_chars <= max_chars:
         raise ValueError(f"need 0 < min_chars <= max_chars, got {min_chars} and {max_chars}")
-    usable = [f for f in files if len(f.text) >= 2 * max_chars]
-    if not usable:
+    long_enough = [f for f in files if len(f.text) >= 2 * max_chars]
+    if not long_enough:
         raise ValueError(f"no file has the {2 * max_chars} characters that prompts of {max_chars} need")
     rng = random.Random(seed)
     prompts = []
     for _ in range(count):
-        text = rng.choice(usable).text
+        text = rng.choice(long_enough).text
         length = rng.randint(min_chars, max_chars)
         start = text.rfind("\n", 0, rng.randint(0, len(text) - length)) + 1
         prompts.append(text[start : start + length])
@@ -146,14 +146,14 @@ def extract_prompts(
 def unseen_prompts(
     training: Sequence[SourceFile], held_out: list[SourceFile], count: int, *, seed: int, max_chars: int
 ) -> list[str]:
-    """At most `count` different prompts of `extract_prompts` that stand in no training file: no shared licence, say.
+    """At most `count` distinct prompts of `extract_prompts` that occur in no training file (a licence text might).
 
     Raises:
-        ValueError: as `extract_prompts`, or all prompts stand in training files.
+        ValueError: as `extract_prompts`, or all prompts occur in training files.
     """
     known = normalised("\n".join(file.text for file in training))
     drawn = dict.fromkeys(extract_prompts(held_out, 4 * count, seed=seed, max_chars=max_chars))
     unseen = [prompt for prompt in drawn if normalised(prompt) not in known]
     if not unseen:
-        raise ValueError("no prompt from the held-out files is unseen: the training files hold all of them")
+        raise ValueError("every prompt from the held-out files occurs in the training files")
     return unseen[:count]

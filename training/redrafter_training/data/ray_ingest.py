@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversations read, templated and tokenised by all machines of a Ray cluster, through Ray Data."""
+"""Conversations read, rendered and tokenised by all machines of a Ray cluster, through Ray Data."""
 
 import pickle
 from collections.abc import Iterator
@@ -23,12 +23,12 @@ from redrafter_training.data.report import DataError, DataReport, Reason, Unusab
 from redrafter_training.data.tokenize import Example, ExampleEncoder
 from redrafter_training.distributed.ray_train import connect
 
-# A row is an example, or a record that cannot be used, which has a reason.
+# A row is an example, or a record that cannot be used, with its reason.
 ROW = pa.schema(
     [
         *SCHEMA,
         ("piece", pa.int64()),
-        ("new", pa.bool_()),  # the first example of its record; what is true of the record stands there
+        ("new", pa.bool_()),  # whether it is the first example of its record, which holds the facts about the record
         ("truncated", pa.bool_()),
         ("opening", pa.bool_()),
         ("reason", pa.string()),
@@ -39,7 +39,7 @@ ROW = pa.schema(
 
 @contextmanager
 def session() -> Iterator[None]:
-    """The Ray session at hand, or one for the while."""
+    """The current Ray session, or a new one that ends with the block."""
     own = not ray.is_initialized()
     connect(None)
     try:
@@ -50,7 +50,7 @@ def session() -> Iterator[None]:
 
 
 class EncodePieces:
-    """What one process of the cluster does with its pieces of the data."""
+    """Encodes pieces of the data in one process of the cluster."""
 
     def __init__(self, encoder: ExampleEncoder, form: str) -> None:
         self.encoder = encoder
@@ -89,9 +89,9 @@ def _row(example: Example) -> dict[str, Any]:
 
 
 def ingest(source: str, encoder: ExampleEncoder, path: Path, **choice: Any) -> None:
-    """Stores the examples of `source` at `path`, as `load_conversations` and `encode_all` would make them in turn.
+    """Stores the examples of `source` at `path`, the same ones as from `load_conversations` and `encode_all`.
 
-    Needs a Ray session, whose processes must see `source` where it is a file. `choice` is that of `pieces.cut`.
+    Needs a Ray session, whose processes can read `source` if it is a file. `choice` are the keywords of `cut`.
 
     Raises:
         DataError: as `load_conversations` and `encode_all`; nothing is stored.
@@ -102,7 +102,7 @@ def ingest(source: str, encoder: ExampleEncoder, path: Path, **choice: Any) -> N
         raise DataError(f"{source} holds no records")
     form = detect_form(head, source)
     if form.columns != ("text",):
-        _ = encoder.template  # that there is none is better told here than by a process on some machine
+        _ = encoder.template  # a missing template is better reported here than by a process on another machine
     encoded = _encoded(pieces, encoder, form.name)
     write_store(path, lambda write: _collect(encoded, source, write))
 
@@ -112,14 +112,14 @@ def _encoded(pieces: list[Piece], encoder: ExampleEncoder, form: str) -> Dataset
         [{"number": number, "piece": pickle.dumps(piece)} for number, piece in enumerate(pieces)],
         override_num_blocks=len(pieces),
     )
-    # Without this, whichever process is first comes first.
+    # Otherwise the blocks come in the order in which processes finish.
     rows.context.execution_options.preserve_order = True
-    most = max(1, min(len(pieces), int(ray.cluster_resources().get("CPU", 1))))
+    max_size = max(1, min(len(pieces), int(ray.cluster_resources().get("CPU", 1))))
     return rows.map_batches(
         EncodePieces,
-        # A fresh copy: what the encoder has looked up already need not fit through a pickle.
+        # A copy without cached properties, which may not be picklable.
         fn_constructor_args=(replace(encoder), form),
-        compute=ActorPoolStrategy(min_size=1, max_size=most),
+        compute=ActorPoolStrategy(min_size=1, max_size=max_size),
         batch_size=1,
         num_cpus=1,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forms in which data sets store conversations, texts and prompts: how to recognise each, and how to read a record."""
+"""The forms in which data sets store conversations, texts and prompts: how to recognise and read them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from redrafter_vllm.utils.messages import shortened
 
 NAMED_COLUMNS = 12  # in an error
 TOOL_ROLES = ("tool", "function", "ipython")
-THINK, THOUGHT = "<think>", "</think>"  # tags around a thought
+THINK_START, THINK_END = "<think>", "</think>"  # tags around a thought
 _THOUGHT_COLUMNS = ("reasoning_content", "reasoning")
 
 
 @dataclass(frozen=True)
 class Form:
-    """One way to store conversations: how to tell it from its columns, and how to read a record."""
+    """One way to store conversations: how to recognise it, and how to read a record."""
 
     name: str
     columns: tuple[str, ...]
@@ -36,7 +36,7 @@ class Form:
 
 
 def _turn_list(turns: Any) -> Sequence[Any]:
-    """The turns as a list; `datasets` hands some lists of objects over as an object of lists."""
+    """The turns as a list; `datasets` returns some lists of objects as an object of lists."""
     if isinstance(turns, Mapping) and turns and all(isinstance(column, list) for column in turns.values()):
         return [dict(zip(turns, row, strict=False)) for row in zip(*turns.values(), strict=False)]
     if not isinstance(turns, Sequence) or isinstance(turns, str):
@@ -52,7 +52,7 @@ def _turns_form(name: str, column: str, role_key: str, content_key: str) -> Form
 
 
 def _read_turns(turns: Any, role_key: str, content_key: str) -> list[tuple[str, Any]]:
-    """Role and content of each turn up to the first one of a tool, without the call that led to it."""
+    """Role and content of each turn before the first tool call or tool result."""
     read: list[tuple[str, Any]] = []
     for number, turn in enumerate(_turn_list(turns)):
         if not isinstance(turn, Mapping) or role_key not in turn or content_key not in turn:
@@ -66,7 +66,7 @@ def _read_turns(turns: Any, role_key: str, content_key: str) -> list[tuple[str, 
 
 
 def _joined(content: Any, number: int) -> Any:
-    """The text of content parts; content of another kind as it is."""
+    """The text of content parts; other content unchanged."""
     if not isinstance(content, Sequence) or isinstance(content, str):
         return content
     for part in content:
@@ -89,7 +89,7 @@ def _read_prompts(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _read_alpaca(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Instruction and input, a blank line between them, are the prompt."""
+    """The prompt is the instruction and the input, with a blank line between them."""
     instruction, given = record["instruction"], record.get("input")
     if isinstance(instruction, str) and given is not None and given != "":
         instruction = f"{instruction}\n\n" + checked_text(given, "'input'")
@@ -101,18 +101,19 @@ def _read_text(record: Mapping[str, Any]) -> str:
 
 
 def checked_text(value: Any, name: str) -> str:
+    """`value`, if it is a string that can be encoded; raises UnusableRecord otherwise."""
     if not isinstance(value, str):
         raise UnusableRecord(Reason.NOT_A_STRING, f"{name} is of type {type(value).__name__}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        # JSON can spell half of a surrogate pair; tokenizers cannot take it.
+        # JSON can contain half of a surrogate pair, which tokenizers cannot process.
         raise UnusableRecord(Reason.BROKEN_TEXT, f"{name}: {error}") from error
     return value
 
 
-# In order of preference where a data set has the columns of several. Both names of the column are found with both
-# pairs of keys in the wild.
+# In order of preference, if a data set has the columns of several forms. Published data sets use both column names with
+# both pairs of keys.
 FORMS = (
     _turns_form("ShareGPT", "conversations", "from", "value"),
     _turns_form("OpenAI messages", "messages", "role", "content"),
@@ -141,7 +142,7 @@ def detect_form(records: Sequence[Record], source: str, *, need_answers: bool = 
     """The form of a data set, recognised by its first records; with `need_answers` not one that holds prompts alone.
 
     Raises:
-        DataError: no record fits a known form; names the columns found and the forms known.
+        DataError: no record fits a known form; names the columns that were found and the known forms.
     """
     values = [r.value for r in records if isinstance(r.value, Mapping)]
     for form in FORMS:
@@ -162,8 +163,8 @@ def detect_form(records: Sequence[Record], source: str, *, need_answers: bool = 
 
 
 def with_thought(turn: Mapping[str, Any], content: Any) -> Any:
-    """The content behind the thought that some data sets, as the engines they come from, keep in a field of its own."""
+    """`content`, preceded by the thought that some data sets and engines store in a separate field."""
     thought = next((turn[key] for key in _THOUGHT_COLUMNS if turn.get(key)), None)
-    if not isinstance(thought, str) or not isinstance(content, str) or THOUGHT in content:
+    if not isinstance(thought, str) or not isinstance(content, str) or THINK_END in content:
         return content
-    return f"{THINK}\n{thought.strip()}\n{THOUGHT}\n\n{content}"
+    return f"{THINK_START}\n{thought.strip()}\n{THINK_END}\n\n{content}"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data set cut into pieces that processes can read apart from each other: the records of `sources`, in their order.
+"""A data set cut into pieces that processes read independently; together they hold its records in order.
 
-Ray Data's own readers are not used: one broken line fails a whole file there, columns of mixed types are unified, and
-no record knows where it stood.
+Ray Data's own readers are not used: a broken line makes them fail for the whole file, they unify columns of mixed
+types, and their records do not know their position.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,9 @@ from redrafter_training.data.records import (
 PIECE_BYTES = 8 << 20
 PIECE_RECORDS = 256
 
-Piece = Callable[[], Iterator[Record]]  # can be pickled; gives the same records on every machine that sees the files
+Piece = Callable[
+    [], Iterator[Record]
+]  # can be pickled; yields the same records on every machine that can read the files
 
 
 def cut(
@@ -37,9 +39,9 @@ def cut(
     piece_bytes: int = PIECE_BYTES,
     piece_records: int = PIECE_RECORDS,
 ) -> Iterator[Piece]:
-    """Pieces that hold, one after the other, the records of `read_records(source, config=config, split=split)`.
+    """Pieces that together hold the records of `read_records(source, config=config, split=split)`, in order.
 
-    Lines and Parquet are read where the piece is; the rest is read here and travels with the piece.
+    Pieces of JSON lines and Parquet read the file themselves; other records are read here and stored in the piece.
 
     Raises:
         DataError: as `read_records`.
@@ -96,7 +98,7 @@ def _cut_rows(name: str, config: str | None, split: str | None, size: int) -> It
 
 
 def _to_bytes(table: Any) -> bytes:
-    """A table by itself: pickling a slice would take all of its columns' memory along."""
+    """The table serialised: pickling a slice would include the memory of its whole columns."""
     import pyarrow as pa  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
     sink = pa.BufferOutputStream()

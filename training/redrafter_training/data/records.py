@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Raw records out of local files and Hugging Face data sets, each with the place where it stands."""
+"""Raw records of local files and Hugging Face data sets, each with its position."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ TRAIN = "train"
 
 @dataclass(frozen=True)
 class Record:
-    """One record as it was found; `problem` is set, and `value` None, where it could not even be read."""
+    """One raw record; if it could not be read, `problem` is set and `value` is None."""
 
     where: str
     value: Any = None
@@ -23,16 +23,16 @@ class Record:
 
 
 def read_records(source: str, *, config: str | None = None, split: str | None = None) -> Iterator[Record]:
-    """Every record of `source`, in order: a local file, a folder, or the name of a data set on the hub.
+    """Every record of `source`, in order.
 
     Args:
-        source: a `.json`, `.jsonl`, `.parquet` or `.txt` file (a text file is one record), or what
-            `datasets.load_dataset` takes.
+        source: a `.json`, `.jsonl`, `.parquet` or `.txt` file (a text file is one record), a folder, or a data set
+            on the hub, as `datasets.load_dataset` takes them.
         config: configuration ("subset") of a folder or hub data set.
-        split: split of a folder or hub data set; by default the only one, or train.
+        split: split of a folder or hub data set (default: train, or the only one).
 
     Raises:
-        DataError: the source does not exist or, as a whole, cannot be read.
+        DataError: the source does not exist or cannot be read.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -51,7 +51,7 @@ def read_records(source: str, *, config: str | None = None, split: str | None = 
 
 
 def _read_json(path: Path) -> Iterator[Record]:
-    """A JSON array of records, a single one, or lines of them under the wrong name."""
+    """A JSON array of records, a single record, or JSON lines in a file with the wrong suffix."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text)
@@ -65,20 +65,20 @@ def _read_json(path: Path) -> Iterator[Record]:
             return
         raise DataError(f"{path}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
     except (ValueError, RecursionError) as error:
-        # Numbers of thousands of digits, brackets in thousands of brackets.
+        # Numbers with thousands of digits, thousands of nested brackets.
         raise DataError(f"{path}: JSON that cannot be read: {error}") from error
     for index, value in enumerate(content if isinstance(content, list) else [content]):
         yield Record(f"{path.name}[{index}]", value)
 
 
 def _read_jsonl(path: Path) -> Iterator[Record]:
-    # Bytes, because text mode and splitlines() also break lines at characters that JSON strings may hold.
+    # Bytes, because text mode and splitlines() also split lines at characters that JSON strings may contain.
     with path.open("rb") as file:
         yield from parse_lines(file, path.name, 1)
 
 
 def parse_lines(lines: Iterable[bytes], name: str, first: int) -> Iterator[Record]:
-    """Lines of JSON of the file `name`, of which the first here is its line number `first`."""
+    """The records of JSON lines of the file `name`; the first of `lines` has the number `first` there."""
     for number, line in enumerate(lines, start=first):
         if not line.strip():
             continue
@@ -91,7 +91,7 @@ def parse_lines(lines: Iterable[bytes], name: str, first: int) -> Iterator[Recor
         except json.JSONDecodeError as error:
             yield Record(where, problem=UnusableRecord(Reason.BROKEN_JSON, f"column {error.colno}: {error.msg}"))
         except (ValueError, RecursionError) as error:
-            # Numbers of thousands of digits, brackets in thousands of brackets.
+            # Numbers with thousands of digits, thousands of nested brackets.
             yield Record(where, problem=UnusableRecord(Reason.BROKEN_JSON, str(error)))
 
 
@@ -106,13 +106,13 @@ def open_parquet(path: Path) -> Any:
     """The file as pyarrow's `ParquetFile`.
 
     Raises:
-        DataError: it is none, or pyarrow is missing.
+        DataError: it is not a Parquet file, or pyarrow is missing.
     """
     try:
         import pyarrow  # type: ignore[import-untyped,import-not-found,unused-ignore]
         import pyarrow.parquet  # type: ignore[import-untyped,import-not-found,unused-ignore]
     except ImportError as error:
-        raise DataError(f"{path}: reading Parquet needs pyarrow; install redrafter-vllm[train]") from error
+        raise DataError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from error
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
@@ -124,7 +124,7 @@ def _read_parquet(path: Path) -> Iterator[Record]:
 
 
 def parquet_rows(path: Path, group: int | None, first: int) -> Iterator[Record]:
-    """The rows of one row group, or of all; `first` is the number of the first one."""
+    """The rows of one row group, or of all groups; `first` is the number of the first row."""
     groups = None if group is None else [group]
     index = first
     for batch in open_parquet(path).iter_batches(batch_size=1024, row_groups=groups):
@@ -139,23 +139,26 @@ def _read_dataset(name: str, config: str | None, split: str | None) -> Iterator[
 
 
 def load_rows(name: str, config: str | None, split: str | None) -> Any:
-    """A data set as the `datasets` library gives it: the split asked for, else train, else the only one.
+    """A data set of the `datasets` library: the given split, or by default train, or the only one.
 
     Raises:
-        DataError: it cannot be loaded, or the library is missing; or several splits are there, none of them train.
+        DataError: it cannot be loaded, the library is missing, or there are several splits and none is train.
     """
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise DataError(f"{name}: not a local file, and data sets need redrafter-vllm[train]") from error
+        raise DataError(
+            f"{name}: not a local file, and data sets need the datasets library: pip install datasets"
+        ) from error
     try:
         return load_dataset(name, config, split=split or TRAIN)
     except Exception as error:
-        # The library raises dozens of types, from network failures to broken loaders: all mean the same here.
+        # The library raises dozens of types, from network failures to broken loaders; all mean the same here.
         if split is None and (names := _split_names(name, config)) and TRAIN not in names:
             return load_rows(name, config, _only(name, names))
-        asked = ", ".join(f"{key} {value!r}" for key, value in (("configuration", config), ("split", split)) if value)
-        message = f"{name}: neither a local file nor a data set that could be loaded{asked and f' ({asked})'}: {sentence(error)}"
+        chosen = ", ".join(f"{key} {value!r}" for key, value in (("configuration", config), ("split", split)) if value)
+        what = f"{name}: neither a local file nor a data set that could be loaded{chosen and f' ({chosen})'}"
+        message = f"{what}: {sentence(error)}"
         if "onfig name is missing" in str(error):
             message += " (--data-config chooses one)"
         raise DataError(message) from error
@@ -166,7 +169,7 @@ def _split_names(name: str, config: str | None) -> list[str]:
 
     try:
         return list(get_dataset_split_names(name, config))
-    except Exception:  # whatever it is, loading has failed of it, too, and tells
+    except Exception:  # loading has failed with the same error, which is reported
         return []
 
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversations rendered by a chat template, with the stretches of text that the assistant says.
+"""Conversations rendered by a chat template, with the spans of text that are the assistant's.
 
-The stretches are found by rendering, not by markers in the template, so that any template will do: the same
-conversation with placeholders for answers shows where the answers stand, and the prompt of each answer, rendered as
-serving renders it, must be how the conversation begins.
+The spans are found by rendering, not by markers in the template, so that any template works: the same conversation with
+placeholders for the answers shows where the answers are, and the prompt of each answer, rendered as in serving, must be
+the beginning of the conversation.
 
-Templates of models that think before they answer show an answer otherwise once it lies behind: they drop its thought.
-No single text then holds what the target has seen at every answer, and each answer gets a text of its own, with the
-conversation before it as its prompt shows it.
+Templates of thinking models render an earlier answer differently from the last one: they drop its thought. Then no
+single text contains what the target has seen at every answer, and each answer gets its own text, with the conversation
+before it as in its prompt.
 """
 
 import re
@@ -18,11 +18,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from redrafter_training.data.conversations import Conversation, Turn
-from redrafter_training.data.record_forms import THINK, THOUGHT
+from redrafter_training.data.record_forms import THINK_END, THINK_START
 from redrafter_training.data.report import DataError, Reason, UnusableRecord
 from redrafter_vllm.utils.messages import sentence
 
-# Characters of a private-use area: no trim filter removes them and no sensible text holds them.
+# Characters of a private-use area: no trim filter removes them, and ordinary texts do not contain them.
 _PLACEHOLDER = "\uf1d0answer\uf1d1"
 _TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.rstrip, str.lstrip)
 
@@ -34,17 +34,17 @@ def _probe(*answers: str) -> Conversation:
 
 PROBES = (
     _probe("It is.", "Then it was."),
-    # For templates whose prompts begin a thought: an answer without one is none there.
+    # For templates whose prompts begin a thought, where an answer must contain one.
     _probe("<think>\nHm.\n</think>\n\nIt is.", "<think>\nThen?\n</think>\n\nThen it was."),
 )
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as text, and where the assistant speaks: [start, end) in characters, ascending.
+    """A conversation as text, and the spans of the assistant: [start, end) in characters, ascending.
 
-    The first `earlier` answers of the conversation have no span: they are part of the prompt, as it shows them. The
-    prompt for the answer of the first span has `asked` characters; the template may put something between the two.
+    The first `earlier` answers of the conversation have no span: they are part of the prompt. The prompt for the answer
+    of the first span has `asked` characters; the template may insert text between the two.
     """
 
     text: str
@@ -57,8 +57,8 @@ class Rendered:
 class ChatTemplate:
     """A chat template bound to a tokenizer.
 
-    `template` is Jinja source, or None for the tokenizer's own. `adds_special_tokens` says that the tokenizer, not the
-    template, puts BOS in front. `options` are variables for the template, for instance `enable_thinking`.
+    `template` is Jinja source, or None for the tokenizer's own. With `adds_special_tokens` the tokenizer, not the
+    template, adds BOS. `options` are variables for the template, for instance `enable_thinking`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -66,14 +66,14 @@ class ChatTemplate:
     template: str | None = None
     adds_special_tokens: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
-    closing: re.Pattern[str] | None = field(init=False)  # what may close an answer
+    closing: re.Pattern[str] | None = field(init=False)  # matches a token that may close an answer
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "closing", _closing_pattern(self.tokenizer))
         problems = [self._probe_problem(probe) for probe in PROBES]
         if all(problems):
             raise DataError(
-                f"{self.name} cannot be trained with: {problems[0]}. Another one, or other variables for it, may do "
+                f"{self.name} cannot be trained with: {problems[0]}. Try another one, or other variables for it "
                 "(--chat-template, --chat-template-kwargs)"
             )
 
@@ -82,20 +82,20 @@ class ChatTemplate:
             shown = sum(len(rendered.spans) for rendered in self.render(probe))
         except UnusableRecord as problem:
             return problem.detail or str(problem)
-        return None if shown == len(probe.answers) else f"it shows {shown} of {len(probe.answers)} answers"
+        return None if shown == len(probe.answers) else f"it renders {shown} of {len(probe.answers)} answers"
 
     def render(self, conversation: Conversation) -> list[Rendered]:
-        """The conversation up to its last answer: one text, or several where the template shows earlier answers
-        otherwise than they were given. Every answer stands in one of them.
+        """The conversation up to its last answer: one text, or several if the template renders earlier answers
+        differently. Every answer is in one of them.
 
-        A span begins where the prompt for the answer ends, with the space before the answer if there is one, and goes
-        to the end of the special token that closes the answer (EOS or end of turn), if one does. A thought is part of
-        its answer. What the template itself puts in front of an answer and the prompt for it does not have, an empty
-        thought for instance, is not the assistant's; nor is what the prompt has already said of the answer.
+        A span begins where the prompt for the answer ends, includes a space before the answer, and ends with the
+        special token that closes the answer (EOS or end of turn), if there is one. A thought is part of its answer.
+        Text that the template inserts before an answer but not into its prompt, for instance an empty thought, is not
+        in the span; nor is the beginning of an answer that its prompt already contains.
 
         Raises:
-            UnusableRecord: the template refuses the conversation, changes an answer, or renders the prompt of an
-                answer differently from the conversation.
+            UnusableRecord: the template refuses the conversation, changes an answer, or renders an answer's prompt
+                differently from the conversation.
         """
         last = _answer_numbers(conversation.turns)[-1]
         turns = conversation.turns[: last + 1]
@@ -117,7 +117,7 @@ class ChatTemplate:
         return Rendered(text, tuple(spans), asked=asked[0])
 
     def _answer_by_answer(self, turns: Sequence[Turn]) -> list[Rendered]:
-        """Each answer after its own prompt; in the text of the answer before it where that is how the prompt begins."""
+        """Each answer after its own prompt, in the text of the previous answer if the prompt begins with that text."""
         made: list[Rendered] = []
         for earlier, number in enumerate(_answer_numbers(turns)):
             prompt = self._apply(turns[:number], add_generation_prompt=True)
@@ -133,20 +133,20 @@ class ChatTemplate:
         return made
 
     def _last_answer(self, turns: Sequence[Turn], prompt: str) -> tuple[str, tuple[int, int]]:
-        """The conversation as it is when its last answer has just been given to `prompt`, and that answer's span."""
-        begun = prompt[_shared(self._apply(turns[:-1]), prompt) :]  # what the prompt says of the answer already
-        _, marked, said = turns[-1].content.rpartition(THOUGHT)
-        if marked and THOUGHT in begun:  # the prompt closes the thought: the target is not to think
+        """The conversation rendered just after its last answer, which follows `prompt`, and that answer's span."""
+        begun = prompt[_common_prefix(self._apply(turns[:-1]), prompt) :]  # the beginning of the answer in the prompt
+        _, marked, said = turns[-1].content.rpartition(THINK_END)
+        if marked and THINK_END in begun:  # the prompt closes the thought: thinking is off
             turns, marked = [*turns[:-1], Turn("assistant", said.lstrip())], ""
         text = self._apply(turns)
         pieces = self._apply([*turns[:-1], Turn("assistant", _PLACEHOLDER)]).split(_PLACEHOLDER)
         if marked:
             return self._thoughtful_answer(text, pieces, turns, prompt, begun)
-        if not text.startswith(prompt) and THINK in begun:
+        if not text.startswith(prompt) and THINK_START in begun:
             raise UnusableRecord(
                 Reason.TEMPLATE_MISMATCH,
-                f"turn {len(turns) - 1} has no thought, which the prompt for it begins; --chat-template-kwargs may "
-                "turn thinking off",
+                f"turn {len(turns) - 1} has no thought, but its prompt begins one; --chat-template-kwargs may turn "
+                "thinking off",
             )
         ((start, end),) = self._match(text, pieces, [turns[-1].content])
         return text, (self._begin(text, prompt, start, len(turns) - 1), self._closing_end(text, end))
@@ -154,24 +154,24 @@ class ChatTemplate:
     def _thoughtful_answer(
         self, text: str, pieces: Sequence[str], turns: Sequence[Turn], prompt: str, begun: str
     ) -> tuple[str, tuple[int, int]]:
-        """`_last_answer` of one with a thought; `text` is the conversation, `pieces` what stands around its answer."""
+        """`_last_answer` with a thought; `text` is the conversation, `pieces` the text around the answer."""
         answer, after = turns[-1].content, pieces[-1]
-        said, shown = _left_to_say(answer, begun), text.removesuffix(after)
+        said, shown = _unsaid(answer, begun), text.removesuffix(after)
         if text.startswith(prompt) and text.endswith(after) and _same_words(shown[len(prompt) :], said):
             return text, (len(prompt), self._closing_end(text, len(shown)))
-        role = prompt.removesuffix(begun) + begun.partition(THINK)[0]
+        role = prompt.removesuffix(begun) + begun.partition(THINK_START)[0]
         self._begin(text, role, len(shown), len(turns) - 1)
-        if not shown[len(role) :].rstrip().endswith(answer.rpartition(THOUGHT)[2].strip()):
+        if not shown[len(role) :].rstrip().endswith(answer.rpartition(THINK_END)[2].strip()):
             raise self._changed()
-        # The template drops the thought or moves it about; the target was shown the prompt and said the answer.
+        # The template drops or moves the thought; the target saw the prompt and generated the whole answer.
         text = prompt + said + after[: self._closing_end(after, 0)]
         return text, (len(prompt), len(text))
 
     def _changed(self) -> UnusableRecord:
-        return UnusableRecord(Reason.TEMPLATE_MISMATCH, f"{self.name}: it does not render answers as they are")
+        return UnusableRecord(Reason.TEMPLATE_MISMATCH, f"{self.name}: it changes the text of answers")
 
     def _begin(self, text: str, prompt: str, start: int, number: int) -> int:
-        """Where the answer at `start` begins to be the assistant's."""
+        """The start of the span of the answer at `start`."""
         if not text.startswith(prompt) or len(prompt) > start:
             raise UnusableRecord(
                 Reason.TEMPLATE_MISMATCH,
@@ -181,7 +181,7 @@ class ChatTemplate:
         return len(prompt) if not text[len(prompt) : start].strip() else start
 
     def prompt(self, turns: Sequence[Turn]) -> str:
-        """The text after which the target is to answer.
+        """The prompt for the target's next answer.
 
         Raises:
             UnusableRecord: the template refuses the turns.
@@ -194,7 +194,7 @@ class ChatTemplate:
         return self._match(text, pieces, [t.content for t in turns if t.role == "assistant"])
 
     def _match(self, text: str, pieces: Sequence[str], answers: Sequence[str]) -> list[tuple[int, int]]:
-        """Where the answers stand in `text`, which has them between the pieces."""
+        """The positions of the answers in `text`, which has them between the pieces."""
         if len(pieces) == len(answers) + 1:
             for trim in _TRIMS:
                 places, built = _interleave(pieces, [trim(answer) for answer in answers])
@@ -219,15 +219,15 @@ class ChatTemplate:
                 )
             )
         except Exception as error:
-            # A template is a program: besides refusing on purpose it may fail in any way on an unforeseen conversation.
+            # A template is a program: apart from deliberate refusals it may fail in any way on a conversation.
             raise UnusableRecord(Reason.REFUSED_BY_TEMPLATE, f"{self.name}: {sentence(error)}") from error
 
 
 def _closing_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """EOS and the other special tokens that a model may end a turn with: not those that begin a text."""
+    """Matches EOS and the other special tokens with which a model may end a turn; not those that begin a text."""
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     special |= set(tokenizer.all_special_tokens)
-    # Not without the padding token: some tokenizers pad with the token that ends a turn, and its end is to be learned.
+    # The padding token stays: some tokenizers pad with the token that ends a turn, which must be learned.
     special -= {tokenizer.bos_token, tokenizer.unk_token}
     if tokenizer.eos_token:
         special.add(tokenizer.eos_token)
@@ -240,7 +240,7 @@ def _answer_numbers(turns: Sequence[Turn]) -> list[int]:
 
 
 def _interleave(pieces: Sequence[str], answers: Sequence[str]) -> tuple[list[tuple[int, int]], str]:
-    """Where the answers stand in the text that has them between the pieces, and that text."""
+    """The positions of the answers in the text that has them between the pieces, and that text."""
     places, built = [], pieces[0]
     for answer, piece in zip(answers, pieces[1:], strict=True):
         places.append((len(built), len(built) + len(answer)))
@@ -248,25 +248,25 @@ def _interleave(pieces: Sequence[str], answers: Sequence[str]) -> tuple[list[tup
     return places, built
 
 
-def _left_to_say(answer: str, begun: str) -> str:
-    """What is left of an answer with a thought when the prompt for it has begun it with `begun`."""
-    before, opened, rest = answer.partition(THINK)
-    return rest.lstrip("\n") if THINK in begun and opened and not before.strip() else answer
+def _unsaid(answer: str, begun: str) -> str:
+    """The rest of an answer with a thought, whose prompt contains its beginning `begun`."""
+    before, opened, rest = answer.partition(THINK_START)
+    return rest.lstrip("\n") if THINK_START in begun and opened and not before.strip() else answer
 
 
 def _same_words(one: str, other: str) -> bool:
-    """Whether two texts differ in white space alone, which templates set anew around thoughts."""
+    """Whether two texts differ only in white space, which templates change around thoughts."""
     return "".join(one.split()) == "".join(other.split())
 
 
-def _shared(one: str, other: str) -> int:
-    """Characters that two texts have in common at their beginnings."""
-    same, most = 0, min(len(one), len(other))
-    while same < most:
-        # Halves are compared as a whole: a template may render megabytes.
-        end = (same + most + 1) // 2
+def _common_prefix(one: str, other: str) -> int:
+    """The length of the common prefix of two texts."""
+    same, limit = 0, min(len(one), len(other))
+    while same < limit:
+        # Binary search over slices: a template may render megabytes.
+        end = (same + limit + 1) // 2
         if one.startswith(other[same:end], same):
             same = end
         else:
-            most = end - 1
+            limit = end - 1
     return same

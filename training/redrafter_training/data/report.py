@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of every record of the training data: used, or left out and why."""
+"""A report on the records of the training data: used, or left out with a reason."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,8 +22,8 @@ class Reason(StrEnum):
     UNKNOWN_ROLE = "unknown role"
     NOT_A_STRING = "not a string"
     EMPTY = "empty"
-    TOOLS = "nothing but calls of tools"
-    NO_TEXT = "content that is no text"
+    TOOLS = "only tool calls"
+    NO_TEXT = "content that is not text"
     NO_ASSISTANT = "no assistant turn"
     ROLE_ORDER = "roles out of order"
     REFUSED_BY_TEMPLATE = "refused by the chat template"
@@ -34,8 +34,8 @@ class Reason(StrEnum):
     NOTHING_TO_LEARN = "no loss token within the maximum length"
 
 
-class UnusableRecord(Exception):  # noqa: N818 - one record's fate, reported and not fatal
-    """Raised where a record turns out to be unusable; whoever goes through the records counts it."""
+class UnusableRecord(Exception):  # noqa: N818 - counted, not fatal
+    """A record cannot be used; the loop over the records counts it."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else str(reason))
@@ -47,12 +47,12 @@ class UnusableRecord(Exception):  # noqa: N818 - one record's fate, reported and
 
 
 class DataError(ValueError):
-    """The data as a whole cannot be trained on; the message says why and what would help."""
+    """The data as a whole cannot be trained on; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """One record left out: where it stands (`file:line`, `file[index]`) and what is wrong with it."""
+    """One record left out: its position (`file:line`, `file[index]`) and what is wrong with it."""
 
     where: str
     detail: str
@@ -62,8 +62,8 @@ class Skipped:
 class DataReport:
     """Counts of records used and left out, with the first few records of each reason.
 
-    `truncated` records are used, but `cut_tokens` of their tokens lie beyond the maximum length. `opening` records are
-    used without the assistant's turn before the user's first one.
+    `truncated` records are used, but without `cut_tokens` tokens beyond the maximum length. `opening` records are used
+    without the assistant's turn before the user's first one.
     """
 
     used: int = 0
@@ -104,9 +104,10 @@ class DataReport:
         kept.extend(examples[: EXAMPLES_PER_REASON - len(kept)])
 
     def require_used(self, source: str) -> None:
-        """
+        """Checks that some record was used.
+
         Raises:
-            DataError: there was no record at all, or none could be used; the message holds the table.
+            DataError: there was no record at all, or none could be used; the message contains the table.
         """
         if not self.records:
             raise DataError(f"{source} holds no records")
@@ -114,7 +115,7 @@ class DataReport:
             raise DataError(f"none of the {self.records} records of {source} can be used\n{self}")
 
     def _lines(self) -> Iterator[str]:
-        yield f"{'records':>9}  what became of them"
+        yield f"{'records':>9}  outcome"
         yield f"{self.used:>9}  used"
         if self.truncated:
             yield f"{self.truncated:>9}    of these truncated ({self.cut_tokens} tokens cut)"

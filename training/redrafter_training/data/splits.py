@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept away from training: decided by what texts say, not by where they stand.
+"""The split into training and held-out texts, decided by their content and not by their position.
 
-Texts are compared by the keys of their normalised turns, so that capitals, spaces and spellings of one character make
-no difference. No turn of a text that is measured on stands in a text that is trained on, and the other way round.
+Texts are compared by keys (hashes) of their normalised turns: case, spaces and compatibility forms of characters make
+no difference. No turn of a held-out text occurs in a training text, and vice versa.
 
-A group of texts, those with one first prompt or the pieces of one document, is held out as a whole, by the hash of
-what it has in common. So a record is on the same side in any order, with any number of workers and, but for data too
-small or too uniform to hold out anything else, whatever stands beside it.
+A group of texts, those with the same first prompt or the pieces of one document, is held out as a whole, by the hash of
+the prompt or document. So a record is on the same side in any order and with any number of workers. It is also on the
+same side whatever other records there are, unless the data is too small or too uniform.
 """
 
 import hashlib
@@ -20,39 +20,39 @@ from redrafter_training.data.report import DataError
 
 Exchanges = tuple[tuple[int, ...], ...]
 
-HELD_OUT_SHARE = 20  # one group in so many
+HELD_OUT_SHARE = 20  # one group in HELD_OUT_SHARE is held out
 KEYS = 1 << 63
-MOST_OF_TEXTS = 4  # at most one text in so many is held out where prompts share their answers
+MIN_TEXTS_PER_HELD_OUT = 4  # at most one text in 4 is held out if prompts share their answers
 
 
 def normalised(text: str) -> str:
-    """The text without what makes no other text of it: compatibility forms, case, kind and number of spaces."""
+    """The text in NFKC form, case-folded, with single spaces: texts with the same result count as equal."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def text_key(text: str) -> int:
-    """The same for texts that are the same when normalised; in 0..2^63-1, evenly."""
+    """A hash of the normalised text, uniform in 0..2^63-1."""
     return int.from_bytes(hashlib.blake2b(normalised(text).encode(), digest_size=8).digest(), "big") >> 1
 
 
 @dataclass(frozen=True)
 class Content:
-    """What one text says, in keys.
+    """The content of one text, as keys.
 
-    `exchanges` stand one after the other: a prompt with its answer, a prompt alone that is still to be answered, or a
-    piece of plain text. A text can be cut behind any of them.
+    `exchanges` are in order: a prompt with its answer, a prompt alone that is still to be answered, or a piece of plain
+    text. A text can be cut after any of them.
     """
 
-    group: int  # of the first prompt, or of the whole document
+    group: int  # key of the first prompt, or of the whole document
     exchanges: Exchanges
 
     @property
     def first(self) -> int:
-        """The first prompt, or the piece."""
+        """Key of the first prompt, or of the piece of text."""
         return self.exchanges[0][0]
 
     def before(self, taken: Set[int]) -> int:
-        """How many exchanges there are before the first one that holds one of `taken`."""
+        """The number of exchanges before the first one that contains one of `taken`."""
         for number, exchange in enumerate(self.exchanges):
             if any(key in taken for key in exchange):
                 return number
@@ -61,7 +61,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Kept:
-    """A text, by its place among the given ones, and how many of its exchanges are kept."""
+    """A text, by its index, and the number of its exchanges that are kept."""
 
     index: int
     exchanges: int
@@ -69,21 +69,21 @@ class Kept:
 
 @dataclass(frozen=True)
 class Split:
-    """Which texts are trained on, which are measured on, and why some are neither."""
+    """The texts to train on and to measure on, and why some are neither."""
 
     training: list[Kept]
     held_out: list[Kept]
-    prompts: list[int]  # one text for each held-out prompt or document, whose beginning no text in training says
-    keys: frozenset[int]  # of all that is held out
+    prompts: list[int]  # index of one text for each held-out prompt or document; the prompt does not occur in training
+    keys: frozenset[int]  # of all held-out content
     texts: int
     groups: int
-    duplicates: int  # texts that say the same as another one
+    duplicates: int  # texts equal to another one
     keeps_duplicates: bool
-    shared: int  # texts in training that are cut or left out, for a turn that is held out
-    unmeasured: int  # held-out texts that are cut or left out, for a turn that is trained on
+    shared: int  # training texts that are cut or left out because of a held-out turn
+    unmeasured: int  # held-out texts that are cut or left out because of a turn in training
 
     def facts(self) -> dict[str, object]:
-        """For the record."""
+        """The numbers for `training.json`."""
         return {
             "training": len(self.training),
             "held_out": len(self.held_out),
@@ -96,22 +96,24 @@ class Split:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.texts:,} texts with {self.groups:,} different first prompts or documents; {self.duplicates:,} say "
-            f"the same as another one and are {'kept' if self.keeps_duplicates else 'left out'}",
+            f"{self.texts:,} texts with {self.groups:,} different first prompts or documents; {self.duplicates:,} are "
+            f"equal to another one and are {'kept' if self.keeps_duplicates else 'left out'}",
             f"held out: {len(self.prompts):,} prompts or documents with {len(self.held_out):,} texts; "
             f"training: {len(self.training):,} texts",
         ]
         if self.shared:
-            lines.append(f"{self.shared:,} texts for training are cut or left out: they say what is held out")
+            lines.append(f"{self.shared:,} training texts are cut or left out: they contain held-out turns")
         if self.unmeasured:
-            lines.append(f"{self.unmeasured:,} held-out texts are cut or left out: they say what is trained on")
+            lines.append(
+                f"{self.unmeasured:,} held-out texts are cut or left out: they contain turns of training texts"
+            )
         if not self.held_out:
-            lines.append("every held-out answer is trained on, too: no held-out loss can be measured")
+            lines.append("every held-out answer also occurs in training: no held-out loss can be measured")
         return "\n".join(lines)
 
 
 def content_of(conversation: Conversation, *, answered: bool = True) -> Content:
-    """What a conversation says; with `answered` false its answers, which are to be replaced, do not count."""
+    """The content of a conversation; `answered` false leaves out its answers, which are to be replaced."""
     exchanges: Exchanges
     if conversation.text is not None:
         whole = text_key(conversation.text)
@@ -124,25 +126,25 @@ def content_of(conversation: Conversation, *, answered: bool = True) -> Content:
 
 
 def pairs(conversation: Conversation) -> list[tuple[Turn, Turn]]:
-    """Each answered turn of the user with its answer."""
+    """Each answered user turn with its answer."""
     spoken = [turn for turn in conversation.turns if turn.role != "system"]
     return list(zip(spoken[::2], spoken[1::2], strict=False))
 
 
 def divide(contents: Sequence[Content], *, marked: Iterable[int] = (), keep_duplicates: bool = False) -> Split:
-    """The split of the texts. The order of the texts decides only which of several equal ones stands for them.
+    """The split of the texts. Their order only decides which of several equal texts is kept.
 
-    Of the groups about one in `HELD_OUT_SHARE` is held out, at least one, and never the largest. A text in training
-    ends before a turn that is a held-out first prompt, a held-out one before a turn that is trained on. If that leaves
-    no held-out answer at all, since few answers are given to many prompts, prompts that share a first answer are held
-    out together, provided that they are a small part of the data; else only prompts are held out.
+    About one group in `HELD_OUT_SHARE` is held out, at least one, and never the largest. A training text ends before a
+    turn that is a held-out first prompt, a held-out text before a turn that occurs in training. If that leaves no
+    held-out answer, because many prompts share few answers, prompts that share a first answer are held out together,
+    provided that they are a small part of the data; otherwise only prompts are held out.
 
     Args:
-        marked: texts that are to be held out, with all of their group; the hash decides where there are none.
+        marked: indices of texts to hold out, with their whole groups; without any, the hash decides.
         keep_duplicates: keep all of several equal texts in training.
 
     Raises:
-        DataError: nothing can be held out, or nothing would be left to train on.
+        DataError: nothing can be held out, or nothing is left to train on.
     """
     if len({content.group for content in contents}) < 2:
         # A single document is divided by its pieces.
@@ -150,7 +152,7 @@ def divide(contents: Sequence[Content], *, marked: Iterable[int] = (), keep_dupl
     groups = {content.group for content in contents}
     if len(groups) < 2:
         raise DataError(
-            f"{len(contents)} usable texts with {len(groups)} different prompts are too little: one prompt must be "
+            f"{len(contents)} usable texts with {len(groups)} different prompts are too few: one prompt must be "
             "held out and another one trained on (case and spaces make no difference)"
         )
     chosen = {contents[index].group for index in marked}
@@ -160,11 +162,11 @@ def divide(contents: Sequence[Content], *, marked: Iterable[int] = (), keep_dupl
         chosen = _by_hash(contents, groups)
         split = _separate(contents, chosen, _firsts(contents, chosen), keep_duplicates)
         if not (split.held_out and split.training) and (together := _with_one_answer(contents)):
-            said = {key for content in contents if content.group in together for key in content.exchanges[0]}
-            split = _separate(contents, together, said, keep_duplicates)
+            taken = {key for content in contents if content.group in together for key in content.exchanges[0]}
+            split = _separate(contents, together, taken, keep_duplicates)
     if not split.training:
         raise DataError(
-            f"of {len(contents)} usable texts none says something else than the held-out ones: nothing is left to "
+            f"all of the {len(contents)} usable texts are held out or begin with held-out turns: nothing is left to "
             "train on"
         )
     return split
@@ -181,7 +183,7 @@ def _firsts(contents: Sequence[Content], chosen: set[int]) -> set[int]:
 
 
 def _separate(contents: Sequence[Content], chosen: set[int], taken: set[int], keep_duplicates: bool) -> Split:
-    """The split with the groups `chosen` held out, of which `taken` must not be trained on."""
+    """The split that holds out the groups `chosen`; the keys `taken` must not occur in training."""
     held = [index for index, content in enumerate(contents) if content.group in chosen]
     trained = [index for index, content in enumerate(contents) if content.group not in chosen]
     known: set[Exchanges] = set()
@@ -209,26 +211,26 @@ def _separate(contents: Sequence[Content], chosen: set[int], taken: set[int], ke
 def _before(
     contents: Sequence[Content], indices: Iterable[int], taken: set[int], known: set[Exchanges], keep_duplicates: bool
 ) -> tuple[list[Kept], int, int]:
-    """The texts up to the first of `taken`, each once; how many were cut by that, and how many were copies."""
+    """The texts up to the first of `taken`, each once; the number that were cut, and the number of copies."""
     kept, cut, copies = [], 0, 0
     for index in indices:
         exchanges = contents[index].exchanges
-        said = exchanges[: contents[index].before(taken)]
-        cut += len(said) < len(exchanges)
-        copies += said in known
-        if said and (keep_duplicates or said not in known):
-            kept.append(Kept(index, len(said)))
-            known.add(said)
+        before = exchanges[: contents[index].before(taken)]
+        cut += len(before) < len(exchanges)
+        copies += before in known
+        if before and (keep_duplicates or before not in known):
+            kept.append(Kept(index, len(before)))
+            known.add(before)
     return kept, cut, copies
 
 
 def _keys(contents: Sequence[Content], kept: Iterable[Kept]) -> set[int]:
-    """All that is said in what is kept."""
+    """The keys of all kept exchanges."""
     return {key for text in kept for exchange in contents[text.index].exchanges[: text.exchanges] for key in exchange}
 
 
 def _with_one_answer(contents: Sequence[Content]) -> set[int]:
-    """The groups of the smallest set of prompts that shares no first answer with any other; none if it is large."""
+    """The groups of the smallest set of prompts that shares no first answer with others; empty if it is large."""
     parents: dict[int, int] = {}
 
     def root(key: int) -> int:
@@ -243,14 +245,14 @@ def _with_one_answer(contents: Sequence[Content]) -> set[int]:
     roots = {content.group: root(content.group) for content in contents}
     sizes = _sizes(contents, roots)
     smallest = min(sizes, key=lambda key: (sizes[key], key))
-    if len(sizes) < 2 or sizes[smallest] * MOST_OF_TEXTS > sum(sizes.values()):
+    if len(sizes) < 2 or sizes[smallest] * MIN_TEXTS_PER_HELD_OUT > sum(sizes.values()):
         return set()
     return {group for group, key in roots.items() if key == smallest}
 
 
 def _sizes(contents: Sequence[Content], sets: dict[int, int]) -> dict[int, int]:
-    """Different texts of each set of groups."""
+    """The number of different texts in each set of groups."""
     texts: defaultdict[int, set[Exchanges]] = defaultdict(set)
     for content in contents:
         texts[sets[content.group]].add(content.exchanges)
-    return {key: len(said) for key, said in texts.items()}
+    return {key: len(different) for key, different in texts.items()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens to train on, with the ones that carry loss marked."""
+"""Conversations and texts as tokens, with a mask of those that carry loss."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,18 +22,18 @@ from redrafter_training.target.properties import beyond_embedding
 
 @dataclass(frozen=True)
 class Example:
-    """One document, or a piece of one: its tokens, and which of them are to be learned.
+    """One document, or a piece of one: its tokens, and which of them carry loss.
 
-    The first token carries no loss: nothing predicts it. `cut` tokens were left off at the end. `ends` counts the
-    tokens up to the end of each exchange of `content`. The first `asked` are a prompt that the first answer was given
-    to; 0 of what answers nothing.
+    The first token carries no loss: nothing predicts it. `cut` tokens were left out at the end. `ends` are the numbers
+    of tokens up to the end of each exchange of `content`. The first `asked` tokens are the prompt of the first answer;
+    0 for plain text.
     """
 
     where: str
     tokens: Tensor  # [n] int32
     loss: Tensor  # [n] bool
     cut: int = 0
-    content: Content | None = None  # what it says, for `redrafter_training.data.splits`; None for what is never divided
+    content: Content | None = None  # for `redrafter_training.data.splits`; None if it is never divided
     ends: tuple[int, ...] = ()
     asked: int = 0
 
@@ -41,18 +41,18 @@ class Example:
         if self.tokens.shape != self.loss.shape or self.tokens.dim() != 1:
             raise ValueError(f"{self.where}: need tokens and loss [n], got {self.tokens.shape} and {self.loss.shape}")
         if not self.loss.any() or self.loss[0]:
-            raise ValueError(f"{self.where}: some token must carry loss, and not the first")
+            raise ValueError(f"{self.where}: at least one token must carry loss, but not the first")
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     @property
     def is_text(self) -> bool:
-        """Whether it is a piece of plain text: nobody is asked anything."""
+        """Whether it is a piece of plain text."""
         return self.content is not None and len(self.content.exchanges[0]) == 1
 
     def up_to(self, exchanges: int) -> "Example | None":
-        """The first `exchanges` of it, at least one; None when no token of them is to be learned."""
+        """Its first `exchanges` exchanges, at least one; None if none of their tokens carries loss."""
         if self.content is None or exchanges == len(self.ends):
             return self
         end = self.ends[exchanges - 1]
@@ -66,9 +66,9 @@ class Example:
 class ExampleEncoder:
     """Turns conversations into examples of at most `max_length` tokens.
 
-    The chat template is looked up when the first conversation with turns comes: plain text needs none.
-    `chat_template` and `options` are those of `resolve_chat_template`. `vocab_size` is the number of rows of the
-    target's embedding, beyond which no token can be trained with; None when that is not known.
+    The chat template is resolved for the first conversation with turns: plain text needs none. `chat_template` and
+    `options` are those of `resolve_chat_template`. `vocab_size` is the number of rows of the target's embedding, which
+    tokens must not exceed; None if that is not known.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -85,7 +85,7 @@ class ExampleEncoder:
     def template(self) -> ChatTemplate:
         if not self.tokenizer.is_fast:
             label = self.tokenizer.name_or_path or type(self.tokenizer).__name__
-            raise DataError(f"the tokenizer of {label} does not tell where its tokens stand; a fast one is needed")
+            raise DataError(f"the tokenizer of {label} does not give the offsets of its tokens; a fast one is needed")
         template = resolve_chat_template(self.tokenizer, self.chat_template, self.options)
         probe = self.tokenizer(template.prompt(PROBES[0].turns[:1]) + (self.tokenizer.eos_token or ""))["input_ids"]
         if beyond := beyond_embedding(probe, self.vocab_size, self.tokenizer):
@@ -97,20 +97,20 @@ class ExampleEncoder:
 
     @cached_property
     def bos(self) -> int | None:
-        """BOS, if the tokenizer puts it in front of a text."""
+        """BOS, if the tokenizer adds it at the start of a text."""
         ids = self.tokenizer("a")["input_ids"]
         return ids[0] if ids and ids[0] == self.tokenizer.bos_token_id else None
 
     def encode(self, conversation: Conversation) -> list[Example]:
-        """The conversation's example, or examples where earlier answers are shown otherwise (see
+        """The conversation's example, or several if its template renders earlier answers differently (see
         `ChatTemplate.render`); the pieces of a raw text.
 
-        A conversation ends with its last token that carries loss, or at `max_length`. A raw text ends with EOS, is cut
-        into pieces of `max_length` tokens, each with BOS where the tokenizer uses it, and all of it carries loss.
+        A conversation ends with its last token that carries loss, or at `max_length`. A raw text ends with EOS and is
+        cut into pieces of `max_length` tokens, each with BOS if the tokenizer uses it; all of it carries loss.
 
         Raises:
             DataError: there is no chat template for a conversation with turns.
-            UnusableRecord: the chat template and the conversation do not go together, or no token carries loss.
+            UnusableRecord: the chat template cannot render the conversation, or no token carries loss.
         """
         if conversation.text is not None:
             return self._encode_text(conversation.where, conversation.text)
@@ -126,7 +126,7 @@ class ExampleEncoder:
         return made
 
     def _encode_rendered(self, conversation: Conversation, rendered: Rendered) -> tuple[Example | None, int]:
-        """The example, None when no loss token is within the maximum length; and the tokens up to its last one."""
+        """The example, or None if no loss token is within the maximum length; and the end of the last loss token."""
         encoded = self.tokenizer(
             rendered.text,
             add_special_tokens=self.template.adds_special_tokens,
@@ -153,7 +153,7 @@ class ExampleEncoder:
         front = [] if self.bos is None else [self.bos]
         body = self.max_length - len(front)
         pieces = [[*front, *ids[first : first + body]] for first in range(0, len(ids), body)]
-        # A last piece of a single token without BOS has nothing before it that could predict it.
+        # In a last piece of one token without BOS, nothing comes before the token to predict it.
         document = text_key(text)
         examples = [self._piece(where, piece, document) for piece in pieces if len(piece) > 1]
         if not examples:
@@ -167,41 +167,40 @@ class ExampleEncoder:
     def _piece(self, where: str, ids: Sequence[int], document: int) -> Example:
         loss = torch.ones(len(ids), dtype=torch.bool)
         loss[0] = False
-        said = text_key(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        content = Content(document, ((said,),))
+        key = text_key(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        content = Content(document, ((key,),))
         return Example(where, torch.tensor(ids, dtype=torch.int32), loss, content=content, ends=(len(ids),))
 
 
 def _exchanges(
     conversation: Conversation, rendered: Rendered, offsets: Sequence[tuple[int, int]]
 ) -> tuple[Content, tuple[int, ...]]:
-    """What the tokens at `offsets` of a conversation say, and how many of them there are to the end of each answer.
+    """The content of the tokens at `offsets` of a conversation, and the number of tokens up to the end of each answer.
 
-    Of an answer that is cut, what is left of it counts. Nothing is to be learned before the first answer with a span,
-    and so an exchange of an earlier one ends before the first token.
+    Of an answer that is cut, the rest counts. Nothing carries loss before the first answer with a span; exchanges with
+    earlier answers end at 0 tokens.
     """
     token_ends = [end for _, end in offsets]
-    said_before = pairs(conversation)[: rendered.earlier]
-    exchanges = [(text_key(prompt.content), text_key(answer.content)) for prompt, answer in said_before]
+    earlier = pairs(conversation)[: rendered.earlier]
+    exchanges = [(text_key(prompt.content), text_key(answer.content)) for prompt, answer in earlier]
     ends = [0] * len(exchanges)
-    spoken = pairs(conversation)[rendered.earlier :]
-    for (prompt, answer), (start, end) in zip(spoken, rendered.spans, strict=False):
+    for (prompt, answer), (start, end) in zip(pairs(conversation)[rendered.earlier :], rendered.spans, strict=False):
         if start >= token_ends[-1]:
             break
-        said = answer.content if end <= token_ends[-1] else rendered.text[start : token_ends[-1]]
-        exchanges.append((text_key(prompt.content), text_key(said)))
+        kept = answer.content if end <= token_ends[-1] else rendered.text[start : token_ends[-1]]
+        exchanges.append((text_key(prompt.content), text_key(kept)))
         ends.append(bisect_right(token_ends, end))
     return Content(exchanges[0][0], tuple(exchanges)), tuple(ends)
 
 
 def tokens_inside(text: str, offsets: Iterable[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """For each token, whether all of it lies in one of the spans [start, end) of the text, which ascend.
+    """For each token, whether it lies completely in one of the ascending spans [start, end) of the text.
 
-    A token that straddles a span's start is outside: after the prompt alone, the target could not have emitted it.
+    A token across a span's start is outside: after the prompt alone, the target could not have emitted it.
     """
     inside, span, before = [], 0, 0
     for start, end in offsets:
-        # Some byte-level tokenizers leave a token's leading spaces out of its offsets.
+        # Some byte-level tokenizers do not include a token's leading spaces in its offsets.
         if before < start and text[before:start].isspace():
             start = before
         before = max(before, end)
@@ -214,10 +213,10 @@ def tokens_inside(text: str, offsets: Iterable[tuple[int, int]], spans: Sequence
 def encode_all(
     conversations: Sequence[Conversation], encoder: ExampleEncoder, report: DataReport, *, quiet: bool = False
 ) -> list[Example]:
-    """All examples of the conversations, in order; those that turn out to be unusable move to the report's skipped.
+    """All examples of the conversations, in order; the report counts unusable conversations as skipped.
 
     Raises:
-        DataError: there is no chat template where one is needed, or no conversation gives an example.
+        DataError: a needed chat template is missing, or no conversation gives an example.
     """
     examples = []
     for conversation in tqdm(conversations, desc="tokenise", unit="record", disable=quiet):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows of tokens to train on."""
+"""Batches of token windows, and windows cut from source files and plain responses."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -19,10 +19,10 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True)
 class Windows:
-    """Token windows and which of their tokens count (padding after the end of a response does not).
+    """Token windows with their loss mask, which leaves out padding.
 
-    With `doc_ids` a row may hold several documents, and the tokens that count are those whose next one is of the same
-    document and to be learned.
+    With `doc_ids` a row may hold several documents, and the loss mask has the positions whose next token is of the same
+    document and carries loss.
     """
 
     tokens: Tensor  # [B, L] int64
@@ -46,18 +46,18 @@ class Windows:
 
     @property
     def positions(self) -> Tensor | None:
-        """What to show the target of the borders between documents. [B, L]"""
+        """Position ids that start anew in each document; None without `doc_ids`. [B, L]"""
         return None if self.doc_ids is None else packed_attention.positions_in(self.doc_ids)
 
     def terms(self, depth: int, first: int, last: int) -> Tensor:
-        """Which context positions first <= p < last count at a depth, see `documents.terms`. [B, last - first]"""
+        """The loss mask at a depth for context positions first <= p < last, by `packed_attention`. [B, last - first]"""
         return packed_attention.terms(self.loss_mask, self.doc_ids, depth, first, last)
 
     def rows(self, index: Tensor) -> "Windows":
         return self._each(lambda tensor: tensor[index])
 
     def share(self, rank: int, world_size: int) -> "Windows":
-        """Every `world_size`-th row from `rank` on; where there is none, a row that does not count."""
+        """Every `world_size`-th row from `rank` on; if there is none, a row without loss."""
         if rank < len(self):
             return self.rows(torch.arange(rank, len(self), world_size))
         first = self.rows(torch.zeros(1, dtype=torch.long))
@@ -72,16 +72,16 @@ class Windows:
 
 
 def encode_files(files: list[SourceFile], tokenizer: PreTrainedTokenizerBase) -> list[Tensor]:
-    """Token ids of each file, without BOS and with EOS, if the tokenizer has one, at its end."""
+    """Token ids of each file, without BOS, and with EOS at the end if the tokenizer has one."""
     encoded = tokenizer([f.text for f in files], add_special_tokens=False, verbose=False)["input_ids"]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return [torch.tensor([*ids, *end]) for ids in encoded]
 
 
 def cut_windows(files: list[Tensor], length: int, bos: int | None, generator: torch.Generator) -> Tensor:
-    """The files in random order, cut at a random phase into windows of `length` tokens, shuffled. [windows, length]
+    """The files in random order, cut from a random offset into windows of `length` tokens, shuffled. [windows, length]
 
-    With `bos` every window starts with it: a prompt from the middle of a file is served with BOS in front, too.
+    With `bos` every window starts with it, as does a served prompt from the middle of a file.
 
     Raises:
         ValueError: the files are too short for two windows.
@@ -108,7 +108,7 @@ def held_out_windows(
 def text_batches(
     files: list[Tensor], length: int, bos: int | None, batch_size: int, seed: int, *, fixed: bool = False
 ) -> Iterator[Tensor]:
-    """Endless batches [B, length] of windows of text, epoch after epoch cut anew, or, if `fixed`, in a new order."""
+    """Endless batches [B, length] of windows, cut anew in each epoch, or, if `fixed`, only shuffled anew."""
     generator = torch.Generator().manual_seed(seed)
     windows = cut_windows(files, length, bos, generator)
     while True:
@@ -120,7 +120,7 @@ def text_batches(
 
 
 class Repeated(Iterable[Batch]):
-    """Batches that start over whenever they are iterated."""
+    """Batches that start from the beginning with each iteration."""
 
     def __init__(self, start: Callable[[], Iterator[Batch]]) -> None:
         self._start = start
@@ -132,10 +132,10 @@ class Repeated(Iterable[Batch]):
 def mixed_batches(
     files: list[Tensor], answers: list[Tensor], bos: int | None, config: DistillConfig
 ) -> Iterator[Windows]:
-    """Endless batches of which `response_fraction` of the rows are cut from `answers`, the rest from `files`.
+    """Endless batches with `response_fraction` of the rows cut from `answers`, the others from `files`.
 
     Raises:
-        ValueError: a source of which rows are wanted is too short for them.
+        ValueError: a source with a share of the rows is too short.
     """
     wanted = round(config.batch_size * config.response_fraction)
     sources = [(files, config.batch_size - wanted), (answers, wanted)]

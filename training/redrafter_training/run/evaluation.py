@@ -28,7 +28,7 @@ TokensPerStep = dict[str, dict[str, Any]]  # `Acceptance` as a dict, by "beam wi
 def tokens_per_step(
     target: TargetModel, drafter: Drafter, prompts: Sequence[Tensor], beam_length: int
 ) -> TokensPerStep:
-    """Simulated acceptance of the drafter, in the precision of its export, on greedy continuations of held-out prompts."""
+    """Acceptance of the drafter, in the precision of its export, on greedy continuations of held-out prompts."""
     rounded = drafter.to(EXPORT_DTYPE).to(target.device, target.embedding.dtype)
     chosen, new_tokens = fitting(prompts, facts_of("", target.model.config).longest)
     continued = continue_prompts(TransformersEngine(target), chosen, new_tokens)

@@ -224,7 +224,7 @@ def packed_feed(
 
 
 def packed_window(settings: FeedSettings, target: TargetModel, context: TrainContext) -> int | None:
-    """Tokens of a row to pack conversations into; None gives each its own row, by the recipe or because of the target."""
+    """Tokens of a row to pack conversations into; None gives each its own row, by choice or because of the target."""
     if not settings.config.packing:
         return None
     # With a cache the target computes every document separately.

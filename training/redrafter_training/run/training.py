@@ -179,7 +179,7 @@ def _launch(
     try:
         from redrafter_training.distributed.ray_train import Fleet, call_on_ray, connect, has_gpus, run_on_ray
     except ImportError as problem:
-        raise ValueError(f"several workers need Ray: pip install 'redrafter-vllm[train]' ({problem})") from None
+        raise ValueError(f"several workers need Ray: pip install redrafter-training ({problem})") from None
     connect(job.ray_address, num_cpus=job.workers[1])
     _prepare(job, config, inputs)
     use_gpu = job.device == "cuda" or (job.device == "auto" and has_gpus(job.workers[0] * job.target_gpus))

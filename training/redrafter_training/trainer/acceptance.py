@@ -63,7 +63,7 @@ def accepted_depths(tree: DraftTree, future: Tensor) -> Tensor:
 def accepted_everywhere(
     target: TargetModel, drafter: DrafterInterface, text: Tensor, start: int, drafting: Drafting
 ) -> Tensor:
-    """Accepted draft tokens of a step with context position p, for each p >= `start - 1` with root p + 1 in `text` [n]."""
+    """Accepted draft tokens of a step at context p, for each p >= `start - 1` with its root p + 1 in `text` [n]."""
     hidden = target.outputs(text[None]).hidden[0]
     context = hidden[start - 1 : -1]
     roots = text[start:]
