@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from redrafter_vllm.checkpoint import errors
 from redrafter_vllm.checkpoint import io as checkpoint
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.checkpoint.files import is_directory, pickle_files
@@ -31,7 +32,7 @@ def convert(source: Path, destination: Path, *, allow_pickle: bool = False) -> D
     when `destination` is not empty; OSError when it cannot be written.
     """
     if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
-        raise checkpoint.CheckpointError(f"{destination} is not empty: give a new directory.")
+        raise errors.CheckpointError(f"{destination} is not empty: give a new directory.")
     has_safetensors = is_directory(source) and any(source.glob("*.safetensors"))
     if allow_pickle and is_directory(source) and not has_safetensors:
         config, tensors = _load_pickle(source)
@@ -59,7 +60,7 @@ def _load_pickle(source: Path) -> tuple[DrafterConfig, dict[str, Tensor]]:
         check_map(f"{MAP} in {source}", offsets, config.vocab_size)
     for name, tensor in tensors.items():
         if name != MAP and tensor.dtype not in _FLOATS:
-            raise checkpoint.UnreadableWeightsError(
+            raise errors.UnreadableWeightsError(
                 f"{name} in {source} is stored as {tensor.dtype}: export the drafter without quantisation."
             )
         checkpoint.check_finite(f"{name} in {source}", tensor)
@@ -69,12 +70,12 @@ def _load_pickle(source: Path) -> tuple[DrafterConfig, dict[str, Tensor]]:
 def _read_pickles(source: Path) -> dict[str, Tensor]:
     files = pickle_files(source)
     if not files:
-        raise checkpoint.CheckpointNotFoundError(f"{source} holds neither safetensors nor pickled weights.")
+        raise errors.CheckpointNotFoundError(f"{source} holds neither safetensors nor pickled weights.")
     stored: dict[str, Tensor] = {}
     for file in files:
         tensors = _read_pickle(file)
         if twice := sorted(stored.keys() & tensors.keys()):
-            raise checkpoint.SurplusTensorsError(
+            raise errors.SurplusTensorsError(
                 f"{source} holds {listed(twice)} twice, in {file.name} and in a file before it: keep one of them."
             )
         stored |= tensors
@@ -86,7 +87,7 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises errors of many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise checkpoint.UnreadableWeightsError(
+        raise errors.UnreadableWeightsError(
             f"{file} cannot be read as a pickle of plain tensors ({reason}): save its state_dict by itself."
         ) from None
     for wrapper in ("state_dict", "model"):
@@ -95,9 +96,9 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
-        raise checkpoint.UnreadableWeightsError(f"{file} holds no dictionary of tensors: save a state_dict there.")
+        raise errors.UnreadableWeightsError(f"{file} holds no dictionary of tensors: save a state_dict there.")
     if unusable := [name for name, tensor in content.items() if not _is_plain(tensor)]:
-        raise checkpoint.UnreadableWeightsError(
+        raise errors.UnreadableWeightsError(
             f"{file} holds {listed(unusable)} as something other than a plain tensor in memory: save dense tensors."
         )
     return content
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         config = convert(arguments.source, arguments.destination, allow_pickle=arguments.allow_pickle)
-    except checkpoint.CheckpointError as error:
+    except errors.CheckpointError as error:
         print(error, file=sys.stderr)
         return 1
     except (OSError, SafetensorError) as error:

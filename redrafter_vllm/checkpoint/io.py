@@ -21,6 +21,7 @@ from torch import Tensor
 from redrafter_vllm.checkpoint.config import DrafterConfig, tensor_shapes
 from redrafter_vllm.checkpoint.errors import (
     CheckpointConfigError,
+    CheckpointError,
     CheckpointNotFoundError,
     MissingTensorsError,
     NonFiniteTensorError,
@@ -29,10 +30,6 @@ from redrafter_vllm.checkpoint.errors import (
     TensorShapeError,
     UnreadableWeightsError,
 )
-from redrafter_vllm.checkpoint.errors import CheckpointError as CheckpointError
-from redrafter_vllm.checkpoint.errors import DraftVocabularyError as DraftVocabularyError
-from redrafter_vllm.checkpoint.errors import OutsideCheckpointError as OutsideCheckpointError
-from redrafter_vllm.checkpoint.errors import PickleCheckpointError as PickleCheckpointError
 from redrafter_vllm.checkpoint.files import (
     CONFIG_FILE,
     WEIGHTS_FILE,

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from redrafter_vllm import Drafter
+from redrafter_vllm.checkpoint import errors
 from redrafter_vllm.checkpoint import io as checkpoint
 
 
@@ -25,7 +26,7 @@ def edit_config(directory: Path, edit: Callable[[dict], object]) -> None:
     (directory / "config.json").write_text(json.dumps(config))
 
 
-def refused(directory: Path, error: type[checkpoint.CheckpointError], *words: str) -> None:
+def refused(directory: Path, error: type[errors.CheckpointError], *words: str) -> None:
     """Refused by the check of headers and by loading, in one sentence that contains all of `words`."""
     for read in (checkpoint.check_checkpoint, Drafter.from_pretrained):
         with pytest.raises(error) as caught:

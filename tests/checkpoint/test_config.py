@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from redrafter_vllm import DrafterConfig
+from redrafter_vllm.checkpoint import errors
 from redrafter_vllm.checkpoint import io as checkpoint
 from redrafter_vllm.checkpoint.config import tensor_shapes
 from tests.checkpoint.damage import edit_config, refused
@@ -20,21 +21,21 @@ SIZES = ("vocab_size", "hidden_size", "exit_dim", "num_draft_layers")
 @pytest.mark.parametrize("value", [10**9, 10**12, 2**31, 2**32, 10**20, 10**30, 10**90, -(10**30), 1e9, True, "8", [8]])
 def test_sizes_out_of_range(saved: Path, key: str, value: object) -> None:
     edit_config(saved, lambda config: config.update({key: value}))
-    refused(saved, checkpoint.CheckpointConfigError, key)
+    refused(saved, errors.CheckpointConfigError, key)
 
 
 @pytest.mark.parametrize(
     ("key", "error"),
     [
-        ("vocab_size", checkpoint.TensorShapeError),
-        ("num_draft_layers", checkpoint.MissingTensorsError),
-        ("hidden_size", checkpoint.MissingTensorsError),  # it then differs from half of exit_dim: an input projection
-        ("exit_dim", checkpoint.MissingTensorsError),  # also
+        ("vocab_size", errors.TensorShapeError),
+        ("num_draft_layers", errors.MissingTensorsError),
+        ("hidden_size", errors.MissingTensorsError),  # it then differs from half of exit_dim: an input projection
+        ("exit_dim", errors.MissingTensorsError),  # also
     ],
 )
 @pytest.mark.parametrize("value", [900, 2**24])
 def test_sizes_that_the_weights_do_not_have(
-    saved: Path, key: str, error: type[checkpoint.CheckpointError], value: int
+    saved: Path, key: str, error: type[errors.CheckpointError], value: int
 ) -> None:
     """In range, but not those of the file: refused without allocating a tensor of that size."""
     if key == "num_draft_layers":
@@ -47,7 +48,7 @@ def test_sizes_that_the_weights_do_not_have(
 def test_numbers_that_are_no_sizes(saved: Path, value: str) -> None:
     text = (saved / "config.json").read_text()
     (saved / "config.json").write_text(text.replace('"exit_dim": 12', f'"exit_dim": {value}'))
-    refused(saved, checkpoint.CheckpointConfigError, "exit_dim")
+    refused(saved, errors.CheckpointConfigError, "exit_dim")
 
 
 def test_shapes_are_the_modules() -> None:
@@ -75,15 +76,15 @@ def test_shapes_are_the_modules() -> None:
 )
 def test_config_that_is_no_plain_json(saved: Path, text: bytes, word: str) -> None:
     (saved / "config.json").write_bytes(text)
-    refused(saved, checkpoint.CheckpointConfigError, word)
+    refused(saved, errors.CheckpointConfigError, word)
 
 
 @pytest.mark.parametrize("value", ["x" * 100_000, "a\nb\u202e", [[[[[[["deep"]]]]]]], {"a": ["x" * 1000] * 1000}])
 def test_long_values_in_messages(saved: Path, value: object) -> None:
     edit_config(saved, lambda config: config.update(model_type=value))
-    refused(saved, checkpoint.CheckpointConfigError, "model_type")
+    refused(saved, errors.CheckpointConfigError, "model_type")
     edit_config(saved, lambda config: config.update(model_type="recurrent_drafting_drafter", rnn=value))
-    refused(saved, checkpoint.CheckpointConfigError, "rnn must be true or false")
+    refused(saved, errors.CheckpointConfigError, "rnn must be true or false")
 
 
 def test_one_key_set_twice(tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_one_key_set_twice(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(target | {"redrafter": block}))
     refused(
         tmp_path,
-        checkpoint.CheckpointConfigError,
+        errors.CheckpointConfigError,
         "num_draft_layers and num_layers set num_draft_layers to different values",
     )
     block["num_layers"] = 2

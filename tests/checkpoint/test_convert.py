@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from redrafter_vllm import Drafter
+from redrafter_vllm.checkpoint import errors
 from redrafter_vllm.checkpoint import io as checkpoint
 from redrafter_vllm.checkpoint.convert import main
 from tests.oracles import random_drafter
@@ -100,7 +101,7 @@ def test_block_takes_sizes_from_the_target(tmp_path: Path) -> None:
 
 def test_block_without_layers(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**TARGET_CONFIG, "redrafter": {}}))
-    with pytest.raises(checkpoint.CheckpointConfigError, match="lacks num_draft_layers"):
+    with pytest.raises(errors.CheckpointConfigError, match="lacks num_draft_layers"):
         checkpoint.check_checkpoint(tmp_path)
 
 

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from redrafter_vllm import Drafter
+from redrafter_vllm.checkpoint import errors
 from redrafter_vllm.checkpoint import io as checkpoint
 from redrafter_vllm.utils.paths import PlaceError
 from tests.checkpoint.damage import edit_config, edit_tensors, refused
@@ -84,14 +85,14 @@ def test_shards(saved: Path) -> None:
         save_file({name: tensors[name] for name in names if weight_map[name] == file}, saved / file)
     (saved / "model.safetensors").unlink()
 
-    with pytest.raises(checkpoint.CheckpointNotFoundError, match="which belong together"):
+    with pytest.raises(errors.CheckpointNotFoundError, match="which belong together"):
         Drafter.from_pretrained(saved)
     (saved / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     loaded = Drafter.from_pretrained(saved)
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in drafter.state_dict().items())
 
     (saved / "model-1-of-2.safetensors").unlink()
-    with pytest.raises(checkpoint.CheckpointNotFoundError, match=r"names model-1-of-2\.safetensors, which is absent"):
+    with pytest.raises(errors.CheckpointNotFoundError, match=r"names model-1-of-2\.safetensors, which is absent"):
         Drafter.from_pretrained(saved)
     drafter.save_pretrained(saved)
     Drafter.from_pretrained(saved)
@@ -99,54 +100,54 @@ def test_shards(saved: Path) -> None:
 
 def test_missing_tensor(saved: Path) -> None:
     edit_tensors(saved, lambda tensors: tensors.pop("rnn_u.bias"))
-    refused(saved, checkpoint.MissingTensorsError, "lacks rnn_u.bias")
+    refused(saved, errors.MissingTensorsError, "lacks rnn_u.bias")
 
 
 def test_surplus_tensor(saved: Path) -> None:
     edit_tensors(saved, lambda tensors: tensors.update({"lm_head.7.linear.weight": torch.zeros(1)}))
-    refused(saved, checkpoint.SurplusTensorsError, "lm_head.7.linear.weight", "does not imply")
+    refused(saved, errors.SurplusTensorsError, "lm_head.7.linear.weight", "does not imply")
 
 
 def test_tensor_under_two_names(saved: Path) -> None:
     edit_tensors(saved, lambda tensors: tensors.update({"lm_heads.2.weight": torch.zeros(11, 12)}))
-    refused(saved, checkpoint.SurplusTensorsError, "lm_head.2.weight", "lm_heads.2.weight", "twice")
+    refused(saved, errors.SurplusTensorsError, "lm_head.2.weight", "lm_heads.2.weight", "twice")
 
 
 def test_wrong_shape(saved: Path) -> None:
     edit_tensors(saved, lambda tensors: tensors.update({"rnn_w.weight": torch.zeros(6, 5)}))
-    refused(saved, checkpoint.TensorShapeError, "rnn_w.weight", "[6, 5]", "[6, 6]")
+    refused(saved, errors.TensorShapeError, "rnn_w.weight", "[6, 5]", "[6, 6]")
 
 
 def test_integer_weights(saved: Path) -> None:
     edit_tensors(saved, lambda tensors: tensors.update({"rnn_w.weight": torch.zeros(6, 6, dtype=torch.int8)}))
-    refused(saved, checkpoint.UnreadableWeightsError, "rnn_w.weight", "I8")
+    refused(saved, errors.UnreadableWeightsError, "rnn_w.weight", "I8")
 
 
 def test_damaged_file(saved: Path) -> None:
     whole = (saved / "model.safetensors").read_bytes()
     (saved / "model.safetensors").write_bytes(whole[:-8])
-    refused(saved, checkpoint.UnreadableWeightsError, "safetensors")
+    refused(saved, errors.UnreadableWeightsError, "safetensors")
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_not_finite(saved: Path, value: float) -> None:
     edit_tensors(saved, lambda tensors: tensors["lm_head.1.linear.bias"].fill_(value))
     checkpoint.check_checkpoint(saved)
-    with pytest.raises(checkpoint.NonFiniteTensorError, match=r"lm_head\.1\.linear\.bias in .*NaN or infinite"):
+    with pytest.raises(errors.NonFiniteTensorError, match=r"lm_head\.1\.linear\.bias in .*NaN or infinite"):
         Drafter.from_pretrained(saved)
 
 
 def test_overflow_of_the_requested_type(saved: Path) -> None:
     edit_tensors(saved, lambda tensors: tensors["rnn_u.bias"].fill_(1e6))
     Drafter.from_pretrained(saved, dtype=torch.bfloat16)
-    with pytest.raises(checkpoint.NonFiniteTensorError, match=r"rnn_u\.bias .* as torch\.float16"):
+    with pytest.raises(errors.NonFiniteTensorError, match=r"rnn_u\.bias .* as torch\.float16"):
         Drafter.from_pretrained(saved, dtype=torch.float16)
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "exit_dim", "num_draft_layers", "rnn"])
 def test_missing_config_key(saved: Path, key: str) -> None:
     edit_config(saved, lambda config: config.pop(key))
-    refused(saved, checkpoint.CheckpointConfigError, f"lacks {key}")
+    refused(saved, errors.CheckpointConfigError, f"lacks {key}")
 
 
 @pytest.mark.parametrize(
@@ -154,26 +155,26 @@ def test_missing_config_key(saved: Path, key: str) -> None:
 )
 def test_impossible_config_value(saved: Path, key: str, value: object) -> None:
     edit_config(saved, lambda config: config.update({key: value}))
-    refused(saved, checkpoint.CheckpointConfigError, key, repr(value))
+    refused(saved, errors.CheckpointConfigError, key, repr(value))
 
 
 def test_config_of_another_model(saved: Path) -> None:
     edit_config(saved, lambda config: config.update(model_type="llama"))
-    refused(saved, checkpoint.CheckpointConfigError, "'llama'", "recurrent_drafting_drafter")
+    refused(saved, errors.CheckpointConfigError, "'llama'", "recurrent_drafting_drafter")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", ""])
 def test_unreadable_config(saved: Path, text: str) -> None:
     (saved / "config.json").write_text(text)
-    refused(saved, checkpoint.CheckpointConfigError, "JSON")
+    refused(saved, errors.CheckpointConfigError, "JSON")
 
 
 def test_missing_checkpoint(saved: Path, tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", checkpoint.CheckpointNotFoundError, "no drafter checkpoint")
+    refused(tmp_path / "nowhere", errors.CheckpointNotFoundError, "no drafter checkpoint")
     (saved / "model.safetensors").unlink()
-    refused(saved, checkpoint.CheckpointNotFoundError, "holds no model.safetensors")
+    refused(saved, errors.CheckpointNotFoundError, "holds no model.safetensors")
     (saved / "config.json").unlink()
-    refused(saved, checkpoint.CheckpointNotFoundError, "no config.json")
+    refused(saved, errors.CheckpointNotFoundError, "no config.json")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "drafter.pth"])
@@ -181,15 +182,15 @@ def test_pickle(saved: Path, name: str) -> None:
     torch.save(load_file(saved / "model.safetensors"), saved / name)
     (saved / "model.safetensors").unlink()
     command = f"python -m redrafter_vllm.checkpoint.convert {saved} DST --allow-pickle"
-    refused(saved, checkpoint.PickleCheckpointError, name, command)
+    refused(saved, errors.PickleCheckpointError, name, command)
 
 
 def test_another_targets_drafter(saved: Path) -> None:
     config = checkpoint.check_checkpoint(saved)
     checkpoint.check_against_target(config, hidden_size=6, vocab_size=11)
-    with pytest.raises(checkpoint.TargetMismatchError, match="hidden size 6 but the target has 8"):
+    with pytest.raises(errors.TargetMismatchError, match="hidden size 6 but the target has 8"):
         checkpoint.check_against_target(config, hidden_size=8, vocab_size=11)
-    with pytest.raises(checkpoint.TargetMismatchError, match="vocabulary size 11 but the target has 12"):
+    with pytest.raises(errors.TargetMismatchError, match="vocabulary size 11 but the target has 12"):
         checkpoint.check_against_target(config, hidden_size=6, vocab_size=12)
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from redrafter_vllm import Drafter, DrafterConfig, beam_search
+from redrafter_vllm.checkpoint import errors
 from redrafter_vllm.checkpoint import io as checkpoint
 from redrafter_vllm.checkpoint.convert import convert
 from tests.no_sync import forbid_host_sync
@@ -187,7 +188,7 @@ def edit_config(directory: Path, **changes: object) -> None:
 
 def refused(directory: Path, *words: str) -> None:
     for read in (checkpoint.check_checkpoint, Drafter.from_pretrained):
-        with pytest.raises(checkpoint.DraftVocabularyError) as caught:
+        with pytest.raises(errors.DraftVocabularyError) as caught:
             read(directory)
         assert all(word in str(caught.value) for word in (*words, str(directory)))
         assert "\n" not in str(caught.value)
@@ -217,7 +218,7 @@ def test_map_of_the_wrong_length(saved: Path, shape: tuple[int, ...]) -> None:
 
 def test_output_layer_of_the_wrong_size(saved: Path) -> None:
     edit(saved, lambda tensors: tensors.update({"lm_head.2.weight": torch.zeros(11, 12)}))
-    with pytest.raises(checkpoint.TensorShapeError, match=r"lm_head\.2\.weight .* \[11, 12\] .* \[6, 12\]"):
+    with pytest.raises(errors.TensorShapeError, match=r"lm_head\.2\.weight .* \[11, 12\] .* \[6, 12\]"):
         checkpoint.check_checkpoint(saved)
 
 
@@ -232,14 +233,14 @@ def test_output_layer_of_the_wrong_size(saved: Path) -> None:
 )
 def test_map_is_invalid(saved: Path, offsets: list[int], words: str) -> None:
     edit(saved, lambda tensors: tensors.update(d2t=torch.tensor(offsets)))
-    with pytest.raises(checkpoint.DraftVocabularyError, match=words):
+    with pytest.raises(errors.DraftVocabularyError, match=words):
         Drafter.from_pretrained(saved)
 
 
 @pytest.mark.parametrize("size", [12, 0, "6"])
 def test_impossible_size_in_the_config(saved: Path, size: object) -> None:
     edit_config(saved, draft_vocab_size=size)
-    with pytest.raises(checkpoint.CheckpointConfigError, match="draft_vocab_size"):
+    with pytest.raises(errors.CheckpointConfigError, match="draft_vocab_size"):
         checkpoint.check_checkpoint(saved)
 
 
@@ -272,7 +273,7 @@ def test_pickled_maps_are_checked_too(saved: Path, tmp_path: Path) -> None:
         (torch.tensor([0, 1, 1, 4, 3, 5]), "draft ids 3 and 4"),
     ):
         torch.save({k: v for k, v in (tensors | {"d2t": offsets}).items() if v is not None}, saved / "model.pt")
-        with pytest.raises(checkpoint.DraftVocabularyError, match=words):
+        with pytest.raises(errors.DraftVocabularyError, match=words):
             convert(saved, tmp_path / "converted", allow_pickle=True)
     torch.save(tensors, saved / "model.pt")
     assert convert(saved, tmp_path / "converted", allow_pickle=True).draft_vocab_size == 6

@@ -17,7 +17,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, Weight
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 from vllm.v1.worker.gpu_worker import Worker
 
-from redrafter_vllm.checkpoint.io import CheckpointError
+from redrafter_vllm.checkpoint.errors import CheckpointError
 from redrafter_vllm.model.drafter import Drafter
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, cpu_only, generate, params, random_prompts, runner, tokens, worker

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from redrafter_training.data.python_corpus import extract_prompts, load_corpus, split
-from redrafter_vllm.checkpoint.io import CheckpointError
+from redrafter_vllm.checkpoint.errors import CheckpointError
 from redrafter_vllm.integration.worker.drafter_loading import LayerProduct
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, cpu_only, generate, params, random_prompts, runner, tokens

@@ -6,7 +6,8 @@ from pathlib import Path
 from hypothesis import example, given
 
 from redrafter_vllm.checkpoint.config import MAX_DRAFT_LAYERS, MAX_SIZE
-from redrafter_vllm.checkpoint.io import CheckpointError, check_checkpoint, read_config
+from redrafter_vllm.checkpoint.errors import CheckpointError
+from redrafter_vllm.checkpoint.io import check_checkpoint, read_config
 from tests.fuzz.inputs import damaged_json, only, to_json
 from tests.oracles import random_drafter
 

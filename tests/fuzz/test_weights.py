@@ -13,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from redrafter_vllm.checkpoint.io import CheckpointError, check_checkpoint, load_checkpoint
+from redrafter_vllm.checkpoint.errors import CheckpointError
+from redrafter_vllm.checkpoint.io import check_checkpoint, load_checkpoint
 from tests.fuzz.inputs import damaged, damaged_bytes, damaged_json, only, to_json
 from tests.oracles import random_drafter
 

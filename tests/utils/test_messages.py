@@ -3,7 +3,7 @@
 
 import pytest
 
-from redrafter_vllm.checkpoint.io import CheckpointError
+from redrafter_vllm.checkpoint.errors import CheckpointError
 from redrafter_vllm.config import OptionError
 from redrafter_vllm.utils.messages import MAX_LINE, listed, one_line, shown
 

@@ -2,10 +2,8 @@
 """The folder of an inflated target, with its drafter inside."""
 
 import json
-import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from benchmarks.models.inflate.target import InflatedTarget
 from benchmarks.models.inflate.writer import DTYPES, Contents, write_folder
 from benchmarks.models.shapes import CONFIG_FILE, LlamaShape, ShapeError, as_dict
 from redrafter_vllm.checkpoint.vocab_mapping import MAP
+from redrafter_vllm.utils.atomic import atomic_folder
 
 RECORD_FILE = "inflation.json"
 DRAFTER_FOLDER = "redrafter"  # where serving looks for a target's drafter
@@ -143,15 +142,11 @@ class Inflation:
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that is renamed to it at the end, or removed after an error."""
+    """A temporary folder that becomes `out` when the block ends. Raises ShapeError where `out` is not new or empty."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ShapeError(f"{out} exists: give a new folder.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        folder = Path(scratch, out.name)
-        folder.mkdir()
+    with atomic_folder(out) as folder:
         yield folder
-        os.replace(folder, out)
 
 
 def _progress(size: int, out: Path) -> tqdm:

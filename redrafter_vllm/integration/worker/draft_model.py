@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from redrafter_vllm.checkpoint.config import DrafterConfig
-from redrafter_vllm.checkpoint.io import CheckpointError, canonical_entries, check_finite, check_shapes
+from redrafter_vllm.checkpoint.errors import CheckpointError
+from redrafter_vllm.checkpoint.io import canonical_entries, check_finite, check_shapes
 from redrafter_vllm.checkpoint.vocab_mapping import MAP, check_map, check_map_header
 from redrafter_vllm.model.drafter import Drafter
 

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import torch
 
-from redrafter_vllm.checkpoint.io import CheckpointError
+from redrafter_vllm.checkpoint.errors import CheckpointError
 from redrafter_vllm.drafting.propose import propose_trees
 from redrafter_vllm.drafting.tree import DraftTree
 from redrafter_vllm.integration.worker import speculator as speculator_module

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from redrafter_vllm.checkpoint.io import CheckpointError
+from redrafter_vllm.checkpoint.errors import CheckpointError
 from redrafter_vllm.checkpoint.locate import DrafterNotFoundError, resolve_drafter
 from redrafter_vllm.config import OptionError
 from redrafter_vllm.integration.frontend import error_hook
