@@ -36,6 +36,7 @@ PYTHON_VERSION = "3.12"
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (34, 31, 28, 27, 24, 17)] + ["manylinux2014_x86_64"]
 # Imported by `LLM` or `vllm serve`; packed with their requirements, which do not include torch.
 RESOLVED = (
+    *("aiohttp", "cloudpickle", "einops", "pillow", "psutil", "py-cpuinfo", "requests", "uvloop"),
     *("cachetools", "cbor2", "fastapi", "llguidance", "loguru", "model-hosting-container-standards", "msgspec"),
     *("openai", "oss-harmony", "partial-json-parser", "prometheus-fastapi-instrumentator", "pybase64", "pydantic"),
     *("pyzmq", "setproctitle", "uvicorn", "watchfiles"),
@@ -79,6 +80,7 @@ class Options:
     vllm: str
     arch: int | None  # ten times the compute capability; None keeps all
     part_mib: int
+    host_has: tuple[str, ...] = ()  # packages that are not packed
 
     def __post_init__(self) -> None:
         if self.arch is not None and self.arch < 70:
@@ -198,7 +200,7 @@ def keep_architecture(library: bytearray, arch: int) -> None:
 def packed_files(options: Options) -> Iterator[tuple[str, bytes]]:
     """Names and contents of all files of the kit."""
     for wheel in sorted(options.wheels.glob("*.whl")):
-        if wheel.name.startswith(tuple(f"{name}-" for name in HOST)):
+        if wheel.name.split("-")[0].lower().replace("_", "-") in (*HOST, *options.host_has):
             continue
         with zipfile.ZipFile(wheel) as archive:
             for name in sorted(archive.namelist()):
@@ -328,6 +330,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     builder.add_argument("--wheels", type=Path, default=ROOT / "build" / "gpu-kit", help="folder for downloaded wheels")
     builder.add_argument("--vllm", default="0.32.0", help="version of vLLM")
     builder.add_argument("--arch", default="90", help="ten times the GPU's compute capability, or all")
+    builder.add_argument(
+        "--host-has",
+        nargs="+",
+        metavar="PACKAGE",
+        default=[],
+        help="packages that the host has, besides torch and transformers, and the kit leaves out",
+    )
     builder.add_argument("--part-mib", type=int, default=64, help="largest file of the kit")
     builder.add_argument("--dry-run", action="store_true", help="print what would be done")
     unpacker = commands.add_parser("unpack", help="unpack on the host, and print the environment to export")
@@ -347,7 +356,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.arch != "all" and not args.arch.isdigit():
             raise KitError(f"--arch must be a number or all, not {args.arch}")
         arch = None if args.arch == "all" else int(args.arch)
-        options = Options(args.out, args.wheels, args.vllm, arch, args.part_mib)
+        options = Options(args.out, args.wheels, args.vllm, arch, args.part_mib, tuple(args.host_has))
         build(options, run_command, dry_run=args.dry_run)
     except KitError as error:
         print(error, file=sys.stderr)

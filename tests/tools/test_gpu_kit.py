@@ -221,3 +221,11 @@ def test_impossible_options_are_a_sentence(
 ) -> None:
     assert gpu_kit.main(["build", "--dry-run", *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_packages_of_the_host_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "wheels").mkdir()
+    for name in ("setuptools", "py_cpuinfo", "einops"):
+        write_wheel(tmp_path / "wheels", f"{name}-1", {f"{name}/__init__.py": b""})
+    given = gpu_kit.Options(tmp_path, tmp_path / "wheels", "0.32.0", None, 1, host_has=("py-cpuinfo",))
+    assert [name for name, _ in gpu_kit.packed_files(given)] == ["einops/__init__.py"]
