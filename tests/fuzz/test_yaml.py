@@ -37,7 +37,7 @@ TRAINING = {
     "packing": False,
     "seed": 1,
 }
-ANSWERS = {
+RESPONSES = {
     "out": "answers",
     "count": 5,
     "window": 300,
@@ -120,8 +120,8 @@ def test_training(scratch: Path, document: bytes) -> None:
     read(scratch, document, cli.parse)
 
 
-@given(documents(ANSWERS, (ResponseJob,)))
+@given(documents(RESPONSES, (ResponseJob,)))
 @example(b"engine: 3\n")
 @example(b"out: null\n")
-def test_regeneration(scratch: Path, document: bytes) -> None:
+def test_response_generation(scratch: Path, document: bytes) -> None:
     read(scratch, document, lambda argv: cli.parse_keys(ResponseJob, "redrafter_training.respond", "answers", argv))

@@ -120,7 +120,7 @@ def test_plain_texts_give_real_prompts(tmp_path: Path, bos: bool) -> None:
     for prompts in (asked, measured):
         assert len({tuple(prompt) for prompt in prompts}) == len(prompts)
         assert all((prompt[0] == tokenizer.bos_token_id) == bos and 6 <= len(prompt) <= 20 for prompt in prompts)
-    # Each stands in texts of its own side alone.
+    # Each is in texts of one side alone.
     sides = [{n for n, text in enumerate(texts) if said(prompt) in text} for prompt in measured]
     held_out = set.union(*sides)
     assert all(sides) and len(held_out) < 8
@@ -133,7 +133,7 @@ def said(ids: list[int]) -> str:
     return byte_tokenizer().decode(ids, skip_special_tokens=True)
 
 
-def test_texts_that_say_what_is_held_out_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_with_held_out_content_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = [chat(f"question {n}", f"answer {n}") for n in range(30)]
     silent = replace(CONFIG, response_fraction=0.0)
     held = said(feed_of(tmp_path, records, byte_target(1), config=silent).prompts[0].tolist()).split()[2]
@@ -167,7 +167,7 @@ def write_folder(folder: Path, pairs: list[tuple[str, str]], target: Mapping[str
 
 
 def test_folders_lose_what_is_held_out_of_this_data(tmp_path: Path) -> None:
-    """Written for other data, among its prompts some that are held out here."""
+    """A folder for other data, with prompts that are held out here."""
     records = [chat(f"question {n}", f"answer {n}") for n in range(30)]
     folder = write_folder(tmp_path / "more", [(f" Question {n}", f"reply {n}") for n in range(60)])
     config = replace(CONFIG, responses=replace(RESPONSES, folders=(folder,)))
@@ -198,7 +198,7 @@ def test_folders_of_another_target_are_refused(tmp_path: Path, capsys: pytest.Ca
 def test_another_target_in_the_same_place(
     tmp_path: Path, corpus_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A training that starts over writes texts of its own; one that would go on is refused."""
+    """A training that starts over generates new texts; one that would continue is refused."""
     target, data = tmp_path / "target", tmp_path / "data.jsonl"
     recipe = target_command.RECIPES["short"]
     sizes = {"vocab_size": 300, "hidden_size": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16}
@@ -223,7 +223,7 @@ def test_another_target_in_the_same_place(
     shutil.rmtree(tmp_path / "out.run")
 
 
-def test_source_prompts_to_measure_on_stand_in_no_training_file(corpus_root: Path) -> None:
+def test_source_prompts_to_measure_on_are_in_no_training_file(corpus_root: Path) -> None:
     training, held_out = split(load_corpus(corpus_root))
     copied = [replace(training[0], text=training[0].text + file.text[: len(file.text) // 2]) for file in held_out]
     prompts = unseen_prompts([*training, *copied], held_out, 12, seed=1, max_chars=300)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ResponseJob with vLLM: what the target says, whatever the shards, workers, kills. One engine here, one in Ray."""
+"""Response generation with vLLM, whatever the shards, workers and kills. One engine here, one in Ray."""
 
 import json
 import os
@@ -37,12 +37,12 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = pytest.mark.engine
 
 ENGINE = {"kv_cache_memory_bytes": 1 << 25, "max_num_seqs": 8, "enforce_eager": True}
-# Among 261 tokens these let about half of the answers end by themselves.
+# Among 261 tokens these let about half of the responses end by themselves.
 ENDS = [1, 4, 37, 101, 170, 222]
 
 
 class Counted:
-    """The engine, how many batches it was asked for, and when to give up as a kill would."""
+    """The engine, with a count of batches, and the batch at which it ends as a kill would."""
 
     def __init__(self, engine: VllmEngine) -> None:
         self.engine = engine
@@ -58,7 +58,7 @@ class Counted:
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("regenerate") / "target"
+    path = tmp_path_factory.mktemp("respond") / "target"
     tokenizer = byte_tokenizer(CHATML)
     save_random_llama(path, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=ENDS)
     stored = path / "generation_config.json"
@@ -113,8 +113,8 @@ def arguments(job: ResponseJob, out: Path, *further: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(job: ResponseJob, engine: Counted, target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The answers of one uninterrupted run."""
-    out = tmp_path_factory.mktemp("whole") / "answers"
+    """The responses of one uninterrupted run."""
+    out = tmp_path_factory.mktemp("whole") / "responses"
     tokenizer = AutoTokenizer.from_pretrained(target)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(command, "make_generator", lambda job: ResponseGenerator(job, tokenizer, engine))
@@ -130,30 +130,30 @@ def shards(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(out.glob("shard-*"))}
 
 
-def test_greedy_answers_are_the_targets(whole: Path, target: Path) -> None:
+def test_greedy_responses_are_the_targets(whole: Path, target: Path) -> None:
     model = TargetModel(AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32))
     tokenizer = AutoTokenizer.from_pretrained(target)
     read = texts(whole)
     assert [text.index for text in read] == list(range(31))
-    greedy = [answer for text in read if text.temperature == 0 for answer in text.responses]
-    assert 5 < sum(answer.ended for answer in greedy) < len(greedy)
-    for answer in greedy:
-        prompt = torch.tensor(answer.prompt_ids)
+    greedy = [response for text in read if text.temperature == 0 for response in text.responses]
+    assert 5 < sum(response.ended for response in greedy) < len(greedy)
+    for response in greedy:
+        prompt = torch.tensor(response.prompt_ids)
         (continued,) = continue_prompts(TransformersEngine(model), [prompt], 224 - len(prompt))
-        assert continued[len(prompt) :].tolist() == list(answer.token_ids)
-        assert answer.ended == (answer.token_ids[-1] in ENDS)
-        # The likeliest token at every place, whatever the target's generation config holds.
-        whole_text = torch.tensor([*answer.prompt_ids, *answer.token_ids])
-        likeliest = model.outputs(whole_text[None, :-1]).logits[0, len(prompt) - 1 :].argmax(-1)
-        assert likeliest.tolist() == list(answer.token_ids)
-        assert answer.text == tokenizer.decode(answer.token_ids, skip_special_tokens=True)
-    sampled = [answer for text in read if text.temperature == 0.9 for answer in text.responses]
+        assert continued[len(prompt) :].tolist() == list(response.token_ids)
+        assert response.ended == (response.token_ids[-1] in ENDS)
+        # The top-1 token at every place, whatever the target's generation config holds.
+        whole_text = torch.tensor([*response.prompt_ids, *response.token_ids])
+        best = model.outputs(whole_text[None, :-1]).logits[0, len(prompt) - 1 :].argmax(-1)
+        assert best.tolist() == list(response.token_ids)
+        assert response.text == tokenizer.decode(response.token_ids, skip_special_tokens=True)
+    sampled = [response for text in read if text.temperature == 0.9 for response in text.responses]
     firsts = [model.model(input_ids=torch.tensor([a.prompt_ids])).logits[0, -1].argmax() for a in sampled]
-    assert any(first != answer.token_ids[0] for first, answer in zip(firsts, sampled, strict=True))
+    assert any(first != response.token_ids[0] for first, response in zip(firsts, sampled, strict=True))
     assert any(len(text.responses) == 2 for text in read)
 
 
-def test_answers_stop_once_they_go_round_in_circles(engine: Counted) -> None:
+def test_responses_stop_once_they_repeat_themselves(engine: Counted) -> None:
     draw = random.Random(0)
     prompts = [tuple(draw.choices(range(5, 250), k=4)) for _ in range(32)]
     free, bound = (engine([Request(prompt, 200, 0.0, 0, repeat) for prompt in prompts]) for repeat in (0, 2))
@@ -163,7 +163,7 @@ def test_answers_stop_once_they_go_round_in_circles(engine: Counted) -> None:
         if len(short.token_ids) < len(long.token_ids):
             stopped += 1
             assert not short.ended
-            # It ends with a stretch of 2 to 4 tokens, said twice.
+            # It ends with a stretch of 2 to 4 tokens twice.
             assert any(short.token_ids[-n:] == short.token_ids[-2 * n : -n] for n in (2, 3, 4))
     assert stopped
 
@@ -210,7 +210,7 @@ def test_source_code_through_the_command(job: ResponseJob, corpus_root: Path, tm
     assert all(17 <= len(text.responses[0].prompt_ids) <= 31 for text in read)
 
 
-def test_mistakes_are_told(
+def test_errors_have_a_message(
     job: ResponseJob,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -241,18 +241,18 @@ def tasks(count: int) -> list[Task]:
     return [Task(n, str(n), False, prompt_ids=(n,)) for n in range(count)]
 
 
-def test_a_dead_workers_shard_is_done_again(ray_session: None, tmp_path: Path) -> None:
+def test_a_dead_workers_shard_is_generated_again(ray_session: None, tmp_path: Path) -> None:
     def fragile(name: str, max_failures: int) -> list[tuple[int, list[TaskResult]]]:
         killed = tmp_path / name
 
-        def answer(given: Sequence[Task]) -> list[TaskResult]:
+        def generate(given: Sequence[Task]) -> list[TaskResult]:
             if given[0].index == 2 and not killed.exists():
                 killed.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             return [TaskResult(task.index, task.where, False, 0.0, ()) for task in given]
 
         parts = [Shard(n, tuple(tasks(6)[2 * n : 2 * n + 2])) for n in range(3)]
-        return sorted(generate_on_ray(lambda: answer, parts, Crew(max_failures=max_failures)))
+        return sorted(generate_on_ray(lambda: generate, parts, Crew(max_failures=max_failures)))
 
     made = fragile("once", 1)
     assert [(number, [text.index for text in texts]) for number, texts in made] == [
@@ -264,7 +264,7 @@ def test_a_dead_workers_shard_is_done_again(ray_session: None, tmp_path: Path) -
         fragile("too often", 0)
 
 
-def test_failures_on_ray_are_told(ray_session: None) -> None:
+def test_failures_on_ray_have_a_message(ray_session: None) -> None:
     def no_engine() -> None:
         raise MemoryError("no room for the engine")
 
@@ -275,7 +275,7 @@ def test_failures_on_ray_are_told(ray_session: None) -> None:
         list(generate_on_ray(no_engine, part, Crew(8)))  # type: ignore[arg-type]
 
 
-def test_ray_writes_the_same(
+def test_ray_generates_the_same(
     ray_session: None, whole: Path, job: ResponseJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "make_generator", make_generator)

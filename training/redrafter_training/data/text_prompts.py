@@ -87,7 +87,7 @@ def text_prompts(
     *,
     elsewhere: Container[Sequence[int]] = (),
 ) -> list[Tensor]:
-    """At most `count` different prompts cut from tokenised texts, of the lengths in `config`, `front` included. [n] int64"""
+    """At most `count` different prompts cut from tokenised texts, of the lengths in `config` with `front`. [n] int64"""
     special = set(tokenizer.all_special_ids)
     bodies = [without_special(text, special) for text in texts]
     lengths = (max(1, config.min_prompt - len(front)), max(1, config.max_prompt - len(front)))

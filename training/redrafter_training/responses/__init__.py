@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Response generation: the target answers prompts, and its answers become training data."""
+"""Response generation: the target's responses to prompts, as training data."""

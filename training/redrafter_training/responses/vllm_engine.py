@@ -91,7 +91,7 @@ class VllmEngine:
 
 
 def _repetition(longest_repeat: int) -> Any:
-    """vLLM's parameters: a repetition with a period shorter than `longest_repeat` has a multiple of it in this range."""
+    """vLLM's parameters. A period shorter than `longest_repeat` has a multiple in this range."""
     from vllm.sampling_params import RepetitionDetectionParams
 
     if not longest_repeat:

@@ -22,7 +22,7 @@ from redrafter_training.utils.fingerprint import (
 )
 
 # Of a folder, those files that are read; other files beside them may change.
-ANSWERS = ("regenerated.json", "shard-*.jsonl")
+RESPONSES = ("regenerated.json", "shard-*.jsonl")
 DRAFTER = ("config.json", "*.safetensors")
 
 
@@ -30,7 +30,7 @@ def input_fingerprints(job: Job, config: DistillConfig) -> dict[str, Any]:
     """A fingerprint of each input, by the names in `resume.INPUTS`; None of what is not given.
 
     Raises:
-        DataError: the data or answers cannot be read.
+        DataError: the data or responses cannot be read.
         OSError: another file cannot be read.
     """
     return {
@@ -38,7 +38,7 @@ def input_fingerprints(job: Job, config: DistillConfig) -> dict[str, Any]:
         "data": data_fingerprint(job),
         "chat_template": template_fingerprint(job.chat_template),
         "init_from": folder_fingerprint(job.init_from, DRAFTER) if job.init_from else None,
-        "folders": [folder_fingerprint(Path(folder), ANSWERS) for folder in config.responses.folders],
+        "folders": [folder_fingerprint(Path(folder), RESPONSES) for folder in config.responses.folders],
     }
 
 
@@ -51,7 +51,7 @@ def data_fingerprint(job: Job) -> str:
     data, path = job.data, Path(job.data)
     try:
         if is_response_folder(data):
-            return folder_fingerprint(path, ANSWERS)
+            return folder_fingerprint(path, RESPONSES)
         if is_source_code(data):
             root, files = source_files(corpus_root(data))
             return files_fingerprint(files, root)
