@@ -6,7 +6,12 @@ BIN := .venv/bin
 TEST_WORKERS ?= 2
 MYPY_TARGETS = redrafter_vllm training/redrafter_training benchmarks tools
 
-.PHONY: setup demo test lint
+# What a test starts, or that it is slow: see the markers in pyproject.toml and tests/markers.py.
+QUICK := not (engine or server or ray or process or compiles or slow or gpu)
+# A file stays in one process, so that its engines are shared.
+PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+
+.PHONY: setup demo lint check test
 
 setup:
 	@python3 tools/setup_env.py
@@ -19,5 +24,8 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(MYPY_TARGETS)
 
+check: lint
+	$(PYTEST) -m "$(QUICK)"
+
 test: lint
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST)

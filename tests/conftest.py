@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
@@ -21,8 +22,11 @@ def pytest_report_header() -> list[str]:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses by the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks: dict[Path, int] = {}
     for item in items:
         markers.mark(item)
+        ranks[item.path] = min(markers.rank(item), ranks.get(item.path, markers.rank(item)))
+    items.sort(key=lambda item: ranks[item.path])
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a test starts, as markers: given by the fixtures it uses, and checked while it runs.
 
-`make check` leaves out all tests that carry one of `STARTS`. A test without the marker fails where it starts the thing.
+`make check` leaves out tests with one of these markers. A test without the marker fails where it starts the thing.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-STARTS = ("engine", "server", "ray", "process", "compiles")
+STARTS = ("compiles", "engine", "server", "ray", "process")
 
 BY_FIXTURE = {"make_engine": "engine", "server": "server", "ray_session": "ray", "compiled": "compiles"}
 
@@ -22,6 +22,8 @@ BY_FIXTURE = {"make_engine": "engine", "server": "server", "ray_session": "ray",
 # with it the engines and the Ray session that later tests share.
 TIMEOUT = pytest.mark.timeout(method="signal")
 ENGINE_TIMEOUT = pytest.mark.timeout(300, method="signal")
+
+ENGINE_FOLDER = Path(__file__).parent / "engine"
 
 _running: set[str] | None = None  # markers of the test that is being run
 
@@ -33,6 +35,20 @@ def mark(item: pytest.Item) -> None:
             item.add_marker(name)
     if _starts(item):
         item.add_marker(ENGINE_TIMEOUT if item.get_closest_marker("engine") is not None else TIMEOUT)
+
+
+def rank(item: pytest.Item) -> int:
+    """Where the item's file belongs among all: long ones first, so that no process is left with one at the end.
+
+    Tests of tests/engine share engines, which need vLLM's process groups; files whose engines shut down, and these groups
+    with them, come after all of those.
+    """
+    if item.path.is_relative_to(ENGINE_FOLDER):
+        return 0
+    costs = [*STARTS, "slow"]
+    return min(
+        (1 + costs.index(mark.name) for mark in item.iter_markers() if mark.name in costs), default=1 + len(costs)
+    )
 
 
 def begin(item: pytest.Item) -> None:

@@ -58,6 +58,7 @@ def test_given_responses_are_used_by_their_variant_only(tmp_path: Path, monkeypa
     assert trained == [variant.name for variant in VARIANTS if variant.name != "unknown prompts"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ASSET.is_dir(), reason="the small target is not committed here")
 def test_finished_trainings_are_not_repeated(tmp_path: Path) -> None:
     variants = [Variant("a", "full"), Variant("b", "quarter", {"draft_vocab_size": 1 / 4})]

@@ -8,6 +8,7 @@ from benchmarks.serving.drafter_levers import main
 from tests.paths import ASSET
 
 
+@pytest.mark.slow
 def test_a_small_measurement(tmp_path: Path) -> None:
     command = ["--target", str(ASSET), "--prompts", "2", "--new-tokens", "16", "--out", str(tmp_path)]
     assert main([*command, "--draft-vocab-size", "512", "8"]) == 0

@@ -183,6 +183,7 @@ class FakeEngine:
         return found | {"most_at_once": requested.batch, "phases": {}}
 
 
+@pytest.mark.slow
 def test_a_failing_way_to_draft_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(main_module, "EngineProcess", FakeEngine)
     monkeypatch.setattr(FakeEngine, "turns", [])

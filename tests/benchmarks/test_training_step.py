@@ -9,6 +9,7 @@ from benchmarks.machine import PeakMemory
 from benchmarks.training import training_step
 
 
+@pytest.mark.slow
 def test_record_of_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = "--vocab-sizes 60 300 --draft-vocab-size 50 --hidden-size 8 --window 20 --chunk 6 --rounds 2"
     assert training_step.main([*options.split(), "--label-share", "0.5", "--out", str(tmp_path)]) == 0

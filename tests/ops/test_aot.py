@@ -4,6 +4,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -17,6 +18,9 @@ pytest.importorskip("triton.backends.nvidia", reason="this Triton cannot compile
 
 from redrafter_vllm.ops import aot  # noqa: E402
 
+OPS = ROOT / "redrafter_vllm" / "ops"
+IMPORTED_OP = re.compile(r"redrafter_vllm\.ops\.(\w+)")
+
 CASES = [
     (op, variant.name, target)
     for op in aot.ops_with_kernels()
@@ -25,34 +29,42 @@ CASES = [
 ]
 
 
-def _sources() -> str:
-    """A hash of everything that a compiled kernel depends on."""
+def _key(op: str) -> str:
+    """Changes with anything that the kernels of `op` depend on: its files and those of the ops it imports."""
+    folders, left = {"."}, [op]
+    while left:
+        folders.add(folder := left.pop())
+        text = "".join(path.read_text(encoding="utf-8") for path in (OPS / folder).glob("*.py"))
+        left += {name for name in IMPORTED_OP.findall(text) if (OPS / name).is_dir()} - folders
     digest = hashlib.sha256(triton.__version__.encode())
-    for path in sorted((ROOT / "redrafter_vllm" / "ops").rglob("*.py")):
+    for path in sorted(path for folder in folders for path in (OPS / folder).glob("*.py")):
         digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return f"redrafter/aot/{op}-{digest.hexdigest()}"
 
 
-def _compile_all() -> list[dict[str, Any]]:
+def _compile(ops: list[str]) -> list[dict[str, Any]]:
     """In one separate process: kernels are interpreted in this one, and importing Triton takes longest."""
     environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "redrafter_vllm.ops.aot", "--json"]
+    command = [sys.executable, "-m", "redrafter_vllm.ops.aot", "--json", "--ops", *ops]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(found) == len(CASES), done.stderr
+    assert len(found) == sum(op in ops for op, _, _ in CASES), done.stderr
     return found
 
 
 @pytest.fixture(scope="module")
 def compiled(request: pytest.FixtureRequest) -> dict[tuple[str, str, int], aot.Resources]:
+    """By op, variant and target. Only ops whose sources have changed since the last run are compiled."""
     cache = getattr(request.config, "cache", None)  # pytest may run without its cache
-    key = f"redrafter/aot/{_sources()}"
-    found = cache.get(key, None) if cache is not None else None
-    if found is None:
-        found = _compile_all()
+    ops = aot.ops_with_kernels()
+    found = {op: cache.get(_key(op), None) if cache is not None else None for op in ops}
+    missing = [op for op in ops if found[op] is None]
+    made = _compile(missing) if missing else []
+    for op in missing:
+        found[op] = [one for one in made if one["op"] == op]
         if cache is not None:
-            cache.set(key, found)
-    results = [aot.Resources(**one) for one in found]
+            cache.set(_key(op), found[op])
+    results = [aot.Resources(**one) for op in ops for one in found[op]]
     return {(one.op, one.variant, one.target): one for one in results}
 
 

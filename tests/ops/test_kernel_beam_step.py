@@ -75,7 +75,7 @@ def test_against_sorting_every_continuation(
         (2, 4, 999, None, torch.float16),
         (1, 3, 999, 50, torch.bfloat16),
         (1, 2, 5000, None, torch.bfloat16),
-        (1, 64, 130, None, torch.float32),
+        pytest.param(1, 64, 130, None, torch.float32, marks=pytest.mark.slow),
     ],
 )
 def test_against_the_reference(

@@ -90,7 +90,7 @@ def random_case(num_reqs: int, num_nodes: int, seed: int) -> tuple[StoredTrees, 
 
 
 @runs_kernels
-@pytest.mark.parametrize("num_nodes", [1, 3, 16, 17, 40, 128])
+@pytest.mark.parametrize("num_nodes", [1, 3, 16, 17, 40, pytest.param(128, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("num_reqs", [0, 1, 3])
 def test_kernel_against_reference(num_reqs: int, num_nodes: int) -> None:
     from redrafter_vllm.ops.draft_inputs import kernel

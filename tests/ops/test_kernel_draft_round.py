@@ -124,7 +124,7 @@ def test_hidden_states_of_another_type() -> None:
 
 
 @runs_kernels
-@pytest.mark.parametrize("num_nodes", [1, 2, 16, 19, 128])
+@pytest.mark.parametrize("num_nodes", [1, 2, 16, 19, pytest.param(128, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("num_reqs", [0, 1, 5])
 def test_storing_against_reference(num_reqs: int, num_nodes: int) -> None:
     from redrafter_vllm.ops.draft_round import kernel

@@ -37,6 +37,7 @@ def test_tokenizer_is_lossless() -> None:
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_accepts_drafts_on_held_out_prompts(name: str) -> None:
     target = TargetModel(AutoModelForCausalLM.from_pretrained(ASSET, dtype=torch.float32))

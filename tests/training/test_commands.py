@@ -84,6 +84,7 @@ def test_distilled_drafter_round_trip(
     assert {"redrafter1_kl", "redrafter2_top5"} < rows[-1].keys()
 
 
+@pytest.mark.slow
 def test_trimmed_drafter_from_text_and_labels(
     made: tuple[Path, dict[str, object]], corpus_root: Path, tmp_path: Path
 ) -> None:

@@ -86,6 +86,7 @@ def test_labels_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*arguments, "--data", str(book), "--evaluate", "false", "--resume", "false"]) == 0
 
 
+@pytest.mark.slow
 def test_conversations_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = [
         {

@@ -102,6 +102,7 @@ def test_responses_are_divided_by_content(tmp_path: Path) -> None:
         assert len(training) == 23 and read.split.unmeasured == 1
 
 
+@pytest.mark.slow
 def test_folders_of_responses_beside_source_code(tmp_path: Path, corpus_root: Path) -> None:
     folders = []
     for name, answer in (("one", "abcdef"), ("two", "ghijkl")):

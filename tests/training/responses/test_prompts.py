@@ -18,6 +18,7 @@ from tests.training.chat_tokenizers import CHATML, byte_tokenizer
 JOB = ResponseJob("target", "stdlib", Path("out"), window=100, min_prompt=4, max_prompt=20, temperatures=(0.0, 0.7))
 
 
+@pytest.mark.slow
 def test_source_prompts_are_stretches_of_the_right_files(corpus_root: Path) -> None:
     tokenizer = byte_tokenizer()
     job = replace(JOB, data=str(corpus_root), count=50, seed=3)

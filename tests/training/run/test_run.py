@@ -70,6 +70,7 @@ def test_killed_command_ends_like_an_uninterrupted_one(arguments: list[str], tmp
     assert reports[0]["training"] == reports[1]["training"]
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], target: Path
 ) -> None:

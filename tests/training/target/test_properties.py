@@ -166,6 +166,7 @@ def test_tokens_added_and_the_model_not_resized(
     assert "1  skipped: token without a row in the target's embedding" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_tokenizer_without_eos(conversations: Path, corpus_root: Path, tmp_path: Path) -> None:
     target = asset_with(tmp_path / "target", bos_token="<s>")
     config = json.loads((target / "config.json").read_text())
