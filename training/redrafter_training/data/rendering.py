@@ -188,6 +188,17 @@ class ChatTemplate:
         """
         return self._apply(turns, add_generation_prompt=True)
 
+    def user_turn(self) -> tuple[str, str]:
+        """The text up to the first word of a user's first turn, and what follows the turn, without white space around.
+
+        Raises:
+            DataError: the template does not show a user's turn as it is.
+        """
+        before, found, after = self._apply([Turn("user", _PLACEHOLDER)]).partition(_PLACEHOLDER)
+        if not found:
+            raise DataError(f"{self.name} does not show a user's turn as it is")
+        return before, after.strip()
+
     def _find_answers(self, text: str, turns: Sequence[Turn]) -> list[tuple[int, int]]:
         blank = [Turn(t.role, _PLACEHOLDER) if t.role == "assistant" else t for t in turns]
         pieces = self._apply(blank).split(_PLACEHOLDER)
