@@ -66,9 +66,9 @@ def keep_async_scheduling() -> Iterator[None]:
     check = CpuPlatform.check_and_update_config
 
     def check_and_update_config(cls: type, vllm_config: Any) -> None:
-        asked = vllm_config.scheduler_config.async_scheduling
+        chosen = vllm_config.scheduler_config.async_scheduling
         check(vllm_config)
-        vllm_config.scheduler_config.async_scheduling = asked
+        vllm_config.scheduler_config.async_scheduling = chosen
 
     with patch.object(CpuPlatform, "check_and_update_config", classmethod(check_and_update_config)):
         yield

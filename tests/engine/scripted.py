@@ -119,15 +119,17 @@ def trees_around(
         yield drawn
 
 
+def truths_of(prompts: Sequence[list[int]], outputs: Sequence[Any]) -> dict[tuple[int, ...], list[int]]:
+    """The full token sequence that each prompt leads to, from its output."""
+    return {tuple(prompt): [*prompt, *out.outputs[0].token_ids] for prompt, out in zip(prompts, outputs, strict=True)}
+
+
 def run_both(
     plain: Any, other: Any, prompts: Sequence[list[int]], sampling: Any, seed: int = 0
 ) -> tuple[list[Any], list[Any]]:
     """Outputs of plain vLLM, and of `other` with random trees around them."""
     expected = generate(plain, prompts, sampling)
-    truths = {
-        tuple(prompt): [*prompt, *out.outputs[0].token_ids] for prompt, out in zip(prompts, expected, strict=True)
-    }
-    with scripted_trees(other, truths, seed=seed):
+    with scripted_trees(other, truths_of(prompts, expected), seed=seed):
         return expected, generate(other, prompts, sampling)
 
 

@@ -25,7 +25,7 @@ from tests.engine.generation import (
     tokens,
 )
 from tests.engine.row_invariant import row_invariant
-from tests.engine.scripted import scripted_trees
+from tests.engine.scripted import scripted_trees, truths_of
 from tests.models import VOCAB
 
 MAX_TOKENS = 60
@@ -103,7 +103,7 @@ def test_a_request_continues_anothers_text(make_engine: MakeEngine, random_targe
     prompts = random_prompts(5, VOCAB, longest=90, seed=22)
     for turn in range(3):
         outputs = generate(cold, prompts, sampling)
-        truths = {tuple(p): [*p, *o.outputs[0].token_ids] for p, o in zip(prompts, outputs, strict=True)}
+        truths = truths_of(prompts, outputs)
         with scripted_trees(tree, truths):
             own = generate(tree, prompts, sampling)
         assert tokens(own) == tokens(outputs)

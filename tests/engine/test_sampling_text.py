@@ -73,15 +73,15 @@ class NotTheOneBeforeLast(LogitsProcessor):
 
     def __init__(self, vllm_config: Any, req_states: Any) -> None:
         self.states = req_states
-        self.asked = [False] * req_states.max_num_reqs
+        self.wanted = [False] * req_states.max_num_reqs
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
-        self.asked[req_idx] = bool((sampling_params.extra_args or {}).get("vary"))
-        return self.asked[req_idx]
+        self.wanted[req_idx] = bool((sampling_params.extra_args or {}).get("vary"))
+        return self.wanted[req_idx]
 
     def apply(self, logits: torch.Tensor, ctx: Any) -> torch.Tensor:
         for row, slot in enumerate(ctx.expanded_idx_mapping.tolist()):
-            if not self.asked[slot]:
+            if not self.wanted[slot]:
                 continue
             if ctx.expanded_local_pos[row] > 0:
                 before = int(ctx.input_ids[row - 1])

@@ -53,13 +53,13 @@ def test_asynchronous_scheduling_is_on_unless_switched_off(random_target: Path) 
     """For this method as for those that vLLM lists; it still refuses other methods. (A CPU switches it off later.)"""
     from vllm.engine.arg_utils import EngineArgs
 
-    def scheduling(asked: bool | None, speculative: dict[str, Any]) -> Any:
-        args = EngineArgs(str(random_target), speculative_config=speculative, async_scheduling=asked, max_model_len=64)
+    def scheduling(chosen: bool | None, speculative: dict[str, Any]) -> Any:
+        args = EngineArgs(str(random_target), speculative_config=speculative, async_scheduling=chosen, max_model_len=64)
         with keep_async_scheduling():
             return args.create_engine_config().scheduler_config.async_scheduling
 
     for speculative in (TREE, CHAIN):
-        assert [scheduling(asked, speculative) for asked in (None, True, False)] == [True, True, False]
+        assert [scheduling(chosen, speculative) for chosen in (None, True, False)] == [True, True, False]
     ngram = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
     assert not scheduling(None, ngram)
     with pytest.raises(ValueError, match="async scheduling is only supported with"):

@@ -30,7 +30,7 @@ from tests.engine.generation import (
     tokens,
 )
 from tests.engine.row_invariant import row_invariant
-from tests.engine.scripted import scripted_trees
+from tests.engine.scripted import scripted_trees, truths_of
 from tests.engine.sessions import Part, Sessions, random_sessions, run_sessions, truths
 from tests.models import VOCAB
 
@@ -58,13 +58,12 @@ def test_preempted_before_the_stop_arrives(make_engine: MakeEngine, random_targe
             ]
             prompts = [[rng.randrange(3, VOCAB) for _ in range(rng.randint(20, 50))] for _ in range(3)]
             expected, ordinary = run_sessions(plain, {"s": parts}), generate(plain, prompts, greedy(80))
-            asked = {tuple(p): [*p, *o.outputs[0].token_ids] for p, o in zip(prompts, ordinary, strict=True)}
 
             def join(step: int, prompts: list[list[int]] = prompts) -> None:
                 for index, prompt in enumerate(prompts if step == 0 else ()):
                     tree.llm_engine.add_request(f"long {index}", {"prompt_token_ids": prompt}, greedy(80))
 
-            with scripted_trees(tree, truths({"s": parts}, expected) | asked, seed=seed):
+            with scripted_trees(tree, truths({"s": parts}, expected) | truths_of(prompts, ordinary), seed=seed):
                 assert run_sessions(tree, {"s": parts}, ahead=seed % 2 == 1, before_step=join) == expected
                 settle(tree)
             assert not leaks(tree)
@@ -106,8 +105,8 @@ def test_kv_events(make_engine: MakeEngine, random_target: Path, asynchronous: b
     sessions, prompts = random_sessions(13, longest=33), random_prompts(4, VOCAB, longest=60, seed=13)
     with row_invariant(plain), stored_blocks(plain) as wanted:
         expected, ordinary = run_sessions(plain, sessions), generate(plain, prompts, greedy(40))
-    asked = {tuple(p): [*p, *o.outputs[0].token_ids] for p, o in zip(prompts, ordinary, strict=True)}
-    with row_invariant(tree), stored_blocks(tree) as own, scripted_trees(tree, truths(sessions, expected) | asked):
+    all_truths = truths(sessions, expected) | truths_of(prompts, ordinary)
+    with row_invariant(tree), stored_blocks(tree) as own, scripted_trees(tree, all_truths):
         assert run_sessions(tree, sessions) == expected
         assert tokens(generate(tree, prompts, greedy(40))) == tokens(ordinary)
     assert own == wanted and len(own) > 20
@@ -263,7 +262,7 @@ async def talk(llm: Any, name: str, parts: Sequence[Part]) -> list[list[int]]:
 
     answers, answered = [[] for _ in parts], asyncio.Event()
 
-    def asked(part: Part) -> Any:
+    def sampling_of(part: Part) -> Any:
         sampling = part.sampling.clone()
         sampling.output_kind = RequestOutputKind.DELTA
         return sampling
@@ -271,11 +270,11 @@ async def talk(llm: Any, name: str, parts: Sequence[Part]) -> list[list[int]]:
     async def inputs() -> AsyncGenerator[Any]:
         for part in parts:
             answered.clear()
-            yield StreamingInput(prompt={"prompt_token_ids": list(part.prompt)}, sampling_params=asked(part))
+            yield StreamingInput(prompt={"prompt_token_ids": list(part.prompt)}, sampling_params=sampling_of(part))
             await answered.wait()
 
     turn = 0
-    async for output in llm.generate(inputs(), asked(parts[0]), name):
+    async for output in llm.generate(inputs(), sampling_of(parts[0]), name):
         answers[turn] += output.outputs[0].token_ids
         if len(answers[turn]) == parts[turn].sampling.max_tokens:
             turn += turn < len(parts) - 1

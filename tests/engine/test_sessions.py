@@ -11,7 +11,7 @@ from tests.engine.conftest import MakeEngine
 from tests.engine.differential.leaks import leaks, watched_rows
 from tests.engine.differential.stream import settle
 from tests.engine.generation import CHAIN, TREE, generate, params, random_prompts, tokens
-from tests.engine.scripted import scripted_trees
+from tests.engine.scripted import scripted_trees, truths_of
 from tests.engine.sessions import Session, as_prompts, random_sessions, run_sessions, truths
 from tests.models import VOCAB
 
@@ -46,8 +46,8 @@ def test_a_session_drops_the_last_token_of_each_answer(make_engine: MakeEngine, 
         answers = run_sessions(llm, sessions)
         for name, parts in sessions.items():
             prompts = as_prompts(parts, answers[name])
-            asked = [part.sampling for part in parts]
-            assert [out[0] for out in tokens(generate(plain, prompts, asked))] == answers[name]
+            sampling = [part.sampling for part in parts]
+            assert [out[0] for out in tokens(generate(plain, prompts, sampling))] == answers[name]
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_beside_requests_with_chunked_prompts(make_engine: MakeEngine, random_ta
         own.update({o.request_id: list(o.outputs[0].token_ids) for o in outputs if o.request_id.startswith("r")})
         return outputs
 
-    asked = {tuple(p): [*p, *o.outputs[0].token_ids] for p, o in zip(prompts, ordinary, strict=True)}
-    with scripted_trees(tree, truths(sessions, expected) | asked), patch.object(tree.llm_engine, "step", watched_step):
+    all_truths = truths(sessions, expected) | truths_of(prompts, ordinary)
+    with scripted_trees(tree, all_truths), patch.object(tree.llm_engine, "step", watched_step):
         assert run_sessions(tree, sessions, before_step=join) == expected
         settle(tree)
     assert [own[f"r{index}"] for index in range(len(prompts))] == [out[0] for out in tokens(ordinary)]

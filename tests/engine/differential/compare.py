@@ -72,6 +72,6 @@ def logprobs_difference(wanted: Any, own: Any) -> str | None:
 
 def log_probs(plain: Any, context: list[int], tokens: tuple[int, int]) -> tuple[float, float]:
     """Plain vLLM's log-probabilities of two tokens after `context`."""
-    asked = params(temperature=0.0, max_tokens=1, logprob_token_ids=list(tokens))
-    (position,) = generate(plain, [context], asked)[0].outputs[0].logprobs
+    sampling = params(temperature=0.0, max_tokens=1, logprob_token_ids=list(tokens))
+    (position,) = generate(plain, [context], sampling)[0].outputs[0].logprobs
     return position[tokens[0]].logprob, position[tokens[1]].logprob

@@ -78,7 +78,7 @@ def test_unsupported_layers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
     flash_attention(monkeypatch, AMPERE)
     from redrafter_vllm.integration.attention.flash import FlashTreeImpl
 
-    for asked, reason in (
+    for options, reason in (
         ({"alibi_slopes": [1.0, 0.5]}, "ALiBi"),
         ({"sliding_window": 32}, "sliding-window"),
         ({"logits_soft_cap": 30.0}, "caps"),
@@ -86,7 +86,7 @@ def test_unsupported_layers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
         ({"chunk_lookback": 2}, "chunk_lookback"),
     ):
         with pytest.raises(ValueError, match=reason):
-            FlashTreeImpl(2, 64, 0.125, 2, **asked)
+            FlashTreeImpl(2, 64, 0.125, 2, **options)
     layer = layer_scales()
     step = Step(TREES, (2, 2), 64, torch.float16)
     impl = make_impl("flash", step)
