@@ -88,7 +88,7 @@ def test_dummy_runs_between_steps(make_engine: MakeEngine, random_target: Path) 
 
 
 def test_caches_are_not_kept(make_engine: MakeEngine, random_target: Path) -> None:
-    """vLLM frees the caches of its memory profiling by replacing the layers' tensors; nothing else may refer to them."""
+    """vLLM frees the caches of its memory profiling by replacing the layers' tensors; nothing else may hold them."""
     state = runner(make_engine(random_target, TREE)).model_state
     layer = state.vllm_config.compilation_config.static_forward_context["model.layers.1.self_attn.attn"]
     kept = layer.kv_cache
