@@ -37,7 +37,7 @@ def test_a_mistake_is_one_sentence_without_the_usage_text(capsys: pytest.Capture
 def test_folders_that_would_not_be_read_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse([*GIVEN, "--responses.folders", "[answers]", "--response-fraction", "0"])
-    assert "a response_fraction of 0 takes nothing from them" in capsys.readouterr().err
+    assert "with a response_fraction of 0 they are not used" in capsys.readouterr().err
 
 
 def test_flags_override_the_file_and_the_file_the_recipe(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ray workers train what one process trains, and outlive a death. One Ray session serves all tests."""
+"""Ray workers train as one process does, and recover from a worker's death. All tests share one Ray session."""
 
 import os
 import signal
@@ -60,7 +60,7 @@ def make_target() -> TargetModel:
 
 
 def batches(kill_at: tuple[int, ...] = (), markers: Path = Path(), waiting: Path | None = None) -> Iterator[Windows]:
-    """Eight rows whose valid lengths differ, so that the workers' shares hold different numbers of positions.
+    """Eight rows of different lengths, so that the workers' shares have different numbers of positions.
 
     The process is killed once at each of the steps `kill_at`; files in `markers` remember it. The third step begins
     when there is a file `waiting`.
@@ -123,7 +123,7 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], 
 def test_two_workers_follow_one_with_twice_the_rows(two_workers: tuple[list[float], Path]) -> None:
     losses = train(LocalContext())["losses"]
     assert losses[-1] < 0.97 * losses[0]
-    # Products in bfloat16 over four rows and over eight are not rounded alike, and later steps build on that.
+    # Products in bfloat16 over four and over eight rows are rounded differently, and later steps depend on that.
     assert two_workers[0][0] == pytest.approx(losses[0], rel=1e-5)
     assert two_workers[0] == pytest.approx(losses, rel=0.01)
 
@@ -139,13 +139,13 @@ def test_deaths_of_a_worker_and_of_the_job_change_nothing(
 
     with pytest.raises(WorkersFailedError):
         run_on_ray(killed, run, Fleet(num_workers=2, max_failures=1))
-    # The first death was made up for, from step 6 on: the second came after the checkpoint of step 12.
+    # The first death was recovered from step 6 on; the second came after the checkpoint of step 12.
     assert sorted(path.name for path in markers.iterdir()) == ["15", "9"]
     assert (run / "step-00000012").is_dir()
-    # As if the job had died while Ray was writing its record, too.
+    # As if the job had also died while Ray was writing its record.
     record = run / SNAPSHOT
     record.write_text('{"checkpoint_results": [')
-    # An elastic group takes what there is room for: two CPUs give two workers.
+    # An elastic group uses the available CPUs: two CPUs give two workers.
     result = run_on_ray(killed, run, Fleet(num_workers=(1, 2)))
     assert result["world_size"] == 2
     assert result["losses"] == two_workers[0]
@@ -158,7 +158,7 @@ def test_a_signal_to_the_launcher_ends_the_workers_with_a_checkpoint(
     run = tmp_path / "checkpoints"
 
     def slow(context: TrainContext) -> dict[str, Any]:
-        # The third step waits for the signal, so that the launcher, which looks now and then, has passed it on by then.
+        # The third step waits for the signal, so that the launcher, which polls, has passed it on by then.
         return train(context, waiting=tmp_path / ".stop-wanted")
 
     def interrupt() -> None:
@@ -194,7 +194,7 @@ def test_a_signal_before_the_steps_ends_the_workers_at_once(ray_session: Callabl
     ray_session()
 
 
-def test_a_cluster_that_is_there_keeps_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_cluster_keeps_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple[Any, Any]] = []
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **options: given.append((options["address"], options["num_cpus"])))
@@ -214,7 +214,7 @@ def test_workers_fill_a_cache_together(two_workers: tuple[list[float], Path], tm
     assert len(list((tmp_path / "states").glob("hidden-*"))) > 4
     shards = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "states").iterdir()}
     assert filled["losses"] == pytest.approx(two_workers[0], rel=0.01)
-    # One process reads what two have written, and leaves it as it is.
+    # One process reads what two have written, without changing it.
     alone = train_from_cache(LocalContext(), tmp_path)
     assert alone["loaded"] == []
     assert alone["losses"] == pytest.approx(filled["losses"], rel=0.01)

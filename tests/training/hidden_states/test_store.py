@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hidden states on disk: what is stored, what is refused, and that training from them is training."""
+"""Hidden states on disk: storing, refusals, and training from them compared with training online."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ CONFIG = DistillConfig(
 
 
 def batches(count: int = 3) -> list[Windows]:
-    """Rows that end early, among them one that ends in the token that padding is made of."""
+    """Rows with padding, among them one that ends in the padding token."""
     generator = torch.Generator().manual_seed(0)
     made = []
     for _ in range(count):
@@ -61,7 +61,7 @@ def cached(target: TargetModel, folder: Path, data: list[Windows], **options: An
 
 
 class Rounded(TargetModel):
-    """The online target, its hidden states rounded as the cache rounds them, its logits from these."""
+    """The online target with hidden states rounded as in the cache, and logits from these."""
 
     def __init__(self, target: TargetModel) -> None:
         super().__init__(target.model)
@@ -85,7 +85,7 @@ def test_loss_and_gradient_are_those_of_the_rounded_target(tiny_target: TargetMo
     assert len(list(tmp_path.glob("hidden-*"))) > 3
     rounded = Rounded(tiny_target)
     for batch in data:
-        # Rows stand in other batches in the fill, which leaves room for the last bit of some sums.
+        # The fill has the rows in other batches, which may change the last bit of some sums.
         found, expected = gradients(target, batch), gradients(rounded, batch)
         assert found[0] == pytest.approx(expected[0], rel=1e-3)
         assert (found[1] - expected[1]).norm() < 5e-3 * expected[1].norm()
@@ -112,7 +112,7 @@ def test_rows_are_found_in_other_batches_and_lengths(tiny_target: TargetModel, t
         target.outputs(torch.stack([data[0].tokens[1], data[0].tokens[1].flip(0)]))
 
 
-def test_documents_of_a_row_are_texts_of_their_own() -> None:
+def test_documents_of_a_row_are_separate_texts() -> None:
     first, second = [5, 6, 7], [8, 9, 0]
     index = TextIndex()
     row = torch.tensor([[*first, *second, 0, 0]])
@@ -204,7 +204,7 @@ def test_interrupted_fill_keeps_its_shards(tiny_target: TargetModel, tmp_path: P
     assert len(list((tmp_path / "whole").iterdir())) == len(list((tmp_path / "parts").iterdir()))
 
 
-def test_full_disk_leaves_whole_shards(tmp_path: Path) -> None:
+def test_full_disk_leaves_complete_shards(tmp_path: Path) -> None:
     cache = HiddenCache(tmp_path, [10, 1000], 16, shard_bytes=10 * 32)
     cache.write(0, torch.ones(10, 16))
     with disk_of(4096), pytest.raises(HiddenCacheError, match=r"hidden-00001.* could not be written .*make room"):
@@ -214,7 +214,7 @@ def test_full_disk_leaves_whole_shards(tmp_path: Path) -> None:
     assert torch.equal(cache.read(0), torch.ones(10, 16, dtype=torch.bfloat16))
 
 
-def test_shards_of_unknown_origin_go(tiny_target: TargetModel, tmp_path: Path) -> None:
+def test_shards_of_unknown_origin_are_deleted(tiny_target: TargetModel, tmp_path: Path) -> None:
     cache = HiddenCache(tmp_path, [10], 16)
     cache.begin({"dtype": "float32"}, {}, tiny_target.head())
     cache.write(0, torch.ones(10, 16))
@@ -230,11 +230,11 @@ def test_shards_of_unknown_origin_go(tiny_target: TargetModel, tmp_path: Path) -
 
 def test_upper_bound_by_hand() -> None:
     config = replace(CONFIG, response_fraction=0.5, responses=replace(CONFIG.responses, count=10))
-    # 8 steps with 2 rows of text and 2 of 10 answers, 3 rows held out; 24 tokens of 16 numbers of 2 bytes each
+    # 8 steps with 2 rows of text and 2 of 10 responses, 3 rows held out; 24 tokens of 16 numbers of 2 bytes each
     assert max_bytes(config, 16, 3) == (16 + 10 + 3) * 24 * 16 * 2
 
 
-def test_fixed_windows_come_again_in_another_order() -> None:
+def test_fixed_windows_are_repeated_in_another_order() -> None:
     files = [torch.arange(100), torch.arange(100, 179)]  # 17 windows at any phase, 5 batches
     stream = text_batches(files, 10, None, 4, 0, fixed=True)
     first, second = (torch.cat(list(islice(stream, 5))) for _ in range(2))
@@ -272,14 +272,14 @@ def test_command_with_a_cache(
     with_cache = [*command, "--hidden-cache", str(cache)]
     assert main([*with_cache, "--dry-run", "--out", str(tmp_path / "none")]) == 0
     shown = capsys.readouterr().out
-    # 24 steps with 2 rows of text, 8 answers, 4 rows held out; 32 tokens of 32 numbers of 2 bytes
+    # 24 steps with 2 rows of text, 8 responses, 4 rows held out; 32 tokens of 32 numbers of 2 bytes
     assert "at most 120.0 KiB" in shown
     assert not cache.exists()
 
     assert main([*with_cache, "--out", str(tmp_path / "first")]) == 0
     shown = capsys.readouterr().out
     assert "hidden states of 60 texts" in shown, shown
-    assert "120.0 KiB in 1 shards, of which 1 with 120.0 KiB are to be made" in shown
+    assert "120.0 KiB in 1 shards, of which 1 with 120.0 KiB are missing" in shown
 
     assert main([*command, "--fixed-windows", "--out", str(tmp_path / "online")]) == 0
     losses = [read_state(tmp_path / f"{name}.run/checkpoints/step-00000024")["history"] for name in ("first", "online")]
@@ -292,7 +292,7 @@ def test_command_with_a_cache(
     )
     assert main([*with_cache, "--out", str(tmp_path / "second")]) == 0
     assert weights(tmp_path / "second") == weights(tmp_path / "first")
-    # From a checkpoint, too.
+    # Also from a checkpoint.
     for name in ("step-00000024",):
         shutil.rmtree(tmp_path / "second.run" / "checkpoints" / name)
     assert main([*with_cache, "--out", str(tmp_path / "second")]) == 0
@@ -302,13 +302,13 @@ def test_command_with_a_cache(
     monkeypatch.undo()
     assert main([*with_cache, "--seed", "1", "--out", str(tmp_path / "other")]) == 1
     error = capsys.readouterr().err
-    assert "made from something else (seed: 0 -> 1)" in error
+    assert "computed from other inputs (seed: 0 -> 1)" in error
     assert main([*with_cache, "--target-dtype", "bfloat16", "--out", str(tmp_path / "other")]) == 1
     assert "dtype: float32 -> bfloat16" in capsys.readouterr().err
     stored = path.read_bytes()
     path.write_bytes(stored[:-3] + bytes([stored[-3] ^ 1]) + stored[-2:])
     assert main([*with_cache, "--out", str(tmp_path / "other")]) == 1
-    assert "made from something else (target: " in capsys.readouterr().err
+    assert "computed from other inputs (target: " in capsys.readouterr().err
     path.write_bytes(stored)
     # What the states do not depend on may change.
     assert main([*with_cache, "--beam-length", "1", "--max-steps", "24", "--out", str(tmp_path / "other")]) == 0
@@ -321,7 +321,7 @@ def test_command_with_a_cache(
 
 @pytest.mark.process
 def test_killed_fill_goes_on(command: list[str], tmp_path: Path) -> None:
-    """kill -9 after the first shards; the same command does not make them again, and ends as if nothing had been."""
+    """After kill -9, the same command keeps the finished shards and gives the result of an uninterrupted one."""
     script = "import sys, redrafter_training.hidden_states.store as h, redrafter_training.hidden_states.target as c\n"
     script += "c.open_cached_target.__kwdefaults__['shard_bytes'] = 4096\n"
     slow = "import time; w = h.HiddenCache.write\nh.HiddenCache.write = lambda *a: (w(*a), time.sleep(0.2))\n"

@@ -144,7 +144,7 @@ def test_mistakes_are_told(
     for wrong, message in (
         (["--config", str(unknown)], "learning_rat"),
         (["--num-workers", "5"], "batch_size counts the rows of all workers"),
-        (["--num-workers", "[3, 2]"], "least, most"),
+        (["--num-workers", "[3, 2]"], "min, max"),
         (["--beam-length", "0"], "beam_length"),
         (["--recipe", "best"], "best"),
     ):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Targets that do not fit, are quantised, or are spread out. Memory is made up: none of this needs a GPU."""
+"""Targets that do not fit, are quantised, or are on several GPUs. Free memory is simulated; no GPU is needed."""
 
 import json
 from dataclasses import replace
@@ -106,7 +106,7 @@ def test_several_gpus(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     shares = memory_shares(GPUS, plan.training_memory)
     assert shares[1] == int(0.95 * (1 << 30))
     assert shares[0] == shares[1] - (plan.total_memory - needed)
-    with pytest.raises(TargetLoadError, match="--target-gpus 2 was asked for, and there are 0 here"):
+    with pytest.raises(TargetLoadError, match="--target-gpus is 2, and this machine has 0"):
         visible_devices(replace(job, target_gpus=2), CPU)
 
 
@@ -124,7 +124,7 @@ def test_quantised_twice(job: Job, tmp_path: Path) -> None:
     described["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (tmp_path / "config.json").write_text(json.dumps(described))
     stored = replace(job, target=str(tmp_path), target_quantization="8bit")
-    with pytest.raises(TargetLoadError, match="stored quantised to 4 bits already"):
+    with pytest.raises(TargetLoadError, match="already stored quantised to 4 bits"):
         load_target(stored, CPU)
     assert weight_bytes(model_without_weights(str(tmp_path)), 2, "none") == LINEAR / 2 + 2 * OTHER
 
@@ -147,7 +147,7 @@ def test_quantised_target(job: Job, kind: Any, similarity: float) -> None:
     assert estimated == pytest.approx(loaded, rel=0.1)
 
 
-def test_layers_elsewhere(job: Job, tmp_path: Path) -> None:
+def test_layers_on_another_device(job: Job, tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="accelerate is not installed")
     parts = ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head")
 
@@ -182,6 +182,6 @@ def test_free_memory_of_machine_and_container(tmp_path: Path, monkeypatch: pytes
     assert memory.free_memory(CPU) is None
 
 
-def test_sizes_for_people() -> None:
+def test_readable_sizes() -> None:
     sizes = (1000, 545.25 * 1024, 13.5 * 2**30, 2.0 * 2**40)
     assert list(map(memory.readable, sizes)) == ["1000 bytes", "545.2 KiB", "13.5 GiB", "2048.0 GiB"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every usual family of causal language models can be a target: outputs and head against the model's own logits."""
+"""Targets of the usual model families: outputs and head compared with the model's logits."""
 
 from typing import Any
 
@@ -68,7 +68,7 @@ def test_families(family: str) -> None:
     assert head.rule == RULES.get(family, LogitRule())
     torch.testing.assert_close(head.logits(outputs.hidden), expected, rtol=1e-5, atol=1e-5)
     assert (head.embedding is head.weight) == bool(target.model.config.get_text_config().tie_word_embeddings)
-    # The last norm, if any, is behind: the head's product needs nothing else. A wrong rule would not do.
+    # The hidden states are after the last norm: the head's product alone gives the logits, and a wrong rule does not.
     assert expected.abs().max() > 1
 
 
@@ -84,7 +84,7 @@ def test_logits_beyond_the_rules_are_refused() -> None:
 
     model.forward = shifted
     assert target.outputs(torch.zeros(1, 3, dtype=torch.long)).logits.shape == (1, 3, 50)
-    with pytest.raises(ValueError, match=r"LlamaForCausalLM does more to its logits .* --hidden-cache"):
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM changes its logits by more .* --hidden-cache"):
         target.head()
 
 
@@ -110,7 +110,7 @@ def test_unusable_models_are_refused() -> None:
         TargetModel(offloaded)
 
 
-def test_loaded_when_needed() -> None:
+def test_loaded_on_first_use() -> None:
     loads: list[TargetModel] = []
 
     def load() -> TargetModel:

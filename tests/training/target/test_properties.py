@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked of a target beyond what it can do is told before any work is done."""
+"""Options beyond a target's limits are an error before any work is done."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def facts(family: str, **described: Any) -> float:
         ("gpt2", {"n_positions": 48}, 48),
         ("mpt", {"max_seq_len": 32}, 32),
         ("bloom", {}, math.inf),
-        # Linear and dynamic scaling state the positions before it, the others those behind it.
+        # Linear and dynamic scaling state the positions before scaling, the others those after it.
         ("llama", {"max_position_embeddings": 64, "rope_scaling": {"type": "linear", "factor": 4.0}}, 256),
         ("llama", {"max_position_embeddings": 64, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, 128),
         (
@@ -77,12 +77,12 @@ def test_rows_of_the_embedding() -> None:
     )
 
 
-def test_a_target_that_is_none(tmp_path: Path) -> None:
+def test_a_target_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(TargetFactsError, match=r"the target .*nowhere cannot be loaded: "):
         read_facts(str(tmp_path / "nowhere"))
 
 
-def test_a_target_with_code_of_its_own(tmp_path: Path) -> None:
+def test_a_target_with_its_own_code(tmp_path: Path) -> None:
     config = json.loads((ASSET / "config.json").read_text())
     (tmp_path / "config.json").write_text(
         json.dumps(config | {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}})
@@ -90,7 +90,7 @@ def test_a_target_with_code_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
         "from transformers import LlamaConfig\n\n\nclass OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
     )
-    with pytest.raises(TargetFactsError, match=r"code of its own, which --trust-remote-code runs"):
+    with pytest.raises(TargetFactsError, match=r"its repository has model code, which --trust-remote-code runs"):
         read_facts(str(tmp_path))
     assert read_facts(str(tmp_path), trust_remote_code=True).vocab_size == 2048
 
@@ -107,7 +107,7 @@ def conversations(tmp_path: Path) -> Path:
 
 
 def asset_with(folder: Path, **special: Any) -> Path:
-    """The small target with a tokenizer of other special tokens; the model is as it was."""
+    """The small target with a tokenizer of other special tokens; the model is unchanged."""
     shutil.copytree(ASSET, folder, ignore=shutil.ignore_patterns("redrafter*", "tokenizer_config.json"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(ASSET / "tokenizer.json"), **special)
     tokenizer.save_pretrained(folder)
@@ -158,7 +158,7 @@ def test_tokens_added_and_the_model_not_resized(
     message = capsys.readouterr().err
     assert "'<|im_start|>' is token 2048, and the target's embedding has 2048 rows" in message
     assert "Resize and train the target, or give another --chat-template" in message
-    # Another template does, and so does all data that does not have the token in it.
+    # Another template works, and so does all data without the token.
     with conversations.open("a") as file:
         messages = [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "That is a token."}]
         file.write("\n" + json.dumps({"messages": messages}))
@@ -175,7 +175,7 @@ def test_a_tokenizer_without_eos(conversations: Path, corpus_root: Path, tmp_pat
     assert AutoTokenizer.from_pretrained(target).eos_token_id is None
     answers = "--response-fraction 0.5 --responses.count 8 --responses.max-prompt 20"
     given = f"--target {target} --out {tmp_path / 'out'} {SIZES} {answers}".split()
-    # Texts run on without an end, and so do the target's own.
+    # Texts have no end token, and so do the target's responses.
     assert main([*given, "--data", str(corpus_root), "--evaluate", "true"]) == 0
     (tmp_path / "headings.jinja").write_text(
         "{% for m in messages %}{{ '## ' + m['role'] + '\n' + m['content'] + '\n' }}{% endfor %}"
@@ -185,8 +185,8 @@ def test_a_tokenizer_without_eos(conversations: Path, corpus_root: Path, tmp_pat
     assert main([*given, *of_conversations, "--run-dir", str(tmp_path / "run"), "--overwrite"]) == 0
 
 
-def test_the_tokenizers_eos_ends_the_targets_answers(tmp_path: Path) -> None:
-    # Chat models often have the end of a turn as EOS in the tokenizer alone. All that this target says is that token.
+def test_the_tokenizers_eos_ends_the_targets_responses(tmp_path: Path) -> None:
+    # Chat models often have the end of a turn as EOS only in the tokenizer. This target generates only that token.
     from redrafter_training.config.job import Job
     from redrafter_training.responses.engine import continue_prompts
     from redrafter_training.responses.transformers_engine import TransformersEngine

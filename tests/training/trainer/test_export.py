@@ -29,7 +29,7 @@ def test_new_and_existing_directories(tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["drafter"]
 
 
-def test_failure_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_keeps_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "drafter"
     export(Drafter(CONFIG), out, {})
     before = {path.name: path.read_bytes() for path in out.iterdir()}

@@ -19,7 +19,7 @@ KEPT = [0, 2, 3, 7, 8]
 LOSSES = {
     "divergence": LossConfig(),
     "hot divergence": LossConfig(temperature=2.5),
-    "top1_ids": LossConfig(label_share=1.0),
+    "top-1": LossConfig(label_share=1.0),
     "data": LossConfig(label_share=1.0, labels="data"),
     "mix": LossConfig(label_share=0.3, labels="data"),
     "cold mix": LossConfig(label_share=0.6, temperature=0.7),
@@ -36,7 +36,7 @@ class Case:
 
 
 def make_case(regime: str) -> Case:
-    """Spread logits and a few invalid rows, unless `regime` says otherwise."""
+    """Spread logits and a few rows outside the loss mask, unless `regime` changes them."""
     generator = torch.Generator().manual_seed(5)
 
     def randn(*shape: int) -> Tensor:
@@ -67,7 +67,7 @@ REGIMES = ["spread", "peaked", "flat", "tied", "one position", "all invalid", "r
 
 
 def by_hand(case: Case, config: LossConfig) -> tuple[list[list[Tensor]], list[int]]:
-    """Row by row from the definitions, in fp64: losses by depth, and how often the top1_ids agree."""
+    """Losses by depth and number of equal top-1 tokens, row by row from the definitions, in fp64."""
     kept = range(VOCAB) if case.kept is None else case.kept.tolist()
     losses: list[list[Tensor]] = [[] for _ in range(DEPTHS)]
     agreements = [0] * DEPTHS
@@ -79,11 +79,11 @@ def by_hand(case: Case, config: LossConfig) -> tuple[list[list[Tensor]], list[in
                     continue
                 logits = [case.weight[d] @ case.features[t, b, place] for d in range(len(kept))]
                 target = case.truth.logits[b, row].tolist()
-                favourite = max(range(VOCAB), key=lambda v: (target[v], -v))
+                top1 = max(range(VOCAB), key=lambda v: (target[v], -v))
                 best = max(range(len(kept)), key=lambda d: (float(logits[d].detach()), -d))
-                agreements[t] += kept[best] == favourite
+                agreements[t] += kept[best] == top1
                 loss = (1 - config.label_share) * divergence(logits, [target[v] for v in kept], config.temperature)
-                label = favourite if config.labels == "target" else int(case.truth.next_tokens[b, row])
+                label = top1 if config.labels == "target" else int(case.truth.next_tokens[b, row])
                 if label in kept:
                     loss = loss - config.label_share * log_softmax(logits)[list(kept).index(label)]
                 losses[t].append(loss)

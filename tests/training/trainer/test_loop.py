@@ -56,7 +56,7 @@ def test_other_losses_overfit_too(tiny_target: TargetModel, labels: LossConfig) 
     assert history[-1].loss < 0.7 * history[0].loss
 
 
-def test_trimmed_drafter_overfits_and_agrees_no_more_than_it_can(tiny_target: TargetModel) -> None:
+def test_trimmed_drafter_overfits_and_agrees_within_its_vocabulary(tiny_target: TargetModel) -> None:
     config = replace(CONFIG, draft_vocab_size=12)
     kept = torch.arange(3, 39, 3)
     drafter = build_drafter(tiny_target, config, kept)
@@ -124,7 +124,7 @@ def test_learning_rate_rises_then_falls_to_the_floor() -> None:
     assert learning_rate_scale(1.0, 0.1, floor=0.02) == pytest.approx(0.02)
 
 
-def test_budget_ends_by_the_scarcer_of_two() -> None:
+def test_budget_ends_by_the_limit_that_is_reached_first() -> None:
     assert Budget(10, 100.0).used(5, 80.0) == pytest.approx(0.8)
     assert Budget(10, 100.0).used(5, 20.0) == pytest.approx(0.5)
     assert Budget(10).used(12, 1e9) == 1.0

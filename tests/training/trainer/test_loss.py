@@ -17,13 +17,13 @@ SHARP = 60.0
 
 
 def cyclic_outputs(tokens: Tensor) -> TargetOutputs:
-    """A target that is sure that 0, 1, 2 follow each other in a circle."""
+    """A target that predicts the cycle 0, 1, 2 with near certainty."""
     logits = SHARP * torch.nn.functional.one_hot((tokens + 1) % 3, 3).float()
     return TargetOutputs(torch.zeros(*tokens.shape, 3), logits)
 
 
 def successor_drafter() -> Drafter:
-    """Without an RNN, its state is the sum of the fed tokens' one-hot embeddings; each votes for its successor."""
+    """Without an RNN, its state is the sum of the inputs' one-hot embeddings; each votes for its successor."""
     drafter = Drafter(DrafterConfig(vocab_size=3, hidden_size=3, exit_dim=6, num_draft_layers=0, rnn=False))
     votes = SHARP * torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
     drafter.load_state_dict({"lm_head.0.weight": torch.cat([torch.zeros(3, 3), votes], dim=1)})
@@ -31,10 +31,10 @@ def successor_drafter() -> Drafter:
 
 
 def test_hand_worked_alignment() -> None:
-    """Depth 1 sees one vote, for the right token; depth 2 two, one of them right; depth 3 one for each token.
+    """Depth 1 has one vote, for the right token; depth 2 two, one of them right; depth 3 one for each token.
 
-    So the divergences from a target that is sure are 0, log 2 and log 3. A shift by one, in what is fed or in what is
-    compared, gives about `SHARP` instead of 0 at depth 1.
+    So the divergences from a certain target are 0, log 2 and log 3. A shift by one, of inputs or of labels, gives about
+    `SHARP` instead of 0 at depth 1.
     """
     tokens = torch.tensor([[0, 1, 2, 0, 1, 2, 0]])
     loss_mask = torch.ones_like(tokens, dtype=torch.bool)
@@ -46,10 +46,10 @@ def test_hand_worked_alignment() -> None:
 
 @pytest.mark.parametrize(("labels", "last_row"), [("target", 1), ("data", 0)])
 def test_hand_worked_labels(labels: Literal["target", "data"], last_row: int) -> None:
-    """The text is what the target would write, so both kinds of label cost the same where there is a label.
+    """The text is what the target would generate, so both kinds of label give the same loss where there is a label.
 
-    The deepest draft of the last position is of the token after the window, which the target foretells and the text
-    lacks. The token after a row's valid part is no label either.
+    The deepest draft token of the last position is after the window: the target predicts it, and the text lacks it. The
+    token after the loss mask is no label either.
     """
     tokens = torch.tensor([[0, 1, 2, 0, 1, 2, 0]])
     loss_mask = torch.ones_like(tokens, dtype=torch.bool)
@@ -68,7 +68,7 @@ def test_hand_worked_labels(labels: Literal["target", "data"], last_row: int) ->
 
 
 def test_trimmed_drafter_learns_the_target_restricted_to_its_tokens() -> None:
-    """Tokens 1 and 2 of three are drafted; the target gives them 0.1 and 0.3, which is 1/4 and 3/4 of their own."""
+    """Tokens 1 and 2 of three are in the draft vocabulary; the target gives them 0.1 and 0.3, i.e. 1/4 and 3/4."""
     drafter = Drafter(
         DrafterConfig(vocab_size=3, hidden_size=3, exit_dim=6, num_draft_layers=0, rnn=False, draft_vocab_size=2)
     )
@@ -82,7 +82,7 @@ def test_trimmed_drafter_learns_the_target_restricted_to_its_tokens() -> None:
     sums = unrolled_loss(drafter, torch.eye(3), outputs, tokens, loss_mask, 1, 0, 4)
     divergence = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
     torch.testing.assert_close(sums.loss, torch.tensor([4 * divergence]))
-    # The target's favourite cannot be drafted: no agreement, and no label of its own.
+    # The target's top-1 token is outside the draft vocabulary: no agreement, and no label.
     assert sums.agreements.tolist() == [0]
     label_loss = unrolled_loss(
         drafter, torch.eye(3), outputs, tokens, loss_mask, 1, 0, 4, config=LossConfig(label_share=1.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A packed row teaches what its documents teach alone."""
+"""A packed row gives the loss and gradients of its documents alone."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -59,7 +59,7 @@ SIZES = {
 
 
 class LlamaWithMask(LlamaForCausalLM):
-    """Makes itself the mask of one document where it is given none, as models from the hub may do."""
+    """Makes the mask of one document if it gets none, as models from the hub may do."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: object) -> object:  # type: ignore[override]
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -86,7 +86,7 @@ def make_target(name: str, attention: str = "sdpa") -> TargetModel:
 
 
 def documents(lengths: tuple[int, ...], seed: int = 0) -> list[Example]:
-    """Random tokens; the first third is the prompt, and one token further on is another one's."""
+    """Random tokens; the first third is the prompt, and one later token has no loss."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for number, length in enumerate(lengths):
@@ -104,7 +104,7 @@ def test_packed_logits_are_those_of_the_documents_alone(name: str, attention: st
     assert target.borders is (by_mask if name == "own mask" else by_positions)
     rows = [documents((7, 1 + 6, 9)), documents((12, 5), seed=1), documents((20,), seed=2)]
     batch = arrange(rows, 26)
-    # A sliding window is the target's own affair, which a mask of ours would put out of force.
+    # The mask of `by_mask` would replace a sliding window.
     for way in [by_positions] if name == "mistral" else {by_mask, target.borders}:
         target.borders = way
         logits = target.outputs(batch.tokens, batch.positions).logits
@@ -124,12 +124,12 @@ def test_packed_logits_are_those_of_the_documents_alone(name: str, attention: st
 def sum_over_terms(
     drafter: Drafter, target: TargetModel, examples: list[Example], last_at_end: bool
 ) -> tuple[Tensor, list[int]]:
-    """Half divergence, half cross-entropy of the text, term by term, each document alone; and the terms by depth."""
+    """Half divergence, half cross-entropy of the text, term by term, each document alone; and the number of terms."""
     total, counts = torch.zeros(()), [0] * T
     for number, example in enumerate(examples):
         tokens = example.tokens.long()
         outputs = target.outputs(tokens[None])
-        # Positions whose unrolling would leave the row are left out at every depth.
+        # Positions whose unrolling would leave the row are skipped at every depth.
         positions = len(tokens) - T if last_at_end and number == len(examples) - 1 else len(tokens) - 1
         for p in range(positions):
             share = drafter.context_share(outputs.hidden[0, p])
@@ -185,8 +185,8 @@ def test_packed_loss_and_gradient_are_the_sums_over_documents(room: int) -> None
 
 
 def test_the_last_token_of_an_answer_is_a_label() -> None:
-    # Tokens 5 6 | 7 8 and padding: 7 and 8 are to be learned, so from the context of 5 the drafter, fed 6, learns 7,
-    # and fed 6 and 7 learns 8. Its answers are sure of 7 and 8.
+    # Tokens 5 6 | 7 8 and padding; 7 and 8 are labels. From the context of 5, the drafter learns 7 after 6, and 8 after
+    # 6 and 7.
     windows = collate([Example("", torch.tensor([5, 6, 7, 8]).int(), torch.tensor([False, False, True, True]))], 8)
     target = make_target("llama")
     drafter = build_drafter(target, DistillConfig(Budget(1), beam_length=2))
@@ -219,7 +219,7 @@ def test_packed_metrics_are_those_of_rows_of_one() -> None:
     drafter = build_drafter(target, DistillConfig(Budget(1), beam_length=T))
     examples = documents((7, 3, 11, 8, 5, 12, 6))
     alone = depth_figures(drafter, target, collate(examples, 16), T)
-    # Rows with room at the end: a full one leaves out the last positions, as full rows of one document do.
+    # Rows with padding at the end: a full row skips the last positions, as full rows of one document do.
     packed = depth_figures(drafter, target, arrange([examples[:3], examples[3:5], examples[5:]], 24), T, chunk=5)
     assert packed.positions == alone.positions
     assert packed.divergence == pytest.approx(alone.divergence, rel=1e-4)
@@ -296,5 +296,5 @@ def test_rows_are_packed_where_wanted_and_heeded(tmp_path: Path, capsys: pytest.
     mamba = TargetModel(MambaForCausalLM(config))
     assert packed_window(wanted, mamba, LocalContext()) is None
     assert "MambaForCausalLM" in capsys.readouterr().out
-    # Where its hidden states come from the disk, it has read each document alone.
+    # With a cache the hidden states of each document were computed alone.
     assert packed_window(replace(wanted, hidden_cache=True), mamba, LocalContext()) == 24

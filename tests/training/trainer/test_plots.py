@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture of a training: what stands on which axes."""
+"""The plot of a training: which figures are on which axes."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ EVALUATIONS = [
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
-    """The axes of the picture, left to right."""
+    """The axes of the plot, left to right."""
     from matplotlib.figure import Figure
 
     figures: list[Figure] = []
@@ -42,7 +42,7 @@ def values(axes: Any) -> list[list[float]]:
     return [[float(y) for y in line.get_ydata()] for line in axes.get_lines()]
 
 
-def test_training_loss_and_held_out_divergence_have_axes_of_their_own(drawn: list[Any]) -> None:
+def test_training_loss_and_held_out_divergence_have_separate_axes(drawn: list[Any]) -> None:
     trained, held_out, _ = drawn
     assert values(trained)[0] == pytest.approx([4.0 - step / 10 for step in range(10)])
     assert values(held_out) == [[1.5, 1.25], [2.5, 2.25]]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training that was interrupted ends as one that was not."""
+"""An interrupted and resumed training gives the result of an uninterrupted one."""
 
 import json
 import math
@@ -30,7 +30,7 @@ HOOKS = Hooks(checkpoint_every=3, evaluate_every=4, evaluate=lambda drafter, ste
 
 
 class Interruption(Exception):  # noqa: N818
-    """Stands for a kill."""
+    """A kill, as an exception."""
 
 
 def batches(stop_at: int | None = None) -> Iterator[Windows]:
@@ -39,7 +39,7 @@ def batches(stop_at: int | None = None) -> Iterator[Windows]:
     while True:
         if step == stop_at:
             raise Interruption
-        # Global random numbers too, as a target that samples would take.
+        # Uses global random numbers too, as a sampling target would.
         yield Windows.full(torch.randint(40, (4, 24), generator=generator))
         step += 1
 
@@ -81,7 +81,7 @@ def test_other_settings_are_refused(tiny_target: TargetModel, tmp_path: Path) ->
         train(tiny_target, tmp_path, hooks=replace(HOOKS, identity={"config": {"seed": 1}, "data": "a"}))
 
 
-def test_more_steps_go_on_from_a_finished_run(
+def test_more_steps_continue_a_finished_run(
     tiny_target: TargetModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(steps: int, stop_at: int | None = None) -> Drafter:
@@ -99,7 +99,7 @@ def test_more_steps_go_on_from_a_finished_run(
     capsys.readouterr()
     logged.clear()
     longer = run(20)
-    assert "going on from step 8 with more to do (config.budget.max_steps: 8 -> 20)" in capsys.readouterr().out
+    assert "continuing from step 8 with a larger budget (config.budget.max_steps: 8 -> 20)" in capsys.readouterr().out
     state = read_state(tmp_path / "step-00000020")
     assert len(state["history"]) == 20
     # After step 8 the cosine of 20 steps is at 8/20 of its way, and so the learning rate has risen again.
@@ -145,7 +145,7 @@ def test_only_complete_checkpoints_count_and_two_are_kept(tmp_path: Path) -> Non
     assert checkpoints.latest(tmp_path) == tmp_path / "step-00000002"
 
 
-def test_previous_checkpoint_stays_until_the_next_is_whole(tmp_path: Path) -> None:
+def test_previous_checkpoint_stays_until_the_next_is_complete(tmp_path: Path) -> None:
     def write(directory: Path) -> None:
         (directory / "a").write_text("abc")
 

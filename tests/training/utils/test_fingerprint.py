@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Targets are told apart by content, byte by byte, and by nothing else."""
+"""Fingerprints of targets depend on the content of their files, every byte of it, and on nothing else."""
 
 import shutil
 from collections.abc import Callable

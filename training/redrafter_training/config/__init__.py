@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one training is asked to do: recipe and job."""
+"""Options of a training: recipe (shape, loss, schedule) and job (target, data, machines, files)."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one training is asked to do, apart from the recipe: target, data, machines, places."""
+"""Options of one training apart from the recipe: target, data, machines, paths."""
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from redrafter_vllm.utils.paths import PlaceError, user_path, user_place
 
 @dataclass(frozen=True)
 class Job:
-    """One training from the target to the exported drafter.
+    """Options of one training, from the target to the exported drafter.
 
     Attributes:
         target: folder or hub name of the frozen target.
@@ -22,36 +22,36 @@ class Job:
             text file of conversations, a folder that `datasets` can load, or the name of a data set on the hub.
         data_config: configuration ("subset") of a data set.
         data_split: split of a data set to train on (default: the only one, or train).
-        held_out_split: split of the data set to measure on; what the other split shares with it is not trained on
-            (default: a part of data_split is held out).
+        held_out_split: split of the data set to measure on; texts that the other split shares with it are not trained
+            on (default: a part of data_split is held out).
         chat_template: `vicuna`, or a file of Jinja source (default: the tokenizer's own).
         chat_template_kwargs: variables for the chat template, as JSON: {"enable_thinking": false} for instance.
-        duplicates: drop trains on one of several texts that say the same, keep on all of them.
-        out: where the drafter goes (default: <target>/redrafter for a target on disk, else the registry).
-        ingest: ray reads and tokenises conversations through Ray Data, direct in each process by itself; auto takes
-            ray for several workers, a cluster or a large file.
-        run_dir: where checkpoints, logs and plots go; storage that all machines share (default: <out>.run).
+        duplicates: drop trains on one of several texts with the same content, keep on all of them.
+        out: folder for the drafter (default: <target>/redrafter for a target on disk, else the registry).
+        ingest: ray reads and tokenises conversations through Ray Data, direct does it in each process; auto uses ray
+            for several workers, a cluster or a large file.
+        run_dir: folder for checkpoints, logs and plots, on storage that all machines share (default: <out>.run).
         init_from: folder of a drafter to start from instead of a new one; its shape replaces the recipe's, and keys
-            that ask for another are refused.
-        num_workers: processes to train with, or an elastic range [least, most]; above 1 they are Ray workers.
-        ray_address: cluster to use (auto: the one this machine belongs to); uses Ray for one worker, too.
+            with another shape are an error.
+        num_workers: processes to train with, or an elastic range [min, max]; above 1 they are Ray workers.
+        ray_address: cluster to use (auto: the one this machine belongs to); uses Ray even for one worker.
         max_failures: how often Ray may restart the workers from the last checkpoint.
         device: cpu, cuda, or auto for cuda where there is one.
-        target_dtype: what the target computes in; auto is bfloat16 on cuda and float32 on the CPU.
-        trust_remote_code: run the code that the target's or tokenizer's repository brings along.
-        target_quantization: weights of the target's layers in 8 or 4 bits (bitsandbytes); head and embedding stay.
+        target_dtype: dtype of the target's computation; auto is bfloat16 on cuda and float32 on the CPU.
+        trust_remote_code: run the code in the target's or tokenizer's repository.
+        target_quantization: weights of the target's layers in 8 or 4 bits (bitsandbytes); head and embedding are not
+            quantised.
         target_gpus: GPUs per worker that the target's layers are spread over.
-        hidden_cache: folder for the target's hidden states, computed once instead of in every step; storage that all
-            machines share.
+        hidden_cache: folder for the target's hidden states, computed once instead of in every step, on storage that
+            all machines share.
         resume: continue from the last checkpoint in the run's folder; false starts over.
-        overwrite: replace a drafter that is in out already; one that a training in
-            the same run folder has put there is replaced anyway.
+        overwrite: replace a drafter that is already in out; a drafter from the same run folder is always replaced.
         evaluate: measure simulated tokens per step on held-out prompts at the end.
         evaluate_every: steps between evaluations by depth.
         evaluate_windows: held-out windows per evaluation.
         checkpoint_every: steps between checkpoints.
         log_every: steps between log entries.
-        max_rise: stop when the running loss exceeds so many times its lowest value.
+        max_rise: stop when the running loss exceeds this multiple of its lowest value.
         dry_run: print the resolved plan and stop.
     """
 
@@ -90,7 +90,7 @@ class Job:
         expand_places(self, "target", "data", "chat_template", "out", "run_dir", "init_from", "hidden_cache")
         min_workers, max_workers = self.workers
         if not 1 <= min_workers <= max_workers:
-            raise ValueError(f"num_workers must be at least 1, or a range [least, most], got {self.num_workers}")
+            raise ValueError(f"num_workers must be at least 1, or a range [min, max], got {self.num_workers}")
         if min(self.evaluate_every, self.checkpoint_every, self.log_every, self.max_failures) < 0:
             raise ValueError("evaluate_every, checkpoint_every, log_every and max_failures must not be negative")
         if self.target_gpus < 1:
@@ -102,7 +102,7 @@ class Job:
 
     @property
     def workers(self) -> tuple[int, int]:
-        """Least and most workers."""
+        """Minimum and maximum number of workers."""
         return (self.num_workers, self.num_workers) if isinstance(self.num_workers, int) else self.num_workers
 
     @property
@@ -111,7 +111,7 @@ class Job:
 
     @property
     def out_dir(self) -> Path:
-        """Where serving looks for the drafter first, unless `out` says otherwise."""
+        """The drafter's folder; by default the one where serving looks first."""
         if self.out is not None:
             return self.out
         folder = Path(self.target)
@@ -129,7 +129,7 @@ class Job:
         return (self.run_folder / "checkpoints").resolve()
 
     def absolute(self) -> "Job":
-        """The same job for a process that runs in another folder."""
+        """The job with absolute paths, for a process that runs in another folder."""
         return replace(
             self,
             target=absolute_place(self.target),
@@ -142,14 +142,14 @@ class Job:
         )
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
-        """What the target computes in on `device`."""
+        """The dtype of the target's computation on `device`."""
         if self.target_dtype != "auto":
             return getattr(torch, self.target_dtype)
         return torch.float32 if device.type == "cpu" else torch.bfloat16
 
     @property
     def choices(self) -> dict[str, Any]:
-        """What is chosen of the data and of the chat template, as far as it is."""
+        """The options for data set and chat template that are set."""
         chosen = {
             "data_config": self.data_config,
             "data_split": self.data_split,
@@ -159,7 +159,7 @@ class Job:
         return {key: value for key, value in chosen.items() if value}
 
     def identity(self, config: DistillConfig) -> dict[str, Any]:
-        """What must be the same for a checkpoint to be continued, beside the inputs (see `redrafter_training.run.inputs`)."""
+        """What must be equal for a checkpoint to be continued, besides the inputs (`redrafter_training.run.inputs`)."""
         responses = replace(config.responses, folders=())
         return {
             **self.choices,
@@ -172,10 +172,10 @@ class Job:
 
 
 def expand_places(holder: Any, *names: str) -> None:
-    """Replaces `~` in the paths, or names of the hub, that a frozen dataclass holds under `names`.
+    """Expands `~` in those fields of a frozen dataclass that hold paths or names on the hub.
 
     Raises:
-        PlaceError: one is empty, or there is no such home folder.
+        PlaceError: a path is empty, or there is no such home folder.
     """
     for name in names:
         place = getattr(holder, name)
@@ -189,13 +189,13 @@ def expand_places(holder: Any, *names: str) -> None:
 
 
 def absolute_place(place: str) -> str:
-    """A path made absolute; a name, such as a model's on the hub, as it is."""
+    """An existing path made absolute; anything else, such as a model's name on the hub, unchanged."""
     path = Path(place).expanduser()
     return str(path.absolute()) if path.exists() else place
 
 
 def check_rows(job: Job, config: DistillConfig) -> None:
-    """Raises ValueError when a worker would have no row of a batch."""
+    """Raises ValueError when a worker would get no row of a batch."""
     if config.batch_size < job.workers[1]:
         raise ValueError(
             f"batch_size counts the rows of all workers together: {config.batch_size} leave some of "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a drafter is shaped and distilled."""
+"""The recipe of a training: the drafter's shape, its data, the loss and the schedule."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -10,12 +10,12 @@ from redrafter_vllm.config import MAX_BEAM_LENGTH
 from redrafter_vllm.utils.paths import user_place
 
 LONGEST_REPEAT = 32  # tokens in a row that a text does not repeat by chance: measured, see docs/dev/log.md
-MAX_SIZE = 1 << 24  # of anything that memory is taken for: more is a slip, which torch would meet with an overflow
+MAX_SIZE = 1 << 24  # of anything that memory is allocated for: larger is a typing error, for which torch would overflow
 MAX_LAYERS = 1024
 
 
 def check_sizes(holder: Any, *names: str) -> None:
-    """Raises ValueError for sizes above `MAX_SIZE`; None is none."""
+    """Raises ValueError for sizes above `MAX_SIZE`; None is not checked."""
     for name in names:
         if (size := getattr(holder, name)) is not None and size > MAX_SIZE:
             raise ValueError(f"{name} must be at most {MAX_SIZE:,}, got {size:,}")
@@ -25,12 +25,12 @@ def check_sizes(holder: Any, *names: str) -> None:
 class Budget:
     """A training ends after `max_steps` steps or `max_seconds` of wall clock, whichever comes first.
 
-    The schedule follows the fraction used of the scarcer of the two, so that it always runs to its end. A run that
-    the clock ended is not repeatable to the bit: the number of steps then depends on the machine.
+    The schedule follows the larger of the two used fractions, so that it always runs to its end. A run that the clock
+    ended is not repeatable to the bit: its number of steps depends on the machine.
 
     Attributes:
-        max_steps: most steps; a finished run goes on when the same command asks for more.
-        max_seconds: most seconds of wall clock (.inf: any); the schedule still runs to its end.
+        max_steps: maximum number of steps; the same command with a higher limit continues a finished run.
+        max_seconds: maximum wall clock in seconds (.inf: no limit); the schedule still runs to its end.
     """
 
     max_steps: int
@@ -51,21 +51,21 @@ class Budget:
 class LossConfig:
     """(1 − label_share) · τ² · KL(p_τ || q_τ) + label_share · cross-entropy of labels under q, in nats.
 
-    p and q are what target and drafter say about a position, p_τ and q_τ at temperature τ; the factor τ² keeps the
-    gradient's size (arXiv 1503.02531). Labels are the target's own top1_ids (`target`) or the text's tokens
+    p and q are the distributions of target and drafter at a position, p_τ and q_τ at temperature τ; the factor τ² keeps
+    the gradient's size (arXiv 1503.02531). Labels are the target's top-1 tokens (`target`) or the text's tokens
     (`data`): `label_share=1, labels="data"` is the published recipe.
 
     Over a trimmed draft vocabulary p is restricted to it and renormalised. The drafter has no probability elsewhere, so
-    against all of p the divergence is infinite whatever it does; against the restricted one the drafter that ranks its
-    own tokens as the target does has 0. A label outside the draft vocabulary adds nothing.
+    the divergence from all of p is always infinite; from the restricted p it is 0 for a drafter that agrees with the
+    target on the draft vocabulary. A label outside the draft vocabulary adds nothing.
 
     Attributes:
         label_share: cross-entropy's share of the loss; the rest is divergence from the target.
-        labels: the target's favourite tokens, or those of the data.
+        labels: the target's top-1 tokens, or those of the data.
         temperature: of the divergence.
-        target_temperature: divides the target's logits alone, before all else. Below 1 the drafter learns how likely a
-            token is to be the target's favourite rather than a sample of it: what greedy decoding emits, and what
-            beams should be ranked by (docs/dev/log.md).
+        target_temperature: divides the target's logits alone, first. Below 1 the drafter learns how likely a token is
+            to be the target's top-1 token rather than a sample of it: greedy decoding emits the top-1 token, and beams
+            should be ranked by that probability (docs/dev/log.md).
     """
 
     label_share: float = 0.0
@@ -88,10 +88,10 @@ class ResponseSettings:
     """What every generation of responses needs: in a training (`ResponseConfig`), or before it (`ResponseJob`).
 
     Attributes:
-        temperatures: sampling temperatures, taken in turn; 0 is greedy.
+        temperatures: sampling temperatures, used in turn; 0 is greedy.
         min_prompt: minimum number of tokens of a prompt that is cut from a text.
         max_prompt: maximum number of tokens of a prompt that is cut from a text.
-        longest_repeat: end a response where it repeats this many tokens in a row; 0 lets it repeat itself.
+        longest_repeat: cut a response where it repeats this many tokens in a row; 0 never cuts.
     """
 
     temperatures: tuple[float, ...] = (0.0, 0.0, 0.8)
@@ -114,10 +114,10 @@ class ResponseConfig(ResponseSettings):
     """Responses of the target as training data: serving drafts for such text, not for the corpus.
 
     Attributes:
-        count: maximum number of texts; prompts are different ones, and none is answered greedily twice.
-        batch_size: texts generated at once.
-        folders: folders of `redrafter_training.respond`, of which all texts are taken instead of generating any.
-        any_target: take folders that another target of the same vocabulary has generated.
+        count: maximum number of responses; prompts are distinct, and none gets two greedy responses.
+        batch_size: responses generated at once.
+        folders: folders of `redrafter_training.respond`, all of whose responses are used instead of generating any.
+        any_target: accept folders from another target with the same vocabulary.
     """
 
     count: int = 256
@@ -135,26 +135,26 @@ class ResponseConfig(ResponseSettings):
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """One distillation: the drafter's shape, the data it sees, the schedule.
+    """Options of one distillation: the drafter's shape, its data, the schedule.
 
-    `depth_decay` weights the loss at depth t by depth_decay**(t-1): a deep draft only counts when the ones above it
+    `depth_decay` weights the loss at depth t by depth_decay**(t-1): a deep draft token counts only when those above it
     are accepted.
 
     Attributes:
-        beam_length: drafted tokens to train for, the root not counted; 1 to 32, as in serving.
+        beam_length: number of draft tokens to train for, without the root; 1 to 32, as in serving.
         depth_decay: the loss at depth t counts depth_decay^(t-1).
         exit_dim: width of the drafter's head (default: twice the target's hidden size).
         num_draft_layers: residual blocks in the drafter's head.
         rnn: whether the state is a recurrence; false sums embeddings.
-        draft_vocab_size: trim the drafter's vocabulary to so many tokens, the most frequent of the data.
+        draft_vocab_size: trim the drafter's vocabulary to this many tokens, the most frequent in the data.
         window: tokens per row.
         packing: fill each row with several conversations; false gives each a row of its own.
-        fixed_windows: cut source files into windows once and shuffle these anew in each pass, instead of cutting anew;
-            always so with a hidden_cache.
+        fixed_windows: cut source files into windows once and only shuffle them in each epoch, instead of cutting them
+            anew; always true with a hidden_cache.
         batch_size: rows per step, over all workers together.
-        response_fraction: part of the rows that the target has written itself.
+        response_fraction: fraction of the rows that are responses of the target.
         learning_rate: peak learning rate.
-        warmup: part of the training over which the learning rate rises.
+        warmup: fraction of the training over which the learning rate rises.
         weight_decay: of the inner matrices.
         max_grad_norm: gradients are scaled down to this norm.
         chunk: context positions per row whose logits are in memory at once.
@@ -168,7 +168,7 @@ class DistillConfig:
     num_draft_layers: int = 2
     rnn: bool = True
     draft_vocab_size: int | None = None
-    # The target at 0.2 · 1.5 = 0.3, and drafts that are sharper by 1.5 than what is fitted: see docs/dev/log.md.
+    # The target at temperature 0.2 · 1.5 = 0.3, fitted by the drafter at 1.5, which then drafts at 1: docs/dev/log.md.
     loss: LossConfig = field(default_factory=lambda: LossConfig(temperature=1.5, target_temperature=0.2))
     window: int = 256
     packing: bool = True
@@ -204,7 +204,7 @@ class DistillConfig:
         if not 0 <= self.response_fraction <= 1:
             raise ValueError(f"response_fraction must be in [0, 1], got {self.response_fraction}")
         if self.responses.folders and not self.response_fraction:
-            raise ValueError("responses.folders are given, but a response_fraction of 0 takes nothing from them")
+            raise ValueError("responses.folders are given, but with a response_fraction of 0 they are not used")
         if self.response_fraction and self.responses.max_prompt >= self.window:
             raise ValueError(f"max_prompt {self.responses.max_prompt} leaves no response in windows of {self.window}")
         if min(self.batch_size, self.chunk) < 1:
@@ -215,7 +215,7 @@ class DistillConfig:
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
 
     def absolute(self) -> "DistillConfig":
-        """The same for a process that runs in another folder."""
+        """The configuration with absolute paths, for a process that runs in another folder."""
         folders = tuple(str(Path(folder).expanduser().absolute()) for folder in self.responses.folders)
         return replace(self, responses=replace(self.responses, folders=folders))
 
@@ -228,9 +228,9 @@ class DistillConfig:
 
 _LONG = DistillConfig(Budget(max_steps=9000), responses=ResponseConfig(count=6144, batch_size=256))
 RECIPES = {
-    # What `long` does, ended by steps alone, so that it can be repeated to the bit.
+    # As `long`, but limited by steps alone, so that it can be repeated to the bit.
     "standard": _LONG,
-    # As many answers as 400 steps want take as long to write; a few that come again and again are worse than none.
+    # Generating enough responses for 400 steps takes as long as training; a few that are repeated are worse than none.
     "short": DistillConfig(
         Budget(max_steps=400, max_seconds=90), response_fraction=0.0, responses=ResponseConfig(count=192)
     ),

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes: what the loop knows of them, their checkpoints, and Ray Train."""
+"""Processes of a training: the interface to them, their checkpoints, and Ray Train."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the training loop knows of the processes and the storage around it."""
+"""The interface of the training loop to its processes and their storage."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ class TrainContext(ABC):
     rank: int
     world_size: int
     device: torch.device
-    devices: Sequence[torch.device] | None = None  # all that this process may use, `device` first; None: not divided
+    devices: Sequence[torch.device] | None = None  # all that this process may use, `device` first; None: not assigned
 
     @abstractmethod
     def latest_checkpoint(self) -> Path | None:
@@ -56,25 +56,25 @@ class TrainContext(ABC):
 
     @abstractmethod
     def stoppable(self) -> AbstractContextManager[None]:
-        """While entered, `stop_wanted` is asked after every step."""
+        """While entered, `stop_wanted` is called after every step."""
 
     @abstractmethod
     def stop_wanted(self) -> bool:
-        """Whether to end after this step, with a checkpoint; the same in all processes."""
+        """Whether to stop after this step, with a checkpoint; the same in all processes."""
 
     def made_by_first(self, make: Callable[[], Made]) -> Made:
-        """What rank 0's `make` returns, in all processes; it can be pickled."""
+        """The result of rank 0's `make`, which must be picklable, in all processes."""
         return self.gather(make() if self.rank == 0 else None)[0]
 
     def of_first(self, value: float) -> float:
-        """Rank 0's value, in all processes: clocks differ, and what they decide must not."""
+        """Rank 0's value in all processes, for decisions by the clock, which differs between machines."""
         mine = value if self.rank == 0 else 0.0
         return float(self.total(torch.tensor(mine, dtype=torch.float64, device=self.device)))
 
 
 @dataclass
 class LocalContext(TrainContext):
-    """A single process. Without a `directory` it keeps no checkpoints."""
+    """A single process; without a `directory` it stores no checkpoints."""
 
     directory: Path | None = None
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop's processes as Ray Train workers. Beside this module, `ingest` and `answer_workers` know Ray."""
+"""Ray Train workers as the processes of the training loop.
+
+Only this module, `data.ray_ingest` and `responses.ray_workers` import Ray.
+"""
 
 import json
 import shutil
@@ -43,7 +46,7 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 @dataclass(frozen=True)
 class Fleet:
-    """How many workers a training gets, and how often they may die."""
+    """Number and resources of the workers, and how often they may fail."""
 
     num_workers: int | tuple[int, int] = 1  # a pair is an elastic range
     use_gpu: bool = False
@@ -57,15 +60,15 @@ class Fleet:
 
     @property
     def resources(self) -> dict[str, float] | None:
-        """Of each worker; None leaves it to Ray."""
+        """Resources of each worker; None means Ray's default."""
         return {"GPU": self.gpus_per_worker} if self.use_gpu and self.gpus_per_worker > 1 else None
 
 
 class RayContext(TrainContext):
     """One worker of a Ray Train group.
 
-    Ray stores what rank 0 reports and remembers the newest checkpoint. Should its record be lost, by a kill in the
-    middle of writing it, the newest complete checkpoint in the run's directory takes its place.
+    Ray stores what rank 0 reports and records the newest checkpoint. If a kill while writing destroys the record, the
+    newest complete checkpoint in the run's directory is used.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -75,7 +78,7 @@ class RayContext(TrainContext):
         self.device = get_device()
         self.devices = get_devices()
         self._directory = directory
-        self._wish = StopWish(directory)
+        self._stop = StopRequest(directory)
 
     def latest_checkpoint(self) -> Path | None:
         recorded = ray.train.get_checkpoint()
@@ -125,43 +128,43 @@ class RayContext(TrainContext):
     @contextmanager
     def stoppable(self) -> Iterator[None]:
         if self.rank == 0:
-            self._wish.look()
+            self._stop.listen()
         try:
             yield
         finally:
             if self.rank == 0:
-                self._wish.look_away()
+                self._stop.stop_listening()
 
     def stop_wanted(self) -> bool:
-        return bool(self.of_first(float(self.rank == 0 and self._wish.is_expressed())))
+        return bool(self.of_first(float(self.rank == 0 and self._stop.is_requested())))
 
 
-class StopWish:
-    """The launcher's wish that the workers end, by way of files beside the checkpoints: both see those."""
+class StopRequest:
+    """The launcher's request to the workers to stop, as files beside the checkpoints, which both can access."""
 
     def __init__(self, directory: Path) -> None:
-        self._looked_for = directory.parent / ".stop-looked-for"  # as long as a worker does
-        self._wanted = directory.parent / ".stop-wanted"
+        self._listening = directory.parent / ".stop-looked-for"  # exists while a worker checks for a request
+        self._requested = directory.parent / ".stop-wanted"
 
-    def look(self) -> None:
-        self._looked_for.touch()
+    def listen(self) -> None:
+        self._listening.touch()
 
-    def look_away(self) -> None:
-        self._looked_for.unlink(missing_ok=True)
+    def stop_listening(self) -> None:
+        self._listening.unlink(missing_ok=True)
 
-    def is_expressed(self) -> bool:
-        return self._wanted.exists()
+    def is_requested(self) -> bool:
+        return self._requested.exists()
 
-    def express(self) -> bool:
-        """Whether there is a worker that looks for it; without one nothing is done."""
-        if self._looked_for.exists():
-            self._wanted.touch()
+    def request(self) -> bool:
+        """Requests the stop if a worker checks for it; returns whether one does."""
+        if self._listening.exists():
+            self._requested.touch()
             return True
         return False
 
-    def forget(self) -> None:
-        """What an earlier start has left."""
-        for file in (self._looked_for, self._wanted):
+    def clear(self) -> None:
+        """Deletes the files, which an earlier start may have left."""
+        for file in (self._listening, self._requested):
             file.unlink(missing_ok=True)
 
 
@@ -173,33 +176,33 @@ def run_on_ray(
     resume: bool = True,
     interruption: Interruption | None = None,
 ) -> Any:
-    """Runs `train` in every worker of a new group, from its last checkpoint on; returns what rank 0's call returns.
+    """Runs `train` in every worker of a new group, from its last checkpoint; returns the result of rank 0.
 
-    A worker that dies takes its group with it, and the group starts again, up to `fleet.max_failures` times; an
-    elastic one with as many workers as there is room for. The same call after the death of the whole job continues.
+    When a worker dies, its group ends and starts again, up to `fleet.max_failures` times; an elastic group with as many
+    workers as the cluster has resources for. The same call continues a job that was killed.
 
     Args:
-        directory: checkpoints and Ray's own record of the run; on a cluster, storage that all nodes share.
-        interruption: who hears the signals; once the steps have begun, the workers end after one and its checkpoint.
+        directory: folder for checkpoints and Ray's record of the run; on a cluster, storage that all nodes share.
+        interruption: receives the signals; once steps have begun, the workers finish one and store a checkpoint.
 
     Raises:
         WorkersFailedError: the workers failed more often than allowed; names the last failure.
-        TrainingStoppedError: they have been interrupted, and a checkpoint is stored.
-        KeyboardInterrupt: they have been interrupted before the steps.
+        TrainingStoppedError: they were interrupted, and a checkpoint is stored.
+        KeyboardInterrupt: they were interrupted before the first step.
     """
     directory = directory.resolve()
     if not resume:
         shutil.rmtree(directory, ignore_errors=True)
     _set_broken_record_aside(directory)
 
-    wish = StopWish(directory)
-    wish.forget()
+    stop = StopRequest(directory)
+    stop.clear()
 
     def worker() -> Any:
         try:
             return train(RayContext(directory))
         except TrainingStoppedError as stopped:
-            return stopped  # raised here, it would be a failure that Ray makes up for
+            return stopped  # if it were raised, Ray would restart the workers
 
     trainer = TorchTrainer(
         worker,
@@ -215,18 +218,18 @@ def run_on_ray(
         ),
     )
     try:
-        result = _fit(trainer, interruption or Interruption(), wish).return_value
+        result = _fit(trainer, interruption or Interruption(), stop).return_value
     except TrainingFailedError as problem:
         raise WorkersFailedError(_reason(problem)) from problem
     finally:
-        wish.forget()
+        stop.clear()
     if isinstance(result, TrainingStoppedError):
         raise result
     return result
 
 
-def _fit(trainer: TorchTrainer, interruption: Interruption, wish: StopWish) -> Any:
-    """`trainer.fit()` in a thread of its own: in the main one Ray takes SIGINT, and ends the workers on the spot."""
+def _fit(trainer: TorchTrainer, interruption: Interruption, stop: StopRequest) -> Any:
+    """`trainer.fit()` in another thread; in the main thread Ray handles SIGINT and ends the workers immediately."""
     fitted: Future[Any] = Future()
 
     def fit() -> None:
@@ -237,12 +240,12 @@ def _fit(trainer: TorchTrainer, interruption: Interruption, wish: StopWish) -> A
 
     Thread(target=fit, daemon=True).start()
     with interruption.postponed():
-        expressed = False
+        requested = False
         while not wait([fitted], timeout=POLL_SECONDS).done:
-            if interruption.requested and not expressed:
-                expressed = wish.express()
-                if not expressed:
-                    ray.shutdown()  # and the workers with it
+            if interruption.requested and not requested:
+                requested = stop.request()
+                if not requested:
+                    ray.shutdown()  # ends the workers too
                     raise KeyboardInterrupt
         return fitted.result()
 
@@ -259,23 +262,23 @@ def call_on_ray(call: Callable[[torch.device], Any], fleet: Fleet) -> Any:
 
 
 def _reason(problem: TrainingFailedError) -> str:
-    """The last failure in a sentence; the traceback has the rest."""
+    """The last failure in one line; the traceback has the rest."""
     failures = problem.worker_failures if isinstance(problem, WorkerGroupError) else {}
-    told = [f"worker {rank}: {str(failure).strip().splitlines()[-1]}" for rank, failure in sorted(failures.items())]
-    return "; ".join(told) or str(problem).strip()
+    failed = [f"worker {rank}: {str(failure).strip().splitlines()[-1]}" for rank, failure in sorted(failures.items())]
+    return "; ".join(failed) or str(problem).strip()
 
 
 def connect(address: str | None, *, num_cpus: int | None = None) -> None:
-    """Joins the cluster at `address` (`auto`: the one this machine is part of) or starts one here; once per process.
+    """Joins the cluster at `address` (`auto`: the one this machine is part of) or starts a local one; once per process.
 
-    `num_cpus` is the size of the one started here.
+    `num_cpus` is the size of a local cluster.
     """
     if not ray.is_initialized():
-        # Ray refuses a size for a cluster that is there already.
+        # Ray refuses a size for an existing cluster.
         size = num_cpus if address is None else None
         before = signal.getsignal(signal.SIGTERM)
         ray.init(address=address, num_cpus=size, log_to_driver=True, include_dashboard=False)
-        if isinstance(before, MethodType):  # an `Interruption`, in whose place Ray has put a handler of its own
+        if isinstance(before, MethodType):  # that of an `Interruption`, which Ray has replaced
             signal.signal(signal.SIGTERM, before)
 
 
@@ -285,7 +288,7 @@ def has_gpus(workers: int) -> bool:
 
 
 def _set_broken_record_aside(directory: Path) -> None:
-    # Ray writes its record in place; a kill in that moment would stop every later run.
+    # Ray does not write its record atomically; after a kill while writing, every later run would fail.
     record = directory / SNAPSHOT
     if not record.is_file():
         return

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A target's hidden states on disk: bfloat16, in shards that are either whole or not there.
+"""A target's hidden states on disk: bfloat16, in shards that are written atomically.
 
-<folder>/cache.json                  what the states were made from
+<folder>/cache.json                  what the states were computed from
 <folder>/head.safetensors            the target's LM head and embedding
 <folder>/hidden-00000.safetensors    `hidden` [tokens, H], text after text
 """
@@ -42,7 +42,7 @@ class HiddenCache:
 
     Args:
         lengths: tokens of each text.
-        shard_bytes: size that a shard does not exceed, unless a single text does.
+        shard_bytes: maximum size of a shard, unless a single text is larger.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class HiddenCache:
         return sum(self._tokens(shard) for shard in shards) * self.hidden_size * DTYPE.itemsize
 
     def missing(self) -> list[int]:
-        """The shards that are not there, or cannot be read."""
-        return [shard for shard in range(self.num_shards) if not self._is_whole(shard)]
+        """The shards that do not exist or cannot be read."""
+        return [shard for shard in range(self.num_shards) if not self._is_complete(shard)]
 
     def write(self, shard: int, hidden: Tensor) -> None:
-        """Stores the states [tokens, H] of a shard's texts, in any type, whole or not at all.
+        """Stores the states [tokens, H] of a shard's texts, of any dtype, atomically.
 
         Raises:
             HiddenCacheError: they could not be written, because the disk is full for instance.
@@ -82,7 +82,7 @@ class HiddenCache:
         expected = [self._tokens(shard), self.hidden_size]
         assert list(hidden.shape) == expected, (hidden.shape, expected)
         stored = {"hidden": hidden.to("cpu", DTYPE).contiguous()}
-        self._write_whole(self._path(shard), lambda path: save_file(stored, path))
+        self._write_atomically(self._path(shard), lambda path: save_file(stored, path))
 
     def read(self, text: int) -> Tensor:
         """The states of one text. [n, H]"""
@@ -91,14 +91,14 @@ class HiddenCache:
         return self._open(shard)[self._starts[text] - base : self._starts[text + 1] - base]
 
     def check_identity(self, identity: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-        """Whether the folder holds a cache already, which was made from the same.
+        """Whether the folder contains a cache of the same identity.
 
         Args:
             identity: what determines the states.
-            settings: what the texts were chosen by; named where the identity differs.
+            settings: how the texts were chosen; named in the message if the identity differs.
 
         Raises:
-            HiddenCacheError: it was made from something else; says from what.
+            HiddenCacheError: it contains a cache of another identity; the message names the differences.
         """
         path = self.folder / MANIFEST
         if not path.is_file():
@@ -112,13 +112,13 @@ class HiddenCache:
             if named := differences(chosen, _plain(settings)):
                 changed = [change for change in changed if not change.startswith("texts.")] + named
             raise HiddenCacheError(
-                f"the hidden states in {self.folder} were made from something else ({', '.join(changed)}): choose "
+                f"the hidden states in {self.folder} were computed from other inputs ({', '.join(changed)}): choose "
                 "another --hidden-cache, or remove the folder"
             )
         return True
 
     def begin(self, identity: Mapping[str, Any], settings: Mapping[str, Any], head: TargetHead) -> None:
-        """Makes the folder and writes all but the shards; clears away shards of which nothing is known.
+        """Makes the folder and writes everything except the shards; deletes shards of unknown origin.
 
         Raises:
             HiddenCacheError: as `write`.
@@ -127,7 +127,7 @@ class HiddenCache:
         for path in self.folder.glob("hidden-*.safetensors"):
             path.unlink()
         text = strict_json.dumps({"identity": _plain(identity), "settings": _plain(settings)}, indent=2) + "\n"
-        self._write_whole(self.folder / MANIFEST, lambda path: path.write_text(text))
+        self._write_atomically(self.folder / MANIFEST, lambda path: path.write_text(text))
         tensors = {"weight": head.weight}
         if head.bias is not None:
             tensors["bias"] = head.bias
@@ -135,13 +135,13 @@ class HiddenCache:
             tensors["embedding"] = head.embedding
         stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         rule = {"rule": json.dumps(asdict(head.rule))}
-        self._write_whole(self.folder / HEAD, lambda path: save_file(stored, path, metadata=rule))
+        self._write_atomically(self.folder / HEAD, lambda path: save_file(stored, path, metadata=rule))
 
     def has_head(self) -> bool:
         return (self.folder / HEAD).is_file()
 
     def head(self) -> TargetHead:
-        """The target's head as it was when the cache was begun."""
+        """The target's head, as stored by `begin`."""
         path = self.folder / HEAD
         tensors = load_file(path)
         with safe_open(path, "pt") as file:
@@ -157,43 +157,43 @@ class HiddenCache:
         return self.folder / f"hidden-{shard:05d}.safetensors"
 
     def _open_shard(self, shard: int) -> Any:
-        """A view that reads from the disk what it is asked for."""
+        """A view that reads from disk on access."""
         return safe_open(self._path(shard), "pt").get_slice("hidden")
 
-    def _is_whole(self, shard: int) -> bool:
+    def _is_complete(self, shard: int) -> bool:
         try:
-            stored = self._open_shard(shard)  # not kept open: what is not whole will be replaced
+            stored = self._open_shard(shard)  # not kept open, as an incomplete shard will be replaced
         except (OSError, SafetensorError):
             return False
         return stored.get_shape() == [self._tokens(shard), self.hidden_size]
 
-    def _write_whole(self, path: Path, write: Callable[[Path], object]) -> None:
+    def _write_atomically(self, path: Path, write: Callable[[Path], object]) -> None:
         try:
             with atomic_file(path) as temporary:
                 write(temporary)
         except (OSError, SafetensorError) as problem:
             raise HiddenCacheError(
-                f"{path} could not be written ({problem}); the shards before it are whole: make room there and give "
-                "the same command again"
+                f"{path} could not be written ({problem}); earlier shards are complete: make room there and give the "
+                "same command again"
             ) from problem
 
 
 def max_bytes(config: DistillConfig, hidden_size: int, held_out_windows: int) -> int:
-    """An upper bound of the cache's size, as if no window of the data came twice; those of the target's texts do."""
-    answers = round(config.batch_size * config.response_fraction)
+    """An upper bound of the cache's size: assumes that no window of the data is repeated, unlike those of responses."""
+    response_rows = round(config.batch_size * config.response_fraction)
     steps = config.budget.max_steps
-    written = steps * answers
-    if not config.responses.folders:  # a text has at most a window's tokens, and BOS may begin every window
-        written = min(written, config.responses.count * config.window // (config.window - 1))
-    rows = steps * (config.batch_size - answers) + written + held_out_windows
+    responses = steps * response_rows
+    if not config.responses.folders:  # a response has at most a window's tokens, and every window may begin with BOS
+        responses = min(responses, config.responses.count * config.window // (config.window - 1))
+    rows = steps * (config.batch_size - response_rows) + responses + held_out_windows
     return rows * config.window * hidden_size * DTYPE.itemsize
 
 
-def _cut(lengths: Sequence[int], room: int) -> list[int]:
-    """The first text of each shard of at most `room` tokens, and the number of texts at the end."""
+def _cut(lengths: Sequence[int], max_tokens: int) -> list[int]:
+    """The first text of each shard of at most `max_tokens` tokens, then the number of texts."""
     firsts, used = [0], 0
     for text, length in enumerate(lengths):
-        if used and used + length > room:
+        if used and used + length > max_tokens:
             firsts.append(text)
             used = 0
         used += length

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A teacher whose hidden states were computed once: filling the cache, and training from it without the body."""
+"""A target with cached hidden states: filling the cache, and training from it without the target's body."""
 
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -31,10 +31,10 @@ FORMAT = 2
 
 
 class CachedTarget(Target):
-    """Hidden states from the cache, logits from the target's own head; padding has hidden states of zero.
+    """Hidden states from the cache, logits from the target's head; padding has hidden states of zero.
 
     Raises:
-        UnknownTextError: (from `signals`) a text is not in the cache.
+        UnknownTextError: (from `outputs`) a text is not in the cache.
     """
 
     def __init__(self, cache: HiddenCache, index: TextIndex, head: TargetHead, device: torch.device) -> None:
@@ -65,10 +65,10 @@ def open_cached_target(
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> CachedTarget:
-    """The cache of this training, filled by all processes together where it is not full yet; `target` is let go again.
+    """The cache of this training, after all processes have filled what is missing and released `target`.
 
     Raises:
-        HiddenCacheError: the folder holds other states, there is no room for these, or they could not be written.
+        HiddenCacheError: the folder contains other states, has too little space, or cannot be written.
     """
     assert job.hidden_cache is not None
     index, trained = texts_of(batches, config.budget.max_steps, held_out)
@@ -97,8 +97,8 @@ def open_cached_target(
             context.barrier()
         if left := cache.missing():
             raise HiddenCacheError(
-                f"{len(left)} shards are not to be seen in {cache.folder} by worker {context.rank}: --hidden-cache "
-                "must be storage that all workers share"
+                f"worker {context.rank} does not find {len(left)} shards in {cache.folder}: --hidden-cache must be on "
+                "storage that all workers share"
             )
     target.release()
     index.forget_tokens()
@@ -115,11 +115,11 @@ def fill(
     rows: int,
     trained: int,
 ) -> None:
-    """Computes and stores this process's part of `shards`, `rows` texts at a time.
+    """Computes and stores this process's share of `shards`, `rows` texts at a time.
 
-    The first `trained` texts are computed as the training loop computes them, in bfloat16 where that is safe, the
-    others, on which is measured, in the target's own type. What a shard holds depends on its number alone, not on the
-    number of processes or on what was there before.
+    The first `trained` texts are computed as in the training loop, with autocast to bfloat16; the others, used for
+    evaluation, in the target's dtype. The content of a shard depends only on its number, not on the number of
+    processes or on the existing shards.
     """
     own = shards[context.rank :: context.world_size]
     for shard in tqdm(own, desc="hidden states", unit="shard", disable=context.rank != 0):
@@ -142,7 +142,7 @@ def _states(index: TextIndex, texts: list[int], target: TargetModel) -> list[Ten
 
 
 def rows_at_once(job: Job, config: DistillConfig) -> int:
-    """What a worker computes at once when the target runs in every step."""
+    """Rows per forward pass: those of a worker's batch in training."""
     return -(-config.batch_size // job.workers[0])
 
 
@@ -151,17 +151,17 @@ def check_space(cache: HiddenCache, needed: int, context: TrainContext) -> None:
     free = context.gather(free_space(cache.folder))[0]
     if needed > free:
         raise HiddenCacheError(
-            f"the hidden states need {readable(needed)} more and {cache.folder} has {readable(free)} free: "
+            f"the hidden states need {readable(needed)} more, and {cache.folder} has {readable(free)} free: "
             "choose another --hidden-cache, fewer steps or data, or train without a cache"
         )
 
 
 def describe(cache: HiddenCache, texts: int, missing: list[int]) -> str:
-    """What a fill is about to do."""
+    """The message before a cache is filled."""
     everything = list(range(cache.num_shards))
     return (
         f"hidden states of {texts:,} texts in {cache.folder}: {readable(cache.size(everything))} in "
-        f"{cache.num_shards} shards, of which {len(missing)} with {readable(cache.size(missing))} are to be made; "
+        f"{cache.num_shards} shards, of which {len(missing)} with {readable(cache.size(missing))} are missing; "
         f"{readable(free_space(cache.folder))} free"
     )
 
@@ -178,7 +178,7 @@ def cache_identity(job: Job, weights: str, index: TextIndex, device: torch.devic
 
 
 def text_settings(job: Job, config: DistillConfig) -> dict[str, Any]:
-    """What the texts were chosen by."""
+    """How the texts were chosen."""
     keys = ("window", "packing", "batch_size", "response_fraction", "fixed_windows", "seed")
     return {
         "target": absolute_place(job.target),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The distinct texts that a training shows its target, found again by their tokens.
+"""The distinct texts of a training, identified by their tokens.
 
 A text is what the target reads from a position 0 on: a row, or one document of a packed row. A causal target's hidden
-states depend on nothing else, so that it does not matter in which row or epoch a text comes again.
+states depend only on the text, not on its row or epoch.
 """
 
 import hashlib
@@ -14,18 +14,18 @@ from torch import Tensor
 
 from redrafter_training.data.windows import Windows
 
-PADDING = 0  # what rows are filled up with
+PADDING = 0  # token that fills rows
 
 
 class UnknownTextError(ValueError):
-    """A text that no training was announced to show."""
+    """A text that is not in the index."""
 
 
 class TextIndex:
-    """Texts numbered in the order in which they are first met."""
+    """Texts numbered in the order of their first occurrence."""
 
     def __init__(self) -> None:
-        self.lengths: list[int] = []  # tokens that count, by text
+        self.lengths: list[int] = []  # tokens with hidden states to store, by text
         self._tokens: list[np.ndarray] = []  # int32, without padding
         self._numbers: dict[bytes, int] = {}
 
@@ -38,11 +38,11 @@ class TextIndex:
         return sum(self.lengths)
 
     def add(self, windows: Windows) -> None:
-        """Takes up the texts of `windows` that are new."""
+        """Adds those texts of `windows` that are new."""
         tokens, loss_mask = _array(windows.tokens), windows.loss_mask.cpu().numpy()
         for row, first, last in _places(tokens, windows.positions):
             content = _without_padding(tokens[row, first:last])
-            # A text may end in tokens that look like padding, and that count.
+            # A text may end in tokens with the id of padding that are in the loss mask.
             counting = np.flatnonzero(loss_mask[row, first:last])
             length = max(len(content), int(counting[-1]) + 1 if len(counting) else 0)
             number = self._numbers.setdefault(_key(content), len(self.lengths))
@@ -67,29 +67,29 @@ class TextIndex:
         for row, first, last in _places(rows, positions):
             number = self._numbers.get(_key(_without_padding(rows[row, first:last])))
             if number is None:
-                raise UnknownTextError(f"row {row} holds a text that has not been met before")
+                raise UnknownTextError(f"row {row} has a text that is not in the index")
             yield row, first, number
 
     def digest(self) -> str:
-        """Of all texts and their order."""
+        """Digest of all texts and their order."""
         digest = hashlib.sha256(np.asarray(self.lengths, dtype=np.int64).tobytes())
         for key in self._numbers:
             digest.update(key)
         return digest.hexdigest()[:32]
 
     def forget_tokens(self) -> None:
-        """Keeps what `find` needs."""
+        """Frees the tokens, which `find` does not need."""
         self._tokens = []
 
 
 def texts_of(batches: Iterable[Windows], steps: int, held_out: Windows) -> tuple[TextIndex, int]:
-    """The texts of the first `steps` batches, then those held out; and how many are the batches'.
+    """The texts of the first `steps` batches, then those held out; and the number of the former.
 
     Raises:
-        TypeError: `batches` would be used up; training needs them again, from the first one on.
+        TypeError: `batches` is an iterator; training iterates over the batches again.
     """
     if isinstance(batches, Iterator):
-        raise TypeError("batches that are gone through beforehand must start over each time: see `Repeated`")
+        raise TypeError("batches that are iterated more than once must start over each time: see `Repeated`")
     index = TextIndex()
     for windows in islice(batches, steps):
         index.add(windows)

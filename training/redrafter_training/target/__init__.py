@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen target: its hidden states, LM head, limits, and how it is loaded."""
+"""The frozen target: hidden states, LM head, limits, loading."""

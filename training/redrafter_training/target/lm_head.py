@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A target's LM head apart from its body: matrix, bias, and what its model does to the product."""
+"""A target's LM head without its body: matrix, bias, and scaling or softcap of the logits."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-# Relative to the largest logit: a wrong rule is off by far more, two ways of rounding by far less.
+# Relative to the largest logit: the error of a wrong rule is far larger, that of rounding far smaller.
 TOLERANCE = 0.02
 
 
@@ -29,7 +29,7 @@ class LogitRule:
 
 @dataclass(frozen=True)
 class TargetHead:
-    """All that a training needs of a target whose hidden states are at hand."""
+    """The part of a target that a training needs when the hidden states are already computed."""
 
     weight: Tensor  # [V, H]
     bias: Tensor | None  # [V]
@@ -50,12 +50,12 @@ class TargetHead:
 
 
 def find_rule(config: Any, raw: Tensor, logits: Tensor, name: str) -> LogitRule:
-    """The rule by which a model of `config` makes its `logits` from the head's product `raw`, both [..., V].
+    """The rule by which a model of `config` computes its `logits` from the head's product `raw`, both [..., V].
 
-    Some families multiply by the number that others divide by, so that the rule is chosen by what it gives.
+    Some model families multiply by the number that others divide by; the rule that reproduces `logits` is chosen.
 
     Raises:
-        ValueError: no rule known here gives these logits; `name` is the model's.
+        ValueError: no known rule gives these logits; `name` is the model's, for the message.
     """
     if raw.shape == logits.shape:
         raw, logits = raw.float(), logits.float()
@@ -64,8 +64,8 @@ def find_rule(config: Any, raw: Tensor, logits: Tensor, name: str) -> LogitRule:
             if float((rule(raw) - logits).abs().max()) <= bound:
                 return rule
     raise ValueError(
-        f"{name} does more to its logits than to scale or to softcap the product of its LM head; with the head alone "
-        "they cannot be reproduced: train without --hidden-cache"
+        f"{name} changes its logits by more than a scale or a softcap, so the LM head alone cannot reproduce them: "
+        "train without --hidden-cache"
     )
 
 

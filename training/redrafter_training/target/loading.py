@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The target's weights into memory: on one device or over several, quantised if asked for, and only if they fit."""
+"""Loading of the target's weights, on one device or several, optionally quantised, after a check that they fit."""
 
 import os
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from redrafter_training.target.properties import end_tokens, load_config
 from redrafter_training.utils.memory import free_memory, readable, stored_bits, weight_bytes
 from redrafter_vllm.utils.messages import sentence
 
-HEADROOM = 0.95  # of a GPU's free memory may hold layers; the rest is for what flows through them
+HEADROOM = 0.95  # fraction of a GPU's free memory for layers; the rest is for activations
 
 
 class TargetLoadError(ValueError):
-    """A target that cannot be loaded as asked for."""
+    """A target that cannot be loaded with these options."""
 
 
 def load_target(
@@ -30,10 +30,10 @@ def load_target(
     *,
     training_bytes: int = 0,
 ) -> TargetModel:
-    """The job's target, its embedding on `device`.
+    """The job's target with its embedding on `device`.
 
     Args:
-        devices: all that this process may use, `device` first; default: `job.target_gpus` GPUs from `device` on.
+        devices: all that this process may use, `device` first; default: the first `job.target_gpus` GPUs.
         tokenizer: the target's; its EOS ends responses too, as it does in serving.
         training_bytes: memory to keep free for the drafter's training on the first of several GPUs.
 
@@ -63,40 +63,38 @@ def load_target(
 
 
 def quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """What `--target-quantization` means; products are in `dtype`."""
+    """The configuration for `--target-quantization`; matrix products are in `dtype`."""
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
 def visible_devices(job: Job, device: torch.device) -> list[torch.device]:
-    """The devices for the target's layers in a process that has been given none.
+    """The devices for the target's layers where the context has not assigned any.
 
     Raises:
-        TargetLoadError: there are fewer GPUs than asked for.
+        TargetLoadError: there are fewer than `job.target_gpus` GPUs.
     """
     if job.target_gpus == 1:
         return [device]
     found = torch.cuda.device_count() if device.type == "cuda" else 0
     if found < job.target_gpus:
-        raise TargetLoadError(f"--target-gpus {job.target_gpus} was asked for, and there are {found} here")
+        raise TargetLoadError(f"--target-gpus is {job.target_gpus}, and this machine has {found}")
     return [torch.device("cuda", number) for number in range(job.target_gpus)]
 
 
 def check_target_options(job: Job) -> None:
-    """Raises TargetLoadError for a quantisation of what is quantised already."""
+    """Raises TargetLoadError for the quantisation of a target that is stored quantised."""
     if job.target_quantization == "none":
         return
     if bits := stored_bits(model_without_weights(job.target, trust_remote_code=job.trust_remote_code).config):
-        raise TargetLoadError(
-            f"{job.target} is stored quantised to {bits} bits already: leave --target-quantization away"
-        )
+        raise TargetLoadError(f"{job.target} is already stored quantised to {bits} bits: omit --target-quantization")
 
 
 def check_fits(job: Job, devices: Sequence[torch.device]) -> None:
     """Raises TargetLoadError when the target's weights are larger than the free memory of `devices` together.
 
-    On the CPU, each process of a machine holds a copy, and all of them have to fit.
+    On the CPU each process of a machine holds a copy, and all copies must fit.
     """
     free = [free_memory(device) for device in devices]
     if any(size is None for size in free):
@@ -117,7 +115,7 @@ def check_fits(job: Job, devices: Sequence[torch.device]) -> None:
 
 
 def remedies(job: Job, devices: Sequence[torch.device]) -> list[str]:
-    """What could still be done about a target that does not fit."""
+    """What the user can change to make the target fit."""
     ways = []
     if job.dtype_on(devices[0]) == torch.float32:
         ways.append("halve it with --target-dtype bfloat16")
@@ -134,7 +132,7 @@ def remedies(job: Job, devices: Sequence[torch.device]) -> list[str]:
 
 
 def model_without_weights(target: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The target's layers without their weights, from its configuration alone."""
+    """The target's model with parameters on the meta device, from its configuration."""
     config = load_config(target, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
@@ -147,7 +145,7 @@ def target_bytes(job: Job, dtype: torch.dtype) -> int:
 
 
 def memory_shares(devices: Sequence[torch.device], training_bytes: int) -> dict[int, int]:
-    """Most bytes of the target by GPU; the first one keeps `training_bytes` free."""
+    """Maximum bytes of the target on each GPU; the first one keeps `training_bytes` free."""
     shares = {}
     for number, device in enumerate(devices):
         free = free_memory(device) or 0

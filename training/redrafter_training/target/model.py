@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a drafter is taught from: a frozen causal language model's hidden states, logits and embedding."""
+"""The frozen target that a drafter learns from: hidden states, logits and embedding of a causal language model."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -19,14 +19,14 @@ PROBED_TOKENS = 16
 
 @dataclass(frozen=True)
 class TargetOutputs:
-    """What the target says about windows of tokens."""
+    """Hidden states and logits of windows of tokens."""
 
     hidden: Tensor  # [B, L, H], the input of the LM head
-    logits: Tensor  # [B, L, V], row p is about token p + 1
+    logits: Tensor  # [B, L, V], row p predicts token p + 1
 
 
 class Target(ABC):
-    """What the training loop asks of a target, wherever its hidden states come from."""
+    """A target as the training loop uses it, whether its hidden states are computed or read."""
 
     embedding: Tensor  # [V, H]
 
@@ -37,9 +37,9 @@ class Target(ABC):
 
     @abstractmethod
     def outputs(self, tokens: Tensor, positions: Tensor | None = None) -> TargetOutputs:
-        """What the target says about `tokens` [B, L] (padding, if any, at the end of rows).
+        """Hidden states and logits of `tokens` [B, L]; padding, if any, is at the end of rows.
 
-        `positions` [B, L] begin anew at 0 with every document of a row; without them a row is one document.
+        `positions` [B, L] start at 0 in every document of a row; None means one document per row.
         """
 
     @property
@@ -58,9 +58,9 @@ class Target(ABC):
 class TargetModel(Target):
     """Any Hugging Face causal language model, used for inference only.
 
-    Its hidden states are caught at the entrance of the LM head, which is where a serving engine hands them to the
-    drafter, whatever norm or scaling the architecture puts before or after. The logits are the model's own. Layers
-    may live on several devices: tokens go in, and outputs come out, where the embedding is.
+    Its hidden states are captured at the input of the LM head, where a serving engine passes them to the drafter,
+    whatever norm or scaling the architecture has before or after. The logits are the model's own. Layers may be on
+    several devices; tokens and outputs are on the embedding's device.
 
     Raises:
         ValueError: the model has no LM head or no input embedding of its hidden size in floating point and in memory.
@@ -70,7 +70,7 @@ class TargetModel(Target):
         name = type(model).__name__
         head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
         if model.config.is_encoder_decoder:
-            raise ValueError(f"{name} is an encoder with a decoder; a drafter needs a decoder-only language model")
+            raise ValueError(f"{name} is an encoder-decoder model; a drafter needs a decoder-only language model")
         if head is None or embedding is None:
             raise ValueError(f"{name} has no LM head or no input embedding to train a drafter for")
         _check_matrix(head, "LM head", name)
@@ -78,12 +78,12 @@ class TargetModel(Target):
         if embedding.weight.shape[1] != head.weight.shape[1]:
             raise ValueError(
                 f"{name} embeds tokens in {embedding.weight.shape[1]} dimensions and its LM head takes "
-                f"{head.weight.shape[1]}: the drafter adds up both and needs the same"
+                f"{head.weight.shape[1]}: the drafter adds both and needs equal dimensions"
             )
         self.model = model.eval().requires_grad_(False)
         self.embedding: Tensor = embedding.weight.detach()
         self._head = head
-        self.borders: Borders = by_positions  # how packed rows are shown; see `show_borders`
+        self.borders: Borders = by_positions  # arguments for packed rows; see `show_borders`
 
     @property
     def vocab_size(self) -> int:
@@ -95,7 +95,7 @@ class TargetModel(Target):
 
     @property
     def head_weight(self) -> Tensor:
-        """The LM head's matrix [V, H]; a copy, where the head lives on another device than the embedding."""
+        """The LM head's matrix [V, H]; a copy if the head is on another device than the embedding."""
         return self._head.weight.detach().to(self.device)
 
     @torch.no_grad()
@@ -103,7 +103,7 @@ class TargetModel(Target):
         """One forward pass; see `Target`.
 
         Raises:
-            ValueError: the model's LM head is not fed one hidden state per token.
+            ValueError: the input of the model's LM head is not one hidden state per token.
         """
         borders = {} if positions is None else self.borders(positions.to(self.device), self.model.dtype)
         with self._at_the_head(lambda hidden: hidden) as caught:
@@ -112,20 +112,20 @@ class TargetModel(Target):
 
     @torch.no_grad()
     def hidden(self, tokens: Tensor) -> Tensor:
-        """The hidden states of `signals` alone, [B, L, H]: the head is given nothing to do.
+        """The hidden states of `outputs` [B, L, H], without computing logits.
 
         Raises:
-            ValueError: as `signals`.
+            ValueError: as `outputs`.
         """
         with self._at_the_head(lambda hidden: hidden[..., :0, :]) as caught:
             self.model(input_ids=tokens.to(self.device), use_cache=False)
         return self._one_per_token(caught, tokens)
 
     def head(self) -> TargetHead:
-        """The head and the embedding by themselves.
+        """Head and embedding without the body.
 
         Raises:
-            ValueError: they do not give the model's logits; see `find_rule`.
+            ValueError: they do not reproduce the model's logits; see `find_rule`.
         """
         weight = self.head_weight
         tied = weight.data_ptr() == self.embedding.data_ptr()
@@ -141,7 +141,7 @@ class TargetModel(Target):
 
     @contextmanager
     def _at_the_head(self, give: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
-        """Collects what the head is fed, and feeds it what `give` makes of it."""
+        """Captures the head's inputs, and replaces each with the result of `give`."""
         caught: list[Tensor] = []
 
         def catch(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -158,7 +158,7 @@ class TargetModel(Target):
         wanted = (*tokens.shape, self.hidden_size)
         if [tuple(hidden.shape) for hidden in caught] != [wanted]:
             raise ValueError(
-                f"{type(self.model).__name__} feeds its LM head {[list(hidden.shape) for hidden in caught]} for "
+                f"the LM head of {type(self.model).__name__} gets {[list(hidden.shape) for hidden in caught]} for "
                 f"tokens {list(tokens.shape)}, not one hidden state [{self.hidden_size}] per token: no drafter can be "
                 "trained for it"
             )
@@ -166,7 +166,7 @@ class TargetModel(Target):
 
 
 class DeferredTarget(TargetModel):
-    """A target that is loaded when something of it is needed, and can be let go again."""
+    """A target that is loaded on first use and can be released."""
 
     def __init__(self, load: Callable[[], TargetModel]) -> None:
         self._load = load
@@ -179,7 +179,7 @@ class DeferredTarget(TargetModel):
         return object.__getattribute__(self, name)
 
     def release(self) -> None:
-        """Gives its memory back, until it is needed again."""
+        """Frees its memory; the next use loads it again."""
         for key in [key for key, value in vars(self).items() if isinstance(value, Tensor | nn.Module)]:
             del self.__dict__[key]
         if torch.cuda.is_available():
@@ -189,11 +189,11 @@ class DeferredTarget(TargetModel):
 def _check_matrix(module: nn.Module, what: str, name: str) -> None:
     weight = module.weight
     if not isinstance(weight, Tensor) or weight.dim() != 2:
-        raise ValueError(f"{name}'s {what} is no matrix")
+        raise ValueError(f"{name}'s {what} is not a matrix")
     if weight.is_meta:
-        raise ValueError(f"{name}'s {what} has been moved out of memory: give the target more GPUs, or quantise it")
+        raise ValueError(f"{name}'s {what} has been moved out of memory: use more GPUs for the target, or quantise it")
     if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise ValueError(
             f"{name}'s {what} is quantised ({str(weight.dtype).removeprefix('torch.')}); a drafter needs it in "
-            "floating point: leave it out of the quantisation"
+            "floating point: exclude it from the quantisation"
         )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows in which several documents stand one after the other: what of them belongs together.
+"""Rows that hold several documents one after the other: positions, loss terms, labels and attention by document.
 
-`doc_ids` [B, L] numbers each token's document within its row, -1 for padding, which stands at the end. Without it a
-row is one text, whose valid tokens come first.
+`doc_ids` [B, L] is each token's document within its row, -1 for padding, which is at the end. If it is None, a row is
+one text followed by padding.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-# From positions [B, L] that begin anew with every document, and the type of the attention's scores, the arguments of
-# the target's forward pass.
+# Maps positions [B, L] that start at 0 in every document, and the dtype of the attention scores, to arguments of the
+# target's forward pass.
 Borders = Callable[[Tensor, torch.dtype], dict[str, Tensor]]
 
 
 def positions_in(doc_ids: Tensor) -> Tensor:
-    """Each token's position in its own document, from 0. [B, L]
+    """Each token's position in its document, from 0. [B, L]
 
-    Padding goes on counting after the last document, so that a row of one document shows no border at all.
+    Padding continues the last document's positions, so that a row of one document has no border.
     """
     place = torch.arange(doc_ids.shape[1], device=doc_ids.device).expand_as(doc_ids)
     before = pad(doc_ids[:, :-1], (1, 0), value=-1)
@@ -28,18 +28,18 @@ def positions_in(doc_ids: Tensor) -> Tensor:
 
 
 def inside(doc_ids: Tensor, depth: int, first: int, last: int) -> Tensor:
-    """Whether tokens p and p + depth are of one document, for first <= p < last. [B, last - first]"""
+    """Whether tokens p and p + depth belong to one document, for first <= p < last. [B, last - first]"""
     return doc_ids[:, first:last] == doc_ids[:, first + depth : last + depth]
 
 
 def terms(loss_mask: Tensor, doc_ids: Tensor | None, depth: int, first: int, last: int) -> Tensor:
     """Which context positions first <= p < last count at a depth. [B, last - first] bool
 
-    At position p and depth t >= 1 the drafter, with the target's hidden state at p, has been fed x_{p+1}..x_{p+t}, and
-    what it predicts after x_{p+t} is compared: p + t must be valid, and of the document of p.
+    At position p and depth t >= 1 the drafter's inputs are the target's hidden state at p and x_{p+1}..x_{p+t}, and its
+    prediction after x_{p+t} is compared: the loss mask must hold at p + t, and p + t be in the document of p.
 
     Raises:
-        ValueError: the positions leave the row.
+        ValueError: the positions are outside the row.
     """
     if depth < 1 or not 0 <= first <= last <= loss_mask.shape[1] - depth:
         raise ValueError(f"positions [{first}, {last}) at depth {depth} do not fit {loss_mask.shape[1]} tokens")
@@ -48,7 +48,7 @@ def terms(loss_mask: Tensor, doc_ids: Tensor | None, depth: int, first: int, las
 
 
 def next_tokens(tokens: Tensor, loss_mask: Tensor, doc_ids: Tensor | None) -> Tensor:
-    """The token that follows each one in its text, -1 where none does. [B, L]"""
+    """The next token of each token in its text, -1 where there is none. [B, L]"""
     if doc_ids is None:
         return pad(torch.where(loss_mask, tokens, -1)[:, 1:], (0, 1), value=-1)
     followed = (doc_ids[:, 1:] == doc_ids[:, :-1]) & (doc_ids[:, 1:] >= 0)
@@ -56,17 +56,17 @@ def next_tokens(tokens: Tensor, loss_mask: Tensor, doc_ids: Tensor | None) -> Te
 
 
 def by_positions(positions: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Positions alone: transformers makes the mask from them where it is given none."""
+    """Positions alone, from which transformers makes the mask if none is given."""
     return {"position_ids": positions}
 
 
 def by_mask(positions: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Positions and a mask to be added to the attention's scores, in place of the one that the target would make."""
+    """Positions, and a mask that is added to the attention scores instead of the one that the target would make."""
     return {"position_ids": positions, "attention_mask": document_mask(positions, dtype)}
 
 
 def document_mask(positions: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where a token may look, the lowest number elsewhere: back, and within its document. [B, 1, L, L]"""
+    """0 for earlier tokens of the same document, the lowest number elsewhere. [B, 1, L, L]"""
     doc_ids = (positions == 0).cumsum(1)
     allowed = (doc_ids[:, :, None] == doc_ids[:, None, :]).tril()
     mask = torch.zeros(allowed.shape, dtype=dtype, device=positions.device)

@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a target is shown that a row holds several documents, and whether it heeds that."""
+"""Tests whether a target keeps the documents of a packed row apart, and with which arguments."""
 
 import torch
 
 from redrafter_training.target.model import TargetModel
 from redrafter_training.target.packed_attention import by_mask, by_positions
 
-PROBED = ((5, 9), (8, 6))  # lengths of the documents in the rows of the probe; two rows, as some kernels pack only one
+PROBED = (
+    (5, 9),
+    (8, 6),
+)  # lengths of the documents in each row of the probe; two rows, as some kernels pack only one row
 TOLERANCE = 0.05  # of the hidden states' norm: above the rounding of bfloat16, far below what a neighbour changes
 
 
 def show_borders(target: TargetModel) -> bool:
-    """Finds out how `target` can be shown borders and has it done so; false when none of the ways works.
+    """Sets `target.borders` to arguments that keep documents apart; False if none do.
 
-    A packed row must give the hidden states that its documents give alone. A recurrent target, which carries its state
-    across every border, cannot be shown any.
+    A packed row must give the hidden states that its documents give alone. A recurrent target carries its state across
+    every border, so that none do.
     """
-    # A mask of ours would take the place of a sliding window's.
+    # The mask of `by_mask` would replace that of a sliding window.
     slides = getattr(target.model.config.get_text_config(), "sliding_window", None) is not None
     for way in (by_positions,) if slides else (by_positions, by_mask):
         target.borders = way

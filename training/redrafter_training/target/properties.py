@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must be known of a target before any work is spent on it: how long its texts may be, which tokens it knows."""
+"""Properties of a target that are known without its weights: maximum text length, vocabulary, end tokens."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
-# Names that configurations have for the most positions of a text.
+# Names that configurations use for the maximum number of positions.
 _LONGEST = (
     "max_position_embeddings",
     "n_positions",
@@ -19,24 +19,24 @@ _LONGEST = (
     "max_seq_length",
     "seq_len",
 )
-# Kinds of rotary scaling whose configurations state the positions after it; the others state those before.
+# Kinds of rotary scaling whose configurations state the positions after scaling; the others state those before.
 _SCALED_ALREADY = frozenset({"default", "su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"})
 
 
 class TargetFactsError(ValueError):
-    """A target that cannot be read, or of which more is asked than it can do."""
+    """A target that cannot be read, or whose limits are exceeded."""
 
 
 @dataclass(frozen=True)
 class TargetFacts:
-    """What a target's configuration says."""
+    """Properties in a target's configuration."""
 
     name: str
     vocab_size: int  # rows of its embedding
-    longest: float  # tokens of a text; infinite where the configuration names no limit
+    longest: float  # maximum tokens of a text; infinite if the configuration has no limit
 
     def check_length(self, length: int, what: str) -> None:
-        """Raises TargetFactsError when `length` tokens are more than a text of the target may have."""
+        """Raises TargetFactsError when `length` tokens are more than the target's maximum."""
         if length > self.longest:
             raise TargetFactsError(
                 f"{self.name} takes texts of at most {self.longest:.0f} tokens, {what} asks for {length}"
@@ -62,16 +62,16 @@ def load_config(target: str, *, trust_remote_code: bool = False) -> Any:
     except (OSError, ValueError) as problem:
         reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
         if "trust_remote_code" in str(problem):
-            reason = "it brings code of its own, which --trust-remote-code runs; read that code first"
+            reason = "its repository has model code, which --trust-remote-code runs; read that code first"
         raise TargetFactsError(f"the target {target} cannot be loaded: {reason}") from problem
 
 
 def facts_of(target: str, config: Any) -> TargetFacts:
-    """What `config`, of transformers' class for `target`, says."""
+    """The properties in `config`, of transformers' class for `target`."""
     text = config.get_text_config()
     named = [getattr(text, key, None) for key in _LONGEST]
     longest = min((value for value in named if isinstance(value, int) and value > 0), default=math.inf)
-    # Gemma 3 states the positions after its scaling, which its kind of scaling alone would not tell.
+    # Gemma 3 states the positions after scaling, although its kind of scaling is one of the others.
     if "gemma3" not in config.model_type:
         for rope in _rope_parameters(getattr(text, "rope_parameters", None)):
             if rope.get("rope_type", "default") not in _SCALED_ALREADY:
@@ -81,7 +81,7 @@ def facts_of(target: str, config: Any) -> TargetFacts:
 
 
 def _rope_parameters(stated: Any) -> Iterator[dict[str, Any]]:
-    """Of the whole model, or one by one of its kinds of layers."""
+    """Those of the whole model, or of each kind of layer."""
     if not isinstance(stated, dict):
         return
     if "rope_type" in stated:
@@ -91,10 +91,10 @@ def _rope_parameters(stated: Any) -> Iterator[dict[str, Any]]:
 
 
 def beyond_embedding(ids: Sequence[int], vocab_size: int | None, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What to say of the first token that the target's embedding has no row for; None when there is no such token.
+    """A message about the first token without a row in the target's embedding; None when there is no such token.
 
-    Tokens were added to the tokenizer then, and the model was not resized. With a `vocab_size` of None nothing is
-    known of the embedding.
+    This happens when tokens were added to the tokenizer and the model was not resized. A `vocab_size` of None skips the
+    check.
     """
     if vocab_size is None:
         return None

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: loss, optimizer, schedule, metrics, state, export."""
+"""The training loop with loss, optimizer, schedule, metrics, state and export."""

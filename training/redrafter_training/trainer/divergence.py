@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stops a training that has gone wrong, and keeps the batch that it went wrong on."""
+"""Stops a diverged training and stores the batch that it diverged on."""
 
 import math
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ MIN_STEPS = 50
 
 
 class DivergedError(FloatingPointError):
-    """A loss or gradient that training cannot go on with; `batch` is this process's part of what caused it."""
+    """A loss or gradient that is not finite, or a rising loss; `batch` is this process's share of the step's batch."""
 
     def __init__(self, message: str, step: int, batch: Windows) -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ class DivergedError(FloatingPointError):
 class Guard:
     """Watches the loss: it must be finite, and its running mean must stay below `max_rise` times its lowest value.
 
-    A run needs `MIN_STEPS` steps before a rise counts: the first losses say nothing yet.
+    A rise counts only after `MIN_STEPS` steps, as the first losses are too noisy.
     """
 
     def __init__(self, max_rise: float, history: Iterable[float] = ()) -> None:
@@ -47,7 +47,7 @@ class Guard:
             self._follow(loss)
 
     def check(self, step: int, loss: float, norm: float, batch: Windows) -> None:
-        """Raises DivergedError for the loss and gradient norm of `step`, which `batch` gave."""
+        """Raises DivergedError if the loss and gradient norm of `step`, computed on `batch`, show divergence."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             problem = f"the loss is {loss} and the gradient's norm {norm}"
         else:

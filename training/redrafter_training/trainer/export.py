@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained drafter with its provenance, put in its place in one go."""
+"""Export of a trained drafter with its report (`training.json`)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,13 +23,13 @@ def export(
 ) -> None:
     """Writes `drafter` in Apple's layout and in `dtype`, and `report` as `training.json`, to directory `out`.
 
-    An `out` that could not be written completely keeps what it had; see `drafter_folder`.
+    If writing fails, `out` keeps its content; see `drafter_folder`.
 
     Args:
-        overwrite: replace a drafter of another run, too; that of the same one, as `report["run"]` names it, goes.
+        overwrite: also replace a drafter of another run than `report["run"]`.
 
     Raises:
-        PlaceError: `out` holds something else, or a drafter that is to stay.
+        PlaceError: `out` contains something else, or a drafter that must not be replaced.
     """
     with drafter_folder(out, replace=overwrite or is_of_run(out, report.get("run"))) as made:
         drafter.to(dtype).save_pretrained(made)
@@ -42,7 +42,7 @@ def update_report(out: Path, report: Mapping[str, Any]) -> None:
 
 
 def is_of_run(out: Path, run: object) -> bool:
-    """Whether `out` holds a drafter that the run of that name has exported."""
+    """Whether `out` contains a drafter that the run of this name exported."""
     try:
         return run is not None and strict_json.loads((out / PROVENANCE_FILE).read_text())["run"] == run
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Output layer and loss in one: value and gradient at all depths, the logits of one depth at a time.
+"""Output layer and loss fused: value and gradient at all depths, with the logits of only one depth in memory.
 
-The straightforward form, beside it, keeps logits and their gradients [T, B, P, V] for the backward pass. Here each
-depth's logits turn into their gradient, and that into gradients of the layer's input and weight, before the next
-depth's are computed. Splitting over the vocabulary as well would save nothing more: a caller with too many positions
-for [B, P, V] hands them over in parts, at no cost but smaller products.
+The plain form, `head_loss_reference`, keeps logits and their gradients [T, B, P, V] for the backward pass. Here each
+depth's logits are replaced by their gradient, and that is reduced to gradients of the layer's input and weight, before
+the next depth's are computed. Splitting over the vocabulary too would save nothing: a caller with too many positions
+for [B, P, V] passes them in parts, which only makes the products smaller.
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from redrafter_training.config.recipe import LossConfig
 
 @dataclass(frozen=True)
 class Truth:
-    """What the drafter is compared with; depth t = 1..T at position p looks at row p + t − 1, so Q = P + T − 1."""
+    """What the drafter is compared with; depth t = 1..T at position p uses row p + t − 1, so Q = P + T − 1."""
 
-    logits: Tensor  # [B, Q, V], the target's
+    logits: Tensor  # [B, Q, V], of the target
     loss_mask: Tensor  # [B, Q] bool, rows that count
-    next_tokens: Tensor  # [B, Q], the text's tokens at these rows, −1 where there is none
-    inside: Tensor | None = None  # [T, B, P] bool, whether row p + t − 1 is of the document of p; None: always
+    next_tokens: Tensor  # [B, Q], the text's next token at each row, −1 where there is none
+    inside: Tensor | None = None  # [T, B, P] bool, whether row p + t − 1 is in the document of p; None: always
 
     def terms(self, t: int, positions: int) -> Tensor:
         """The positions that count at depth t + 1. [B, P] bool"""
@@ -43,7 +43,7 @@ class HeadLoss:
 
     total: Tensor  # [], carries the gradient
     loss: Tensor  # [T], sums over the rows that count
-    agreements: Tensor  # [T], rows at which the drafter's favourite is the target's, of its whole vocabulary
+    agreements: Tensor  # [T], rows where the drafter's top-1 token is the target's, of its whole vocabulary
 
 
 def head_loss(
@@ -72,7 +72,7 @@ def head_loss_reference(
     config: LossConfig,
     draft_tokens: Tensor | None = None,  # [D]
 ) -> HeadLoss:
-    """What `head_loss` computes, written down as defined and left to autograd: all logits of all depths at once."""
+    """`head_loss` as it is defined, with autograd and all logits of all depths at once."""
     logits = linear(features, weight).float()
     positions = logits.shape[2]
     top1_ids = truth.logits.argmax(-1)
@@ -101,7 +101,7 @@ def head_loss_reference(
 
 @dataclass(frozen=True)
 class _Rows:
-    """The truth in the form that every depth takes a slice of: depths share rows, so each is worked out once."""
+    """The truth, computed once for all rows; every depth takes a slice, as depths share rows."""
 
     loss_mask: Tensor  # [B, Q] bool
     inside: Tensor | None  # [T, B, P] bool
@@ -122,13 +122,13 @@ class _Rows:
             logits = logits if config.temperature == 1 else logits.float() / config.temperature
             log_p = logits.log_softmax(-1, dtype=torch.float32)
             p = log_p.exp()
-            # Where the target rules a token out, 0 · −inf must be 0.
+            # For a token with logit −inf, 0 · −inf must be 0.
             negentropy = log_p.clamp_(min=torch.finfo(torch.float32).min).mul_(p).sum(-1)
         return cls(truth.loss_mask, truth.inside, top1_ids, labels, p, negentropy, draft_tokens)
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Works the gradient out on the way forward, where the logits are at hand, and scales it on the way back."""
+    """Computes the gradient in the forward pass, where the logits are available, and scales it in the backward pass."""
 
     @staticmethod
     def forward(
@@ -170,12 +170,12 @@ class _HeadLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grad_features, grad_weight = ctx.saved_tensors
-        # In place: a second copy of the weight's gradient would be the largest tensor of all. Going back twice raises.
+        # In place: a second copy of the weight's gradient would be the largest tensor. A second backward pass raises.
         return grad_features.mul_(grad_total), grad_weight.mul_(grad_total), None, None, None, None
 
 
 def _terms(logits: Tensor, rows: _Rows, seen: slice, config: LossConfig) -> tuple[Tensor, Tensor]:
-    """One depth's loss [B, P] and its gradient by `logits` [B, P, D], which are used up."""
+    """One depth's loss [B, P] and its gradient by `logits` [B, P, D], which are overwritten."""
     if rows.labels is None:
         return _divergence(logits, rows, seen, config.temperature)
     ce, ce_grad = _label_term(logits, rows.labels[:, seen])

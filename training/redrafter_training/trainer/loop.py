@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The drafter's training loop. Of processes and storage it knows what its context tells it."""
+"""The drafter's training loop. Processes and storage are behind its `TrainContext`."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
@@ -31,8 +31,9 @@ class StepFigures:
 
     loss: float  # weighted over depths, nats
     loss_by_depth: tuple[float, ...]
-    agreement: tuple[float, ...]  # by depth, fraction of positions with the target's favourite on top; where the draft
-    # vocabulary lacks that favourite, the two disagree
+    # By depth, fraction of positions where the drafter's top-1 token is the target's; where the target's is outside the
+    # draft vocabulary, the two disagree.
+    agreement: tuple[float, ...]
 
     @classmethod
     def from_row(cls, row: list[float]) -> "StepFigures":
@@ -51,10 +52,11 @@ class StepFigures:
 def build_drafter(target: Target, config: DistillConfig, draft_tokens: Tensor | None = None) -> Drafter:
     """A seeded drafter of the target's sizes, in float32 on the target's device.
 
-    `draft_tokens` [D], ascending target ids, are what it is to propose where `config` has a `draft_vocab_size`.
+    `draft_tokens` [D], ascending target ids, are the draft vocabulary if `config` has a `draft_vocab_size`.
 
-    Without an input projection the RNN state reaches the output layer at its own width: that half of the layer starts
-    as the target's LM head and the context's half at zero, which saves much of a short training (docs/dev/log.md).
+    Without an input projection the RNN state reaches the output layer at its own width: that half of the layer is
+    initialised to the target's LM head and the context's half to zero, which saves much of a short training
+    (docs/dev/log.md).
     """
     torch.manual_seed(config.seed)
     drafter = Drafter(
@@ -80,14 +82,14 @@ def build_drafter(target: Target, config: DistillConfig, draft_tokens: Tensor | 
 
 
 class Replica:
-    """One process's copy of the drafter, whose gradients meet those of the other processes once per batch."""
+    """One process's copy of the drafter, whose gradients are averaged with the other processes' once per batch."""
 
     def __init__(self, drafter: Drafter, context: TrainContext) -> None:
         self.drafter = drafter
         self._module = context.wrap(_Applied(drafter))
 
     def __call__(self, compute: Callable[[Drafter], DepthSums], *, last: bool) -> DepthSums:
-        """`compute(drafter)`; the backward pass of the `last` call of a batch exchanges what has been accumulated."""
+        """`compute(drafter)`; the backward pass of the `last` call of a batch exchanges the accumulated gradients."""
         if last or not isinstance(self._module, nn.parallel.DistributedDataParallel):
             return self._module(compute)
         with self._module.no_sync():
@@ -95,7 +97,7 @@ class Replica:
 
 
 class _Applied(nn.Module):
-    """The drafter behind a `forward`, which is where data parallelism hooks in."""
+    """The drafter with a `forward`, which data parallelism needs."""
 
     def __init__(self, drafter: Drafter) -> None:
         super().__init__()
@@ -113,9 +115,9 @@ def accumulate_gradients(
     config: DistillConfig,
     context: TrainContext,
 ) -> StepFigures:
-    """Adds the batch's gradient, chunk by chunk, so that only one chunk's logits are in memory at a time.
+    """Adds the batch's gradient chunk by chunk, so that only one chunk's logits are in memory at a time.
 
-    Gradient and figures are means over the positions of all processes' batches together, however they are spread.
+    Gradient and figures are means over the positions of all processes together, however rows are distributed.
     """
     with torch.autocast(batch.tokens.device.type, torch.bfloat16):
         outputs = target.outputs(batch.tokens, batch.positions)
@@ -123,7 +125,7 @@ def accumulate_gradients(
     positions = num_positions(batch.tokens.shape[1], config.beam_length)
     own = torch.stack([batch.terms(t, 0, positions).sum() for t in range(1, config.beam_length + 1)])
     counts = context.total(own).clamp(min=1)
-    # Data parallelism averages over processes; the counts are already those of all of them.
+    # Data parallelism averages over processes, and the counts are already totals over processes.
     scale = weights / counts * context.world_size
     loss, agreements = torch.zeros_like(weights), torch.zeros_like(weights)
     for first in range(0, positions, config.chunk):
@@ -154,7 +156,7 @@ def accumulate_gradients(
 
 
 def inner_matrices(drafter: Drafter) -> list[nn.Parameter]:
-    """The matrices that Muon may train: all but the output layer."""
+    """The matrices that Muon trains: all but the output layer."""
     return [p for p in drafter.parameters() if p.dim() == 2 and p is not drafter.output.weight]
 
 
@@ -163,14 +165,14 @@ Evaluate = Callable[[Drafter, int], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Hooks:
-    """What happens beside the steps. All processes need the same."""
+    """Evaluation, checkpoints and logs during training; equal in all processes."""
 
-    evaluate: Evaluate | None = None  # named figures of the drafter after so many steps
+    evaluate: Evaluate | None = None  # named figures of the drafter after this number of steps
     evaluate_every: int = 0  # 0: only at the end
     checkpoint_every: int = 0  # 0: only at the end
     log_every: int = 10
     log: Callable[[int, Mapping[str, float]], None] = lambda step, figures: None
-    identity: Mapping[str, Any] = field(default_factory=dict)  # what a checkpoint must agree on to be continued
+    identity: Mapping[str, Any] = field(default_factory=dict)  # must equal that of a checkpoint to continue it
     max_rise: float = 3.0  # see `Guard`
 
 
@@ -188,15 +190,15 @@ def distill(
 
     Args:
         batches: the batches of the whole job, from the first on, the same in every process and every run: a process
-            takes its share of each batch's rows, and a resumed run passes over the batches it has seen.
-        context: the processes and the storage; by default this process alone, which keeps no checkpoints.
+            uses its share of each batch's rows, and a resumed run skips the batches that it has used.
+        context: processes and storage; by default this process alone, without checkpoints.
 
     Raises:
-        DivergedError: a loss or gradient is not finite, or the loss has risen far; names the step and holds the
-            batch. The drafter keeps its last good weights.
+        DivergedError: a loss or gradient is not finite, or the loss rose far; has the step and the batch. The drafter
+            keeps its weights from before the step.
         ResumeError: the context's checkpoint belongs to another training.
         CheckpointWriteError: a checkpoint could not be stored.
-        TrainingStoppedError: the context has wanted an end before the budget's; a checkpoint of it is stored.
+        TrainingStoppedError: the context requested an early stop; a checkpoint is stored.
     """
     context = context or LocalContext(device=target.device)
     hooks = hooks or Hooks()
@@ -213,8 +215,8 @@ def distill(
         if (grown := budget_growth(state, hooks.identity)) and not quiet:
             used = config.budget.used(progress.step, progress.seconds)
             print(
-                f"going on from step {progress.step} with more to do ({', '.join(grown)}): the learning rate follows "
-                f"the longer schedule from there, at {learning_rate_scale(used, config.warmup):.0%} of its peak"
+                f"continuing from step {progress.step} with a larger budget ({', '.join(grown)}): the learning rate "
+                f"follows the longer schedule from there, at {learning_rate_scale(used, config.warmup):.0%} of its peak"
             )
     replica = Replica(drafter, context)
     embedding = target.embedding.float()
@@ -248,7 +250,7 @@ def distill(
                 raise TrainingStoppedError(f"stopped after step {progress.step}")
         if not progress.evaluations or progress.evaluations[-1][0] != progress.step:
             _evaluate(drafter, progress, hooks)
-            saved = -1 if hooks.evaluate else saved  # the checkpoint of this step lacks what was just measured
+            saved = -1 if hooks.evaluate else saved  # the checkpoint of this step lacks the new evaluation
         if saved != progress.step:
             _save(drafter, optimizer, progress, hooks, context)
         if context.stop_wanted():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loss: the drafter's unrolled predictions against the target's, or the text's, next tokens."""
+"""The training loss: the drafter's unrolled predictions compared with the target's or the text's next tokens."""
 
 from dataclasses import dataclass, replace
 
@@ -22,12 +22,12 @@ class DepthSums:
 
     total: Tensor  # [], the sum over depths of depth_scale · loss; carries the gradient
     loss: Tensor  # [T] nats
-    agreements: Tensor  # [T] positions at which drafter and target prefer the same token of the whole vocabulary
+    agreements: Tensor  # [T] positions where drafter and target have the same top-1 token of the whole vocabulary
     count: Tensor  # [T] positions
 
 
 def num_positions(length: int, beam_length: int) -> int:
-    """How many context positions of a window of `length` tokens have all their `beam_length` targets inside it."""
+    """Number of context positions in a window of `length` tokens with all `beam_length` predictions inside it."""
     return max(length - beam_length, 0)
 
 
@@ -47,19 +47,20 @@ def unrolled_loss(
 ) -> DepthSums:
     """The loss of arXiv 2403.09919's unrolled RNN at context positions first <= p < last; see `LossConfig`.
 
-    At position p the context is the target's hidden state h_p and the root is token x_{p+1}. For t = 1..T the drafter
-    is fed x_{p+1}..x_{p+t} and is compared with the target's distribution of x_{p+t+1}, the target's logits at p+t, or
-    with that token itself. A term counts when x_{p+t} is valid; a token past the window or its valid part is no label.
-    Where rows hold several documents, a term counts only when x_p and x_{p+t} are of the same one.
+    At position p the context is the target's hidden state h_p and the root is token x_{p+1}. For t = 1..T the drafter's
+    inputs are x_{p+1}..x_{p+t}, and its prediction is compared with the target's distribution of x_{p+t+1}, from the
+    target's logits at p+t, or with that token itself. A term counts if the loss mask holds at p+t; a token outside the
+    window or in its padding is no label. In rows of several documents, a term counts only if x_p and x_{p+t} are in the
+    same one.
 
     The RNN's states of all depths are kept for the backward pass, the logits of one depth only.
 
     Args:
-        depth_scale: what each depth's sum is multiplied by in `total`, the weight over the count; default 1.
+        depth_scale: factor of each depth's sum in `total`, its weight divided by its count; default 1.
         doc_ids: see `redrafter_training.target.packed_attention`.
 
     Raises:
-        ValueError: the range leaves the window's `num_positions`.
+        ValueError: the range is outside the window's `num_positions`.
     """
     if not 0 <= first < last <= num_positions(tokens.shape[1], beam_length):
         raise ValueError(f"positions [{first}, {last}) do not fit {tokens.shape[1]} tokens and length {beam_length}")
@@ -82,7 +83,7 @@ def unrolled_features(
     first: int,
     last: int,
 ) -> Tensor:
-    """What the drafter's output layer is fed at depths 1..T of positions first <= p < last: [T, B, P, E]."""
+    """Inputs of the drafter's output layer at depths 1..T of positions first <= p < last. [T, B, P, E]"""
     context_BPH = hidden[:, first:last].to(embedding.dtype)
     share_BPS = drafter.context_share(context_BPH)
     state_BPH = drafter.initial_state(context_BPH)
@@ -102,7 +103,7 @@ def truth_of(
     last: int,
     doc_ids: Tensor | None = None,  # [B, L]
 ) -> Truth:
-    """What positions first <= p < last are compared with."""
+    """The truth for positions first <= p < last."""
     rows = slice(first + 1, last + beam_length)
     labels = packed_attention.next_tokens(tokens, loss_mask, doc_ids)
     inside = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a training lasts and how its learning rate moves."""
+"""The steps of a training within its budget, and the learning rate."""
 
 import math
 import time
@@ -21,7 +21,7 @@ def learning_rate_scale(used: float, warmup: float, floor: float = 0.02) -> floa
 
 @dataclass(frozen=True)
 class Tick:
-    """One step about to be made: its number from 0, the budget and seconds used so far, the bar for figures."""
+    """One step to make: its number from 0, the fraction of the budget and the seconds used so far, the progress bar."""
 
     step: int
     used: float
@@ -38,11 +38,11 @@ def steps(
     seconds: float = 0.0,
     agree: Callable[[float], float] = float,
 ) -> Generator[Tick, None, None]:
-    """Count steps from `first` under a progress bar until the budget is used.
+    """Counts steps from `first` with a progress bar until the budget is used.
 
     Args:
-        seconds: wall clock that the steps before `first` took.
-        agree: turns a process's own clock into the one that all processes go by.
+        seconds: wall clock of the steps before `first`.
+        agree: maps a process's elapsed seconds to a value that is equal in all processes.
     """
     start = time.monotonic() - seconds
     clocked = math.isfinite(budget.max_seconds)

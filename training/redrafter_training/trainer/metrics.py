@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a drafter predicts its target, by depth, on windows that training has not seen.
+"""Divergence and top-k agreement of a drafter with its target, by depth, on held-out windows.
 
-The divergence is not the training's loss, which is sharpened and may have a share of labels (`LossConfig`): the two are
-not to be compared, and have names of their own.
+The divergence cannot be compared with the training loss, which is sharpened and may include labels (`LossConfig`), so
+the two have different names.
 """
 
 from collections.abc import Callable
@@ -22,10 +22,10 @@ TOP = 5
 
 @dataclass(frozen=True)
 class DepthFigures:
-    """Means over positions, by depth 1..T. The truth is what the target says, not what the text holds."""
+    """Means over positions, by depth 1..T. The truth is the target's prediction, not the text."""
 
     divergence: tuple[float, ...]  # KL from the target's distribution over the draft vocabulary at temperature 1, nats
-    top: tuple[tuple[float, ...], ...]  # [T][k]: fraction with the target's favourite among the k + 1 best drafts
+    top: tuple[tuple[float, ...], ...]  # [T][k]: fraction with the target's top-1 token among the drafter's top k + 1
     positions: int  # at depth 1
 
     def named(self) -> dict[str, float]:
@@ -48,10 +48,10 @@ def depth_figures(
     chunk: int = 128,
     total: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> DepthFigures:
-    """Measures `drafter` on `windows` [B, L], fed with their own tokens as in training.
+    """Measures `drafter` on `windows` [B, L], with their tokens as inputs as in training.
 
     Args:
-        total: adds up what several processes have measured on their shares.
+        total: sums the figures of all processes' shares.
     """
     sums = torch.zeros(beam_length, 2 + TOP, dtype=torch.float64)  # per depth: positions, divergence, hits by rank
     for batch in (windows.rows(rows) for rows in torch.arange(len(windows)).split(batch_size)):
@@ -82,7 +82,7 @@ def _batch_sums(drafter: Drafter, target: Target, batch: Windows, beam_length: i
             best_BP1 = logits_BPV.argmax(-1, keepdim=True)
             kept_BPV = logits_BPV if kept is None else logits_BPV[..., kept]
             log_p_BPV = kept_BPV.log_softmax(-1)
-            # -inf in q only counts where p has mass; 0 * inf would be NaN.
+            # -inf in q counts only where p > 0; 0 * inf would be NaN.
             terms_BPV = torch.where(log_p_BPV > -torch.inf, log_p_BPV.exp() * (log_p_BPV - log_q_BPV), 0.0)
             top_BPk = log_q_BPV.topk(min(TOP, log_q_BPV.shape[-1]), dim=-1).indices
             hit_BPk = drafter.target_ids(top_BPk) == best_BP1

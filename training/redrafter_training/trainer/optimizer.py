@@ -12,7 +12,7 @@ class SplitOptimizer:
     """Steps `matrices` (2-D, neither embedding nor output head) with Muon and all other trained parameters with AdamW.
 
     In equal wall clock Muon reached a far lower loss than AdamW alone (docs/dev/log.md). Its updates are rescaled to
-    AdamW's magnitude, so that one learning rate serves both; weight decay applies to `matrices` only.
+    AdamW's magnitude, so that both use one learning rate; weight decay applies to `matrices` only.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class SplitOptimizer:
             optimizer.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step depends on besides the parameters."""
+        """The state that the next step depends on, without the parameters."""
         return {"optimizers": [optimizer.state_dict() for optimizer in self._optimizers]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training's figures by depth over its steps, as a picture.
+"""Plot of a training's figures by depth over its steps.
 
-The training loss and the held-out divergence are different measures and stand on axes of their own. Agreement is the
-same measure on both texts, and shares one.
+Training loss and held-out divergence are different measures and have separate axes. Agreement is the same measure on
+both texts and has one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from redrafter_training.trainer.loop import StepFigures
 
 
 def smooth(values: Tensor, width: int) -> Tensor:
-    """Mean over the last `width` values, or as many as there are. [n] -> [n]"""
+    """Mean over the last `width` values, fewer at the beginning. [n] -> [n]"""
     sums = torch.cat([values.new_zeros(1), values.cumsum(0)])
     ends = torch.arange(1, len(values) + 1)
     starts = (ends - width).clamp(min=0)
@@ -31,16 +31,16 @@ def _smoothed(values: Sequence[float], width: int) -> Tensor:
 
 
 def _series(evaluations: Evaluations, name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one figure; a checkpoint of an earlier version may not have it."""
+    """Steps and values of one figure; a checkpoint of an earlier version may lack it."""
     points = [(step, figures[name]) for step, figures in evaluations if name in figures]
     return [step for step, _ in points], [value for _, value in points]
 
 
 def plot_training(history: Sequence[StepFigures], evaluations: Evaluations, path: Path) -> bool:
-    """Writes a PNG to `path`; False when there is nothing to show or matplotlib is not installed.
+    """Writes a PNG to `path`; False if there are no steps or matplotlib is not installed.
 
     Args:
-        evaluations: (step, named figures), as `Progress` keeps them.
+        evaluations: (step, named figures), as in `Progress`.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -64,7 +64,7 @@ def plot_training(history: Sequence[StepFigures], evaluations: Evaluations, path
         agreeing.plot(*_series(evaluations, f"redrafter{depth}_top1"), "o", color=style["color"], markersize=4)
     trained.set(title="training loss by depth, as configured", ylabel="loss, nats")
     held_out.set(title="held-out text: KL from the target at temperature 1", ylabel="KL divergence, nats")
-    agreeing.set(title="favourite token agrees with the target's", ylabel="fraction of positions", ylim=(0, 1))
+    agreeing.set(title="top-1 token agrees with the target's", ylabel="fraction of positions", ylim=(0, 1))
     for axes in (trained, held_out):
         axes.set_ylim(bottom=0)
     for axes in (trained, held_out, agreeing):

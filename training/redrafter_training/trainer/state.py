@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that a training's next step depends on, to and from a file."""
+"""The state that a training's next step depends on, to and from a file."""
 
 import random
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.utils import strict_json
 
 STATE_FILE = "state.pt"
-INPUTS = {  # what a training is made from, see `redrafter_training.run.inputs`, as a user names it
+INPUTS = {  # the inputs of a training (see `redrafter_training.run.inputs`), by the user's flags
     "target": "--target",
     "data": "--data",
     "chat_template": "--chat-template",
@@ -31,7 +31,7 @@ class ResumeError(ValueError):
 
 @dataclass
 class Progress:
-    """How far a training is. The data position is `step`: each step takes one batch of the (repeatable) data."""
+    """Progress of a training. The data position is `step`, as each step uses one batch of the (repeatable) data."""
 
     step: int = 0
     seconds: float = 0.0
@@ -46,7 +46,7 @@ def capture(
     identity: Mapping[str, Any],
     context: TrainContext,
 ) -> dict[str, Any]:
-    """The state to store. All processes take part: each has its own random numbers."""
+    """The state to store. All processes must call this, as each has its own random state."""
     return {
         "drafter": drafter.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -64,7 +64,7 @@ def write_state(state: Mapping[str, Any], directory: Path) -> None:
 
 
 def read_state(directory: Path, device: torch.device | str = "cpu", *, mmap: bool = False) -> dict[str, Any]:
-    """A stored state, its weights on `device`; with `mmap` they stay in the file until they are used.
+    """A stored state with its weights on `device`; with `mmap` they are read when used.
 
     Raises:
         ResumeError: the file cannot be read.
@@ -83,7 +83,7 @@ def restore(
     identity: Mapping[str, Any],
     context: TrainContext,
 ) -> Progress:
-    """Puts a stored state back into `drafter`, `optimizer` and the random number generators.
+    """Restores a stored state into `drafter`, `optimizer` and the random number generators.
 
     Raises:
         ResumeError: the checkpoint belongs to another target, data or configuration.
@@ -99,14 +99,14 @@ def restore(
 
 
 def check_identity(state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Raises ResumeError unless a stored state belongs to the training that `identity` tells."""
+    """Raises ResumeError unless a stored state belongs to the training of `identity`."""
     before, wanted = _identities(state, identity)
     made_from, given = before.pop("inputs", {}), wanted.pop("inputs", {})
-    changed_inputs = [(told, made_from.get(key), given.get(key)) for key, told in INPUTS.items()]
-    if inputs := [told + _parts(old, new) for told, old, new in changed_inputs if old != new]:
+    changed_inputs = [(flag, made_from.get(key), given.get(key)) for key, flag in INPUTS.items()]
+    if inputs := [flag + _parts(old, new) for flag, old, new in changed_inputs if old != new]:
         raise ResumeError(
-            f"the checkpoint of step {state['step']} was made with other contents of {', '.join(inputs)}: bring them "
-            "back, choose another --run-dir, or start over with --resume false"
+            f"the checkpoint of step {state['step']} was made with other contents of {', '.join(inputs)}: "
+            "restore them, choose another --run-dir, or start over with --resume false"
         )
     if changed := differences(before | larger_budget(before, wanted), wanted):
         raise ResumeError(
@@ -116,28 +116,28 @@ def check_identity(state: Mapping[str, Any], identity: Mapping[str, Any]) -> Non
 
 
 def _parts(old: Any, new: Any) -> str:
-    """Which parts of an input differ, where it is told by parts."""
+    """The parts of an input that differ, if its fingerprint has parts."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return ""
     return f" ({', '.join(sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)))})"
 
 
 def budget_growth(state: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
-    """`key: old -> new` for each limit that the training of `identity` has above that of a stored state."""
+    """`key: old -> new` for each limit of the training of `identity` that is above that of a stored state."""
     before, wanted = _identities(state, identity)
     return differences(before, before | larger_budget(before, wanted))
 
 
 def _identities(state: Mapping[str, Any], identity: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of a stored state, and of the training that is to go on from it."""
+    """The identities of a stored state and of the training that continues it."""
     wanted = strict_json.loads(strict_json.dumps(identity, sort_keys=True, default=str))
     return strict_json.loads(state["identity"]), wanted
 
 
 def larger_budget(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` of `before` with the limits of `wanted` where they are above its own: more may be asked for later.
+    """`config` of `before` with the limits of `wanted` where those are higher, as a limit may be raised later.
 
-    The null of a limit means none.
+    A limit of null means no limit.
     """
     config, asked = before.get("config", {}), wanted.get("config", {})
     if "budget" not in config or "budget" not in asked:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 class Recorder:
-    """Writes scalars below `directory`; without a directory, or without TensorBoard, it does nothing.
+    """Writes scalars below `directory`; does nothing without a directory or TensorBoard.
 
-    A resumed run overwrites what the interrupted one logged after its last checkpoint.
+    A resumed run overwrites the logs of steps after the last checkpoint.
     """
 
     def __init__(self, directory: Path | None, *, purge_step: int | None = None) -> None:
@@ -34,5 +34,5 @@ class Recorder:
 
 
 def _grouped(name: str) -> str:
-    """Held-out figures under a heading of their own, beside `train/`."""
+    """Held-out figures get the prefix `held_out/`."""
     return name if "/" in name else f"held_out/{name}"

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every other package uses and what knows none of them."""
+"""Helpers that do not depend on other packages of the training."""

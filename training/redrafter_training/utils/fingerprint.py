@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a target is, by content: all that is kept from one start to the next belongs to the target it was made of.
+"""Fingerprints of files and targets by content, so that stored results are reused only for the inputs they came from.
 
 Whole files are read. Samples of them would miss a norm that was multiplied by -1, and reading costs less than the
 loading that follows: 0.7 s per GB on one core with SHA instructions, after which the files are in memory anyway. A
-target on the hub is told by its commit, which stands for the content of all of its files.
+target on the hub is identified by its commit, which determines the content of all its files.
 """
 
 import hashlib
@@ -32,19 +32,19 @@ READERS = 4  # files hashed at once
 
 
 def weights_fingerprint(target: str) -> str:
-    """Of what determines the hidden states of given tokens: weights, configuration, the model's own code."""
+    """Fingerprint of what determines the hidden states of given tokens: weights, configuration, model code."""
     return _fingerprint(target, WEIGHTS)
 
 
 def tokenizer_fingerprint(target: str) -> str:
-    """Of what determines the tokens of given conversations: tokenizer and chat template."""
+    """Fingerprint of what determines the tokens of given conversations: tokenizer and chat template."""
     return _fingerprint(target, TOKENIZER)
 
 
 def target_fingerprint(target: str) -> dict[str, str]:
-    """Of what determines the target's answers, in parts, so that it can be said which of them differs.
+    """Fingerprints of what determines the target's responses, by part, so that messages can name the part that differs.
 
-    A copy of a folder has the same fingerprint, and the folder with other content another one.
+    A copy of a folder has the same fingerprints.
     """
     return {
         "weights": weights_fingerprint(target),
@@ -54,12 +54,12 @@ def target_fingerprint(target: str) -> dict[str, str]:
 
 
 def folder_fingerprint(folder: Path, patterns: Iterable[str]) -> str:
-    """Of those files of a folder whose names match one of `patterns`."""
+    """Fingerprint of those files of a folder whose names match one of `patterns`."""
     return files_fingerprint(sorted({path for pattern in patterns for path in folder.glob(pattern)}), folder)
 
 
 def files_fingerprint(files: Iterable[Path], root: Path) -> str:
-    """Of the content of files, in order, and of their names below `root`."""
+    """Fingerprint of the content of files, in order, and of their names below `root`."""
     files = [path for path in files if path.is_file()]
     digest = hashlib.sha256()
     with ThreadPoolExecutor(READERS) as readers:
@@ -69,7 +69,7 @@ def files_fingerprint(files: Iterable[Path], root: Path) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Of all bytes of a file, which are read once in a process while nobody writes them."""
+    """Digest of a whole file, which a process reads once unless its size or time of modification changes."""
     state = path.stat()
     return _digest(path, state.st_size, state.st_mtime_ns)
 
@@ -95,7 +95,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 def _fingerprint(target: str, patterns: Iterable[str]) -> str:
     folder = Path(target).expanduser()
     if not folder.is_dir():
-        # The plain file, so that a model with code of its own needs no trust for this.
+        # The plain file is read, so that a model with its own code needs no --trust-remote-code here.
         described, _ = PretrainedConfig.get_config_dict(target)
         return f"commit {described.get('_commit_hash')} of {target}"
     return folder_fingerprint(folder, patterns)

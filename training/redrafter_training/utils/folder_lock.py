@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder that one process at a time may fill.
+"""Locks on folders that one process at a time may fill.
 
-The system's own lock on an open file goes with its process, however that ends: nothing is left to be cleared away.
+The operating system releases its lock on an open file when the process ends, in whatever way, so that no stale lock
+remains.
 """
 
 import errno
@@ -23,13 +24,13 @@ class FolderInUseError(ValueError):
 
 @contextmanager
 def locked(folder: Path, otherwise: str) -> Iterator[None]:
-    """Holds the existing `folder` for this process; the file in it names the holder while there is one.
+    """Locks the existing `folder` for this process; the lock file names the holder.
 
     Args:
-        otherwise: what else the user can do than wait.
+        otherwise: the alternative to waiting, for the message.
 
     Raises:
-        FolderInUseError: another process holds it; says which.
+        FolderInUseError: another process holds it; the message names it.
     """
     handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -38,13 +39,14 @@ def locked(folder: Path, otherwise: str) -> Iterator[None]:
         except BlockingIOError:
             holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "just starting"
             raise FolderInUseError(
-                f"{folder} is being filled by another command ({holder}): wait for its end, or {otherwise}"
+                f"{folder} is in use by another command ({holder}): wait for its end, or {otherwise}"
             ) from None
         except OSError as problem:
             if problem.errno not in _NO_LOCKS:
                 raise
             print(
-                f"{folder} cannot be locked here ({problem.strerror}): start no second command in it", file=sys.stderr
+                f"{folder} cannot be locked here ({problem.strerror}): do not start a second command in it",
+                file=sys.stderr,
             )
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory a target's weights take, and how much there is."""
+"""Memory: the size of a target's weights, and the free memory of a device."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ GIB = 1 << 30
 QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
-# Folder, limit, use, and what of the use are pages of files, which go when their room is needed; versions 2 and 1.
+# Folder, limit, use, and reclaimable part of the use (cached file pages); cgroup versions 2 and 1.
 CGROUPS = (
     (".", "memory.max", "memory.current", "inactive_file"),
     ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -23,11 +23,11 @@ CGROUPS = (
 
 
 def weight_bytes(model: PreTrainedModel, itemsize: int, quantization: str) -> int:
-    """Bytes of the weights of `model`, which may be without any memory, once loaded.
+    """Bytes of the weights of `model`, which may be on the meta device, after loading.
 
     Args:
-        itemsize: of what is not quantised.
-        quantization: none, 8bit or 4bit; of a target that is stored quantised its own counts.
+        itemsize: bytes of a parameter that is not quantised.
+        quantization: none, 8bit or 4bit; ignored for a target that is stored quantised.
     """
     stored = stored_bits(model.config)
     share = stored / 8 if stored else QUANTIZED_BYTES.get(quantization, itemsize)
@@ -36,7 +36,7 @@ def weight_bytes(model: PreTrainedModel, itemsize: int, quantization: str) -> in
 
 
 def stored_bits(config: Any) -> int | None:
-    """Bits per weight of a target that is stored quantised, 8 where it does not say; None of any other."""
+    """Bits per weight of a target that is stored quantised, 8 if its configuration does not say; None for any other."""
     described = getattr(config, "quantization_config", None)
     if described is None:
         return None
@@ -45,7 +45,7 @@ def stored_bits(config: Any) -> int | None:
 
 
 def readable(size: float) -> str:
-    """A number of bytes for people."""
+    """A number of bytes with a unit, for messages."""
     for unit in ("bytes", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
@@ -54,7 +54,7 @@ def readable(size: float) -> str:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be used on `device`, for the CPU in this container; None where nothing tells."""
+    """Free bytes on `device`, for the CPU within this container's limit; None if unknown."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     known = [free for free in (_free_in_machine(), _free_in_container()) if free is not None]

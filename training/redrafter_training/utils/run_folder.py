@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a run: known for ours by a file that names the run, and filled by one command at a time."""
+"""The folder of a run: recognised by a file with the run's name, and used by one command at a time."""
 
 import json
 import secrets
@@ -16,18 +16,18 @@ KEYS_FILE = "config.yaml"
 
 
 def check_run_folder(folder: Path) -> None:
-    """Raises PlaceError unless `folder` is one of a run, or can be made into one; leaves nothing there."""
+    """Raises PlaceError unless `folder` belongs to a run, or can be used for one; writes nothing."""
     check_writable(folder)
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     if RUN_FILE not in names and (others := sorted(set(names) - {LOCK})):
         raise PlaceError(
-            f"{folder} holds something else than a run of this version ({', '.join(others[:3])}), which could be "
-            "overwritten: choose another --run-dir"
+            f"{folder} contains files that do not belong to a run of this version ({', '.join(others[:3])}), which "
+            "could be overwritten: choose another --run-dir"
         )
 
 
 def run_name(folder: Path) -> str | None:
-    """What the exported drafter of the run in `folder` bears, to be told from those of other runs."""
+    """The name of the run in `folder`, which its exported drafter stores too; None if there is none."""
     try:
         name = json.loads((folder / RUN_FILE).read_text())["run"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -37,10 +37,10 @@ def run_name(folder: Path) -> str | None:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Makes the folder of a run, and keeps other commands out of it.
+    """Makes the folder of a run and locks it.
 
     Raises:
-        FolderInUseError: another training is in it.
+        FolderInUseError: another training uses it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "choose another --run-dir"):
@@ -50,5 +50,5 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def give_name(folder: Path) -> None:
-    """Makes `folder` that of a new run. A run that starts over in its folder is the same one: its drafter may go."""
+    """Names the run of a new folder. A run that starts over keeps its name, and so may replace its drafter."""
     write_text(folder / RUN_FILE, json.dumps({"run": secrets.token_hex(8)}) + "\n")
