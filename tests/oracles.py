@@ -78,6 +78,6 @@ def paths(tree: DraftTree, row: int) -> list[Path]:
     found: list[Path] = []
     for node in range(int(tree.num_nodes[row])):
         parent = int(tree.parents[row, node])
-        assert -1 <= parent < node, "a parent must stand before its child"
+        assert -1 <= parent < node, "a parent must precede its child"
         found.append((*(found[parent] if parent >= 0 else ()), int(tree.tokens[row, node])))
     return found

@@ -19,9 +19,9 @@ def test_default_number_of_slots(width: int, length: int, slots: int) -> None:
     assert DraftingConfig(width, length).num_speculative_tokens == slots
 
 
-@pytest.mark.parametrize(("asked", "given"), [(1, 1), (3, 3), (8, 8), (9, 8), (128, 8)])
-def test_slots_that_no_beam_could_fill_are_cut(asked: int, given: int) -> None:
-    assert DraftingConfig(2, 4, asked).num_speculative_tokens == given
+@pytest.mark.parametrize(("limit", "given"), [(1, 1), (3, 3), (8, 8), (9, 8), (128, 8)])
+def test_slots_that_no_beam_could_fill_are_cut(limit: int, given: int) -> None:
+    assert DraftingConfig(2, 4, limit).num_speculative_tokens == given
 
 
 def test_names_of_other_projects() -> None:

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an op runs its Triton kernel or its plain-torch reference: one place for all ops.
+"""The choice between an op's Triton kernel and its plain-torch reference, in one place for all ops.
 
-`REDRAFTER_KERNELS=1` is for debugging: it takes the kernels on CPUs too, where Triton has to interpret them (the CPU
-set-up sees to that). Slow, and read once, when this module is imported.
+`REDRAFTER_KERNELS=1` is for debugging: it uses the kernels on CPUs too, where Triton has to interpret them, as the CPU
+set-up provides. This is slow. The variable is read once, when this module is imported.
 """
 
 import os
 from collections.abc import Callable, Iterable
 from functools import wraps
 from importlib import import_module
+from types import ModuleType
 from typing import ParamSpec, TypeVar
 
 from torch import Tensor
@@ -26,11 +27,13 @@ def dispatch(reference: Callable[P, R]) -> Callable[P, R]:
     arguments that refuses them. Triton is imported then, not before.
     """
     package, name = reference.__module__.rpartition(".")[0], reference.__name__
+    kernel: ModuleType | None = None
 
     @wraps(reference)
     def op(*args: P.args, **kwargs: P.kwargs) -> R:
+        nonlocal kernel
         if use_kernel((*args, *kwargs.values())):
-            kernel = import_module(f"{package}.kernel")
+            kernel = kernel or import_module(f"{package}.kernel")
             supports = getattr(kernel, "supports", None)
             if supports is None or supports(*args, **kwargs):
                 result: R = getattr(kernel, name)(*args, **kwargs)

@@ -63,16 +63,16 @@ def test_a_path_that_is_not_there(home: Path, path: str) -> None:
 
 
 def test_a_drafter_on_the_hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place, asked = checkpoint(home / "snapshot"), []
+    place, downloads = checkpoint(home / "snapshot"), []
     (place / "config.json").write_text('{"model_type": "recurrent_drafting_drafter"}')
 
     def download(repo_id: str, allow_patterns: list[str]) -> str:
-        asked.append((repo_id, *allow_patterns))
+        downloads.append((repo_id, *allow_patterns))
         return str(place)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert resolve_drafter("org/drafter", "org/name") == place
-    assert asked == [("org/drafter", "config.json"), ("org/drafter", "*.json", "*.safetensors")]
+    assert downloads == [("org/drafter", "config.json"), ("org/drafter", "*.json", "*.safetensors")]
 
 
 def test_home_of_the_registry(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
