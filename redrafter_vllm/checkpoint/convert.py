@@ -17,12 +17,11 @@ from redrafter_vllm.checkpoint import errors
 from redrafter_vllm.checkpoint import io as checkpoint
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.checkpoint.files import is_directory, pickle_files
-from redrafter_vllm.checkpoint.vocab_mapping import MAP, check_map, check_map_header
+from redrafter_vllm.checkpoint.vocab_mapping import MAP, check_map, check_map_header, map_header
 from redrafter_vllm.utils.messages import listed
 from redrafter_vllm.utils.paths import user_path
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_INTEGERS = {torch.int32: "I32", torch.int64: "I64"}
 
 
 def convert(source: Path, destination: Path, *, allow_pickle: bool = False) -> DrafterConfig:
@@ -52,11 +51,8 @@ def _load_pickle(source: Path) -> tuple[DrafterConfig, dict[str, Tensor]]:
     }
     checkpoint.check_shapes(str(source), config, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     offsets = tensors.get(MAP)
-    if offsets is None:
-        check_map_header(str(source), config.draft_vocab_size, None)
-    else:
-        dtype = _INTEGERS.get(offsets.dtype, str(offsets.dtype))
-        check_map_header(str(source), config.draft_vocab_size, (MAP, tuple(offsets.shape), dtype))
+    check_map_header(str(source), config.draft_vocab_size, map_header(offsets))
+    if offsets is not None:
         check_map(f"{MAP} in {source}", offsets, config.vocab_size)
     for name, tensor in tensors.items():
         if name != MAP and tensor.dtype not in _FLOATS:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from redrafter_vllm.checkpoint.files import CONFIG_FILE
 from redrafter_vllm.checkpoint.names import drafter_fields
 from redrafter_vllm.utils.messages import is_dangling, is_near, reason, shown, why_no_directory
 from redrafter_vllm.utils.paths import user_path
@@ -13,7 +14,6 @@ from redrafter_vllm.utils.paths import user_path
 WORD = "redrafter"
 CHECKPOINT_VARIABLE = "REDRAFTER_CHECKPOINT"
 HOME_VARIABLE = "REDRAFTER_HOME"
-_CONFIG = "config.json"
 
 
 class DrafterNotFoundError(ValueError):
@@ -82,7 +82,7 @@ def _look_up(target: str) -> Path:
             return place
         for link in filter(is_dangling, (place, place.parent)):
             raise DrafterNotFoundError(f"{link} {why_no_directory(link)}; correct or remove the link.")
-        looked_at.append(f"{place} (holds no {_CONFIG})" if place.is_dir() else str(place))
+        looked_at.append(f"{place} (holds no {CONFIG_FILE})" if place.is_dir() else str(place))
     raise DrafterNotFoundError(
         f"No ReDrafter checkpoint for {target!r}; looked at {', '.join(looked_at)}. Train one with "
         f"`python -m redrafter_training --target {target} --data DATA`, or pass its directory or hub id instead of the "
@@ -95,7 +95,7 @@ def _explicit(given: str) -> Path:
         path = Path(given).expanduser()
         if _holds_drafter(path):
             return path
-        why = f"no {_CONFIG} there" if path.is_dir() else f"it {why_no_directory(path)}"
+        why = f"no {CONFIG_FILE} there" if path.is_dir() else f"it {why_no_directory(path)}"
     except (OSError, RuntimeError, ValueError) as error:
         why = reason(error)
     raise DrafterNotFoundError(
@@ -104,7 +104,7 @@ def _explicit(given: str) -> Path:
 
 
 def _holds_drafter(path: Path) -> bool:
-    return (path / _CONFIG).is_file()
+    return (path / CONFIG_FILE).is_file()
 
 
 def _download(repo_id: str) -> Path:
@@ -112,11 +112,12 @@ def _download(repo_id: str) -> Path:
 
     try:
         # A target's weights, given by mistake, would be many gigabytes.
-        config = json.loads(Path(snapshot_download(repo_id, allow_patterns=[_CONFIG]), _CONFIG).read_text("utf-8"))
+        config_file = Path(snapshot_download(repo_id, allow_patterns=[CONFIG_FILE]), CONFIG_FILE)
+        config = json.loads(config_file.read_text("utf-8"))
         if not _describes_drafter(config):
             raise DrafterNotFoundError(
-                f"{repo_id!r} on the hub is no drafter: its {_CONFIG} describes none; give the drafter's hub id or "
-                f"directory, or the word {WORD!r}."
+                f"{repo_id!r} on the hub is no drafter: its {CONFIG_FILE} describes none; give the drafter's hub id "
+                f"or directory, or the word {WORD!r}."
             )
         return Path(snapshot_download(repo_id, allow_patterns=["*.json", "*.safetensors"]))
     except DrafterNotFoundError:

@@ -12,7 +12,7 @@ from torch import Tensor
 from redrafter_vllm.checkpoint.errors import DraftVocabularyError
 
 MAP = "d2t"
-_INTEGERS = ("I32", "I64")
+_INTEGERS = {torch.int32: "I32", torch.int64: "I64"}  # as safetensors names them
 
 
 def to_offsets(target_ids: Tensor) -> Tensor:
@@ -42,6 +42,13 @@ def check_target_ids(target_ids: Tensor, vocab_size: int) -> None:
         )
 
 
+def map_header(offsets: Tensor | None) -> tuple[str, tuple[int, ...], str] | None:
+    """What `check_map_header` takes, for a map in memory."""
+    if offsets is None:
+        return None
+    return MAP, tuple(offsets.shape), _INTEGERS.get(offsets.dtype, str(offsets.dtype))
+
+
 def check_map_header(where: str, draft_vocab_size: int | None, stored: tuple[str, tuple[int, ...], str] | None) -> None:
     """Checks presence, type and length of the map, `stored`: its name, shape and safetensors type.
 
@@ -60,9 +67,10 @@ def check_map_header(where: str, draft_vocab_size: int | None, stored: tuple[str
             "export the drafter again."
         )
     name, shape, dtype = stored
-    if dtype not in _INTEGERS:
+    if dtype not in _INTEGERS.values():
         raise DraftVocabularyError(
-            f"{name} in {where} is stored as {dtype}, expected one of {', '.join(_INTEGERS)}: export the drafter again."
+            f"{name} in {where} is stored as {dtype}, expected one of {', '.join(_INTEGERS.values())}: export the "
+            "drafter again."
         )
     if shape != (draft_vocab_size,):
         raise DraftVocabularyError(

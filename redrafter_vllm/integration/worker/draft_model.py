@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.checkpoint.errors import CheckpointError
 from redrafter_vllm.checkpoint.io import canonical_entries, check_finite, check_shapes
-from redrafter_vllm.checkpoint.vocab_mapping import MAP, check_map, check_map_header
+from redrafter_vllm.checkpoint.vocab_mapping import MAP, check_map, check_map_header, map_header
 from redrafter_vllm.model.drafter import Drafter
 
-_INTEGERS = {torch.int32: "I32", torch.int64: "I64"}
 _UPDATE = "The weight update"
 
 
@@ -75,10 +74,7 @@ def _drafter_of(received: dict[str, Tensor], config: DrafterConfig, dtype: torch
     tensors = {name: received[stored] for name, stored in names.items()}
     check_shapes(_UPDATE, config, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     offsets = tensors.pop(MAP, None)
-    stored_map = None
-    if offsets is not None:
-        stored_map = MAP, tuple(offsets.shape), _INTEGERS.get(offsets.dtype, str(offsets.dtype))
-    check_map_header(_UPDATE, config.draft_vocab_size, stored_map)
+    check_map_header(_UPDATE, config.draft_vocab_size, map_header(offsets))
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise NewWeightsError(
