@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The committed target and drafter: complete, small, and as good as their figures say."""
+"""The committed target and drafters: files, size, precision and acceptance."""
 
 import json
 import traceback

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands from start to end, at a size that trains in seconds."""
+"""The commands from start to end, with a target that trains in seconds."""
 
 import json
 from dataclasses import replace
@@ -39,7 +39,7 @@ def made(corpus_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return out, target_command.make_target("tiny", TINY, out, corpus_root, quiet=True)
 
 
-def test_target_loads_as_it_was_measured(made: tuple[Path, dict[str, object]]) -> None:
+def test_target_is_stored_in_the_precision_of_its_evaluation(made: tuple[Path, dict[str, object]]) -> None:
     out, report = made
     assert report["steps"] == 4
     assert report["tokens"] == 4 * 4 * 32

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained drafter cut to the most frequent tokens: the same logits for those, and nothing else."""
+"""A trained drafter trimmed to the most frequent tokens: the same logits for these tokens only."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def kept_logits(drafter: Drafter, tokens: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("layers", [0, 2])
-def test_logits_of_the_kept_tokens_stay_as_they_are(layers: int) -> None:
+def test_logits_of_the_kept_tokens_do_not_change(layers: int) -> None:
     full = random_drafter(num_draft_layers=layers)
     kept = trim(full, torch.tensor([0, 3, 4, 10]))
     assert kept.draft_tokens is not None
@@ -50,15 +50,15 @@ def test_impossible_trimmings() -> None:
             choose_tokens(kept, torch.ones(11), size)
 
 
-def test_a_second_trimming_chooses_among_what_the_first_left() -> None:
+def test_a_second_trimming_chooses_among_the_kept_tokens() -> None:
     kept = trim(random_drafter(), torch.tensor([0, 3, 4, 10]))
     frequencies = torch.tensor([0.0, 9, 9, 1, 2, 9, 9, 9, 9, 9, 3]).double()
     assert choose_tokens(kept, frequencies, 2).tokens.tolist() == [4, 10]
     assert choose_tokens(kept, frequencies, 3).tokens.tolist() == [3, 4, 10]
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of Python sources without what is held out; in the type that was stored."""
+def test_trim_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On Python sources, without held-out files; the dtype of the stored drafter is kept."""
     sources = tmp_path / "sources"
     sources.mkdir()
     for name, text in FILES.items():
@@ -91,8 +91,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "cannot trim a drafter of 2048 tokens to 2048" in capsys.readouterr().err
 
 
-def test_of_conversations_only_what_is_learned_counts(tmp_path: Path) -> None:
-    """The answers, of conversations in training; not what the user says."""
+def test_only_tokens_with_loss_are_counted(tmp_path: Path) -> None:
+    """The answers of training conversations, not the user's turns."""
     tokenizer = AutoTokenizer.from_pretrained(ASSET)
     prompts = ("zzzz", "zz zz", "z zzz")
     chats = [

@@ -20,7 +20,7 @@ def _main(job: Job, config: DistillConfig, recipe: str, keys: str, interruption:
     # Imported here, since --help must not wait for transformers.
     from rich.console import Console
 
-    from redrafter_training.run.data_plan import describe_data
+    from redrafter_training.run.data_summary import describe_data
     from redrafter_training.run.plan import make_plan, print_plan
     from redrafter_training.run.preflight import check_places, check_target
     from redrafter_training.run.summary import print_summary

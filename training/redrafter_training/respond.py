@@ -22,7 +22,7 @@ from redrafter_training.responses.ray_workers import Crew, Shard, generate_here,
 from redrafter_training.responses.records import Task, TaskResult
 from redrafter_training.responses.store import ResponseStore, vocabulary_fingerprint
 from redrafter_training.responses.vllm_engine import has_vllm, make_generator
-from redrafter_training.run.folder_files import passed_over
+from redrafter_training.run.data_summary import ignored_files
 from redrafter_training.target.properties import TargetFactsError, facts_of, load_config
 from redrafter_training.utils.command import run_command
 from redrafter_training.utils.fingerprint import target_fingerprint
@@ -85,7 +85,7 @@ def generate_responses(job: ResponseJob) -> Summary:
     if report.skipped:
         print(report)
     splits = (job.data_split, *((job.held_out_split,) if job.held_out_split else ()))
-    if note := passed_over(job.data, config=job.data_config, splits=splits):
+    if note := ignored_files(job.data, config=job.data_config, splits=splits):
         print(note)
     store = ResponseStore(job.out)
     shards = cut_shards(tasks, job.shard_size)

@@ -31,7 +31,7 @@ def test_rows_by_hand() -> None:
     assert collate([example(1)], min_length=17).tokens.shape == (1, 32)
 
 
-def test_shares_and_passes() -> None:
+def test_batches_mix_sources_by_fraction_and_use_each_example_once_per_pass() -> None:
     conversations, answers = [example(n) for n in range(1, 4)], [example(n) for n in range(11, 14)]
     batches = conversation_batches(conversations, answers, batch_size=4, response_fraction=0.25, min_length=4, seed=0)
     rows = [batch.tokens[:, 0].tolist() for batch in islice(batches, 6)]
@@ -41,7 +41,7 @@ def test_shares_and_passes() -> None:
         next(conversation_batches(conversations, [], batch_size=4, response_fraction=0.5, min_length=4, seed=0))
 
 
-def test_prompts_to_answer_are_different_ones_that_leave_room() -> None:
+def test_response_prompts_are_distinct_and_at_most_half_the_window() -> None:
     tokenizer = byte_tokenizer()
     conversations = [example(7, 8, (4,)), example(8, 16, (9,)), example(7, 9, (4, 5)), example(9, 4, (3,))]
     prompts = response_prompts(conversations, [], tokenizer, 16, ResponseConfig(), 0)
@@ -51,8 +51,8 @@ def test_prompts_to_answer_are_different_ones_that_leave_room() -> None:
         response_prompts(conversations, [], tokenizer, 4, ResponseConfig(), 0)
 
 
-def test_labels_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All answers are trained on: the held-out prompts are left to measure on, and the plan says so."""
+def test_command_trains_on_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All answers occur in training: only prompts are held out, and the plan says so."""
     data = tmp_path / "labels.jsonl"
     lines = [
         {"instruction": f"Is {n} odd?", "output": ("It is not.", "It certainly is.")[n % 2]} for n in [*range(30), 3, 4]
@@ -87,7 +87,7 @@ def test_labels_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-def test_conversations_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_trains_on_conversations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = [
         {
             "messages": [

@@ -30,16 +30,16 @@ def answers(template: str, conversation: Conversation) -> list[str]:
     return [rendered.text[start:end] for start, end in rendered.spans]
 
 
-def test_answers_go_to_their_closing_token() -> None:
+def test_spans_include_the_closing_token() -> None:
     assert answers(CHATML, chat("Hi", "Yes", "So?", "No")) == ["Yes<|im_end|>", "No<|im_end|>"]
 
 
-def test_an_unanswered_question_is_left_off() -> None:
+def test_an_unanswered_prompt_at_the_end_is_left_out() -> None:
     (rendered,) = resolve_chat_template(byte_tokenizer(CHATML)).render(chat("Hi", "Yes", "So?"))
     assert rendered.text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"
 
 
-def test_what_the_template_says_itself_is_not_the_assistants() -> None:
+def test_text_inserted_by_the_template_is_not_in_the_spans() -> None:
     assert answers(THINKING, chat("Hi", "Yes", "So?", "No")) == ["Yes<|im_end|>", "No<|im_end|>"]
     # The answer is a word of the template's own text in front of it.
     assert answers(THINKING, chat("Hi", "think", "So?", "i")) == ["think<|im_end|>", "i<|im_end|>"]
@@ -50,11 +50,11 @@ def test_templates_that_trim() -> None:
     assert answers(HEADINGS, chat("Hi", "\n Yes \n", "So?", "No")) == ["Yes", "No"]
 
 
-def test_same_words_everywhere() -> None:
+def test_spans_of_identical_turns() -> None:
     assert answers(CHATML, chat("a", "a", "a", "a")) == ["a<|im_end|>", "a<|im_end|>"]
 
 
-def test_one_refused_conversation_is_its_own_problem() -> None:
+def test_a_conversation_that_the_template_refuses_is_unusable() -> None:
     template = resolve_chat_template(byte_tokenizer(NO_SYSTEM))
     with pytest.raises(UnusableRecord, match="no system turns here") as caught:
         template.render(chat("Hi", "Yes", system="Be kind."))
@@ -62,7 +62,7 @@ def test_one_refused_conversation_is_its_own_problem() -> None:
 
 
 def shown(template: str, conversation: Conversation, **options: object) -> list[tuple[str, list[str]]]:
-    """Each text that the conversation gives, and what the assistant says in it."""
+    """Each rendered text of the conversation, and the assistant's spans in it."""
     rendered = resolve_chat_template(byte_tokenizer(template), options=options).render(conversation)
     return [(r.text, [r.text[start:end] for start, end in r.spans]) for r in rendered]
 
@@ -79,12 +79,12 @@ def test_a_template_that_drops_earlier_thoughts() -> None:
     assert [answers for _, answers in shown(QWEN_LIKE, chat(*(t.content for t in THOUGHTFUL.turns[:2])))] == [[first]]
 
 
-def test_white_space_around_a_thought_is_as_the_template_has_it() -> None:
+def test_white_space_around_a_thought_follows_the_template() -> None:
     (said,) = shown(QWEN_LIKE, chat("Is it?", "<think>hm</think>It is."))
     assert said[1] == ["<think>\nhm\n</think>\n\nIt is.<|im_end|>"]
 
 
-def test_answers_without_thoughts_where_the_template_adds_empty_ones() -> None:
+def test_answers_without_thoughts_if_the_template_adds_empty_ones() -> None:
     plain = chat("Is it?", "It is.", "And?", "It was.")
     # As served with thinking, the prompt has no empty thought: it stays in the text and is nobody's.
     (whole,) = shown(QWEN_LIKE, plain)
@@ -110,12 +110,12 @@ def test_an_answer_with_a_thought_and_one_without() -> None:
     ]
 
 
-def test_an_empty_thought_of_the_data_is_the_assistants() -> None:
+def test_an_empty_thought_in_the_data_is_in_the_span() -> None:
     (said,) = shown(QWEN_LIKE, chat("Is it?", "<think>\n\n</think>\n\nIt is."))
     assert said[1] == ["<think>\n\n</think>\n\nIt is.<|im_end|>"]
 
 
-def test_a_template_that_shows_no_thought_at_all() -> None:
+def test_a_template_that_drops_all_thoughts() -> None:
     first, second = "<think>\nhm\n</think>\n\nIt is.</s>", "<think>\nso\n</think>\n\nIt was.</s>"
     after = "Is it?<|im_start|>\n\nIt is.</s>And?<|im_start|>"
     assert shown(R1_LIKE, THOUGHTFUL) == [(f"Is it?<|im_start|>{first}", [first]), (f"{after}{second}", [second])]
@@ -142,7 +142,7 @@ def test_an_answer_without_the_thought_that_its_prompt_begins() -> None:
     assert caught.value.reason == Reason.TEMPLATE_MISMATCH
 
 
-def test_an_answer_that_the_users_next_turn_closes() -> None:
+def test_an_answer_closed_by_the_next_user_turn() -> None:
     # As GLM's with thinking off: the prompt has an empty thought and the template a line break behind it.
     template = (
         "{% for m in messages %}{% if m['role'] == 'user' %}{{ '</s>' + m['content'] }}{% else %}"
@@ -153,14 +153,14 @@ def test_an_answer_that_the_users_next_turn_closes() -> None:
     assert shown(template, THOUGHTFUL) == [(begins, ["\nIt is.</s>", "\nIt was."])]
 
 
-def test_a_user_may_speak_of_thoughts() -> None:
+def test_think_tags_in_a_user_turn() -> None:
     conversation = chat("What is </think>?", "<think>\nhm\n</think>\n\nA mark.")
     (said,) = shown(QWEN_LIKE, conversation)
     assert said[1] == ["<think>\nhm\n</think>\n\nA mark.<|im_end|>"]
 
 
 @pytest.mark.parametrize("pad", ["</s>", "<|im_end|>", "<pad>"])
-def test_the_end_of_a_turn_is_learned_though_it_pads(pad: str) -> None:
+def test_the_end_of_turn_carries_loss_even_if_it_is_the_padding_token(pad: str) -> None:
     tokenizer = byte_tokenizer(CHATML)
     tokenizer.pad_token = pad
     (rendered,) = resolve_chat_template(tokenizer).render(chat("Hi", "Yes"))
@@ -184,7 +184,7 @@ def test_a_tokenizer_without_template() -> None:
         resolve_chat_template(tokenizer)
 
 
-def test_a_template_from_a_file_goes_before_the_tokenizers_own(tmp_path: Path) -> None:
+def test_a_template_from_a_file_overrides_the_tokenizers(tmp_path: Path) -> None:
     path = tmp_path / "chat.jinja"
     path.write_text(CHATML)
     template = resolve_chat_template(byte_tokenizer(SHOUTING), str(path))
@@ -200,7 +200,7 @@ def test_options_reach_the_template() -> None:
         resolve_chat_template(tokenizer, options={"loud": True})
 
 
-def test_vicunas_wording() -> None:
+def test_vicuna_template_text() -> None:
     template = resolve_chat_template(byte_tokenizer(), "vicuna")
     (rendered,) = template.render(chat("Hi ", " Yes", "So?", "No"))
     assert rendered.text == (
@@ -212,7 +212,7 @@ def test_vicunas_wording() -> None:
     assert template.prompt((Turn("system", "Be kind."), Turn("user", "Hi"))) == "Be kind. USER: Hi ASSISTANT:"
 
 
-def test_vicuna_needs_an_end_of_text() -> None:
+def test_vicuna_template_needs_eos() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(DataError, match="ends answers with EOS"):

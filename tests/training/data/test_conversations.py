@@ -84,7 +84,7 @@ def test_a_text_file_is_one_text(tmp_path: Path) -> None:
     assert conversations == [Conversation("book.txt", text="One.\n\nTwo.\n")]
 
 
-def test_data_sets_come_through_the_datasets_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_sets_are_loaded_by_the_datasets_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "chats"
@@ -164,7 +164,7 @@ BAD_RECORDS: list[tuple[Any, Reason, str]] = [
 
 
 @pytest.mark.parametrize(("bad", "reason", "detail"), BAD_RECORDS)
-def test_unusable_records_are_named(tmp_path: Path, bad: Any, reason: Reason, detail: str) -> None:
+def test_unusable_records_are_reported_with_reason(tmp_path: Path, bad: Any, reason: Reason, detail: str) -> None:
     conversations, report = load_conversations([store(tmp_path, [bad, SHAREGPT, bad], "jsonl")])
     assert [c.where for c in conversations] == ["data.jsonl:2"]
     assert report.counts == {reason: 2}
@@ -182,7 +182,7 @@ def test_unusable_records_are_named(tmp_path: Path, bad: Any, reason: Reason, de
         (b"1" * 5000, Reason.BROKEN_JSON, "digits"),
     ],
 )
-def test_a_broken_line_spares_the_others(tmp_path: Path, line: bytes, reason: Reason, detail: str) -> None:
+def test_a_broken_line_does_not_affect_others(tmp_path: Path, line: bytes, reason: Reason, detail: str) -> None:
     good = json.dumps(SHAREGPT).encode()
     path = tmp_path / "data.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + good + b"\n\n" + line + b"\n" + good)
@@ -193,13 +193,13 @@ def test_a_broken_line_spares_the_others(tmp_path: Path, line: bytes, reason: Re
     assert detail in report.examples[reason][0].detail
 
 
-def test_line_separators_inside_strings_are_no_line_ends(tmp_path: Path) -> None:
+def test_line_separators_inside_strings_do_not_split_records(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps({"text": "one\u2028two\x85three"}, ensure_ascii=False), encoding="utf-8")
     assert load_conversations([str(path)])[0][0].text == "one\u2028two\x85three"
 
 
-def test_lines_under_the_name_of_json(tmp_path: Path) -> None:
+def test_json_lines_in_a_json_file(tmp_path: Path) -> None:
     path = tmp_path / "data.json"
     path.write_text('{"text": "one"}\n{"text": "two"\n{"text": "three"}\n')
     conversations, report = load_conversations([str(path)])
@@ -222,26 +222,26 @@ def test_the_assistants_turn_before_any_prompt_is_dropped(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
-def test_thoughts_in_a_field_of_their_own(tmp_path: Path, key: str) -> None:
+def test_thoughts_in_a_separate_field(tmp_path: Path, key: str) -> None:
     answer = {"role": "assistant", "content": "Hello", key: "A greeting.\n"}
     records = [{"messages": [{"role": "user", "content": "Hi", key: None}, answer]}]
     ((_, turn),) = [c.turns for c in load_conversations([store(tmp_path, records, "json")])[0]]
     assert turn.content == "<think>\nA greeting.\n</think>\n\nHello"
 
 
-def test_an_empty_system_turn_is_none(tmp_path: Path) -> None:
+def test_an_empty_system_turn_is_dropped(tmp_path: Path) -> None:
     record = said("system: ", "human: Hi", "gpt: Hello")
     assert load_conversations([store(tmp_path, [record], "json")])[0][0].turns == TURNS[1:]
 
 
-def test_questions_alone_when_no_answers_are_needed(tmp_path: Path) -> None:
+def test_prompts_without_answers_if_no_answers_are_needed(tmp_path: Path) -> None:
     source = store(tmp_path, [said("human: Hi"), said("human: Hi", "gpt: Hello", "human: Bye")], "json")
     assert [len(c.turns) for c in load_conversations([source], need_answers=False)[0]] == [1, 3]
     assert [len(c.turns) for c in load_conversations([source])[0]] == [3]
 
 
 def test_prompts_turn_by_turn(tmp_path: Path) -> None:
-    """The form of MT-Bench and Spec-Bench: nothing to train on, prompts for the target to answer."""
+    """The form of MT-Bench and Spec-Bench: prompts for the target to answer, nothing to train on."""
     source = store(tmp_path, [{"question_id": 81, "category": "writing", "turns": ["Write.", "Again."]}], "jsonl")
     loaded, report = load_conversations([source], need_answers=False)
     assert loaded[0].turns == (Turn("user", "Write."), Turn("user", "Again.")) and report.used == 1
@@ -344,7 +344,7 @@ def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
         load_conversations([])
 
 
-def test_the_table() -> None:
+def test_report_table() -> None:
     report = DataReport(used=1200, truncated=7, cut_tokens=999)
     for number in range(12):
         report.skip(f"a.jsonl:{number}", UnusableRecord(Reason.NO_ASSISTANT))
@@ -362,7 +362,7 @@ def test_the_table() -> None:
     ]
 
 
-def test_reports_add_up() -> None:
+def test_reports_merge() -> None:
     parts = [DataReport(used=2), DataReport(used=3, truncated=1, cut_tokens=4)]
     for number in range(4):
         parts[number % 2].skip(f"{number}", UnusableRecord(Reason.EMPTY))
@@ -388,7 +388,7 @@ def test_problems_survive_pickling() -> None:
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")
-def test_the_sample() -> None:
+def test_sharegpt_sample_loads() -> None:
     conversations, report = load_conversations([str(SHARED / "data" / "sharegpt_sample.json")])
     # Counted from the file: 167 conversations of two turns, 166 of four, 167 of six.
     lengths = [len(c.turns) for c in conversations]

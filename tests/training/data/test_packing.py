@@ -10,7 +10,7 @@ from redrafter_training.data.windows import Windows
 
 
 def example(first: int, loss: str) -> Example:
-    """Tokens first, first + 1, …; `loss` has a + where the token is to be learned."""
+    """Tokens first, first + 1, …; `loss` has a + for each token with loss."""
     tokens = torch.arange(first, first + len(loss), dtype=torch.int32)
     return Example(f"{first}", tokens, torch.tensor([mark == "+" for mark in loss]))
 
@@ -67,7 +67,7 @@ def random_examples(rng: random.Random, length: int) -> list[Example]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_token_once_and_no_term_across_documents(seed: int) -> None:
+def test_packing_keeps_every_token_once_and_no_loss_across_documents(seed: int) -> None:
     rng = random.Random(seed)
     length = rng.choice([3, 8, 33])
     examples = random_examples(rng, length)
@@ -91,7 +91,7 @@ def test_every_token_once_and_no_term_across_documents(seed: int) -> None:
     assert packing.fill == pytest.approx(float((windows.tokens != 0).float().mean()))
 
 
-def test_windows_in_any_order_are_the_same_windows() -> None:
+def test_windows_do_not_depend_on_the_order_of_reading() -> None:
     packing = Packing(random_examples(random.Random(3), 8), 8, seed=0)
     every = packing.rows(range(len(packing)))
     some = packing.rows([len(packing) - 1, 0])
@@ -100,7 +100,7 @@ def test_windows_in_any_order_are_the_same_windows() -> None:
     assert torch.equal(some.doc_ids, every.doc_ids[[-1, 0]])
 
 
-def test_seeds_decide() -> None:
+def test_packing_depends_on_the_seed() -> None:
     lengths = [random.Random(0).randint(1, 50) for _ in range(300)]
     assert plan_windows(lengths, 64, 1) == plan_windows(lengths, 64, 1)
     assert plan_windows(lengths, 64, 1) != plan_windows(lengths, 64, 2)
@@ -122,7 +122,7 @@ def test_packing_is_tight() -> None:
     assert sum(lengths) / (len(windows) * 1024) > 0.95
 
 
-def test_what_cannot_be_packed() -> None:
+def test_impossible_packings() -> None:
     with pytest.raises(ValueError, match="no examples"):
         Packing([], 8, seed=0)
     with pytest.raises(ValueError, match="example 1 has 9 tokens and windows have 8"):

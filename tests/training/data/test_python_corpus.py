@@ -25,7 +25,7 @@ def test_split_depends_on_the_path_alone() -> None:
     assert hashlib.sha256(b"opcode.py").digest()[0] < 13
 
 
-def test_copies_are_on_one_side() -> None:
+def test_copies_of_a_file_are_on_one_side_of_the_split() -> None:
     names = ["opcode.py", "ast.py", "typing.py", "json/decoder.py"]  # the first is held out by its path
     files = [
         SourceFile(name, text) for name, text in zip(names, ["a = 1\n", "A  = 1", "b = 2\n", "b = 2\n\n"], strict=True)
@@ -40,12 +40,12 @@ def test_copies_are_on_one_side() -> None:
     assert split(trained[:1]) == (trained[:1], [])
 
 
-def test_order_is_that_of_the_paths(corpus_root: Path) -> None:
+def test_files_are_ordered_by_path(corpus_root: Path) -> None:
     paths = [f.path for f in load_corpus(corpus_root)]
     assert paths == sorted(paths)
 
 
-def test_unwanted_files_are_left_out(tmp_path: Path) -> None:
+def test_excluded_files(tmp_path: Path) -> None:
     texts = {
         "good.py": b"a = 1\n",
         "broken.py": b"def f(:\n",

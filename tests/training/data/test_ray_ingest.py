@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Ray Data makes of conversations is what one process makes of them. One Ray session serves all tests."""
+"""Ray Data gives the same examples as one process. All tests share one Ray session."""
 
 import json
 import logging
@@ -97,7 +97,7 @@ def write_sources(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def test_pieces_hold_the_records(tmp_path: Path) -> None:
+def test_pieces_contain_all_records_in_order(tmp_path: Path) -> None:
     for path in write_sources(tmp_path):
         expected = [(r.where, r.value, str(r.problem)) for r in read_records(str(path))]
         for sizes in ({"piece_bytes": 1, "piece_records": 1}, {"piece_bytes": 700, "piece_records": 7}, {}):
@@ -111,7 +111,7 @@ def test_pieces_hold_the_records(tmp_path: Path) -> None:
 
 
 class InTurn:
-    """What `ingest` asks of Ray Data, done by this process."""
+    """The calls of `ingest` to Ray Data, executed in this process."""
 
     def __init__(self, pieces: list[Piece], encoder: ExampleEncoder, form: str) -> None:
         self.pieces, self.encode = pieces, EncodePieces(encoder, form)
@@ -139,7 +139,7 @@ def test_examples_and_report_of_every_kind_of_file(
     assert not list(tmp_path.glob("*.writing"))
 
 
-def test_ray_makes_what_one_process_makes(quiet_ray: None, encoder: ExampleEncoder, tmp_path: Path) -> None:
+def test_ray_gives_the_same_examples_as_one_process(quiet_ray: None, encoder: ExampleEncoder, tmp_path: Path) -> None:
     source, store = tmp_path / "lines.jsonl", tmp_path / "store.parquet"
     source.write_text("\n".join(broken_lines() * 5))
     ingest(str(source), encoder, store, piece_bytes=2000)
@@ -160,7 +160,7 @@ def test_hub_data_sets(
     assert_same(read_store(tmp_path / "store.parquet"), expected)
 
 
-def test_useless_data_is_told_and_leaves_nothing(
+def test_unusable_data_raises_and_leaves_no_file(
     encoder: ExampleEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("redrafter_training.data.ray_ingest._encoded", InTurn)
@@ -177,7 +177,7 @@ def test_useless_data_is_told_and_leaves_nothing(
     assert not store.exists()
 
 
-def test_the_command_trains_the_same_drafter_either_way(
+def test_command_trains_the_same_drafter_with_both_ingests(
     quiet_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target, data = tmp_path / "target", tmp_path / "data.jsonl"
@@ -215,7 +215,7 @@ def test_the_command_trains_the_same_drafter_either_way(
     assert not stored.exists()
 
 
-def test_who_ingests_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_jobs_ingest_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tmp_path / "data.jsonl"
     data.write_bytes(b"x" * 100)
     assert not wants_ray(Job("target", str(data)))
@@ -226,7 +226,7 @@ def test_who_ingests_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert wants_ray(Job("target", str(data)))
 
 
-def test_a_store_is_whole_or_not_there(tmp_path: Path) -> None:
+def test_examples_are_stored_atomically(tmp_path: Path) -> None:
     def fill(write: Any) -> DataReport:
         raise KeyboardInterrupt
 

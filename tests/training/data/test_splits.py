@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No text that is measured on is trained on, whatever the records are."""
+"""The split into training and held-out texts: no held-out text occurs in training, whatever the records."""
 
 import json
 import random
@@ -30,12 +30,12 @@ def conversation(said: Chat) -> Conversation:
 
 
 def same(text: str) -> str:
-    """A spelling that is written down apart from the one under test."""
+    """Independent implementation of the normalisation."""
     return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
 def split_of(chats: Sequence[Chat], *, keep: bool = False) -> tuple[Split, list[Chat], list[Chat]]:
-    """The split, and what is said in training and in what is held out."""
+    """The split, and the turns of training and held-out texts."""
     split = divide([content_of(conversation(chat)) for chat in chats], keep_duplicates=keep)
     training, held_out = (
         [chats[kept.index][: 2 * kept.exchanges] for kept in part] for part in (split.training, split.held_out)
@@ -47,7 +47,7 @@ def turns_of(chats: Sequence[Chat]) -> set[str]:
     return {same(turn) for chat in chats for turn in chat}
 
 
-def test_spellings_that_make_no_difference() -> None:
+def test_text_key_ignores_case_spaces_and_compatibility_forms() -> None:
     assert text_key("  Who\tare \u00a0you?\n") == text_key("who are you?")
     assert text_key("\ufb01ne \uff21") == text_key("fine a")  # a ligature and a wide letter
     assert text_key("STRASSE") == text_key("stra\u00dfe")
@@ -55,7 +55,7 @@ def test_spellings_that_make_no_difference() -> None:
     assert 0 <= text_key("x") < 1 << 63
 
 
-def test_what_a_conversation_says() -> None:
+def test_content_of_conversations() -> None:
     turns = (Turn("system", "s"), Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"))
     a, b, c = map(text_key, "abc")
     assert content_of(Conversation("w", turns)) == Content(a, ((a, b),))
@@ -71,7 +71,7 @@ OPEN = st.tuples(st.integers(0, 10**6), st.integers(0, 10**6), st.sampled_from([
 
 @given(CHATS, st.booleans())
 @settings(max_examples=400, deadline=None, derandomize=True)
-def test_nothing_held_out_is_said_in_training(chats: list[list[str]], keep: bool) -> None:
+def test_no_held_out_turn_occurs_in_training(chats: list[list[str]], keep: bool) -> None:
     try:
         split, training, held_out = split_of(chats, keep=keep)
     except DataError:
@@ -88,7 +88,7 @@ def test_nothing_held_out_is_said_in_training(chats: list[list[str]], keep: bool
 
 @given(st.lists(OPEN, min_size=2, max_size=200), st.randoms(use_true_random=False))
 @settings(max_examples=100, deadline=None, derandomize=True)
-def test_order_makes_no_difference(numbers: list[tuple[int, int, str]], rng: random.Random) -> None:
+def test_split_does_not_depend_on_the_order(numbers: list[tuple[int, int, str]], rng: random.Random) -> None:
     chats = [[f"question {a}", f"answer {b}", word, word] for a, b, word in numbers]
     try:
         _, training, held_out = split_of(chats)
@@ -99,7 +99,7 @@ def test_order_makes_no_difference(numbers: list[tuple[int, int, str]], rng: ran
     assert turns_of(training) == turns_of(again) and turns_of(held_out) == turns_of(held_again)
 
 
-def test_a_record_stays_on_its_side_when_others_come() -> None:
+def test_added_records_do_not_move_others() -> None:
     chats = [[f"question {n}", f"answer {n}"] for n in range(2000)]
     _, training, held_out = split_of(chats[:1000])
     _, more_training, more_held_out = split_of(chats)
@@ -108,7 +108,7 @@ def test_a_record_stays_on_its_side_when_others_come() -> None:
     assert 60 < len(more_held_out) < 140  # 100 expected, with a deviation of 10
 
 
-def test_few_records() -> None:
+def test_split_of_few_records() -> None:
     for count in range(2, 40):
         _, training, held_out = split_of([[f"q{n}", f"a{n}"] for n in range(count)])
         assert len(training) + len(held_out) == count and held_out and training
@@ -117,8 +117,8 @@ def test_few_records() -> None:
             split_of(chats)
 
 
-def test_one_prompt_that_most_records_have_is_trained_on() -> None:
-    """Were it held out, which falls to one prompt in twenty, hardly anything would be left."""
+def test_the_most_frequent_prompt_is_not_held_out() -> None:
+    """If it were held out, as one prompt in twenty is, hardly anything would be left for training."""
     for n in range(60):
         chats = [[f"hello {n}", f"answer {k}"] for k in range(30)] + [[f"question {k}", f"it is {k}"] for k in range(5)]
         split, training, _ = split_of(chats)
@@ -126,7 +126,7 @@ def test_one_prompt_that_most_records_have_is_trained_on() -> None:
         assert f"hello {n}" in turns_of(training) and split.groups == 6
 
 
-def test_equal_records_are_trained_on_once() -> None:
+def test_of_equal_records_one_is_trained_on() -> None:
     chats = [["q", "a"], ["Q", " A"], ["q", "b"], ["r", "a"], ["s", "c"], ["s", "c"]]
     split, training, held_out = split_of(chats)
     assert split.duplicates == 2 and len(training) + len(held_out) == 4
@@ -136,15 +136,15 @@ def test_equal_records_are_trained_on_once() -> None:
     assert "and are kept" in str(kept)
 
 
-def test_labels_leave_prompts_to_measure_on() -> None:
-    """Both answers stand in training: what is held out is the prompts, and nothing of the training is given up."""
+def test_with_labels_as_answers_only_prompts_are_held_out() -> None:
+    """Both answers occur in training: only prompts are held out, and no training text is given up."""
     split, training, held_out = split_of([[f"is {n} odd?", ("no", "yes")[n % 2]] for n in range(100)])
     assert not held_out and len(split.prompts) + len(training) == 100
     assert "no held-out loss" in str(split)
 
 
 def test_prompts_that_share_their_answers_are_held_out_together() -> None:
-    """Every answer is said to several prompts: single prompts have none that is unseen."""
+    """Every answer follows several prompts, so that no single prompt has an unseen answer."""
     chats = [[f"{kind} {n}", f"{kind} answer {k}", "bye", "bye"] for kind in "abcdef" for n in range(4) for k in (0, 1)]
     split, training, held_out = split_of(chats)
     kinds = {chat[0][0] for chat in held_out}
@@ -153,8 +153,8 @@ def test_prompts_that_share_their_answers_are_held_out_together() -> None:
     assert split.unmeasured == 8 and len(split.prompts) == 4
 
 
-def test_held_out_prompts_end_conversations_of_others() -> None:
-    """A later turn that is a held-out first prompt is not trained on either, nor what follows it."""
+def test_training_conversations_end_before_held_out_prompts() -> None:
+    """A later turn that is a held-out first prompt is not trained on, nor are the turns after it."""
     chats = [[f"question {n}", f"answer {n}"] for n in range(100)]
     held = [chat[0] for chat in split_of(chats)[2]]
     chats += [["another", "answer", prompt, f"other answer {n}"] for n, prompt in enumerate(held)]
@@ -163,7 +163,7 @@ def test_held_out_prompts_end_conversations_of_others() -> None:
     assert split.shared == len(held) and {chat[0] for chat in held_out} == set(held)
 
 
-def test_marks_decide_where_there_are_any() -> None:
+def test_marked_texts_are_held_out_instead_of_the_hash() -> None:
     contents = [content_of(conversation([f"q{n % 5}", f"a{n}"])) for n in range(20)]
     split = divide(contents, marked=[3])
     assert {kept.index % 5 for kept in split.held_out} == {3} and len(split.held_out) == 4
@@ -176,7 +176,7 @@ def encoded(conversations: Sequence[Conversation], window: int) -> Divided:
     return divide_examples(encode_all(conversations, encoder, DataReport(used=len(conversations)), quiet=True))
 
 
-def test_examples_are_cut_behind_an_answer() -> None:
+def test_examples_are_cut_after_an_answer() -> None:
     chats = [["another", "yes", f"q{n}", f"a{n}"] for n in range(100)] + [[f"q{n}", f"other a{n}"] for n in range(100)]
     divided = encoded([conversation(chat) for chat in chats], 400)
     tokenizer = byte_tokenizer(CHATML)
@@ -194,7 +194,7 @@ def said(tokens: object) -> bytes:
     return byte_tokenizer().decode(tokens, skip_special_tokens=True).encode()
 
 
-def test_an_answer_that_the_window_cuts_is_what_is_left_of_it() -> None:
+def test_the_content_of_a_cut_answer_is_its_rest() -> None:
     """Two answers that differ beyond the window are one text."""
     same_start = [conversation([f"q{n // 2}", f"a{n // 2}" + "x" * 60 + str(n)]) for n in range(40)]
     short, whole = encoded(same_start, 60), encoded(same_start, 200)
@@ -218,8 +218,8 @@ def test_documents_are_held_out_whole() -> None:
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared")
 @pytest.mark.parametrize("window", [128, 2048])
-def test_the_sharegpt_sample(window: int) -> None:
-    """400 of its 500 conversations begin as others do."""
+def test_split_of_the_sharegpt_sample(window: int) -> None:
+    """400 of its 500 conversations share their first prompt with others."""
     source = str(SHARED / "data" / "sharegpt_sample.json")
     tokenizer = AutoTokenizer.from_pretrained(SHARED / "data" / "vicuna-tokenizer")
     examples, _ = load_examples(None, source, ExampleEncoder(tokenizer, window, "vicuna"), quiet=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thinking templates and splits of data sets, from the keys of the command to what is trained on and asked."""
+"""Thinking templates and splits of data sets, from the keys of the command to examples and prompts."""
 
 import json
 from collections.abc import Iterable
@@ -67,7 +67,7 @@ def target() -> TargetModel:
 
 
 def learned(tokenizer: PreTrainedTokenizerBase, batches: Iterable[Windows], count: int) -> set[tuple[str, str]]:
-    """What stands before the first token to be learned, and what is learned, of each row of `count` batches."""
+    """For each row of `count` batches, the text before the first token with loss, and the text with loss."""
     found = set()
     for batch in islice(batches, count):
         for tokens, loss_mask in zip(batch.tokens, batch.loss_mask, strict=True):
@@ -77,9 +77,7 @@ def learned(tokenizer: PreTrainedTokenizerBase, batches: Iterable[Windows], coun
 
 
 @pytest.mark.parametrize("thinks", [True, False])
-def test_variables_of_the_template_reach_what_is_trained_on_and_asked(
-    tmp_path: Path, target: TargetModel, thinks: bool
-) -> None:
+def test_template_variables_reach_examples_and_prompts(tmp_path: Path, target: TargetModel, thinks: bool) -> None:
     tokenizer = byte_tokenizer(QWEN_LIKE)
     data = write(tmp_path / "data.jsonl", [thoughtful(number) for number in range(10)])
     settings = FeedSettings(data, None, CONFIG, tmp_path / "run", 8, chat_template_kwargs={"enable_thinking": thinks})
@@ -95,7 +93,7 @@ def test_variables_of_the_template_reach_what_is_trained_on_and_asked(
     assert len(rows) > len(answers)
 
 
-def test_answers_without_thoughts_are_asked_for_as_in_serving(tmp_path: Path, target: TargetModel) -> None:
+def test_prompts_of_answers_without_thoughts_are_those_of_serving(tmp_path: Path, target: TargetModel) -> None:
     # The template shows an empty thought before the answer; the prompt of a server has none.
     tokenizer = byte_tokenizer(QWEN_LIKE)
     data = write(tmp_path / "data.jsonl", [record(f"Is {number}?", "It is.") for number in range(10)])
@@ -106,7 +104,7 @@ def test_answers_without_thoughts_are_asked_for_as_in_serving(tmp_path: Path, ta
     assert all(tokenizer.decode(prompt).endswith("<|im_start|>assistant\n") for prompt in feed.prompts)
 
 
-def test_a_run_of_other_variables_does_not_take_the_answers_of_this_one(tmp_path: Path, target: TargetModel) -> None:
+def test_responses_are_not_reused_with_other_template_variables(tmp_path: Path, target: TargetModel) -> None:
     tokenizer = byte_tokenizer(QWEN_LIKE)
     data = write(tmp_path / "data.jsonl", [thoughtful(number) for number in range(10)])
     for thinks in (True, False):
@@ -116,7 +114,7 @@ def test_a_run_of_other_variables_does_not_take_the_answers_of_this_one(tmp_path
     assert len(list((tmp_path / "run").glob("responses-*.pt"))) == 2
 
 
-def test_variables_of_the_template_reach_the_engine(tmp_path: Path) -> None:
+def test_template_variables_reach_response_generation(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(QWEN_LIKE)
     conversation = [*record("Is it?", "data's own")["messages"], *record("And?", "data's own")["messages"]]
     data = write(tmp_path / "data.jsonl", [{"messages": conversation}, record("So?", "data's own")])
@@ -134,8 +132,8 @@ def test_variables_of_the_template_reach_the_engine(tmp_path: Path) -> None:
     assert job.identity() != replace(job, chat_template_kwargs={"enable_thinking": False}).identity()
 
 
-def test_answers_with_thoughts_through_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With templates of both kinds that show no or not all thoughts, and with none of the records left out."""
+def test_command_trains_on_answers_with_thoughts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With templates that drop all or some thoughts; no record is left out."""
     data = write(tmp_path / "data.jsonl", [thoughtful(number) for number in range(12)])
     for name, template in (("qwen", QWEN_LIKE), ("r1", R1_LIKE)):
         # The small target has no tokens for turns.
@@ -152,7 +150,7 @@ def test_answers_with_thoughts_through_the_command(tmp_path: Path, capsys: pytes
 
 @pytest.fixture
 def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A data set of two splits, which share a question."""
+    """A data set of two splits that share a prompt."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "data"
@@ -165,7 +163,7 @@ def splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(folder)
 
 
-def test_a_split_to_measure_on(tmp_path: Path, target: TargetModel, splits: str) -> None:
+def test_held_out_split(tmp_path: Path, target: TargetModel, splits: str) -> None:
     tokenizer = byte_tokenizer(CHATML)
     config = replace(CONFIG, response_fraction=0.0)
     settings = FeedSettings(
@@ -181,7 +179,7 @@ def test_a_split_to_measure_on(tmp_path: Path, target: TargetModel, splits: str)
     assert len(feed.held_out) == 3  # with the answer of the other split to it
 
 
-def test_a_split_to_answer_for_measuring_on(tmp_path: Path, splits: str) -> None:
+def test_responses_to_a_held_out_split(tmp_path: Path, splits: str) -> None:
     job = ResponseJob("target", splits, tmp_path / "out", data_split="train_sft", held_out_split="test_sft")
     tasks, report = load_tasks(job, byte_tokenizer(QWEN_LIKE))
     questions = [(task.turns[0].content, task.held_out) for task in tasks]
@@ -189,7 +187,7 @@ def test_a_split_to_answer_for_measuring_on(tmp_path: Path, splits: str) -> None
     assert report.used == 8
 
 
-def test_splits_of_what_has_none(tmp_path: Path, target: TargetModel) -> None:
+def test_source_code_has_no_splits(tmp_path: Path, target: TargetModel) -> None:
     settings = FeedSettings("stdlib", None, CONFIG, tmp_path / "run", 8, held_out_split="test")
     with pytest.raises(DataError, match=r"stdlib has no splits: leave --data-config, --data-split"):
         open_feed(settings, target, byte_tokenizer(QWEN_LIKE), LocalContext())

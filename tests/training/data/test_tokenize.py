@@ -53,7 +53,7 @@ def test_truncation_is_counted() -> None:
     assert caught.value.reason == Reason.NOTHING_TO_LEARN
 
 
-def test_a_set_with_every_fate() -> None:
+def test_report_of_used_cut_and_skipped_records() -> None:
     tokenizer = byte_tokenizer("{% if 'bad' in messages[0]['content'] %}{{ 1 / 0 }}{% endif %}" + CHATML)
     long = Conversation("long", (Turn("user", "x" * 90), Turn("assistant", "y")))
     cut = Conversation("cut", (Turn("user", "x"), Turn("assistant", "y" * 90)))
@@ -69,7 +69,7 @@ def test_a_set_with_every_fate() -> None:
         encode_all([long], ExampleEncoder(tokenizer, 100), DataReport(used=1), quiet=True)
 
 
-def test_raw_text_is_cut_into_pieces_and_all_learned() -> None:
+def test_raw_text_is_cut_into_pieces_with_loss_everywhere() -> None:
     tokenizer = byte_tokenizer()
     examples = ExampleEncoder(tokenizer, 4).encode(Conversation("here", text="abcdefgh"))
     assert [tokenizer.decode(e.tokens) for e in examples] == ["abcd", "efgh"]
@@ -78,7 +78,7 @@ def test_raw_text_is_cut_into_pieces_and_all_learned() -> None:
     assert tokenizer.decode(text.tokens) == "ab</s>"
 
 
-def test_raw_text_with_a_tokenizer_that_puts_bos_in_front() -> None:
+def test_raw_text_with_a_tokenizer_that_adds_bos() -> None:
     tokenizer = train_tokenizer(["nothing"], 260)
     examples = ExampleEncoder(tokenizer, 4).encode(Conversation("here", text="abcdef"))
     assert [tokenizer.decode(e.tokens) for e in examples] == ["<s>abc", "<s>def", "<s></s>"]
@@ -119,7 +119,7 @@ def test_vicuna_by_hand(vicuna: PreTrainedTokenizerBase) -> None:
     assert example.loss.tolist() == [False] * first + [True] * 9 + [False] * 9 + [True] * 4
 
 
-def test_the_sample_with_vicuna(vicuna: PreTrainedTokenizerBase) -> None:
+def test_sharegpt_sample_with_the_vicuna_template(vicuna: PreTrainedTokenizerBase) -> None:
     sentencepiece = pytest.importorskip("sentencepiece")
     conversations, report = load_conversations([str(SHARED / "data" / "sharegpt_sample.json")])
     examples = encode_all(conversations, ExampleEncoder(vicuna, 2048, "vicuna"), report, quiet=True)

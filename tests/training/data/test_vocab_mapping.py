@@ -5,8 +5,8 @@ import torch
 from redrafter_training.data.vocab_mapping import choose_draft_vocabulary, token_frequencies
 
 
-def test_sources_weigh_as_training_mixes_them() -> None:
-    """Four tokens of text, half 1 and half 3; two of answers, both 2. A quarter of training is text."""
+def test_sources_are_weighted_as_in_training() -> None:
+    """Four tokens of text, half 1 and half 3; two of responses, both 2. A quarter of training is text."""
     files = [torch.tensor([1, 1]), torch.tensor([3, 3])]
     frequencies = token_frequencies(files, [torch.tensor([2, 2])], 0.75, 5)
     torch.testing.assert_close(frequencies, torch.tensor([0, 0.125, 0.75, 0.125, 0], dtype=torch.float64))

@@ -10,7 +10,7 @@ from redrafter_training.data.windows import cut_windows, mixed_batches, text_bat
 FILES = [torch.arange(100, 160), torch.arange(200, 237)]
 
 
-def test_windows_are_stretches_of_the_files_after_bos() -> None:
+def test_windows_are_parts_of_the_files_after_bos() -> None:
     cut = cut_windows(FILES, 8, 5, torch.Generator().manual_seed(0))
     assert (cut[:, 0] == 5).all()
     body = cut[:, 1:]
@@ -32,7 +32,7 @@ def test_too_little_text() -> None:
         cut_windows(FILES, 60, None, torch.Generator())
 
 
-def test_batches_go_on_after_an_epoch() -> None:
+def test_batches_continue_after_an_epoch() -> None:
     batches = list(islice(text_batches(FILES, 8, 5, 3, seed=0), 20))
     assert sum(map(len, batches)) > 13 * 2
     assert all(b.shape[1] == 8 for b in batches)
@@ -44,7 +44,7 @@ def mixture(share: float) -> DistillConfig:
     return DistillConfig(Budget(1), beam_length=2, window=8, batch_size=4, response_fraction=share, responses=responses)
 
 
-def test_mixture_holds_the_asked_share_and_uses_every_answer() -> None:
+def test_mixture_has_the_given_fraction_and_uses_every_response() -> None:
     answers = [torch.arange(10, 20), torch.arange(30, 45), torch.arange(50, 67)]  # 42 tokens: 6 windows, or 5 and rests
     batches = list(islice(mixed_batches(FILES, answers, 5, mixture(0.5)), 2))
     assert all(b.loss_mask.all() and len(b) == 4 and (b.tokens[:2, 1:] >= 100).all() for b in batches)
@@ -59,7 +59,7 @@ def test_mixture_of_one_source(share: float, wanted: bool) -> None:
     assert len(batch) == 4 and bool((batch.tokens[:, 1:] >= 100).all()) == wanted
 
 
-def test_mixture_without_answers() -> None:
+def test_mixture_without_responses() -> None:
     assert len(next(mixed_batches(FILES, [], 5, mixture(0.0)))) == 4
     with pytest.raises(ValueError, match="0 tokens are too few"):
         next(mixed_batches(FILES, [], 5, mixture(0.5)))

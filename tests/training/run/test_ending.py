@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a training ends before its time, and what a second start makes of that."""
+"""Trainings that end early, and how the next start continues them."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def wait_for(there: Callable[[], Any], process: subprocess.Popen[bytes]) -> None
 
 @pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_with_a_checkpoint_and_a_line(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_ends_the_training_with_a_checkpoint_and_a_message(number: signal.Signals, tmp_path: Path) -> None:
     data, out = write_data(tmp_path / "data.json"), tmp_path / "out"
     arguments = small_command(ASSET, data, out, "--max-steps", "100000", "--checkpoint-every", "0")
     with (tmp_path / "output").open("w") as output:
@@ -67,7 +67,7 @@ def test_a_signal_ends_with_a_checkpoint_and_a_line(number: signal.Signals, tmp_
     assert not out.exists()
 
 
-def test_the_second_signal_ends_at_once() -> None:
+def test_the_second_signal_ends_the_process_at_once() -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
         with Interruption() as interruption, interruption.postponed():
@@ -80,10 +80,10 @@ def test_the_second_signal_ends_at_once() -> None:
 
 
 @pytest.mark.parametrize("step", [1, 3, 6])
-def test_goes_on_after_a_signal_as_if_there_had_been_none(
+def test_an_interrupted_training_continues_to_the_same_result(
     step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """At the last step, too, whose evaluation is then still to come."""
+    """Also after the last step, before its evaluation."""
     data = write_data(tmp_path / "data.json")
     more = ("--max-steps", "6", "--evaluate-every", "3", "--checkpoint-every", "0")
     from redrafter_training.trainer import loop
@@ -117,7 +117,7 @@ def test_goes_on_after_a_signal_as_if_there_had_been_none(
         ("redrafter_training.target.loading.check_fits", []),
     ],
 )
-def test_a_signal_before_the_steps_leaves_nothing_half(
+def test_a_signal_before_the_first_step_leaves_no_partial_files(
     place: str, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -198,7 +198,7 @@ def test_a_refused_start_changes_nothing(tmp_path: Path, capsys: pytest.CaptureF
     assert main([*command, "--data", str(moved)]) == 0
 
 
-def test_what_cannot_be_measured_is_there(
+def test_the_drafter_is_exported_even_if_its_evaluation_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -222,7 +222,7 @@ def test_what_cannot_be_measured_is_there(
     assert (out / "model.safetensors").read_bytes() == weights
 
 
-def test_measured_texts_end_with_the_targets_positions() -> None:
+def test_evaluated_texts_fit_the_targets_positions() -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 20, "n_positions": 32, "n_embd": 8, "n_layer": 1, "n_head": 2}
     target = TargetModel(GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=1)))

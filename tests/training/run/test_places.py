@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training may write to, and what it must not touch."""
+"""The folders that a training may write to, and those that it must not change."""
 
 import json
 import os
@@ -115,7 +115,7 @@ def too_long(root: Path) -> Path:
         (too_long, "cannot be used as a place"),
     ],
 )
-def test_only_drafters_of_ours_are_replaced(make: Callable[[Path], Path], told: str, tmp_path: Path) -> None:
+def test_only_drafters_are_replaced(make: Callable[[Path], Path], told: str, tmp_path: Path) -> None:
     out = make(tmp_path)
     before = tree(tmp_path)
     target = str(tmp_path / "target") if (tmp_path / "target").is_dir() else "org/name"
@@ -128,8 +128,8 @@ def test_only_drafters_of_ours_are_replaced(make: Callable[[Path], Path], told: 
 
 
 @pytest.mark.parametrize("place", ["", "new", "deep/new", "empty"])
-def test_new_places(place: str, tmp_path: Path) -> None:
-    """The target's default place, too; nothing appears while it is only looked at."""
+def test_new_output_folders(place: str, tmp_path: Path) -> None:
+    """Also the default folder in the target; the check creates no files."""
     (tmp_path / "empty").mkdir()
     target = make_target(tmp_path / "target")
     before = sorted(tmp_path.rglob("*"))
@@ -137,7 +137,7 @@ def test_new_places(place: str, tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_drafter_goes_for_its_own_run_or_when_asked_to(tmp_path: Path) -> None:
+def test_a_drafter_is_replaced_by_its_own_run_or_with_overwrite(tmp_path: Path) -> None:
     target = make_target(tmp_path / "target")
     job = Job(str(target), "stdlib")
     run = job.run_folder
@@ -154,7 +154,7 @@ def test_a_drafter_goes_for_its_own_run_or_when_asked_to(tmp_path: Path) -> None
             check_places(replace(job, resume=resume, overwrite=True))
 
 
-def test_outputs_stand_apart(tmp_path: Path) -> None:
+def test_outputs_must_not_contain_each_other(tmp_path: Path) -> None:
     job = Job("org/name", "stdlib", out=tmp_path / "out")
     for wrong in (
         replace(job, run_dir=tmp_path / "out"),
@@ -163,14 +163,14 @@ def test_outputs_stand_apart(tmp_path: Path) -> None:
         replace(job, hidden_cache=tmp_path / "other" / ".." / "out"),
         replace(job, run_dir=tmp_path / "states" / "run", hidden_cache=tmp_path / "states"),
     ):
-        with pytest.raises(PlaceError, match="lies in"):
+        with pytest.raises(PlaceError, match="is inside"):
             check_places(wrong)
     inside = tmp_path / "run"
     check_places(replace(job, run_dir=inside, out=inside / "drafter", hidden_cache=inside / "states"))
 
 
 @pytest.mark.parametrize("key", ["run_dir", "hidden_cache"])
-def test_other_folders_of_a_training_are_its_own(key: str, tmp_path: Path) -> None:
+def test_folders_with_other_files_are_refused(key: str, tmp_path: Path) -> None:
     put(tmp_path / "project" / "config.yaml", "mine: true")
     put(tmp_path / "project" / "checkpoints" / "step-00000001" / "state.pt")
     before = tree(tmp_path)
@@ -186,13 +186,13 @@ def test_other_folders_of_a_training_are_its_own(key: str, tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_write_rights_are_looked_at_first(tmp_path: Path) -> None:
+def test_write_permissions_are_checked_first(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(PlaceError, match="cannot be written to"):
         check_drafter_place(tmp_path / "locked" / "drafter", replace=True)
 
 
-def test_room_is_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_and_disk_space_are_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job("org/name", "stdlib", out=tmp_path / "out")
     memory = {"drafter's weights and gradients": 2 * GIB, "optimizer": 2 * GIB}
     plan = Plan(CONFIG, 1, GIB // 2, 1, memory, 0)
@@ -209,7 +209,7 @@ def test_room_is_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_shards_of_an_older_drafter_are_not_read_again(tmp_path: Path) -> None:
-    """An index beside a new file of weights would send readers to the old ones."""
+    """An old index beside a new file of weights would make readers load the old shards."""
     torch.manual_seed(0)
     out, drafter = tmp_path / "drafter", Drafter(CONFIG)
     export(Drafter(CONFIG), out, {})
@@ -223,7 +223,7 @@ def test_shards_of_an_older_drafter_are_not_read_again(tmp_path: Path) -> None:
     assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", "training.json", "README.md"}
 
 
-def test_a_drafter_that_appears_meanwhile_stays(tmp_path: Path) -> None:
+def test_a_drafter_that_appears_during_the_training_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "drafter"
 
     def two() -> None:
@@ -237,7 +237,7 @@ def test_a_drafter_that_appears_meanwhile_stays(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["drafter"]
 
 
-def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_folder_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert user_path("~/x") == tmp_path / "x"
     assert user_place("~/x") == str(tmp_path / "x")
@@ -261,7 +261,7 @@ def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_new_target_replaces_nothing(tmp_path: Path) -> None:
-    """But for what an unfinished training of one has left."""
+    """Except the files of an unfinished training of a target."""
     put(tmp_path / "unfinished" / "tokenizer.json")
     put(tmp_path / "unfinished" / "checkpoint" / "config.json")
     for fine in (tmp_path / "new", tmp_path / "unfinished"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m redrafter_training` as a user meets it: plan, training, a kill in the middle, what is left behind."""
+"""`python -m redrafter_training` from the outside: plan, training, a kill in the middle, the files of the run."""
 
 import json
 import os
@@ -71,9 +71,7 @@ def test_killed_command_ends_like_an_uninterrupted_one(arguments: list[str], tmp
 
 
 @pytest.mark.slow
-def test_what_a_run_leaves(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], target: Path
-) -> None:
+def test_files_of_a_run(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], target: Path) -> None:
     out = tmp_path / "drafter"
     short = [*arguments, "--max-steps", "6", "--evaluate", "true", "--log-every", "2", "--out", str(out)]
     assert main(short) == 0
@@ -132,11 +130,11 @@ def test_dry_run_writes_nothing(
     assert f"{2 * 32 * 32 + 32 + 2 * (64 * 64 + 64) + 300 * 64:,} parameters" in shown
     assert "1 to 4 Ray workers" in shown
     assert "GiB" in shown
-    assert "50% of the rows: 8 texts, written first" in shown
+    assert "50% of the rows: 8 texts, generated first" in shown
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mistakes_are_told(
+def test_mistakes_give_a_message(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], target: Path
 ) -> None:
     unknown = tmp_path / "unknown.yaml"
@@ -156,7 +154,7 @@ def test_mistakes_are_told(
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_default_places(target: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_default_output_folders(target: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from redrafter_training.config.job import Job
 
     monkeypatch.setenv("REDRAFTER_HOME", str(tmp_path))
@@ -165,7 +163,7 @@ def test_default_places(target: Path, monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert Job("lmsys/vicuna-7b-v1.3", "stdlib").out_dir == registry_dir("lmsys/vicuna-7b-v1.3")
 
 
-def test_relative_places_mean_the_same_elsewhere(target: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_relative_paths_are_made_absolute(target: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from redrafter_training.config.job import Job
 
     monkeypatch.chdir(target.parent)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What users get wrong is told in a sentence, and nothing is written for it."""
+"""Mistakes of users give a message of one sentence, and nothing is written."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize("text", KEYS)
-def test_keys(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_keys(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "keys.yaml"
     file.write_text(text)
     with pytest.raises(SystemExit) as caught:
@@ -72,7 +72,7 @@ def test_keys_in_another_encoding(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "cannot be read as UTF-8 text" in capsys.readouterr().err
 
 
-def test_starts_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_impossible_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home = tmp_path / "home"
     home.mkdir()
     (home / "config.json").write_text('{"model_type": "llama"')
@@ -87,11 +87,11 @@ def test_starts_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str
     before = sorted(tmp_path.rglob("*"))
     out = tmp_path / "out"
     for arguments, told in (
-        (small_command("/no/such/model", data, out), "there is no folder /no/such/model"),
+        (small_command("/no/such/model", data, out), "the target folder /no/such/model does not exist"),
         (small_command("~nobody-of-that-name/m", data, out), "no home folder"),
         (small_command(home, data, out), "cannot be loaded"),
         (small_command(home / "empty", data, out), "has no config.json"),
-        (small_command(data, data, out), "there is no folder"),
+        (small_command(data, data, out), "does not exist"),
         (small_command(damaged, data, out, "--run-dir", str(home / "t")), "cannot be loaded"),
         (small_command(ASSET, tmp_path / "none.json", out), "no such file"),
         (small_command(ASSET, tmp_path / "nested.json", out, "--run-dir", str(home / "r")), "nested.json: JSON that"),
@@ -114,7 +114,7 @@ def test_starts_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert left == []
 
 
-def test_home_in_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_folder_in_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     places = {key: f"~/{key}" for key in ("target", "data", "chat_template", "out", "run_dir", "init_from")}
@@ -127,7 +127,7 @@ def test_home_in_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.responses.folders == (str(tmp_path / "answers"),)
 
 
-def test_a_dry_run_tells_them_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_reports_mistakes_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_data(tmp_path / "data.json")
     assert main(small_command(ASSET, data, ASSET, "--dry-run")) == 1
     assert "something else than a drafter" in capsys.readouterr().err

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training from its plan to the drafter in its place."""
+"""The work of the commands: a training from its plan to the exported drafter, evaluation, trimming."""

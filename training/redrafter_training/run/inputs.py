@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training is made from, by content.
-
-The same data in another place is the same, and other data in the same place is not.
-"""
+"""Fingerprints of a training's inputs, by content: data may move, but not change, between the starts of a run."""
 
 from pathlib import Path
 from typing import Any
@@ -21,13 +18,13 @@ from redrafter_training.utils.fingerprint import (
     target_fingerprint,
 )
 
-# Of a folder, those files that are read; other files beside them may change.
+# The files of a folder that are read; other files in it may change.
 RESPONSES = ("regenerated.json", "shard-*.jsonl")
 DRAFTER = ("config.json", "*.safetensors")
 
 
 def input_fingerprints(job: Job, config: DistillConfig) -> dict[str, Any]:
-    """A fingerprint of each input, by the names in `resume.INPUTS`; None of what is not given.
+    """A fingerprint of each input, by the names in `redrafter_training.trainer.state`; None for those not given.
 
     Raises:
         DataError: the data or responses cannot be read.
@@ -43,10 +40,10 @@ def input_fingerprints(job: Job, config: DistillConfig) -> dict[str, Any]:
 
 
 def data_fingerprint(job: Job) -> str:
-    """Of all that a training on the job's data could read; of a data set on the hub the library's own, by its revision.
+    """A fingerprint of the job's data; of a data set on the hub that of the `datasets` library, by its revision.
 
     Raises:
-        DataError: it names nothing, or a file of it cannot be read.
+        DataError: the data does not exist, or a file cannot be read.
     """
     data, path = job.data, Path(job.data)
     try:
@@ -61,6 +58,6 @@ def data_fingerprint(job: Job) -> str:
             return file_digest(path)
     except OSError as problem:
         raise DataError(f"{data} cannot be read: {problem}") from None
-    read_records(data)  # tells a file that is missing from a data set's name
+    read_records(data)  # raises DataError for a missing file, which is not the name of a data set
     splits = (job.data_split, *((job.held_out_split,) if job.held_out_split else ()))
     return " ".join(str(load_rows(data, job.data_config, split)._fingerprint) for split in splits)

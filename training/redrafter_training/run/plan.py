@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training will be, before it is: sizes, steps, memory."""
+"""The plan of a training: sizes, steps, memory."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from redrafter_training.config.job import Job
 from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.hidden_states.store import max_bytes
 from redrafter_training.responses.store import is_response_folder
-from redrafter_training.run.folder_files import passed_over
+from redrafter_training.run.data_summary import ignored_files
 from redrafter_training.target.loading import model_without_weights
 from redrafter_training.target.properties import read_facts
 from redrafter_training.utils.memory import GIB, readable, weight_bytes
@@ -47,7 +47,7 @@ class Plan:
 
 
 def make_plan(job: Job, config: DistillConfig, device: torch.device) -> Plan:
-    """Reads the target's config, not its weights."""
+    """The plan of a job, from the target's configuration without its weights."""
     check_window(job, config)
     target = model_without_weights(job.target, trust_remote_code=job.trust_remote_code)
     text = target.config.get_text_config()
@@ -82,13 +82,13 @@ def make_plan(job: Job, config: DistillConfig, device: torch.device) -> Plan:
 
 
 def check_window(job: Job, config: DistillConfig) -> None:
-    """Raises TargetFactsError when the target cannot take rows of the window's length, or is none."""
+    """Raises TargetFactsError if the target cannot be read or the window is longer than its texts may be."""
     facts = read_facts(job.target, trust_remote_code=job.trust_remote_code)
     facts.check_length(config.window, "--window")
 
 
 def estimate_memory(drafter: Drafter, config: DistillConfig, rows: int, target_bytes: int) -> dict[str, int]:
-    """Bytes of one worker by purpose: an estimate from the shapes, without allocator overhead and attention.
+    """Estimated bytes of one worker by purpose, from the shapes, without allocator overhead and attention.
 
     Weights, gradients, one moment per inner matrix (Muon), two for all other parameters (AdamW), the target's logits
     of the whole batch in half precision, and a chunk's logits in float32: the drafter's at one depth with its softmax
@@ -109,7 +109,7 @@ def estimate_memory(drafter: Drafter, config: DistillConfig, rows: int, target_b
 
 
 def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, texts: str, console: Console) -> None:
-    """The plan as a table; `texts` says what there is to train and to measure on."""
+    """Prints the plan as a table; `texts` is the result of `describe_data`."""
     min_workers, max_workers = job.workers
     where = (
         "this process"
@@ -125,7 +125,7 @@ def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, texts: 
     for name, value in (
         ("target", f"{job.target}: {plan.target_parameters:,} parameters"),
         ("data", " ".join((job.data, *(f"{key} {value}" for key, value in job.choices.items())))),
-        *((("passed over", note),) if (note := data_note(job)) else ()),
+        *((("ignored files", note),) if (note := data_note(job)) else ()),
         ("texts", texts),
         ("recipe", recipe),
         (
@@ -135,11 +135,14 @@ def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, texts: 
         ),
         ("steps", f"{budget.max_steps:,}{clock}"),
         ("per step", f"{config.batch_size} rows of {config.window} tokens = {plan.tokens_per_step:,} tokens"),
-        ("all steps", f"at most {budget.max_steps * plan.tokens_per_step:,} tokens, {config.beam_length} drafts each"),
+        (
+            "all steps",
+            f"at most {budget.max_steps * plan.tokens_per_step:,} tokens, {config.beam_length} draft tokens each",
+        ),
         ("target's own text", _responses_line(config, job.data)),
         ("workers", where),
-        ("drafter goes to", str(job.out_dir)),
-        ("run's folder", str(job.run_folder)),
+        ("drafter is stored in", str(job.out_dir)),
+        ("run folder", str(job.run_folder)),
         *((("hidden states", _cache_line(job, plan)),) if job.hidden_cache else ()),
     ):
         table.add_row(name, value)
@@ -155,9 +158,9 @@ def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, texts: 
 
 
 def data_note(job: Job) -> str | None:
-    """See `passed_over`."""
+    """See `ignored_files`."""
     splits = (job.data_split, *((job.held_out_split,) if job.held_out_split else ()))
-    return passed_over(job.data, config=job.data_config, splits=splits)
+    return ignored_files(job.data, config=job.data_config, splits=splits)
 
 
 def _responses_line(config: DistillConfig, data: str) -> str:
@@ -165,14 +168,14 @@ def _responses_line(config: DistillConfig, data: str) -> str:
         return "all of it"
     if not config.response_fraction:
         return "none"
-    source = " and ".join(config.responses.folders) or f"{config.responses.count:,} texts, written first"
+    source = " and ".join(config.responses.folders) or f"{config.responses.count:,} texts, generated first"
     return f"{config.response_fraction:.0%} of the rows: {source}"
 
 
 def _cache_line(job: Job, plan: Plan) -> str:
     assert job.hidden_cache is not None
     free = free_space(job.hidden_cache)
-    full = ", which is not enough for that" if plan.hidden_cache > free else ""
+    full = ", which is not enough" if plan.hidden_cache > free else ""
     return f"{job.hidden_cache}: at most {readable(plan.hidden_cache)}; {readable(free)} free{full}"
 
 

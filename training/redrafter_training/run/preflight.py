@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is looked at before anything is done: whether there is such a target, and whether the outputs have a place."""
+"""Checks before a training: that the target exists, that outputs can be written, that memory and disks suffice."""
 
 import os
 from pathlib import Path
@@ -20,19 +20,19 @@ from redrafter_vllm.utils.atomic import is_unfinished
 from redrafter_vllm.utils.messages import sentence
 from redrafter_vllm.utils.paths import PlaceError, check_writable, existing_folder, free_space
 
-STATES_AT_ONCE = 3  # the two newest checkpoints, and the one that is being written
+STATES_AT_ONCE = 3  # the two newest checkpoints, and the one being written
 EXPORTED_BYTES = 2  # per parameter
 
 
 class TargetNotFoundError(ValueError):
-    """A target that is no model, or not there."""
+    """The target is not a model, or does not exist."""
 
 
 def check_target(target: str, *, trust_remote_code: bool = False) -> None:
     """Raises TargetNotFoundError unless configuration and tokenizer of `target` can be loaded."""
     folder = Path(target)
     if not folder.is_dir() and (folder.is_absolute() or target.startswith(".") or target.count("/") > 1):
-        raise TargetNotFoundError(f"there is no folder {target}, which is named as the target")
+        raise TargetNotFoundError(f"the target folder {target} does not exist")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise TargetNotFoundError(f"{target} has no config.json: the target must be the folder of a model")
     try:
@@ -41,7 +41,7 @@ def check_target(target: str, *, trust_remote_code: bool = False) -> None:
     except TargetFactsError as problem:
         raise TargetNotFoundError(str(problem)) from problem
     except Exception as problem:  # of dozens of types: damaged files, unknown models, no network
-        kind = "" if folder.is_dir() else ", which is no folder here either,"
+        kind = "" if folder.is_dir() else ", which is not a local folder either,"
         raise TargetNotFoundError(f"the target {target}{kind} cannot be loaded: {sentence(problem)}") from problem
 
 
@@ -49,7 +49,7 @@ def check_places(job: Job) -> None:
     """Checks that drafter, run and hidden states can be written without loss; writes nothing.
 
     Raises:
-        PlaceError: a place holds something else, lies in another, or cannot be written.
+        PlaceError: a folder contains something else, is inside another output, or cannot be written.
     """
     replace = job.overwrite or is_of_run(job.out_dir, run_name(job.run_folder))
     check_apart(job)
@@ -64,30 +64,30 @@ def check_places(job: Job) -> None:
 
 
 def check_apart(job: Job) -> None:
-    """Raises PlaceError where one output would stand among the files of another."""
+    """Raises PlaceError if one output would be inside the folder of another."""
     places = [("--out", job.out_dir), ("--run-dir", job.run_folder)]
     places += [("--hidden-cache", job.hidden_cache)] if job.hidden_cache else []
     for inner, place in places:
         for outer, around in places:
-            # A run's folder may hold the others.
+            # The run folder may contain the others.
             holds = outer == "--run-dir" and place.resolve() != around.resolve()
             if inner != outer and not holds and is_inside(place, around):
-                raise PlaceError(f"{inner} {place} lies in {outer} {around}: choose a folder apart from it")
+                raise PlaceError(f"{inner} {place} is inside {outer} {around}: choose a separate folder")
 
 
 def is_inside(place: Path, folder: Path) -> bool:
-    """Whether `place` is `folder`, or in it, links followed."""
+    """Whether `place` is `folder` or inside it, with links followed."""
     return place.resolve().is_relative_to(folder.resolve())
 
 
 def check_room(job: Job, plan: Plan, device: torch.device) -> None:
     """Checks that memory and disks have room for the drafter.
 
-    The target has a check of its own, when it is loaded, and so have hidden states, once their exact size is known.
+    The target is checked when it is loaded, hidden states when their exact size is known.
 
     Raises:
-        PlaceError: checkpoints and drafter are larger than the room on a disk.
-        ValueError: the drafter in training is larger than the memory of `device`.
+        PlaceError: checkpoints and drafter do not fit on a disk.
+        ValueError: the drafter in training does not fit in the memory of `device`.
     """
     training = plan.memory["drafter's weights and gradients"] + plan.memory["optimizer"]
     free_here = None if job.on_ray else free_memory(device)
@@ -107,6 +107,6 @@ def check_room(job: Job, plan: Plan, device: torch.device) -> None:
         by_disk[disk] = by_disk.get(disk, 0) + needed
         if by_disk[disk] > (free := free_space(place)):
             raise PlaceError(
-                f"checkpoints and drafter need {readable(by_disk[disk])} and {place} has {readable(free)} free: make "
-                "room, or choose other places with --run-dir and --out"
+                f"checkpoints and drafter need {readable(by_disk[disk])} and {place} has {readable(free)} free: free "
+                "some space, or choose other folders with --run-dir and --out"
             )

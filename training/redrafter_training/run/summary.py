@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of a training, as a table."""
+"""The figures of a finished training as tables."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from redrafter_training.trainer.metrics import TOP
 
 def figures_table(metrics: Mapping[str, float]) -> Table:
     """Divergence and top-k agreement, one row per depth, from `redrafter{i}_kl` and `redrafter{i}_top{k}`."""
-    table = Table(title="held-out text: does the drafter predict the target?", title_justify="left")
+    table = Table(title="held-out text: agreement of the drafter with the target", title_justify="left")
     table.add_column("depth", justify="right")
     table.add_column("KL, nats", justify="right")
     for k in range(1, TOP + 1):
@@ -28,7 +28,7 @@ def figures_table(metrics: Mapping[str, float]) -> Table:
 
 def drafting_table(held_out: Mapping[str, Mapping[str, Any]]) -> Table:
     """Simulated tokens per step, one row per shape of the draft."""
-    table = Table(title="held-out prompts, greedy: what a drafting round saves", title_justify="left")
+    table = Table(title="held-out prompts, greedy: tokens per step", title_justify="left")
     for name in ("beams x length", "tokens per step", "accepted at depth 1, 2, ...", "steps"):
         table.add_column(name, justify="right")
     for shape, figures in held_out.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training from start to end: what each process does, and what is done once afterwards."""
+"""One training from start to end: the work of each process, and the export and evaluation afterwards."""
 
 import shutil
 import time
@@ -48,7 +48,7 @@ def train_worker(
     context: TrainContext,
     model: DeferredTarget | None = None,
 ) -> Outcome:
-    """Everything that one process does.
+    """The training in one process.
 
     Args:
         inputs: see `input_fingerprints`.
@@ -121,10 +121,10 @@ def _load_target(
 
 
 def initial_drafter(target: Target, feed: Feed, job: Job, config: DistillConfig) -> tuple[Drafter, dict[str, object]]:
-    """A new drafter, or the one to start from; and what there is to say about its vocabulary.
+    """A new drafter, or the one to start from; and facts about its vocabulary for `training.json`.
 
     Raises:
-        TargetMismatchError: the drafter to start from belongs to a target of other sizes.
+        TargetMismatchError: the drafter to start from is for a target of other sizes.
     """
     if job.init_from is not None:
         drafter = Drafter.from_pretrained(job.init_from, device=target.device)
@@ -137,17 +137,17 @@ def initial_drafter(target: Target, feed: Feed, job: Job, config: DistillConfig)
 
 
 def run(job: Job, config: DistillConfig, recipe: str, keys: str, interruption: Interruption) -> Report:
-    """Trains, exports the drafter with its `training.json`, measures what it saves and adds that.
+    """Trains, exports the drafter with its `training.json`, evaluates it and adds the figures.
 
-    Nothing is written, and nothing of an earlier start changed, before all that can be checked beforehand has been.
+    All checks that are possible beforehand are done before anything is written or changed.
 
     Args:
-        keys: what `config.yaml` in the run's folder is to hold.
+        keys: the content for `config.yaml` in the run folder.
 
     Raises:
         PlaceError, TargetNotFoundError: see `redrafter_training.run.preflight`.
-        FolderInUseError: another training is in the run's folder.
-        KeyboardInterrupt: by a signal before the first step, or after the last.
+        FolderInUseError: another training uses the run folder.
+        KeyboardInterrupt: a signal arrived before the first step, or after the last.
     """
     started = time.monotonic()
     check_places(job)
@@ -173,7 +173,7 @@ def local_device(job: Job) -> torch.device:
 def _launch(
     job: Job, config: DistillConfig, inputs: Mapping[str, Any], interruption: Interruption
 ) -> tuple[Outcome, Evaluate]:
-    """Trains; returns what is left of that, and how to measure the drafter on the target that it was trained for."""
+    """Trains; returns the result, and a function that evaluates the drafter on its target."""
     if not job.on_ray:
         return _launch_here(job, config, inputs, interruption)
     try:
@@ -195,7 +195,7 @@ def _launch_here(
 ) -> tuple[Outcome, Evaluate]:
     device = local_device(job)
     if job.device == "cuda" and device.type != "cuda":
-        raise ValueError("--device cuda was asked for, and torch finds no GPU here")
+        raise ValueError("--device cuda: torch finds no GPU on this machine")
     if not job.resume:
         shutil.rmtree(job.checkpoints, ignore_errors=True)
     _prepare(job, config, inputs)
