@@ -230,5 +230,5 @@ def test_source_prompts_to_measure_on_are_in_no_training_file(corpus_root: Path)
     assert len(set(prompts)) == len(prompts) == 12
     assert not any(prompt in file.text for file in (*training, *copied) for prompt in prompts)
     assert all(any(prompt in file.text for file in held_out) for prompt in prompts)
-    with pytest.raises(ValueError, match="unseen"):
+    with pytest.raises(ValueError, match="occurs in the training files"):
         unseen_prompts(held_out, held_out, 12, seed=1, max_chars=300)
