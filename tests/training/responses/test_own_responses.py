@@ -113,30 +113,30 @@ def test_plain_texts_give_real_prompts(tmp_path: Path, bos: bool) -> None:
     data.write_text("\n".join(json.dumps({"text": text}) for text in texts))
     feed = open_feed(FeedSettings(str(data), None, CONFIG, tmp_path, 8), target, tokenizer, LocalContext())
     ((_, written),) = stored(tmp_path).items()
-    asked = [text[:start].tolist() for text, start in written]
+    prompted = [text[:start].tolist() for text, start in written]
     measured = [prompt.tolist() for prompt in feed.prompts]
     assert len({tuple(text.tolist()) for text, _ in written}) == len(written) == 12
     assert feed.facts["own_texts"] == 12 and feed.facts["measured_prompts"] == len(measured) == 32
-    for prompts in (asked, measured):
+    for prompts in (prompted, measured):
         assert len({tuple(prompt) for prompt in prompts}) == len(prompts)
         assert all((prompt[0] == tokenizer.bos_token_id) == bos and 6 <= len(prompt) <= 20 for prompt in prompts)
     # Each is in texts of one side alone.
-    sides = [{n for n, text in enumerate(texts) if said(prompt) in text} for prompt in measured]
+    sides = [{n for n, text in enumerate(texts) if decoded(prompt) in text} for prompt in measured]
     held_out = set.union(*sides)
     assert all(sides) and len(held_out) < 8
-    for prompt in asked:
-        there = {n for n, text in enumerate(texts) if said(prompt) in text}
+    for prompt in prompted:
+        there = {n for n, text in enumerate(texts) if decoded(prompt) in text}
         assert there and not there & held_out
 
 
-def said(ids: list[int]) -> str:
+def decoded(ids: list[int]) -> str:
     return byte_tokenizer().decode(ids, skip_special_tokens=True)
 
 
 def test_texts_with_held_out_content_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = [chat(f"question {n}", f"answer {n}") for n in range(30)]
     silent = replace(CONFIG, response_fraction=0.0)
-    held = said(feed_of(tmp_path, records, byte_target(1), config=silent).prompts[0].tolist()).split()[2]
+    held = decoded(feed_of(tmp_path, records, byte_target(1), config=silent).prompts[0].tolist()).split()[2]
     tokenizer = byte_tokenizer()
 
     def two_texts(engine: object, prompts: list[tuple[Tensor, float]], *rest: object) -> Any:
@@ -147,7 +147,7 @@ def test_texts_with_held_out_content_are_not_trained_on(tmp_path: Path, monkeypa
     monkeypatch.setattr("redrafter_training.responses.own_texts.write_texts", two_texts)
     feed = feed_of(tmp_path, records, byte_target(1), config=replace(CONFIG, window=80))
     assert feed.facts["own_texts"] == 1
-    rows = [said(row.tolist()) for batch in islice(feed.batches, 20) for row in batch.tokens]
+    rows = [decoded(row.tolist()) for batch in islice(feed.batches, 20) for row in batch.tokens]
     assert any("something else" in row for row in rows)
     assert not any(f"question {held}\n" in row or f"nswer {held}\x00" in row for row in rows)
     assert not any(f"Answer  {held}" in row for row in rows)
@@ -172,10 +172,10 @@ def test_folders_lose_what_is_held_out_of_this_data(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "more", [(f" Question {n}", f"reply {n}") for n in range(60)])
     config = replace(CONFIG, responses=replace(RESPONSES, folders=(folder,)))
     feed = feed_of(tmp_path, records, None, config=config)
-    held = {said(prompt.tolist()).split()[2] for prompt in feed.prompts}
-    rows = [said(row.tolist()) for batch in islice(feed.batches, 60) for row in batch.tokens]
-    asked = {row.split("reply")[0].split()[-1] for row in rows if "reply" in row}
-    assert len(asked) > 20 and not asked & held
+    held = {decoded(prompt.tolist()).split()[2] for prompt in feed.prompts}
+    rows = [decoded(row.tolist()) for batch in islice(feed.batches, 60) for row in batch.tokens]
+    answered = {row.split("reply")[0].split()[-1] for row in rows if "reply" in row}
+    assert len(answered) > 20 and not answered & held
 
 
 def test_folders_of_another_target_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,9 +84,9 @@ def test_conversations_with_equal_prompts_are_answered_once(tmp_path: Path, caps
     assert sum(not task.held_out for task in kept) == 2 * (60 - len(held))
     data.write_text("\n".join([*lines, *(record(f"other {n}", "so", f"question {n}", "yes") for n in range(60))]))
     for task in load_tasks(job, tokenizer)[0]:
-        asked = [turn.content for turn in task.turns if turn.role == "user"]
-        assert task.held_out == (asked[0] in held) or asked[0].startswith("other")
-        assert task.held_out or not held.intersection(asked)
+        prompts = [turn.content for turn in task.turns if turn.role == "user"]
+        assert task.held_out == (prompts[0] in held) or prompts[0].startswith("other")
+        assert task.held_out or not held.intersection(prompts)
 
 
 def test_prompts_of_plain_texts_are_in_one_side_alone(tmp_path: Path) -> None:
