@@ -193,7 +193,7 @@ def _names(directory: Path, suffixes: tuple[str, ...]) -> list[str]:
 
 
 def _hub_blobs(root: Path) -> list[Path]:
-    """Where the hub's cache keeps the files of the snapshot that `root` is or lies in.
+    """The folders of the hub's cache with the files of the snapshot that `root` is or is in.
 
     `models--<org>--<name>/snapshots/<revision>/config.json` is a link to `models--<org>--<name>/blobs/<hash>`.
     """

@@ -43,7 +43,7 @@ def check_target_ids(target_ids: Tensor, vocab_size: int) -> None:
 
 
 def map_header(offsets: Tensor | None) -> tuple[str, tuple[int, ...], str] | None:
-    """What `check_map_header` takes, for a map in memory."""
+    """The header of a map in memory, for `check_map_header`."""
     if offsets is None:
         return None
     return MAP, tuple(offsets.shape), _INTEGERS.get(offsets.dtype, str(offsets.dtype))

@@ -86,7 +86,7 @@ class DrafterBase(ABC):
         return self.next_state(state, lookup(tokens, inputs).to(self.dtype))
 
     def context_share(self, context: Tensor) -> Tensor:
-        """What `context` [..., H] contributes to every step of a round: [..., S], an opaque input of `logits`.
+        """The contribution of `context` [..., H] to every step of a round: [..., S], an opaque input of `logits`.
 
         The first S' entries are the context's half of the first linear layer, bias included. Without an input
         projection the context itself also goes on to later layers, by the first ResBlock's skip: it is appended.
@@ -112,11 +112,11 @@ class DrafterBase(ABC):
 
     @abstractmethod
     def __call__(self, context: Tensor, state: Tensor) -> Tensor:
-        """What `logits(context_share(context), state)` computes, where possible with the first layer in one piece."""
+        """See `DrafterInterface`."""
 
     @abstractmethod
     def features(self, share: Tensor, state: Tensor) -> Tensor:
-        """What `logits` feeds to its last layer: [..., exit_dim]."""
+        """The input of the last layer, [..., exit_dim], for the arguments of `logits`."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -225,7 +225,7 @@ class Drafter(nn.Module, DrafterBase):
         return self.lm_head[1:-1](x + silu(self._first_product(share, state)))
 
     def forward(self, context: Tensor, state: Tensor) -> Tensor:
-        """What `logits(context_share(context), state)` computes, with the first linear layer in one piece."""
+        """The same as `logits(context_share(context), state)`, with the first linear layer in one product."""
         x = context_and_state(context, state)
         return self.lm_head(self.input_proj(x) if self.config.has_input_proj else x)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What drafting and serving need of a drafter, whether as loaded, packed, or split over ranks."""
+"""The interface of a drafter to drafting and serving: of one as loaded, packed, or split over ranks."""
 
 from typing import Protocol, Self
 
@@ -22,7 +22,7 @@ class DrafterInterface(Protocol):
         """The type of states and logits."""
 
     def token_inputs(self, embedding: Tensor, out: Tensor | None = None) -> Tensor:
-        """What `next_state` takes of each token, [V, H], for the target's embedding [V, H].
+        """The rows that `next_state` takes for each token, [V, H], from the target's embedding [V, H].
 
         That is the embedding itself, unless the drafter is packed with a product, which is made in `out` where given.
         """
@@ -37,7 +37,7 @@ class DrafterInterface(Protocol):
         """`next_state` for states [B, W, H] and `tokens` [B, W], whose rows of `inputs` = `token_inputs` it takes."""
 
     def context_share(self, context: Tensor) -> Tensor:
-        """What `context` [..., H] contributes to every step of a round: [..., S], an opaque input of `logits`."""
+        """The contribution of `context` [..., H] to every step of a round: [..., S], an opaque input of `logits`."""
 
     def logits(self, share: Tensor, state: Tensor) -> Tensor:
         """Next-token logits [B, W, V] for a `context_share` [B, S] and a state [B, W, H].
@@ -46,7 +46,7 @@ class DrafterInterface(Protocol):
         """
 
     def __call__(self, context: Tensor, state: Tensor) -> Tensor:
-        """What `logits(context_share(context), state)` computes, where possible with the first layer in one piece."""
+        """The same as `logits(context_share(context), state)`, if possible with the first layer in one product."""
 
     def beam_step(self, logits: Tensor, scores: Tensor | None, logits_top_k: int | None = None) -> BeamStep:
         """The best continuations of the beams, with the target's token ids; see `ops.beam_step`."""

@@ -67,7 +67,7 @@ class PackedDrafter(DrafterBase):
     With `project_embedding`, `token_inputs` is the table E·Wᵀ and not the embedding; `next_state` takes its rows. It
     costs the memory of another embedding, V·H numbers, and saves reading the H² numbers of W at every step.
 
-    `adopt` takes a drafter packed alike; each product decides whether it keeps its memory.
+    `adopt` takes a drafter packed in the same way; each product decides whether it keeps its memory.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class PackedDrafter(DrafterBase):
         return x
 
     def __call__(self, context: Tensor, state: Tensor) -> Tensor:
-        """What `logits(context_share(context), state)` computes: the first linear layer is in two pieces here."""
+        """The same as `logits(context_share(context), state)`: the halves of the first linear layer stay separate."""
         return self.logits(self.context_share(context), state)
 
     @property

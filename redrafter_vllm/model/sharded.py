@@ -154,11 +154,11 @@ def shard_drafter(drafter: Drafter, group: RankGroup) -> Drafter:
 
     Raises ValueError where there are fewer tokens than ranks.
     """
-    whole, size = drafter.config.output_size, group.world_size
-    if whole < size:
-        raise ValueError(f"a drafter that proposes from {whole} tokens cannot be split among {size} ranks")
-    unit = 64 if whole >= 64 * size else 1
-    bounds = [rank * whole // size // unit * unit for rank in range(size)] + [whole]
+    total, size = drafter.config.output_size, group.world_size
+    if total < size:
+        raise ValueError(f"a drafter that proposes from {total} tokens cannot be split among {size} ranks")
+    unit = 64 if total >= 64 * size else 1
+    bounds = [rank * total // size // unit * unit for rank in range(size)] + [total]
     start, end = bounds[group.rank_in_group : group.rank_in_group + 2]
     config = replace(drafter.config, draft_vocab_size=end - start)
     columns = torch.arange(start, end, device=drafter.output.weight.device)

@@ -65,7 +65,7 @@ def rank_continuations(scores: Tensor | None, tokens: Tensor, log_probs: Tensor)
 def top_k_stable(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k highest of `values` [..., n] in descending order, and their indices; equal ones by ascending index.
 
-    `torch.topk` leaves to the device which of several equal values it takes, and in which order.
+    With `torch.topk` it depends on the device which of several equal values are taken, and in which order.
     """
     top, index = values.topk(k, dim=-1)
     lowest = top[..., -1:]

@@ -32,7 +32,7 @@ class BatchDrafts(NamedTuple):
 
 
 class RowLayout(NamedTuple):
-    """How the logits rows of a step belong to its requests: each request has its root's row, then one per draft."""
+    """The logits rows of a step by request: each request has its root's row, then one per draft."""
 
     first_row: Tensor  # [B] int64, the root's row
     num_drafts: Tensor  # [B] int64, scheduled drafts

@@ -155,7 +155,7 @@ def _build_kernel(
     beam_W = tl.arange(0, BLOCK_W)
     exists_W = beam_W < width
     agree_WW = exists_W[:, None] & exists_W[None, :]
-    # A copy of the first beam leaves no nodes.
+    # A copy of the first beam adds no nodes.
     source_W = beam_W
     if beam_limit_ptr is not None:
         source_W = tl.where(beam_W < tl.load(beam_limit_ptr + req), beam_W, 0)

@@ -19,7 +19,7 @@ _NODE_ROWS = 32
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a launch is cut: query rows and keys of one tile, warps of one program."""
+    """Tiles of a launch: query rows and keys of one tile, warps of one program."""
 
     rows: int
     keys: int

@@ -106,7 +106,7 @@ def tree_attention(
     v_scale: Tensor | None = None,  # scalar fp32
     out: Tensor | None = None,  # [tokens, heads, head_size]
 ) -> Tensor:  # [tokens, heads, head_size]
-    """Attention of a whole step; rows of no request keep what `out` holds.
+    """Attention of all requests of a step; rows of no request keep the values of `out`.
 
     A cache of float8_e4m3fn, or of its bytes, is multiplied by its scales. Computes in fp32 and reads the
     lengths on the host: for tests; serving without a GPU uses `paged_attention`.
