@@ -3,6 +3,8 @@
 
 from typing import Any
 
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
 from redrafter_vllm.integration.attention.select import register_tree_attention
 from redrafter_vllm.integration.target_support import UnsupportedTargetError, check_step_limits, check_transfer
 
@@ -28,8 +30,6 @@ def select_tree_attention(engine_args: Any) -> None:
     Raises:
         UnsupportedTargetError: The user has chosen another backend, which has no tree attention.
     """
-    from vllm.v1.attention.backends.registry import AttentionBackendEnum
-
     chosen = engine_args.attention_backend or engine_args.attention_config.backend
     if chosen not in (None, "CUSTOM", AttentionBackendEnum.CUSTOM):
         name = getattr(chosen, "name", chosen)

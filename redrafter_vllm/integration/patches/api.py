@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from redrafter_vllm.config import OptionError
+from redrafter_vllm.integration.frontend.session_parts import refuse_parts
 from redrafter_vllm.integration.method import is_ours
 from redrafter_vllm.integration.patches.rebind import rebind_listed
 from redrafter_vllm.request_settings import KEY, parse_request_settings
@@ -12,8 +13,6 @@ from redrafter_vllm.request_settings import KEY, parse_request_settings
 
 def install() -> None:
     """What a request's own settings and a session's parts need on their way to the engine."""
-    from redrafter_vllm.integration.frontend.session_parts import refuse_parts
-
     # `vllm_xargs`, vLLM's own field for extra arguments, takes no nested objects. Can go when it does.
     openai = "vllm.entrypoints.openai"
     rebind_listed(f"{openai}.chat_completion.protocol:ChatCompletionRequest.to_sampling_params", _to_sampling_params)

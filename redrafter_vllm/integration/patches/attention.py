@@ -4,6 +4,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from vllm.platforms import current_platform
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+from redrafter_vllm.integration.attention.select import is_ours, select
 from redrafter_vllm.integration.patches.rebind import rebind, rebind_listed
 from redrafter_vllm.integration.start_errors import report_start_errors
 from redrafter_vllm.integration.vllm_interface.names import rebound
@@ -15,8 +19,6 @@ def install() -> None:
     Also, the CPU platform answers CPU_ATTN whatever is selected. Can go when a custom backend may choose, and CPUs
     accept one.
     """
-    from vllm.platforms import current_platform
-
     name = "get_attn_backend_cls"
     if current_platform.is_cpu():
         rebind_listed(f"vllm.platforms.cpu:CpuPlatform.{name}", _attn_backend)
@@ -35,10 +37,6 @@ def _attn_backend(original: Callable) -> Callable:
     def get_attn_backend_cls(
         cls: Any, selected_backend: Any, attn_selector_config: Any, *args: Any, **kwargs: Any
     ) -> str:
-        from vllm.v1.attention.backends.registry import AttentionBackendEnum
-
-        from redrafter_vllm.integration.attention.select import is_ours, select
-
         custom = AttentionBackendEnum.CUSTOM
         if selected_backend == custom and custom.is_overridden() and is_ours(custom.get_path()):
             return select(attn_selector_config)

@@ -71,6 +71,7 @@ def allow_async_scheduling() -> None:
 
 def _create_speculative_config(on_use: Callable[[], None], original: Callable) -> Callable:
     def create_speculative_config(self: Any, target_model_config: Any, target_parallel_config: Any) -> Any:
+        # Imported here, as every process of vLLM loads the plugin.
         from redrafter_vllm.integration.frontend.detection import is_redrafter
 
         flags = {"method": self.spec_method, "model": self.spec_model, "num_speculative_tokens": self.spec_tokens}
@@ -84,7 +85,6 @@ def _create_speculative_config(on_use: Callable[[], None], original: Callable) -
         if not is_redrafter({**options, **given}):
             return original(self, target_model_config, target_parallel_config)
         on_use()
-        # Here, as it imports much that an engine without the method does not need.
         from redrafter_vllm.integration.frontend.build_config import build_speculative_config
         from redrafter_vllm.integration.frontend.engine_args import check_engine_args, select_tree_attention
 

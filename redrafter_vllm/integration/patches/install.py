@@ -22,7 +22,7 @@ def install_all() -> None:
     Raises:
         InterfaceChangedError: vLLM has changed where a patch is installed.
     """
-    # Imported here: what they patch loads most of vLLM, and every process of vLLM loads the plugin.
+    # Imported here: they load most of vLLM, and every process of vLLM loads the plugin.
     from redrafter_vllm.integration.patches import api, attention, metrics, runner, scheduler
     from redrafter_vllm.integration.speculative_config import RedrafterSpeculativeConfig
 

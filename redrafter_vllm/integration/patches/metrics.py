@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of vLLM by which counts of drafting leave the worker and reach the front end's counters."""
 
+from redrafter_vllm.integration.frontend import prometheus, stop_strings
 from redrafter_vllm.integration.patches.rebind import rebind_listed
+from redrafter_vllm.integration.worker.report import report_from_worker
 
 
 def install() -> None:
     """Can go when a speculator can pass its own statistics to the scheduler, and these reach the stat loggers."""
-    from redrafter_vllm.integration.frontend import prometheus, stop_strings
-    from redrafter_vllm.integration.worker.report import report_from_worker
-
     rebind_listed("vllm.v1.worker.gpu.async_utils:AsyncOutput.get_output", report_from_worker)
     # Stop strings are found where text is made, after the engine has counted. Can go when vLLM counts after that.
     processor = "vllm.v1.engine.output_processor:OutputProcessor"

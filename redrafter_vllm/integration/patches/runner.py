@@ -4,9 +4,15 @@
 from collections.abc import Callable
 from typing import Any
 
+from vllm.distributed.parallel_state import get_pp_group
+
+from redrafter_vllm.integration.attention.select import register_tree_attention
 from redrafter_vllm.integration.method import uses_redrafter
 from redrafter_vllm.integration.patches.rebind import add_method, rebind_listed
 from redrafter_vllm.integration.start_errors import report_start_errors
+from redrafter_vllm.integration.target_support import check_pipeline
+from redrafter_vllm.integration.worker import new_weights
+from redrafter_vllm.integration.worker.parallel import send_embedding
 
 _RUNNER = "vllm.v1.worker.gpu.model_runner"
 _LORA_MIXIN = "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin"
@@ -30,8 +36,6 @@ def install() -> None:
 
 def _install_new_weights() -> None:
     """A draft model that vLLM's workers know, and a method of theirs that replaces the drafter."""
-    from redrafter_vllm.integration.worker import new_weights
-
     # All but the last can go when any speculator can name its draft model, and is called after new weights.
     rebind_listed(f"{_RUNNER}:GPUModelRunner.get_draft_model", new_weights.give_draft_model)
     # vLLM calls this wherever the target has got new weights, for what was computed from the old ones.
@@ -42,7 +46,7 @@ def _install_new_weights() -> None:
     add_method(_WORKER, new_weights.reload_drafter)
 
 
-# The speculator and the model state load torch models of ours: imported where an engine builds them.
+# The speculator and the model state are imported where an engine builds them: the front end does not need them.
 
 
 def _init_speculator(original: Callable) -> Callable:
@@ -50,8 +54,6 @@ def _init_speculator(original: Callable) -> Callable:
     def init_speculator(vllm_config: Any, device: Any, req_states: Any) -> Any:
         if not uses_redrafter(vllm_config):
             return original(vllm_config, device, req_states)
-        from redrafter_vllm.integration.attention.select import register_tree_attention
-        from redrafter_vllm.integration.target_support import check_pipeline
         from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 
         check_pipeline(
@@ -70,11 +72,7 @@ def _init_model_state(original: Callable) -> Callable:
     def init_model_state(vllm_config: Any, model: Any, encoder_cache: Any, device: Any) -> Any:
         if not uses_redrafter(vllm_config):
             return original(vllm_config, model, encoder_cache, device)
-        from vllm.distributed.parallel_state import get_pp_group
-
         if not get_pp_group().is_last_rank:
-            from redrafter_vllm.integration.worker.parallel import send_embedding
-
             # Pipelines draft only chains, for which a stage that samples nothing has nothing to do.
             send_embedding(model)
             return original(vllm_config, model, encoder_cache, device)

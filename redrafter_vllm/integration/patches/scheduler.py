@@ -4,13 +4,12 @@
 from collections.abc import Callable
 
 from redrafter_vllm.integration.patches.rebind import rebind_listed
+from redrafter_vllm.integration.scheduler import draft_limits, draft_statistics, sessions
 
 _SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
 
 
 def install() -> None:
-    from redrafter_vllm.integration.scheduler import draft_limits, draft_statistics, sessions
-
     # Every request gets as many draft slots as the engine has. Can go when a request can ask for fewer.
     rebind_listed(f"{_SCHEDULER}.update_draft_token_ids", draft_limits.limit_after_drafting)
     rebind_listed(
@@ -27,6 +26,4 @@ def install() -> None:
 
 
 def _update_from_output(original: Callable) -> Callable:
-    from redrafter_vllm.integration.scheduler import draft_statistics, sessions
-
     return sessions.queue_preempted(draft_statistics.read_report(original))
