@@ -74,7 +74,7 @@ def test_packing_keeps_every_token_once_and_no_loss_across_documents(seed: int) 
     packing = Packing(examples, length, seed=seed)
     windows = packing.rows(range(len(packing)))
     # Tokens are numbered through all examples, from 1; padding is 0.
-    learned = [int(t) for e in examples for t in e.tokens[e.loss]]
+    learned = [int(t) for e in examples for t in e.tokens[e.loss_mask]]
     assert sorted(windows.tokens[:, 1:][windows.loss_mask[:, :-1]].tolist()) == learned
     assert sorted(t for t in windows.tokens.flatten().tolist() if t) == list(range(1, sum(map(len, examples)) + 1))
     owner = {int(t): number for number, e in enumerate(examples) for t in e.tokens}
@@ -86,7 +86,7 @@ def test_packing_keeps_every_token_once_and_no_loss_across_documents(seed: int) 
             assert terms[row, place] == bool(same and int(windows.tokens[row, place + depth + 1]) in learned)
     # What a document teaches alone, it teaches in company: its learned tokens at least depth + 1 after its first.
     for depth in (1, 2):
-        alone = sum(int(e.loss[depth + 1 :].sum()) for e in examples)
+        alone = sum(int(e.loss_mask[depth + 1 :].sum()) for e in examples)
         assert int(windows.terms(depth, 0, length - depth - 1).sum()) == alone
     assert packing.fill == pytest.approx(float((windows.tokens != 0).float().mean()))
 

@@ -185,7 +185,7 @@ def test_examples_are_cut_after_an_answer() -> None:
     cut = [example for example in divided.training if len(example.ends) == 1 and b"another" in said(example.tokens)]
     # All that are cut say the same, so that one is left.
     assert [tokenizer.decode(example.tokens).count("<|im_start|>") for example in cut] == [2]
-    assert cut[0].loss[-1] and divided.split.shared == len(held)
+    assert cut[0].loss_mask[-1] and divided.split.shared == len(held)
     told = [said(example.tokens) for example in divided.training]
     assert not [prompt for prompt in held if any(prompt.replace("<|im_end|>", "\n").encode() in text for text in told)]
 

@@ -31,22 +31,22 @@ def vicuna() -> PreTrainedTokenizerBase:
 def test_bytes_of_the_answers_carry_loss(trim_offsets: bool) -> None:
     tokenizer = byte_tokenizer(CHATML, trim_offsets=trim_offsets)
     example = ExampleEncoder(tokenizer, 200).encode(CHAT)[0]
-    learned = [tokenizer.decode(example.tokens[i]) for i in range(len(example)) if example.loss[i]]
+    learned = [tokenizer.decode(example.tokens[i]) for i in range(len(example)) if example.loss_mask[i]]
     # The two bytes of é are two tokens, neither of which is text by itself.
     assert learned == ["O", "h", " ", "\ufffd", "\ufffd", "<|im_end|>", "N", "o", "<|im_end|>"]
     # 8 tokens around a role's name and its content: two special ones and the line breaks.
     prompt = 1 + len("user\nHi") + 1 + len("\n") + 1 + len("assistant\n")
-    assert example.loss.nonzero()[0] == prompt
-    assert example.loss[-1] and example.cut == 0
+    assert example.loss_mask.nonzero()[0] == prompt
+    assert example.loss_mask[-1] and example.cut == 0
 
 
 def test_truncation_is_counted() -> None:
     tokenizer = byte_tokenizer(CHATML)
     whole = ExampleEncoder(tokenizer, 200).encode(CHAT)[0]
-    prompt = int(whole.loss.nonzero()[0])
+    prompt = int(whole.loss_mask.nonzero()[0])
     example = ExampleEncoder(tokenizer, prompt + 2).encode(CHAT)[0]
     assert example.tokens.tolist() == whole.tokens[: prompt + 2].tolist()
-    assert example.loss.tolist() == [False] * prompt + [True] * 2
+    assert example.loss_mask.tolist() == [False] * prompt + [True] * 2
     assert example.cut == len(whole) - prompt - 2
     with pytest.raises(UnusableRecord) as caught:
         ExampleEncoder(tokenizer, prompt).encode(CHAT)
@@ -73,7 +73,7 @@ def test_raw_text_is_cut_into_pieces_with_loss_everywhere() -> None:
     tokenizer = byte_tokenizer()
     examples = ExampleEncoder(tokenizer, 4).encode(Conversation("here", text="abcdefgh"))
     assert [tokenizer.decode(e.tokens) for e in examples] == ["abcd", "efgh"]
-    assert [e.loss.tolist() for e in examples] == [[False, True, True, True]] * 2
+    assert [e.loss_mask.tolist() for e in examples] == [[False, True, True, True]] * 2
     text = ExampleEncoder(tokenizer, 20).encode(Conversation("here", text="ab"))[0]
     assert tokenizer.decode(text.tokens) == "ab</s>"
 
@@ -82,7 +82,7 @@ def test_raw_text_with_a_tokenizer_that_adds_bos() -> None:
     tokenizer = train_tokenizer(["nothing"], 260)
     examples = ExampleEncoder(tokenizer, 4).encode(Conversation("here", text="abcdef"))
     assert [tokenizer.decode(e.tokens) for e in examples] == ["<s>abc", "<s>def", "<s></s>"]
-    assert [e.loss.tolist() for e in examples] == [[False, True, True, True]] * 2 + [[False, True]]
+    assert [e.loss_mask.tolist() for e in examples] == [[False, True, True, True]] * 2 + [[False, True]]
 
 
 def test_text_needs_no_template_and_a_chat_does() -> None:
@@ -116,7 +116,7 @@ def test_vicuna_by_hand(vicuna: PreTrainedTokenizerBase) -> None:
     answer = ["▁I", "▁am", "▁", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>", ".", "</s>"]
     question = ["USER", ":", "▁By", "e", "▁A", "SS", "IST", "ANT", ":"]
     assert pieces[first:] == [*answer, *question, "▁By", "e", "!", "</s>"]
-    assert example.loss.tolist() == [False] * first + [True] * 9 + [False] * 9 + [True] * 4
+    assert example.loss_mask.tolist() == [False] * first + [True] * 9 + [False] * 9 + [True] * 4
 
 
 def test_sharegpt_sample_with_the_vicuna_template(vicuna: PreTrainedTokenizerBase) -> None:
@@ -130,4 +130,4 @@ def test_sharegpt_sample_with_the_vicuna_template(vicuna: PreTrainedTokenizerBas
     )
     for conversation, example in zip(conversations, examples, strict=True):
         expected = [token for answer in conversation.answers for token in [*model.encode(answer.content.strip()), 2]]
-        assert example.tokens[example.loss].tolist() == expected
+        assert example.tokens[example.loss_mask].tolist() == expected

@@ -24,11 +24,11 @@ from tests.training.responses.stored import open_store, task_result, write_store
 def test_examples_by_hand() -> None:
     (joined,) = examples_of(task_result(0, (("ab", "cd"), ("abcdef", "g"))))
     assert bytes(joined.tokens.tolist()) == b"abcdefg"
-    assert joined.loss.int().tolist() == [0, 0, 1, 1, 0, 0, 1]
+    assert joined.loss_mask.int().tolist() == [0, 0, 1, 1, 0, 0, 1]
     # The second prompt has the first response in other tokens: each keeps its own tokens.
     apart = list(examples_of(task_result(0, (("ab", "cd"), ("abXdef", "g")))))
     assert [bytes(example.tokens.tolist()) for example in apart] == [b"abcd", b"abXdefg"]
-    assert [example.loss.int().tolist() for example in apart] == [[0, 0, 1, 1], [0, 0, 0, 0, 0, 0, 1]]
+    assert [example.loss_mask.int().tolist() for example in apart] == [[0, 0, 1, 1], [0, 0, 0, 0, 0, 0, 1]]
 
 
 def test_texts_end_where_a_response_begins_to_repeat_itself(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_written_texts_are_the_targets_own(tiny_target: TargetModel) -> None:
         for place in range(start, len(text)):
             assert text[place] == tiny_target.model(input_ids=text[None, :place]).logits[0, -1].argmax()
         made = response_example(text, start, byte_tokenizer())
-        assert made.loss.tolist() == [place >= start for place in range(len(text))]
+        assert made.loss_mask.tolist() == [place >= start for place in range(len(text))]
 
 
 def test_written_texts_end_before_they_repeat_themselves(tiny_target: TargetModel) -> None:

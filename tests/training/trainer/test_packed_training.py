@@ -138,7 +138,7 @@ def sum_over_terms(
                 if p + t + 1 >= len(tokens):
                     break
                 state = drafter.next_state(state, target.embedding[tokens[p + t]])
-                if not example.loss[p + t + 1]:
+                if not example.loss_mask[p + t + 1]:
                     continue
                 log_q = drafter.logits(share, state).log_softmax(-1)
                 log_p = outputs.logits[0, p + t].log_softmax(-1)

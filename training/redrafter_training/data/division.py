@@ -56,7 +56,7 @@ def texts_before(texts: Sequence[Example], keys: Set[int]) -> list[Example]:
 
 def first_prompt(example: Example) -> Tensor:
     """The prompt of the first answer, or the tokens before the first one with loss. [n] int64"""
-    return example.tokens[: example.asked or int(example.loss.int().argmax())].long()
+    return example.tokens[: example.asked or int(example.loss_mask.int().argmax())].long()
 
 
 def response_prompts(

@@ -32,7 +32,7 @@ def arrange(rows: Sequence[Sequence[Example]], length: int, pad: int = 0) -> Win
             if end > length:
                 raise ValueError(f"{sum(map(len, examples))} tokens do not fit a row of {length}")
             tokens[row, begin:end] = example.tokens
-            loss_mask[row, begin : end - 1] = example.loss[1:]
+            loss_mask[row, begin : end - 1] = example.loss_mask[1:]
             doc_ids[row, begin:end] = number
             begin = end
     return Windows(tokens, loss_mask, doc_ids)

@@ -80,7 +80,7 @@ def _row(example: Example) -> dict[str, Any]:
     return {
         "where": example.where,
         "tokens": example.tokens.numpy(),
-        "loss": example.loss.numpy(),
+        "loss": example.loss_mask.numpy(),
         "cut": example.cut,
         "asked": example.asked,
         **content_columns(example),

@@ -31,16 +31,17 @@ class Example:
 
     where: str
     tokens: Tensor  # [n] int32
-    loss: Tensor  # [n] bool
+    loss_mask: Tensor  # [n] bool: the tokens that carry loss
     cut: int = 0
     content: Content | None = None  # for `redrafter_training.data.splits`; None if it is never divided
     ends: tuple[int, ...] = ()
     asked: int = 0
 
     def __post_init__(self) -> None:
-        if self.tokens.shape != self.loss.shape or self.tokens.dim() != 1:
-            raise ValueError(f"{self.where}: need tokens and loss [n], got {self.tokens.shape} and {self.loss.shape}")
-        if not self.loss.any() or self.loss[0]:
+        if self.tokens.shape != self.loss_mask.shape or self.tokens.dim() != 1:
+            shapes = f"{tuple(self.tokens.shape)} and {tuple(self.loss_mask.shape)}"
+            raise ValueError(f"{self.where}: need tokens and loss_mask [n], got {shapes}")
+        if not self.loss_mask.any() or self.loss_mask[0]:
             raise ValueError(f"{self.where}: at least one token must carry loss, but not the first")
 
     def __len__(self) -> int:
@@ -56,10 +57,11 @@ class Example:
         if self.content is None or exchanges == len(self.ends):
             return self
         end = self.ends[exchanges - 1]
-        if not self.loss[:end].any():
+        if not self.loss_mask[:end].any():
             return None
         content = Content(self.content.group, self.content.exchanges[:exchanges])
-        return Example(self.where, self.tokens[:end], self.loss[:end], 0, content, self.ends[:exchanges], self.asked)
+        ends = self.ends[:exchanges]
+        return Example(self.where, self.tokens[:end], self.loss_mask[:end], 0, content, ends, self.asked)
 
 
 @dataclass(frozen=True)

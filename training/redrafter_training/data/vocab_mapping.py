@@ -42,7 +42,7 @@ def example_frequencies(
     training: Sequence[Example], responses: Sequence[Example], response_fraction: float, vocab_size: int
 ) -> Tensor:
     """`token_frequencies` of the tokens that carry loss."""
-    learned, generated = ([text.tokens[text.loss].long() for text in source] for source in (training, responses))
+    learned, generated = ([text.tokens[text.loss_mask].long() for text in source] for source in (training, responses))
     return token_frequencies(learned, generated, response_fraction, vocab_size)
 
 

@@ -178,7 +178,7 @@ def _cut(example: Example, window: int) -> Example | None:
     """The first `window` tokens, or None when none of them is learned."""
     if len(example) <= window:
         return example
-    loss = example.loss[:window]
+    loss = example.loss_mask[:window]
     if not loss.any() or example.content is None:
         return None
     kept = next(number for number, end in enumerate(example.ends, 1) if end >= window)

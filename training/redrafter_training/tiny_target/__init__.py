@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small Llama and its tokenizer, trained on the standard library's sources, to try things on."""
+"""A small Llama and its tokenizer, trained on the standard library's sources, for tests and demos."""

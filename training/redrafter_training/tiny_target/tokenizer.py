@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small byte-level BPE tokenizer: every string of text survives encoding and decoding unchanged."""
+"""A small byte-level BPE tokenizer, which decodes every encoded text to the same text."""
 
 from collections.abc import Iterable
 
@@ -11,10 +11,10 @@ MIN_VOCAB_SIZE = 256 + 3
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 2048, *, max_length: int = 2048) -> PreTrainedTokenizerFast:
-    """Train on `texts`; the result puts BOS before every text it encodes and loads through `AutoTokenizer`.
+    """A tokenizer trained on `texts`, which adds BOS at the start of a text and can be loaded with `AutoTokenizer`.
 
     Raises:
-        ValueError: `vocab_size` cannot hold all bytes and the special tokens.
+        ValueError: `vocab_size` is too small for all bytes and the special tokens.
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise ValueError(f"a byte-level vocabulary needs at least {MIN_VOCAB_SIZE} entries, got {vocab_size}")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a small Llama on the standard library's sources: `python -m redrafter_training.tiny_target.train --out DIR`.
 
-The target is small, but a real language model of real text, so that a drafter's acceptance on it means something.
-Its weights are rounded to bfloat16 before they are measured and stored: whoever serves it, in bfloat16 or in float32,
-computes with the values that the drafter was distilled against.
+The target is small, but a language model of real text, so that a drafter's acceptance on it is meaningful. Its weights
+are rounded to bfloat16 before they are evaluated and stored: serving it, in bfloat16 or float32, uses the same values as
+the distillation.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from redrafter_training.utils.provenance import provenance
 from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.paths import PlaceError, check_writable, user_path
 
-PACKAGES = ("torch", "transformers", "tokenizers")  # whose versions are stored
+PACKAGES = ("torch", "transformers", "tokenizers")  # their versions are stored in training.json
 UNFINISHED = frozenset({"checkpoint", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"})
 
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """Shape of the target and how it is trained."""
+    """The target's shape and training options."""
 
     budget: Budget
     vocab_size: int = 2048
@@ -101,7 +101,7 @@ def next_token_loss(model: LlamaForCausalLM, tokens: Tensor) -> Tensor:
 def train_target(
     model: LlamaForCausalLM, files: list[Tensor], config: TargetConfig, checkpoint: Path, *, quiet: bool = False
 ) -> int:
-    """Train in place, saving to `checkpoint` now and then; returns the number of steps made.
+    """Trains in place, with a checkpoint every `checkpoint_seconds`; returns the number of steps.
 
     Raises:
         FloatingPointError: the loss is not finite; names the step.
@@ -135,7 +135,7 @@ def train_target(
 
 @torch.inference_mode()
 def held_out_loss(model: LlamaForCausalLM, files: list[Tensor], config: TargetConfig, max_windows: int = 128) -> float:
-    """Mean cross-entropy in nats per token on windows of files that training never saw."""
+    """Mean cross-entropy in nats per token on windows of held-out files."""
     generator = torch.Generator().manual_seed(0)
     cut = cut_windows(files, config.window, model.config.bos_token_id, generator)[:max_windows]
     model.eval()
@@ -146,7 +146,7 @@ def held_out_loss(model: LlamaForCausalLM, files: list[Tensor], config: TargetCo
 def make_target(
     recipe: str, config: TargetConfig, out: Path, corpus: Path | None = None, *, quiet: bool = False
 ) -> dict[str, object]:
-    """Train tokenizer and target, store both under `out`, return (and store as `training.json`) the report."""
+    """Trains tokenizer and target, stores both in `out`; returns the report, which is also stored as `training.json`."""
     check_new_target(out)
     started = time.monotonic()
     train_files, held_out_files = split(load_corpus(corpus))
@@ -171,11 +171,11 @@ def make_target(
 
 
 def check_new_target(out: Path) -> None:
-    """Raises PlaceError when `out` holds anything, unless it is what an unfinished training of a target has left."""
+    """Raises PlaceError if `out` contains anything except the files of an unfinished training of a target."""
     check_writable(out)
     names = [entry.name for entry in out.iterdir()] if out.is_dir() else []
     if others := sorted(name for name in names if name not in UNFINISHED):
-        raise PlaceError(f"{out} holds something already ({', '.join(others[:3])}): give a new folder")
+        raise PlaceError(f"{out} is not empty ({', '.join(others[:3])}): choose a new folder")
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[str, TargetConfig, Path, Path | None]:
@@ -211,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
         print(strict_json.dumps({key: report[key] for key in ("steps", "tokens", "held_out_loss", "seconds")}))
         return 0
 
-    return run_command(body, lambda: f"interrupted: what there was of the target is in {out}/checkpoint")
+    return run_command(body, lambda: f"interrupted: the target's last checkpoint, if any, is in {out}/checkpoint")
 
 
 if __name__ == "__main__":
