@@ -14,7 +14,6 @@ from jsonargparse import ArgumentParser, Namespace
 from redrafter_training.config.job import Job, check_rows
 from redrafter_training.config.parser import KeysParser
 from redrafter_training.config.recipe import RECIPES, DistillConfig
-from redrafter_vllm.checkpoint.io import check_checkpoint
 from redrafter_vllm.utils.messages import one_line, sentence
 
 Keys = TypeVar("Keys")
@@ -98,6 +97,8 @@ def keep_shape(folder: Path, config: DistillConfig, given: Namespace) -> Distill
         CheckpointError: the folder holds no drafter.
         ValueError: one of the given keys has another value than the drafter.
     """
+    from redrafter_vllm.checkpoint.io import check_checkpoint  # imports torch, for which --help must not wait
+
     shape = check_checkpoint(folder)
     for key in SHAPE:
         wanted, kept = given.get(key), getattr(shape, key)

@@ -268,5 +268,5 @@ def test_a_new_target_replaces_nothing(tmp_path: Path) -> None:
         check_new_target(fine)
     put(tmp_path / "file")
     for wrong in (make_target(tmp_path / "target"), data(tmp_path), tmp_path / "file"):
-        with pytest.raises(PlaceError, match=r"holds something already|is a file"):
+        with pytest.raises(PlaceError, match=r"is not empty|is a file"):
             check_new_target(wrong)

@@ -5,8 +5,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from redrafter_training.config.recipe import DistillConfig
 from redrafter_vllm.checkpoint.locate import WORD, registry_dir
 from redrafter_vllm.utils.paths import PlaceError, user_path, user_place
@@ -140,12 +138,6 @@ class Job:
             init_from=self.init_from and self.init_from.absolute(),
             hidden_cache=self.hidden_cache and self.hidden_cache.absolute(),
         )
-
-    def dtype_on(self, device: torch.device) -> torch.dtype:
-        """The dtype of the target's computation on `device`."""
-        if self.target_dtype != "auto":
-            return getattr(torch, self.target_dtype)
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
 
     @property
     def choices(self) -> dict[str, Any]:

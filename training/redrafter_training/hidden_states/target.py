@@ -19,6 +19,7 @@ from redrafter_training.distributed.context import TrainContext
 from redrafter_training.hidden_states.store import DTYPE, SHARD_BYTES, HiddenCache, HiddenCacheError
 from redrafter_training.hidden_states.text_index import TextIndex, texts_of
 from redrafter_training.target.lm_head import TargetHead
+from redrafter_training.target.loading import target_dtype
 from redrafter_training.target.model import DeferredTarget, Target, TargetModel, TargetOutputs
 from redrafter_training.target.properties import load_config
 from redrafter_training.utils.fingerprint import weights_fingerprint
@@ -171,7 +172,7 @@ def cache_identity(job: Job, weights: str, index: TextIndex, device: torch.devic
     return {
         "format": FORMAT,
         "target": weights,
-        "dtype": str(job.dtype_on(device)).removeprefix("torch."),
+        "dtype": str(target_dtype(job, device)).removeprefix("torch."),
         "quantization": job.target_quantization,
         "texts": {"count": len(index), "tokens": index.total, "digest": index.digest()},
     }

@@ -14,7 +14,7 @@ from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.hidden_states.store import max_bytes
 from redrafter_training.responses.store import is_response_folder
 from redrafter_training.run.data_summary import ignored_files
-from redrafter_training.target.loading import model_without_weights
+from redrafter_training.target.loading import model_without_weights, target_dtype
 from redrafter_training.target.properties import read_facts
 from redrafter_training.utils.memory import GIB, readable, weight_bytes
 from redrafter_vllm.checkpoint.config import DrafterConfig
@@ -75,7 +75,7 @@ def make_plan(job: Job, config: DistillConfig, device: torch.device) -> Plan:
             drafter,
             config,
             rows,
-            weight_bytes(target, job.dtype_on(device).itemsize, job.target_quantization),
+            weight_bytes(target, target_dtype(job, device).itemsize, job.target_quantization),
         ),
         max_bytes(config, text.hidden_size, job.evaluate_windows) if job.hidden_cache else 0,
     )

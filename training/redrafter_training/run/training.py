@@ -26,7 +26,7 @@ from redrafter_training.run.finish import Evaluate, Outcome, Report, finish
 from redrafter_training.run.inputs import input_fingerprints
 from redrafter_training.run.plan import data_note, make_plan
 from redrafter_training.run.preflight import check_places, check_room, check_target
-from redrafter_training.target.loading import load_target
+from redrafter_training.target.loading import load_target, target_dtype
 from redrafter_training.target.model import DeferredTarget, Target, TargetModel
 from redrafter_training.target.properties import read_facts
 from redrafter_training.trainer.divergence import DivergedError
@@ -77,7 +77,7 @@ def train_worker(
         vocab_size=read_facts(job.target, trust_remote_code=job.trust_remote_code).vocab_size,
         keep_duplicates=job.duplicates == "keep",
         target=inputs["target"],
-        computes=(str(job.dtype_on(context.device)), job.target_quantization),
+        computes=(str(target_dtype(job, context.device)), job.target_quantization),
     )
     feed = open_feed(settings, model, tokenizer, context)
     target: Target = model

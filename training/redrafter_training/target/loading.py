@@ -43,10 +43,10 @@ def load_target(
     chosen = list(devices or visible_devices(job, device))
     check_target_options(job)
     check_fits(job, chosen)
-    arguments: dict[str, Any] = {"dtype": job.dtype_on(device), "trust_remote_code": job.trust_remote_code}
+    arguments: dict[str, Any] = {"dtype": target_dtype(job, device), "trust_remote_code": job.trust_remote_code}
     if job.target_quantization != "none":
         _require("bitsandbytes", "a quantised target")
-        arguments["quantization_config"] = quantization(job.target_quantization, job.dtype_on(device))
+        arguments["quantization_config"] = quantization(job.target_quantization, target_dtype(job, device))
     if len(chosen) > 1:
         _require("accelerate", "a target on several GPUs")
         arguments |= {"device_map": "auto", "max_memory": memory_shares(chosen, training_bytes)}
@@ -60,6 +60,13 @@ def load_target(
     if tokenizer is not None:
         model.generation_config.eos_token_id = end_tokens(model.generation_config, tokenizer)
     return TargetModel(model if "device_map" in arguments else model.to(device))
+
+
+def target_dtype(job: Job, device: torch.device) -> torch.dtype:
+    """The dtype in which the job's target computes on `device`."""
+    if job.target_dtype != "auto":
+        return getattr(torch, job.target_dtype)
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -101,7 +108,7 @@ def check_fits(job: Job, devices: Sequence[torch.device]) -> None:
         return
     available = sum(size for size in free if size is not None)
     copies = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if devices[0].type == "cpu" else 1
-    dtype = job.dtype_on(devices[0])
+    dtype = target_dtype(job, devices[0])
     needed = target_bytes(job, dtype) * copies
     if needed <= available:
         return
@@ -117,7 +124,7 @@ def check_fits(job: Job, devices: Sequence[torch.device]) -> None:
 def remedies(job: Job, devices: Sequence[torch.device]) -> list[str]:
     """What the user can change to make the target fit."""
     ways = []
-    if job.dtype_on(devices[0]) == torch.float32:
+    if target_dtype(job, devices[0]) == torch.float32:
         ways.append("halve it with --target-dtype bfloat16")
     if job.target_quantization != "4bit":
         ways.append(

@@ -2,8 +2,8 @@
 """Train a small Llama on the standard library's sources: `python -m redrafter_training.tiny_target.train --out DIR`.
 
 The target is small, but a language model of real text, so that a drafter's acceptance on it is meaningful. Its weights
-are rounded to bfloat16 before they are evaluated and stored: serving it, in bfloat16 or float32, uses the same values as
-the distillation.
+are rounded to bfloat16 before they are evaluated and stored: serving it, in bfloat16 or float32, uses the same values
+as the distillation.
 """
 
 import argparse
@@ -146,7 +146,7 @@ def held_out_loss(model: LlamaForCausalLM, files: list[Tensor], config: TargetCo
 def make_target(
     recipe: str, config: TargetConfig, out: Path, corpus: Path | None = None, *, quiet: bool = False
 ) -> dict[str, object]:
-    """Trains tokenizer and target, stores both in `out`; returns the report, which is also stored as `training.json`."""
+    """Trains tokenizer and target, stores both in `out`; returns the report, also stored as `training.json`."""
     check_new_target(out)
     started = time.monotonic()
     train_files, held_out_files = split(load_corpus(corpus))
