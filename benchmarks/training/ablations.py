@@ -57,7 +57,7 @@ class Variant:
     group: str
     name: str
     changes: dict[str, Any] = field(default_factory=dict)
-    given_answers: bool = False  # uses the responses of `--answers`; omitted without them
+    given_responses: bool = False  # uses the responses of `--answers`; omitted without them
 
     @property
     def file_stem(self) -> str:
@@ -70,16 +70,16 @@ VARIANTS = (
     Variant(OURS, "KL, target and drafts sharpened"),
     Variant(PUBLISHED, "cross-entropy on the data", {"loss": DATA_LABELS, **EQUAL_DEPTHS, "response_fraction": 0.0}),
     Variant("loss", "cross-entropy on data and responses", {"loss": DATA_LABELS}),
-    Variant("loss", "cross-entropy on the target's top1_ids", {"loss": LossConfig(label_share=1.0)}),
+    Variant("loss", "cross-entropy on the target's top-1 tokens", {"loss": LossConfig(label_share=1.0)}),
     Variant("loss", "KL", {"loss": LossConfig()}),
     Variant("loss", "KL, target sharpened", {"loss": LossConfig(target_temperature=0.3)}),
-    Variant("loss", "KL and cross-entropy on top1_ids, half each", {"loss": LossConfig(label_share=0.5)}),
+    Variant("loss", "KL and cross-entropy on top-1 tokens, half each", {"loss": LossConfig(label_share=0.5)}),
     Variant("depth weights", "equal", EQUAL_DEPTHS),
     Variant("depth weights", "decay 0.6", {"depth_decay": 0.6}),
     Variant("regenerated", "none", {"response_fraction": 0.0}),
     Variant("regenerated", "three quarters", {"response_fraction": 0.75}),
-    Variant("regenerated", "loops kept", {"longest_repeat": 0}),
-    Variant("regenerated", "unknown prompts", given_answers=True),
+    Variant("regenerated", "repetition kept", {"longest_repeat": 0}),
+    Variant("regenerated", "unknown prompts", given_responses=True),
     Variant("draft vocabulary", "half", {"draft_vocab_size": 1 / 2}),
     Variant("draft vocabulary", "quarter", {"draft_vocab_size": 1 / 4}),
 )
@@ -106,7 +106,7 @@ class Options:
         changes = dict(variant.changes)
         if fraction := changes.get("draft_vocab_size"):
             changes["draft_vocab_size"] = round(vocab_size * fraction)
-        folders = self.answers if variant.given_answers else ()
+        folders = self.answers if variant.given_responses else ()
         longest_repeat = changes.pop("longest_repeat", ours.responses.longest_repeat)
         responses = replace(ours.responses, count=self.responses, folders=folders, longest_repeat=longest_repeat)
         return replace(ours, budget=Budget(self.steps), responses=responses, seed=seed, **changes)
@@ -189,7 +189,7 @@ def run(options: Options, variants: Sequence[Variant] = VARIANTS) -> list[dict[s
     wanted = [
         variant
         for variant in variants
-        if (not options.groups or variant.group in options.groups) and (options.answers or not variant.given_answers)
+        if (not options.groups or variant.group in options.groups) and (options.answers or not variant.given_responses)
     ]
     planned = [(variant, seed, options.file(variant, seed)) for seed in options.seeds for variant in wanted]
     missing = [job for job in planned if not job[2].is_file()]

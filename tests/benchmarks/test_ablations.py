@@ -40,11 +40,11 @@ def test_variants_change_the_recipe() -> None:
 
 
 def test_given_responses_are_used_by_their_variant_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_answers = Options(Path("t"), seeds=(0,), answers=("unknown",))
+    with_responses = Options(Path("t"), seeds=(0,), answers=("unknown",))
     for variant in VARIANTS:
-        config = with_answers.config(variant, 0, 1000)
+        config = with_responses.config(variant, 0, 1000)
         assert config.responses.folders == (("unknown",) if variant.name == "unknown prompts" else ())
-        assert bool(config.responses.longest_repeat) == (variant.name != "loops kept")
+        assert bool(config.responses.longest_repeat) == (variant.name != "repetition kept")
     trained: list[str] = []
 
     def no_training(self: Options, variant: Variant, seed: int) -> Path:

@@ -24,7 +24,7 @@ from tests.paths import ASSET
 
 PROMPTS = ["import os\n\ndef ", "class Reader:\n    def __init__(self", "    return self._"]
 ASSET_SHAPE = LlamaShape(2048, 256, 704, 4, 4, 2, 64)
-# A head twice as large, every query head with a key-value head of its own, more of everything.
+# A head twice as large, one key-value head per query head, all other sizes larger.
 DOUBLE_HEADS = LlamaShape(2100, 320, 768, 5, 4, 4, 128)
 # A head size that is no multiple (another base of the frequencies), key-value heads shared by more, same vocabulary.
 UNEVEN_HEADS = LlamaShape(2048, 288, 704, 4, 12, 3, 80)
