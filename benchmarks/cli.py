@@ -4,7 +4,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 
@@ -17,15 +17,7 @@ MIN_COLUMNS = 120  # of tables, also in a log
 
 Report = dict[str, Any]
 
-
-class Given(Protocol):
-    """Parsed options; `device`, where there is one, is the device whose name the record carries."""
-
-    @property
-    def out(self) -> Any: ...
-
-
-Options = TypeVar("Options", bound=Given | argparse.Namespace)
+Options = TypeVar("Options")  # parsed ones, with `out` and perhaps `device`, whose name the record has
 
 
 def make_parser(module: str, description: str) -> argparse.ArgumentParser:
@@ -87,7 +79,7 @@ def run_benchmark(
     passed: Callable[[Report], bool] = lambda report: True,
     record_failed: bool = True,
 ) -> int:
-    """Parse, measure, record in the folder `--out`, show; the exit status.
+    """Parse, measure, show, record in the folder `--out`; the exit status.
 
     Args:
         module: The command's module, for the record.
@@ -100,12 +92,11 @@ def run_benchmark(
     def body() -> int:
         options, console = parse(arguments), wide_console()
         report = measure(options, console)
-        succeeded = passed(report)
-        file = None
-        if succeeded or record_failed:
-            file = record(module, arguments, report, options.out, getattr(options, "device", "cpu"))
         show(report, console)
-        if file is not None:
+        succeeded = passed(report)
+        if succeeded or record_failed:
+            given = vars(options)
+            file = record(module, arguments, report, given["out"], given.get("device", "cpu"))
             console.print(str(file), soft_wrap=True)
         return 0 if succeeded else 1
 

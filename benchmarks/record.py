@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.machine import hardware
 from redrafter_vllm.utils import strict_json
+from redrafter_vllm.utils.atomic import write_text
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -29,7 +30,6 @@ def record(module: str, argv: Sequence[str], found: dict[str, Any], folder: Path
         "versions": versions(),
         "hardware": description,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{module.rpartition('.')[2].replace('_', '-')}_{machine}_{about['date']}.json"
     store(file, about | found)
     return file
@@ -37,9 +37,7 @@ def record(module: str, argv: Sequence[str], found: dict[str, Any], folder: Path
 
 def store(path: Path, report: dict[str, Any]) -> None:
     """Write `report` to `path` as JSON, atomically."""
-    partial = path.with_suffix(".part")
-    partial.write_text(strict_json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, strict_json.dumps(report, indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:

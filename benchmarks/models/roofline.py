@@ -304,7 +304,6 @@ def run(argv: Sequence[str]) -> int:
     result = report(shape, config, work, args.draft_vocab_size)
     print_tables(result, cli.wide_console())
     if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         store(args.json, result | {"command": command(MODULE, argv)})
     return 0
 

@@ -42,6 +42,7 @@ from redrafter_training.run.evaluation import held_out_texts
 from redrafter_training.trainer.acceptance import Drafting, measure
 from redrafter_training.trainer.loop import build_drafter, distill
 from redrafter_training.utils.fingerprint import target_fingerprint
+from redrafter_vllm.utils.atomic import atomic_file
 from redrafter_vllm.utils.paths import user_path
 
 MODULE = "benchmarks.training.ablations"
@@ -151,10 +152,8 @@ class Bench:
             prompted = with_temperatures(prompts, wanted)
             window = RECIPES["standard"].window
             made = [text for text, _ in write_texts(engine, prompted, window, wanted.longest_repeat, RESPONSE_SEED)]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".part")
-            torch.save(made, partial)
-            partial.replace(path)
+            with atomic_file(path) as temporary:
+                torch.save(made, temporary)
         texts: list[Tensor] = torch.load(path, weights_only=True)
         return texts
 
@@ -194,7 +193,6 @@ def run(options: Options, variants: Sequence[Variant] = VARIANTS) -> list[dict[s
     planned = [(variant, seed, options.file(variant, seed)) for seed in options.seeds for variant in wanted]
     missing = [job for job in planned if not job[2].is_file()]
     if missing:
-        options.work.mkdir(parents=True, exist_ok=True)
         bench = Bench(options)
         for variant, seed, file in tqdm(missing, desc="trainings", unit="run"):
             if not file.is_file():  # another process may have finished it meanwhile

@@ -4,21 +4,20 @@
 import tarfile
 from pathlib import Path
 
+from redrafter_vllm.utils.atomic import atomic_file
+
 # In the folder itself and in those of the stages. Deeper folders, such as an inflated target, can be made again.
 KEPT = ("*.json", "*.outcome", "*.log", "*/*.log")
 
 
 def pack(folder: Path, archive: Path, *others: Path) -> None:
     """Write `archive` atomically: findings and logs of `folder`, and the files `others` under `record/`."""
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    partial = archive.with_name(f".{archive.name}.part")
-    with tarfile.open(partial, "w:gz") as tar:
+    with atomic_file(archive) as temporary, tarfile.open(temporary, "w:gz") as tar:
         for file in sorted({path for pattern in KEPT for path in folder.glob(pattern)}):
             tar.add(file, file.relative_to(folder).as_posix())
         for file in others:
             if file.parent != folder:
                 tar.add(file, f"record/{file.name}")
-    partial.replace(archive)
 
 
 def unpack(archive: Path, folder: Path) -> None:
