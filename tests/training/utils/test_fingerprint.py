@@ -134,3 +134,22 @@ def test_parts_by_themselves(target: Path) -> None:
     whole = target_fingerprint(str(target))
     assert whole["weights"] == weights_fingerprint(str(target)) != whole["generation"]
     assert whole["tokenizer"] == tokenizer_fingerprint(str(target))
+
+
+def test_values_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    """Checkpoints, caches and responses store them: other values would make what was stored before unusable."""
+    contents = {
+        "config.json": "{}",
+        "model.safetensors": "weights",
+        "tokenizer.json": "[]",
+        "generation_config.json": "{ }",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+    assert target_fingerprint(str(tmp_path)) == {
+        "weights": "807a8321ece3453f0b2666271a864e3e",
+        "tokenizer": "137c4c16c008650dbfd66f3b6f3060fc",
+        "generation": "fed0039265aefd114739dfda737b1349",
+    }
+    (tmp_path / "template.jinja").write_text("template")
+    assert template_fingerprint(str(tmp_path / "template.jinja")) == "5cde0f1298f41f7d1c8b907a36992a7a"
