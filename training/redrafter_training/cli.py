@@ -79,10 +79,10 @@ def _lasting(given: Namespace, job: Job, config: DistillConfig) -> Namespace:
     """The keys that repeat a run from any folder: absolute paths, and without what concerns a single start."""
     lasting = given.clone()
     lasting.resume, lasting.overwrite = True, False
-    whole = job.absolute()
+    absolute = job.absolute()
     for key in ("target", "data", "chat_template", "out", "run_dir", "init_from", "hidden_cache"):
         if getattr(job, key) is not None:
-            lasting[key] = getattr(whole, key)
+            lasting[key] = getattr(absolute, key)
     lasting["responses.folders"] = config.absolute().responses.folders
     return lasting
 
@@ -104,8 +104,8 @@ def keep_shape(folder: Path, config: DistillConfig, given: Namespace) -> Distill
         wanted, kept = given.get(key), getattr(shape, key)
         if wanted is not None and wanted != kept:
             raise ValueError(
-                f"{key} is {wanted}, but the drafter in {folder} (--init-from) has {kept} and keeps its shape: omit the "
-                "key, or train a new drafter"
+                f"{key} is {wanted}, but the drafter in {folder} (--init-from) has {kept} and keeps its shape: omit "
+                "the key, or train a new drafter"
             )
     return replace(config, **{key: getattr(shape, key) for key in SHAPE})
 

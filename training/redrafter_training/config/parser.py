@@ -12,7 +12,7 @@ LINE_WIDTH = 300
 
 
 class KeysParser(ArgumentParser):
-    """Exits with code 2 and a message, without the long usage text, for whatever a file of keys contains."""
+    """Exits with code 2 and a message, without the long usage text, for any invalid content of a file of keys."""
 
     def parse_args(self, *args: Any, **options: Any) -> Namespace:  # type: ignore[override]
         """

@@ -148,7 +148,7 @@ class DistillConfig:
         rnn: whether the state is a recurrence; false sums embeddings.
         draft_vocab_size: trim the drafter's vocabulary to this many tokens, the most frequent in the data.
         window: tokens per row.
-        packing: fill each row with several conversations; false gives each a row of its own.
+        packing: fill each row with several conversations; false gives each its own row.
         fixed_windows: cut source files into windows once and only shuffle them in each epoch, instead of cutting them
             anew; always true with a hidden_cache.
         batch_size: rows per step, over all workers together.

@@ -37,7 +37,7 @@ def is_complete(directory: Path) -> bool:
     try:
         sizes: dict[str, int] = json.loads((directory / MANIFEST).read_text())
         return all((directory / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # damaged in whatever way
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return False
 
 
@@ -69,7 +69,7 @@ def store(root: Path, step: int, write: Write, *, keep: int = 2) -> Path:
 
 
 def write_failure(step: int, where: Path | str, problem: Exception) -> str:
-    """What to tell the user."""
+    """The message for the user."""
     reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
     return (
         f"the checkpoint of step {step} could not be written to {where} ({reason}); earlier checkpoints are intact: "

@@ -71,7 +71,7 @@ def read_state(directory: Path, device: torch.device | str = "cpu", *, mmap: boo
     """
     try:
         return torch.load(directory / STATE_FILE, map_location=device, weights_only=True, mmap=mmap)
-    except Exception as problem:  # torch.load raises whatever its parts do
+    except Exception as problem:  # torch.load raises many kinds of errors
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise ResumeError(f"{directory / STATE_FILE} cannot be read ({reason}): remove {directory}") from problem
 
@@ -139,11 +139,12 @@ def larger_budget(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[
 
     A limit of null means no limit.
     """
-    config, asked = before.get("config", {}), wanted.get("config", {})
-    if "budget" not in config or "budget" not in asked:
+    config, wanted_config = before.get("config", {}), wanted.get("config", {})
+    if "budget" not in config or "budget" not in wanted_config:
         return {}
+    budget = wanted_config["budget"]
     limits = {
-        key: asked["budget"].get(key, limit) if _above(asked["budget"].get(key, limit), limit) else limit
+        key: budget.get(key, limit) if _above(budget.get(key, limit), limit) else limit
         for key, limit in config["budget"].items()
     }
     return {"config": {**config, "budget": limits}}

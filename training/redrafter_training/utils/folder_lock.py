@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Locks on folders that one process at a time may fill.
 
-The operating system releases its lock on an open file when the process ends, in whatever way, so that no stale lock
-remains.
+The operating system releases its lock on an open file when the process ends, so that no stale lock remains.
 """
 
 import errno
