@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from redrafter_training.cli import parse_keys
 from redrafter_training.data.chat_templates import template_fingerprint
@@ -21,9 +20,8 @@ from redrafter_training.responses.prompts import fingerprint, load_tasks
 from redrafter_training.responses.ray_workers import Crew, Shard, generate_here, generate_on_ray
 from redrafter_training.responses.records import Task, TaskResult
 from redrafter_training.responses.store import ResponseStore, vocabulary_fingerprint
-from redrafter_training.responses.vllm_engine import has_vllm, make_generator
+from redrafter_training.responses.vllm_engine import load_tokenizer, make_generator
 from redrafter_training.run.data_summary import ignored_files
-from redrafter_training.target.properties import TargetFactsError, facts_of, load_config
 from redrafter_training.utils.command import run_command
 from redrafter_training.utils.fingerprint import target_fingerprint
 from redrafter_training.utils.provenance import provenance
@@ -80,7 +78,7 @@ def generate_responses(job: ResponseJob) -> Summary:
         FolderInUseError: another command is writing to the folder.
         WorkersFailedError: Ray's workers failed.
     """
-    tokenizer = load_tokenizer(job)
+    tokenizer = load_tokenizer(job, job.window, "--window")
     tasks, report = load_tasks(job, tokenizer)
     if report.skipped:
         print(report)
@@ -109,27 +107,6 @@ def generate_responses(job: ResponseJob) -> Summary:
     return summary
 
 
-def load_tokenizer(job: ResponseJob) -> PreTrainedTokenizerBase:
-    """The target's tokenizer.
-
-    Raises:
-        DataError: vLLM is not installed, the target cannot be loaded, or it takes fewer tokens than the window.
-    """
-    if not has_vllm():
-        raise DataError(
-            "responses are generated with vLLM: pip install 'redrafter-vllm[cuda]', or see README for a CPU"
-        )
-    try:
-        config = load_config(job.target, trust_remote_code=job.trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(job.target, trust_remote_code=job.trust_remote_code)
-        facts_of(job.target, config).check_length(job.window, "--window")
-    except TargetFactsError as problem:
-        raise DataError(str(problem)) from problem
-    except (OSError, ValueError) as problem:
-        raise DataError(f"the target {job.target} cannot be loaded: {str(problem).splitlines()[0]}") from problem
-    return tokenizer
-
-
 def cut_shards(tasks: Sequence[Task], size: int) -> list[Shard]:
     """The tasks in order, `size` to a shard."""
     return [Shard(n, tuple(tasks[first : first + size])) for n, first in enumerate(range(0, len(tasks), size))]
@@ -149,8 +126,9 @@ def _write(job: ResponseJob, store: ResponseStore, pending: list[Shard], texts: 
 
 
 def _generated(job: ResponseJob, pending: list[Shard]) -> Iterator[tuple[int, list[TaskResult]]]:
+    texts = sum(len(shard.tasks) for shard in pending)
     if not job.on_ray:
-        return generate_here(partial(make_generator, job), pending)
+        return generate_here(partial(make_generator, job, texts), pending)
     try:
         from redrafter_training.distributed.ray_train import connect, has_gpus
     except ImportError as problem:
@@ -158,7 +136,7 @@ def _generated(job: ResponseJob, pending: list[Shard]) -> Iterator[tuple[int, li
     connect(job.ray_address, num_cpus=job.num_workers)
     on_cuda = job.device == "cuda" or (job.device == "auto" and has_gpus(job.num_workers * job.gpus_per_worker))
     crew = Crew(job.num_workers, job.gpus_per_worker if on_cuda else 0, job.max_failures)
-    return generate_on_ray(partial(make_generator, job.absolute()), pending, crew)
+    return generate_on_ray(partial(make_generator, job.absolute(), texts), pending, crew)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -118,7 +118,7 @@ def test_template_variables_reach_response_generation(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(QWEN_LIKE)
     conversation = [*record("Is it?", "data's own")["messages"], *record("And?", "data's own")["messages"]]
     data = write(tmp_path / "data.jsonl", [{"messages": conversation}, record("So?", "data's own")])
-    job = ResponseJob("target", data, tmp_path / "out", window=400)
+    job = ResponseJob(target="target", data=data, out=tmp_path / "out", window=400)
     user, reply = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
     for kwargs, opening in (({}, ""), ({"enable_thinking": False}, EMPTY)):
         chosen = replace(job, chat_template_kwargs=kwargs)
@@ -180,7 +180,9 @@ def test_held_out_split(tmp_path: Path, target: TargetModel, splits: str) -> Non
 
 
 def test_responses_to_a_held_out_split(tmp_path: Path, splits: str) -> None:
-    job = ResponseJob("target", splits, tmp_path / "out", data_split="train_sft", held_out_split="test_sft")
+    job = ResponseJob(
+        target="target", data=splits, out=tmp_path / "out", data_split="train_sft", held_out_split="test_sft"
+    )
     tasks, report = load_tasks(job, byte_tokenizer(QWEN_LIKE))
     questions = [(task.turns[0].content, task.held_out) for task in tasks]
     assert questions == [(f"Is {n}?", False) for n in (0, 1, 2, 4, 5)] + [("Is 3?", True), ("And you?", True)]
@@ -192,4 +194,6 @@ def test_source_code_has_no_splits(tmp_path: Path, target: TargetModel) -> None:
     with pytest.raises(DataError, match=r"stdlib has no splits: leave --data-config, --data-split"):
         open_feed(settings, target, byte_tokenizer(QWEN_LIKE), LocalContext())
     with pytest.raises(DataError, match="stdlib has no splits"):
-        load_tasks(ResponseJob("target", "stdlib", tmp_path, data_split="train"), byte_tokenizer(QWEN_LIKE))
+        load_tasks(
+            ResponseJob(target="target", data="stdlib", out=tmp_path, data_split="train"), byte_tokenizer(QWEN_LIKE)
+        )

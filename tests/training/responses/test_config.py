@@ -20,7 +20,9 @@ def test_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "keys.yaml"
     file.write_text("target: t\ndata: stdlib\nout: o\ntemperatures: [0.0, 1.0]\nengine: {max_num_seqs: 4}\n")
     job = parse(["--config", str(file), "--seed", "3"])
-    wanted = ResponseJob("t", "stdlib", Path("o"), temperatures=(0.0, 1.0), seed=3, engine={"max_num_seqs": 4})
+    wanted = ResponseJob(
+        target="t", data="stdlib", out=Path("o"), temperatures=(0.0, 1.0), seed=3, engine={"max_num_seqs": 4}
+    )
     assert job == wanted
     # Between two starts the engine's size and the workers may change, but nothing that changes the output.
     assert job.identity() == replace(wanted, engine={}, num_workers=4).identity()
@@ -54,4 +56,4 @@ def test_impossible_settings(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         ResponseConfig(**change)
     with pytest.raises(ValueError):
-        ResponseJob("t", "stdlib", Path("o"), **{"count": 1, **change})
+        ResponseJob(target="t", data="stdlib", out=Path("o"), **{"count": 1, **change})

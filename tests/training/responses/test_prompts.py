@@ -15,7 +15,9 @@ from redrafter_training.responses.prompts import fingerprint, load_tasks
 from redrafter_training.responses.records import Task
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
 
-JOB = ResponseJob("target", "stdlib", Path("out"), window=100, min_prompt=4, max_prompt=20, temperatures=(0.0, 0.7))
+JOB = ResponseJob(
+    target="target", data="stdlib", out=Path("out"), window=100, min_prompt=4, max_prompt=20, temperatures=(0.0, 0.7)
+)
 
 
 @pytest.mark.slow

@@ -23,9 +23,8 @@ from redrafter_training.responses.ray_workers import Crew, Shard, generate_on_ra
 from redrafter_training.responses.records import Task, TaskResult
 from redrafter_training.responses.store import ResponseStore
 from redrafter_training.responses.transformers_engine import TransformersEngine
-from redrafter_training.responses.vllm_engine import VllmEngine, make_generator
+from redrafter_training.responses.vllm_engine import VllmEngine, make_engine, make_generator
 from redrafter_training.target.model import TargetModel
-from redrafter_training.target.properties import read_end_tokens
 from redrafter_training.utils.command import WorkersFailedError
 from tests.models import HOSTILE_GENERATION, save_random_llama
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
@@ -81,9 +80,9 @@ def conversations(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def job(target: Path, conversations: Path) -> ResponseJob:
     return ResponseJob(
-        str(target),
-        str(conversations),
-        Path("unset"),
+        target=str(target),
+        data=str(conversations),
+        out=Path("unset"),
         window=224,
         temperatures=(0.0, 0.9),
         shard_size=8,
@@ -94,13 +93,13 @@ def job(target: Path, conversations: Path) -> ResponseJob:
 
 @pytest.fixture(scope="module")
 def engine(job: ResponseJob, target: Path) -> Counted:
-    return Counted(VllmEngine(job, read_end_tokens(str(target), AutoTokenizer.from_pretrained(target))))
+    return Counted(make_engine(job, AutoTokenizer.from_pretrained(target), window=job.window, tokens=0))
 
 
 @pytest.fixture(autouse=True)
 def one_engine(engine: Counted, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = AutoTokenizer.from_pretrained(target)
-    monkeypatch.setattr(command, "make_generator", lambda job: ResponseGenerator(job, tokenizer, engine))
+    monkeypatch.setattr(command, "make_generator", lambda job, texts: ResponseGenerator(job, tokenizer, engine))
 
 
 def arguments(job: ResponseJob, out: Path, *further: str) -> list[str]:
@@ -117,7 +116,7 @@ def whole(job: ResponseJob, engine: Counted, target: Path, tmp_path_factory: pyt
     out = tmp_path_factory.mktemp("whole") / "responses"
     tokenizer = AutoTokenizer.from_pretrained(target)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(command, "make_generator", lambda job: ResponseGenerator(job, tokenizer, engine))
+        patched.setattr(command, "make_generator", lambda job, texts: ResponseGenerator(job, tokenizer, engine))
         assert main(arguments(job, out)) == 0
     return out
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of response generation."""
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from redrafter_training.config.recipe import ResponseSettings
 # Arguments of the engine that change its speed and memory, not its output.
 NEUTRAL = frozenset(
     {
+        "enable_chunked_prefill",
         "enforce_eager",
         "gpu_memory_utilization",
         "kv_cache_memory_bytes",
@@ -21,8 +23,77 @@ NEUTRAL = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class ResponseJob(ResponseSettings):
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """The target, and how vLLM runs it.
+
+    Attributes:
+        target: folder or hub name of the target.
+        trust_remote_code: run the code that the target's or tokenizer's repository brings along.
+        device: cpu, cuda, or auto for cuda where there is one.
+        target_dtype: what the target computes in; auto is bfloat16 on cuda and the checkpoint's type on a CPU.
+        engine: further arguments of vLLM's `LLM`, as JSON; each worker uses tensor_parallel_size GPUs.
+    """
+
+    target: str
+    trust_remote_code: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    target_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    engine: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def output_options(self) -> dict[str, Any]:
+        """The engine's arguments that may change its output."""
+        return {key: value for key, value in self.engine.items() if key not in NEUTRAL}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptJob(EngineSettings):
+    """Options of `redrafter_training.invent`: prompts that the target writes itself.
+
+    Attributes:
+        target: folder or hub name of the target, a chat model.
+        out: file for the prompts, one JSON object per line; give it to redrafter_training.respond as --data.
+        count: prompts to keep.
+        temperature: sampling temperature; lower ones invent the same prompts again and again.
+        max_prompt: maximum number of tokens of a prompt; longer ones are left out.
+        seed: of all sampling.
+        chat_template: `vicuna`, or a file of Jinja source (default: the tokenizer's own).
+        chat_template_kwargs: variables for the chat template, as JSON.
+        trust_remote_code: run the code that the target's or tokenizer's repository brings along.
+        device: cpu, cuda, or auto for cuda where there is one.
+        target_dtype: what the target computes in; auto is bfloat16 on cuda and the checkpoint's type on a CPU.
+        engine: further arguments of vLLM's `LLM`, as JSON.
+    """
+
+    out: Path
+    count: int = 1024
+    temperature: float = 1.0
+    max_prompt: int = 160
+    seed: int = 0
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        expand_places(self, "target", "out", "chat_template")
+        if min(self.count, self.max_prompt) < 1:
+            raise ValueError(f"count and max_prompt must be at least 1, got {self.count} and {self.max_prompt}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be finite and above 0, got {self.temperature}")
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for prompts of an earlier start to be kept."""
+        keys = ("temperature", "max_prompt", "seed", "chat_template_kwargs", "target_dtype")
+        return {
+            "target": absolute_place(self.target),
+            "chat_template": self.chat_template and absolute_place(self.chat_template),
+            **{key: getattr(self, key) for key in keys},
+            "engine": self.output_options,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseJob(ResponseSettings, EngineSettings):
     """Options of `redrafter_training.respond`: responses of the target to the prompts of some data.
 
     Attributes:
@@ -45,11 +116,10 @@ class ResponseJob(ResponseSettings):
         max_failures: how often Ray may restart each worker.
         trust_remote_code: run the code that the target's or tokenizer's repository brings along.
         device: cpu, cuda, or auto for cuda where there is one.
-        target_dtype: what the target computes in; auto is bfloat16 on cuda and float32 on the CPU.
+        target_dtype: what the target computes in; auto is bfloat16 on cuda and the checkpoint's type on a CPU.
         engine: further arguments of vLLM's `LLM`, as JSON; each worker uses tensor_parallel_size GPUs.
     """
 
-    target: str
     data: str
     out: Path
     data_config: str | None = None
@@ -57,7 +127,6 @@ class ResponseJob(ResponseSettings):
     held_out_split: str | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    trust_remote_code: bool = False
     duplicates: Literal["drop", "keep"] = "drop"
     count: int | None = None
     window: int = 256
@@ -66,9 +135,6 @@ class ResponseJob(ResponseSettings):
     num_workers: int = 1
     ray_address: str | None = None
     max_failures: int = 3
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    target_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    engine: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,5 +186,5 @@ class ResponseJob(ResponseSettings):
             "longest_repeat": self.longest_repeat,
             "shard_size": self.shard_size,
             "target_dtype": self.target_dtype,
-            "engine": {key: value for key, value in self.engine.items() if key not in NEUTRAL},
+            "engine": self.output_options,
         }

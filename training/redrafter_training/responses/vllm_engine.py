@@ -3,19 +3,34 @@
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from redrafter_training.responses.config import ResponseJob
+from redrafter_training.data.report import DataError
+from redrafter_training.responses.config import EngineSettings, ResponseJob
 from redrafter_training.responses.engine import Completion, Request
 from redrafter_training.responses.generator import ResponseGenerator
-from redrafter_training.target.properties import read_end_tokens, read_facts
+from redrafter_training.target.properties import (
+    TargetFactsError,
+    facts_of,
+    load_config,
+    read_end_tokens,
+    read_facts,
+)
+from redrafter_training.utils.memory import free_memory
 
-# Small enough for a machine without a GPU, where vLLM would take nearly all of its memory and compile for long.
-ON_CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30}
+# On a CPU vLLM would take nearly all of the memory, and compiling takes longer than a small piece of work.
+MAX_KV_CACHE = 4 << 30  # bytes
+MIN_TOKENS_TO_COMPILE = 100_000
+MAX_STEP_TOKENS = 4096
+# Runner V1 has vLLM's native kernels on a CPU; V2 has none there.
+CPU_RUNNER = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 
 
 def has_vllm() -> bool:
@@ -34,12 +49,17 @@ class VllmEngine:
 
     Args:
         ends: end tokens of the target.
+        window: maximum number of tokens of a prompt with its response.
+        tokens: roughly how many will be sampled.
+        progress: whether to show vLLM's bar, which moves by response, below the caller's.
 
     Raises:
         EngineError: the engine does not start.
     """
 
-    def __init__(self, job: ResponseJob, ends: Sequence[int]) -> None:
+    def __init__(
+        self, job: EngineSettings, ends: Sequence[int], *, window: int, tokens: int, progress: bool = False
+    ) -> None:
         # In this process: an engine in a separate process may outlive this one when it is killed, and keep its memory.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         # vLLM's pages of settings would hide the progress bar; setting the variable shows them.
@@ -49,21 +69,23 @@ class VllmEngine:
         on_cuda = job.device != "cpu" and torch.cuda.is_available()
         if job.device == "cuda" and not on_cuda:
             raise ValueError("--device cuda needs a GPU, and torch finds none here")
-        dtype = job.target_dtype if job.target_dtype != "auto" else "bfloat16" if on_cuda else "float32"
+        dtype = "bfloat16" if job.target_dtype == "auto" and on_cuda else job.target_dtype
         options: dict[str, Any] = {
             "dtype": dtype,
-            "max_model_len": job.window,
+            "max_model_len": window,
             "skip_tokenizer_init": True,
-            "seed": job.seed,
+            "seed": 0,  # every request has one
             "trust_remote_code": job.trust_remote_code,
             # Of the target's generation config only the end tokens count (see `read_end_tokens`).
             "generation_config": "vllm",
-            **({} if on_cuda else ON_CPU),
+            **({} if on_cuda else _cpu_options(window, tokens)),
             **job.engine,
         }
         self._ends = list(ends)
+        self._progress = partial(tqdm, leave=False, position=1) if progress else False
         try:
-            self._engine = LLM(job.target, **options)
+            with _environment({} if on_cuda else CPU_RUNNER):
+                self._engine = LLM(job.target, **options)
         except Exception as problem:  # vLLM raises dozens of types here
             raise EngineError(f"vLLM cannot start with {job.target}: {str(problem).strip()}") from problem
 
@@ -71,7 +93,7 @@ class VllmEngine:
         outputs = self._engine.generate(
             [{"prompt_token_ids": list(request.prompt_ids)} for request in requests],
             [self._sampling(request) for request in requests],
-            use_tqdm=False,
+            use_tqdm=self._progress,
         )
         first = [output.outputs[0] for output in outputs]
         # A stop for repetition has another reason.
@@ -90,6 +112,30 @@ class VllmEngine:
         )
 
 
+def _cpu_options(window: int, tokens: int) -> dict[str, Any]:
+    free = free_memory(torch.device("cpu"))
+    return {
+        "kv_cache_memory_bytes": MAX_KV_CACHE if free is None else min(MAX_KV_CACHE, free // 4),
+        "enforce_eager": tokens < MIN_TOKENS_TO_COMPILE,
+        # Runner V1 ends the engine on a CPU when it computes a part of a prompt that has a seed: it sets the offset of
+        # the request's generator back, which a CPU's does not have.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(MAX_STEP_TOKENS, window),
+    }
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables that have no value yet, for as long as vLLM reads them."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
 def _repetition(longest_repeat: int) -> Any:
     """vLLM's parameters. A period shorter than `longest_repeat` has a multiple in this range."""
     from vllm.sampling_params import RepetitionDetectionParams
@@ -99,9 +145,42 @@ def _repetition(longest_repeat: int) -> Any:
     return RepetitionDetectionParams(max_pattern_size=2 * longest_repeat, min_pattern_size=longest_repeat, min_count=2)
 
 
-def make_generator(job: ResponseJob) -> ResponseGenerator:
-    """A generator with a new engine."""
+def load_tokenizer(job: EngineSettings, length: int, key: str) -> PreTrainedTokenizerBase:
+    """The target's tokenizer, after a check that vLLM is there and the target takes texts of `length` tokens.
+
+    Args:
+        key: the option that sets the length, for the message.
+
+    Raises:
+        DataError: vLLM is not installed, the target cannot be loaded, or it takes fewer tokens.
+    """
+    if not has_vllm():
+        raise DataError(
+            "responses are generated with vLLM: pip install 'redrafter-vllm[cuda]', or see README for a CPU"
+        )
+    try:
+        config = load_config(job.target, trust_remote_code=job.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(job.target, trust_remote_code=job.trust_remote_code)
+        facts_of(job.target, config).check_length(length, key)
+    except TargetFactsError as problem:
+        raise DataError(str(problem)) from problem
+    except (OSError, ValueError) as problem:
+        raise DataError(f"the target {job.target} cannot be loaded: {str(problem).splitlines()[0]}") from problem
+    return tokenizer
+
+
+def make_engine(
+    job: EngineSettings, tokenizer: PreTrainedTokenizerBase, *, window: int, tokens: int, progress: bool = False
+) -> VllmEngine:
+    """An engine that ends responses with the target's end tokens. Arguments as for `VllmEngine`."""
+    ends = read_end_tokens(job.target, tokenizer, trust_remote_code=job.trust_remote_code)
+    return VllmEngine(job, ends, window=window, tokens=tokens, progress=progress)
+
+
+def make_generator(job: ResponseJob, texts: int) -> ResponseGenerator:
+    """A generator with a new engine, for so many texts."""
     trusted = {"trust_remote_code": job.trust_remote_code}
     tokenizer = AutoTokenizer.from_pretrained(job.target, **trusted)
-    engine = VllmEngine(job, read_end_tokens(job.target, tokenizer, **trusted))
+    tokens = texts * job.window // 2
+    engine = make_engine(job, tokenizer, window=job.window, tokens=tokens, progress=not job.on_ray)
     return ResponseGenerator(job, tokenizer, engine, read_facts(job.target, **trusted).vocab_size)
