@@ -180,7 +180,7 @@ def test_folders_with_other_files_are_refused(key: str, tmp_path: Path) -> None:
         tmp_path / "project" / "config.yaml" / "x",
     ):
         job = replace(Job("org/name", "stdlib", out=tmp_path / "out", resume=False), **{key: place})
-        with pytest.raises(PlaceError, match=r"holds something else|is a file"):
+        with pytest.raises(PlaceError, match=r"holds something else|do not belong to a run|is a file"):
             check_places(job)
     assert tree(tmp_path) == before
 
