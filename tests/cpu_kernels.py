@@ -3,7 +3,7 @@
 
 On processors with AMX vLLM multiplies by small matrices in bf16, and by matrices in INT8, with kernels that it has from
 SGLang; everywhere else with oneDNN's. They differ in what they take. A build for AVX-512 with BF16 has SGLang's kernels
-as well, and they run without AMX; where there is no such build, functions with the same demands stand in for them.
+as well, and they run without AMX; where there is no such build, functions with the same requirements replace them.
 """
 
 import runpy
@@ -39,7 +39,7 @@ def linear_kernels(choice: str) -> Iterator[None]:
         stand_in()
 
     def check_cpu_sgl_kernel(n: int, k: int, dtype: torch.dtype) -> bool:
-        # No longer than vLLM asks about this layer: its attention asks as well, and then executes AMX's instructions.
+        # Only during this call: vLLM's attention checks for AMX too, and would then execute its instructions.
         with patch.object(torch.cpu, "_is_amx_tile_supported", lambda: choice == "sgl"):
             return check(n, k, dtype)
 

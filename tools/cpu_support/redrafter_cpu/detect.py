@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether this environment is one that the interpreted backend may serve.
+"""Whether the interpreted backend may be active in this environment.
 
-Nothing here imports torch or triton: Triton asks while it is itself being imported.
+Nothing here imports torch or triton, as Triton calls this while it is being imported.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gives vLLM's runner V1 its native CPU kernels back.
 
-Where vLLM sees Triton it takes it for a compiling one and leaves its own C++ kernels aside, on runner V1 too, which
-would then be interpreted: V1 is to be what it is without this package.
+Where vLLM finds Triton, it assumes that Triton compiles and does not use its own C++ kernels, also on runner V1, which
+would then be interpreted. With this, V1 runs as it does without this package.
 """
 
 from __future__ import annotations

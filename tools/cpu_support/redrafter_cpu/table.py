@@ -46,7 +46,7 @@ REBINDINGS: tuple[Rebinding, ...] = (
         "vllm.v1.worker.cpu_model_runner",
         "CPUModelRunner",
         with_native_kernels,
-        "where it sees Triton, vLLM leaves its native CPU kernels aside, and runner V1 would be interpreted",
+        "where vLLM finds Triton it does not use its native CPU kernels, and runner V1 would be interpreted",
         _VERSIONS,
         "runner V1 is gone",
     ),

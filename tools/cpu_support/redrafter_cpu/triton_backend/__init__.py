@@ -2,8 +2,8 @@
 """The Triton backend named `cpu`: it compiles nothing; its presence makes vLLM use Triton, interpreted.
 
 Triton imports its backends before any kernel is decorated, so setting `TRITON_INTERPRET` here is early enough, and
-`vllm serve` needs no environment variable. Where the backend must stand down (see `redrafter_cpu.detect`) nothing is
-set and it vanishes from Triton's table; a real CPU backend is handed on in its place.
+`vllm serve` needs no environment variable. Where the backend must not be active (see `redrafter_cpu.detect`) nothing
+is set and it is removed from Triton's table; a real CPU backend takes its place.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from redrafter_cpu.detect import BACKEND_NAME, other_cpu_backend
 
 
 class _InterpretedBackend(_triton_compiler.BaseBackend):
-    """Answers what Triton asks of a backend before it compiles, and refuses to compile."""
+    """What Triton needs of a backend before it compiles; compiling is an error."""
 
     @staticmethod
     def supports_target(target: _triton_compiler.GPUTarget) -> bool:

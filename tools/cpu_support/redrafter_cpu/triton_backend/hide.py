@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes the backend out of Triton's table where it stands down.
+"""Removes the backend from Triton's table where it must not be active.
 
-Triton lists every backend that it finds, active or not, and others go by the list: vLLM would choose runner V2, and
-torch's inductor would believe that Triton compiles for CPUs.
+Triton lists every backend that it finds, active or not, and other libraries rely on the list: vLLM would choose
+runner V2, and torch's inductor would believe that Triton compiles for CPUs.
 """
 
 from __future__ import annotations
