@@ -125,12 +125,9 @@ def _main(job: PromptJob) -> int:
     found = invent(job)
     print(found)
     if len(found.prompts) < job.count:
-        print(
-            f"only {len(found.prompts)} of {job.count} prompts: the target hardly invents anything new", file=sys.stderr
-        )
-    print(
-        f"generate responses with: python -m redrafter_training.respond --target {job.target} --data {job.out} --out DIR"
-    )
+        print(f"{len(found.prompts)} of {job.count} prompts: the target invents little that is new", file=sys.stderr)
+    respond = f"python -m redrafter_training.respond --target {job.target} --data {job.out} --out DIR"
+    print(f"generate responses with: {respond}")
     return 0
 
 

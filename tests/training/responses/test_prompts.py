@@ -9,10 +9,10 @@ import pytest
 
 from redrafter_training.data.python_corpus import load_corpus
 from redrafter_training.data.report import DataError
-from redrafter_training.respond import cut_shards
 from redrafter_training.responses.config import ResponseJob
 from redrafter_training.responses.prompts import fingerprint, load_tasks
 from redrafter_training.responses.records import Task
+from redrafter_training.run.response_generation import cut_shards
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
 
 JOB = ResponseJob(

@@ -14,7 +14,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from redrafter_training import respond as command
 from redrafter_training.respond import main
 from redrafter_training.responses.config import ResponseJob
 from redrafter_training.responses.engine import Completion, Request, continue_prompts
@@ -24,6 +23,7 @@ from redrafter_training.responses.records import Task, TaskResult
 from redrafter_training.responses.store import ResponseStore
 from redrafter_training.responses.transformers_engine import TransformersEngine
 from redrafter_training.responses.vllm_engine import VllmEngine, make_engine, make_generator
+from redrafter_training.run import response_generation as command
 from redrafter_training.target.model import TargetModel
 from redrafter_training.utils.command import WorkersFailedError
 from tests.models import HOSTILE_GENERATION, save_random_llama
