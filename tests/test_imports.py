@@ -19,7 +19,7 @@ LAYERS = {
     ),
     "redrafter_training": (
         "utils config distributed target data hidden_states trainer responses tiny_target run "
-        "cli smollm2 respond evaluate trim __main__"
+        "cli smollm2 invent respond evaluate trim __main__"
     ),
     "benchmarks": (
         "machine compare acceptance assets record engine_process cli engines models serving training demo gpu_check"
