@@ -24,7 +24,10 @@ FLAT = frozenset({"budget"})  # fields whose keys have no prefix
 
 
 def attribute_help(holder: type) -> dict[str, str]:
-    """The entries of the `Attributes:` sections in the docstrings of a class and of those it inherits, by name."""
+    """The entries of the `Attributes:` sections in the docstrings of a class and of those it inherits, by name.
+
+    docstring-parser, which jsonargparse uses in `add_class_arguments`, would save two lines for one more dependency.
+    """
     found: dict[str, str] = {}
     for parent in reversed(holder.__mro__[:-1]):
         _, _, section = (inspect.getdoc(parent) or "").partition("Attributes:\n")
@@ -54,11 +57,11 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Job, DistillConfig, str, s
     """(job, recipe, the recipe's name, all keys as YAML). Exits with a message and code 2 for invalid keys."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
-    recipe = _parsed(parser, argv).recipe
+    recipe = parser.parse_args(argv).recipe
     if recipe is None:
         parser.error("recipe must not be null")
     parser = build_parser(recipe)
-    given = _parsed(parser, argv)
+    given = parser.parse_args(argv)
     try:
         job, config = _build(Job, given), _build(DistillConfig, given)
         check_rows(job, config)
@@ -118,23 +121,13 @@ def parse_keys(holder: type[Keys], program: str, description: str, argv: Sequenc
     """The keys of `holder`, for a command without recipes. Exits with a message and code 2 for invalid keys."""
     parser = _empty_parser(program, description)
     _add(parser, "keys", holder, None)
-    given = _parsed(parser, list(sys.argv[1:] if argv is None else argv))
+    given = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
     try:
         return _build(holder, given)
     except ValueError as problem:
         parser.error(str(problem))
     except OSError as problem:
         parser.error(one_line(sentence(problem)))
-
-
-def _parsed(parser: ArgumentParser, argv: list[str]) -> Namespace:
-    """The keys from file and flags; exits with a message where the library would raise."""
-    try:
-        return parser.parse_args(argv)
-    except (OSError, UnicodeDecodeError) as problem:
-        parser.error(f"the --config file cannot be read as UTF-8 text ({problem})")
-    except RecursionError:
-        parser.error("the --config file nests too deeply")
 
 
 def _empty_parser(program: str, description: str) -> ArgumentParser:
@@ -189,6 +182,10 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
 
 
 def _add(parser: ArgumentParser, title: str, holder: type, defaults: Any, prefix: str = "") -> None:
+    """A group with a flag for each key.
+
+    jsonargparse's `add_class_arguments` would make flags with underscores, and `--overwrite` would need a value.
+    """
     group = parser.add_argument_group(title)
     described = attribute_help(holder)
     for entry, kind, within in _fields(holder, prefix):

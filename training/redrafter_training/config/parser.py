@@ -15,14 +15,12 @@ class KeysParser(ArgumentParser):
     """Exits with code 2 and a message, without the long usage text, for any invalid content of a file of keys."""
 
     def parse_args(self, *args: Any, **options: Any) -> Namespace:  # type: ignore[override]
-        """
-        Raises:
-            OSError, UnicodeDecodeError, RecursionError: from reading the file, whose name the caller knows.
-        """
         try:
             return super().parse_args(*args, **options)
-        except (OSError, UnicodeDecodeError, RecursionError):
-            raise
+        except (OSError, UnicodeDecodeError) as problem:
+            self.error(f"the --config file cannot be read as UTF-8 text ({problem})")
+        except RecursionError:
+            self.error("the --config file nests too deeply")
         except Exception as problem:
             # For keys and values of unexpected types the library raises many kinds of errors.
             self.error(f"the keys cannot be read ({type(problem).__name__}: {problem})")
