@@ -42,7 +42,7 @@ def make_engine() -> MakeEngine:
             max_num_batched_tokens=256,
             enforce_eager=True,
             skip_tokenizer_init=True,
-            kv_cache_memory_bytes=1 << 26,
+            kv_cache_memory_bytes=1 << 25,  # of each of some hundred engines
             gpu_memory_utilization=0.1,  # this much must be free on a GPU, even if an engine needs less
             seed=0,
         )

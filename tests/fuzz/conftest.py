@@ -36,6 +36,8 @@ def fuzz_round(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     tally = TALLIES[name]
     with run_in(tmp_path_factory.mktemp("fuzz"), tally):
         yield
+    if settings.get_current_profile_name() != "long":
+        return
     tally.memory.append(memory())
     if len(tally.memory) > 2:
         assert tally.kept < KEPT_MEMORY, f"{name} keeps {tally.kept >> 20} MiB after {tally.inputs} inputs"

@@ -3,6 +3,7 @@
 
 from pathlib import Path
 
+import pytest
 from hypothesis import example, given
 
 from redrafter_vllm.checkpoint.config import MAX_DRAFT_LAYERS, MAX_SIZE
@@ -29,6 +30,7 @@ FLAT = TARGET | {"redrafter_num_layers": 2, "redrafter_exit_dim": 12, "redrafter
 KEYS = (*TRIMMED, "redrafter", "num_layers", "is_rnn", *FLAT)
 
 
+@pytest.mark.slow
 @given(damaged_json([OWN, OWN, TRIMMED, BLOCK], KEYS))
 @example(b"[" * 100_000)
 @example(to_json(OWN | {"num_draft_layers": 10**9}))

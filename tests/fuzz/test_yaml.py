@@ -103,6 +103,7 @@ def read(scratch: Path, document: bytes, parse: Callable[[list[str]], object]) -
         parse([*GIVEN, str(path)])
 
 
+@pytest.mark.slow
 @given(documents(TRAINING, (Job, DistillConfig)))
 @example(b"[" * 100_000)
 @example(b"a: " * 5_000)
@@ -120,6 +121,7 @@ def test_training(scratch: Path, document: bytes) -> None:
     read(scratch, document, cli.parse)
 
 
+@pytest.mark.slow
 @given(documents(RESPONSES, (ResponseJob,)))
 @example(b"engine: 3\n")
 @example(b"out: null\n")

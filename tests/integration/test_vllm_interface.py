@@ -183,6 +183,7 @@ def test_changed_names() -> None:
     assert problem(VllmName("vllm:f", Use.CALLED, "a"), Fact("class")) == "is a class now"
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["installed"]) == 0
     assert "names hold" in capsys.readouterr().out

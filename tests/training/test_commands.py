@@ -53,6 +53,7 @@ def test_target_is_stored_in_the_precision_of_its_evaluation(made: tuple[Path, d
     assert AutoModelForCausalLM.from_pretrained(out / "checkpoint").config.vocab_size == 300
 
 
+@pytest.mark.slow
 def test_distilled_drafter_round_trip(
     made: tuple[Path, dict[str, object]], corpus_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,6 +51,7 @@ def test_response_prompts_are_distinct_and_at_most_half_the_window() -> None:
         response_prompts(conversations, [], tokenizer, 4, ResponseConfig(), 0)
 
 
+@pytest.mark.slow
 def test_command_trains_on_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All answers occur in training: only prompts are held out, and the plan says so."""
     data = tmp_path / "labels.jsonl"

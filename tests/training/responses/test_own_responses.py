@@ -195,6 +195,7 @@ def test_folders_of_another_target_are_refused(tmp_path: Path, capsys: pytest.Ca
         feed_of(tmp_path, [chat(f"q{n}", f"a{n}") for n in range(9)], None, config=config, target=B)
 
 
+@pytest.mark.slow
 def test_another_target_in_the_same_place(
     tmp_path: Path, corpus_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,6 +79,7 @@ def test_the_second_signal_ends_the_process_at_once() -> None:
     assert {number: signal.getsignal(number) for number in before} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 6])
 def test_an_interrupted_training_continues_to_the_same_result(
     step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None, capsys: pytest.CaptureFixture[str]
@@ -159,6 +160,7 @@ def test_one_training_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[st
         pass
 
 
+@pytest.mark.slow
 def test_a_refused_start_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target, data, out = copy_target(tmp_path / "target"), write_data(tmp_path / "data.json"), tmp_path / "out"
     template = tmp_path / "chat.jinja"
@@ -198,6 +200,7 @@ def test_a_refused_start_changes_nothing(tmp_path: Path, capsys: pytest.CaptureF
     assert main([*command, "--data", str(moved)]) == 0
 
 
+@pytest.mark.slow
 def test_the_drafter_is_exported_even_if_its_evaluation_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -110,6 +110,7 @@ def test_files_of_a_run(arguments: list[str], tmp_path: Path, capsys: pytest.Cap
     assert (tmp_path / "further" / "model.safetensors").read_bytes() != (out / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_divergence_names_the_batch(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "drafter"
     assert main([*arguments, "--learning-rate", "1e30", "--out", str(out)]) == 1
