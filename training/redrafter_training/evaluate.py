@@ -10,11 +10,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 from redrafter_training.utils.command import Interruption, run_command
 from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.paths import user_path, user_place
 
+BATCH_SIZE = 8  # chat prompts answered at once
+MAX_WINDOW = 32_768  # tokens of a chat prompt with its response
 WINDOW = 256  # tokens per window of held-out text for the figures by depth
 
 
@@ -28,7 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--beam-width", type=int, nargs="+", default=[1, 2, 4, 8], help="one row of figures each")
     parser.add_argument("--beam-length", type=int, default=4, help="draft tokens per beam, the root not counted")
     parser.add_argument("--max-nodes", type=int, help="nodes per tree (default: all that the beams hold)")
-    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument(
+        "--prompts",
+        default="64",
+        help="a number of prompts from held-out source files, or chat prompts: mt-bench, spec-bench, or a file of "
+        'their form, {"turns": [prompt, ...]} per line; figures are then given by category, too',
+    )
+    parser.add_argument("--chat-template", help="vicuna, or a file of Jinja source (default: the tokenizer's own)")
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--windows", type=int, default=32, help="windows of held-out text for the figures by depth")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
@@ -63,10 +72,13 @@ def _main(args: argparse.Namespace, parser: argparse.ArgumentParser, _: Interrup
     target = TargetModel(AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32, **trusted))
     drafter = Drafter.from_pretrained(resolve_drafter(args.drafter, args.target))
     tokenizer = AutoTokenizer.from_pretrained(args.target, **trusted)
+    if not args.prompts.isdigit():
+        _evaluate_prompts(args, target, drafter, tokenizer, drafting, facts.longest)
+        return 0
     texts = held_out_texts(
         target,
         tokenizer,
-        prompts=args.prompts,
+        prompts=int(args.prompts),
         new_tokens=args.new_tokens,
         seed=args.seed,
         temperature=args.temperature,
@@ -79,6 +91,34 @@ def _main(args: argparse.Namespace, parser: argparse.ArgumentParser, _: Interrup
     windows = held_out_windows(tokenizer, args.windows, length=length, corpus=args.corpus)
     print(strict_json.dumps(depth_figures(drafter, target, windows, args.beam_length).named()))
     return 0
+
+
+def _evaluate_prompts(
+    args: argparse.Namespace, target: Any, drafter: Any, tokenizer: Any, drafting: Sequence[Any], longest: float
+) -> None:
+    from redrafter_training.data.chat_templates import resolve_chat_template
+    from redrafter_training.data.evaluation_prompts import load_prompts
+    from redrafter_training.responses.transformers_engine import TransformersEngine
+    from redrafter_training.run.prompt_evaluation import acceptance_by_category, answer_prompts
+
+    prompts = load_prompts(args.prompts)
+    template = resolve_chat_template(tokenizer, args.chat_template)
+    answered, left_out = answer_prompts(
+        TransformersEngine(target, BATCH_SIZE, quiet=False),
+        tokenizer,
+        template,
+        prompts,
+        new_tokens=args.new_tokens,
+        window=int(min(longest, MAX_WINDOW)),
+        temperature=args.temperature,
+        seed=args.seed,
+    )
+    if left_out:
+        print(f"{left_out} turns are left out: with their response they are longer than a window", file=sys.stderr)
+    for shape in drafting:
+        figures = acceptance_by_category(target, drafter, answered, shape)
+        by_group = {group: asdict(acceptance) for group, acceptance in figures.items()}
+        print(strict_json.dumps(asdict(shape) | {"prompts": args.prompts} | by_group))
 
 
 if __name__ == "__main__":

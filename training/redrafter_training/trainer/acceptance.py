@@ -102,16 +102,36 @@ def measure(
     Raises:
         ValueError: no text has a continuation of at least two tokens.
     """
-    made: list[int] = []
-    emitted = 0
-    for text, start in texts:
-        if len(text) - start < 2:
-            continue
-        steps = count_steps(accepted_everywhere(target, drafter, text, start, drafting).tolist())
-        made += steps
-        emitted += len(text) - start - 1
+    return summarise([counted_steps(target, drafter, text, start, drafting) for text, start in texts], drafting)
+
+
+@dataclass(frozen=True)
+class CountedSteps:
+    """The steps that decoding takes for one text."""
+
+    accepted: list[int]  # draft tokens, by step
+    tokens: int  # emitted
+
+
+def counted_steps(
+    target: TargetModel, drafter: DrafterInterface, text: Tensor, start: int, drafting: Drafting
+) -> CountedSteps:
+    """The steps for `text` [n] behind its prompt of `start` tokens; none where fewer than two tokens follow it."""
+    if len(text) - start < 2:
+        return CountedSteps([], 0)
+    accepted = accepted_everywhere(target, drafter, text, start, drafting).tolist()
+    return CountedSteps(count_steps(accepted), len(text) - start - 1)
+
+
+def summarise(texts: Sequence[CountedSteps], drafting: Drafting) -> Acceptance:
+    """Acceptance over the steps of some texts.
+
+    Raises:
+        ValueError: there are none.
+    """
+    made = [accepted for text in texts for accepted in text.accepted]
     if not made:
         raise ValueError("no text to measure on")
-    depths = range(1, drafting.beam_length + 1)
-    by_depth = tuple(sum(a >= d for a in made) / len(made) for d in depths)
+    emitted = sum(text.tokens for text in texts)
+    by_depth = tuple(sum(a >= d for a in made) / len(made) for d in range(1, drafting.beam_length + 1))
     return Acceptance(emitted / len(made), by_depth, len(made), emitted)

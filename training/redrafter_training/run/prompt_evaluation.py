@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation on chat prompts: the target answers them turn by turn, and tokens per step are counted by category."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from redrafter_training.data.conversations import Turn
+from redrafter_training.data.evaluation_prompts import EvaluationPrompt
+from redrafter_training.data.rendering import ChatTemplate
+from redrafter_training.responses.engine import Completion, Engine, Request
+from redrafter_training.target.model import TargetModel
+from redrafter_training.trainer.acceptance import Acceptance, CountedSteps, Drafting, counted_steps, summarise
+from redrafter_vllm.model.interface import DrafterInterface
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class AnsweredPrompt:
+    """One turn of a prompt with the target's response: token ids [n], of which the first `start` were the prompt."""
+
+    category: str
+    turn: int  # 0 is the first
+    text: Tensor
+    start: int
+
+
+def answer_prompts(
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate,
+    prompts: Sequence[EvaluationPrompt],
+    *,
+    new_tokens: int,
+    window: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> tuple[list[AnsweredPrompt], int]:
+    """All turns of all prompts with the target's responses, and the number of turns that do not fit.
+
+    A later turn follows the responses to the earlier ones. A turn that leaves less than `new_tokens` of the `window` is
+    left out, with those after it.
+    """
+    said: list[list[Turn]] = [[] for _ in prompts]
+    live = list(range(len(prompts)))
+    answered: list[AnsweredPrompt] = []
+    left_out = 0
+    for turn in range(max(len(prompt.turns) for prompt in prompts)):
+        asked: dict[int, tuple[int, ...]] = {}
+        for number in [n for n in live if turn < len(prompts[n].turns)]:
+            said[number].append(Turn("user", prompts[number].turns[turn]))
+            text = template.prompt(said[number])
+            ids = tokenizer(text, add_special_tokens=template.adds_special_tokens, verbose=False)["input_ids"]
+            if len(ids) + new_tokens <= window:
+                asked[number] = tuple(ids)
+            else:
+                left_out += len(prompts[number].turns) - turn
+        # Prompts of a similar length share a batch of transformers.
+        live = sorted(asked, key=lambda number: len(asked[number]))
+        completions = engine([Request(asked[number], new_tokens, temperature, seed) for number in live])
+        for number, completion in zip(live, completions, strict=True):
+            said[number].append(Turn("assistant", _text(tokenizer, completion)))
+            ids = torch.tensor([*asked[number], *completion.token_ids])
+            answered.append(AnsweredPrompt(prompts[number].category, turn, ids, len(asked[number])))
+    return answered, left_out
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> str:
+    return str(tokenizer.decode(completion.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def acceptance_by_category(
+    target: TargetModel, drafter: DrafterInterface, answered: Sequence[AnsweredPrompt], drafting: Drafting
+) -> dict[str, Acceptance]:
+    """Acceptance over all responses (`all`), by category, and by turn (`turn 1`, `turn 2`).
+
+    Raises:
+        ValueError: no response has two tokens.
+    """
+    counted: defaultdict[str, list[CountedSteps]] = defaultdict(list)
+    for response in answered:
+        steps = counted_steps(target, drafter, response.text.to(target.device), response.start, drafting)
+        for group in {ALL, response.category, f"turn {response.turn + 1}"} - {""}:
+            counted[group].append(steps)
+    groups = {group: texts for group, texts in counted.items() if group == ALL or any(t.accepted for t in texts)}
+    return {group: summarise(groups[group], drafting) for group in sorted(groups)}
