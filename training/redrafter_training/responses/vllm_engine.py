@@ -83,18 +83,21 @@ class VllmEngine:
         }
         self._ends = list(ends)
         self._progress = partial(tqdm, leave=False, position=1) if progress else False
+        # vLLM reads it at start and again for every request.
+        self._variables = {} if on_cuda else CPU_RUNNER
         try:
-            with _environment({} if on_cuda else CPU_RUNNER):
+            with _environment(self._variables):
                 self._engine = LLM(job.target, **options)
         except Exception as problem:  # vLLM raises dozens of types here
             raise EngineError(f"vLLM cannot start with {job.target}: {str(problem).strip()}") from problem
 
     def __call__(self, requests: Sequence[Request]) -> list[Completion]:
-        outputs = self._engine.generate(
-            [{"prompt_token_ids": list(request.prompt_ids)} for request in requests],
-            [self._sampling(request) for request in requests],
-            use_tqdm=self._progress,
-        )
+        with _environment(self._variables):
+            outputs = self._engine.generate(
+                [{"prompt_token_ids": list(request.prompt_ids)} for request in requests],
+                [self._sampling(request) for request in requests],
+                use_tqdm=self._progress,
+            )
         first = [output.outputs[0] for output in outputs]
         # A stop for repetition has another reason.
         return [Completion(tuple(sampled.token_ids), sampled.finish_reason == "stop") for sampled in first]
@@ -126,7 +129,7 @@ def _cpu_options(window: int, tokens: int) -> dict[str, Any]:
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Sets variables that have no value yet, for as long as vLLM reads them."""
+    """Sets variables that have no value yet, within the block."""
     added = {name: value for name, value in values.items() if name not in os.environ}
     os.environ.update(added)
     try:
