@@ -26,6 +26,7 @@ from redrafter_training.responses.vllm_engine import VllmEngine, make_engine, ma
 from redrafter_training.run import response_generation as command
 from redrafter_training.target.model import TargetModel
 from redrafter_training.utils.command import WorkersFailedError
+from tests.engine.generation import cpu_only, runner
 from tests.models import HOSTILE_GENERATION, save_random_llama
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
 
@@ -127,6 +128,12 @@ def texts(out: Path) -> list[TaskResult]:
 
 def shards(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(out.glob("shard-*"))}
+
+
+@cpu_only
+def test_a_cpu_has_the_runner_with_native_kernels(engine: Counted) -> None:
+    assert type(runner(engine.engine._engine)).__module__ == "vllm.v1.worker.cpu_model_runner"
+    assert "VLLM_USE_V2_MODEL_RUNNER" not in os.environ, "for other engines of this process"
 
 
 def test_greedy_responses_are_the_targets(whole: Path, target: Path) -> None:
