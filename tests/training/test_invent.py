@@ -61,6 +61,7 @@ def test_prompts_and_what_became_of_the_others(
     assert (facts["kept"], facts["sampled"], facts["rejected"]) == (20, 24, {})
     assert facts["settings"]["temperature"] == 1.0 and "weights" in facts["settings"]["target_content"]
     shown = capsys.readouterr().out
+    assert "4  left out: more than --count in the last batch" in shown
     assert "20  kept" in shown and f"redrafter_training.respond --target {target} --data {out}" in shown
 
 

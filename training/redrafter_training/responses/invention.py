@@ -52,6 +52,8 @@ class Invented:
     def __str__(self) -> str:
         lines = [f"{self.sampled:>9,}  prompts sampled", f"{len(self.prompts):>9,}  kept"]
         lines += [f"{count:>9,}  left out: {reason}" for reason, count in self.rejected.most_common()]
+        if more := self.sampled - len(self.prompts) - self.rejected.total():
+            lines.append(f"{more:>9,}  left out: more than --count in the last batch")
         return "\n".join(lines)
 
 
