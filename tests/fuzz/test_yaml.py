@@ -14,6 +14,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import redrafter_vllm.checkpoint.io  # noqa: F401 - imported by --init-from, which is not what its inputs cost
 from redrafter_training import cli
 from redrafter_training.config.job import Job
 from redrafter_training.config.recipe import DistillConfig
