@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from redrafter_training.invent import facts_file, main
-from redrafter_training.responses import invention, vllm_engine
+from redrafter_training.invent import main
+from redrafter_training.responses import invention
 from redrafter_training.responses.engine import Completion, Request
+from redrafter_training.run import prompt_invention
+from redrafter_training.run.prompt_invention import facts_file
 from tests.models import save_random_llama
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
 
@@ -45,7 +47,7 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def invent(target: Path, out: Path, engine: Numbered, monkeypatch: pytest.MonkeyPatch, *further: str) -> int:
-    monkeypatch.setattr(vllm_engine, "make_engine", lambda *args, **options: engine)
+    monkeypatch.setattr(prompt_invention, "make_engine", lambda *args, **options: engine)
     return main(["--target", str(target), "--out", str(out), "--count", "20", *further])
 
 
