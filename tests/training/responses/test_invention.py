@@ -127,6 +127,8 @@ def test_prompt_files(tmp_path: Path) -> None:
     one, two = load_prompts(str(path))
     assert (one.number, one.category, one.turns) == (f"{path}:1", "", ("Hi", "Again"))
     assert (two.number, two.category, two.turns) == ("7", "tea", ("You?",))
+    path.write_text('{"turns": ["one\u2028two\x85three"]}\r\n', encoding="utf-8")
+    assert load_prompts(str(path))[0].turns == ("one\u2028two\x85three",), "line separators inside strings end no line"
     for text, message in (("", "no prompts"), ("{", ":1 is not JSON"), ('{"turns": []}', ":1 has another form")):
         path.write_text(text)
         with pytest.raises(DataError, match=message):

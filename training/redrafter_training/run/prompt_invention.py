@@ -65,7 +65,7 @@ def _load(out: Path, settings: dict[str, Any]) -> Invented:
         return Invented()
     try:
         stored = strict_json.loads(facts.read_text("utf-8"))
-        lines = [strict_json.loads(line) for line in out.read_text("utf-8").splitlines()]
+        lines = [strict_json.loads(line) for line in out.read_text("utf-8").split("\n") if line]
         prompts = [Prompt(line["index"], line["prompt"]) for line in lines]
         rejected = Counter({Rejected(reason): count for reason, count in stored["rejected"].items()})
         changed = differences(stored["settings"], strict_json.loads(strict_json.dumps(settings)))

@@ -37,7 +37,7 @@ def load_prompts(source: str) -> list[EvaluationPrompt]:
             text = Path(source).expanduser().read_text("utf-8")
         except (OSError, ValueError) as problem:
             raise DataError(f"{source} is neither {' nor '.join(SETS)} nor a readable file ({problem})") from None
-    found = [_prompt(f"{source}:{number}", line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    found = [_prompt(f"{source}:{number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not found:
         raise DataError(f"{source} holds no prompts")
     return found
