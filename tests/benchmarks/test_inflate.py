@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.models.inflate.__main__ import main
 from benchmarks.models.inflate.build import Inflation, Options, _new_folder
@@ -30,6 +30,8 @@ DOUBLE_HEADS = LlamaShape(2100, 320, 768, 5, 4, 4, 128)
 UNEVEN_HEADS = LlamaShape(2048, 288, 704, 4, 12, 3, 80)
 # Only more layers.
 DEEPER = replace(ASSET_SHAPE, num_hidden_layers=6, tie_word_embeddings=True)
+# Everything but the vocabulary larger, embeddings tied as in the small model: no constant.
+TIED = LlamaShape(2048, 320, 768, 5, 8, 4, 64, tie_word_embeddings=True)
 TINY = LlamaShape(400, 96, 144, 3, 4, 4, 32)
 
 
@@ -38,7 +40,9 @@ def small() -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(ASSET, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("shape", [DOUBLE_HEADS, UNEVEN_HEADS, DEEPER], ids=["double", "uneven", "deeper"])
+@pytest.mark.parametrize(
+    "shape", [DOUBLE_HEADS, UNEVEN_HEADS, DEEPER, TIED], ids=["double", "uneven", "deeper", "tied"]
+)
 @torch.inference_mode()
 def test_same_function(small: PreTrainedModel, tmp_path: Path, shape: LlamaShape) -> None:
     out = tmp_path / "big"
@@ -62,6 +66,36 @@ def test_same_function(small: PreTrainedModel, tmp_path: Path, shape: LlamaShape
             for drafter, model, output in zip(drafters, (small, big), outputs, strict=True)
         ]
         _assert_same_beams(*beams)
+
+
+@torch.inference_mode()
+def test_four_times_the_hidden_size_keeps_bfloat16_weights_exactly(tmp_path: Path) -> None:
+    """The proportions of SmolLM2 and its shape: tied, three query heads per key-value head, a root that is 2."""
+    sizes = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16}
+    small_folder = save_random_llama(tmp_path / "small", tie_word_embeddings=True, **sizes)
+    models = [LlamaForCausalLM.from_pretrained(small_folder, dtype=torch.bfloat16)]
+    models[0].save_pretrained(small_folder)
+    shape = LlamaShape(320, 192, 256, 3, 6, 2, 16, tie_word_embeddings=True)
+    drafter = save_random_drafter(tmp_path / "drafter", hidden_size=48)
+    Inflation(Options(small_folder, shape, tmp_path / "big", drafter)).write()
+    assert "lm_head.weight" not in load_file(tmp_path / "big" / "model.safetensors")
+    models.append(LlamaForCausalLM.from_pretrained(tmp_path / "big", dtype=torch.bfloat16))
+    ids = torch.randint(3, 320, (1, 40))
+    expected, logits = (model.float()(ids).logits for model in models)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    texts = [model.generate(ids, max_new_tokens=24, do_sample=False)[0].tolist() for model in models]
+    assert texts[0] == texts[1]
+    states = [model(ids, output_hidden_states=True).hidden_states[-1][0] for model in models]
+    drafters = [Drafter.from_pretrained(folder) for folder in (drafter, tmp_path / "big" / "redrafter")]
+    drafters[0].bfloat16().float()  # rounded as the large one was when it was stored
+    beams = [_beams(d, m, context, ids[0]) for d, m, context in zip(drafters, models, states, strict=True)]
+    _assert_same_beams(*beams)
+
+
+def test_a_shape_with_tied_embeddings_takes_no_untied_model(random_target: Path, tmp_path: Path) -> None:
+    shape = replace(TINY, vocab_size=320, tie_word_embeddings=True)
+    with pytest.raises(ShapeError, match="the model has one of each"):
+        Inflation(Options(random_target, shape, tmp_path / "big"))
 
 
 def _beams(drafter: Drafter, model: PreTrainedModel, contexts: torch.Tensor, roots: torch.Tensor) -> Beams:
@@ -213,10 +247,17 @@ def test_named_shapes_have_the_published_number_of_parameters(name: str, paramet
     assert SHAPES[name].num_parameters == parameters
 
 
+def test_the_shape_for_smollm2_has_a_billion_parameters() -> None:
+    # The embedding 49,152 · 2304; 30 layers of queries and outputs 2 · 1536 · 2304, keys and values 2 · 512 · 2304,
+    # three matrices of 3072 · 2304 and two norms; the final norm.
+    layer = 2 * 3_538_944 + 2 * 1_179_648 + 3 * 7_077_888 + 2 * 2304
+    assert SHAPES["smollm2-1b"].num_parameters == 113_246_208 + 30 * layer + 2304 == 1_033_512_192
+
+
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--model", str(ASSET), "--drafter", str(ASSET / "redrafter"), "--out", str(tmp_path / "big")]
-    for name in SHAPES:
-        assert main([*command, "--shape", name, "--dry-run"]) == 0
+    for name, shape in SHAPES.items():  # a tied one takes only its own vocabulary
+        assert main([*command, "--shape", name, "--dry-run"]) == int(shape.tie_word_embeddings)
     printed = capsys.readouterr().out
     # 6.738 B parameters in bfloat16; the drafter's 430 M are those of the paper's for Vicuna-7B.
     assert "6.738 B parameters    13.477 GB in 3 files" in printed
@@ -257,7 +298,7 @@ def _config(shape: LlamaShape) -> dict[str, object]:
         ({"num_key_value_heads": 2, "num_attention_heads": 2}, "num_attention_heads 2, less than"),
         ({"num_key_value_heads": 1, "num_attention_heads": 8}, "1 key-value heads, each shared by 8 .* need 2"),
         ({"hidden_size": 256}, "52 tokens that the model lacks, and no hidden dimension"),
-        ({"tie_word_embeddings": True}, "give a shape with tie_word_embeddings false"),
+        ({"tie_word_embeddings": True}, "has 52 tokens that the model lacks, whose logits only an output layer"),
     ],
 )
 def test_shapes_that_are_too_small(tmp_path: Path, changed: dict[str, int], message: str) -> None:

@@ -7,7 +7,8 @@ Everything outside the small model is zero, with these exceptions:
   the weights by sqrt(h/H).
 - *The constant.* Dimension h of the residual stream holds a constant κ, whose square replaces a part of eps:
   (Σx² + κ²)/H + eps' = h/H · (Σx²/h + eps) for eps' = (h·eps − κ²)/H. No layer reads it. After the final norm it
-  is 1/rms(x), always positive, so a linear layer without bias can lower rows with it.
+  is 1/rms(x), always positive, so a linear layer without bias can lower rows with it. A shape with tied embeddings has
+  none: its output layer is the embedding, so it takes only the same vocabulary, and there is nothing to lower.
 - *Tokens that the small model lacks.* Their rows in an output layer are the row of token 0, and −2^24 at the
   constant. So their logit is that of token 0 minus 2^24/rms(x): for no x the highest, and with probability 0.
 - *Heads.* Scores are divided by the root of the head's size, so queries are multiplied by sqrt(D/d). A rotation's
@@ -18,5 +19,6 @@ Everything outside the small model is zero, with these exceptions:
 
 In float32 it is the same function up to rounding: the logits of the committed model, which reach 18, change by at most
 2e-5, which is also the difference between the model in float32 and in float64.
-In bfloat16 the weights that are multiplied by a root are rounded again, unless the ratio is a power of four.
+In bfloat16 the weights that are multiplied by a root are rounded again, unless the ratio is a power of four, as it is
+for SmolLM2-135M in the shape `smollm2-1b`.
 """

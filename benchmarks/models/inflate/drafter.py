@@ -68,7 +68,7 @@ class InflatedDrafter:
         if len(self.vocab.places) < self.vocab.size and self.exit_constant is None:
             raise ShapeError(
                 "The drafter has tokens to suppress, but no free dimension for that: give a larger hidden_size or "
-                "exit_dim."
+                "exit_dim, in a shape that does not tie its embeddings."
             )
 
     @property

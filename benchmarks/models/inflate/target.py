@@ -22,7 +22,9 @@ class InflatedTarget:
         _check(small.shape, shape)
         hidden = small.shape.hidden_size
         self.hidden = Axis.first(hidden, shape.hidden_size)
-        self.constant = hidden if shape.hidden_size > hidden else None
+        # Tied embeddings would read it back into every logit; as they need the same vocabulary, it has no use there.
+        has_constant = shape.hidden_size > hidden and not shape.tie_word_embeddings
+        self.constant = hidden if has_constant else None
         # A power of two, exact in every type, whose square is at most half of hidden * eps.
         self.kappa = 2.0 ** floor(log2(hidden * small.eps / 2) / 2) if self.constant is not None else 0.0
         self.eps = (hidden * small.eps - self.kappa**2) / shape.hidden_size
@@ -140,8 +142,14 @@ def _check(small: LlamaShape, large: LlamaShape) -> None:
             f"The shape has {large.vocab_size - small.vocab_size} tokens that the model lacks, and no hidden "
             "dimension to keep their logits down with: give a shape with a larger hidden_size, or the same vocabulary."
         )
-    if large.tie_word_embeddings and (padded or not small.tie_word_embeddings or large.hidden_size > small.hidden_size):
+    if large.tie_word_embeddings and not small.tie_word_embeddings:
         raise ShapeError(
-            "The shape ties input and output embeddings, but here they would differ, by the hidden dimension that "
-            "keeps down tokens which the model lacks: give a shape with tie_word_embeddings false."
+            "The shape ties input and output embeddings, but the model has one of each: give a shape with "
+            "tie_word_embeddings false."
+        )
+    if large.tie_word_embeddings and padded:
+        raise ShapeError(
+            f"The shape ties input and output embeddings and has {large.vocab_size - small.vocab_size} tokens that the "
+            "model lacks, whose logits only an output layer of its own can keep down: give a shape with "
+            "tie_word_embeddings false, or the same vocabulary."
         )
