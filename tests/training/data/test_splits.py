@@ -17,7 +17,8 @@ from redrafter_training.data.conversations import Conversation, Turn, load_conve
 from redrafter_training.data.division import Divided, divide_examples, first_prompt
 from redrafter_training.data.prepare import load_examples
 from redrafter_training.data.report import DataError, DataReport
-from redrafter_training.data.splits import Content, Split, content_of, divide, text_key
+from redrafter_training.data.splits import Content, Split, content_of, divide
+from redrafter_training.data.text_keys import text_key
 from redrafter_training.data.tokenize import ExampleEncoder, encode_all
 from tests.paths import SHARED
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer

@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from redrafter_training.data.splits import text_key
+from redrafter_training.data.text_keys import text_key
 from redrafter_training.responses.records import Response, TaskResult
 from redrafter_training.responses.store import ResponseStore, vocabulary_fingerprint
 from tests.training.chat_tokenizers import byte_tokenizer

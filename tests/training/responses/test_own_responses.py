@@ -19,7 +19,7 @@ from redrafter_training.__main__ import main
 from redrafter_training.config.recipe import Budget, DistillConfig, ResponseConfig
 from redrafter_training.data.python_corpus import load_corpus, split, unseen_prompts
 from redrafter_training.data.report import DataError
-from redrafter_training.data.splits import text_key
+from redrafter_training.data.text_keys import text_key
 from redrafter_training.distributed.context import LocalContext
 from redrafter_training.responses.examples import load_responses
 from redrafter_training.responses.own_texts import own_responses

@@ -25,6 +25,8 @@ class Job:
         chat_template: `vicuna`, or a file of Jinja source (default: the tokenizer's own).
         chat_template_kwargs: variables for the chat template, as JSON: {"enable_thinking": false} for instance.
         duplicates: drop trains on one of several texts with the same content, keep on all of them.
+        evaluation_prompts: drop leaves out conversations with prompts of MT-Bench and Spec-Bench, which drafters are
+            measured on; keep trains on them.
         out: folder for the drafter (default: <target>/redrafter for a target on disk, else the registry).
         ingest: ray reads and tokenises conversations through Ray Data, direct does it in each process; auto uses ray
             for several workers, a cluster or a large file.
@@ -62,6 +64,7 @@ class Job:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
     duplicates: Literal["drop", "keep"] = "drop"
+    evaluation_prompts: Literal["drop", "keep"] = "drop"
     ingest: Literal["auto", "ray", "direct"] = "auto"
     out: Path | None = None
     run_dir: Path | None = None
@@ -141,12 +144,13 @@ class Job:
 
     @property
     def choices(self) -> dict[str, Any]:
-        """The options for data set and chat template that are set."""
+        """The options for data set and chat template that differ from their defaults."""
         chosen = {
             "data_config": self.data_config,
             "data_split": self.data_split,
             "held_out_split": self.held_out_split,
             "chat_template_kwargs": self.chat_template_kwargs,
+            "evaluation_prompts": self.evaluation_prompts if self.evaluation_prompts != "drop" else None,
         }
         return {key: value for key, value in chosen.items() if value}
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Literal
 
+from redrafter_training.data.evaluation_prompts import is_evaluation_prompt
 from redrafter_training.data.record_forms import Form, checked_text, detect_form
 from redrafter_training.data.records import Record, read_records
 from redrafter_training.data.report import DataError, DataReport, Reason, UnusableRecord
@@ -54,6 +55,13 @@ class Conversation:
             raise ValueError(f"{self.where}: a conversation has either turns or a text")
 
     @property
+    def asked(self) -> tuple[str, ...]:
+        """What the user says, or the text."""
+        if self.text is not None:
+            return (self.text,)
+        return tuple(turn.content for turn in self.turns if turn.role == "user")
+
+    @property
     def answers(self) -> tuple[Turn, ...]:
         """The assistant's turns."""
         return tuple(turn for turn in self.turns if turn.role == "assistant")
@@ -81,15 +89,18 @@ def normalise(record: Record, form: Form) -> Conversation:
     return Conversation(record.where, turns=turns, opening=opening)
 
 
-def usable(record: Record, form: Form, *, need_answers: bool = True) -> Conversation:
+def usable(record: Record, form: Form, *, need_answers: bool = True, keep_evaluation: bool = False) -> Conversation:
     """The conversation or text of a record; with `need_answers` a conversation needs an assistant turn.
 
     Raises:
-        UnusableRecord: as `normalise`, or there is no assistant turn.
+        UnusableRecord: as `normalise`, or there is no assistant turn, or, without `keep_evaluation`, the user asks what
+            drafters are measured on.
     """
     conversation = normalise(record, form)
     if need_answers and conversation.text is None and not conversation.answers:
         raise UnusableRecord(Reason.NO_ASSISTANT)
+    if not keep_evaluation and any(map(is_evaluation_prompt, conversation.asked)):
+        raise UnusableRecord(Reason.EVALUATION)
     return conversation
 
 
@@ -132,11 +143,12 @@ def iter_conversations(
     config: str | None = None,
     split: str | None = None,
     need_answers: bool = True,
+    keep_evaluation: bool = False,
 ) -> Iterator[Conversation]:
     """The usable conversations of one data set, in order; the others are counted in `report`.
 
     `report.used` counts the yielded conversations. Without `need_answers`, conversations without an assistant turn are
-    usable too, as prompts for the target.
+    usable too, as prompts for the target; with `keep_evaluation` those with a prompt that drafters are measured on.
 
     Raises:
         DataError: the source cannot be read, has no known form, or has no usable record.
@@ -150,7 +162,7 @@ def iter_conversations(
     try:
         for record in chain(head, records):
             try:
-                conversation = usable(record, form, need_answers=need_answers)
+                conversation = usable(record, form, need_answers=need_answers, keep_evaluation=keep_evaluation)
             except UnusableRecord as problem:
                 own.skip(record.where, problem)
                 continue
@@ -163,9 +175,11 @@ def iter_conversations(
 
 
 def load_conversations(
-    sources: Sequence[str], *, config: str | None = None, split: str | None = None, need_answers: bool = True
+    sources: Sequence[str], *, config: str | None = None, split: str | None = None, **choice: bool
 ) -> tuple[list[Conversation], DataReport]:
     """All usable conversations of some data sets, which may differ in form, and the report on their records.
+
+    `choice` are the other keywords of `iter_conversations`.
 
     Raises:
         DataError: as `iter_conversations`, or no source is given.
@@ -176,23 +190,25 @@ def load_conversations(
     conversations = [
         conversation
         for source in sources
-        for conversation in iter_conversations(source, report, config=config, split=split, need_answers=need_answers)
+        for conversation in iter_conversations(source, report, config=config, split=split, **choice)
     ]
     return conversations, report
 
 
 def load_splits(
-    source: str, config: str | None, split: str | None, held_out_split: str | None, *, need_answers: bool = True
+    source: str, config: str | None, split: str | None, held_out_split: str | None, **choice: bool
 ) -> tuple[list[Conversation], range, DataReport]:
     """The conversations of a data set and then of its held-out split, if given; the indices of the latter; the report.
+
+    `choice` as in `load_conversations`.
 
     Raises:
         DataError: as `iter_conversations`.
     """
-    conversations, report = load_conversations([source], config=config, split=split, need_answers=need_answers)
+    conversations, report = load_conversations([source], config=config, split=split, **choice)
     count = len(conversations)
     if held_out_split is not None:
-        held_out, further = load_conversations([source], config=config, split=held_out_split, need_answers=need_answers)
+        held_out, further = load_conversations([source], config=config, split=held_out_split, **choice)
         conversations += held_out
         report.merge(further)
     return conversations, range(count, len(conversations)), report

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from redrafter_training.config.recipe import ResponseConfig
 from redrafter_training.data.report import DataError
-from redrafter_training.data.splits import Content, Split, divide, text_key
+from redrafter_training.data.splits import Content, Split, divide
+from redrafter_training.data.text_keys import text_key
 from redrafter_training.data.text_prompts import Passages, distinct, text_prompts
 from redrafter_training.data.tokenize import Example
 

@@ -15,7 +15,7 @@ from redrafter_training.data.report import DataReport
 from redrafter_training.data.tokenize import Example, ExampleEncoder, encode_all
 from redrafter_training.target.properties import read_facts
 
-FORMAT = 2  # version of the file of examples
+FORMAT = 3  # version of the file of examples
 LARGE = 256 << 20  # bytes of a file that take one process minutes to tokenise
 
 
@@ -59,7 +59,8 @@ def prepare_examples(job: Job, window: int, inputs: Mapping[str, Any]) -> None:
         raise ValueError(f"--ingest ray needs Ray: pip install redrafter-training ({problem})") from None
     job = job.absolute()
     with session():
-        ingest(job.data, job_encoder(job, window), path, config=job.data_config, split=job.data_split)
+        choice = {"config": job.data_config, "split": job.data_split}
+        ingest(job.data, job_encoder(job, window), path, keep_evaluation=job.evaluation_prompts == "keep", **choice)
 
 
 def job_encoder(job: Job, window: int) -> ExampleEncoder:
@@ -80,6 +81,7 @@ def load_examples(
     *,
     config: str | None = None,
     split: str | None = None,
+    keep_evaluation: bool = False,
     quiet: bool,
 ) -> tuple[list[Example], DataReport]:
     """The examples of `source`, from the file at `path` or, if there is none, made here: the same ones.
@@ -91,6 +93,6 @@ def load_examples(
         from redrafter_training.data.example_store import read_store
 
         return read_store(path)
-    conversations, report = load_conversations([source], config=config, split=split)
+    conversations, report = load_conversations([source], config=config, split=split, keep_evaluation=keep_evaluation)
     examples = encode_all(conversations, encoder, report, quiet=quiet)
     return examples, report

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redrafter_training.data.records import DATA_SUFFIXES
-from redrafter_training.data.splits import normalised, text_key
+from redrafter_training.data.text_keys import normalised, text_key
 
 # Test suites are missing in some distributions of Python and contain deliberately broken files; the code pages in
 # `encodings` are tables of escapes; the other names differ between machines.

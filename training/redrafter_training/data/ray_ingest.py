@@ -52,8 +52,8 @@ def session() -> Iterator[None]:
 class EncodePieces:
     """Encodes pieces of the data in one process of the cluster."""
 
-    def __init__(self, encoder: ExampleEncoder, form: str) -> None:
-        self.encoder = encoder
+    def __init__(self, encoder: ExampleEncoder, form: str, keep_evaluation: bool) -> None:
+        self.encoder, self.keep_evaluation = encoder, keep_evaluation
         (self.form,) = (known for known in FORMS if known.name == form)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
@@ -63,7 +63,7 @@ class EncodePieces:
 
     def _rows(self, record: Record) -> list[dict[str, Any]]:
         try:
-            conversation = usable(record, self.form)
+            conversation = usable(record, self.form, keep_evaluation=self.keep_evaluation)
             examples = self.encoder.encode(conversation)
         except UnusableRecord as problem:
             return [{"where": record.where, "reason": problem.reason, "detail": problem.detail}]
@@ -88,7 +88,7 @@ def _row(example: Example) -> dict[str, Any]:
     }
 
 
-def ingest(source: str, encoder: ExampleEncoder, path: Path, **choice: Any) -> None:
+def ingest(source: str, encoder: ExampleEncoder, path: Path, *, keep_evaluation: bool = False, **choice: Any) -> None:
     """Stores the examples of `source` at `path`, the same ones as from `load_conversations` and `encode_all`.
 
     Needs a Ray session, whose processes can read `source` if it is a file. `choice` are the keywords of `cut`.
@@ -103,11 +103,11 @@ def ingest(source: str, encoder: ExampleEncoder, path: Path, **choice: Any) -> N
     form = detect_form(head, source)
     if form.columns != ("text",):
         _ = encoder.template  # a missing template is better reported here than by a process on another machine
-    encoded = _encoded(pieces, encoder, form.name)
+    encoded = _encoded(pieces, encoder, form.name, keep_evaluation)
     write_store(path, lambda write: _collect(encoded, source, write))
 
 
-def _encoded(pieces: list[Piece], encoder: ExampleEncoder, form: str) -> Dataset:
+def _encoded(pieces: list[Piece], encoder: ExampleEncoder, form: str, keep_evaluation: bool) -> Dataset:
     rows = ray.data.from_items(
         [{"number": number, "piece": pickle.dumps(piece)} for number, piece in enumerate(pieces)],
         override_num_blocks=len(pieces),
@@ -118,7 +118,7 @@ def _encoded(pieces: list[Piece], encoder: ExampleEncoder, form: str) -> Dataset
     return rows.map_batches(
         EncodePieces,
         # A copy without cached properties, which may not be picklable.
-        fn_constructor_args=(replace(encoder), form),
+        fn_constructor_args=(replace(encoder), form, keep_evaluation),
         compute=ActorPoolStrategy(min_size=1, max_size=max_size),
         batch_size=1,
         num_cpus=1,

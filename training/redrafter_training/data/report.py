@@ -31,6 +31,7 @@ class Reason(StrEnum):
     PROMPT_TOO_LONG = "prompt too long"
     BEYOND_EMBEDDING = "token without a row in the target's embedding"
     NO_PROMPT = "no prompt that is not in the other texts"
+    EVALUATION = "holds a prompt of MT-Bench or Spec-Bench (--evaluation-prompts keep takes it)"
     NOTHING_TO_LEARN = "no loss token within the maximum length"
 
 

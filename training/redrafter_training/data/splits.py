@@ -1,38 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """The split into training and held-out texts, decided by their content and not by their position.
 
-Texts are compared by keys (hashes) of their normalised turns: case, spaces and compatibility forms of characters make
-no difference. No turn of a held-out text occurs in a training text, and vice versa.
+Texts are compared by the keys of their turns (see `text_keys`). No turn of a held-out text occurs in a training text,
+and vice versa.
 
 A group of texts, those with the same first prompt or the pieces of one document, is held out as a whole, by the hash of
 the prompt or document. So a record is on the same side in any order and with any number of workers. It is also on the
 same side whatever other records there are, unless the data is too small or too uniform.
 """
 
-import hashlib
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from redrafter_training.data.conversations import Conversation, Turn
 from redrafter_training.data.report import DataError
+from redrafter_training.data.text_keys import text_key
 
 Exchanges = tuple[tuple[int, ...], ...]
 
 HELD_OUT_SHARE = 20  # one group in HELD_OUT_SHARE is held out
 KEYS = 1 << 63
 MIN_TEXTS_PER_HELD_OUT = 4  # at most one text in 4 is held out if prompts share their answers
-
-
-def normalised(text: str) -> str:
-    """The text in NFKC form, case-folded, with single spaces: texts with the same result count as equal."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def text_key(text: str) -> int:
-    """A hash of the normalised text, uniform in 0..2^63-1."""
-    return int.from_bytes(hashlib.blake2b(normalised(text).encode(), digest_size=8).digest(), "big") >> 1
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from redrafter_training.data.chat_templates import resolve_chat_template
 from redrafter_training.data.conversations import Conversation
 from redrafter_training.data.rendering import PROBES, ChatTemplate, Rendered
 from redrafter_training.data.report import DataError, DataReport, Reason, UnusableRecord
-from redrafter_training.data.splits import Content, pairs, text_key
+from redrafter_training.data.splits import Content, pairs
+from redrafter_training.data.text_keys import text_key
 from redrafter_training.target.properties import beyond_embedding
 
 

@@ -106,6 +106,8 @@ class ResponseJob(ResponseSettings, EngineSettings):
         chat_template: `vicuna`, or a file of Jinja source (default: the tokenizer's own).
         chat_template_kwargs: variables for the chat template, as JSON: {"enable_thinking": false} for instance.
         duplicates: drop answers one of several conversations in which the user says the same, keep all of them.
+        evaluation_prompts: drop leaves out conversations with prompts of MT-Bench and Spec-Bench, which drafters are
+            measured on; keep answers them, too, and the training leaves them out unless it is told the same.
         count: texts to generate for training; one for every twenty is added, from held-out prompts (default: 3072
             from source code, one per record from anything else, which is also the maximum).
         window: maximum number of tokens of a text, prompt and responses together; the --window to train with.
@@ -128,6 +130,7 @@ class ResponseJob(ResponseSettings, EngineSettings):
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     duplicates: Literal["drop", "keep"] = "drop"
+    evaluation_prompts: Literal["drop", "keep"] = "drop"
     count: int | None = None
     window: int = 256
     seed: int = 0
@@ -177,6 +180,7 @@ class ResponseJob(ResponseSettings, EngineSettings):
                 if (value := getattr(self, key))
             },
             "duplicates": self.duplicates,
+            **({} if self.evaluation_prompts == "drop" else {"evaluation_prompts": self.evaluation_prompts}),
             "count": self.count,
             "window": self.window,
             "temperatures": list(self.temperatures),

@@ -12,8 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from redrafter_training.config.recipe import ResponseConfig
 from redrafter_training.data.division import divide_examples
+from redrafter_training.data.evaluation_prompts import is_evaluation_key
 from redrafter_training.data.report import DataError
-from redrafter_training.data.splits import Content, Split, text_key
+from redrafter_training.data.splits import Content, Split
+from redrafter_training.data.text_keys import text_key
 from redrafter_training.data.tokenize import Example
 from redrafter_training.responses.records import TaskResult
 from redrafter_training.responses.repetition import repetition_start
@@ -22,6 +24,7 @@ from redrafter_training.utils.fingerprint import differences
 
 TOO_LONG = "prompt fills the window"
 NO_RESPONSE = "without a response"
+EVALUATION = "with a prompt of MT-Bench or Spec-Bench"
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ def load_responses(
     target: Mapping[str, str] | None = None,
     any_target: bool = False,
     keep_duplicates: bool = False,
+    keep_evaluation: bool = False,
 ) -> ResponseExamples:
     """All texts in `folder`, each cut where a response repeats itself (see `repetition_start`), and at `window` tokens.
 
@@ -51,6 +55,7 @@ def load_responses(
         target: fingerprint of the target that must have generated the texts; None skips the check.
         any_target: take texts of another target of the same vocabulary, too.
         keep_duplicates: keep all of several equal texts.
+        keep_evaluation: keep those with a prompt that drafters are measured on.
 
     Raises:
         DataError: texts are missing, another target generated them, or none fits the window.
@@ -70,6 +75,9 @@ def load_responses(
     left_out: Counter[str] = Counter()
     cut = repeating = 0
     for result in store.read_all():
+        if not keep_evaluation and any(map(is_evaluation_key, result.prompts)):
+            left_out[EVALUATION] += 1
+            continue
         result, repeats = cut_repetition(result, longest_repeat)
         repeating += repeats
         if not result.responses:
@@ -97,7 +105,12 @@ def load_responses(
 
 
 def folder_responses(
-    config: ResponseConfig, tokenizer: PreTrainedTokenizerBase, window: int, target: Mapping[str, str] | None = None
+    config: ResponseConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    window: int,
+    target: Mapping[str, str] | None = None,
+    *,
+    keep_evaluation: bool = False,
 ) -> list[Example]:
     """The texts for training of all folders in `config`, each of at most `window` tokens.
 
@@ -111,7 +124,13 @@ def folder_responses(
                 f"{folder}: not a folder of responses; python -m redrafter_training.respond --out {folder} makes one"
             )
         loaded = load_responses(
-            Path(folder), tokenizer, window, config.longest_repeat, target=target, any_target=config.any_target
+            Path(folder),
+            tokenizer,
+            window,
+            config.longest_repeat,
+            target=target,
+            any_target=config.any_target,
+            keep_evaluation=keep_evaluation,
         )
         texts += loaded.training
     return texts

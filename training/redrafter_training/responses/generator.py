@@ -11,7 +11,7 @@ from redrafter_training.data.chat_templates import resolve_chat_template
 from redrafter_training.data.conversations import Turn
 from redrafter_training.data.rendering import ChatTemplate
 from redrafter_training.data.report import Reason, UnusableRecord
-from redrafter_training.data.splits import text_key
+from redrafter_training.data.text_keys import text_key
 from redrafter_training.responses.config import ResponseJob
 from redrafter_training.responses.engine import Completion, Engine, Request
 from redrafter_training.responses.records import Response, Task, TaskResult

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from redrafter_training.data.evaluation_prompts import is_evaluation_prompt
 from redrafter_training.data.rendering import ChatTemplate
-from redrafter_training.data.splits import text_key
+from redrafter_training.data.text_keys import text_key
 from redrafter_training.responses.engine import Completion, Engine, Request
 from redrafter_training.responses.generator import request_seed
 

@@ -83,7 +83,12 @@ def _stretches(
 
 def _record_tasks(job: ResponseJob, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Task], DataReport]:
     conversations, marked, report = load_splits(
-        job.data, job.data_config, job.data_split, job.held_out_split, need_answers=False
+        job.data,
+        job.data_config,
+        job.data_split,
+        job.held_out_split,
+        need_answers=False,
+        keep_evaluation=job.evaluation_prompts == "keep",
     )
     if any(conversation.turns for conversation in conversations):
         resolve_chat_template(tokenizer, job.chat_template, job.chat_template_kwargs)

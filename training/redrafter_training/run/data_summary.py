@@ -24,18 +24,27 @@ def describe_data(job: Job, config: DistillConfig) -> str:
     Raises:
         DataError: the data cannot be used.
     """
-    keep = job.duplicates == "keep"
+    keep, keep_evaluation = job.duplicates == "keep", job.evaluation_prompts == "keep"
     if is_response_folder(job.data):
         tokenizer = AutoTokenizer.from_pretrained(job.target, trust_remote_code=job.trust_remote_code)
         longest = config.responses.longest_repeat
-        texts = load_responses(Path(job.data), tokenizer, config.window, longest, keep_duplicates=keep)
+        texts = load_responses(
+            Path(job.data),
+            tokenizer,
+            config.window,
+            longest,
+            keep_duplicates=keep,
+            keep_evaluation=keep_evaluation,
+        )
         return str(texts.split)
     if is_source_code(job.data):
         sources = load_corpus(corpus_root(job.data))
         training, held_out = split(sources, keep_duplicates=keep)
         copies = len(sources) - len(training) - len(held_out)
         return f"{len(training):,} files to train on, {len(held_out):,} held out, {copies:,} copies left out"
-    conversations, marked, report = load_splits(job.data, job.data_config, job.data_split, job.held_out_split)
+    conversations, marked, report = load_splits(
+        job.data, job.data_config, job.data_split, job.held_out_split, keep_evaluation=keep_evaluation
+    )
     if len(conversations) == 1 and conversations[0].text is not None:
         return f"one document, held out by its pieces of {config.window} tokens"
     contents = [content_of(conversation) for conversation in conversations]

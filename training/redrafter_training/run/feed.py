@@ -62,6 +62,7 @@ class FeedSettings:
     examples: Path | None = None  # file of prepared conversations; it need not exist
     hidden_cache: bool = False  # whether the target's hidden states are read from disk
     keep_duplicates: bool = False
+    keep_evaluation: bool = False  # texts with prompts that drafters are measured on
     target: Mapping[str, str] = field(default_factory=dict)  # the target's fingerprint
     computes: tuple[str, ...] = ()  # the target's dtype and quantisation
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -118,7 +119,9 @@ def source_code_feed(
     elsewhere = Passages(held_out_ids)
     responses: list[Tensor] = []
     if config.response_fraction and config.responses.folders:
-        examples = folder_responses(config.responses, tokenizer, config.window, settings.target)
+        examples = folder_responses(
+            config.responses, tokenizer, config.window, settings.target, keep_evaluation=settings.keep_evaluation
+        )
         responses = [text.tokens.long() for text in examples if not _continues(text, elsewhere, tokenizer)]
     elif config.response_fraction:
         front = () if bos is None else (bos,)
@@ -156,12 +159,11 @@ def conversation_feed(
     encoder = ExampleEncoder(
         tokenizer, config.window, settings.chat_template, settings.chat_template_kwargs, settings.vocab_size
     )
-    choice = {"config": settings.data_config, "split": settings.data_split}
-    examples, report = load_examples(settings.examples, settings.data, encoder, **choice, quiet=quiet)
+    load = partial(load_examples, config=settings.data_config, keep_evaluation=settings.keep_evaluation, quiet=quiet)
+    examples, report = load(settings.examples, settings.data, encoder, split=settings.data_split)
     marked = range(0)
     if settings.held_out_split is not None:
-        choice["split"] = settings.held_out_split
-        marked_examples, _ = load_examples(None, settings.data, encoder, **choice, quiet=quiet)
+        marked_examples, _ = load(None, settings.data, encoder, split=settings.held_out_split)
         marked = range(len(examples), len(examples) + len(marked_examples))
         examples = [*examples, *marked_examples]
     divided = divide_examples(examples, marked=marked, keep_duplicates=settings.keep_duplicates)
@@ -171,7 +173,9 @@ def conversation_feed(
         print(divided.split)
     responses: Sequence[Example] = []
     if config.response_fraction and config.responses.folders:
-        responses = folder_responses(config.responses, tokenizer, config.window, settings.target)
+        responses = folder_responses(
+            config.responses, tokenizer, config.window, settings.target, keep_evaluation=settings.keep_evaluation
+        )
     elif config.response_fraction:
         prompts = response_prompts(training, held_out, tokenizer, config.window, config.responses, config.seed)
         texts = own_responses(prompts, config, target, context, settings.folder, settings.written_by)
@@ -248,6 +252,7 @@ def response_feed(
         target=settings.target,
         any_target=config.responses.any_target,
         keep_duplicates=settings.keep_duplicates,
+        keep_evaluation=settings.keep_evaluation,
     )
     if context.rank == 0:
         print(texts.split)

@@ -76,6 +76,7 @@ def train_worker(
         held_out_split=job.held_out_split,
         vocab_size=read_facts(job.target, trust_remote_code=job.trust_remote_code).vocab_size,
         keep_duplicates=job.duplicates == "keep",
+        keep_evaluation=job.evaluation_prompts == "keep",
         target=inputs["target"],
         computes=(str(target_dtype(job, context.device)), job.target_quantization),
     )

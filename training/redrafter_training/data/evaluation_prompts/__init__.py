@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The prompts of MT-Bench and Spec-Bench, which drafters are measured on and never trained on."""
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 from redrafter_training.data.report import DataError
-from redrafter_training.data.splits import normalised
+from redrafter_training.data.text_keys import normalised, text_key
 from redrafter_vllm.utils import strict_json
 
 SETS = {"mt-bench": "mt_bench.jsonl", "spec-bench": "spec_bench.jsonl"}
@@ -59,14 +60,32 @@ def is_evaluation_prompt(text: str) -> bool:
     said = normalised(text)
     if said in _turns():
         return True
-    if any(turn in said for turn in _turns() if len(turn) >= MIN_CONTAINED):
-        return True
-    return len(said) >= MIN_CONTAINED and said in _joined()
+    if len(said) < MIN_CONTAINED:
+        return False
+    long_turns = _long_turns()
+    fitting = bisect_right(long_turns, len(said), key=len)
+    return any(turn in said for turn in long_turns[:fitting]) or said in _joined()
+
+
+def is_evaluation_key(key: int) -> bool:
+    """Whether the text with this key says the same as a turn of the sets here."""
+    return key in _keys()
 
 
 @cache
 def _turns() -> frozenset[str]:
     return frozenset(normalised(turn) for name in SETS for prompt in load_prompts(name) for turn in prompt.turns)
+
+
+@cache
+def _long_turns() -> list[str]:
+    """Those that are looked for inside of other texts, by length."""
+    return sorted((turn for turn in _turns() if len(turn) >= MIN_CONTAINED), key=len)
+
+
+@cache
+def _keys() -> frozenset[int]:
+    return frozenset(map(text_key, _turns()))
 
 
 @cache
