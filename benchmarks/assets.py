@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The committed target with its drafters, and prompts that none of them was trained on."""
+"""The committed target with its drafters, the drafter of SmolLM2, and prompts that none of them was trained on."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"  # for logs and everything else that is not a result
 ASSET = ROOT / "tests" / "assets" / "stdlib-llama"
+SMOLLM2_DRAFTER = ROOT / "tests" / "assets" / "smollm2-135m-instruct" / "redrafter"
 DRAFTER, SLIM_DRAFTER = "redrafter", "redrafter-slim"  # folders in the target's
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demonstration: train a drafter, serve with it, compare with plain vLLM."""
+"""The demonstration: serve a chat model with a drafter, compare with plain vLLM, measure both."""

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks import cli
-from benchmarks.machine import PeakMemory
 from benchmarks.record import RESULTS
+from benchmarks.training.peak_memory import PeakMemory
 from redrafter_training.config.recipe import Budget, DistillConfig, LossConfig, ResponseConfig
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import LocalContext

@@ -1,20 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demonstration's options, its server command, and its kinds of engines."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.demo.options import parse_args
+from benchmarks.demo.options import BEAM_LENGTH, BEAM_WIDTH, NODES, parse_args
 from benchmarks.demo.serve import free_port, serve_command
 from benchmarks.engines.offline import as_users_run_it, parse_result
+from tests.paths import ASSET, ROOT
 
 
-def test_defaults_are_the_documented_drafting() -> None:
+def test_defaults() -> None:
     options = parse_args([])
-    assert (options.drafting.beam_width, options.drafting.beam_length) == (4, 4)
-    assert options.drafting.num_speculative_tokens == 16
+    assert (options.drafting.beam_width, options.drafting.beam_length) == (BEAM_WIDTH, BEAM_LENGTH)
+    assert options.drafting.num_speculative_tokens == NODES
+    assert options.train is None
+    assert options.inflated
     assert options.out.is_absolute()
+
+
+def test_training_is_short_unless_asked() -> None:
+    assert parse_args(["--train"]).train == "short"
+    assert parse_args(["--train", "long", "--no-inflated"]).train == "long"
+    assert not parse_args(["--no-inflated"]).inflated
 
 
 @pytest.mark.parametrize(
@@ -26,6 +38,8 @@ def test_defaults_are_the_documented_drafting() -> None:
         ["--target", "/nowhere"],
         ["--beam-width", "0"],
         ["--nodes", "300"],
+        ["--train", "--target", str(ASSET)],
+        ["--train", "--drafter", str(ASSET / "redrafter")],
     ],
 )
 def test_impossible_options_end_with_a_message(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,10 +49,25 @@ def test_impossible_options_end_with_a_message(argv: list[str], capsys: pytest.C
     assert "error:" in capsys.readouterr().err
 
 
-def test_the_server_command_uses_the_word_redrafter() -> None:
-    command = serve_command(Path("models/target"), 1234)
+@pytest.mark.process
+def test_the_help_needs_no_heavy_import() -> None:
+    code = "import sys, benchmarks.demo.__main__; print({'torch', 'transformers', 'vllm'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_the_server_command() -> None:
+    speculative = parse_args(["--nodes", "5"]).speculative(Path("drafters/one"))
+    command = serve_command(Path("models/target"), speculative, 1234)
     assert Path(command[0]).name == "vllm"
-    assert command[1:5] == ["serve", "models/target", "--speculative-model", "redrafter"]
+    assert command[1:4] == ["serve", "models/target", "--speculative-config"]
+    assert json.loads(command[4]) == {
+        "method": "redrafter",
+        "model": "drafters/one",
+        "beam_width": BEAM_WIDTH,
+        "beam_length": BEAM_LENGTH,
+        "num_speculative_tokens": 5,
+    }
     assert command[command.index("--port") + 1] == "1234"
     assert "--enforce-eager" in command
     assert "True" not in command

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks.demo.report import as_json, evaluate, print_tables, with_relative_paths
+from benchmarks.demo.report import Evidence, as_json, evaluate, print_answer, print_next_steps, print_tables
 from benchmarks.record import store
-from tests.benchmarks.evidence import GREEDY, SEEDED, make_evidence
+from tests.benchmarks.evidence import GREEDY, PROMPTS, SEEDED, make_evidence
+
+ROOT = Path("/repository")
 
 
 def test_figures() -> None:
@@ -21,16 +23,23 @@ def test_figures() -> None:
 
 def test_keys_and_ratios() -> None:
     evidence = make_evidence()
-    report = as_json(evidence, evaluate(evidence), ["--prompts", "2"])
+    report = as_json(evidence, evaluate(evidence), ["--prompts", "2"], ROOT)
     assert report["identical_greedy"] is True
     assert report["identical_seeded"] is True
     assert report["tokens_per_step"] == 2.0
     assert len(report["acceptance_by_depth"]) == 4
-    assert report["speedup"] == pytest.approx(4.0)
-    assert report["speedup_same_runner"] == pytest.approx(2.0)
+    assert report["speeds"] == [
+        {
+            "target": "target",
+            "parameters": None,  # there is no such folder
+            "speedup": 2.0,
+            "plain": {"runner": "V1", "tokens_per_second": 2.0, "tokens_per_step": 1.0},
+            "redrafter": {"runner": "V2", "tokens_per_second": 4.0, "tokens_per_step": 2.0},
+        }
+    ]
     assert {"python", "torch", "vllm", "triton", "transformers", "redrafter_vllm"} <= report["versions"].keys()
     assert "unknown" not in report["versions"].values()
-    assert report["prompts"] == ["a", "b"]
+    assert report["prompts"] == PROMPTS
     assert report["command"] == "python -m benchmarks.demo --prompts 2"
     json.dumps(report)
 
@@ -38,10 +47,9 @@ def test_keys_and_ratios() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"greedy": [GREEDY[0], [5, 5, 4]]}, "greedy outputs differ"),
-        ({"seeded": [SEEDED[0][:-1], SEEDED[1]]}, "seeded outputs differ"),
-        ({"served": [GREEDY[1], GREEDY[0]]}, "the server's outputs differ"),
-        ({"steps": [[1, 2, 1, 1], [1, 1, 1]]}, "tokens per step are 1.20, below 1.7"),
+        ({"greedy": [GREEDY[0], [5, 5, 4]]}, "greedy answers differ"),
+        ({"seeded": [SEEDED[0][:-1], SEEDED[1]]}, "seeded answers differ"),
+        ({"greedy": [GREEDY[1], GREEDY[0]]}, "greedy answers differ"),
     ],
 )
 def test_each_failure_has_a_message(changed: dict[str, list[list[int]]], message: str) -> None:
@@ -49,24 +57,59 @@ def test_each_failure_has_a_message(changed: dict[str, list[list[int]]], message
     figures = evaluate(evidence)
     assert len(figures.failures) == 1
     assert figures.failures[0].startswith(message)
-    assert as_json(evidence, figures, [])["failures"] == figures.failures
+    assert as_json(evidence, figures, [], ROOT)["failures"] == figures.failures
+
+
+def printed(evidence: Evidence) -> str:
+    console = Console(width=300, record=True)
+    print_tables(evidence, evaluate(evidence), console)
+    return console.export_text()
 
 
 def test_tables_show_the_first_difference() -> None:
-    evidence = make_evidence(greedy=[GREEDY[0], [5, 5, 4]])
-    console = Console(width=300, record=True)
-    print_tables(evidence, evaluate(evidence), console)
-    text = console.export_text()
+    text = printed(make_evidence(greedy=[GREEDY[0], [5, 5, 4]]))
     assert "first difference in request 1 at token 2" in text
     assert "1: 67%" in text
-    assert "wall-clock here says little" in text
+
+
+def test_a_gain_is_shown_without_excuses() -> None:
+    text = printed(make_evidence(seconds=2.0))
+    assert "2.00 times" in text
+    assert "Slower" not in text
+
+
+def test_a_loss_is_shown_and_explained() -> None:
+    text = printed(make_evidence(seconds=5.0))
+    assert "0.80 times" in text
+    assert "Slower with ReDrafter: target. A step verifies 17 rows instead of one" in text
 
 
 def test_stored_paths_are_relative() -> None:
-    evidence = with_relative_paths(make_evidence(), Path("/repository"))
-    assert evidence.target == Path("target")
-    assert evidence.drafter == Path("/elsewhere/drafter")
-    assert evidence.served.command == [".venv/bin/vllm", "serve", "target"]
+    evidence = make_evidence()
+    report = as_json(evidence, evaluate(evidence), [], ROOT)
+    assert report["config"]["target"] == "target"
+    assert report["config"]["drafter"] == "/elsewhere/drafter"
+    assert report["server"]["command"] == ".venv/bin/vllm serve target"
+
+
+class Letters:
+    """A tokenizer whose token n is the n-th letter."""
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(chr(ord("A") + token) for token in tokens)
+
+
+def test_the_answer_with_the_median_saving_is_shown() -> None:
+    # Steps per token are 3/5 and 2/3; the second of two is the upper median. Its only draft is its second token.
+    console = Console(width=300, record=True, color_system=None)
+    print_answer(make_evidence(), Letters(), console)
+    assert console.export_text().endswith("b\n\nF«F»F\n")
+
+
+def test_the_end_says_how_to_serve() -> None:
+    console = Console(width=300, record=True)
+    print_next_steps(make_evidence().pair, console)
+    assert "vllm serve /repository/target --speculative-model /elsewhere/drafter\n" in console.export_text()
 
 
 def test_a_report_is_stored_without_partial_files(tmp_path: Path) -> None:

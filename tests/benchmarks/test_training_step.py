@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.machine import PeakMemory
 from benchmarks.training import training_step
+from benchmarks.training.peak_memory import PeakMemory
 
 
 @pytest.mark.slow

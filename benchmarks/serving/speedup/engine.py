@@ -35,14 +35,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Turn:
-    """One pass over the first prompts. With a temperature, request i samples with seed i."""
+    """One pass over some of the prompts. With a temperature, request i samples with seed i."""
 
-    prompts: int  # the first N
+    prompts: int  # so many of them, from `first` on
     batch: int = 1  # requests at a time
     temperature: float = 0.0
     logprobs: int | None = None  # the N highest log-probabilities at each position
     tokens: int | None = None  # new tokens of each prompt; None takes the job's
     phases: bool = False  # time the phases of decode steps, which costs a little time
+    first: int = 0
 
 
 class EngineProcess:
@@ -131,11 +132,12 @@ def _generate(llm: Any, job: Job, turn: Turn) -> dict[str, Any]:
 def _continue(llm: Any, job: Job, turn: Turn) -> dict[str, Any]:
     from vllm import SamplingParams
 
-    assert turn.prompts % turn.batch == 0 and turn.prompts <= len(job.prompts)
+    prompts = job.prompts[turn.first : turn.first + turn.prompts]
+    assert turn.prompts % turn.batch == 0 and len(prompts) == turn.prompts
     sampling = [
         SamplingParams(
             temperature=turn.temperature,
-            seed=index if turn.temperature else None,
+            seed=turn.first + index if turn.temperature else None,
             max_tokens=turn.tokens or job.max_tokens,
             logprobs=turn.logprobs,
             detokenize=False,
@@ -144,7 +146,7 @@ def _continue(llm: Any, job: Job, turn: Turn) -> dict[str, Any]:
     ]
     before = read_counters(llm)
     groups = [
-        run(llm, job.prompts[start : start + turn.batch], sampling[start : start + turn.batch])
+        run(llm, prompts[start : start + turn.batch], sampling[start : start + turn.batch])
         for start in range(0, turn.prompts, turn.batch)
     ]
     return {

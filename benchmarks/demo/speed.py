@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens per second of plain vLLM and of vLLM with ReDrafter, one request at a time, greedy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks.acceptance import DraftCounters
+from benchmarks.demo.options import DemoOptions
+from benchmarks.demo.pair import Pair
+from benchmarks.demo.progress import working
+from benchmarks.engines.offline import MAX_MODEL_LEN, EngineKind, Run, as_users_run_it, with_redrafter
+from benchmarks.serving.speedup.engine import EngineProcess, Job, Turn
+
+# bfloat16 and compiled, as users run it. Only one request at a time needs cache.
+ENGINE: dict[str, Any] = {
+    "dtype": "bfloat16",
+    "max_model_len": MAX_MODEL_LEN,
+    "max_num_seqs": 1,
+    "kv_cache_memory_bytes": 1 << 28,
+    "disable_log_stats": False,
+    "skip_tokenizer_init": True,
+}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One engine's pass over all prompts, and vLLM's runner in it."""
+
+    runner: str
+    run: Run
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Both engines on one pair."""
+
+    pair: Pair
+    plain: Speed
+    redrafter: Speed
+
+    @property
+    def speedup(self) -> float:
+        return self.redrafter.run.tokens_per_second / self.plain.run.tokens_per_second
+
+
+def measure(pair: Pair, prompts: list[list[int]], options: DemoOptions, folder: Path, console: Console) -> Speeds:
+    """Run both engines, one after the other, so that a machine needs memory for one; their logs go to `folder`.
+
+    Raises:
+        ChildError: An engine failed.
+    """
+    kinds = (as_users_run_it(torch.cuda.is_available()), with_redrafter(options.speculative(pair.drafter)))
+    plain, redrafter = (_measure_one(kind, pair.target, prompts, options, folder, console) for kind in kinds)
+    return Speeds(pair, plain, redrafter)
+
+
+def _measure_one(
+    kind: EngineKind, target: Path, prompts: list[list[int]], options: DemoOptions, folder: Path, console: Console
+) -> Speed:
+    job = Job(kind.name, str(target), kind.speculative, ENGINE, prompts, options.max_tokens, kind.env)
+    log = folder / f"{kind.name.lower().replace(' ', '-')}.log"
+    with EngineProcess(job, log) as engine:
+        with working(f"{kind.name}: starting and compiling", console):
+            runner = engine.wait_until_ready()
+        turns = []
+        with working(f"{kind.name}: answering", console) as report:
+            for index in range(len(prompts)):
+                report(f"{index} of {len(prompts)} prompts")
+                turns.append(engine.take(Turn(prompts=1, first=index)))
+    speed = Speed(runner, joined(turns))
+    console.print(f"{kind.name}: {speed.run.tokens_per_second:.1f} tokens/s", highlight=False)
+    return speed
+
+
+def joined(turns: Sequence[dict[str, Any]]) -> Run:
+    """One run of several turns, as `EngineProcess.take` returns them."""
+    return Run(
+        tokens=[tokens for turn in turns for tokens in turn["tokens"]],
+        steps=[steps for turn in turns for steps in turn["steps"]],
+        seconds=sum(turn["seconds"] for turn in turns),
+        counters=_summed([DraftCounters.from_dict(turn["counters"]) for turn in turns]),
+    )
+
+
+def _summed(counters: Sequence[DraftCounters]) -> DraftCounters:
+    accepted = zip(*(each.accepted_at_least for each in counters), strict=True)
+    return DraftCounters(sum(each.verifications for each in counters), tuple(map(sum, accepted)))
