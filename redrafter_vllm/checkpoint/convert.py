@@ -7,6 +7,7 @@ Converts a drafter checkpoint with any of the known tensor names to Apple's layo
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from redrafter_vllm.checkpoint import errors
 from redrafter_vllm.checkpoint import io as checkpoint
+from redrafter_vllm.checkpoint.card import CardTarget, card_metadata, describe_target, place_name, write_card
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.checkpoint.files import is_directory, pickle_files
 from redrafter_vllm.checkpoint.vocab_mapping import MAP, check_map, check_map_header, map_header
@@ -38,7 +40,16 @@ def convert(source: Path, destination: Path, *, allow_pickle: bool = False) -> D
     else:
         config, tensors = checkpoint.load_checkpoint(source)
     checkpoint.save_checkpoint(destination, config, tensors)
+    write_card(destination, _card_target(source), origin=f"Converted from {place_name(str(source))}.")
     return config
+
+
+def _card_target(source: Path) -> CardTarget | None:
+    """The target that `source` holds beside the drafter, or that its card names."""
+    if checkpoint.read_config(source)[1]:
+        return describe_target(str(source))
+    named = card_metadata(source).get("base_model")
+    return replace(describe_target(str(source)), name=named, base_model=named) if isinstance(named, str) else None
 
 
 def _load_pickle(source: Path) -> tuple[DrafterConfig, dict[str, Tensor]]:

@@ -18,8 +18,9 @@ from redrafter_vllm.utils.messages import listed
 from redrafter_vllm.utils.paths import PlaceError, check_writable
 
 PROVENANCE_FILE = "training.json"
+CARD_FILE = "README.md"
 _SHARDS = "model-*-of-*.safetensors"
-_OWN = (CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, _SHARDS, PROVENANCE_FILE)
+_OWN = (CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, _SHARDS, PROVENANCE_FILE, CARD_FILE)
 
 
 def check_drafter_place(out: Path, *, replace: bool) -> None:

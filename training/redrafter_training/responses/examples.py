@@ -100,6 +100,7 @@ def load_responses(
             f"left out: {reasons or 'none'}"
         )
     facts: dict[str, object] = {"regenerated": manifest["settings"], **divided.split.facts()}
+    facts["commands"] = store.commands()
     facts |= {"truncated": cut, "looping": repeating, "skipped": left_out.total()}
     return ResponseExamples(divided.training, divided.held_out, divided.prompts, divided.split, facts)
 

@@ -112,6 +112,12 @@ class ResponseStore:
             )
         return found
 
+    def commands(self) -> list[str]:
+        """The commands that the responses and, if they were invented, the prompts were generated with, in order."""
+        manifest = self.manifest()
+        found = (manifest.get("invented") or {}).get("command"), manifest.get("command")
+        return [command for command in found if isinstance(command, str)]
+
     def has(self, number: int) -> bool:
         return (self.folder / _shard_name(number)).is_file()
 

@@ -208,6 +208,11 @@ def packed_feed(
     fraction = config.response_fraction if responses else 0.0
     min_length = config.beam_length + 1
     window = packed_window(settings, target, context)
+    texts = [*training, *(responses if fraction else [])]
+    amounts = {
+        "training_tokens": sum(map(len, texts)),
+        "learned_tokens": sum(int(text.loss_mask.sum()) for text in texts),
+    }
     batches = partial(
         conversation_batches,
         training,
@@ -223,7 +228,7 @@ def packed_feed(
         held_out_rows(held_out[: settings.held_out_windows], min_length, window),
         measured,
         partial(example_frequencies, training, responses, fraction),
-        facts | {"packed": window is not None},
+        facts | amounts | {"packed": window is not None},
     )
 
 

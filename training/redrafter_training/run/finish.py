@@ -2,7 +2,7 @@
 """After the last step: the drafter is exported first, then evaluated."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,11 +45,18 @@ class Report:
 
 
 def finish(
-    job: Job, config: DistillConfig, recipe: str, outcome: Outcome, evaluate: Evaluate, started: float
+    job: Job,
+    config: DistillConfig,
+    recipe: str,
+    target: Mapping[str, str],
+    outcome: Outcome,
+    evaluate: Evaluate,
+    started: float,
 ) -> Report:
-    """Exports the drafter of the last checkpoint with its `training.json`, then evaluates it and adds the figures.
+    """Exports the drafter of the last checkpoint with its `training.json` and card, then evaluates it and adds the figures.
 
     Args:
+        target: the target's fingerprint.
         started: time of the start, by the monotonic clock.
 
     Raises:
@@ -67,6 +74,7 @@ def finish(
         "run": run_name(job.run_folder),
         "recipe": recipe,
         "target": job.target,
+        "target_content": dict(target),
         "data": outcome.facts,
         "config": asdict(config),
         "parameters": sum(p.numel() for p in drafter.parameters()),

@@ -58,6 +58,15 @@ def facts_file(out: Path) -> Path:
     return out.with_name(out.name + ".json")
 
 
+def invention_facts(out: Path) -> dict[str, Any] | None:
+    """What is stored about the invented prompts in the file `out`; None for a file of anything else."""
+    try:
+        facts = strict_json.loads(facts_file(out).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) and {"settings", "sampled", "kept"} <= facts.keys() else None
+
+
 def _load(out: Path, settings: dict[str, Any]) -> Invented:
     """The prompts of an earlier start."""
     facts = facts_file(out)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -17,6 +18,7 @@ from redrafter_training.responses.records import Task, TaskResult
 from redrafter_training.responses.store import ResponseStore, vocabulary_fingerprint
 from redrafter_training.responses.vllm_engine import load_tokenizer, make_generator
 from redrafter_training.run.data_summary import ignored_files
+from redrafter_training.run.prompt_invention import invention_facts
 from redrafter_training.utils.fingerprint import target_fingerprint
 from redrafter_training.utils.provenance import provenance
 
@@ -86,6 +88,8 @@ def generate_responses(job: ResponseJob) -> Summary:
         "vocabulary": vocabulary_fingerprint(tokenizer),
     }
     facts = {"records": {"used": report.used, "skipped": report.skipped}} | provenance("redrafter_training.respond")
+    if (invented := invention_facts(Path(job.data))) is not None:
+        facts["invented"] = invented
     store.check(settings)
     with store.held():
         store.open(settings, len(tasks), len(shards), facts)

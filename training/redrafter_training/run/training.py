@@ -164,7 +164,7 @@ def run(job: Job, config: DistillConfig, recipe: str, keys: str, interruption: I
             check_identity(read_state(newest, mmap=True), job.identity(config) | {"inputs": inputs})
         write_text(job.run_folder / KEYS_FILE, keys)
         outcome, evaluate = _launch(job, config, inputs, interruption)
-        return finish(job, config, recipe, outcome, evaluate, started)
+        return finish(job, config, recipe, inputs["target"], outcome, evaluate, started)
 
 
 def local_device(job: Job) -> torch.device:

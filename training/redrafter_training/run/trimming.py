@@ -25,6 +25,9 @@ from redrafter_training.data.vocab_mapping import (
 from redrafter_training.data.windows import encode_files
 from redrafter_training.responses.examples import load_responses
 from redrafter_training.responses.store import is_response_folder
+from redrafter_training.trainer.card import commands_text, history_sections
+from redrafter_training.trainer.export import read_report
+from redrafter_vllm.checkpoint.card import describe_target, markdown_table, place_name, write_card
 from redrafter_vllm.checkpoint.vocab_mapping import MAP, check_target_ids, to_offsets
 from redrafter_vllm.model.drafter import Drafter
 
@@ -49,6 +52,28 @@ def trim(drafter: Drafter, tokens: Tensor) -> Drafter:
     offsets = to_offsets(tokens)
     trimmed.load_state_dict(tensors | {MAP: offsets, output: tensors[output][rows]}, assign=True)
     return trimmed.eval()
+
+
+def write_trimmed_card(
+    folder: Path, source: Path, target: str, data: str, chosen: DraftVocabulary, command: str
+) -> None:
+    """Writes the card of the drafter in `folder`, trimmed from the one in `source`; figures of the latter are left out.
+
+    Args:
+        data: that the tokens were counted in.
+        command: that trimmed it.
+    """
+    report = read_report(source)
+    rows = [
+        ("trimmed from", place_name(str(source))),
+        ("to the most frequent tokens of", place_name(data)),
+        ("tokens of that data within the draft vocabulary", f"{chosen.coverage:.2%}"),
+    ]
+    known = describe_target(target, report.get("target_content", {}).get("weights"))
+    sections = {"Trimming": markdown_table(("", ""), rows)}
+    sections |= {f"{name} before trimming": text for name, text in history_sections(report).items()}
+    sections["Repeat it"] = commands_text(report, command)
+    write_card(folder, known, origin=f"Trimmed from the drafter {place_name(str(source))}.", sections=sections)
 
 
 def data_frequencies(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export of a trained drafter with its report (`training.json`)."""
+"""Export of a trained drafter with its report (`training.json`) and its model card."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from redrafter_training.trainer.card import write_training_card
 from redrafter_vllm.checkpoint.places import PROVENANCE_FILE, drafter_folder
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.utils import strict_json
@@ -21,7 +22,7 @@ def export(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Writes `drafter` in Apple's layout and in `dtype`, and `report` as `training.json`, to directory `out`.
+    """Writes `drafter` in Apple's layout and in `dtype`, `report` as `training.json`, and a card, to directory `out`.
 
     If writing fails, `out` keeps its content; see `drafter_folder`.
 
@@ -34,19 +35,27 @@ def export(
     with drafter_folder(out, replace=overwrite or is_of_run(out, report.get("run"))) as made:
         drafter.to(dtype).save_pretrained(made)
         (made / PROVENANCE_FILE).write_text(_as_json(report))
+        write_training_card(made, report)
 
 
 def update_report(out: Path, report: Mapping[str, Any]) -> None:
-    """Replaces the report beside an exported drafter."""
+    """Replaces the report and the card beside an exported drafter."""
     write_text(out / PROVENANCE_FILE, _as_json(report))
+    write_training_card(out, report)
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report beside a drafter; empty where there is none."""
+    try:
+        found = strict_json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def is_of_run(out: Path, run: object) -> bool:
     """Whether `out` contains a drafter that the run of this name exported."""
-    try:
-        return run is not None and strict_json.loads((out / PROVENANCE_FILE).read_text())["run"] == run
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return run is not None and read_report(out).get("run") == run
 
 
 def _as_json(report: Mapping[str, Any]) -> str:
