@@ -50,3 +50,35 @@ def acceptance_by_depth(counters: DraftCounters, beam_length: int) -> list[float
     if counters.verifications < 1:
         return [0.0] * beam_length
     return [count / counters.verifications for count in counters.accepted_at_least[:beam_length]]
+
+
+def acceptance_of_steps(steps: Sequence[Sequence[int]], depth: int) -> list[float]:
+    """Fraction of verification steps that emitted an accepted draft of each depth, 1 to `depth`, and a token behind it.
+
+    Counted like `tokens_per_step`, and the same for engines that draft at every step and for those that do not. A draft
+    that ends its request is not counted, as no token follows it.
+
+    Args:
+        steps: As for `tokens_per_step`.
+        depth: Greatest depth.
+    """
+    emitted = [tokens for request in steps for tokens in request[1:]]
+    return [sum(tokens > d for tokens in emitted) / max(1, len(emitted)) for d in range(1, depth + 1)]
+
+
+def emitted_by_step(accepted: Sequence[int], tokens: int) -> list[int]:
+    """The steps of one simulated request as an engine emits them, the prompt's first.
+
+    Every verification emits its accepted drafts and one token more, except where the request ends before.
+
+    Args:
+        accepted: Accepted drafts by step.
+        tokens: Tokens of the response, at least one. The prompt's step emits the first.
+    """
+    emitted, left = [1], tokens - 1
+    for drafts in accepted:
+        emitted.append(min(drafts + 1, left))
+        left -= emitted[-1]
+    if left != 0 or min(emitted) < 1:
+        raise ValueError(f"steps that accept {list(accepted)} do not make up {tokens} tokens")
+    return emitted

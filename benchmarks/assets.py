@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from redrafter_training.data.python_corpus import extract_prompts, load_corpus, split
 
 if TYPE_CHECKING:
+    import torch
+
     from redrafter_training.target.model import TargetModel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,12 +29,12 @@ def tokenized(texts: Sequence[str], tokenizer: Any, *, max_tokens: int | None = 
     return [list(tokenizer(text)["input_ids"])[:max_tokens] for text in texts]
 
 
-def load_target(folder: Path) -> "TargetModel":
-    """The target in a folder, in float32 on the CPU."""
+def load_target(folder: Path, dtype: "torch.dtype | None" = None, device: str = "cpu") -> "TargetModel":
+    """The target in a folder; without a dtype in float32."""
     # Imported here, as most users of this module need only paths and start many processes.
     import torch
     from transformers import AutoModelForCausalLM
 
     from redrafter_training.target.model import TargetModel
 
-    return TargetModel(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    return TargetModel(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or torch.float32).to(device))

@@ -4,6 +4,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -78,6 +79,8 @@ def run_benchmark(
     *,
     passed: Callable[[Report], bool] = lambda report: True,
     record_failed: bool = True,
+    name: Callable[[Options], str] | None = None,
+    beside: Callable[[Report, Path], Sequence[Path]] = lambda report, file: (),
 ) -> int:
     """Parse, measure, show, record in the folder `--out`; the exit status.
 
@@ -86,6 +89,8 @@ def run_benchmark(
         argv: Arguments; None takes the process's.
         passed: Whether the report shows what it must; if not, the exit status is 1.
         record_failed: Record a report that did not pass.
+        name: The beginning of the record's file name; None takes the module's.
+        beside: Writes further files for a record and returns their paths.
     """
     arguments = sys.argv[1:] if argv is None else argv
 
@@ -96,8 +101,10 @@ def run_benchmark(
         succeeded = passed(report)
         if succeeded or record_failed:
             given = vars(options)
-            file = record(module, arguments, report, given["out"], given.get("device", "cpu"))
-            console.print(str(file), soft_wrap=True)
+            chosen = None if name is None else name(options)
+            file = record(module, arguments, report, given["out"], given.get("device", "cpu"), name=chosen)
+            for written in (file, *beside(report, file)):
+                console.print(str(written), soft_wrap=True)
         return 0 if succeeded else 1
 
     return ending(body)

@@ -21,8 +21,16 @@ def command(module: str, argv: Sequence[str]) -> str:
     return shlex.join(["python", "-m", module, *argv])
 
 
-def record(module: str, argv: Sequence[str], found: dict[str, Any], folder: Path, device: str = "cpu") -> Path:
-    """Write `<folder>/<name>_<hardware>_<date>.json` and return its path; the name is the last part of `module`."""
+def record(
+    module: str,
+    argv: Sequence[str],
+    found: dict[str, Any],
+    folder: Path,
+    device: str = "cpu",
+    *,
+    name: str | None = None,
+) -> Path:
+    """Write `<folder>/<name>_<hardware>_<date>.json` and return its path; without a name, the last part of `module`."""
     machine, description = hardware(device)
     about = {
         "command": command(module, argv),
@@ -30,7 +38,8 @@ def record(module: str, argv: Sequence[str], found: dict[str, Any], folder: Path
         "versions": versions(),
         "hardware": description,
     }
-    file = folder / f"{module.rpartition('.')[2].replace('_', '-')}_{machine}_{about['date']}.json"
+    stem = name or module.rpartition(".")[2].replace("_", "-")
+    file = folder / f"{stem}_{machine}_{about['date']}.json"
     store(file, about | found)
     return file
 

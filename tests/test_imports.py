@@ -22,7 +22,8 @@ LAYERS = {
         "cli smollm2 invent respond evaluate trim __main__"
     ),
     "benchmarks": (
-        "machine compare acceptance assets record engine_process cli engines models serving training demo gpu_check"
+        "tables machine compare acceptance assets record engine_process cli "
+        "engines models serving training demo gpu_check"
     ),
 }
 DISTRIBUTIONS = ("redrafter_vllm", "redrafter_training", "benchmarks")

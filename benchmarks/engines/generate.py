@@ -7,6 +7,7 @@ Each engine has its process: vLLM reads environment variables once, and two engi
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,17 @@ def read_preemptions(llm: Any) -> int:
     return int(sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions"))
 
 
-def run(llm: Any, prompts: list[list[int]], sampling: Any) -> dict[str, Any]:
+def run(
+    llm: Any, prompts: list[list[int]], sampling: Any, finished: Callable[[int], None] | None = None
+) -> dict[str, Any]:
     """`LLM.generate` on all prompts: tokens, tokens by step, counters and seconds; log-probabilities where requested.
 
     `decoding` has the tokens and seconds after every prompt has been computed; `most_at_once` is the largest number of
-    requests that one step emitted tokens for.
+    requests that one step emitted tokens for. `finished` is told how many more requests have finished.
     """
     requests = [{"prompt_token_ids": prompt} for prompt in prompts]
     before, preempted, started = read_counters(llm), read_preemptions(llm), time.perf_counter()
-    with recorded_steps(llm) as steps:
+    with recorded_steps(llm, finished) as steps:
         outputs = llm.generate(requests, sampling, use_tqdm=False)
     seconds = time.perf_counter() - started
     # Request ids inside the engine may have a suffix; their numbers follow the prompts' order.

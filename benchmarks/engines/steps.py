@@ -2,7 +2,7 @@
 """What each step of an engine emitted, and when it ended."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,8 +34,11 @@ class Steps:
 
 
 @contextmanager
-def recorded_steps(llm: Any) -> Iterator[Steps]:
-    """Record the steps of an engine in this process, whose core's `get_output` is wrapped meanwhile."""
+def recorded_steps(llm: Any, finished: Callable[[int], None] | None = None) -> Iterator[Steps]:
+    """Record the steps of an engine in this process, whose core's `get_output` is wrapped meanwhile.
+
+    `finished` is told how many requests a step has finished, if there are any.
+    """
     core = llm.llm_engine.engine_core
     original = core.get_output
     steps = Steps()
@@ -45,6 +48,8 @@ def recorded_steps(llm: Any) -> Iterator[Steps]:
         emitted = {out.request_id: len(out.new_token_ids) for out in outputs.outputs if out.new_token_ids}
         if emitted:
             steps.add(time.perf_counter(), emitted)
+        if finished is not None and (ended := sum(out.finished for out in outputs.outputs)):
+            finished(ended)
         return outputs
 
     core.get_output = get_output

@@ -19,6 +19,8 @@ COMMANDS = (
     "gpu_check",
     "models.inflate",
     "models.roofline",
+    "serving.chat",
+    "serving.context_length",
     "serving.drafter_levers",
     "serving.drafting_round",
     "serving.speedup",
@@ -94,3 +96,25 @@ def test_errors_are_a_sentence_and_nothing_is_recorded(
     assert run(tmp_path, measure=measure) == 1
     assert capsys.readouterr().err == message + "\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_record_has_the_name_and_the_files_that_the_command_gives(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def beside(report: cli.Report, file: Path) -> list[Path]:
+        other = file.with_suffix(".md")
+        other.write_text(str(report["figure"]))
+        return [other]
+
+    status = cli.run_benchmark(
+        "benchmarks.some.thing",
+        [],
+        lambda argv: Namespace(out=tmp_path, number=7),
+        lambda options, console: {"figure": 1},
+        lambda report, console: None,
+        name=lambda options: f"thing-{options.number}",
+        beside=beside,
+    )
+    (record,) = tmp_path.glob("thing-7_*.json")
+    assert status == 0 and record.with_suffix(".md").read_text() == "1"
+    assert capsys.readouterr().out.splitlines() == [str(record), str(record.with_suffix(".md"))]

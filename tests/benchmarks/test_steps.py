@@ -36,3 +36,16 @@ def test_steps_without_tokens_are_not_recorded(monkeypatch: pytest.MonkeyPatch) 
             core.get_output()
     assert core.get_output is original
     assert [(step.ended, step.tokens, step.begun) for step in steps.in_order] == [(10.0, 1, 1), (11.5, 3, 1)]
+
+
+def test_finished_requests_are_reported() -> None:
+    def output(request: str, finished: bool) -> Any:
+        return SimpleNamespace(request_id=request, new_token_ids=[0], finished=finished)
+
+    waiting = [[output("a", False)], [output("a", True), output("b", True)], [output("c", False)], [output("c", True)]]
+    core = SimpleNamespace(get_output=lambda: SimpleNamespace(outputs=waiting.pop(0)))
+    told: list[int] = []
+    with recorded_steps(SimpleNamespace(llm_engine=SimpleNamespace(engine_core=core)), told.append):
+        for _ in range(4):
+            core.get_output()
+    assert told == [2, 1]

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.assets import ASSET, DRAFTER, held_out_prompts, tokenized
 from benchmarks.compare import common_prefix
-from benchmarks.serving.speedup.engine import EngineProcess, Job
+from benchmarks.engines.on_request import EngineProcess, Job
 
 TREE = {"method": "redrafter", "model": str(ASSET / DRAFTER), "beam_width": 4, "beam_length": 4}
 

@@ -14,15 +14,16 @@ from vllm.v1.spec_decode.dynamic.utils import (
 
 from benchmarks import cli
 from benchmarks.assets import BUILD
+from benchmarks.engines.on_request import START_SECONDS
+from benchmarks.models.cache import kv_cache_bytes
 from benchmarks.models.roofline import DTYPE_BYTES
 from benchmarks.models.shapes import find_shape
 from benchmarks.record import RESULTS
-from benchmarks.serving.speedup.engine import START_SECONDS, Turn
+from benchmarks.serving.speedup.engine import Turn
 from redrafter_vllm.checkpoint.locate import resolve_drafter
 from redrafter_vllm.config import QUANTIZATIONS, DraftingConfig
 
 MODULE = "benchmarks.serving.speedup"
-PAGE = 128  # tokens; vLLM's largest page for these targets
 # vLLM refuses to start unless this fraction of the GPU is free, and several engines run at once. How much each takes
 # depends on `kv_cache_memory_bytes` alone.
 GPU_PART = 0.3
@@ -86,10 +87,7 @@ class Options:
     @property
     def kv_cache_bytes(self) -> int:
         """Enough for all requests of the largest batch to run at once to their end, and 8 pages more."""
-        shape = find_shape(str(self.target))
-        numbers = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim
-        pages = max(self.batches) * -(-self.max_model_len // PAGE) + 8
-        return pages * PAGE * numbers * DTYPE_BYTES[self.dtype]
+        return kv_cache_bytes(str(self.target), max(self.batches), self.max_model_len, self.dtype)
 
     def capture_sizes(self, drafting: DraftingConfig | None) -> list[int]:
         """Sizes of CUDA graphs, in tokens: for the measured batches, smaller ones (as requests end) and prompts.

@@ -61,10 +61,12 @@ def accepted_depths(tree: DraftTree, future: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def accepted_everywhere(
-    target: TargetModel, drafter: DrafterInterface, text: Tensor, start: int, drafting: Drafting
+    target: TargetModel, drafter: DrafterInterface, hidden: Tensor, text: Tensor, start: int, drafting: Drafting
 ) -> Tensor:
-    """Accepted draft tokens of a step at context p, for each p >= `start - 1` with its root p + 1 in `text` [n]."""
-    hidden = target.outputs(text[None]).hidden[0]
+    """Accepted draft tokens of a step at context p, for each p >= `start - 1` with its root p + 1 in `text` [n].
+
+    `hidden` [n, H] are the target's hidden states of the text.
+    """
     context = hidden[start - 1 : -1]
     roots = text[start:]
     beams = beam_search(
@@ -117,10 +119,18 @@ def counted_steps(
     target: TargetModel, drafter: DrafterInterface, text: Tensor, start: int, drafting: Drafting
 ) -> CountedSteps:
     """The steps for `text` [n] behind its prompt of `start` tokens; none where fewer than two tokens follow it."""
+    return counted_steps_of_each(target, drafter, text, start, [drafting])[0]
+
+
+def counted_steps_of_each(
+    target: TargetModel, drafter: DrafterInterface, text: Tensor, start: int, draftings: Sequence[Drafting]
+) -> list[CountedSteps]:
+    """`counted_steps` of several shapes, from one pass of the target."""
     if len(text) - start < 2:
-        return CountedSteps([], 0)
-    accepted = accepted_everywhere(target, drafter, text, start, drafting).tolist()
-    return CountedSteps(count_steps(accepted), len(text) - start - 1)
+        return [CountedSteps([], 0) for _ in draftings]
+    hidden = target.hidden(text[None])[0]
+    everywhere = [accepted_everywhere(target, drafter, hidden, text, start, drafting) for drafting in draftings]
+    return [CountedSteps(count_steps(accepted.tolist()), len(text) - start - 1) for accepted in everywhere]
 
 
 def summarise(texts: Sequence[CountedSteps], drafting: Drafting) -> Acceptance:

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of the comparison, in a terminal, as Markdown and as a plot."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks import cli
+from benchmarks.serving.chat.comparison import AGREEMENT
+from benchmarks.tables import Grid, figure, plot
+from redrafter_vllm.utils.atomic import write_text
+
+
+def grids(report: cli.Report) -> list[Grid]:
+    """A table for each temperature: tokens per step by group, acceptance by depth, tokens per second."""
+    config = report["config"]
+    depth = max(tree["beam_length"] for tree in config["trees"])
+    columns = ["method", *report["groups"], *(f"depth {d}" for d in range(1, depth + 1)), "tokens/s"]
+    made = []
+    for temperature in config["temperatures"]:
+        rows = [cells(row, report["groups"]) for row in report["results"] if row["temperature"] == temperature]
+        rows += [[name, *["–"] * (len(columns) - 1)] for name in report["failed"]]
+        title = (
+            f"{config['prompts']}, {heat(temperature)}: tokens per step of {report['requests']['all']} requests of at "
+            f"most {config['max_tokens']} tokens, acceptance by depth, tokens/s at batch {config['batch']} in "
+            f"{config['dtype']}"
+        )
+        made.append(Grid(title, columns, rows))
+    return made
+
+
+def cells(row: dict[str, Any], groups: Sequence[str]) -> list[str]:
+    """One row of a table."""
+    return [
+        row["method"],
+        *(figure(row["tokens_per_step"][group]) for group in groups),
+        *(figure(value) for value in row["acceptance_by_depth"]),
+        figure(row["tokens_per_second"], ".1f"),
+    ]
+
+
+def heat(temperature: float) -> str:
+    return f"temperature {temperature:g}" if temperature else "greedy"
+
+
+def remarks(report: cli.Report) -> list[str]:
+    """What the tables do not say: agreement, methods that failed, prompts left out."""
+    said = []
+    for row in report["agreement"]:
+        within = "within" if abs(row["difference"]) <= AGREEMENT else "NOT within"
+        said.append(
+            f"{row['tree']}, {heat(row['temperature'])}: simulated differs from served by {row['difference']:+.2%}, "
+            f"{within} {AGREEMENT:.0%}"
+        )
+    said += [f"{name} has no figures: {reason}" for name, reason in report["failed"].items()]
+    if report["left_out"]:
+        said.append(f"{report['left_out']} turns are left out: with their response they are longer than the window")
+    return said
+
+
+def show(report: cli.Report, console: Console) -> None:
+    for grid in grids(report):
+        console.print(grid.rich())
+    for line in remarks(report):
+        console.print(line, markup=False)
+
+
+def store(report: cli.Report, file: Path) -> list[Path]:
+    """Markdown and PNG beside the record `file`."""
+    text = "\n".join(grid.markdown() for grid in grids(report))
+    listed = "".join(f"- {line.splitlines()[0]}\n" for line in remarks(report))
+    markdown = file.with_suffix(".md")
+    write_text(markdown, f"{text}\n{listed}")
+    return [markdown, *plot(file.with_suffix(".png"), lambda axes: draw(report, axes))]
+
+
+def draw(report: cli.Report, axes: Any) -> None:
+    """Tokens per step by group, a colour for each method, at the first temperature."""
+    temperature = report["config"]["temperatures"][0]
+    rows = [row for row in report["results"] if row["temperature"] == temperature and not row["simulated"]]
+    groups, width = report["groups"], 0.8 / max(1, len(rows))
+    for number, row in enumerate(rows):
+        places = [place - 0.4 + (number + 0.5) * width for place in range(len(groups))]
+        axes.bar(places, [row["tokens_per_step"][group] or 0 for group in groups], width, label=row["method"])
+    axes.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
+    axes.set(ylabel="tokens per step", title=f"{report['config']['prompts']}, {heat(temperature)}", ylim=(1, None))
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize=8)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables that are shown in a terminal and stored as Markdown, and plots beside them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: rows of texts, the first column to the left and the others to the right."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError(f"every row of {self.title!r} needs {len(self.columns)} cells")
+
+    def rich(self) -> Table:
+        """For a terminal."""
+        table = Table(title=self.title, title_justify="left")
+        for number, column in enumerate(self.columns):
+            table.add_column(column, justify="right" if number else "left")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        """A Markdown table under its title."""
+        rules = ["---", *["---:"] * (len(self.columns) - 1)]
+        lines = [self.columns, rules, *[[cell.replace("|", "\\|") for cell in row] for row in self.rows]]
+        return f"**{self.title}**\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def figure(value: float | None, form: str = ".2f") -> str:
+    """A number in a cell, a dash for none."""
+    return "–" if value is None else format(value, form)
+
+
+def plot(path: Path, draw: Callable[[Any], None]) -> list[Path]:
+    """The PNG that `draw` made on matplotlib's axes; none where matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return []
+    drawing = Figure(figsize=(10, 5), layout="constrained")
+    FigureCanvasAgg(drawing)
+    draw(drawing.subplots())
+    drawing.savefig(path, dpi=120)
+    return [path]
