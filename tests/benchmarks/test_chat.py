@@ -210,7 +210,9 @@ def test_tables_and_files(tmp_path: Path) -> None:
     report.show(found, console)
     shown = console.export_text()
     assert "simulated differs from served by -50.00%, NOT within 3%" in shown
-    assert "2 turns are left out" in shown
+    assert "2 turns are left out" in shown and "prompt lookup" not in shown
+    found["results"].append(row("prompt lookup, 4 tokens", None, 1.6))
+    assert "2x2, 4 nodes, greedy: 1.25 times the tokens per step of prompt lookup" in report.remarks(found)
     written = report.store(found, tmp_path / "chat.json")
     assert [path.name for path in written] == ["chat.md", "chat.png"] and all(path.stat().st_size for path in written)
     lines = written[0].read_text().splitlines()

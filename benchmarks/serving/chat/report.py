@@ -9,6 +9,8 @@ from rich.console import Console
 
 from benchmarks import cli
 from benchmarks.serving.chat.comparison import AGREEMENT
+from benchmarks.serving.chat.methods import LOOKUP
+from benchmarks.serving.chat.questions import ALL
 from benchmarks.tables import Grid, figure, plot
 from redrafter_vllm.utils.atomic import write_text
 
@@ -46,7 +48,7 @@ def heat(temperature: float) -> str:
 
 
 def remarks(report: cli.Report) -> list[str]:
-    """What the tables do not say: agreement, methods that failed, prompts left out."""
+    """What the tables do not say: agreement, ratios to prompt lookup, methods that failed, prompts left out."""
     said = []
     for row in report["agreement"]:
         within = "within" if abs(row["difference"]) <= AGREEMENT else "NOT within"
@@ -54,10 +56,23 @@ def remarks(report: cli.Report) -> list[str]:
             f"{row['tree']}, {heat(row['temperature'])}: simulated differs from served by {row['difference']:+.2%}, "
             f"{within} {AGREEMENT:.0%}"
         )
+    for row in report["results"]:
+        lookup = lookup_of(report, row["temperature"])
+        if row["tree"] is not None and not row["simulated"] and lookup is not None:
+            ratio = row["tokens_per_step"][ALL] / lookup
+            said.append(
+                f"{row['tree']}, {heat(row['temperature'])}: {ratio:.2f} times the tokens per step of prompt lookup"
+            )
     said += [f"{name} has no figures: {reason}" for name, reason in report["failed"].items()]
     if report["left_out"]:
         said.append(f"{report['left_out']} turns are left out: with their response they are longer than the window")
     return said
+
+
+def lookup_of(report: cli.Report, temperature: float) -> float | None:
+    """Tokens per step of prompt lookup; None if it was not run."""
+    rows = [row for row in report["results"] if row["temperature"] == temperature and row["method"].startswith(LOOKUP)]
+    return rows[0]["tokens_per_step"][ALL] if rows else None
 
 
 def show(report: cli.Report, console: Console) -> None:
