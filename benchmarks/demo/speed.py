@@ -14,7 +14,8 @@ from benchmarks.demo.options import DemoOptions
 from benchmarks.demo.pair import Pair
 from benchmarks.demo.progress import working
 from benchmarks.engines.offline import MAX_MODEL_LEN, EngineKind, Run, as_users_run_it, with_redrafter
-from benchmarks.serving.speedup.engine import EngineProcess, Job, Turn
+from benchmarks.engines.on_request import EngineProcess, Job
+from benchmarks.serving.speedup.engine import Turn
 
 # bfloat16 and compiled, as users run it. Only one request at a time needs cache.
 ENGINE: dict[str, Any] = {
