@@ -19,7 +19,7 @@ LAYERS = {
     ),
     "redrafter_training": (
         "utils config distributed target data hidden_states trainer responses tiny_target run "
-        "cli smollm2 invent respond evaluate trim __main__"
+        "cli smollm2 invent respond evaluate trim pipeline __main__"
     ),
     "benchmarks": (
         "tables machine compare acceptance assets record engine_process cli "

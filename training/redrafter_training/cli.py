@@ -2,9 +2,11 @@
 """One flat set of keys, as flags and as YAML, built from the dataclasses that hold them."""
 
 import inspect
+import json
+import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, get_args, get_type_hints
@@ -128,6 +130,43 @@ def parse_keys(holder: type[Keys], program: str, description: str, argv: Sequenc
         parser.error(str(problem))
     except OSError as problem:
         parser.error(one_line(sentence(problem)))
+
+
+def as_flags(holders: Sequence[type], keys: Mapping[str, Any]) -> list[str]:
+    """The arguments that mean the same as `keys` of `holders` in a YAML file; unknown ones become unknown flags."""
+    switches = {name for holder in holders for name, default in _flat_defaults(holder) if default is False}
+    groups = {name.rpartition(".")[0] for holder in holders for name, _ in _flat_defaults(holder)}
+    flags: list[str] = []
+
+    def add(prefix: str, given: Mapping[str, Any]) -> None:
+        for key, value in given.items():
+            name = f"{prefix}{key}"
+            flag = f"--{name}".replace("_", "-")
+            if name in groups and isinstance(value, Mapping):
+                add(f"{name}.", value)
+            elif name in switches and isinstance(value, bool):
+                flags.extend([flag] * value)
+            else:
+                flags.extend([flag, _argument(value)])
+
+    add("", keys)
+    return flags
+
+
+def _argument(value: Any) -> str:
+    """A value as one argument."""
+    if isinstance(value, str | Path):
+        return str(value)
+    return ".inf" if value == math.inf else json.dumps(value)
+
+
+def _flat_defaults(holder: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The name of each flag, without dashes, and its default."""
+    for entry, kind, within in _fields(holder, prefix):
+        if _is_nested(kind):
+            yield from _flat_defaults(kind, within)
+        else:
+            yield f"{prefix}{entry.name}", _default(entry, None)
 
 
 def _empty_parser(program: str, description: str) -> ArgumentParser:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from redrafter_training.utils.command import Interruption, run_command
@@ -22,6 +23,12 @@ WINDOW = 256  # tokens per window of held-out text for the figures by depth
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    return run_command(partial(_main, args, parser), lambda: "interrupted: nothing is stored")
+
+
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m redrafter_training.evaluate",
         description="Measure the tokens per step that a drafter reaches, without a serving engine.",
@@ -44,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--corpus", type=user_path, help="folder of Python files (default: the standard library)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--trust-remote-code", action="store_true", help="run code from the target's repository")
-    args = parser.parse_args(argv)
-    return run_command(partial(_main, args, parser), lambda: "interrupted: nothing is stored")
+    parser.add_argument("--card", action="store_true", help="add the results to the card in the drafter's folder")
+    return parser
 
 
 def _main(args: argparse.Namespace, parser: argparse.ArgumentParser, _: Interruption) -> int:
@@ -55,10 +62,12 @@ def _main(args: argparse.Namespace, parser: argparse.ArgumentParser, _: Interrup
 
     from redrafter_training.data.windows import held_out_windows
     from redrafter_training.run.evaluation import held_out_texts
+    from redrafter_training.run.prompt_evaluation import ALL
     from redrafter_training.target.model import TargetModel
     from redrafter_training.target.properties import read_facts
     from redrafter_training.trainer.acceptance import Drafting, measure
     from redrafter_training.trainer.metrics import depth_figures
+    from redrafter_vllm.checkpoint.card import check_card_place
     from redrafter_vllm.checkpoint.locate import resolve_drafter
     from redrafter_vllm.model.drafter import Drafter
 
@@ -69,11 +78,16 @@ def _main(args: argparse.Namespace, parser: argparse.ArgumentParser, _: Interrup
         drafting = [Drafting(w, args.beam_length, args.max_nodes or w * args.beam_length) for w in args.beam_width]
     except ValueError as problem:
         parser.error(str(problem))
+    folder = resolve_drafter(args.drafter, args.target)
+    if args.card:
+        check_card_place(folder)
     target = TargetModel(AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32, **trusted))
-    drafter = Drafter.from_pretrained(resolve_drafter(args.drafter, args.target))
+    drafter = Drafter.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(args.target, **trusted)
     if not args.prompts.isdigit():
-        _evaluate_prompts(args, target, drafter, tokenizer, drafting, facts.longest)
+        figures = _evaluate_prompts(args, target, drafter, tokenizer, drafting, facts.longest)
+        if args.card:
+            _write_results(args, folder, figures)
         return 0
     texts = held_out_texts(
         target,
@@ -85,8 +99,12 @@ def _main(args: argparse.Namespace, parser: argparse.ArgumentParser, _: Interrup
         corpus=args.corpus,
         longest=facts.longest,
     )
+    measured = []
     for shape in drafting:
-        print(strict_json.dumps(asdict(shape) | asdict(measure(target, drafter, texts, shape))))
+        measured.append((shape, {ALL: measure(target, drafter, texts, shape)}))
+        print(strict_json.dumps(asdict(shape) | asdict(measured[-1][1][ALL])))
+    if args.card:
+        _write_results(args, folder, measured)
     length = int(min(WINDOW, facts.longest))
     windows = held_out_windows(tokenizer, args.windows, length=length, corpus=args.corpus)
     print(strict_json.dumps(depth_figures(drafter, target, windows, args.beam_length).named()))
@@ -95,7 +113,8 @@ def _main(args: argparse.Namespace, parser: argparse.ArgumentParser, _: Interrup
 
 def _evaluate_prompts(
     args: argparse.Namespace, target: Any, drafter: Any, tokenizer: Any, drafting: Sequence[Any], longest: float
-) -> None:
+) -> list[tuple[Any, dict[str, Any]]]:
+    """Prints one line per shape of the draft; returns the shapes with their figures by group."""
     from redrafter_training.data.chat_templates import resolve_chat_template
     from redrafter_training.data.evaluation_prompts import load_prompts
     from redrafter_training.responses.transformers_engine import TransformersEngine
@@ -115,10 +134,23 @@ def _evaluate_prompts(
     )
     if left_out:
         print(f"{left_out} turns are left out: with their response they are longer than a window", file=sys.stderr)
+    measured = []
     for shape in drafting:
         figures = acceptance_by_category(target, drafter, answered, shape)
+        measured.append((shape, figures))
         by_group = {group: asdict(acceptance) for group, acceptance in figures.items()}
         print(strict_json.dumps(asdict(shape) | {"prompts": args.prompts} | by_group))
+    return measured
+
+
+def _write_results(args: argparse.Namespace, folder: Path, measured: Sequence[tuple[Any, dict[str, Any]]]) -> None:
+    from redrafter_training.run.prompt_evaluation import results_text
+    from redrafter_vllm.checkpoint.card import add_results, place_name
+
+    prompts = f"{args.prompts} held-out source files" if args.prompts.isdigit() else place_name(args.prompts)
+    sampling = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
+    title = f"{prompts}, {sampling}, up to {args.new_tokens} new tokens"
+    add_results(folder, title, f"{title}:\n\n{results_text(measured)}")
 
 
 if __name__ == "__main__":

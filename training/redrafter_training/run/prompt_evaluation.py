@@ -2,7 +2,7 @@
 """Evaluation on chat prompts: the target answers them turn by turn, and tokens per step are counted by category."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from redrafter_training.data.rendering import ChatTemplate
 from redrafter_training.responses.engine import Completion, Engine, Request
 from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.acceptance import Acceptance, CountedSteps, Drafting, counted_steps, summarise
+from redrafter_vllm.checkpoint.card import markdown_table
 from redrafter_vllm.model.interface import DrafterInterface
 
 ALL = "all"
@@ -89,3 +90,24 @@ def acceptance_by_category(
             counted[group].append(steps)
     groups = {group: texts for group, texts in counted.items() if group == ALL or any(t.accepted for t in texts)}
     return {group: summarise(groups[group], drafting) for group in sorted(groups)}
+
+
+def results_text(measured: Sequence[tuple[Drafting, Mapping[str, Acceptance]]]) -> str:
+    """Tables for a drafter's card: tokens per step by group, and over all responses what was accepted by depth."""
+    shapes = [f"{s.beam_width} x {s.beam_length} in {s.max_nodes}" for s, _ in measured]
+    groups = [
+        (group, *(f"{figures[group].tokens_per_step:.2f}" for _, figures in measured)) for group in measured[0][1]
+    ]
+    by_depth = [
+        (shape, *(f"{rate:.0%}" for rate in figures[ALL].acceptance_by_depth))
+        for shape, (_, figures) in zip(shapes, measured, strict=True)
+    ]
+    depths = range(1, len(by_depth[0]))
+    return "\n\n".join(
+        (
+            "Tokens per step of the target, simulated, by beams x length in nodes (1 is no gain):",
+            markdown_table(("prompts", *shapes), groups),
+            "Share of the steps in which a draft of that depth was accepted, all prompts:",
+            markdown_table(("beams x length in nodes", *(f"depth {depth}" for depth in depths)), by_depth),
+        )
+    )
