@@ -100,5 +100,14 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert tree["all"]["tokens"] == chain["all"]["tokens"]
     assert tree["all"]["tokens_per_step"] >= chain["all"]["tokens_per_step"] >= 1
     assert len(tree["tea"]["acceptance_by_depth"]) == 2
+    assert not (folder / "redrafter" / "README.md").exists()
+    assert main([*arguments, "--prompts", str(path), "--card"]) == 0
+    card = (folder / "redrafter" / "README.md").read_text()
+    assert "mine.jsonl, greedy, up to 12 new tokens:" in card and str(tmp_path) not in card
+    tea = [f"{row['tea']['tokens_per_step']:.2f}" for row in (chain, tree)]
+    assert f"| tea | {tea[0]} | {tea[1]} |" in card and "| prompts | 1 x 2 in 2 | 4 x 2 in 8 |" in card
+    first = chain["all"]["acceptance_by_depth"]
+    assert f"| 1 x 2 in 2 | {first[0]:.0%} | {first[1]:.0%} |" in card
+    capsys.readouterr()
     assert main([*arguments, "--prompts", "mt-bank"]) == 1
     assert "neither mt-bench nor spec-bench nor a readable file" in capsys.readouterr().err
