@@ -8,6 +8,7 @@ after an interruption.
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def _main(pipeline: Pipeline, target: str, arguments: Mapping[str, Sequence[str]
     }
     steps = [Step(name, products[name][0], tuple(given), *products[name][1:]) for name, given in arguments.items()]
     if steps[-1].name == "evaluate":
-        steps[-1] = Step(**vars(steps[-1]) | {"stdout": out / EVALUATION})
+        steps[-1] = replace(steps[-1], stdout=out / EVALUATION)
     fetch = [] if pipeline.target else [Step("fetch", "redrafter_training.smollm2", (), out)]
     if pipeline.dry_run:
         for step in (*fetch, *steps):

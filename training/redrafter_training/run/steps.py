@@ -71,9 +71,11 @@ class FinishedSteps:
 
     def has(self, step: Step, before: str | None) -> bool:
         """Whether `step` has been run on `before`, the product of the step before it, and its own is still there."""
-        return bool(step.products) and self._stored.get(step.name) == self._entry(step, before)
+        entry = self._entry(step, before)
+        return entry is not None and self._stored.get(step.name) == entry
 
     def add(self, step: Step, before: str | None) -> None:
+        """Stores that `step` has been run on `before`."""
         self._stored[step.name] = self._entry(step, before)
         write_text(self._path, strict_json.dumps(self._stored, indent=2) + "\n")
 
