@@ -27,7 +27,7 @@ def inflate(pair: Pair, folder: Path, console: Console) -> Pair | None:
         inflation = _plan(pair, folder)
         _check_room(inflation, folder)
     except ShapeError as problem:
-        console.print(f"The pair is not inflated: {problem}", soft_wrap=True)
+        console.print(f"The pair is not inflated: {problem}", markup=False, soft_wrap=True)
         return None
     if (folder / RECORD_FILE).is_file():
         shutil.rmtree(folder)

@@ -42,7 +42,7 @@ def obtain_pair(options: DemoOptions, console: Console) -> Pair:
         pair = _smollm2_or_small(options.drafter, console)
     pair = Pair(pair.target.resolve(), pair.drafter.resolve())
     _check(pair)
-    console.print(f"target: {pair.target}\ndrafter: {pair.drafter}", highlight=False, soft_wrap=True)
+    console.print(f"target: {pair.target}\ndrafter: {pair.drafter}", markup=False, highlight=False, soft_wrap=True)
     return pair
 
 
@@ -64,7 +64,8 @@ def _smollm2_or_small(given: Path | None, console: Console) -> Pair:
         if given is not None:
             raise ValueError(sentence(problem)) from problem
         small = ASSET.relative_to(ROOT)
-        console.print(f"{sentence(problem)}; going on with the small pair of the repository, {small}", soft_wrap=True)
+        said = f"{sentence(problem)}; going on with the small pair of the repository, {small}"
+        console.print(said, markup=False, soft_wrap=True)
         return Pair(ASSET, ASSET / DRAFTER)
 
 

