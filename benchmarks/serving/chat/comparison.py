@@ -68,7 +68,6 @@ class Comparison:
         self.options, self.serving = options, options.serving
         self.prompts: list[EvaluationPrompt] = chosen_prompts(options.prompts, options.categories, options.questions)
         self.reader = Reader.of(self.serving.target, options.chat_template)
-        self.serving.max_model_len  # noqa: B018 - an error of the target is raised before any engine starts
         self.plain = self.serving.plain()
         self.peers = self.serving.peers(options.peers)
         self.ours = self.serving.redrafters()
