@@ -69,7 +69,9 @@ class RecordedTarget(TargetModel):
     def __init__(self, outputs: TargetOutputs) -> None:
         self._outputs = outputs
 
-    def outputs(self, tokens: Tensor, positions: Tensor | None = None) -> TargetOutputs:
+    def outputs(
+        self, tokens: Tensor, positions: Tensor | None = None, draft_tokens: Tensor | None = None
+    ) -> TargetOutputs:
         return self._outputs
 
 
@@ -116,7 +118,11 @@ def make_setting(options: Options, vocab_size: int) -> Setting:
     loss_mask[-1, options.window // 2 :] = False
     batch = Windows(torch.randint(vocab_size, rows, generator=generator), loss_mask)
     device = torch.device(options.device)
-    outputs = TargetOutputs(hidden.to(device), (hidden @ embedding.T / 4).to(device))
+    logits = hidden @ embedding.T / 4
+    # A new drafter's draft vocabulary is that of the lowest ids.
+    outputs = TargetOutputs(
+        hidden.to(device), logits[..., : options.draft_vocab_size].to(device), logits.argmax(-1).to(device)
+    )
     return Setting(config, shape, embedding.to(device), outputs, batch.to(device))
 
 

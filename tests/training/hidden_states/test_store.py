@@ -20,7 +20,7 @@ from redrafter_training.__main__ import main
 from redrafter_training.config.recipe import Budget, DistillConfig, ResponseConfig
 from redrafter_training.data.windows import Windows, text_batches
 from redrafter_training.distributed.context import LocalContext
-from redrafter_training.hidden_states.store import HiddenCache, HiddenCacheError, max_bytes
+from redrafter_training.hidden_states.store import HiddenCache, HiddenCacheError, StoredStates, max_bytes
 from redrafter_training.hidden_states.target import CachedTarget, fill
 from redrafter_training.hidden_states.text_index import TextIndex, UnknownTextError, texts_of
 from redrafter_training.target.model import TargetModel, TargetOutputs
@@ -52,6 +52,10 @@ def batches(count: int = 3) -> list[Windows]:
     return made
 
 
+def states(tokens: int) -> StoredStates:
+    return StoredStates(torch.ones(tokens, 16), torch.arange(tokens))
+
+
 def cached(target: TargetModel, folder: Path, data: list[Windows], **options: Any) -> CachedTarget:
     index, trained = texts_of(data, len(data), data[0].rows(torch.empty(0, dtype=torch.long)))
     cache = HiddenCache(folder, index.lengths, 16, **options)
@@ -67,9 +71,12 @@ class Rounded(TargetModel):
         super().__init__(target.model)
         self.alone = target.head()
 
-    def outputs(self, tokens: Tensor, positions: Tensor | None = None) -> TargetOutputs:
-        hidden = super().outputs(tokens, positions).hidden.bfloat16()
-        return TargetOutputs(hidden, self.alone.logits(hidden))
+    def outputs(
+        self, tokens: Tensor, positions: Tensor | None = None, draft_tokens: Tensor | None = None
+    ) -> TargetOutputs:
+        outputs = super().outputs(tokens, positions)
+        hidden = outputs.hidden.bfloat16()
+        return TargetOutputs(hidden, self.alone.restricted(draft_tokens).logits(hidden), outputs.top1_ids)
 
 
 def gradients(target: Any, batch: Windows) -> tuple[float, Tensor]:
@@ -99,14 +106,21 @@ def test_rows_are_found_in_other_batches_and_lengths(tiny_target: TargetModel, t
     target = cached(tiny_target, tmp_path, data)
     rows = torch.tensor([2, 0])
     mixed = torch.cat([data[1].tokens[rows], torch.zeros(2, 6, dtype=torch.long)], 1)
+    kept = torch.tensor([1, 5, 30])
     with torch.autocast("cpu", torch.bfloat16):
         found, expected = target.outputs(mixed), tiny_target.outputs(mixed)
+        restricted = target.outputs(mixed, draft_tokens=kept)
     counted = data[1].loss_mask[rows]
     assert 0 < counted.sum() < counted.numel()
     difference = (found.hidden[:, :24] - expected.hidden[:, :24].bfloat16())[counted].abs().max()
     assert difference <= 0.02 * expected.hidden.abs().max()
     assert found.hidden.dtype == torch.bfloat16
     assert found.logits.shape == (2, 30, 40)
+    near_tie = expected.logits.float().topk(2).values.diff().abs()[:, :24, 0] < 0.01
+    assert ((found.top1_ids == expected.top1_ids)[:, :24] | near_tie)[counted].all()
+    assert (found.top1_ids[:, 24:] == -1).all()
+    assert torch.equal(restricted.top1_ids, found.top1_ids)
+    torch.testing.assert_close(restricted.logits, found.logits[..., kept])
     assert not found.hidden[:, 24:].any()
     with pytest.raises(UnknownTextError, match="row 1"):
         target.outputs(torch.stack([data[0].tokens[1], data[0].tokens[1].flip(0)]))
@@ -205,19 +219,20 @@ def test_interrupted_fill_keeps_its_shards(tiny_target: TargetModel, tmp_path: P
 
 
 def test_full_disk_leaves_complete_shards(tmp_path: Path) -> None:
-    cache = HiddenCache(tmp_path, [10, 1000], 16, shard_bytes=10 * 32)
-    cache.write(0, torch.ones(10, 16))
+    cache = HiddenCache(tmp_path, [10, 1000], 16, shard_bytes=10 * 36)
+    cache.write(0, states(10))
     with disk_of(4096), pytest.raises(HiddenCacheError, match=r"hidden-00001.* could not be written .*make room"):
-        cache.write(1, torch.ones(1000, 16))
+        cache.write(1, states(1000))
     assert [path.name for path in tmp_path.iterdir()] == ["hidden-00000.safetensors"]
     assert cache.missing() == [1]
-    assert torch.equal(cache.read(0), torch.ones(10, 16, dtype=torch.bfloat16))
+    assert torch.equal(cache.read(0).hidden, torch.ones(10, 16, dtype=torch.bfloat16))
+    assert cache.read(0).top1_ids.tolist() == list(range(10))
 
 
 def test_shards_of_unknown_origin_are_deleted(tiny_target: TargetModel, tmp_path: Path) -> None:
     cache = HiddenCache(tmp_path, [10], 16)
     cache.begin({"dtype": "float32"}, {}, tiny_target.head())
-    cache.write(0, torch.ones(10, 16))
+    cache.write(0, states(10))
     assert cache.check_identity({"dtype": "float32"}, {})
     (tmp_path / "cache.json").unlink()
     assert not cache.check_identity({"dtype": "float32"}, {})
@@ -230,8 +245,8 @@ def test_shards_of_unknown_origin_are_deleted(tiny_target: TargetModel, tmp_path
 
 def test_upper_bound_by_hand() -> None:
     config = replace(CONFIG, response_fraction=0.5, responses=replace(CONFIG.responses, count=10))
-    # 8 steps with 2 rows of text and 2 of 10 responses, 3 rows held out; 24 tokens of 16 numbers of 2 bytes each
-    assert max_bytes(config, 16, 3) == (16 + 10 + 3) * 24 * 16 * 2
+    # 8 steps with 2 rows of text and 2 of 10 responses, 3 rows held out; 24 tokens of 16 numbers of 2 bytes and an id
+    assert max_bytes(config, 16, 3) == (16 + 10 + 3) * 24 * (16 * 2 + 4)
 
 
 def test_fixed_windows_are_repeated_in_another_order() -> None:

@@ -63,10 +63,14 @@ def test_families(family: str) -> None:
     outputs = target.outputs(tokens)
     assert torch.equal(outputs.logits, expected)
     assert outputs.hidden.shape == (2, 11, 32)
-    assert torch.equal(target.hidden(tokens), outputs.hidden)
+    assert torch.equal(outputs.top1_ids, expected.argmax(-1))
+    kept = torch.tensor([0, 7, 49])
+    assert torch.equal(target.outputs(tokens, draft_tokens=kept).logits, expected[..., kept])
+    assert torch.equal(target.outputs(tokens, draft_tokens=kept).top1_ids, outputs.top1_ids)
     head = target.head()
     assert head.rule == RULES.get(family, LogitRule())
     torch.testing.assert_close(head.logits(outputs.hidden), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(head.restricted(kept).logits(outputs.hidden), expected[..., kept], rtol=1e-5, atol=1e-5)
     assert (head.embedding is head.weight) == bool(target.model.config.get_text_config().tie_word_embeddings)
     # The hidden states are after the last norm: the head's product alone gives the logits, and a wrong rule does not.
     assert expected.abs().max() > 1

@@ -19,7 +19,7 @@ SHARP = 60.0
 def cyclic_outputs(tokens: Tensor) -> TargetOutputs:
     """A target that predicts the cycle 0, 1, 2 with near certainty."""
     logits = SHARP * torch.nn.functional.one_hot((tokens + 1) % 3, 3).float()
-    return TargetOutputs(torch.zeros(*tokens.shape, 3), logits)
+    return TargetOutputs(torch.zeros(*tokens.shape, 3), logits, logits.argmax(-1))
 
 
 def successor_drafter() -> Drafter:
@@ -78,7 +78,7 @@ def test_trimmed_drafter_learns_the_target_restricted_to_its_tokens() -> None:
     tokens = torch.tensor([[0, 1, 2, 0, 1]])
     logits = torch.tensor([0.6, 0.1, 0.3]).log().expand(1, 5, 3)
     loss_mask = torch.ones_like(tokens, dtype=torch.bool)
-    outputs = TargetOutputs(torch.zeros(1, 5, 3), logits)
+    outputs = TargetOutputs(torch.zeros(1, 5, 3), logits[..., 1:], logits.argmax(-1))
     sums = unrolled_loss(drafter, torch.eye(3), outputs, tokens, loss_mask, 1, 0, 4)
     divergence = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
     torch.testing.assert_close(sums.loss, torch.tensor([4 * divergence]))
@@ -132,7 +132,8 @@ def test_equals_a_slow_loop_in_value_and_gradient(chunk: int, target_temperature
     tokens = torch.randint(vocab, (batch, length))
     loss_mask = torch.ones_like(tokens, dtype=torch.bool)
     loss_mask[1, 5:] = False
-    outputs = TargetOutputs(torch.randn(batch, length, hidden), 2 * torch.randn(batch, length, vocab))
+    states, logits = torch.randn(batch, length, hidden), 2 * torch.randn(batch, length, vocab)
+    outputs = TargetOutputs(states, logits, logits.argmax(-1))
     weights = torch.tensor([0.5, 0.3, 0.2])
 
     params = {name: p.detach().clone().requires_grad_() for name, p in drafter.named_parameters()}

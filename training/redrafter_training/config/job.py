@@ -37,7 +37,8 @@ class Job:
         ray_address: cluster to use (auto: the one this machine belongs to); uses Ray even for one worker.
         max_failures: how often Ray may restart the workers from the last checkpoint.
         device: cpu, cuda, or auto for cuda where there is one.
-        target_dtype: dtype of the target's computation; auto is bfloat16 on cuda and float32 on the CPU.
+        target_dtype: dtype of the target's computation; auto is bfloat16 on cuda, and on a CPU for a target stored in
+            it if the processor has instructions for it, else float32.
         trust_remote_code: run the code in the target's or tokenizer's repository.
         target_quantization: weights of the target's layers in 8 or 4 bits (bitsandbytes); head and embedding are not
             quantised.

@@ -4,7 +4,7 @@
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from redrafter_vllm.config import MAX_BEAM_LENGTH
 from redrafter_vllm.utils.paths import user_place
@@ -12,6 +12,8 @@ from redrafter_vllm.utils.paths import user_place
 LONGEST_REPEAT = 32  # tokens in a row that a text does not repeat by chance: measured, see docs/dev/log.md
 MAX_SIZE = 1 << 24  # of anything that memory is allocated for: larger is a typing error, for which torch would overflow
 MAX_LAYERS = 1024
+
+MixedPrecision = Literal["auto", "bf16", "none"]
 
 
 def check_sizes(holder: Any, *names: str) -> None:
@@ -159,6 +161,8 @@ class DistillConfig:
         max_grad_norm: gradients are scaled down to this norm.
         chunk: context positions per row whose logits are in memory at once.
         seed: of the drafter's first weights and of the data's order.
+        mixed_precision: bf16 computes products in bfloat16, none in the weights' float32; auto is bf16 on GPUs and on
+            processors with instructions for it (AVX-512 BF16, AMX).
     """
 
     budget: Budget
@@ -182,6 +186,7 @@ class DistillConfig:
     max_grad_norm: float = 1.0
     chunk: int = 128
     seed: int = 0
+    mixed_precision: MixedPrecision = "auto"
 
     def __post_init__(self) -> None:
         check_sizes(self, "beam_length", "exit_dim", "draft_vocab_size", "window", "batch_size", "chunk")
@@ -197,6 +202,8 @@ class DistillConfig:
             raise ValueError(
                 f"beam_length must be at most {MAX_BEAM_LENGTH}, as serving drafts no more, got {self.beam_length}"
             )
+        if self.mixed_precision not in get_args(MixedPrecision):
+            raise ValueError(f"mixed_precision must be auto, bf16 or none, got {self.mixed_precision!r}")
         if not 0 < self.depth_decay <= 1:
             raise ValueError(f"depth_decay must be in (0, 1], got {self.depth_decay}")
         if self.draft_vocab_size is not None and self.draft_vocab_size < 1:

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A target's hidden states on disk: bfloat16, in shards that are written atomically.
+"""A target's hidden states and top-1 tokens on disk, in shards that are written atomically.
 
 <folder>/cache.json                  what the states were computed from
 <folder>/head.safetensors            the target's LM head and embedding
-<folder>/hidden-00000.safetensors    `hidden` [tokens, H], text after text
+<folder>/hidden-00000.safetensors    `hidden` [tokens, H] bfloat16 and `top1_ids` [tokens] int32, text after text
+
+The top-1 tokens are stored because a drafter with a draft vocabulary then needs the head's rows of that alone.
 """
 
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -31,10 +33,19 @@ HEAD = "head.safetensors"
 SHARD_BYTES = 256 << 20
 OPEN_SHARDS = 256
 DTYPE = torch.bfloat16
+ID_TYPE = torch.int32
 
 
 class HiddenCacheError(ValueError):
     """A cache of hidden states that cannot be used or filled."""
+
+
+@dataclass(frozen=True)
+class StoredStates:
+    """What is stored of one text of n tokens, or of all texts of a shard."""
+
+    hidden: Tensor  # [n, H]
+    top1_ids: Tensor  # [n]
 
 
 class HiddenCache:
@@ -51,7 +62,7 @@ class HiddenCache:
         self.folder = folder
         self.hidden_size = hidden_size
         self._starts = [0, *accumulate(lengths)]  # of the texts, in tokens
-        self._firsts = _cut(lengths, max(1, shard_bytes // (hidden_size * DTYPE.itemsize)))  # text of each shard
+        self._firsts = _cut(lengths, max(1, shard_bytes // token_bytes(hidden_size)))  # text of each shard
         self._open = lru_cache(OPEN_SHARDS)(self._open_shard)
 
     @property
@@ -67,28 +78,33 @@ class HiddenCache:
 
     def size(self, shards: Sequence[int]) -> int:
         """Bytes of these shards."""
-        return sum(self._tokens(shard) for shard in shards) * self.hidden_size * DTYPE.itemsize
+        return sum(self._tokens(shard) for shard in shards) * token_bytes(self.hidden_size)
 
     def missing(self) -> list[int]:
         """The shards that do not exist or cannot be read."""
         return [shard for shard in range(self.num_shards) if not self._is_complete(shard)]
 
-    def write(self, shard: int, hidden: Tensor) -> None:
-        """Stores the states [tokens, H] of a shard's texts, of any dtype, atomically.
+    def write(self, shard: int, states: StoredStates) -> None:
+        """Stores the states of a shard's texts, of any dtype, atomically.
 
         Raises:
             HiddenCacheError: they could not be written, because the disk is full for instance.
         """
         expected = [self._tokens(shard), self.hidden_size]
-        assert list(hidden.shape) == expected, (hidden.shape, expected)
-        stored = {"hidden": hidden.to("cpu", DTYPE).contiguous()}
+        assert list(states.hidden.shape) == expected, (states.hidden.shape, expected)
+        stored = {
+            "hidden": states.hidden.to("cpu", DTYPE).contiguous(),
+            "top1_ids": states.top1_ids.to("cpu", ID_TYPE).contiguous(),
+        }
         self._write_atomically(self._path(shard), lambda path: save_file(stored, path))
 
-    def read(self, text: int) -> Tensor:
-        """The states of one text. [n, H]"""
+    def read(self, text: int) -> StoredStates:
+        """The states of one text."""
         shard = bisect_right(self._firsts, text) - 1
         base = self._starts[self._firsts[shard]]
-        return self._open(shard)[self._starts[text] - base : self._starts[text + 1] - base]
+        rows = slice(self._starts[text] - base, self._starts[text + 1] - base)
+        hidden, top1_ids = self._open(shard)
+        return StoredStates(hidden[rows], top1_ids[rows])
 
     def check_identity(self, identity: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
         """Whether the folder contains a cache of the same identity.
@@ -156,16 +172,18 @@ class HiddenCache:
     def _path(self, shard: int) -> Path:
         return self.folder / f"hidden-{shard:05d}.safetensors"
 
-    def _open_shard(self, shard: int) -> Any:
-        """A view that reads from disk on access."""
-        return safe_open(self._path(shard), "pt").get_slice("hidden")
+    def _open_shard(self, shard: int) -> tuple[Any, Any]:
+        """Views of `hidden` and `top1_ids` that read from disk on access."""
+        file = safe_open(self._path(shard), "pt")
+        return file.get_slice("hidden"), file.get_slice("top1_ids")
 
     def _is_complete(self, shard: int) -> bool:
         try:
-            stored = self._open_shard(shard)  # not kept open, as an incomplete shard will be replaced
+            hidden, top1_ids = self._open_shard(shard)  # not kept open, as an incomplete shard will be replaced
         except (OSError, SafetensorError):
             return False
-        return stored.get_shape() == [self._tokens(shard), self.hidden_size]
+        tokens = self._tokens(shard)
+        return hidden.get_shape() == [tokens, self.hidden_size] and top1_ids.get_shape() == [tokens]
 
     def _write_atomically(self, path: Path, write: Callable[[Path], object]) -> None:
         try:
@@ -186,7 +204,12 @@ def max_bytes(config: DistillConfig, hidden_size: int, held_out_windows: int) ->
     if not config.responses.folders:  # a response has at most a window's tokens, and every window may begin with BOS
         responses = min(responses, config.responses.count * config.window // (config.window - 1))
     rows = steps * (config.batch_size - response_rows) + responses + held_out_windows
-    return rows * config.window * hidden_size * DTYPE.itemsize
+    return rows * config.window * token_bytes(hidden_size)
+
+
+def token_bytes(hidden_size: int) -> int:
+    """Bytes that a token takes."""
+    return hidden_size * DTYPE.itemsize + ID_TYPE.itemsize
 
 
 def _cut(lengths: Sequence[int], max_tokens: int) -> list[int]:

@@ -12,15 +12,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from redrafter_training.config.job import Job, absolute_place
-from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.config.recipe import DistillConfig, MixedPrecision
 from redrafter_training.data.chat_templates import template_fingerprint
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import TrainContext
-from redrafter_training.hidden_states.store import DTYPE, SHARD_BYTES, HiddenCache, HiddenCacheError
+from redrafter_training.hidden_states.store import (
+    DTYPE,
+    SHARD_BYTES,
+    HiddenCache,
+    HiddenCacheError,
+    StoredStates,
+)
 from redrafter_training.hidden_states.text_index import TextIndex, texts_of
 from redrafter_training.target.lm_head import TargetHead
 from redrafter_training.target.loading import target_dtype
 from redrafter_training.target.model import DeferredTarget, Target, TargetModel, TargetOutputs
+from redrafter_training.target.precision import mixed_precision
 from redrafter_training.target.properties import load_config
 from redrafter_training.utils.fingerprint import weights_fingerprint
 from redrafter_training.utils.folder_lock import locked
@@ -28,11 +35,13 @@ from redrafter_training.utils.memory import readable
 from redrafter_vllm.utils.atomic import remove_unfinished
 from redrafter_vllm.utils.paths import free_space
 
-FORMAT = 2
+FORMAT = 3
 
 
 class CachedTarget(Target):
-    """Hidden states from the cache, logits from the target's head; padding has hidden states of zero.
+    """Hidden states and top-1 tokens from the cache, logits from the target's head.
+
+    Padding has hidden states of zero and no top-1 token (−1).
 
     Raises:
         UnknownTextError: (from `outputs`) a text is not in the cache.
@@ -47,13 +56,17 @@ class CachedTarget(Target):
         return self._head.weight
 
     @torch.no_grad()
-    def outputs(self, tokens: Tensor, positions: Tensor | None = None) -> TargetOutputs:
+    def outputs(
+        self, tokens: Tensor, positions: Tensor | None = None, draft_tokens: Tensor | None = None
+    ) -> TargetOutputs:
         hidden = torch.zeros(*tokens.shape, self.hidden_size, dtype=DTYPE)
+        top1_ids = torch.full(tokens.shape, -1)
         for row, first, text in self._index.find(tokens, positions):
-            stored = self._cache.read(text)
-            hidden[row, first : first + len(stored)] = stored[: tokens.shape[1] - first]
+            stored, room = self._cache.read(text), tokens.shape[1] - first
+            place = slice(first, first + len(stored.hidden))
+            hidden[row, place], top1_ids[row, place] = stored.hidden[:room], stored.top1_ids[:room]
         hidden = hidden.to(self.device, non_blocking=True)
-        return TargetOutputs(hidden, self._head.logits(hidden))
+        return TargetOutputs(hidden, self._head.restricted(draft_tokens).logits(hidden), top1_ids.to(self.device))
 
 
 def open_cached_target(
@@ -76,7 +89,7 @@ def open_cached_target(
     text_config = load_config(job.target, trust_remote_code=job.trust_remote_code).get_text_config()
     cache = HiddenCache(job.hidden_cache, index.lengths, text_config.hidden_size, shard_bytes=shard_bytes)
     weights = context.made_by_first(partial(weights_fingerprint, job.target))
-    identity = cache_identity(job, weights, index, context.device) | {"shard_bytes": shard_bytes}
+    identity = cache_identity(job, config, weights, index, context.device) | {"shard_bytes": shard_bytes}
     settings = text_settings(job, config)
     begun = cache.check_identity(identity, settings) and cache.has_head()
     everything = list(range(cache.num_shards))
@@ -94,7 +107,8 @@ def open_cached_target(
                 if not begun:
                     cache.begin(identity, settings, target.head())
             context.barrier()
-            fill(cache, index, target, missing, context, rows=rows_at_once(job, config), trained=trained)
+            rows, precision = rows_at_once(job, config), config.mixed_precision
+            fill(cache, index, target, missing, context, rows=rows, trained=trained, precision=precision)
             context.barrier()
         if left := cache.missing():
             raise HiddenCacheError(
@@ -115,31 +129,37 @@ def fill(
     *,
     rows: int,
     trained: int,
+    precision: MixedPrecision = "auto",
 ) -> None:
     """Computes and stores this process's share of `shards`, `rows` texts at a time.
 
-    The first `trained` texts are computed as in the training loop, with autocast to bfloat16; the others, used for
+    The first `trained` texts are computed as in the training loop, with products in `precision`; the others, used for
     evaluation, in the target's dtype. The content of a shard depends only on its number, not on the number of
     processes or on the existing shards.
     """
     own = shards[context.rank :: context.world_size]
     for shard in tqdm(own, desc="hidden states", unit="shard", disable=context.rank != 0):
         texts = cache.texts(shard)
-        states: dict[int, Tensor] = {}
+        states: dict[int, StoredStates] = {}
         for mixed in (True, False):
             # Texts of similar length share a batch.
             chosen = sorted((text for text in texts if (text < trained) == mixed), key=lambda text: cache.length(text))
             for batch in (chosen[first : first + rows] for first in range(0, len(chosen), rows)):
-                with torch.autocast(context.device.type, torch.bfloat16, enabled=mixed):
+                with mixed_precision(context.device, precision if mixed else "none"):
                     states |= zip(batch, _states(index, batch, target), strict=True)
-        cache.write(shard, torch.cat([states[text] for text in texts]))
+        ordered = [states[text] for text in texts]
+        hidden, top1_ids = [each.hidden for each in ordered], [each.top1_ids for each in ordered]
+        cache.write(shard, StoredStates(torch.cat(hidden), torch.cat(top1_ids)))
 
 
-def _states(index: TextIndex, texts: list[int], target: TargetModel) -> list[Tensor]:
+def _states(index: TextIndex, texts: list[int], target: TargetModel) -> list[StoredStates]:
     contents = [torch.from_numpy(index.tokens(text)).long() for text in texts]
     padded = torch.nn.utils.rnn.pad_sequence(contents, batch_first=True)
-    hidden = target.hidden(padded.to(target.device)).to(DTYPE).cpu()
-    return [row[: len(content)] for row, content in zip(hidden, contents, strict=True)]
+    outputs = target.outputs(padded.to(target.device))
+    hidden, top1_ids = outputs.hidden.to(DTYPE).cpu(), outputs.top1_ids.cpu()
+    return [
+        StoredStates(hidden[row, : len(content)], top1_ids[row, : len(content)]) for row, content in enumerate(contents)
+    ]
 
 
 def rows_at_once(job: Job, config: DistillConfig) -> int:
@@ -167,13 +187,16 @@ def describe(cache: HiddenCache, texts: int, missing: list[int]) -> str:
     )
 
 
-def cache_identity(job: Job, weights: str, index: TextIndex, device: torch.device) -> dict[str, Any]:
+def cache_identity(
+    job: Job, config: DistillConfig, weights: str, index: TextIndex, device: torch.device
+) -> dict[str, Any]:
     """What determines the hidden states; `weights` is the target's `weights_fingerprint`."""
     return {
         "format": FORMAT,
         "target": weights,
         "dtype": str(target_dtype(job, device)).removeprefix("torch."),
         "quantization": job.target_quantization,
+        "mixed_precision": config.mixed_precision,
         "texts": {"count": len(index), "tokens": index.total, "digest": index.digest()},
     }
 

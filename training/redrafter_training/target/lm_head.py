@@ -40,6 +40,12 @@ class TargetHead:
         """[..., H] in any type to [..., V], in the head's type, or autocast's where it is on."""
         return self.rule(linear(hidden.to(self.weight.dtype), self.weight, self.bias))
 
+    def restricted(self, tokens: Tensor | None) -> "TargetHead":
+        """The same with logits of `tokens` [D] only, [..., D]; None means all."""
+        if tokens is None:
+            return self
+        return replace(self, weight=self.weight[tokens], bias=None if self.bias is None else self.bias[tokens])
+
     def to(self, device: torch.device) -> "TargetHead":
         """On `device`; a tied embedding stays one tensor."""
         weight = self.weight.to(device)

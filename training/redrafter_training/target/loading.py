@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from redrafter_training.config.job import Job
 from redrafter_training.target.model import TargetModel
+from redrafter_training.target.precision import has_bf16_products
 from redrafter_training.target.properties import end_tokens, load_config
 from redrafter_training.utils.memory import free_memory, readable, stored_bits, weight_bytes
 from redrafter_vllm.utils.messages import sentence
@@ -66,7 +67,10 @@ def target_dtype(job: Job, device: torch.device) -> torch.dtype:
     """The dtype in which the job's target computes on `device`."""
     if job.target_dtype != "auto":
         return getattr(torch, job.target_dtype)
-    return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if device.type != "cpu":
+        return torch.bfloat16
+    stored = load_config(job.target, trust_remote_code=job.trust_remote_code).get_text_config().dtype
+    return torch.bfloat16 if stored == torch.bfloat16 and has_bf16_products(device) else torch.float32
 
 
 def quantization(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -19,10 +19,11 @@ PROBED_TOKENS = 16
 
 @dataclass(frozen=True)
 class TargetOutputs:
-    """Hidden states and logits of windows of tokens."""
+    """What a drafter learns from at every position p of windows of tokens: the prediction is that of token p + 1."""
 
     hidden: Tensor  # [B, L, H], the input of the LM head
-    logits: Tensor  # [B, L, V], row p predicts token p + 1
+    logits: Tensor  # [B, L, V], or [B, L, D] over a draft vocabulary
+    top1_ids: Tensor  # [B, L], the likeliest token of the whole vocabulary
 
 
 class Target(ABC):
@@ -36,10 +37,14 @@ class Target(ABC):
         """The LM head's matrix [V, H]."""
 
     @abstractmethod
-    def outputs(self, tokens: Tensor, positions: Tensor | None = None) -> TargetOutputs:
-        """Hidden states and logits of `tokens` [B, L]; padding, if any, is at the end of rows.
+    def outputs(
+        self, tokens: Tensor, positions: Tensor | None = None, draft_tokens: Tensor | None = None
+    ) -> TargetOutputs:
+        """Hidden states and predictions of `tokens` [B, L]; padding, if any, is at the end of rows.
 
-        `positions` [B, L] start at 0 in every document of a row; None means one document per row.
+        Args:
+            positions: [B, L], start at 0 in every document of a row; None means one document per row.
+            draft_tokens: [D], the tokens whose logits are wanted; None means all.
         """
 
     @property
@@ -99,27 +104,21 @@ class TargetModel(Target):
         return self._head.weight.detach().to(self.device)
 
     @torch.no_grad()
-    def outputs(self, tokens: Tensor, positions: Tensor | None = None) -> TargetOutputs:
+    def outputs(
+        self, tokens: Tensor, positions: Tensor | None = None, draft_tokens: Tensor | None = None
+    ) -> TargetOutputs:
         """One forward pass; see `Target`.
 
         Raises:
             ValueError: the input of the model's LM head is not one hidden state per token.
         """
         borders = {} if positions is None else self.borders(positions.to(self.device), self.model.dtype)
-        with self._at_the_head(lambda hidden: hidden) as caught:
+        with self._at_the_head() as caught:
             logits = self.model(input_ids=tokens.to(self.device), use_cache=False, **borders).logits
-        return TargetOutputs(self._one_per_token(caught, tokens), logits.to(self.device))
-
-    @torch.no_grad()
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """The hidden states of `outputs` [B, L, H], without computing logits.
-
-        Raises:
-            ValueError: as `outputs`.
-        """
-        with self._at_the_head(lambda hidden: hidden[..., :0, :]) as caught:
-            self.model(input_ids=tokens.to(self.device), use_cache=False)
-        return self._one_per_token(caught, tokens)
+        logits = logits.to(self.device)
+        top1_ids = logits.argmax(-1)
+        wanted = logits if draft_tokens is None else logits.index_select(-1, draft_tokens)
+        return TargetOutputs(self._one_per_token(caught, tokens), wanted, top1_ids)
 
     def head(self) -> TargetHead:
         """Head and embedding without the body.
@@ -140,13 +139,12 @@ class TargetModel(Target):
         return TargetHead(plain.weight, plain.bias, plain.embedding, rule)
 
     @contextmanager
-    def _at_the_head(self, give: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
-        """Captures the head's inputs, and replaces each with the result of `give`."""
+    def _at_the_head(self) -> Iterator[list[Tensor]]:
+        """Captures the head's inputs."""
         caught: list[Tensor] = []
 
-        def catch(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        def catch(module: nn.Module, args: tuple[Any, ...]) -> None:
             caught.append(args[0])
-            return (give(args[0]), *args[1:])
 
         handle = self._head.register_forward_pre_hook(catch)
         try:

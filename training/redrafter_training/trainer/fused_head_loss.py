@@ -22,7 +22,8 @@ from redrafter_training.config.recipe import LossConfig
 class Truth:
     """What the drafter is compared with; depth t = 1..T at position p uses row p + t − 1, so Q = P + T − 1."""
 
-    logits: Tensor  # [B, Q, V], of the target
+    logits: Tensor  # [B, Q, V], of the target; over the draft vocabulary [B, Q, D] if there is one
+    top1_ids: Tensor  # [B, Q], the target's top-1 token of the whole vocabulary
     loss_mask: Tensor  # [B, Q] bool, rows that count
     next_tokens: Tensor  # [B, Q], the text's next token at each row, −1 where there is none
     inside: Tensor | None = None  # [T, B, P] bool, whether row p + t − 1 is in the document of p; None: always
@@ -75,11 +76,9 @@ def head_loss_reference(
     """`head_loss` as it is defined, with autograd and all logits of all depths at once."""
     logits = linear(features, weight).float()
     positions = logits.shape[2]
-    top1_ids = truth.logits.argmax(-1)
-    labels = _draft_ids(top1_ids if config.labels == "target" else truth.next_tokens, draft_tokens)
+    labels = _draft_ids(truth.top1_ids if config.labels == "target" else truth.next_tokens, draft_tokens)
     if config.label_share < 1:
-        restricted = truth.logits if draft_tokens is None else truth.logits[..., draft_tokens]
-        log_p = (restricted.float() / config.temperature).log_softmax(-1)
+        log_p = (truth.logits.float() / config.temperature).log_softmax(-1)
         log_q = (logits / config.temperature).log_softmax(-1)
     loss, agreements = [], []
     for t, logits_BPD in enumerate(logits):
@@ -94,7 +93,7 @@ def head_loss_reference(
         counted = truth.terms(t, positions)
         loss.append((terms * counted).sum())
         best = logits_BPD.argmax(-1) if draft_tokens is None else draft_tokens[logits_BPD.argmax(-1)]
-        agreements.append(((best == top1_ids[:, seen]) & counted).sum())
+        agreements.append(((best == truth.top1_ids[:, seen]) & counted).sum())
     loss_T = torch.stack(loss)
     return HeadLoss((loss_T * depth_scale).sum(), loss_T.detach(), torch.stack(agreements))
 
@@ -113,18 +112,16 @@ class _Rows:
 
     @classmethod
     def of(cls, truth: Truth, config: LossConfig, draft_tokens: Tensor | None) -> "_Rows":
-        top1_ids = truth.logits.argmax(-1)
         labels, p, negentropy = None, None, torch.empty(0)
         if config.label_share > 0:
-            labels = _draft_ids(top1_ids if config.labels == "target" else truth.next_tokens, draft_tokens)
+            labels = _draft_ids(truth.top1_ids if config.labels == "target" else truth.next_tokens, draft_tokens)
         if config.label_share < 1:
-            logits = truth.logits if draft_tokens is None else truth.logits.index_select(-1, draft_tokens)
-            logits = logits if config.temperature == 1 else logits.float() / config.temperature
+            logits = truth.logits if config.temperature == 1 else truth.logits.float() / config.temperature
             log_p = logits.log_softmax(-1, dtype=torch.float32)
             p = log_p.exp()
             # For a token with logit −inf, 0 · −inf must be 0.
             negentropy = log_p.clamp_(min=torch.finfo(torch.float32).min).mul_(p).sum(-1)
-        return cls(truth.loss_mask, truth.inside, top1_ids, labels, p, negentropy, draft_tokens)
+        return cls(truth.loss_mask, truth.inside, truth.top1_ids, labels, p, negentropy, draft_tokens)
 
 
 class _HeadLoss(torch.autograd.Function):

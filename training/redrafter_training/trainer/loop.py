@@ -15,6 +15,7 @@ from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import LocalContext, TrainContext
 from redrafter_training.target.model import Target
+from redrafter_training.target.precision import mixed_precision
 from redrafter_training.trainer.divergence import Guard
 from redrafter_training.trainer.loss import DepthSums, num_positions, unrolled_loss
 from redrafter_training.trainer.lr_schedule import learning_rate_scale, steps
@@ -119,8 +120,8 @@ def accumulate_gradients(
 
     Gradient and figures are means over the positions of all processes together, however rows are distributed.
     """
-    with torch.autocast(batch.tokens.device.type, torch.bfloat16):
-        outputs = target.outputs(batch.tokens, batch.positions)
+    with mixed_precision(batch.tokens.device, config.mixed_precision):
+        outputs = target.outputs(batch.tokens, batch.positions, replica.drafter.draft_tokens)
     weights = torch.tensor(config.depth_weights, device=batch.tokens.device)
     positions = num_positions(batch.tokens.shape[1], config.beam_length)
     own = torch.stack([batch.terms(t, 0, positions).sum() for t in range(1, config.beam_length + 1)])
@@ -132,7 +133,7 @@ def accumulate_gradients(
         last = min(first + config.chunk, positions)
 
         def compute(drafter: Drafter, first: int = first, last: int = last) -> DepthSums:
-            with torch.autocast(batch.tokens.device.type, torch.bfloat16):
+            with mixed_precision(batch.tokens.device, config.mixed_precision):
                 return unrolled_loss(
                     drafter,
                     embedding,

@@ -109,4 +109,4 @@ def truth_of(
     inside = None
     if doc_ids is not None:
         inside = torch.stack([packed_attention.inside(doc_ids, t, first, last) for t in range(1, beam_length + 1)])
-    return Truth(outputs.logits[:, rows], loss_mask[:, rows], labels[:, rows], inside)
+    return Truth(outputs.logits[:, rows], outputs.top1_ids[:, rows], loss_mask[:, rows], labels[:, rows], inside)

@@ -63,9 +63,8 @@ def depth_figures(
 
 
 def _batch_sums(drafter: Drafter, target: Target, batch: Windows, beam_length: int, chunk: int) -> Tensor:
-    outputs = target.outputs(batch.tokens, batch.positions)
+    outputs = target.outputs(batch.tokens, batch.positions, drafter.draft_tokens)
     embedding = target.embedding.to(drafter.dtype)
-    kept = drafter.draft_tokens
     positions = num_positions(batch.tokens.shape[1], beam_length)
     sums = torch.zeros(beam_length, 2 + TOP, dtype=torch.float64, device=batch.tokens.device)
     for first in range(0, positions, chunk):
@@ -78,14 +77,11 @@ def _batch_sums(drafter: Drafter, target: Target, batch: Windows, beam_length: i
             mask_BP = batch.terms(t, first, last)
             state_BPH = drafter.next_state(state_BPH, lookup(batch.tokens[:, fed], embedding))
             log_q_BPV = drafter.logits(share_BPS, state_BPH).float().log_softmax(-1)
-            logits_BPV = outputs.logits[:, fed].float()
-            best_BP1 = logits_BPV.argmax(-1, keepdim=True)
-            kept_BPV = logits_BPV if kept is None else logits_BPV[..., kept]
-            log_p_BPV = kept_BPV.log_softmax(-1)
+            log_p_BPV = outputs.logits[:, fed].float().log_softmax(-1)
             # -inf in q counts only where p > 0; 0 * inf would be NaN.
             terms_BPV = torch.where(log_p_BPV > -torch.inf, log_p_BPV.exp() * (log_p_BPV - log_q_BPV), 0.0)
             top_BPk = log_q_BPV.topk(min(TOP, log_q_BPV.shape[-1]), dim=-1).indices
-            hit_BPk = drafter.target_ids(top_BPk) == best_BP1
+            hit_BPk = drafter.target_ids(top_BPk) == outputs.top1_ids[:, fed, None]
             sums[t - 1, 0] += mask_BP.sum()
             sums[t - 1, 1] += (terms_BPV.sum(-1) * mask_BP).sum()
             sums[t - 1, 2 : 2 + hit_BPk.shape[-1]] += (hit_BPk & mask_BP[..., None]).sum((0, 1))
