@@ -2,6 +2,7 @@
 """The command that lets a target write prompts: what it stores, and what a second start makes of that."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -96,6 +97,24 @@ def test_other_settings_and_other_files_are_refused(
     assert invent(target, out, Numbered(), monkeypatch) == 1
     assert "holds something else than invented prompts" in capsys.readouterr().err
     assert out.read_text() == "my notes\n"
+
+
+def test_two_commands_do_not_write_to_one_file(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "prompts.jsonl"
+    codes: list[int] = []
+
+    class Meanwhile(Numbered):
+        def __call__(self, requests: Sequence[Request]) -> list[Completion]:
+            if not codes:
+                codes.append(invent(target, out, Numbered(), monkeypatch))
+            return super().__call__(requests)
+
+    assert invent(target, out, Meanwhile(), monkeypatch) == 0
+    assert codes == [1]
+    assert f"{out} is in use by another command (process {os.getpid()} on" in capsys.readouterr().err
+    assert len(out.read_text().splitlines()) == 20
 
 
 def test_a_target_that_invents_nothing(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from redrafter_training.data.chat_templates import resolve_chat_template, template_fingerprint
 from redrafter_training.data.report import DataError
@@ -13,6 +14,7 @@ from redrafter_training.responses.config import PromptJob
 from redrafter_training.responses.invention import Invented, Prompt, PromptInventor, Rejected
 from redrafter_training.responses.vllm_engine import load_tokenizer, make_engine
 from redrafter_training.utils.fingerprint import differences, target_fingerprint
+from redrafter_training.utils.folder_lock import locked_file
 from redrafter_training.utils.provenance import provenance
 from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.atomic import write_text
@@ -23,9 +25,15 @@ def invent(job: PromptJob) -> Invented:
 
     Raises:
         DataError: the target cannot be used, or the file holds something else or prompts sampled with other keys.
+        FolderInUseError: another command is writing to the file.
     """
     tokenizer = load_tokenizer(job, job.max_prompt + 1, "--max-prompt")
-    settings = _settings(job)
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    with locked_file(job.out, "choose another --out"):
+        return _invent(job, tokenizer, _settings(job))
+
+
+def _invent(job: PromptJob, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> Invented:
     found = _load(job.out, settings)
     if len(found.prompts) >= job.count:
         return found

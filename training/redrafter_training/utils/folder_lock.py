@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locks on folders that one process at a time may fill.
+"""Locks on folders and files that one process at a time may fill.
 
 The operating system releases its lock on an open file when the process ends, so that no stale lock remains.
 """
@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 LOCK = "lock"
@@ -18,11 +18,10 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class FolderInUseError(ValueError):
-    """Another process is filling the folder."""
+    """Another process is filling the folder or file."""
 
 
-@contextmanager
-def locked(folder: Path, otherwise: str) -> Iterator[None]:
+def locked(folder: Path, otherwise: str) -> AbstractContextManager[None]:
     """Locks the existing `folder` for this process; the lock file names the holder.
 
     Args:
@@ -31,20 +30,30 @@ def locked(folder: Path, otherwise: str) -> Iterator[None]:
     Raises:
         FolderInUseError: another process holds it; the message names it.
     """
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    return _locked(folder / LOCK, folder, otherwise)
+
+
+def locked_file(path: Path, otherwise: str) -> AbstractContextManager[None]:
+    """The same for one file, which need not exist, in a folder that does."""
+    return _locked(path.with_name(f".{path.name}.{LOCK}"), path, otherwise)
+
+
+@contextmanager
+def _locked(lock: Path, place: Path, otherwise: str) -> Iterator[None]:
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "just starting"
             raise FolderInUseError(
-                f"{folder} is in use by another command ({holder}): wait for its end, or {otherwise}"
+                f"{place} is in use by another command ({holder}): wait for its end, or {otherwise}"
             ) from None
         except OSError as problem:
             if problem.errno not in _NO_LOCKS:
                 raise
             print(
-                f"{folder} cannot be locked here ({problem.strerror}): do not start a second command in it",
+                f"{place} cannot be locked here ({problem.strerror}): do not start a second command in it",
                 file=sys.stderr,
             )
         os.ftruncate(handle, 0)
