@@ -63,6 +63,7 @@ def test_families(family: str) -> None:
     outputs = target.outputs(tokens)
     assert torch.equal(outputs.logits, expected)
     assert outputs.hidden.shape == (2, 11, 32)
+    assert torch.equal(target.hidden(tokens), outputs.hidden)
     assert torch.equal(outputs.top1_ids, expected.argmax(-1))
     kept = torch.tensor([0, 7, 49])
     assert torch.equal(target.outputs(tokens, draft_tokens=kept).logits, expected[..., kept])

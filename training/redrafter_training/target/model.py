@@ -113,12 +113,23 @@ class TargetModel(Target):
             ValueError: the input of the model's LM head is not one hidden state per token.
         """
         borders = {} if positions is None else self.borders(positions.to(self.device), self.model.dtype)
-        with self._at_the_head() as caught:
+        with self._at_the_head(lambda hidden: hidden) as caught:
             logits = self.model(input_ids=tokens.to(self.device), use_cache=False, **borders).logits
         logits = logits.to(self.device)
         top1_ids = logits.argmax(-1)
         wanted = logits if draft_tokens is None else logits.index_select(-1, draft_tokens)
         return TargetOutputs(self._one_per_token(caught, tokens), wanted, top1_ids)
+
+    @torch.no_grad()
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """The hidden states of `outputs` [B, L, H], without computing logits.
+
+        Raises:
+            ValueError: as `outputs`.
+        """
+        with self._at_the_head(lambda hidden: hidden[..., :0, :]) as caught:
+            self.model(input_ids=tokens.to(self.device), use_cache=False)
+        return self._one_per_token(caught, tokens)
 
     def head(self) -> TargetHead:
         """Head and embedding without the body.
@@ -139,12 +150,13 @@ class TargetModel(Target):
         return TargetHead(plain.weight, plain.bias, plain.embedding, rule)
 
     @contextmanager
-    def _at_the_head(self) -> Iterator[list[Tensor]]:
-        """Captures the head's inputs."""
+    def _at_the_head(self, give: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
+        """Captures the head's inputs, and replaces each with the result of `give`."""
         caught: list[Tensor] = []
 
-        def catch(module: nn.Module, args: tuple[Any, ...]) -> None:
+        def catch(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             caught.append(args[0])
+            return (give(args[0]), *args[1:])
 
         handle = self._head.register_forward_pre_hook(catch)
         try:
