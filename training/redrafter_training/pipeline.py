@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m redrafter_training.pipeline RECIPE --out DIR`: from the target to the measured drafter, in one command.
 
-RECIPE is a YAML file, or the name of one in `redrafter_training/recipes`. Its sections hold the keys of the commands that
-are run: invent, respond, train, evaluate. All are checked before the first of them starts. The same command continues
-after an interruption.
+RECIPE is a YAML file, or the name of one in `redrafter_training/recipes`. Its sections hold the keys of the commands
+that are run: invent, respond, train, evaluate. All are checked before the first of them starts. The same command
+continues after an interruption.
 """
 
 import sys

@@ -53,7 +53,7 @@ def finish(
     evaluate: Evaluate,
     started: float,
 ) -> Report:
-    """Exports the drafter of the last checkpoint with its `training.json` and card, then evaluates it and adds the figures.
+    """Exports the drafter of the last checkpoint with `training.json` and card, evaluates it and adds the figures.
 
     Args:
         target: the target's fingerprint.
