@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ways to decode that are compared, and the engines that they run on."""
 
+import argparse
 import importlib.util
 import math
 from collections.abc import Sequence
@@ -173,6 +174,14 @@ def parse_tree(text: str) -> DraftingConfig:
     if not (by and width.isdecimal() and length.isdecimal() and (nodes.isdecimal() or ":" not in text)):
         raise ValueError(f"{text!r} is no tree: give BEAMSxLENGTH or BEAMSxLENGTH:NODES, for instance 4x4:12")
     return DraftingConfig(int(width), int(length), int(nodes or 0))
+
+
+def tree_list(text: str) -> tuple[DraftingConfig, ...]:
+    """Several trees for argparse, with spaces between them."""
+    try:
+        return tuple(map(parse_tree, text.split()))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def tree_name(tree: DraftingConfig) -> str:

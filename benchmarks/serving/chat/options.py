@@ -8,9 +8,8 @@ from pathlib import Path
 
 from benchmarks import cli
 from benchmarks.record import RESULTS
-from benchmarks.serving.chat.methods import DTYPES, PEERS, Serving, parse_tree
+from benchmarks.serving.chat.methods import DTYPES, PEERS, Serving, parse_tree, tree_list
 from redrafter_vllm.checkpoint.locate import resolve_drafter
-from redrafter_vllm.config import DraftingConfig
 
 MODULE = "benchmarks.serving.chat"
 TREES = ("1x4", "2x4", "4x4", "8x4:32")
@@ -57,7 +56,7 @@ def add_serving(parser: argparse.ArgumentParser, *, trees: Sequence[str], batch:
     cli.add_drafter(parser)
     parser.add_argument(
         "--trees",
-        type=_tree_list,
+        type=tree_list,
         metavar="TREES",
         help=f"BEAMSxLENGTH or BEAMSxLENGTH:NODES in one argument; default {' '.join(trees)!r}",
     )
@@ -80,13 +79,6 @@ def parsed_serving(args: argparse.Namespace, *, window: int, trees: Sequence[str
         device=args.device,
         eager=args.eager,
     )
-
-
-def _tree_list(text: str) -> tuple[DraftingConfig, ...]:
-    try:
-        return tuple(map(parse_tree, text.split()))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def parse_args(argv: Sequence[str]) -> Options:

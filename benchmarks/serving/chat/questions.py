@@ -4,6 +4,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,25 @@ class Reader:
     def warm_up(self, texts: Sequence[str]) -> list[list[int]]:
         """Prompts of the first two texts, which an engine starts with."""
         return [self.prompt([Turn("user", text)]) for text in texts[:2]]
+
+
+def first_turns(reader: Reader, source: str, count: int, *, max_tokens: int) -> list[list[int]]:
+    """`count` first turns of at most `max_tokens` tokens, from all categories in turns.
+
+    Raises:
+        ValueError: The source cannot be read, or has fewer of them.
+    """
+    by_category: defaultdict[str, list[list[int]]] = defaultdict(list)
+    for prompt in load_prompts(source):
+        ids = reader.prompt([Turn("user", prompt.turns[0])])
+        if len(ids) <= max_tokens:
+            by_category[prompt.category].append(ids)
+    mixed = [ids for row in zip_longest(*by_category.values()) for ids in row if ids is not None]
+    if len(mixed) < count:
+        raise ValueError(
+            f"{source} has {len(mixed)} first turns of at most {max_tokens} tokens, and {count} are needed"
+        )
+    return mixed[:count]
 
 
 def ask(

@@ -23,6 +23,7 @@ from benchmarks.engines.offline import EngineKind, as_users_run_it, with_redraft
 from benchmarks.engines.on_request import EngineProcess, Job
 from benchmarks.models.roofline import Layout, Workload, efficiency_ceiling, round_reads
 from benchmarks.models.shapes import drafter_config, find_shape
+from benchmarks.serving.chat.questions import Reader, first_turns
 from benchmarks.serving.speedup.options import MODULE, Options, parse_args
 from benchmarks.serving.speedup.report import judge, print_report
 from redrafter_vllm.config import DraftingConfig
@@ -121,8 +122,14 @@ def limits(options: Options, way: str, batch: int) -> dict[str, Any]:
 
 
 def make_prompts(options: Options) -> list[list[int]]:
-    """Token ids of as many held-out prompts as the largest turn needs."""
+    """Token ids of as many held-out prompts as the largest turn needs.
+
+    Raises:
+        ValueError: There are too few chat prompts, or they cannot be read.
+    """
     count = max(options.turn(batch).prompts for batch in options.batches)
+    if options.chat is not None:
+        return first_turns(Reader.of(options.target, None), options.chat, count, max_tokens=options.prompt_tokens)
     texts = held_out_prompts(count, seed=1, max_chars=8 * options.prompt_tokens)
     return tokenized(texts, AutoTokenizer.from_pretrained(options.target), max_tokens=options.prompt_tokens)
 

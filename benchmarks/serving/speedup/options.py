@@ -3,7 +3,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from benchmarks.models.cache import kv_cache_bytes
 from benchmarks.models.roofline import DTYPE_BYTES
 from benchmarks.models.shapes import find_shape
 from benchmarks.record import RESULTS
+from benchmarks.serving.chat.methods import tree_list, tree_name
 from benchmarks.serving.speedup.engine import Turn
 from redrafter_vllm.checkpoint.locate import resolve_drafter
 from redrafter_vllm.config import QUANTIZATIONS, DraftingConfig
@@ -42,6 +43,7 @@ class Options:
     schedule: Schedule = ()
     dtype: str = "bfloat16"
     prompts: int = 8
+    chat: str | None = None  # where chat prompts come from; None takes held-out source files
     prompt_tokens: int = 128
     new_tokens: int = 64
     batches: tuple[int, ...] = (1,)
@@ -153,8 +155,21 @@ def parse_args(argv: Sequence[str]) -> Options:
     parser.add_argument("--drafter-quantization", choices=QUANTIZATIONS, help="8-bit weights of the drafter")
     parser.add_argument("--project-embedding", action="store_true", help="precompute W·E as a table")
     parser.add_argument("--dtype", choices=list(DTYPE_BYTES), default="bfloat16", help="of weights and cache")
+    parser.add_argument(
+        "--trees",
+        type=tree_list,
+        default=(),
+        metavar="TREES",
+        help="instead of one tree several ways to draft, BEAMSxLENGTH or BEAMSxLENGTH:NODES, in one argument",
+    )
     cli.add_prompts(parser, prompts=8, new_tokens=64)
-    parser.add_argument("--prompt-tokens", type=int, default=128, help="longest prompt")
+    parser.add_argument(
+        "--chat",
+        help="mt-bench, spec-bench, or a file of their form: first turns of these instead, over all categories",
+    )
+    parser.add_argument(
+        "--prompt-tokens", type=int, default=128, help="longest prompt; longer chat prompts are left out"
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="requests at a time; one row per number")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each engine")
     parser.add_argument(
@@ -166,21 +181,20 @@ def parse_args(argv: Sequence[str]) -> Options:
     cli.add_out(parser)
     args = parser.parse_args(argv)
     try:
-        drafting = DraftingConfig(
-            args.beam_width,
-            args.beam_length,
-            args.nodes,
-            drafter_quantization=args.drafter_quantization,
-            project_embedding=args.project_embedding,
-        )
+        levers = {
+            "drafter_quantization": args.drafter_quantization,
+            "project_embedding": args.project_embedding,
+        }
+        drafting = DraftingConfig(args.beam_width, args.beam_length, args.nodes, **levers)
         find_shape(str(args.target))  # an error here, as the cache's size comes from it
         return Options(
             target=args.target,
             drafter=resolve_drafter(args.drafter, str(args.target)),
-            drafting={"ReDrafter": drafting},
+            drafting={tree_name(tree): replace(tree, **levers) for tree in args.trees} or {"ReDrafter": drafting},
             schedule=tuple(map(tuple, args.schedule)),
             dtype=args.dtype,
             prompts=args.prompts,
+            chat=args.chat,
             prompt_tokens=args.prompt_tokens,
             new_tokens=args.new_tokens,
             batches=tuple(args.batch),
