@@ -16,7 +16,7 @@ from benchmarks.serving.chat import identity, report
 from benchmarks.serving.chat.comparison import AGREEMENT, agreed, agreement, figures_of
 from benchmarks.serving.chat.methods import Method, Outcome, Serving, parse_tree, tree_name
 from benchmarks.serving.chat.options import parse_args
-from benchmarks.serving.chat.questions import Question, chosen_prompts, group_names, passes_of
+from benchmarks.serving.chat.questions import Question, chosen_prompts, first_turns, group_names, passes_of
 from redrafter_vllm.config import DraftingConfig
 from tests.paths import ASSET
 from tests.training.chat_tokenizers import byte_tokenizer
@@ -52,6 +52,29 @@ def test_figures_are_those_of_the_group_s_requests() -> None:
 def test_a_group_without_a_second_token_has_no_figure() -> None:
     found = figures_of(QUESTIONS[:3], [[1, 2], [1, 2], [1]], depth=1)
     assert found["tokens_per_step"] == {"all": 2.0, "turn 1": 2.0, "tea": 2.0, "cake": None}
+
+
+class Words:
+    """A reader with a token for each word."""
+
+    def prompt(self, turns: Any) -> list[int]:
+        return [len(word) for word in turns[0].content.split()]
+
+
+def test_first_turns_take_the_categories_in_turns(tmp_path: Path) -> None:
+    source = tmp_path / "prompts.jsonl"
+    prompts = [
+        {"category": "tea", "turns": ["a bb", "never asked"]},
+        {"category": "tea", "turns": ["ccc dddd"]},
+        {"category": "tea", "turns": ["this one has too many words"]},
+        {"category": "cake", "turns": ["eeeee"]},
+    ]
+    source.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    reader: Any = Words()
+    assert first_turns(reader, str(source), 3, max_tokens=2) == [[1, 2], [5], [3, 4]]
+    assert first_turns(reader, str(source), 2, max_tokens=2) == [[1, 2], [5]]
+    with pytest.raises(ValueError, match="has 3 first turns of at most 2 tokens, and 4 are needed"):
+        first_turns(reader, str(source), 4, max_tokens=2)
 
 
 def test_groups_are_all_then_turns_then_categories() -> None:
