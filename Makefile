@@ -1,5 +1,6 @@
 # Every target sets the environment up first; that takes no time once it is done.
 # REDRAFTER_BACKEND=cpu|cuda overrides the choice, REDRAFTER_PYTHON names the interpreter to use.
+# DEMO holds options of the demonstration.
 # TEST_WORKERS is the number of processes that share the test files; each keeps engines of its own (about 3 GiB).
 
 BIN := .venv/bin
@@ -17,7 +18,7 @@ setup:
 	@python3 tools/setup_env.py
 
 demo: setup
-	$(BIN)/python -m benchmarks.demo
+	$(BIN)/python -m benchmarks.demo $(DEMO)
 
 lint: setup
 	$(BIN)/ruff check .
