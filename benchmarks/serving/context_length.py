@@ -257,7 +257,7 @@ def parse_args(argv: Sequence[str]) -> Options:
     parser.add_argument(
         "--check",
         action="store_true",
-        help=f"exit with 1 if any length has less than {FLAT:.0%} of the tokens per step at the shortest",
+        help=f"exit with 1 if any length has less than {FLAT:.0%}% of the tokens per step at the shortest",
     )
     cli.add_out(parser)
     args = parser.parse_args(argv)

@@ -166,10 +166,11 @@ def test_finished_steps_are_passed(
 
 
 SCRIPT = """\
-import signal, sys, time
+import pathlib, signal, sys, time
 print("begun", flush=True)
 if sys.argv[1] == "wait":
     try:
+        pathlib.Path(__file__).with_name("waiting").touch()
         time.sleep(60)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -203,7 +204,8 @@ def test_a_signal_reaches_the_command_once(scripted: Path) -> None:
     stored = scripted / "stored.txt"
 
     def interrupt() -> None:
-        time.sleep(2)
+        while not (scripted / "waiting").exists():
+            time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()

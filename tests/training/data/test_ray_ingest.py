@@ -113,8 +113,8 @@ def test_pieces_contain_all_records_in_order(tmp_path: Path) -> None:
 class InTurn:
     """The calls of `ingest` to Ray Data, executed in this process."""
 
-    def __init__(self, pieces: list[Piece], encoder: ExampleEncoder, form: str) -> None:
-        self.pieces, self.encode = pieces, EncodePieces(encoder, form)
+    def __init__(self, pieces: list[Piece], encoder: ExampleEncoder, form: str, keep_evaluation: bool) -> None:
+        self.pieces, self.encode = pieces, EncodePieces(encoder, form, keep_evaluation)
 
     def iter_batches(self, **options: object) -> Iterator[Any]:
         for number, piece in enumerate(self.pieces):
