@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model card of a drafter: the `README.md` of its folder, with metadata as the Hugging Face hub reads it.
 
-A command that writes a drafter adds sections on what it did. The card belongs to the weights: whoever writes other
-weights into the folder replaces it. Loading and serving do not read it.
+A command that writes a drafter adds sections on what it did. The card belongs to the weights and is replaced with them.
+Its last line says so: a card without that line is the user's own, and stays. Loading and serving do not read it.
 """
 
 import math
@@ -16,7 +16,7 @@ from redrafter_vllm.checkpoint.config import DrafterConfig, tensor_shapes
 from redrafter_vllm.checkpoint.files import CONFIG_FILE, read_json, weight_files
 from redrafter_vllm.checkpoint.io import check_checkpoint
 from redrafter_vllm.checkpoint.locate import is_path
-from redrafter_vllm.checkpoint.places import CARD_FILE, is_drafter_config
+from redrafter_vllm.checkpoint.places import CARD_FILE, CARD_MARK, has_own_card, is_drafter_config
 from redrafter_vllm.utils.atomic import write_text
 from redrafter_vllm.utils.paths import PlaceError, check_writable
 
@@ -83,7 +83,7 @@ def _hub_metadata(target: str) -> dict[str, Any]:
 def write_card(
     folder: Path, target: CardTarget | None, *, origin: str = "", sections: Mapping[str, str] | None = None
 ) -> None:
-    """Writes the card of the drafter in `folder`, atomically.
+    """Writes the card of the drafter in `folder`, atomically; one of the user's own stays.
 
     Args:
         target: None if the target is not known.
@@ -95,6 +95,8 @@ def write_card(
     """
     from huggingface_hub import ModelCardData
 
+    if has_own_card(folder):
+        return
     metadata = ModelCardData(
         base_model=target.base_model if target else None,
         library_name="vllm",
@@ -111,7 +113,7 @@ def write_card(
         *(f"## {heading}\n\n{text}" for heading, text in (sections or {}).items()),
         _LIMITS.format(target=target.name if target else "TARGET"),
     ]
-    write_text(folder / CARD_FILE, f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+    write_text(folder / CARD_FILE, f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join([*parts, CARD_MARK]) + "\n")
 
 
 def check_card_place(folder: Path) -> None:

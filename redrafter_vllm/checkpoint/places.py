@@ -19,6 +19,7 @@ from redrafter_vllm.utils.paths import PlaceError, check_writable
 
 PROVENANCE_FILE = "training.json"
 CARD_FILE = "README.md"
+CARD_MARK = "<!-- written with the drafter; without this line, the card stays when the drafter is replaced -->"
 _SHARDS = "model-*-of-*.safetensors"
 _OWN = (CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, _SHARDS, PROVENANCE_FILE, CARD_FILE)
 
@@ -72,12 +73,20 @@ def is_drafter_config(file: Path) -> bool:
     return isinstance(described, dict) and described.get("model_type") == MODEL_TYPE
 
 
+def has_own_card(folder: Path) -> bool:
+    """Whether the card in `folder` is the user's own, which nothing replaces."""
+    try:
+        return CARD_MARK not in (folder / CARD_FILE).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
 @contextmanager
 def drafter_folder(out: Path, *, replace: bool) -> Iterator[Path]:
     """A temporary folder to write a drafter to, which becomes `out` when the block ends without an error.
 
     A new folder appears atomically. In an existing one the files are replaced as `replaced_files` does it, shards of
-    the old drafter are deleted, and other files stay.
+    the old drafter are deleted, and other files stay, a card of the user's own among them.
 
     Raises:
         PlaceError: as `check_drafter_place`, but other files may lie beside a drafter.
@@ -118,6 +127,8 @@ def replaced_files(folder: Path) -> Iterator[Path]:
 
 
 def _replace_files(made: Path, folder: Path) -> None:
+    if has_own_card(folder):
+        (made / CARD_FILE).unlink(missing_ok=True)
     new = {file.name for file in made.iterdir()}
     order = (WEIGHTS_FILE, INDEX_FILE, CONFIG_FILE)
     names = new | {INDEX_FILE}

@@ -18,6 +18,7 @@ from redrafter_vllm.checkpoint.card import (
 )
 from redrafter_vllm.checkpoint.convert import main as convert
 from redrafter_vllm.checkpoint.io import check_checkpoint
+from redrafter_vllm.checkpoint.places import drafter_folder
 from redrafter_vllm.utils.paths import PlaceError
 from tests.models import save_random_llama
 from tests.oracles import random_drafter
@@ -123,3 +124,19 @@ def test_a_converted_drafter_says_so(drafter: Path, tmp_path: Path, capsys: pyte
     metadata = card_metadata(tmp_path / "two")
     assert (metadata["base_model"], metadata["license"]) == ("acme/small", "mit")
     assert "vllm serve acme/small" in (tmp_path / "two" / "README.md").read_text()
+
+
+def test_a_card_of_the_users_own_stays(drafter: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert convert([str(drafter), str(out)]) == 0
+    (out / "README.md").write_text("My notes.")
+    with drafter_folder(out, replace=True) as made:
+        Drafter.from_pretrained(drafter).save_pretrained(made)
+        write_card(made, None)
+    assert (out / "README.md").read_text() == "My notes."
+    write_card(out, None, origin="First.")
+    assert (out / "README.md").read_text() == "My notes."
+    (out / "README.md").unlink()
+    for origin in ("First.", "Second."):
+        write_card(out, None, origin=origin)
+        assert origin in (out / "README.md").read_text()

@@ -27,7 +27,7 @@ from redrafter_training.hidden_states.text_index import TextIndex, texts_of
 from redrafter_training.target.lm_head import TargetHead
 from redrafter_training.target.loading import target_dtype
 from redrafter_training.target.model import DeferredTarget, Target, TargetModel, TargetOutputs
-from redrafter_training.target.precision import mixed_precision
+from redrafter_training.target.precision import mixed_precision, resolved
 from redrafter_training.target.properties import load_config
 from redrafter_training.utils.fingerprint import weights_fingerprint
 from redrafter_training.utils.folder_lock import locked
@@ -196,7 +196,7 @@ def cache_identity(
         "target": weights,
         "dtype": str(target_dtype(job, device)).removeprefix("torch."),
         "quantization": job.target_quantization,
-        "mixed_precision": config.mixed_precision,
+        "mixed_precision": resolved(device, config.mixed_precision),
         "texts": {"count": len(index), "tokens": index.total, "digest": index.digest()},
     }
 

@@ -23,5 +23,11 @@ def mixed_precision(device: torch.device, setting: MixedPrecision = "auto") -> t
     Args:
         setting: auto does so where the device has such products, bf16 everywhere, none nowhere.
     """
-    enabled = has_bf16_products(device) if setting == "auto" else setting == "bf16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, torch.bfloat16, enabled=resolved(device, setting) == "bf16")
+
+
+def resolved(device: torch.device, setting: MixedPrecision) -> MixedPrecision:
+    """What `setting` means on `device`: bf16 or none."""
+    if setting != "auto":
+        return setting
+    return "bf16" if has_bf16_products(device) else "none"
