@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
+from redrafter_vllm.checkpoint.card import markdown_table
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -32,9 +34,7 @@ class Grid:
 
     def markdown(self) -> str:
         """A Markdown table under its title."""
-        rules = ["---", *["---:"] * (len(self.columns) - 1)]
-        lines = [self.columns, rules, *[[cell.replace("|", "\\|") for cell in row] for row in self.rows]]
-        return f"**{self.title}**\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+        return f"**{self.title}**\n\n{markdown_table(self.columns, self.rows)}\n"
 
 
 def figure(value: float | None, form: str = ".2f") -> str:

@@ -14,9 +14,10 @@ from benchmarks.engines.offline import plain
 from benchmarks.serving.chat import __main__ as command
 from benchmarks.serving.chat import identity, report
 from benchmarks.serving.chat.comparison import AGREEMENT, agreed, agreement, figures_of
-from benchmarks.serving.chat.methods import Method, Outcome, Serving, parse_tree, tree_name
+from benchmarks.serving.chat.methods import Method, Outcome, Serving
 from benchmarks.serving.chat.options import parse_args
 from benchmarks.serving.chat.questions import Question, chosen_prompts, first_turns, group_names, passes_of
+from benchmarks.serving.trees import parse_tree, tree_name
 from redrafter_vllm.config import DraftingConfig
 from tests.paths import ASSET
 from tests.training.chat_tokenizers import byte_tokenizer

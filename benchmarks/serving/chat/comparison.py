@@ -13,10 +13,11 @@ from benchmarks.acceptance import acceptance_of_steps, tokens_per_step
 from benchmarks.compare import compare
 from benchmarks.engine_process import ChildError
 from benchmarks.engines.on_request import EngineProcess
-from benchmarks.serving.chat.methods import Method, Outcome, Serving, tree_name
+from benchmarks.serving.chat.methods import Method, Outcome, Serving
 from benchmarks.serving.chat.options import Options
 from benchmarks.serving.chat.questions import Asked, Question, Reader, ask, chosen_prompts, group_names, passes_of
 from benchmarks.serving.chat.simulated import Text, Walker
+from benchmarks.serving.trees import tree_name
 from redrafter_training.data.evaluation_prompts import EvaluationPrompt
 from redrafter_vllm.config import DraftingConfig
 

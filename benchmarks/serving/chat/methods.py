@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ways to decode that are compared, and the engines that they run on."""
 
-import argparse
 import importlib.util
 import math
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from benchmarks.assets import BUILD
 from benchmarks.engines.offline import EngineKind, as_users_run_it, plain, with_redrafter
 from benchmarks.engines.on_request import Job
+from benchmarks.serving.trees import tree_name
 from redrafter_vllm.config import DraftingConfig
 
 PLAIN, LOOKUP, SUFFIX = "vLLM as installed", "prompt lookup", "suffix decoding"
@@ -161,29 +161,3 @@ class Outcome:
     @property
     def tokens_per_second(self) -> float:
         return sum(map(len, self.tokens)) / self.seconds
-
-
-def parse_tree(text: str) -> DraftingConfig:
-    """`WxT` or `WxT:N`: W beams of T draft tokens, in N nodes; without N, as serving chooses.
-
-    Raises:
-        ValueError: Another form, or sizes that drafting does not take.
-    """
-    shape, _, nodes = text.partition(":")
-    width, by, length = shape.partition("x")
-    if not (by and width.isdecimal() and length.isdecimal() and (nodes.isdecimal() or ":" not in text)):
-        raise ValueError(f"{text!r} is no tree: give BEAMSxLENGTH or BEAMSxLENGTH:NODES, for instance 4x4:12")
-    return DraftingConfig(int(width), int(length), int(nodes or 0))
-
-
-def tree_list(text: str) -> tuple[DraftingConfig, ...]:
-    """Several trees for argparse, with spaces between them."""
-    try:
-        return tuple(map(parse_tree, text.split()))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def tree_name(tree: DraftingConfig) -> str:
-    """How tables name a tree."""
-    return f"{tree.beam_width}x{tree.beam_length}, {tree.num_speculative_tokens} nodes"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from benchmarks import cli
 from benchmarks.record import RESULTS
-from benchmarks.serving.chat.methods import DTYPES, PEERS, Serving, parse_tree, tree_list
+from benchmarks.serving.chat.methods import DTYPES, PEERS, Serving
+from benchmarks.serving.trees import parse_tree, tree_list
 from redrafter_vllm.checkpoint.locate import resolve_drafter
 
 MODULE = "benchmarks.serving.chat"

@@ -19,8 +19,8 @@ from benchmarks.models.cache import kv_cache_bytes
 from benchmarks.models.roofline import DTYPE_BYTES
 from benchmarks.models.shapes import find_shape
 from benchmarks.record import RESULTS
-from benchmarks.serving.chat.methods import tree_list, tree_name
 from benchmarks.serving.speedup.engine import Turn
+from benchmarks.serving.trees import tree_list, tree_name
 from redrafter_vllm.checkpoint.locate import resolve_drafter
 from redrafter_vllm.config import QUANTIZATIONS, DraftingConfig
 
