@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The committed target with its drafters, the drafter of SmolLM2, and prompts that none of them was trained on."""
+"""The committed target with its drafters, where SmolLM2's belongs, and prompts that none of them was trained on."""
 
 from collections.abc import Sequence
 from pathlib import Path

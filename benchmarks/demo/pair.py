@@ -58,7 +58,9 @@ def _smollm2_or_small(given: Path | None, console: Console) -> Pair:
     drafter = given or SMOLLM2_DRAFTER
     try:
         if not (drafter / CONFIG_FILE).is_file():
-            raise FetchError(f"the drafter for {NAME} is not in {drafter.relative_to(ROOT)}")
+            raise FetchError(
+                f"the repository holds no drafter for {NAME} yet (redrafter-pipeline trains one for --drafter)"
+            )
         return Pair(_fetched(console), drafter)
     except (FetchError, PlaceError, OSError) as problem:
         if given is not None:

@@ -152,7 +152,7 @@ def _outcome_table(evidence: Evidence, figures: Figures) -> Table:
     ):
         table.add_row(f"token ids, {name}", str(comparison), style="green" if comparison.identical else "bold red")
     by_depth = "  ".join(f"{depth}: {rate:.0%}" for depth, rate in enumerate(figures.acceptance_by_depth, start=1))
-    table.add_row("steps that accept at depth", by_depth)
+    table.add_row("steps that accept at depth, in the bfloat16 run", by_depth)
     return table
 
 

@@ -220,6 +220,18 @@ def test_options_from_the_command_line() -> None:
     assert parsed.engine(None)["enforce_eager"] is True
 
 
+def test_several_trees_and_a_chat_from_the_command_line() -> None:
+    flags = ["--trees", "1x3 3x4:6", "--drafter-quantization", "int8", "--chat", "mt-bench"]
+    parsed = parse_args(["--target", str(ASSET), *flags])
+    assert parsed.drafting == {
+        "1x3, 3 nodes": DraftingConfig(1, 3, 3, drafter_quantization="int8"),
+        "3x4, 6 nodes": DraftingConfig(3, 4, 6, drafter_quantization="int8"),
+    }
+    assert parsed.chat == "mt-bench"
+    with pytest.raises(SystemExit):
+        parse_args(["--target", str(ASSET), "--trees", "3by4"])
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
