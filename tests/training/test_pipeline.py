@@ -169,6 +169,8 @@ SCRIPT = """\
 import pathlib, signal, sys, time
 print("begun", flush=True)
 if sys.argv[1] == "wait":
+    # A shell's background job, as the tests may be, hands down that SIGINT is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         pathlib.Path(__file__).with_name("waiting").touch()
         time.sleep(60)
