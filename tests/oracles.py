@@ -62,15 +62,47 @@ def beams_of_row(
     return beams
 
 
-def tree_nodes(beams: Beams, row: int) -> list[tuple[Path, float]]:
-    """The distinct prefixes of one row with their log-probabilities, in the order of the tree's nodes."""
-    nodes: dict[Path, tuple[float, int, int]] = {}
-    for beam, (tokens, log_probs) in enumerate(
-        zip(beams.tokens[row].tolist(), beams.token_log_probs[row].tolist(), strict=True)
+def steps_of_row(
+    tensors: Mapping[str, Tensor], embedding: Tensor, context: Tensor, root: int, width: int, length: int
+) -> list[list[tuple[Path, float]]]:
+    """`beams_of_row` after each step, with the log-probability of the whole beam."""
+    return [
+        [
+            (tokens, sum(log_probs))
+            for tokens, log_probs in beams_of_row(tensors, embedding, context, root, width, step)
+        ]
+        for step in range(1, length + 1)
+    ]
+
+
+def kept_beams(beams: Beams, row: int) -> list[list[tuple[Path, float]]]:
+    """The tokens and the log-probability of each beam of each step of one row, by following parents."""
+    kept: list[list[tuple[Path, float]]] = [[((), 0.0)]]
+    for tokens, parents, log_probs in zip(
+        beams.tokens[row].tolist(), beams.parents[row].tolist(), beams.log_probs[row].tolist(), strict=True
     ):
-        for depth in range(1, len(tokens) + 1):
-            nodes.setdefault(tuple(tokens[:depth]), (-sum(log_probs[:depth]), depth, beam))
-    return [(path, -nodes[path][0]) for path in sorted(nodes, key=nodes.__getitem__)]
+        above = kept[-1] if len(kept) > 1 else kept[0] * len(tokens)
+        kept.append(
+            [
+                ((*above[parent][0], token), log_prob)
+                for token, parent, log_prob in zip(tokens, parents, log_probs, strict=True)
+            ]
+        )
+    return kept[1:]
+
+
+def tree_nodes(beams: Beams, row: int, limit: int | None = None) -> list[tuple[Path, float]]:
+    """The beams of one row in the order of the tree's nodes; with a `limit`, the last step's best and their prefixes."""
+    kept = kept_beams(beams, row)
+    whole = limit is None or limit >= len(kept[0])
+    best = [path for path, _ in kept[-1][:limit]]
+    nodes = [
+        (-log_prob, depth, beam, path)
+        for depth, step in enumerate(kept, 1)
+        for beam, (path, log_prob) in enumerate(step)
+        if whole or any(leaf[:depth] == path for leaf in best)
+    ]
+    return [(path, -negative) for negative, _, _, path in sorted(nodes)]
 
 
 def paths(tree: DraftTree, row: int) -> list[Path]:

@@ -13,17 +13,27 @@ from redrafter_vllm.ops.grow_beams import BeamHistory, grow_beams
 
 @dataclass(frozen=True)
 class Beams:
-    """The candidates of one drafting round, best beam first; the root token is not part of a beam."""
+    """The beams that one drafting round kept at each of its T steps, best first; the root token is part of none."""
 
-    tokens: Tensor  # [B, W, T] int64
-    token_log_probs: Tensor  # [B, W, T] fp32, each given the root and the beam's earlier tokens
+    tokens: Tensor  # [B, T, W] int64, the last token of each beam
+    parents: Tensor  # [B, T, W] int64, the beam of the step before that each one continues; any at the first step
+    log_probs: Tensor  # [B, T, W] fp32, of all of the beam's tokens given the root
 
     def __post_init__(self) -> None:
-        if self.tokens.dim() != 3 or self.tokens.shape != self.token_log_probs.shape:
+        shapes = [list(tensor.shape) for tensor in (self.tokens, self.parents, self.log_probs)]
+        if len(shapes[0]) != 3 or any(shape != shapes[0] for shape in shapes):
             raise ValueError(
-                "tokens and token_log_probs must have one shape [B, W, T], not "
-                f"{list(self.tokens.shape)} and {list(self.token_log_probs.shape)}"
+                "tokens, parents and log_probs must have one shape [B, T, W], not {}, {} and {}".format(*shapes)
             )
+
+    def paths(self) -> Tensor:
+        """All tokens of the last step's beams, the candidates of arXiv 2403.09919: [B, W, T] int64."""
+        beam_BW = torch.arange(self.tokens.shape[2], device=self.tokens.device).expand_as(self.tokens[:, 0])
+        path: list[Tensor] = []
+        for tokens_BW, parents_BW in zip(self.tokens.unbind(1)[::-1], self.parents.unbind(1)[::-1], strict=True):
+            path.insert(0, tokens_BW.gather(1, beam_BW))
+            beam_BW = parents_BW.gather(1, beam_BW)
+        return torch.stack(path, -1)
 
 
 @torch.no_grad()
@@ -37,7 +47,7 @@ def beam_search(
     beam_length: int,
     logits_top_k: int | None = None,
 ) -> Beams:
-    """Drafts `beam_length` tokens on each of `beam_width` beams.
+    """Drafts `beam_length` tokens on each of `beam_width` beams, and keeps the beams of all steps.
 
     A trimmed drafter proposes from its draft vocabulary; the beams hold the target's ids either way. Scores are
     log-probabilities over all that the drafter can propose, in fp32. Equal scores go to the better beam, then to the
@@ -62,27 +72,28 @@ def beam_search(
     context_BH = context.to(dtype)
     share_BS = drafter.context_share(context_BH)
 
-    batch = root_tokens.shape[0]
-    last_BW = root_tokens.long().unsqueeze(1).expand(batch, beam_width)
-    score_BW = None
+    shape = root_tokens.shape[0], beam_length, beam_width
     history = BeamHistory(
-        last_BW.new_empty((batch, beam_width, 0)),
-        context_BH.new_empty((batch, beam_width, 0), dtype=torch.float32),
-        drafter.initial_state(context_BH).unsqueeze(1).expand(batch, beam_width, -1),
+        scores=share_BS.new_empty(shape, dtype=torch.float32),
+        parents=share_BS.new_empty(shape, dtype=torch.int64),
+        tokens=share_BS.new_empty(shape, dtype=torch.int64),
     )
-    for _ in range(beam_length):
+    last_BW = root_tokens.long().unsqueeze(1).expand(-1, beam_width)
+    state_BWH = drafter.initial_state(context_BH).unsqueeze(1).expand(-1, beam_width, -1)
+    score_BW = None
+    for step in range(beam_length):
         if isinstance(embedding, Tensor):
-            state_BWH = drafter.advance(history.state, last_BW, embedding)
+            state_BWH = drafter.advance(state_BWH, last_BW, embedding)
         else:
-            state_BWH = drafter.next_state(history.state, embedding(last_BW).to(dtype))
+            state_BWH = drafter.next_state(state_BWH, embedding(last_BW).to(dtype))
         if logits_top_k is None:
             logits_BWV = drafter.logits(share_BS, state_BWH)
         else:
             logits_BWV = drafter(context_BH, state_BWH)
         chosen = drafter.beam_step(logits_BWV, score_BW, logits_top_k)
         score_BW, last_BW = chosen.scores, chosen.tokens
-        history = grow_beams(history._replace(state=state_BWH), chosen.parents, last_BW, chosen.log_probs)
-    return Beams(history.tokens, history.log_probs)
+        state_BWH = grow_beams(history, chosen, state_BWH, step)
+    return Beams(history.tokens, history.parents, history.scores)
 
 
 def _check(

@@ -12,7 +12,11 @@ from redrafter_vllm.ops.prefix_tree import ancestor_mask, prefix_tree
 
 @dataclass(frozen=True)
 class DraftTree:
-    """The distinct prefixes of a round's beams, at most N a request; the root token is not a node.
+    """The beams of all steps of a round, each a node, at most N a request; the root token is not a node.
+
+    arXiv 2403.09919, section 3.3, takes the last step's beams and their prefixes alone. But these share most of their
+    first tokens, and the beams that were dropped on the way, which the search has paid for as well, are often what the
+    target says next (docs/dev/log.md).
 
     Nodes are in order of descending cumulative log-probability, equal ones by depth. So a parent precedes its children,
     a node's index is at least its depth − 1, and the first n nodes are a valid tree for every n: the most probable n
@@ -27,14 +31,15 @@ class DraftTree:
 
     @classmethod
     def from_beams(cls, beams: Beams, max_nodes: int, beam_limit: Tensor | None = None) -> Self:
-        """Deduplicates `beams` into trees of N = `max_nodes` slots, keeping the most probable prefixes.
+        """Packs `beams` into trees of N = `max_nodes` slots, keeping the most probable ones.
 
-        `beam_limit` [B] (int64, at least 1): only the best beams, this many, are used; a limit of 1 gives a chain.
+        `beam_limit` [B] (int64, at least 1): below W, only the best beams of the last step, this many, and their
+        prefixes are used; a limit of 1 gives a chain.
         Runs on the beams' device without host synchronisation. Raises ValueError when `max_nodes` is below 1.
         """
         if max_nodes < 1:
             raise ValueError(f"max_nodes must be at least 1, not {max_nodes}")
-        return cls(*prefix_tree(beams.tokens, beams.token_log_probs, max_nodes, beam_limit))
+        return cls(*prefix_tree(beams.tokens, beams.parents, beams.log_probs, max_nodes, beam_limit))
 
     def ancestor_mask(self) -> Tensor:
         """[B, N, N] bool: entry [b, i, j] says that j is i or an ancestor of i; padding rows and columns are False."""

@@ -102,8 +102,8 @@ def compile_variant(op: str, variant: Variant, target: int) -> Resources:
 
 
 def _alignment(variant: Variant) -> dict[tuple[int, ...], list[list[object]]]:
-    aligned = {name for name, kind in variant.types.items() if kind.startswith("*")} - variant.unaligned
-    divisible = aligned | variant.multiples_of_16
+    pointers = {name for name, kind in variant.types.items() if kind.startswith("*")}
+    divisible = pointers | variant.multiples_of_16
     return {
         (place,): [["tt.divisibility", 16]] for place, name in enumerate(variant.kernel.arg_names) if name in divisible
     }

@@ -19,7 +19,6 @@ class Variant:
     constants: Mapping[str, Any] = field(default_factory=dict)  # by argument, each `tl.constexpr` of the kernel
     num_warps: int = 4
     num_stages: int = 3
-    unaligned: frozenset[str] = frozenset()  # pointers whose address need not be a multiple of 16
     multiples_of_16: frozenset[str] = frozenset()  # integers that usually are, as Triton finds at a launch
 
     def __post_init__(self) -> None:
@@ -29,5 +28,5 @@ class Variant:
                 f"variant {self.name}: arguments {sorted(wanted - named)} are missing, {sorted(named - wanted)} are "
                 "not the kernel's"
             )
-        if unknown := (self.unaligned | self.multiples_of_16) - set(self.types):
+        if unknown := self.multiples_of_16 - set(self.types):
             raise ValueError(f"variant {self.name}: {sorted(unknown)} have no type")

@@ -77,9 +77,9 @@ def test_against_the_full_drafter_with_masked_logits(shape: dict, kept: list[int
     assert set(beams.tokens.flatten().tolist()) <= set(kept)
     for row in range(3):
         expected = slow_beams(full, embedding, context[row], int(roots[row]), width, 3, kept)
-        assert beams.tokens[row].tolist() == [list(tokens) for tokens, _ in expected]
+        assert beams.paths()[row].tolist() == [list(tokens) for tokens, _ in expected]
         torch.testing.assert_close(
-            beams.token_log_probs[row], torch.tensor([log_probs for _, log_probs in expected]), atol=1e-4, rtol=0
+            beams.log_probs[row, -1], torch.tensor([sum(log_probs) for _, log_probs in expected]), atol=1e-4, rtol=0
         )
 
 
@@ -89,9 +89,9 @@ def test_top_k_renormalises_inside_the_draft_vocabulary() -> None:
     beams = beam_search(trimmed(full, KEPT), embedding, context, roots, beam_width=2, beam_length=1, logits_top_k=3)
     log_probs = next_log_probs(full.state_dict(), embedding, context[0], (int(roots[0]),))
     best = sorted(KEPT, key=lambda token: -log_probs[token])
-    assert beams.tokens[0, :, 0].tolist() == best[:2]
+    assert beams.tokens[0, 0].tolist() == best[:2]
     expected = torch.tensor([log_probs[token] for token in best[:3]]).log_softmax(0)[:2]
-    torch.testing.assert_close(beams.token_log_probs[0, :, 0], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(beams.log_probs[0, 0], expected, atol=1e-5, rtol=0)
 
 
 def test_more_beams_than_draft_tokens() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from redrafter_vllm import Beams, Drafter, DraftTree, beam_search
 from redrafter_vllm.ops.beam_step.reference import top_k_stable
 from tests.no_sync import HostSyncError, forbid_host_sync
-from tests.oracles import beams_of_row, next_log_probs, random_drafter
+from tests.oracles import kept_beams, next_log_probs, random_drafter, steps_of_row
 
 
 def inputs(drafter: Drafter, batch: int, seed: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -27,11 +27,12 @@ def test_against_slow_beam_search(shape: dict, width: int, length: int, batch: i
     embedding, context, roots = inputs(drafter, batch)
     beams = beam_search(drafter, embedding, context, roots, beam_width=width, beam_length=length)
     for row in range(batch):
-        expected = beams_of_row(drafter.state_dict(), embedding, context[row], int(roots[row]), width, length)
-        assert beams.tokens[row].tolist() == [list(tokens) for tokens, _ in expected]
-        torch.testing.assert_close(
-            beams.token_log_probs[row], torch.tensor([log_probs for _, log_probs in expected]), atol=1e-4, rtol=0
-        )
+        expected = steps_of_row(drafter.state_dict(), embedding, context[row], int(roots[row]), width, length)
+        found = kept_beams(beams, row)
+        assert [[path for path, _ in step] for step in found] == [[path for path, _ in step] for step in expected]
+        for step, wanted in zip(beams.log_probs[row], expected, strict=True):
+            torch.testing.assert_close(step, torch.tensor([log_prob for _, log_prob in wanted]), atol=1e-4, rtol=0)
+        assert beams.paths()[row].tolist() == [list(path) for path, _ in expected[-1]]
 
 
 def test_against_enumeration() -> None:
@@ -48,13 +49,13 @@ def test_against_enumeration() -> None:
             return first[pair[0]] + second[pair[1]]
 
         best = sorted(itertools.product(range(7), repeat=2), key=score, reverse=True)[:7]
-        assert [tuple(beam) for beam in beams.tokens[row].tolist()] == best
+        assert [tuple(beam) for beam in beams.paths()[row].tolist()] == best
 
 
 def test_best_beam_first() -> None:
     drafter = random_drafter(seed=5, vocab_size=40)
-    totals = beam_search(drafter, *inputs(drafter, 6), beam_width=8, beam_length=4).token_log_probs.sum(-1)
-    assert (totals.diff(dim=-1) <= 1e-5).all()
+    log_probs = beam_search(drafter, *inputs(drafter, 6), beam_width=8, beam_length=4).log_probs
+    assert (log_probs.diff(dim=-1) <= 0).all()
 
 
 def test_equal_scores_go_to_the_better_beam_then_the_lower_token() -> None:
@@ -62,7 +63,8 @@ def test_equal_scores_go_to_the_better_beam_then_the_lower_token() -> None:
     for parameter in drafter.parameters():
         parameter.data.zero_()
     beams = beam_search(drafter, *inputs(drafter, 1), beam_width=3, beam_length=2)
-    assert beams.tokens.tolist() == [[[0, 0], [0, 1], [0, 2]]]
+    assert beams.paths().tolist() == [[[0, 0], [0, 1], [0, 2]]]
+    assert beams.tokens[0, 0].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 1001])
@@ -90,7 +92,7 @@ def test_top_k_renormalises() -> None:
     beams = beam_search(drafter, embedding, context, roots, beam_width=2, beam_length=1, logits_top_k=3)
     full = sorted(next_log_probs(drafter.state_dict(), embedding, context[0], (int(roots[0]),)), reverse=True)
     expected = torch.tensor(full[:3]).log_softmax(0)[:2]
-    torch.testing.assert_close(beams.token_log_probs[0, :, 0], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(beams.log_probs[0, 0], expected, atol=1e-5, rtol=0)
 
 
 def test_top_k_beyond_the_vocabulary_is_the_full_softmax() -> None:
@@ -98,7 +100,7 @@ def test_top_k_beyond_the_vocabulary_is_the_full_softmax() -> None:
     few = beam_search(drafter, *inputs(drafter, 2), beam_width=3, beam_length=3, logits_top_k=50)
     full = beam_search(drafter, *inputs(drafter, 2), beam_width=3, beam_length=3)
     assert torch.equal(few.tokens, full.tokens)
-    torch.testing.assert_close(few.token_log_probs, full.token_log_probs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(few.log_probs, full.log_probs, atol=1e-5, rtol=0)
 
 
 def test_bf16_drafter_scores_in_fp32() -> None:
@@ -106,18 +108,19 @@ def test_bf16_drafter_scores_in_fp32() -> None:
     drafter = random_drafter(seed=4, vocab_size=50).to(torch.bfloat16)
     embedding, context, roots = inputs(drafter, 2)
     beams = beam_search(drafter, embedding, context, roots, beam_width=50, beam_length=1)
-    assert beams.token_log_probs.dtype == torch.float32
-    torch.testing.assert_close(beams.token_log_probs.logsumexp(1), torch.zeros(2, 1), atol=1e-5, rtol=0)
+    assert beams.log_probs.dtype == torch.float32
+    torch.testing.assert_close(beams.log_probs.logsumexp(-1), torch.zeros(2, 1), atol=1e-5, rtol=0)
     for row in range(2):
         expected = next_log_probs(drafter.state_dict(), embedding, context[row], (int(roots[row]),))
-        in_order = torch.tensor(expected)[beams.tokens[row, :, 0]]
-        torch.testing.assert_close(beams.token_log_probs[row, :, 0], in_order, atol=0.1, rtol=0)
+        in_order = torch.tensor(expected)[beams.tokens[row, 0]]
+        torch.testing.assert_close(beams.log_probs[row, 0], in_order, atol=0.1, rtol=0)
 
 
 def test_empty_batch() -> None:
     drafter = random_drafter()
     beams = beam_search(drafter, *inputs(drafter, 0), beam_width=3, beam_length=2)
-    assert beams.tokens.shape == beams.token_log_probs.shape == (0, 3, 2)
+    assert beams.tokens.shape == beams.parents.shape == beams.log_probs.shape == (0, 2, 3)
+    assert beams.paths().shape == (0, 3, 2)
     assert DraftTree.from_beams(beams, 4).num_nodes.shape == (0,)
 
 
@@ -133,7 +136,7 @@ def test_chain_rows_hold_the_best_beam_only() -> None:
     drafter = random_drafter(seed=6)
     beams = beam_search(drafter, *inputs(drafter, 2), beam_width=3, beam_length=4)
     tree = DraftTree.from_beams(beams, 12, torch.tensor([1, 3]))
-    assert tree.tokens[0, :4].tolist() == beams.tokens[0, 0].tolist()
+    assert tree.tokens[0, :4].tolist() == beams.paths()[0, 0].tolist()
     assert tree.parents[0, :4].tolist() == [-1, 0, 1, 2]
     whole = DraftTree.from_beams(beams, 12)
     assert int(tree.num_nodes[0]) == 4
@@ -169,7 +172,9 @@ def test_bad_arguments(changes: dict, message: str) -> None:
 
 def test_beams_of_unequal_shapes() -> None:
     with pytest.raises(ValueError, match="one shape"):
-        Beams(torch.zeros(1, 2, 3), torch.zeros(1, 2, 2))
+        Beams(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), torch.zeros(1, 2, 2))
+    with pytest.raises(ValueError, match="one shape"):
+        Beams(*[torch.zeros(2, 3)] * 3)
 
 
 @pytest.mark.parametrize("top_k", [None, 5])
@@ -181,6 +186,7 @@ def test_a_round_never_waits_for_the_device(shape: dict, top_k: int | None) -> N
         beams = beam_search(drafter, embedding, context, roots, beam_width=4, beam_length=3, logits_top_k=top_k)
         tree = DraftTree.from_beams(beams, 7, torch.where(roots > 5, 1, 3))
         tree.ancestor_mask()
+        beams.paths()
 
 
 def test_the_guard_notices_what_it_forbids() -> None:

@@ -20,12 +20,14 @@ from tests.ops.devices import DEVICE, HAS_GPU
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")]
 
 
-def step(cache: torch.Tensor, beams: torch.Tensor, log_probs: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
+def step(
+    cache: torch.Tensor, beams: torch.Tensor, above: torch.Tensor, scores: torch.Tensor, sampled: torch.Tensor
+) -> torch.Tensor:
     """Makes trees, walks them along `sampled`, and compacts; returns the numbers of emitted tokens."""
-    tokens, parents, _, _, num_nodes = prefix_tree(beams, log_probs, sampled.shape[1] - 1)
+    tokens, parents, _, _, num_nodes = prefix_tree(beams, above, scores, sampled.shape[1] - 1)
     valid = ancestor_mask(parents, num_nodes).diagonal(dim1=1, dim2=2).contiguous()
     first_row = torch.arange(beams.shape[0], device=DEVICE) * sampled.shape[1]
-    walk = tree_verify(sampled.flatten(), first_row, tokens, parents, valid, beams.shape[2])
+    walk = tree_verify(sampled.flatten(), first_row, tokens, parents, valid, beams.shape[1])
     slots = torch.arange(cache.shape[0] * cache.shape[2], device=DEVICE)
     kv_compact([cache], walk.path, torch.arange(beams.shape[0], device=DEVICE) * 32, slots)
     return walk.num_emitted
@@ -35,7 +37,8 @@ def arguments() -> tuple[torch.Tensor, ...]:
     torch.manual_seed(0)
     beams = torch.randint(3, (2, 4, 4), device=DEVICE)
     cache = torch.randn(4, 2, 16, 64, device=DEVICE)
-    return cache, beams, -torch.rand(2, 4, 4, device=DEVICE), torch.randint(3, (2, 17), device=DEVICE)
+    above = torch.randint(4, (2, 4, 4), device=DEVICE)
+    return cache, beams, above, -torch.rand(2, 4, 4, device=DEVICE), torch.randint(3, (2, 17), device=DEVICE)
 
 
 def without_waiting(call: Callable[[], torch.Tensor]) -> torch.Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""New beams from their parents: by hand, kernel against reference, and the whole search with kernels."""
+"""Beams kept step by step: by hand, kernel against reference, and the whole search with kernels."""
 
 from unittest.mock import patch
 
@@ -14,57 +14,56 @@ from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.model.interface import DrafterInterface
 from redrafter_vllm.model.packed import PackedDrafter
 from redrafter_vllm.ops import dispatch
+from redrafter_vllm.ops.beam_step import BeamStep
 from redrafter_vllm.ops.grow_beams import BeamHistory, reference
 from tests.ops.devices import DEVICE, assert_equal, runs_kernels
 from tests.ops.poison import poison_empty
 
 
 def test_by_hand() -> None:
-    history = BeamHistory(
-        torch.tensor([[[1, 2], [3, 4]]]),
-        torch.tensor([[[-0.5, -1.0], [-2.0, -3.0]]]),
-        torch.tensor([[[10.0, 11.0], [20.0, 21.0]]]),
-    )
-    grown = reference.grow_beams(history, torch.tensor([[1, 0]]), torch.tensor([[7, 8]]), torch.tensor([[-4.0, -5.0]]))
-    assert grown.tokens.tolist() == [[[3, 4, 7], [1, 2, 8]]]
-    assert grown.log_probs.tolist() == [[[-2.0, -3.0, -4.0], [-0.5, -1.0, -5.0]]]
-    assert grown.state.tolist() == [[[20.0, 21.0], [10.0, 11.0]]]
+    history = BeamHistory(torch.zeros(1, 2, 2), *(torch.zeros(1, 2, 2, dtype=torch.long) for _ in range(2)))
+    chosen = BeamStep(torch.tensor([[-4.0, -5.0]]), torch.tensor([[1, 0]]), torch.tensor([[7, 8]]))
+    state = reference.grow_beams(history, chosen, torch.tensor([[[10.0, 11.0], [20.0, 21.0]]]), 1)
+    assert state.tolist() == [[[20.0, 21.0], [10.0, 11.0]]]
+    assert history.scores.tolist() == [[[0.0, 0.0], [-4.0, -5.0]]]
+    assert history.parents.tolist() == [[[0, 0], [1, 0]]]
+    assert history.tokens.tolist() == [[[0, 0], [7, 8]]]
 
 
 @runs_kernels
 @pytest.mark.parametrize(
     ("batch", "width", "length", "hidden_size", "dtype"),
     [
-        (1, 1, 0, 1, torch.float32),
-        (2, 5, 0, 33, torch.bfloat16),
+        (1, 1, 1, 1, torch.float32),
+        (2, 5, 1, 33, torch.bfloat16),
         (3, 4, 3, 1025, torch.float16),
-        (2, 7, 31, 64, torch.float32),
+        (2, 7, 32, 64, torch.float32),
         (0, 3, 2, 8, torch.float32),
     ],
 )
 def test_kernel_against_reference(
     batch: int, width: int, length: int, hidden_size: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Every step of both histories is written, and nothing else."""
     from redrafter_vllm.ops.grow_beams import kernel
 
     generator = torch.Generator().manual_seed(width)
 
-    def floats(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(DEVICE)
+    def integers(limit: int) -> Tensor:
+        return torch.randint(limit, (batch, width), generator=generator).to(DEVICE)
 
-    def integers(limit: int, *shape: int) -> Tensor:
-        return torch.randint(limit, shape, generator=generator).to(DEVICE)
-
-    history = BeamHistory(
-        integers(2**40, batch, width, length),
-        floats(batch, width, length),
-        floats(batch, width, hidden_size).to(dtype),
-    )
-    step = integers(width, batch, width), integers(2**40, batch, width), floats(batch, width)
-    wanted = reference.grow_beams(history, *step)
-    poison_empty(monkeypatch)
-    for mine, theirs in zip(kernel.grow_beams(history, *step), wanted, strict=True):
-        assert_equal(mine, theirs)
+    types = torch.float32, torch.int64, torch.int64
+    wanted = BeamHistory(*(torch.full((batch, length, width), -7, dtype=dtype, device=DEVICE) for dtype in types))
+    found = BeamHistory(*(tensor.clone() for tensor in wanted))
+    for step in range(length):
+        chosen = BeamStep(torch.randn(batch, width, generator=generator).to(DEVICE), integers(width), integers(2**40))
+        state = torch.randn(batch, width, hidden_size, generator=generator).to(DEVICE, dtype)
+        with monkeypatch.context() as patches:
+            poison_empty(patches)
+            mine = kernel.grow_beams(found, chosen, state, step)
+        assert_equal(mine, reference.grow_beams(wanted, chosen, state, step))
+        for one, other in zip(found, wanted, strict=True):
+            assert_equal(one, other)
 
 
 class Search:
@@ -89,7 +88,7 @@ class Search:
         """Compares the beams that kernels find with `drafter`."""
         mine = beam_search(drafter, drafter.token_inputs(self.embedding), *self.inputs, **self.options)
         assert torch.equal(mine.tokens, self.wanted.tokens)
-        torch.testing.assert_close(mine.token_log_probs, self.wanted.token_log_probs, atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(mine.log_probs, self.wanted.log_probs, atol=tolerance, rtol=tolerance)
         if self.drafter.draft_tokens is not None:
             assert torch.isin(mine.tokens, self.drafter.draft_tokens).all()
 

@@ -12,18 +12,16 @@ from tests.ops.devices import DEVICE, assert_equal, poisoned, runs_kernels
 pytestmark = runs_kernels
 
 
-def check(
-    tokens: torch.Tensor, log_probs: torch.Tensor, max_nodes: int, beam_limit: torch.Tensor | None = None
-) -> tuple[torch.Tensor, ...]:
+Beams = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # tokens, parents, scores: [B, T, W]
+
+
+def check(beams: Beams, max_nodes: int, beam_limit: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
     from redrafter_vllm.ops.prefix_tree import kernel
 
-    # The reference runs on the CPU: a GPU's scan adds in another order.
-    wanted = reference.prefix_tree(
-        tokens.cpu(), log_probs.cpu(), max_nodes, None if beam_limit is None else beam_limit.cpu()
-    )
+    wanted = reference.prefix_tree(*beams, max_nodes, beam_limit)
     out = kernel.TreeArrays(*(poisoned(*x.shape, dtype=x.dtype) for x in wanted))
-    kernel.prefix_tree_into(out, tokens, log_probs, beam_limit)
-    made = kernel.prefix_tree(tokens, log_probs, max_nodes, beam_limit)
+    kernel.prefix_tree_into(out, *beams, beam_limit)
+    made = kernel.prefix_tree(*beams, max_nodes, beam_limit)
     for mine, theirs, again in zip(out, wanted, made, strict=True):
         assert_equal(mine, theirs)
         assert_equal(again, theirs)
@@ -41,57 +39,66 @@ def check_mask(parents: torch.Tensor, num_nodes: torch.Tensor) -> None:
     assert_equal(kernel.ancestor_mask(parents, num_nodes), wanted)
 
 
-def random_beams(size: tuple[int, int, int], vocab: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shared prefixes and duplicate beams; log-probabilities with ties, or any, which may differ between copies."""
+def random_beams(size: tuple[int, int, int], seed: int) -> Beams:
+    """Random parents and scores [B, T, W], with ties, or any, which may rise along a path."""
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(vocab, size, generator=generator)
+    tokens = torch.randint(2**40, size, generator=generator)
+    parents = torch.randint(size[2], size, generator=generator)
     if seed % 2:
-        log_probs = -torch.randint(3, size, generator=generator) / 4
+        scores = -torch.randint(6, size, generator=generator) / 4
     else:
-        log_probs = -torch.rand(size, generator=generator) * 10 ** torch.randint(-6, 5, size, generator=generator)
-    return tokens.to(DEVICE), log_probs.to(DEVICE)
+        scores = -torch.rand(size, generator=generator) * 10 ** torch.randint(-6, 5, size, generator=generator)
+    return tokens.to(DEVICE), parents.to(DEVICE), scores.to(DEVICE)
 
 
-@pytest.mark.parametrize(
-    "size", [(1, 1, 1), (2, 1, 5), (2, 6, 1), (3, 4, 4), (2, 7, 3), (1, 16, 5), (1, 33, 4)], ids=str
-)
-@pytest.mark.parametrize("vocab", [1, 2, 30])
-def test_random_beams(size: tuple[int, int, int], vocab: int) -> None:
+SIZES = [(1, 1, 1), (2, 5, 1), (2, 1, 6), (3, 4, 4), (2, 3, 7), (1, 5, 16), (1, 4, 33)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_random_beams(size: tuple[int, int, int]) -> None:
     most = size[1] * size[2]
     for seed, max_nodes in enumerate(sorted({1, max(most // 2, 1), most, most + 3, 128})):
-        tree = check(*random_beams(size, vocab, seed), max_nodes)
+        tree = check(random_beams(size, seed), max_nodes)
         check_mask(tree[1], tree[4])
 
 
-@pytest.mark.parametrize("vocab", [2, 30])
-def test_fewer_beams_count(vocab: int) -> None:
-    tokens, log_probs = random_beams((4, 5, 3), vocab, 1)
-    tree = check(tokens, log_probs, 15, torch.tensor([1, 2, 5, 9], device=DEVICE))
-    for request, limit in enumerate([1, 2, 5, 5]):
-        alone = check(tokens[request : request + 1, :limit], log_probs[request : request + 1, :limit], 15)
-        for mine, theirs in zip(tree, alone, strict=True):
-            assert_equal(mine[request : request + 1], theirs)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_fewer_beams_count(size: tuple[int, int, int]) -> None:
+    batch, length, width = size
+    for limit in sorted({1, 2, width - 1, width, width + 3} - {0}):
+        limits = torch.tensor([limit, 1, width][:batch], device=DEVICE)
+        check(random_beams(size, limit), length * width, limits)
+
+
+def test_one_beam_of_the_last_step_is_a_chain() -> None:
+    tokens, parents, scores = random_beams((4, 3, 5), 1)
+    tree = check((tokens, parents, scores), 15, torch.ones(4, dtype=torch.int64, device=DEVICE))
+    assert tree[4].tolist() == [3] * 4
+    assert tree[1][:, :3].tolist() == [[-1, 0, 1]] * 4
+    assert torch.equal(tree[0][:, 2], tokens[:, 2, 0])
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # by numpy, which interprets the kernel
-def test_infinite_and_undefined_log_probs() -> None:
-    tokens = torch.tensor([[[1, 2, 3], [1, 2, 4], [5, 2, 3], [6, 6, 6]]], device=DEVICE)
-    log_probs = torch.tensor(
-        [[[-1.0, -torch.inf, -1.0], [-1.0, torch.nan, -1.0], [-3e38, -3e38, 0.0], [-0.0, 0.0, torch.inf]]],
+def test_infinite_and_undefined_scores() -> None:
+    tokens = torch.arange(12, device=DEVICE).view(1, 3, 4)
+    parents = torch.tensor([[[0, 0, 0, 0], [0, 1, 2, 3], [3, 2, 1, 0]]], device=DEVICE)
+    scores = torch.tensor(
+        [[[-1.0, -torch.inf, torch.nan, -3.3e38], [torch.nan, 0.0, -1.0, torch.inf], [-0.0, 0.0, torch.inf, -1.0]]],
         device=DEVICE,
     )
     for max_nodes in (1, 5, 12, 20):
-        check(tokens, log_probs, max_nodes)
+        check((tokens, parents, scores), max_nodes)
+        check((tokens, parents, scores), max_nodes, torch.tensor([2], device=DEVICE))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_narrow_types_and_strides(dtype: torch.dtype) -> None:
-    tokens, log_probs = random_beams((2, 5, 4), 2, 0)
-    check(tokens.int().permute(0, 2, 1), log_probs.to(dtype).permute(0, 2, 1), 9)
+def test_strides() -> None:
+    tokens, parents, scores = random_beams((2, 4, 5), 0)
+    strided = tokens.int().mT, (parents % 4).mT, scores.mT
+    check(strided, 9)
 
 
 def test_empty_batch() -> None:
-    check(*random_beams((0, 3, 2), 2, 0), 4)
+    check(random_beams((0, 3, 2), 0), 4)
     check_mask(torch.zeros(0, 4, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
 
 

@@ -123,10 +123,10 @@ def swap() -> tuple[Any, ...]:
 
 def test_our_kernels_need_their_barriers() -> None:
     kv_compact(*swap())
-    tokens, log_probs = torch.tensor([[[1, 2], [1, 3]]]), torch.full((1, 2, 2), -1.0)
-    prefix_tree(tokens, log_probs, 3)
+    beams = torch.tensor([[[1, 2], [1, 3]]]), torch.tensor([[[0, 0], [0, 1]]]), torch.full((1, 2, 2), -1.0)
+    prefix_tree(*beams, 3)
     with sanitized(barriers=False):
         with pytest.raises(HazardError, match="_move_kernel"):
             kv_compact(*swap())
-        with pytest.raises(HazardError, match=r"_build_kernel: (sums|owner|place)_ptr"):
-            prefix_tree(tokens, log_probs, 3)
+        with pytest.raises(HazardError, match=r"_build_kernel: (keys|places)_ptr"):
+            prefix_tree(*beams, 3)

@@ -66,8 +66,8 @@ def search(drafter: Drafter, *args: Tensor, logits_top_k: int | None = None) -> 
 def assert_same(beams: list[Beams], whole: Beams) -> None:
     for rank in beams:
         assert torch.equal(rank.tokens, whole.tokens)
-        torch.testing.assert_close(rank.token_log_probs, whole.token_log_probs, atol=2e-6, rtol=1e-6)
-        assert torch.equal(rank.token_log_probs, beams[0].token_log_probs)
+        torch.testing.assert_close(rank.log_probs, whole.log_probs, atol=2e-6, rtol=1e-6)
+        assert torch.equal(rank.log_probs, beams[0].log_probs)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -134,7 +134,7 @@ def test_hand_worked_step_of_two_ranks() -> None:
         rank = group.rank_in_group
         logits = own_logits[rank].log().expand(1, 2, -1)
         found = ShardedBeamStep(own_ids[rank], group)(logits, torch.tensor([[0.0, -torch.inf]]))
-        return [found.tokens.tolist(), found.parents.tolist(), found.log_probs.exp().tolist()]
+        return [found.tokens.tolist(), found.parents.tolist(), found.scores.exp().tolist()]
 
     for tokens, parents, probabilities in on_ranks(2, step):
         assert tokens == [[14, 12]]
@@ -152,7 +152,7 @@ def test_all_ranks_draw_the_same_beams_where_their_arithmetic_differs() -> None:
 
     first, second = on_ranks(2, search_with_noise)
     assert torch.equal(first.tokens, second.tokens)
-    assert torch.equal(first.token_log_probs, second.token_log_probs)
+    assert torch.equal(first.log_probs, second.log_probs)
 
 
 def test_only_candidates_and_embeddings_are_exchanged() -> None:

@@ -109,9 +109,11 @@ def cases(device: str, shape: str, sizes: Sizes) -> Iterator[Case]:
     logits = torch.randn(sizes.batch, sizes.beams, sizes.draft_tokens, device=device, dtype=torch.bfloat16)
     scores = torch.zeros(sizes.batch, sizes.beams, device=device)
     yield Case(f"beam step {where}", [lambda: _beam_step(logits, scores)], logits.nbytes)
-    tokens = torch.randint(8, (sizes.batch, sizes.beams, 5), device=device)
-    log_probs = -torch.rand(tokens.shape, device=device)
-    yield Case(f"prefix tree {where}", [lambda: _prefix_tree(tokens, log_probs, sizes.nodes)], tokens.nbytes)
+    tokens = torch.randint(8, (sizes.batch, 5, sizes.beams), device=device)
+    parents = torch.randint(sizes.beams, tokens.shape, device=device)
+    beams = tokens, parents, -torch.rand(tokens.shape, device=device)
+    needed = sum(x.nbytes for x in beams)
+    yield Case(f"prefix tree {where}", [lambda: _prefix_tree(beams, sizes.nodes)], needed)
 
 
 def attention_cases(device: str, shape_name: str, sizes: Sizes) -> Iterator[Case]:
@@ -231,7 +233,7 @@ def _beam_step(logits: Tensor, scores: Tensor) -> object:
     return beam_step(logits, scores)
 
 
-def _prefix_tree(tokens: Tensor, log_probs: Tensor, nodes: int) -> object:
+def _prefix_tree(beams: tuple[Tensor, Tensor, Tensor], nodes: int) -> object:
     from redrafter_vllm.ops.prefix_tree import prefix_tree
 
-    return prefix_tree(tokens, log_probs, nodes)
+    return prefix_tree(*beams, nodes)

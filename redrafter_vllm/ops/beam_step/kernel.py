@@ -63,7 +63,6 @@ def beam_step(
         scores=torch.empty(batch, beam_width, dtype=torch.float32, device=device),
         parents=torch.empty(batch, beam_width, dtype=torch.int64, device=device),
         tokens=torch.empty(batch, beam_width, dtype=torch.int64, device=device),
-        log_probs=torch.empty(batch, beam_width, dtype=torch.float32, device=device),
     )
     if rows == 0:
         return step
@@ -210,7 +209,6 @@ def _request_kernel(
     out_scores_ptr,  # [B, W] fp32
     out_parents_ptr,  # [B, W] int64
     out_tokens_ptr,  # [B, W] int64
-    out_log_probs_ptr,  # [B, W] fp32
     beam_width,
     CANDIDATES: tl.constexpr,
 ):
@@ -236,7 +234,6 @@ def _request_kernel(
         if offsets_ptr is not None:
             token += tl.load(offsets_ptr + token)
         tl.store(out_tokens_ptr + out, token)
-        tl.store(out_log_probs_ptr + out, tl.load(log_probs_ptr + chosen))
         key = tl.where(key == best, _LOWEST_KEY, key)
 
 

@@ -13,7 +13,6 @@ class BeamStep(NamedTuple):
     scores: Tensor  # [B, W] fp32, log-probability of the whole beam
     parents: Tensor  # [B, W] int64, the beam that each one continues
     tokens: Tensor  # [B, W] int64, column of the logits, or the target's id for it
-    log_probs: Tensor  # [B, W] fp32, of that token alone
 
 
 def beam_step(
@@ -58,7 +57,6 @@ def rank_continuations(scores: Tensor | None, tokens: Tensor, log_probs: Tensor)
         scores=score_BW,
         parents=chosen_BW // beam_width,
         tokens=tokens.flatten(1).gather(1, chosen_BW),
-        log_probs=log_probs.flatten(1).gather(1, chosen_BW),
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extends beams by the continuations that a step has chosen."""
+"""Keeps the beams that a step has chosen, and finds their parents' states."""
 
 from redrafter_vllm.ops.dispatch import dispatch
 from redrafter_vllm.ops.grow_beams import reference

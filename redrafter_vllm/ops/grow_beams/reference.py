@@ -1,41 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""New beams from their parents, in plain torch."""
+"""Keeps the beams that a step has chosen, in plain torch."""
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
+
+from redrafter_vllm.ops.beam_step.reference import BeamStep
 
 
 class BeamHistory(NamedTuple):
-    """The t tokens of each beam so far, and the drafter's state after them."""
+    """The beams of every step, best first within a step; contiguous, written step by step."""
 
-    tokens: Tensor  # [B, W, t] int64
-    log_probs: Tensor  # [B, W, t] fp32, of each token given those before it
-    state: Tensor  # [B, W, H]
+    scores: Tensor  # [B, T, W] fp32, log-probability of the whole beam
+    parents: Tensor  # [B, T, W] int64, the beam of the step before that each one continues
+    tokens: Tensor  # [B, T, W] int64, the last one of each beam
 
 
 def grow_beams(
     history: BeamHistory,
-    parents: Tensor,  # [B, W]
-    tokens: Tensor,  # [B, W]
-    log_probs: Tensor,  # [B, W] fp32
-) -> BeamHistory:
-    """New beams: each is its parent's history and one more token; the state is the parent's.
+    chosen: BeamStep,
+    state: Tensor,  # [B, W, H]
+    step: int,
+) -> Tensor:
+    """Writes the beams chosen at `step` (0 is the first) into `history`; returns their parents' states, [B, W, H].
 
-    Args:
-        history: The beams before the step.
-        parents: The beam that each new one continues.
-        tokens: The token that each adds.
-        log_probs: Of that token alone.
+    `state` is that of the beams of the step before.
     """
-    return BeamHistory(
-        torch.cat((_follow(history.tokens, parents), tokens.unsqueeze(-1)), -1),
-        torch.cat((_follow(history.log_probs, parents), log_probs.unsqueeze(-1)), -1),
-        _follow(history.state, parents),
-    )
-
-
-def _follow(per_beam: Tensor, parents: Tensor) -> Tensor:
-    """Row `parent` of `per_beam` [B, W, n] for each new beam: [B, W, n]."""
-    return per_beam.gather(1, parents.unsqueeze(-1).expand(-1, -1, per_beam.shape[-1]))
+    for kept_BTW, new_BW in zip(history, chosen, strict=True):
+        kept_BTW[:, step] = new_BW
+    return state.gather(1, chosen.parents.unsqueeze(-1).expand_as(state))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Beams deduplicated into a prefix tree of fixed capacity."""
+"""The beams of a search packed into a prefix tree of fixed capacity."""
 
 from redrafter_vllm.ops.dispatch import dispatch
 from redrafter_vllm.ops.prefix_tree import reference

@@ -25,9 +25,9 @@ class TreeArrays(NamedTuple):
 
 
 def prefix_tree(
-    tokens: Tensor, token_log_probs: Tensor, max_nodes: int, beam_limit: Tensor | None = None
+    tokens: Tensor, parents: Tensor, scores: Tensor, max_nodes: int, beam_limit: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See `reference.prefix_tree`. Sums are formed in fp64 and rounded at each step, as torch does on a CPU."""
+    """See `reference.prefix_tree`. Tensors that are not contiguous are copied."""
     batch, device = tokens.shape[0], tokens.device
     shape = (batch, max_nodes)
     out = TreeArrays(
@@ -37,30 +37,28 @@ def prefix_tree(
         log_probs=torch.empty(shape, dtype=torch.float32, device=device),
         num_nodes=torch.empty(batch, dtype=torch.int64, device=device),
     )
-    prefix_tree_into(out, tokens, token_log_probs, beam_limit)
+    prefix_tree_into(out, tokens, parents, scores, beam_limit)
     return out
 
 
 def prefix_tree_into(
-    out: TreeArrays, tokens: Tensor, token_log_probs: Tensor, beam_limit: Tensor | None = None
+    out: TreeArrays, tokens: Tensor, parents: Tensor, scores: Tensor, beam_limit: Tensor | None = None
 ) -> None:
     """As `prefix_tree`, into given buffers, of which every element is written; `max_nodes` is their width."""
-    batch, width, length = tokens.shape
+    batch, length, width = tokens.shape
     if batch == 0:
         return
     # Written and read by the same program only.
-    sums = torch.empty(batch, length * width, dtype=torch.float32, device=tokens.device)
-    owner_and_place = torch.empty(2, batch, length * width, dtype=torch.int32, device=tokens.device)
+    keys = torch.empty(batch, length * width, dtype=torch.float32, device=tokens.device)
+    places = torch.empty(batch, length * width, dtype=torch.int32, device=tokens.device)
     block_w, chunk, num_warps = _sizes(width, length)
     _build_kernel[(batch,)](
-        tokens,
-        token_log_probs,
-        *tokens.stride(),
-        *token_log_probs.stride(),
+        tokens.contiguous(),
+        parents.contiguous(),
+        scores.contiguous(),
         beam_limit,
-        sums,
-        owner_and_place[0],
-        owner_and_place[1],
+        keys,
+        places,
         *out,
         width,
         length,
@@ -106,31 +104,15 @@ def _sizes(width: int, length: int) -> tuple[int, int, int]:
 
 
 @triton.jit
-def _rank_key(sums_ptr, owner_ptr, flat_M, num_flat, width):
-    """A prefix's sum, at least the lowest finite number; minus infinity for copies and beyond the last prefix."""
-    inside_M = flat_M < num_flat
-    sums_M = tl.load(sums_ptr + flat_M, mask=inside_M, other=0.0)
-    owner_M = tl.load(owner_ptr + flat_M, mask=inside_M, other=-1)
-    lowest = -3.4028234663852886e38
-    return tl.where(owner_M == flat_M % width, tl.maximum(sums_M, lowest), float("-inf"))
-
-
-@triton.jit
 def _build_kernel(
-    tokens_ptr,  # [B, W, T]
-    log_probs_ptr,  # [B, W, T]
-    token_req_stride,
-    token_beam_stride,
-    token_step_stride,
-    log_prob_req_stride,
-    log_prob_beam_stride,
-    log_prob_step_stride,
+    tokens_ptr,  # [B, T, W]
+    parents_ptr,  # [B, T, W] int64
+    scores_ptr,  # [B, T, W]
     beam_limit_ptr,  # [B] int64; None: all beams count
-    sums_ptr,  # [B, T * W] fp32, step by step: the greatest sum of the beams that share the prefix
-    owner_ptr,  # [B, T * W] int32: the first of these beams
-    place_ptr,  # [B, T * W] int32: the prefix's place among all, by sum
+    keys_ptr,  # [B, T * W] fp32, what nodes are ranked by: minus infinity for beams that are no nodes
+    places_ptr,  # [B, T * W] int32, first whether each beam is a node, then its rank
     node_tokens_ptr,  # [B, N]
-    parents_ptr,  # [B, N] int64
+    node_parents_ptr,  # [B, N] int64
     depths_ptr,  # [B, N] int64
     node_log_probs_ptr,  # [B, N] fp32
     num_nodes_ptr,  # [B] int64
@@ -142,81 +124,84 @@ def _build_kernel(
 ):
     req = tl.program_id(0).to(tl.int64)
     num_flat = width * length
-    tokens_ptr += req * token_req_stride
-    log_probs_ptr += req * log_prob_req_stride
-    sums_ptr += req * num_flat
-    owner_ptr += req * num_flat
-    place_ptr += req * num_flat
+    tokens_ptr += req * num_flat
+    parents_ptr += req * num_flat
+    scores_ptr += req * num_flat
+    keys_ptr += req * num_flat
+    places_ptr += req * num_flat
     node_tokens_ptr += req * max_nodes
-    parents_ptr += req * max_nodes
+    node_parents_ptr += req * max_nodes
     depths_ptr += req * max_nodes
     node_log_probs_ptr += req * max_nodes
 
     beam_W = tl.arange(0, BLOCK_W)
     exists_W = beam_W < width
-    agree_WW = exists_W[:, None] & exists_W[None, :]
-    # A copy of the first beam adds no nodes.
-    source_W = beam_W
     if beam_limit_ptr is not None:
-        source_W = tl.where(beam_W < tl.load(beam_limit_ptr + req), beam_W, 0)
-    sum_W = tl.zeros((BLOCK_W,), tl.float64)
-    min_W = tl.full((BLOCK_W,), float("inf"), tl.float32)
-    num_prefixes = 0
-    greatest = 3.4028234663852886e38
+        # From the last step to the first: its best beams and their prefixes are nodes, or else all beams.
+        limit = tl.load(beam_limit_ptr + req)
+        chosen_W = exists_W & (beam_W < limit)
+        for back in range(length):
+            flat_W = (length - 1 - back) * width + beam_W
+            tl.store(places_ptr + flat_W, (chosen_W | (limit >= width)).to(tl.int32), mask=exists_W)
+            parent_W = tl.load(parents_ptr + flat_W, mask=exists_W, other=0)
+            child_WW = (parent_W[None, :] == beam_W[:, None]) & chosen_W[None, :]
+            chosen_W = tl.max(child_WW.to(tl.int32), axis=1) > 0
+        tl.debug_barrier()
+
+    # From the first step to the last: a score is lowered where it is above its parent's or undefined.
+    falling_W = tl.full((BLOCK_W,), float("inf"), tl.float32)
+    lowest = -3.4028234663852886e38
+    num_kept = 0
     for step in range(length):
-        token_W = tl.load(tokens_ptr + source_W * token_beam_stride + step * token_step_stride, mask=exists_W, other=0)
-        log_prob_W = tl.load(
-            log_probs_ptr + source_W * log_prob_beam_stride + step * log_prob_step_stride, mask=exists_W, other=0.0
-        )
-        agree_WW = agree_WW & (token_W[:, None] == token_W[None, :])
-        sum_W += log_prob_W.to(tl.float32).to(tl.float64)
-        rounded_W = sum_W.to(tl.float32)
-        finite_W = tl.minimum(tl.maximum(rounded_W, -greatest), greatest)
-        min_W = tl.minimum(min_W, tl.where(rounded_W == rounded_W, finite_W, float("-inf")))
-        owner_W = tl.min(tl.where(agree_WW, beam_W[None, :], BLOCK_W), axis=1)
-        shared_W = tl.max(tl.where(agree_WW, min_W[None, :], float("-inf")), axis=1)
-        tl.store(sums_ptr + step * width + beam_W, shared_W, mask=exists_W)
-        tl.store(owner_ptr + step * width + beam_W, owner_W, mask=exists_W)
-        num_prefixes += tl.sum((owner_W == beam_W).to(tl.int32))
+        flat_W = step * width + beam_W
+        parent_W = tl.load(parents_ptr + flat_W, mask=exists_W, other=0)
+        above_WW = tl.where(parent_W[:, None] == beam_W[None, :], falling_W[None, :], float("-inf"))
+        above_W = tl.max(above_WW, axis=1)
+        if step == 0:
+            above_W = tl.full((BLOCK_W,), 3.4028234663852886e38, tl.float32)
+        score_W = tl.load(scores_ptr + flat_W, mask=exists_W, other=0.0).to(tl.float32)
+        defined_W = tl.where(score_W == score_W, score_W, lowest)
+        falling_W = tl.minimum(tl.maximum(defined_W, lowest), above_W)
+        is_node_W = exists_W
+        if beam_limit_ptr is not None:
+            is_node_W = tl.load(places_ptr + flat_W, mask=exists_W, other=0) > 0
+        tl.store(keys_ptr + flat_W, tl.where(is_node_W, falling_W, float("-inf")), mask=exists_W)
+        num_kept += tl.sum(is_node_W.to(tl.int32))
 
     tl.debug_barrier()
     for start in range(0, num_flat, CHUNK):
         flat_M = start + tl.arange(0, CHUNK)
-        key_M = _rank_key(sums_ptr, owner_ptr, flat_M, num_flat, width)
+        key_M = tl.load(keys_ptr + flat_M, mask=flat_M < num_flat, other=float("-inf"))
         place_M = tl.zeros((CHUNK,), tl.int32)
         for other_start in range(0, num_flat, CHUNK):
             other_M = other_start + tl.arange(0, CHUNK)
-            other_key_M = _rank_key(sums_ptr, owner_ptr, other_M, num_flat, width)
+            other_key_M = tl.load(keys_ptr + other_M, mask=other_M < num_flat, other=float("-inf"))
             tie_MM = (other_key_M[None, :] == key_M[:, None]) & (other_M[None, :] < flat_M[:, None])
             before_MM = (other_key_M[None, :] > key_M[:, None]) | tie_MM
             place_M += tl.sum(before_MM.to(tl.int32), axis=1)
-        tl.store(place_ptr + flat_M, place_M, mask=flat_M < num_flat)
+        tl.store(places_ptr + flat_M, place_M, mask=flat_M < num_flat)
 
     tl.debug_barrier()
     for start in range(0, num_flat, CHUNK):
         flat_M = start + tl.arange(0, CHUNK)
-        inside_M = flat_M < num_flat
+        key_M = tl.load(keys_ptr + flat_M, mask=flat_M < num_flat, other=float("-inf"))
+        place_M = tl.load(places_ptr + flat_M, mask=flat_M < num_flat, other=max_nodes)
+        kept_M = (key_M >= lowest) & (place_M < max_nodes)
         step_M = flat_M // width
-        beam_M = flat_M % width
-        place_M = tl.load(place_ptr + flat_M, mask=inside_M, other=max_nodes)
-        owner_M = tl.load(owner_ptr + flat_M, mask=inside_M, other=-1)
-        kept_M = (owner_M == beam_M) & (place_M < max_nodes)
         below_M = kept_M & (step_M > 0)
-        parent_beam_M = tl.load(owner_ptr + flat_M - width, mask=below_M, other=0)
-        parent_M = tl.load(place_ptr + (step_M - 1) * width + parent_beam_M, mask=below_M, other=-1)
-        token_M = tl.load(tokens_ptr + beam_M * token_beam_stride + step_M * token_step_stride, mask=kept_M, other=0)
-        sums_M = tl.load(sums_ptr + flat_M, mask=kept_M, other=0.0)
-        tl.store(node_tokens_ptr + place_M, token_M, mask=kept_M)
-        tl.store(parents_ptr + place_M, parent_M, mask=kept_M)
+        parent_M = tl.load(parents_ptr + flat_M, mask=below_M, other=0)
+        parent_M = tl.load(places_ptr + (step_M - 1) * width + parent_M, mask=below_M, other=-1)
+        tl.store(node_tokens_ptr + place_M, tl.load(tokens_ptr + flat_M, mask=kept_M, other=0), mask=kept_M)
+        tl.store(node_parents_ptr + place_M, parent_M, mask=kept_M)
         tl.store(depths_ptr + place_M, step_M + 1, mask=kept_M)
-        tl.store(node_log_probs_ptr + place_M, sums_M, mask=kept_M)
+        tl.store(node_log_probs_ptr + place_M, key_M, mask=kept_M)
 
-    num_nodes = tl.minimum(num_prefixes, max_nodes)
+    num_nodes = tl.minimum(num_kept, max_nodes)
     for start in range(0, max_nodes, CHUNK):
         slot_N = start + tl.arange(0, CHUNK)
         padding_N = (slot_N >= num_nodes) & (slot_N < max_nodes)
         tl.store(node_tokens_ptr + slot_N, 0, mask=padding_N)
-        tl.store(parents_ptr + slot_N, -1, mask=padding_N)
+        tl.store(node_parents_ptr + slot_N, -1, mask=padding_N)
         tl.store(depths_ptr + slot_N, 0, mask=padding_N)
         tl.store(node_log_probs_ptr + slot_N, float("-inf"), mask=padding_N)
     tl.store(num_nodes_ptr + req, num_nodes)
@@ -269,24 +254,10 @@ def variants() -> list[Variant]:
 
 
 def _build_variant(name: str, block_w: int, chunk: int, num_warps: int) -> Variant:
-    counts = ("width", "length", "max_nodes")
-    strides = ("token_req_stride", "token_beam_stride", "log_prob_req_stride", "log_prob_beam_stride")
-    types = {
-        "tokens_ptr": "*i64",
-        "log_probs_ptr": "*fp32",
-        "beam_limit_ptr": "*i64",
-        "sums_ptr": "*fp32",
-        "owner_ptr": "*i32",
-        "place_ptr": "*i32",
-        "node_tokens_ptr": "*i64",
-        "parents_ptr": "*i64",
-        "depths_ptr": "*i64",
-        "node_log_probs_ptr": "*fp32",
-        "num_nodes_ptr": "*i64",
-    } | dict.fromkeys((*counts, *strides), "i32")
-    constants = {"token_step_stride": 1, "log_prob_step_stride": 1, "BLOCK_W": block_w, "CHUNK": chunk}
-    unaligned = frozenset({"place_ptr"})
-    return Variant(name, _build_kernel, types, constants, num_warps, 1, unaligned)
+    types = {argument: "*i64" for argument in _build_kernel.arg_names if argument.endswith("_ptr")}
+    types |= dict.fromkeys(("scores_ptr", "keys_ptr", "node_log_probs_ptr"), "*fp32") | {"places_ptr": "*i32"}
+    types |= dict.fromkeys(("width", "length", "max_nodes"), "i32")
+    return Variant(name, _build_kernel, types, {"BLOCK_W": block_w, "CHUNK": chunk}, num_warps, 1)
 
 
 def _ancestor_variant(name: str, capacity: int) -> Variant:

@@ -7,9 +7,12 @@ from torch.nn.functional import pad
 
 
 def prefix_tree(
-    tokens: Tensor, token_log_probs: Tensor, max_nodes: int, beam_limit: Tensor | None = None
+    tokens: Tensor, parents: Tensor, scores: Tensor, max_nodes: int, beam_limit: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The distinct prefixes of beams `tokens` [B, W, T] with conditional `token_log_probs` [B, W, T] as tree nodes.
+    """The beams that a search kept at every step as the nodes of a tree.
+
+    `tokens`, `parents` and `scores` [B, T, W] are the last token of each beam, the beam of the step before that it
+    continues, and its log-probability. The beams of a step must be distinct: each is one node.
 
     Returns tokens, parents, depths (int64) and cumulative log-probabilities (fp32), each [B, max_nodes], and
     num_nodes [B] (int64). Nodes are in order of descending log-probability, equal ones by depth, then by beam. A
@@ -17,44 +20,24 @@ def prefix_tree(
     size, and nodes beyond `max_nodes` are cut off. Parents are node indices, −1 under the root; a depth counts
     from 1 under the root. Padding is token 0, parent −1, depth 0, log-probability −inf.
 
-    `beam_limit` [B] (int64, at least 1): only the first beams, this many, are used.
+    `beam_limit` [B] (int64, at least 1): where it is below W, the tree holds only the best beams of the last step,
+    this many, and their prefixes.
     """
-    batch, width, length = tokens.shape
+    length, width = tokens.shape[1:]
+    score_BM = _falling(scores, parents).flatten(1)
+    is_node_BM = torch.ones_like(score_BM, dtype=torch.bool)
     if beam_limit is not None:
-        # The first beam replaces those beyond the limit: copies of it add no nodes.
-        beyond_BW1 = (torch.arange(width, device=tokens.device) >= beam_limit[:, None])[..., None]
-        tokens = torch.where(beyond_BW1, tokens[:, :1], tokens)
-        token_log_probs = torch.where(beyond_BW1, token_log_probs[:, :1], token_log_probs)
-    # same[b, i, j, t]: beams i and j agree up to and including step t.
-    same_BWWT = (tokens.unsqueeze(2) == tokens.unsqueeze(1)).cumprod(-1).bool()
-    beam_W = torch.arange(width, device=tokens.device)
-    owner_BWT = torch.where(same_BWWT, beam_W.view(1, 1, -1, 1), width).amin(2)
-    is_copy_BWT = owner_BWT != beam_W.view(1, -1, 1)
+        is_node_BM = _of_the_best(parents, beam_limit).flatten(1)
 
-    # A prefix takes the greatest of its beams' sums, and these never rise along a beam: neither a parallel scan's
-    # rounding nor unequal copies can then place a child before its parent.
-    sums_BWT = token_log_probs.float().cumsum(-1).nan_to_num(nan=-torch.inf).cummin(-1).values
-    sums_BWT = torch.where(same_BWWT, sums_BWT.unsqueeze(1), -torch.inf).amax(2)
+    # Flattened step by step, so that a stable sort leaves equal scores in order of depth, then of beam.
+    order_BM = score_BM.masked_fill(~is_node_BM, -torch.inf).sort(dim=-1, descending=True, stable=True).indices
+    flat_M = torch.arange(length * width, device=tokens.device)
+    place_BM = torch.empty_like(order_BM).scatter_(1, order_BM, flat_M.expand_as(order_BM))
+    depth_M = flat_M // width + 1
+    parent_BM = parents.flatten(1) + (depth_M - 2) * width
+    parent_BM = torch.where(depth_M == 1, -1, place_BM.gather(1, parent_BM.clamp(min=0)))
 
-    # Flattened step by step, so that a stable sort leaves equal sums in order of depth, then of beam.
-    def by_step(x_BWT: Tensor) -> Tensor:
-        return x_BWT.transpose(1, 2).flatten(1)
-
-    sums_BM, is_copy_BM = by_step(sums_BWT), by_step(is_copy_BWT)
-    lowest = torch.finfo(torch.float32).min
-    rank_key_BM = sums_BM.clamp(min=lowest).masked_fill(is_copy_BM, -torch.inf)
-    order_BM = rank_key_BM.sort(dim=-1, descending=True, stable=True).indices
-    place_BM = torch.empty_like(order_BM).scatter_(
-        1, order_BM, torch.arange(width * length, device=tokens.device).expand_as(order_BM)
-    )
-
-    step_T = torch.arange(length, device=tokens.device)
-    parent_BWT = pad(owner_BWT[..., :-1], (1, 0)) + (step_T - 1) * width
-    parent_BM = place_BM.gather(1, by_step(parent_BWT.clamp(min=0)))
-    depth_BM = by_step((step_T + 1).expand(batch, width, -1))
-    parent_BM = torch.where(depth_BM == 1, -1, parent_BM)
-
-    num_nodes = (~is_copy_BM).sum(1).clamp(max=max_nodes)
+    num_nodes = is_node_BM.sum(1).clamp(max=max_nodes)
     is_padding_BN = torch.arange(max_nodes, device=tokens.device) >= num_nodes.unsqueeze(1)
 
     def packed(x_BM: Tensor, padding: float) -> Tensor:
@@ -62,12 +45,32 @@ def prefix_tree(
         return pad(x_BM, (0, max_nodes - x_BM.shape[1])).masked_fill(is_padding_BN, padding)
 
     return (
-        packed(by_step(tokens), 0),
+        packed(tokens.flatten(1), 0),
         packed(parent_BM, -1),
-        packed(depth_BM, 0),
-        packed(sums_BM, -torch.inf),
+        packed(depth_M.expand_as(parent_BM), 0),
+        packed(score_BM, -torch.inf),
         num_nodes,
     )
+
+
+def _falling(scores: Tensor, parents: Tensor) -> Tensor:
+    """`scores` [B, T, W], finite, and lowered where one is above its parent's, so that a parent never ranks lower."""
+    scores = scores.nan_to_num(nan=torch.finfo(torch.float32).min)
+    falling = [scores[:, 0]]
+    for step in range(1, scores.shape[1]):
+        falling.append(torch.minimum(scores[:, step], falling[-1].gather(1, parents[:, step])))
+    return torch.stack(falling, 1)
+
+
+def _of_the_best(parents: Tensor, beam_limit: Tensor) -> Tensor:
+    """Whether each beam [B, T, W] is one of the last step's first `beam_limit` or a prefix of one; all are from W on."""
+    width = parents.shape[2]
+    limit_B1 = beam_limit[:, None]
+    chosen = [torch.arange(width, device=parents.device) < limit_B1]
+    for step in range(parents.shape[1] - 1, 0, -1):
+        children_BW = torch.zeros_like(parents[:, step]).scatter_add_(1, parents[:, step], chosen[0].long())
+        chosen.insert(0, children_BW > 0)
+    return torch.stack(chosen, 1) | (limit_B1 >= width)[..., None]
 
 
 def ancestor_mask(parents: Tensor, num_nodes: Tensor) -> Tensor:

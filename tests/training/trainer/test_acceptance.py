@@ -11,6 +11,7 @@ from redrafter_training.trainer.acceptance import Drafting, accepted_depths, cou
 from redrafter_training.trainer.loop import build_drafter, distill
 from redrafter_vllm.drafting.beam_search import beam_search
 from redrafter_vllm.drafting.tree import DraftTree
+from tests.oracles import kept_beams
 
 
 def test_walk_follows_only_children_of_accepted_nodes() -> None:
@@ -59,11 +60,9 @@ def test_equals_decoding_step_by_step(tiny_target: TargetModel) -> None:
             )
             truth = text[place + 1 :].tolist()
             accepted = 0
-            for beam in beams.tokens[0].tolist():
-                same = 0
-                while same < 3 and same < len(truth) and beam[same] == truth[same]:
-                    same += 1
-                accepted = max(accepted, same)
+            for depth, step in enumerate(kept_beams(beams, 0), 1):
+                if any(list(path) == truth[:depth] for path, _ in step):
+                    accepted = depth
             for depth in range(accepted):
                 accepted_at[depth] += 1
             steps += 1
