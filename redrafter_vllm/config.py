@@ -74,7 +74,7 @@ class DraftingConfig:
 
     @property
     def max_nodes(self) -> int:
-        """The largest number of distinct non-root prefixes of the beams."""
+        """The beams of all steps, each of which can be a node."""
         return self.beam_width * self.beam_length
 
     @property

@@ -17,7 +17,7 @@ class RequestSettings:
 
     Attributes:
         enabled: False decodes the request as vLLM does without drafts.
-        beam_width: Use only the best beams, this many, 1 to W; None uses all of them.
+        beam_width: Use only the best beams of the last step, this many, and their prefixes; 1 to W, None uses all.
         num_speculative_tokens: Use only the most probable nodes, this many, 1 to N; None uses all of them.
     """
 
