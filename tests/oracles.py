@@ -67,10 +67,7 @@ def steps_of_row(
 ) -> list[list[tuple[Path, float]]]:
     """`beams_of_row` after each step, with the log-probability of the whole beam."""
     return [
-        [
-            (tokens, sum(log_probs))
-            for tokens, log_probs in beams_of_row(tensors, embedding, context, root, width, step)
-        ]
+        [(tokens, sum(log_probs)) for tokens, log_probs in beams_of_row(tensors, embedding, context, root, width, step)]
         for step in range(1, length + 1)
     ]
 
@@ -92,7 +89,7 @@ def kept_beams(beams: Beams, row: int) -> list[list[tuple[Path, float]]]:
 
 
 def tree_nodes(beams: Beams, row: int, limit: int | None = None) -> list[tuple[Path, float]]:
-    """The beams of one row in the order of the tree's nodes; with a `limit`, the last step's best and their prefixes."""
+    """The beams of one row in the order of the nodes; with a `limit`, the last step's best and their prefixes."""
     kept = kept_beams(beams, row)
     whole = limit is None or limit >= len(kept[0])
     best = [path for path, _ in kept[-1][:limit]]

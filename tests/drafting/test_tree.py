@@ -22,10 +22,8 @@ def random_beams(batch: int, width: int, length: int, seed: int) -> Beams:
     for row in range(batch):
         above = [0] * width
         for step in range(length):
-            children = [
-                (above[parent] - rng.choice((0, 0, 1, 1, 2, 9)), parent, token)
-                for parent, token in rng.sample([(p, t) for p in range(width if step else 1) for t in range(width)], width)
-            ]
+            pairs = [(parent, token) for parent in range(width if step else 1) for token in range(width)]
+            children = [(above[p] - rng.choice((0, 0, 1, 1, 2, 9)), p, t) for p, t in rng.sample(pairs, width)]
             children.sort(reverse=True)
             for beam, (score, parent, token) in enumerate(children):
                 tokens[row, step, beam], parents[row, step, beam], log_probs[row, step, beam] = token, parent, score

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # mypy: disable-error-code="no-untyped-def"
-"""A step's beams kept in one launch; each program copies a part of one beam's state, the first one its other figures."""
+"""A step's beams kept in one launch; each program copies a part of one beam's state, the first one all else."""
 
 import torch
 import triton

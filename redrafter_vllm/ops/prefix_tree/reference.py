@@ -63,7 +63,7 @@ def _falling(scores: Tensor, parents: Tensor) -> Tensor:
 
 
 def _of_the_best(parents: Tensor, beam_limit: Tensor) -> Tensor:
-    """Whether each beam [B, T, W] is one of the last step's first `beam_limit` or a prefix of one; all are from W on."""
+    """Whether a beam [B, T, W] is among the last step's first `beam_limit` or a prefix of one; all are from W on."""
     width = parents.shape[2]
     limit_B1 = beam_limit[:, None]
     chosen = [torch.arange(width, device=parents.device) < limit_B1]
