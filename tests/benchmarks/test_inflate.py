@@ -105,7 +105,8 @@ def _beams(drafter: Drafter, model: PreTrainedModel, contexts: torch.Tensor, roo
 
 def _assert_same_beams(small: Beams, big: Beams) -> None:
     assert small.tokens.tolist() == big.tokens.tolist()
-    torch.testing.assert_close(big.log_probs, small.log_probs, rtol=0, atol=1e-4)
+    # Sums of up to four log-probabilities.
+    torch.testing.assert_close(big.log_probs, small.log_probs, rtol=0, atol=4e-4)
 
 
 DRAFTERS = {

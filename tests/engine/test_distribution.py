@@ -31,13 +31,13 @@ from tests.engine.conftest import MakeEngine
 from tests.engine.generation import params
 from tests.models import save_random_drafter, save_random_llama
 
-NARROW_VOCAB = 8
+NARROW_VOCAB = 6
 PROMPT = [3, 5, 4]
 LENGTH = 120
-BINS = 20
+BINS = 10
 # With four positions per step the probability of a false alarm is 4e-4, and the run is seeded.
 REJECT_BELOW = 1e-4
-SPECULATIVE = {"method": "redrafter", "beam_width": 8, "beam_length": 3, "num_speculative_tokens": 24}
+SPECULATIVE = {"method": "redrafter", "beam_width": 6, "beam_length": 3, "num_speculative_tokens": 18}
 
 
 @pytest.fixture(scope="module")
