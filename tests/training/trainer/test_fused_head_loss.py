@@ -216,6 +216,15 @@ def test_going_back_twice_is_refused() -> None:
         total.total.backward()
 
 
+def test_a_weight_that_is_not_trained() -> None:
+    case = make_case("spread")
+    _, features_grad, _ = value_and_gradients(case, LossConfig())
+    features, weight = case.features.clone().requires_grad_(), case.weight.clone()
+    head_loss(features, weight, case.truth, case.scale, LossConfig()).total.backward()
+    torch.testing.assert_close(features.grad, features_grad)
+    assert weight.grad is None
+
+
 def test_without_gradient() -> None:
     case = make_case("spread")
     expected = value_and_gradients(case, LossConfig())[0]

@@ -12,7 +12,7 @@ from redrafter_training.config.recipe import Budget, DistillConfig, LossConfig, 
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import LocalContext
 from redrafter_training.target.model import TargetModel, TargetOutputs
-from redrafter_training.trainer.loop import Replica, accumulate_gradients, build_drafter, distill
+from redrafter_training.trainer.loop import Replica, accumulate_gradients, build_drafter, distill, use_target_head
 from redrafter_training.trainer.lr_schedule import learning_rate_scale, steps
 
 CONFIG = DistillConfig(
@@ -69,6 +69,24 @@ def test_trimmed_drafter_overfits_and_agrees_within_its_vocabulary(tiny_target: 
     possible = float(torch.isin(top1_ids, kept).float().mean())
     assert 0 < possible < 0.6
     assert 0.5 * possible < history[-1].agreement[0] <= possible + 0.01
+
+
+def test_the_targets_head_is_used_and_not_trained(tiny_target: TargetModel) -> None:
+    kept = torch.arange(3, 39, 3)
+    config = replace(CONFIG, target_head=True, draft_vocab_size=12, loss=LossConfig(hidden_weight=1.0))
+    drafter = build_drafter(tiny_target, config, kept)
+    assert drafter.config.exit_dim == tiny_target.hidden_size
+    history = distill(drafter, tiny_target, repeat(one_batch()), config, quiet=True)
+    assert history[-1].loss < 0.8 * history[0].loss
+    assert torch.equal(drafter.output.weight, tiny_target.head_weight[kept])
+
+
+def test_the_targets_head_needs_its_width(tiny_target: TargetModel) -> None:
+    config = replace(CONFIG, target_head=True, exit_dim=24)
+    with pytest.raises(ValueError, match="hidden size, 16, not 24"):
+        build_drafter(tiny_target, config)
+    with pytest.raises(ValueError, match="hidden size, 16, not 32"):
+        use_target_head(build_drafter(tiny_target, CONFIG), tiny_target)
 
 
 def test_draft_tokens_must_fit_the_configuration(tiny_target: TargetModel) -> None:
@@ -146,6 +164,7 @@ def test_budget_ends_by_the_limit_that_is_reached_first() -> None:
         ({"draft_vocab_size": 0}, "draft_vocab_size"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"warmup": 1.0}, "warmup"),
+        ({"loss": LossConfig(hidden_weight=1.0)}, "needs target_head"),
     ],
 )
 def test_impossible_settings(change: dict[str, Any], word: str) -> None:

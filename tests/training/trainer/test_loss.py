@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -9,7 +10,7 @@ from torch.nn.functional import silu
 
 from redrafter_training.config.recipe import LossConfig
 from redrafter_training.target.model import TargetModel, TargetOutputs
-from redrafter_training.trainer.loss import num_positions, unrolled_loss
+from redrafter_training.trainer.loss import hidden_distance, num_positions, unrolled_features, unrolled_loss
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.model.drafter import Drafter
 
@@ -157,6 +158,35 @@ def test_equals_a_slow_loop_in_value_and_gradient(chunk: int, target_temperature
     assert count.tolist() == [5 + 4, 5 + 3, 5 + 2]
     for name, parameter in drafter.named_parameters():
         torch.testing.assert_close(parameter.grad, params[name].grad, msg=name)
+
+
+def test_hand_worked_distance_of_hidden_states() -> None:
+    """Smooth L1 of differences in units of the state's root mean square: d²/2 below 1, d − 1/2 above."""
+    hidden = torch.tensor([[[9.0, 9.0], [1.0, 7.0], [2.0, 2.0]]])  # the roots mean square of the last two: 5 and 2
+    features = torch.tensor([[[[1.0, 2.0], [8.0, 2.0]]]])  # depth 1 of the contexts 0 and 1
+    terms = torch.tensor([[[True, True]]])
+    # (0, −5/5) gives (0 + 1/2) / 2, (6/2, 0) gives (5/2 + 0) / 2.
+    assert hidden_distance(features, hidden, terms, 0, 2).tolist() == pytest.approx([0.25 + 1.25])
+    terms[..., 1] = False
+    assert hidden_distance(features, hidden, terms, 0, 2).tolist() == pytest.approx([0.25])
+
+
+def test_the_distance_is_added_to_the_loss() -> None:
+    """A drafter without layers whose output layer takes its state: the distance is that of the states themselves."""
+    tokens = torch.tensor([[0, 1, 2, 0, 1, 2, 0]])
+    loss_mask = torch.ones_like(tokens, dtype=torch.bool)
+    drafter = Drafter(DrafterConfig(vocab_size=3, hidden_size=3, exit_dim=3, num_draft_layers=0, rnn=False))
+    outputs = cyclic_outputs(tokens)
+    outputs = replace(outputs, hidden=torch.randn(outputs.hidden.shape, generator=torch.Generator().manual_seed(0)))
+    arguments = (drafter, torch.eye(3), outputs, tokens, loss_mask, 3, 0, 4)
+    scale = torch.tensor([0.5, 0.25, 0.125])
+    plain = unrolled_loss(*arguments, depth_scale=scale)
+    both = unrolled_loss(*arguments, depth_scale=scale, config=LossConfig(hidden_weight=2.0))
+    features = unrolled_features(drafter, torch.eye(3), outputs.hidden, tokens, 3, 0, 4)
+    distance = hidden_distance(features, outputs.hidden, torch.ones(3, 1, 4, dtype=torch.bool), 0, 4)
+    torch.testing.assert_close(both.loss - plain.loss, 2 * distance)
+    torch.testing.assert_close(both.total - plain.total, 2 * (scale * distance).sum())
+    assert both.total.requires_grad and (distance > 0).all()
 
 
 def test_padding_has_no_influence() -> None:

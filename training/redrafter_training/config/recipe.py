@@ -51,7 +51,8 @@ class Budget:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """(1 − label_share) · τ² · KL(p_τ || q_τ) + label_share · cross-entropy of labels under q, in nats.
+    """(1 − label_share) · τ² · KL(p_τ || q_τ) + label_share · cross-entropy of labels under q, in nats; plus
+    hidden_weight · the distance of hidden states.
 
     p and q are the distributions of target and drafter at a position, p_τ and q_τ at temperature τ; the factor τ² keeps
     the gradient's size (arXiv 1503.02531). Labels are the target's top-1 tokens (`target`) or the text's tokens
@@ -61,6 +62,9 @@ class LossConfig:
     the divergence from all of p is always infinite; from the restricted p it is 0 for a drafter that agrees with the
     target on the draft vocabulary. A label outside the draft vocabulary adds nothing.
 
+    The distance is smooth L1, as in arXiv 2401.15077, section 4: between the input of the drafter's output layer and the
+    target's hidden state that its LM head predicts the same token from, divided by the root mean square of that state.
+
     Attributes:
         label_share: cross-entropy's share of the loss; the rest is divergence from the target.
         labels: the target's top-1 tokens, or those of the data.
@@ -68,12 +72,14 @@ class LossConfig:
         target_temperature: divides the target's logits alone, first. Below 1 the drafter learns how likely a token is
             to be the target's top-1 token rather than a sample of it: greedy decoding emits the top-1 token, and beams
             should be ranked by that probability (docs/dev/log.md).
+        hidden_weight: factor of the distance of hidden states; above 0 it needs `target_head`.
     """
 
     label_share: float = 0.0
     labels: Literal["target", "data"] = "target"
     temperature: float = 1.0
     target_temperature: float = 1.0
+    hidden_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_share <= 1:
@@ -83,6 +89,8 @@ class LossConfig:
         for name in ("temperature", "target_temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if not 0 <= self.hidden_weight < math.inf:
+            raise ValueError(f"hidden_weight must be finite and not negative, got {self.hidden_weight}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +156,8 @@ class DistillConfig:
         exit_dim: width of the drafter's head (default: twice the target's hidden size).
         num_draft_layers: residual blocks in the drafter's head.
         rnn: whether the state is a recurrence; false sums embeddings.
+        target_head: use the target's LM head as the drafter's output layer, untrained, so that the drafter has to
+            predict the target's hidden states; `exit_dim` is then the target's hidden size.
         draft_vocab_size: trim the drafter's vocabulary to this many tokens, the most frequent in the data.
         window: tokens per row.
         packing: fill each row with several conversations; false gives each its own row.
@@ -171,6 +181,7 @@ class DistillConfig:
     exit_dim: int | None = None
     num_draft_layers: int = 2
     rnn: bool = True
+    target_head: bool = False
     draft_vocab_size: int | None = None
     # The target at temperature 0.2 · 1.5 = 0.3, fitted by the drafter at 1.5, which then drafts at 1: docs/dev/log.md.
     loss: LossConfig = field(default_factory=lambda: LossConfig(temperature=1.5, target_temperature=0.2))
@@ -196,6 +207,11 @@ class DistillConfig:
             raise ValueError(f"num_draft_layers must be in [0, {MAX_LAYERS}], got {self.num_draft_layers}")
         if not 0 <= self.seed < 1 << 63:
             raise ValueError(f"seed must be in [0, 2^63), got {self.seed}")
+        if self.loss.hidden_weight and not self.target_head:
+            raise ValueError(
+                f"hidden_weight {self.loss.hidden_weight} compares the output layer's input with the target's hidden "
+                "states, which needs target_head"
+            )
         if self.beam_length < 1 or self.window <= self.beam_length:
             raise ValueError(f"need 1 <= beam_length < window, got {self.beam_length} and {self.window}")
         if self.beam_length > MAX_BEAM_LENGTH:
@@ -225,6 +241,20 @@ class DistillConfig:
         """The configuration with absolute paths, for a process that runs in another folder."""
         folders = tuple(str(Path(folder).expanduser().absolute()) for folder in self.responses.folders)
         return replace(self, responses=replace(self.responses, folders=folders))
+
+    def drafter_width(self, hidden_size: int) -> int:
+        """`exit_dim` of the drafter for a target of this hidden size.
+
+        Raises ValueError where it must be the hidden size, and is not.
+        """
+        if not self.target_head:
+            return self.exit_dim or 2 * hidden_size
+        if self.exit_dim not in (None, hidden_size):
+            raise ValueError(
+                f"target_head needs an exit_dim of the target's hidden size, {hidden_size}, not {self.exit_dim}: the "
+                "target's LM head takes hidden states"
+            )
+        return hidden_size
 
     @property
     def depth_weights(self) -> tuple[float, ...]:

@@ -57,7 +57,7 @@ def make_plan(job: Job, config: DistillConfig, device: torch.device) -> Plan:
         else DrafterConfig(
             vocab_size=text.vocab_size,
             hidden_size=text.hidden_size,
-            exit_dim=config.exit_dim or 2 * text.hidden_size,
+            exit_dim=config.drafter_width(text.hidden_size),
             num_draft_layers=config.num_draft_layers,
             rnn=config.rnn,
             draft_vocab_size=config.draft_vocab_size,

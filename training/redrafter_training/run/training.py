@@ -30,7 +30,7 @@ from redrafter_training.target.loading import load_target, target_dtype
 from redrafter_training.target.model import DeferredTarget, Target, TargetModel
 from redrafter_training.target.properties import read_facts
 from redrafter_training.trainer.divergence import DivergedError
-from redrafter_training.trainer.loop import Hooks, build_drafter, distill
+from redrafter_training.trainer.loop import Hooks, build_drafter, distill, use_target_head
 from redrafter_training.trainer.metrics import depth_figures
 from redrafter_training.trainer.state import STATE_FILE, check_identity, read_state
 from redrafter_training.trainer.tensorboard import Recorder
@@ -130,6 +130,8 @@ def initial_drafter(target: Target, feed: Feed, job: Job, config: DistillConfig)
     if job.init_from is not None:
         drafter = Drafter.from_pretrained(job.init_from, device=target.device)
         check_against_target(drafter.config, hidden_size=target.hidden_size, vocab_size=target.vocab_size)
+        if config.target_head:
+            use_target_head(drafter, target)
         return drafter, {}
     if config.draft_vocab_size is None:
         return build_drafter(target, config), {}

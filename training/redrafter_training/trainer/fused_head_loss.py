@@ -134,7 +134,7 @@ class _HeadLoss(torch.autograd.Function):
         depths, batch, positions, _ = features.shape
         needs_gradient = any(ctx.needs_input_grad)
         grad_features = torch.empty_like(features) if needs_gradient else None
-        grad_weight = torch.zeros_like(weight) if needs_gradient else None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         weight_DE = weight.to(dtype)
         loss, agreements = [], []
         for t in range(depths):
@@ -149,13 +149,13 @@ class _HeadLoss(torch.autograd.Function):
             terms_BP, grad_BPD = _terms(logits_BPD, rows, seen, config)
             del logits_BPD
             loss.append(torch.where(mask_BP, terms_BP, 0.0).sum())
-            if grad_features is not None and grad_weight is not None:
+            if grad_features is not None:
                 grad_BPD.mul_((scale[t] * mask_BP).unsqueeze(-1))
                 grad_RD, x_RE = grad_BPD.to(dtype).view(batch * positions, -1), x_BPE.reshape(batch * positions, -1)
                 grad_features[t] = (grad_RD @ weight_DE).view_as(x_BPE)
-                if grad_weight.dtype == dtype:
+                if grad_weight is not None and grad_weight.dtype == dtype:
                     grad_weight.addmm_(grad_RD.T, x_RE)
-                else:
+                elif grad_weight is not None:
                     grad_weight += grad_RD.T @ x_RE
             del grad_BPD
         ctx.save_for_backward(grad_features, grad_weight)
@@ -168,7 +168,9 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         grad_features, grad_weight = ctx.saved_tensors
         # In place: a second copy of the weight's gradient would be the largest tensor. A second backward pass raises.
-        return grad_features.mul_(grad_total), grad_weight.mul_(grad_total), None, None, None, None
+        if grad_weight is not None:
+            grad_weight.mul_(grad_total)
+        return grad_features.mul_(grad_total), grad_weight, None, None, None, None
 
 
 def _terms(logits: Tensor, rows: _Rows, seen: slice, config: LossConfig) -> tuple[Tensor, Tensor]:

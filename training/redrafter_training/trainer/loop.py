@@ -57,14 +57,16 @@ def build_drafter(target: Target, config: DistillConfig, draft_tokens: Tensor | 
 
     Without an input projection the RNN state reaches the output layer at its own width: that half of the layer is
     initialised to the target's LM head and the context's half to zero, which saves much of a short training
-    (docs/dev/log.md).
+    (docs/dev/log.md). With `target_head` the output layer is that head, and is not trained.
+
+    Raises ValueError where `exit_dim` does not fit the target's head.
     """
     torch.manual_seed(config.seed)
     drafter = Drafter(
         DrafterConfig(
             vocab_size=target.vocab_size,
             hidden_size=target.hidden_size,
-            exit_dim=config.exit_dim or 2 * target.hidden_size,
+            exit_dim=config.drafter_width(target.hidden_size),
             num_draft_layers=config.num_draft_layers,
             rnn=config.rnn,
             draft_vocab_size=config.draft_vocab_size,
@@ -72,14 +74,33 @@ def build_drafter(target: Target, config: DistillConfig, draft_tokens: Tensor | 
     ).to(target.device)
     if draft_tokens is not None:
         drafter.set_draft_tokens(draft_tokens)
-    if not drafter.config.has_input_proj:
-        kept = drafter.draft_tokens
+    if config.target_head:
+        use_target_head(drafter, target)
+    elif not drafter.config.has_input_proj:
         with torch.no_grad():
             drafter.output.weight.zero_()
-            drafter.output.weight[:, target.hidden_size :] = (
-                target.head_weight if kept is None else target.head_weight[kept]
-            )
+            drafter.output.weight[:, target.hidden_size :] = _head_rows(drafter, target)
     return drafter
+
+
+def use_target_head(drafter: Drafter, target: Target) -> None:
+    """Replaces the output layer with the target's LM head, which is not trained.
+
+    Raises ValueError where the drafter's `exit_dim` is not the target's hidden size.
+    """
+    if drafter.config.exit_dim != target.hidden_size:
+        raise ValueError(
+            f"target_head needs a drafter with an exit_dim of the target's hidden size, {target.hidden_size}, not "
+            f"{drafter.config.exit_dim}"
+        )
+    with torch.no_grad():
+        drafter.output.weight.copy_(_head_rows(drafter, target))
+    drafter.output.weight.requires_grad_(False)
+
+
+def _head_rows(drafter: Drafter, target: Target) -> Tensor:
+    kept = drafter.draft_tokens
+    return target.head_weight if kept is None else target.head_weight[kept]
 
 
 class Replica:

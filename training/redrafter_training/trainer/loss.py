@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding as lookup
+from torch.nn.functional import smooth_l1_loss
 
 from redrafter_training.config.recipe import LossConfig
 from redrafter_training.target import packed_attention
@@ -21,7 +22,7 @@ class DepthSums:
     """Sums over positions, by depth 1..T; divide by `count` for means."""
 
     total: Tensor  # [], the sum over depths of depth_scale · loss; carries the gradient
-    loss: Tensor  # [T] nats
+    loss: Tensor  # [T] nats, and the weighted distance of hidden states
     agreements: Tensor  # [T] positions where drafter and target have the same top-1 token of the whole vocabulary
     count: Tensor  # [T] positions
 
@@ -70,8 +71,29 @@ def unrolled_loss(
     if config.target_temperature != 1:
         truth = replace(truth, logits=truth.logits / config.target_temperature)
     result: HeadLoss = head_loss(features, drafter.output.weight, truth, scale, config, drafter.draft_tokens)
-    count = torch.stack([truth.terms(t, last - first).sum() for t in range(beam_length)])
-    return DepthSums(result.total, result.loss, result.agreements, count)
+    terms = torch.stack([truth.terms(t, last - first) for t in range(beam_length)])
+    total, loss = result.total, result.loss
+    if config.hidden_weight:
+        distance = config.hidden_weight * hidden_distance(features, outputs.hidden, terms, first, last)
+        total, loss = total + (scale * distance).sum(), loss + distance.detach()
+    return DepthSums(total, loss, result.agreements, terms.sum((1, 2)))
+
+
+def hidden_distance(
+    features: Tensor,  # [T, B, P, H]
+    hidden: Tensor,  # [B, L, H]
+    terms: Tensor,  # [T, B, P] bool
+    first: int,
+    last: int,
+) -> Tensor:
+    """Smooth L1 distances of features from the target's hidden states at p + t, sums over the terms by depth. [T]
+
+    Both are divided by the state's root mean square, so that the distance does not depend on the target's scale.
+    """
+    states = torch.stack([hidden[:, first + t : last + t] for t in range(1, len(features) + 1)]).float()
+    size = states.square().mean(-1, keepdim=True).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+    distances = smooth_l1_loss(features.float() / size, states / size, reduction="none").mean(-1)
+    return torch.where(terms, distances, 0.0).sum((1, 2))
 
 
 def unrolled_features(

@@ -9,7 +9,9 @@ from torch import nn
 
 
 class SplitOptimizer:
-    """Steps `matrices` (2-D, neither embedding nor output head) with Muon and all other trained parameters with AdamW.
+    """Steps `matrices` (2-D, neither embedding nor output head) with Muon and all other parameters with AdamW.
+
+    Parameters that need no gradient stay as they are.
 
     In equal wall clock Muon reached a far lower loss than AdamW alone (docs/dev/log.md). Its updates are rescaled to
     AdamW's magnitude, so that both use one learning rate; weight decay applies to `matrices` only.
@@ -20,7 +22,7 @@ class SplitOptimizer:
     ) -> None:
         chosen = list(matrices)
         inside = {id(p) for p in chosen}
-        others = [p for p in model.parameters() if id(p) not in inside]
+        others = [p for p in model.parameters() if p.requires_grad and id(p) not in inside]
         self.learning_rate = learning_rate
         self._optimizers: list[torch.optim.Optimizer] = []
         if chosen:
