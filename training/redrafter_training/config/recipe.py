@@ -62,8 +62,8 @@ class LossConfig:
     the divergence from all of p is always infinite; from the restricted p it is 0 for a drafter that agrees with the
     target on the draft vocabulary. A label outside the draft vocabulary adds nothing.
 
-    The distance is smooth L1, as in arXiv 2401.15077, section 4: between the input of the drafter's output layer and the
-    target's hidden state that its LM head predicts the same token from, divided by the root mean square of that state.
+    The distance is smooth L1, as in arXiv 2401.15077, section 4: between the input of the drafter's output layer and
+    the target's hidden state that its LM head predicts the same token from, in units of that state's root mean square.
 
     Attributes:
         label_share: cross-entropy's share of the loss; the rest is divergence from the target.
