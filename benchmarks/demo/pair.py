@@ -59,7 +59,7 @@ def _smollm2_or_small(given: Path | None, console: Console) -> Pair:
     try:
         if not (drafter / CONFIG_FILE).is_file():
             raise FetchError(
-                f"the repository holds no drafter for {NAME} yet (redrafter-pipeline trains one for --drafter)"
+                f"the repository holds no drafter for {NAME} yet (redrafter pipeline trains one for --drafter)"
             )
         return Pair(_fetched(console), drafter)
     except (FetchError, PlaceError, OSError) as problem:

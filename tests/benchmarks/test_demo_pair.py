@@ -70,7 +70,7 @@ def test_without_its_drafter_smollm2_is_not_fetched(chat: Pair, monkeypatch: pyt
     monkeypatch.setattr(pair, "SMOLLM2_DRAFTER", pair.ROOT / "nowhere")
     found, printed = obtained([])
     assert found == Pair(ASSET, ASSET / "redrafter")
-    assert printed.startswith("the repository holds no drafter for SmolLM2-135M-Instruct yet (redrafter-pipeline")
+    assert printed.startswith("the repository holds no drafter for SmolLM2-135M-Instruct yet (redrafter pipeline")
     assert fetched == []
 
 

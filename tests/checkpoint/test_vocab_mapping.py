@@ -13,7 +13,7 @@ from torch import Tensor
 from redrafter_vllm import Drafter, DrafterConfig, beam_search
 from redrafter_vllm.checkpoint import errors
 from redrafter_vllm.checkpoint import io as checkpoint
-from redrafter_vllm.checkpoint.convert import convert
+from redrafter_vllm.checkpoint.conversion import convert
 from tests.no_sync import forbid_host_sync
 from tests.oracles import Path as TokenPath
 from tests.oracles import next_log_probs, random_drafter

@@ -5,14 +5,20 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from redrafter_training.cli import parse
+from jsonargparse import ArgumentParser
+
+from redrafter_training import cli
 from redrafter_training.config.job import Job
 from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.utils.command import Interruption, run_command
 
 
+def build_parser() -> ArgumentParser:
+    return cli.build_parser()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    job, config, recipe, keys = parse(argv)
+    job, config, recipe, keys = cli.parse(argv)
     return run_command(partial(_main, job, config, recipe, keys), partial(_interrupted, job))
 
 

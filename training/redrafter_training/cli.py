@@ -17,6 +17,7 @@ from redrafter_training.config.job import Job, check_rows
 from redrafter_training.config.parser import KeysParser
 from redrafter_training.config.recipe import RECIPES, DistillConfig
 from redrafter_vllm.utils.messages import one_line, sentence
+from redrafter_vllm.utils.program import program
 
 Keys = TypeVar("Keys")
 
@@ -119,10 +120,16 @@ def _shape_of(config: DistillConfig) -> Namespace:
     return Namespace({key: getattr(config, key) for key in SHAPE})
 
 
-def parse_keys(holder: type[Keys], program: str, description: str, argv: Sequence[str] | None = None) -> Keys:
-    """The keys of `holder`, for a command without recipes. Exits with a message and code 2 for invalid keys."""
-    parser = _empty_parser(program, description)
+def keys_parser(holder: type, module: str, description: str) -> ArgumentParser:
+    """All keys of `holder` as flags, for the command of a module without recipes."""
+    parser = _empty_parser(module, description)
     _add(parser, "keys", holder, None)
+    return parser
+
+
+def parse_keys(holder: type[Keys], module: str, description: str, argv: Sequence[str] | None = None) -> Keys:
+    """The keys of `holder`, for a command without recipes. Exits with a message and code 2 for invalid keys."""
+    parser = keys_parser(holder, module, description)
     given = parser.parse_args(list(sys.argv[1:] if argv is None else argv))
     try:
         return _build(holder, given)
@@ -169,9 +176,9 @@ def _flat_defaults(holder: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{entry.name}", _default(entry, None)
 
 
-def _empty_parser(program: str, description: str) -> ArgumentParser:
+def _empty_parser(module: str, description: str) -> ArgumentParser:
     parser = KeysParser(
-        prog=f"python -m {program}",
+        prog=program(module),
         description=description,
         epilog="A YAML file given with --config holds the same keys, with underscores; flags after it override it.",
     )

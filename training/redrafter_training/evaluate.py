@@ -16,6 +16,7 @@ from typing import Any
 from redrafter_training.utils.command import Interruption, run_command
 from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.paths import user_path, user_place
+from redrafter_vllm.utils.program import program
 
 BATCH_SIZE = 8  # chat prompts answered at once
 MAX_WINDOW = 32_768  # tokens of a chat prompt with its response
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m redrafter_training.evaluate",
+        prog=program("redrafter_training.evaluate"),
         description="Measure the tokens per step that a drafter reaches, without a serving engine.",
     )
     parser.add_argument("--target", type=user_place, required=True, help="folder or hub name of the target")

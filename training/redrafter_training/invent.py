@@ -7,15 +7,22 @@ The file is then `--data` for `redrafter_training.respond`. A second start with 
 import sys
 from collections.abc import Sequence
 
-from redrafter_training.cli import parse_keys
+from jsonargparse import ArgumentParser
+
+from redrafter_training.cli import keys_parser, parse_keys
 from redrafter_training.responses.config import PromptJob
 from redrafter_training.utils.command import run_command
 
+MODULE = "redrafter_training.invent"
 DESCRIPTION = "Let the target, a chat model, write the prompts that its drafter is to be trained on responses to."
 
 
+def build_parser() -> ArgumentParser:
+    return keys_parser(PromptJob, MODULE, DESCRIPTION)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    job = parse_keys(PromptJob, "redrafter_training.invent", DESCRIPTION, argv)
+    job = parse_keys(PromptJob, MODULE, DESCRIPTION, argv)
     return run_command(lambda _: _main(job), lambda: "interrupted: the same command continues behind the last batch")
 
 

@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from redrafter_training import evaluate, smollm2
-from redrafter_training.cli import as_flags, parse, parse_keys
+from jsonargparse import ArgumentParser
+
+from redrafter_training import evaluate, invent, respond, smollm2
+from redrafter_training.cli import as_flags, keys_parser, parse, parse_keys
 from redrafter_training.config.job import Job
 from redrafter_training.config.pipeline import DRAFTER, EVALUATION, PROMPTS, RESPONSES, Pipeline
 from redrafter_training.config.recipe import DistillConfig
@@ -22,14 +24,18 @@ from redrafter_training.utils.command import run_command
 
 RECIPES = Path(__file__).parent / "recipes"
 DESCRIPTION = "Invent prompts, generate the target's responses, train its drafter and measure it, by one file of keys."
-PROGRAM = "redrafter_training.pipeline"
+MODULE = "redrafter_training.pipeline"
+
+
+def build_parser() -> ArgumentParser:
+    return keys_parser(Pipeline, MODULE, DESCRIPTION)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and not argv[0].startswith("-"):
         argv = ["--config", str(recipe_file(argv[0])), *argv[1:]]
-    pipeline = parse_keys(Pipeline, PROGRAM, DESCRIPTION, argv)
+    pipeline = parse_keys(Pipeline, MODULE, DESCRIPTION, argv)
     target = pipeline.target or _unexpanded(smollm2.default_folder())
     arguments = section_arguments(pipeline, target)
     parsed = {name: _parsed(name, given) for name, given in arguments.items()}
@@ -77,8 +83,8 @@ def _options(keys: Mapping[str, Any]) -> list[str]:
 def _parsed(name: str, arguments: Sequence[str]) -> Any:
     """What the command itself makes of its arguments. Exits with code 2 where it would."""
     parsers: dict[str, Callable[[Sequence[str]], Any]] = {
-        "invent": lambda given: parse_keys(PromptJob, "redrafter_training.invent", "", given),
-        "respond": lambda given: parse_keys(ResponseJob, "redrafter_training.respond", "", given),
+        "invent": lambda given: parse_keys(PromptJob, invent.MODULE, "", given),
+        "respond": lambda given: parse_keys(ResponseJob, respond.MODULE, "", given),
         "train": parse,
         "evaluate": lambda given: evaluate.build_parser().parse_args(given),
     }

@@ -7,15 +7,22 @@ A drafter has to predict the target's text, not a data set's. The folder is then
 import sys
 from collections.abc import Sequence
 
-from redrafter_training.cli import parse_keys
+from jsonargparse import ArgumentParser
+
+from redrafter_training.cli import keys_parser, parse_keys
 from redrafter_training.responses.config import ResponseJob
 from redrafter_training.utils.command import run_command
 
+MODULE = "redrafter_training.respond"
 DESCRIPTION = "Generate the target's responses to the prompts of some data, as training data for its drafter."
 
 
+def build_parser() -> ArgumentParser:
+    return keys_parser(ResponseJob, MODULE, DESCRIPTION)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    job = parse_keys(ResponseJob, "redrafter_training.respond", DESCRIPTION, argv)
+    job = parse_keys(ResponseJob, MODULE, DESCRIPTION, argv)
     return run_command(lambda _: _main(job), lambda: _interrupted(job))
 
 

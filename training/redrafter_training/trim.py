@@ -15,13 +15,19 @@ from redrafter_training.utils.command import run_command
 from redrafter_training.utils.provenance import provenance
 from redrafter_vllm.checkpoint.places import check_drafter_place, drafter_folder
 from redrafter_vllm.utils.paths import user_path, user_place
+from redrafter_vllm.utils.program import program
 
 WINDOW = 2048
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    return run_command(lambda _: _main(args), lambda: f"interrupted: {args.destination} is unchanged")
+
+
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m redrafter_training.trim", description=(__doc__ or "").partition(": ")[2]
+        prog=program("redrafter_training.trim"), description=(__doc__ or "").partition(": ")[2]
     )
     parser.add_argument("source", metavar="SRC", type=user_path, help="the drafter's folder")
     parser.add_argument("destination", metavar="DST", type=user_path, help="new folder for the trimmed drafter")
@@ -39,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-config", help="as for training")
     parser.add_argument("--data-split", help="as for training")
     parser.add_argument("--trust-remote-code", action="store_true", help="as for training")
-    args = parser.parse_args(argv)
-    return run_command(lambda _: _main(args), lambda: f"interrupted: {args.destination} is unchanged")
+    return parser
 
 
 def _main(args: argparse.Namespace) -> int:
