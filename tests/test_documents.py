@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from redrafter_vllm.cli.commands import COMMANDS
 from tests.paths import ROOT
 
 FOLDERS = ("docs", "tests", "tools", "benchmarks", "training")
@@ -21,6 +22,7 @@ FENCED = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`([^`\n]+)`")
 MODULE = re.compile(r"python3? -m ([\w.]+)")
 SCRIPT = re.compile(r"\bredrafter-[a-z0-9-]+\b")
+SUBCOMMAND = re.compile(r"(?:^|`|<\()redrafter ([A-Za-z][\w-]*)", re.MULTILINE)
 MAKE = re.compile(r"(?:^|`)(?:[A-Z_]+=\S+ )*make ([a-z]+)", re.MULTILINE)
 DOTTED = re.compile(r"\bredrafter_(?:vllm|training)(?:\.\w+)+")
 REPOSITORY_PATH = re.compile(r"(?:docs|tests|tools|benchmarks|training|redrafter_vllm)/[\w./-]*")
@@ -73,6 +75,11 @@ def test_scripts_and_distributions_are_declared(document: Path) -> None:
         project = tomllib.loads((ROOT / file).read_text(encoding="utf-8"))["project"]
         names |= {project["name"], *project.get("scripts", {})}
     assert set(SCRIPT.findall(code(document))) <= names
+
+
+@pytest.mark.parametrize("document", CURRENT, ids=ids(CURRENT))
+def test_subcommands_exist(document: Path) -> None:
+    assert set(SUBCOMMAND.findall(code(document))) <= {*COMMANDS, "COMMAND"}
 
 
 @pytest.mark.parametrize("document", CURRENT, ids=ids(CURRENT))

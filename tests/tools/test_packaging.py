@@ -7,11 +7,11 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 
+from redrafter_vllm.cli.commands import COMMANDS
 from tests.paths import ROOT
 
 PACKAGES = {"redrafter_vllm": ROOT, "redrafter_training": ROOT / "training"}
@@ -87,13 +87,14 @@ def test_the_commands_start(package: str, wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     options = "--no-deps --no-index --disable-pip-version-check -q"
     run("-m", "pip", "install", *options.split(), "--target", site, wheel, cwd=tmp_path)
-    declared = ConfigParser()
-    declared.read_string(next(site.glob("*.dist-info/entry_points.txt")).read_text())
     # The other distribution comes from the repository, behind the installed one.
     path = os.pathsep.join([str(site), *map(str, PACKAGES.values())])
     assert run("-c", f"import {package}; print({package}.__file__)", cwd=tmp_path, PYTHONPATH=path).startswith(
         str(site)
     )
-    assert declared["console_scripts"]
-    for command in declared["console_scripts"]:
-        assert "usage:" in run(site / "bin" / command, "--help", cwd=tmp_path, PYTHONPATH=path)
+    if package == "redrafter_vllm":
+        assert "usage: redrafter" in run(site / "bin" / "redrafter", "--help", cwd=tmp_path, PYTHONPATH=path)
+    for name, command in COMMANDS.items():
+        if command.module.startswith(f"{package}."):
+            shown = run("-m", "redrafter_vllm", name, "--help", cwd=tmp_path, PYTHONPATH=path)
+            assert f"usage: redrafter {name} " in shown
