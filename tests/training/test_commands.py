@@ -97,7 +97,7 @@ def test_trimmed_drafter_from_text_and_labels(
         " --device cpu".split()
     )
     report = json.loads((tmp_path / "training.json").read_text())
-    loss = {"label_share": 0.25, "labels": "data", "temperature": 1.5, "target_temperature": 0.2}
+    loss = {"label_share": 0.25, "labels": "data", "temperature": 1.5, "target_temperature": 0.2, "hidden_weight": 0.0}
     assert report["config"]["loss"] == loss
     assert 0.3 < report["data"]["draft_vocabulary_coverage"] < 1
     assert report["held_out"]["4x2"]["tokens_per_step"] >= 1
