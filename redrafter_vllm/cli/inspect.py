@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`redrafter inspect DRAFTER`: what a drafter is, and with `--tree PROMPT` the trees that it draws."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from redrafter_vllm.config import DraftingConfig
+from redrafter_vllm.utils.messages import sentence
+from redrafter_vllm.utils.paths import check_writable, user_path, user_place
+from redrafter_vllm.utils.program import program
+
+MAX_TOKENS = 24
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program("redrafter_vllm.cli.inspect"),
+        description="Show what a drafter is, and with --tree the draft trees for a prompt, step by step, with the "
+        "drafter's probabilities and what the target accepts (greedily, in float32, on the CPU).",
+    )
+    parser.add_argument("drafter", metavar="DRAFTER", type=user_path, help="folder of the drafter")
+    parser.add_argument("--tree", metavar="PROMPT", help="draw the trees for this prompt; needs --target")
+    parser.add_argument("--target", type=user_place, help="folder or hub id of the target")
+    parser.add_argument("--html", type=user_path, help="with --tree: write a page with the trees to this file")
+    parser.add_argument("--plain", action="store_true", help="with --tree: the prompt is plain text, not a chat turn")
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="with --tree: tokens of the answer")
+    parser.add_argument("--beam-width", type=int, default=4, help="beams")
+    parser.add_argument("--beam-length", type=int, default=4, help="draft tokens per beam, the root not counted")
+    parser.add_argument("--nodes", type=int, default=0, help="nodes of a tree (default: as serving chooses)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if (arguments.tree is None) != (arguments.target is None):
+        parser.error("--tree and --target need each other: a tree is drawn from a target's hidden state")
+    if arguments.html is not None and arguments.tree is None:
+        parser.error("--html needs --tree")
+    if arguments.max_tokens < 2:
+        parser.error(f"--max-tokens must be at least 2, not {arguments.max_tokens}: the first comes with the prompt")
+    try:
+        drafting = DraftingConfig(arguments.beam_width, arguments.beam_length, arguments.nodes)
+        return _inspect(arguments, drafting)
+    except ValueError as error:  # of options, of the checkpoint, of a target that it does not fit
+        print(error, file=sys.stderr)
+    except OSError as error:
+        print(sentence(error), file=sys.stderr)
+    return 1
+
+
+def _inspect(arguments: argparse.Namespace, drafting: DraftingConfig) -> int:
+    # Imported here, since --help must not wait for torch.
+    from redrafter_vllm.inspection.facts import read_facts
+
+    facts = read_facts(arguments.drafter, drafting)
+    if arguments.html is not None:
+        check_writable(arguments.html)
+    width = max(map(len, facts))
+    for label, text in facts.items():
+        print(f"{label:<{width}}  {text}")
+    if arguments.tree is not None:
+        _draw(arguments, drafting, facts)
+    return 0
+
+
+def _draw(arguments: argparse.Namespace, drafting: DraftingConfig, facts: dict[str, str]) -> None:
+    from redrafter_vllm.inspection.as_html import trees_page
+    from redrafter_vllm.inspection.as_text import trees_text
+    from redrafter_vllm.inspection.trees import Artist
+    from redrafter_vllm.utils.atomic import write_text
+
+    artist = Artist(arguments.target, arguments.drafter, drafting)
+    prompt = artist.encode(arguments.tree, chat=artist.has_chat_template and not arguments.plain)
+    steps = artist.draw(prompt, arguments.max_tokens)
+    print()
+    print(trees_text(steps, colour=sys.stdout.isatty()), end="")
+    if arguments.html is not None:
+        write_text(arguments.html, trees_page(arguments.tree, facts, steps))
+        print(arguments.html)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
