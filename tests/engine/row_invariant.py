@@ -20,14 +20,15 @@ from tests.engine.generation import runner
 
 
 def rowwise_attention(
-    query: Tensor, kv_cache: Tensor, block_ids: Tensor, num_keys: int, visible: Tensor | None, scale: float
+    query: Tensor, kv_cache: Tensor, block_ids: Tensor, num_keys: int, mask: Tensor | None, scale: float
 ) -> Tensor:
     query_len, num_heads, head_size = query.shape
     num_kv_heads = kv_cache.shape[1]
     pages = kv_cache[block_ids].transpose(0, 1).reshape(num_kv_heads, -1, 2 * head_size)[:, :num_keys]
     keys, values = pages.split(head_size, dim=-1)
-    if visible is None:
-        visible = torch.ones(query_len, num_keys, dtype=torch.bool).tril()
+    visible = torch.ones(query_len, num_keys, dtype=torch.bool).tril()
+    if mask is not None:
+        visible = mask[:query_len] == 0  # the same for each query head of a key head
     rows = []
     for row in range(query_len):
         own = visible[row].nonzero()[:, 0]

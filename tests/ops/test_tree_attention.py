@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from redrafter_vllm.ops.tree_attention import TreeBatch, paged_attention, query_visibility, reference
+from redrafter_vllm.ops.tree_attention import TreeBatch, grouped_mask, paged_attention, query_visibility, reference
 from tests.ops.attention_steps import MIXED, Step, ancestor_matrix, dense_row, random_parents, visible_slots
 
 
@@ -34,9 +34,8 @@ def test_against_dense_attention(block_size: int, heads: tuple[int, int], dtype:
         query = torch.randn(query_len, num_heads, head_size, dtype=dtype)
         visible = query_visibility(query_len, seq_len, torch.tensor(seq_len), ancestor_matrix(parents))
         whole_prompt = query_len == seq_len and num_nodes == 0
-        out = paged_attention(
-            query, cache, block_ids, seq_len, None if whole_prompt else visible, 1 / math.sqrt(head_size)
-        )
+        mask = None if whole_prompt else grouped_mask(visible, num_heads // num_kv_heads, dtype)
+        out = paged_attention(query, cache, block_ids, seq_len, mask, 1 / math.sqrt(head_size))
         for row in range(query_len):
             slots = visible_slots(query_len, seq_len, parents, row)
             assert visible[row].nonzero()[:, 0].tolist() == slots

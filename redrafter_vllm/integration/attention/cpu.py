@@ -23,7 +23,7 @@ from redrafter_vllm.integration.attention.limits import check_layer
 from redrafter_vllm.integration.attention.metadata import StepTrees
 from redrafter_vllm.integration.start_errors import report_start_errors
 from redrafter_vllm.integration.target_support import refuse_attention_layer
-from redrafter_vllm.ops.tree_attention import paged_attention, query_visibility
+from redrafter_vllm.ops.tree_attention import grouped_mask, paged_attention, query_visibility
 
 
 @dataclass
@@ -34,6 +34,15 @@ class RequestAttention:
     block_ids: Tensor  # [blocks that hold the keys]
     num_keys: int
     visible: Tensor | None  # [rows, num_keys], None for a prompt from its first token on
+    _masks: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def mask(self, group: int, dtype: torch.dtype) -> Tensor | None:
+        """`grouped_mask` of what is visible; made once a step, as layers are alike."""
+        if self.visible is None:
+            return None
+        if (group, dtype) not in self._masks:
+            self._masks[group, dtype] = grouped_mask(self.visible, group, dtype)
+        return self._masks[group, dtype]
 
 
 @dataclass
@@ -152,9 +161,11 @@ class TreeAttentionImpl(AttentionImpl[TreeAttentionMetadata]):
     ) -> Tensor:
         if attn_metadata is None:  # vLLM's profiling run, which samples afterwards: the output must be finite
             return output.fill_(0)
+        group = self.num_heads // self.num_kv_heads
         for request in attn_metadata.requests:
+            mask = request.mask(group, query.dtype)
             output[request.rows] = paged_attention(
-                query[request.rows], kv_cache, request.block_ids, request.num_keys, request.visible, self.scale
+                query[request.rows], kv_cache, request.block_ids, request.num_keys, mask, self.scale
             )
         return output
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_FEW = 128  # values that are sorted faster than searched
+
 
 class BeamStep(NamedTuple):
     """The best W continuations of W beams, best first."""
@@ -65,6 +67,9 @@ def top_k_stable(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     With `torch.topk` it depends on the device which of several equal values are taken, and in which order.
     """
+    if values.shape[-1] <= _FEW:
+        ordered = values.sort(dim=-1, descending=True, stable=True)
+        return ordered.values[..., :k], ordered.indices[..., :k]
     top, index = values.topk(k, dim=-1)
     lowest = top[..., -1:]
     place = torch.arange(k, device=values.device)

@@ -28,7 +28,11 @@ def kv_compact(
     # Where nothing moves, the root's entry is copied onto itself, so that shapes are fixed.
     source = slots[root_token[:, None] + torch.where(moves_BT, path + 1, 0)].flatten().long()
     target = slots[root_token[:, None] + torch.where(moves_BT, step_T + 1, 0)].flatten().long()
+    places = {size: (*_place(source, size), *_place(target, size)) for size in {cache.shape[2] for cache in kv_caches}}
     for cache in kv_caches:
-        block_size = cache.shape[2]
-        moved = cache[source // block_size, :, source % block_size]
-        cache[target // block_size, :, target % block_size] = moved
+        source_block, source_offset, target_block, target_offset = places[cache.shape[2]]
+        cache[target_block, :, target_offset] = cache[source_block, :, source_offset]
+
+
+def _place(slots: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    return slots // block_size, slots % block_size

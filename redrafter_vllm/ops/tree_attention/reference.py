@@ -41,23 +41,29 @@ def query_visibility(
     return visible_QK
 
 
+def grouped_mask(visible: Tensor, group: int, dtype: torch.dtype) -> Tensor:
+    """`visible` [Q, K] bool as `paged_attention` adds it to its products: [group · Q, K] of the query's type."""
+    hidden = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -torch.inf)
+    return hidden.repeat(group, 1)
+
+
 def paged_attention(
     query: Tensor,  # [Q, heads, head_size]
     kv_cache: Tensor,  # [num_blocks, kv_heads, block_size, 2 * head_size]
     block_ids: Tensor,  # [num_blocks of this request]
     num_keys: int,
-    visible: Tensor | None,  # [Q, num_keys] bool
+    mask: Tensor | None,  # [heads / kv_heads · Q, num_keys]
     scale: float,
 ) -> Tensor:  # [Q, heads, head_size]
     """Scaled dot-product attention of one request over its pages, grouped-query heads included.
 
-    `visible` None means causal with the query as long as the keys (a prompt from its first token on).
+    `mask` is a `grouped_mask`; None means causal with the query as long as the keys (a prompt from its first token on).
     """
     query_len, num_heads, head_size = query.shape
     num_kv_heads = kv_cache.shape[1]
     pages = kv_cache[block_ids].transpose(0, 1).reshape(num_kv_heads, -1, 2 * head_size)
     key, value = pages[None, :, :num_keys].split(head_size, dim=-1)
-    if visible is None:
+    if mask is None:
         grouped = num_heads != num_kv_heads
         out = F.scaled_dot_product_attention(
             query.transpose(0, 1)[None], key, value, is_causal=True, scale=scale, enable_gqa=grouped
@@ -67,8 +73,7 @@ def paged_attention(
     group = num_heads // num_kv_heads
     rows = query.view(query_len, num_kv_heads, group, head_size).permute(1, 2, 0, 3)
     rows = rows.reshape(1, num_kv_heads, group * query_len, head_size)
-    mask = visible.expand(group, -1, -1).reshape(1, 1, group * query_len, num_keys)
-    out = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
+    out = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask[None, None], scale=scale)
     return out.view(num_kv_heads, group, query_len, head_size).permute(2, 0, 1, 3).reshape(query.shape)
 
 
