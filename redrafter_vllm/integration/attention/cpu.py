@@ -49,14 +49,13 @@ class RequestAttention:
 class TreeAttentionMetadata(AttentionMetadata):
     """One step's attention, built once and shared by all layers."""
 
-    requests: list[RequestAttention]
-    places: tuple[Tensor, Tensor]  # [tokens] block and offset in it of each token's key and value
+    requests: list[RequestAttention] = field(default_factory=list)
 
 
 class TreeAttentionBackend(AttentionBackend):
     """Reads a cache of [blocks, kv heads, block size, key and value], in which KV compaction can move entries."""
 
-    forward_includes_kv_cache_update = True
+    forward_includes_kv_cache_update = False
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float32, torch.bfloat16, torch.float16]
 
     @staticmethod
@@ -117,7 +116,7 @@ class TreeAttentionMetadataBuilder(AttentionMetadataBuilder[TreeAttentionMetadat
             num_blocks = -(-num_keys // self.block_size)
             block_ids = common.block_table_tensor[index, :num_blocks].long()
             requests.append(RequestAttention(rows, block_ids, num_keys, visible))
-        return TreeAttentionMetadata(requests, places(common.slot_mapping, self.block_size))
+        return TreeAttentionMetadata(requests)
 
 
 class TreeAttentionImpl(AttentionImpl[TreeAttentionMetadata]):
@@ -162,8 +161,6 @@ class TreeAttentionImpl(AttentionImpl[TreeAttentionMetadata]):
     ) -> Tensor:
         if attn_metadata is None:  # vLLM's profiling run, which samples afterwards: the output must be finite
             return output.fill_(0)
-        if self.kv_sharing_target_layer_name is None:
-            store(key, value, kv_cache, attn_metadata.places)
         group = self.num_heads // self.num_kv_heads
         for request in attn_metadata.requests:
             mask = request.mask(group, query.dtype)
@@ -172,16 +169,16 @@ class TreeAttentionImpl(AttentionImpl[TreeAttentionMetadata]):
             )
         return output
 
+    def do_kv_cache_update(
+        self, layer: torch.nn.Module, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
+    ) -> None:
+        store(key, value, kv_cache, slot_mapping)
 
-def places(slot_mapping: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-    """Blocks and offsets of slots [tokens]; padding (slot −1) goes to the null block, which is never read."""
+
+def store(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
+    """Store the step's keys and values; padding (slot −1) goes to the null block, which is never read."""
+    block_size = kv_cache.shape[2]
     slots = slot_mapping.clamp(min=0).long()
-    return slots // block_size, slots % block_size
-
-
-def store(key: Tensor, value: Tensor, kv_cache: Tensor, where: tuple[Tensor, Tensor]) -> None:
-    """Store the step's keys and values, [tokens, kv heads, head_size] each, in their `places`."""
-    block, offset = where
-    num_tokens = block.shape[0]
+    num_tokens = slots.shape[0]
     entry = torch.cat((key[:num_tokens], value[:num_tokens]), dim=-1).to(kv_cache.dtype)
-    kv_cache[block, :, offset] = entry
+    kv_cache[slots // block_size, :, slots % block_size] = entry

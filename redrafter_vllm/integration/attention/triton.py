@@ -15,7 +15,7 @@ from vllm.v1.attention.backends.triton_attn import (
 )
 from vllm.v1.kv_cache_interface import is_quantized_kv_cache
 
-from redrafter_vllm.integration.attention.cpu import places, store
+from redrafter_vllm.integration.attention.cpu import store
 from redrafter_vllm.integration.attention.impl import TreeForward
 from redrafter_vllm.integration.attention.limits import TreeLimits
 from redrafter_vllm.integration.attention.metadata import TreeAttentionMetadata, TreeMetadataBuilder
@@ -50,7 +50,7 @@ class TritonTreeImpl(TreeForward, TritonAttentionImpl):
         if key.is_cuda:
             super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
         else:  # vLLM's launcher queries CUDA for its tile size
-            store(key, value, kv_cache, places(slot_mapping, kv_cache.shape[2]))
+            store(key, value, kv_cache, slot_mapping)
 
     def attend_trees(
         self, layer: AttentionLayer, query: Tensor, kv_cache: Tensor, metadata: TreeAttentionMetadata, output: Tensor
