@@ -13,7 +13,7 @@ from tests.paths import ROOT
 # What lies directly in a package, lowest layer first.
 LAYERS = {
     "redrafter_vllm": (
-        "utils config request_settings checkpoint ops model drafting inspection integration plugin cli __main__"
+        "utils config request_settings checkpoint ops model drafting inspection chat integration plugin cli __main__"
     ),
     "redrafter_vllm.integration": (
         "versions method metrics start_errors target_support speculative_config vllm_interface "

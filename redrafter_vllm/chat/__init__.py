@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A conversation in a terminal with a server of vLLM, accepted drafts in colour."""

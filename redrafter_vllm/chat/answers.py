@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streamed answers of a server with the OpenAI interface, step by step."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import ProxyHandler, Request, build_opener
+
+DATA, END = b"data: ", b"[DONE]"
+TIMEOUT = 600.0  # seconds without a byte
+
+Message = Mapping[str, str]
+
+
+class ChatError(RuntimeError):
+    """The server cannot be reached or refuses a request; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one step of the engine emitted: `drafted` are accepted drafts, `own` is the target's token behind them."""
+
+    drafted: str
+    own: str
+    tokens: int
+
+
+@dataclass
+class Figures:
+    """Counts of an answer."""
+
+    tokens: int = 0
+    steps: int = 0
+    seconds: float = 0.0  # from the first piece on
+    text: str = ""
+    _first: int = field(default=0, repr=False)  # tokens of the first piece, which the prompt's pass emitted
+
+    def add(self, piece: Piece, since: float) -> None:
+        """Count a piece; `since` is when the first one came."""
+        self._first = self._first or piece.tokens
+        self.tokens += piece.tokens
+        self.steps += 1
+        self.seconds = time.monotonic() - since
+        self.text += piece.drafted + piece.own
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        """Emitted tokens by step of decoding; None before the first."""
+        return (self.tokens - self._first) / (self.steps - 1) if self.steps > 1 else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Speed of decoding, without the prompt's pass."""
+        return (self.tokens - self._first) / self.seconds if self.steps > 1 and self.seconds > 0 else None
+
+
+class Server:
+    """A server at `url`, for instance http://localhost:8000.
+
+    Raises ChatError where it does not answer, or serves no model.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._open = build_opener(ProxyHandler({})).open  # a proxy is in the way of a server on this machine
+        with self._request("/v1/models") as response:
+            served = json.load(response).get("data") or []
+        if not served:
+            raise ChatError(f"{self.url} serves no model")
+        self.model = str(served[0]["id"])
+
+    def answer(self, messages: Sequence[Message], **sampling: Any) -> Iterator[Piece]:
+        """The pieces of the answer to a conversation. Closing the iterator aborts the request."""
+        body = {"model": self.model, "messages": list(messages), "stream": True, "logprobs": True, "top_logprobs": 0}
+        with self._request("/v1/chat/completions", body | sampling) as response:
+            for line in response:
+                if not line.startswith(DATA) or line.startswith(DATA + END):
+                    continue
+                event = json.loads(line[len(DATA) :])
+                if "error" in event:
+                    raise ChatError(f"the server ended the answer: {event['error'].get('message', event['error'])}")
+                for choice in event.get("choices") or []:
+                    if piece := _piece(choice):
+                        yield piece
+
+    def _request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            return self._open(Request(self.url + path, data, self._headers), timeout=TIMEOUT)
+        except HTTPError as error:
+            raise ChatError(f"{self.url} refuses {path} with status {error.code}: {_reason(error)}") from None
+        except (URLError, HTTPException, OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise ChatError(f"{self.url} does not answer ({reason}): is vllm serve running there?") from None
+
+
+def _piece(choice: Mapping[str, Any]) -> Piece | None:
+    """The piece in a choice of a chunk; None for the first chunk, which has the role alone, and the last."""
+    text = (choice.get("delta") or {}).get("content") or ""
+    tokens = (choice.get("logprobs") or {}).get("content") or []
+    if not text and not tokens:
+        return None
+    count, last = max(len(tokens), 1), str(tokens[-1]["token"]) if tokens else text
+    if count == 1:
+        return Piece("", text, 1)
+    # Where characters of several tokens were held back, the last token's text is not the end of the piece's.
+    own = last if text.endswith(last) else ""
+    return Piece(text[: len(text) - len(own)], own, count)
+
+
+def _reason(error: HTTPError) -> str:
+    try:
+        found = json.load(error)
+        return str((found.get("error") or found).get("message", found))
+    except (ValueError, AttributeError):
+        return str(error.reason)

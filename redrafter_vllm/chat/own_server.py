@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A `vllm serve` of one's own, for as long as a conversation lasts."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import ProxyHandler, build_opener
+
+from redrafter_vllm.chat.answers import ChatError
+
+HOST = "127.0.0.1"
+END_WITHIN = 20.0  # seconds
+
+
+def command(target: str, speculative: dict[str, Any], port: int, options: Sequence[str]) -> list[str]:
+    """The command line; `options` are further ones of `vllm serve`."""
+    vllm = Path(sys.executable).with_name("vllm")
+    start = [str(vllm)] if vllm.exists() else ["vllm"]
+    place = ["--host", HOST, "--port", str(port)]
+    return [*start, "serve", target, "--speculative-config", json.dumps(speculative), *place, *options]
+
+
+@contextmanager
+def serving(
+    target: str, speculative: dict[str, Any], options: Sequence[str], waiting: Callable[[float], None]
+) -> Iterator[str]:
+    """Starts a server and yields its address; it has ended when the block is left.
+
+    Args:
+        waiting: called several times a second with the seconds since the start.
+
+    Raises ChatError where it does not start, with the last line of its log.
+    """
+    port = _free_port()
+    url = f"http://{HOST}:{port}"
+    with tempfile.TemporaryFile() as log:
+        try:
+            process = subprocess.Popen(
+                command(target, speculative, port, options),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ChatError(f"vllm cannot be started ({error.strerror}): is it installed here?") from None
+        started = time.monotonic()
+        try:
+            while not _is_healthy(url):
+                if process.poll() is not None:
+                    raise ChatError(f"vllm serve ended with status {process.returncode}: {_last_line(log)}")
+                waiting(time.monotonic() - started)
+                time.sleep(0.2)
+            yield url
+        finally:
+            _end(process)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        with build_opener(ProxyHandler({})).open(f"{url}/health", timeout=2.0) as response:
+            return bool(response.status == 200)
+    except (URLError, OSError):
+        return False
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Ends the server, which ends its engine; kills it where it does not react."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(END_WITHIN)
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def _last_line(log: Any) -> str:
+    log.seek(0)
+    lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it said nothing"

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`redrafter chat MODEL`, or `redrafter chat --url URL`: a conversation, accepted drafts in colour.
+
+Prompts come from standard input when it is no terminal: one line is one turn.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from typing import Any, TextIO
+
+from redrafter_vllm.chat.answers import ChatError, Figures, Server
+from redrafter_vllm.chat.own_server import serving
+from redrafter_vllm.utils.paths import user_place
+from redrafter_vllm.utils.program import program
+
+ACCEPTED, DIM, PLAIN = "\033[30;42m", "\033[2m", "\033[0m"
+NEW, QUIT = "/new", "/quit"
+MAX_TOKENS = 512
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program("redrafter_vllm.cli.chat"),
+        description="Talk to a model served with ReDrafter. Accepted drafts are coloured as they arrive; after each answer "
+        f"come tokens per step and per second. {NEW} begins a new conversation, {QUIT} or Ctrl-D ends.",
+        epilog="Options after -- are passed to vllm serve, for instance: redrafter chat MODEL -- --max-model-len 2048",
+    )
+    parser.add_argument("model", nargs="?", metavar="MODEL", type=user_place, help="start a server for this target")
+    parser.add_argument("--url", help="attach to a running server, for instance http://localhost:8000")
+    parser.add_argument("--drafter", type=user_place, default="redrafter", help="with MODEL: folder or hub id")
+    parser.add_argument(
+        "--speculative", type=json.loads, default={}, metavar="JSON", help="with MODEL: further drafting options"
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--seed", type=int, help="of sampling")
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="tokens of an answer, at most")
+    parser.add_argument("--system", help="system message")
+    parser.add_argument(
+        "--no-colour", action="store_true", help="mark accepted drafts with «»; also without a terminal"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if argv is None else argv)
+    own, passed_on = _divided(given)
+    parser = build_parser()
+    arguments = parser.parse_args(own)
+    if (arguments.model is None) == (arguments.url is None):
+        parser.error("give either a MODEL to serve or the --url of a running server")
+    if passed_on and arguments.model is None:
+        parser.error("options behind -- are for vllm serve, which is started only with a MODEL")
+    try:
+        with ExitStack() as stack:
+            url = arguments.url
+            if url is None:
+                config = {"method": "redrafter", "model": arguments.drafter, **arguments.speculative}
+                url = stack.enter_context(serving(arguments.model, config, passed_on, _waiting))
+                print(file=sys.stderr)
+            return converse(Server(url, os.environ.get("OPENAI_API_KEY")), arguments, sys.stdin, sys.stdout)
+    except ChatError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+
+
+def _divided(given: list[str]) -> tuple[list[str], list[str]]:
+    """Arguments before and behind the first `--`."""
+    place = given.index("--") if "--" in given else len(given)
+    return given[:place], given[place + 1 :]
+
+
+def _waiting(seconds: float) -> None:
+    print(f"\rstarting vllm serve, {seconds:.0f} s", end="", file=sys.stderr, flush=True)
+
+
+def converse(server: Server, arguments: argparse.Namespace, source: TextIO, screen: TextIO) -> int:
+    """Turns until the input ends; an interrupted answer stays as far as it came."""
+    colour = screen.isatty() and not arguments.no_colour
+    begin = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    said: list[dict[str, str]] = list(begin)
+    sampling: dict[str, Any] = {"temperature": arguments.temperature, "max_tokens": arguments.max_tokens}
+    if arguments.seed is not None:
+        sampling["seed"] = arguments.seed
+    for prompt in _prompts(source, screen):
+        if prompt == QUIT:
+            break
+        if prompt == NEW:
+            said = list(begin)
+            continue
+        said.append({"role": "user", "content": prompt})
+        try:
+            figures = _answer(server, said, sampling, screen, colour)
+        except ChatError as error:
+            if not source.isatty():
+                raise
+            # At a terminal a turn that is too long, for instance, does not end the conversation.
+            print(error, file=sys.stderr)
+            said.pop()
+            continue
+        said.append({"role": "assistant", "content": figures.text})
+        print(_summary(figures, colour), file=screen, flush=True)
+    return 0
+
+
+def _prompts(source: TextIO, screen: TextIO) -> Iterator[str]:
+    """Lines that say something; from a terminal with a prompt."""
+    if source.isatty():
+        import readline  # noqa: F401  # lines can be edited and recalled
+    while True:
+        if source.isatty():
+            try:
+                line = input("> ")
+            except EOFError:
+                print(file=screen)
+                return
+        elif not (line := source.readline()):
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _answer(
+    server: Server, said: Sequence[dict[str, str]], sampling: dict[str, Any], screen: TextIO, colour: bool
+) -> Figures:
+    figures, since = Figures(), 0.0
+    mark = (ACCEPTED, PLAIN) if colour else ("«", "»")
+    try:
+        with closing(server.answer(said, **sampling)) as pieces:
+            for piece in pieces:
+                since = since or time.monotonic()
+                figures.add(piece, since)
+                drafted = f"{mark[0]}{piece.drafted}{mark[1]}" if piece.drafted else ""
+                print(drafted + piece.own, end="", file=screen, flush=True)
+    except KeyboardInterrupt:
+        print(" (stopped)", end="", file=screen)
+    return figures
+
+
+def _summary(figures: Figures, colour: bool) -> str:
+    parts = [f"{figures.tokens} tokens in {figures.steps} steps"]
+    if figures.tokens_per_step is not None:
+        parts.append(f"{figures.tokens_per_step:.2f} tokens per step")
+    if figures.tokens_per_second is not None:
+        parts.append(f"{figures.tokens_per_second:.1f} tokens/s")
+    text = ", ".join(parts)
+    return f"\n{DIM}[{text}]{PLAIN}\n" if colour else f"\n[{text}]\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

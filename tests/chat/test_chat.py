@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`redrafter chat` with a server that streams given pieces: what is sent, shown, counted and refused."""
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from redrafter_vllm.chat import own_server
+from redrafter_vllm.chat.answers import ChatError, Figures, Piece, Server
+from redrafter_vllm.cli import chat
+
+ANSWERS = [[["The"], [" sky", " is", " blue"], ["."]], [["Yes"], [", really"]]]
+
+
+class Fake(BaseHTTPRequestHandler):
+    """Streams the next of `ANSWERS`, a chunk per step, and keeps what was asked."""
+
+    server: "FakeServer"
+
+    def do_GET(self) -> None:
+        self._json({"data": [{"id": "chat-model"}]} if self.path == "/v1/models" else {}, 200)
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(asked)
+        if "too long" in asked["messages"][-1]["content"]:
+            self._json({"error": {"message": "the context holds 10 tokens"}}, 400)
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        self._event({"choices": [{"delta": {"role": "assistant", "content": ""}}]})
+        for step in ANSWERS[len(self.server.asked) - 1]:
+            logprobs = {"content": [{"token": token, "logprob": -0.1} for token in step]}
+            self._event({"choices": [{"delta": {"content": "".join(step)}, "logprobs": logprobs}]})
+        if "fail" in asked["messages"][-1]["content"]:
+            self._event({"error": {"message": "the engine died"}})
+        self._event({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def _event(self, content: dict[str, Any]) -> None:
+        self.wfile.write(b"data: " + json.dumps(content).encode() + b"\n\n")
+
+    def _json(self, content: dict[str, Any], status: int) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+class FakeServer(ThreadingHTTPServer):
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Fake)
+        self.asked: list[dict[str, Any]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeServer]:
+    with FakeServer() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def talk(fake: FakeServer, *arguments: str, said: str) -> tuple[int, str]:
+    """Exit code and screen of a conversation whose prompts come from standard input."""
+    screen = StringIO()
+    given = chat.build_parser().parse_args(["--url", fake.url, *arguments])
+    return chat.converse(Server(fake.url), given, StringIO(said), screen), screen.getvalue()
+
+
+def test_two_turns(fake: FakeServer) -> None:
+    arguments = ("--temperature", "0.7", "--seed", "3", "--max-tokens", "9", "--system", "Be brief.")
+    code, shown = talk(fake, *arguments, said="Why?\n\nSure?\n")
+    assert code == 0
+    first, second = shown.split("[5 tokens in 3 steps, 2.00 tokens per step, ")
+    assert first == "The« sky is» blue.\n" and "Yes, really\n[2 tokens in 2 steps, 1.00 tokens per step" in second
+    assert [asked["messages"] for asked in fake.asked] == [
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}],
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Why?"},
+            {"role": "assistant", "content": "The sky is blue."},
+            {"role": "user", "content": "Sure?"},
+        ],
+    ]
+    asked = fake.asked[0]
+    assert (asked["model"], asked["temperature"], asked["seed"], asked["max_tokens"]) == ("chat-model", 0.7, 3, 9)
+    assert asked["stream"] and asked["logprobs"]
+
+
+def test_a_new_conversation_and_the_end(fake: FakeServer) -> None:
+    assert talk(fake, said="Why?\n/new\nSure?\n/quit\nnever asked\n")[0] == 0
+    assert [len(asked["messages"]) for asked in fake.asked] == [1, 1]
+
+
+def test_refusals_are_sentences(fake: FakeServer) -> None:
+    with pytest.raises(ChatError, match="status 400: the context holds 10 tokens"):
+        talk(fake, said="too long\n")
+    fake.asked.clear()
+    with pytest.raises(ChatError, match="the engine died"):
+        talk(fake, said="fail\n")
+    with pytest.raises(ChatError, match="is vllm serve running there"):
+        Server("http://127.0.0.1:1")
+
+
+def test_at_a_terminal_a_refused_turn_is_forgotten(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = iter(["too long", "Why?"])
+
+    def typed(prompt: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("builtins.input", typed)
+    fake.asked.clear()
+    given = chat.build_parser().parse_args(["--url", fake.url])
+    screen = Terminal()
+    # The refused turn was asked first, so the fake's second answer comes.
+    assert chat.converse(Server(fake.url), given, Terminal(), screen) == 0
+    assert "the context holds 10 tokens" in capsys.readouterr().err
+    assert fake.asked[-1]["messages"] == [{"role": "user", "content": "Why?"}]
+    assert "Yes, really" in screen.getvalue() and "\033[2m[2 tokens" in screen.getvalue()
+
+
+def test_colours(fake: FakeServer) -> None:
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    given = chat.build_parser().parse_args(["--url", fake.url])
+    chat.converse(Server(fake.url), given, StringIO("Why?\n"), screen)
+    assert screen.getvalue().startswith("The\033[30;42m sky is\033[0m blue.")
+
+
+def test_figures_by_hand() -> None:
+    figures = Figures()
+    for piece in (Piece("", "a", 1), Piece("b", "c", 3), Piece("", "d", 1)):
+        figures.add(piece, 0.0)
+    assert (figures.tokens, figures.steps, figures.tokens_per_step) == (5, 3, 2.0)
+    assert Figures().tokens_per_step is None and Figures().tokens_per_second is None
+
+
+@pytest.mark.parametrize("arguments", [[], ["m", "--url", "u"], ["--url", "u", "--", "--max-model-len", "5"]], ids=str)
+def test_arguments_that_do_not_go_together(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        chat.main(arguments)
+
+
+SCRIPT = """
+import http.server, sys
+class Healthy(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+    def log_message(self, *args): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Healthy).serve_forever()
+"""
+
+
+@pytest.mark.process
+def test_a_server_of_ones_own_ends_with_the_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        own_server, "command", lambda target, config, port, options: [sys.executable, "-c", SCRIPT, str(port)]
+    )
+    waited: list[float] = []
+    with own_server.serving("target", {}, [], waited.append) as url:
+        assert own_server._is_healthy(url)
+    assert not own_server._is_healthy(url) and waited
+
+
+@pytest.mark.process
+def test_a_server_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "print('line'); import sys; sys.exit('Error: there is no such target')"
+    monkeypatch.setattr(own_server, "command", lambda *args: [sys.executable, "-c", script])
+    with (
+        pytest.raises(ChatError, match="status 1: Error: there is no such target"),
+        own_server.serving("t", {}, [], print),
+    ):
+        pass
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    line = own_server.command("target", {"method": "redrafter"}, 99, ["--max-model-len", "5"])
+    assert line[0].endswith("vllm") and line[1:4] == ["serve", "target", "--speculative-config"]
+    assert json.loads(line[4]) == {"method": "redrafter"}
+    assert line[5:] == ["--host", "127.0.0.1", "--port", "99", "--max-model-len", "5"]
