@@ -3,7 +3,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any
@@ -76,7 +76,7 @@ class Server:
             raise ChatError(f"{self.url} serves no model")
         self.model = str(served[0]["id"])
 
-    def answer(self, messages: Sequence[Message], **sampling: Any) -> Iterator[Piece]:
+    def answer(self, messages: Sequence[Message], **sampling: Any) -> Generator[Piece, None, None]:
         """The pieces of the answer to a conversation. Closing the iterator aborts the request."""
         body = {"model": self.model, "messages": list(messages), "stream": True, "logprobs": True, "top_logprobs": 0}
         with self._request("/v1/chat/completions", body | sampling) as response:

@@ -26,8 +26,8 @@ MAX_TOKENS = 512
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program("redrafter_vllm.cli.chat"),
-        description="Talk to a model served with ReDrafter. Accepted drafts are coloured as they arrive; after each answer "
-        f"come tokens per step and per second. {NEW} begins a new conversation, {QUIT} or Ctrl-D ends.",
+        description="Talk to a model served with ReDrafter. Accepted drafts are coloured as they arrive; after each "
+        f"answer come tokens per step and per second. {NEW} begins a new conversation, {QUIT} or Ctrl-D ends.",
         epilog="Options after -- are passed to vllm serve, for instance: redrafter chat MODEL -- --max-model-len 2048",
     )
     parser.add_argument("model", nargs="?", metavar="MODEL", type=user_place, help="start a server for this target")

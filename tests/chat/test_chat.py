@@ -182,9 +182,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Healthy).serve_forever()
 
 @pytest.mark.process
 def test_a_server_of_ones_own_ends_with_the_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        own_server, "command", lambda target, config, port, options: [sys.executable, "-c", SCRIPT, str(port)]
-    )
+    monkeypatch.setattr(own_server, "command", lambda _, __, port, ___: [sys.executable, "-c", SCRIPT, str(port)])
     waited: list[float] = []
     with own_server.serving("target", {}, [], waited.append) as url:
         assert own_server._is_healthy(url)
