@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from redrafter_vllm.cli.findings import LOOKS, Finding, Level, of_pair
+from redrafter_vllm.integration.versions import UnsupportedVllmError, check_vllm_version
 from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.messages import one_line
 from redrafter_vllm.utils.paths import user_place
@@ -28,6 +29,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--target", type=user_place, help="also look for the drafter of this folder or hub id")
     parser.add_argument("--drafter", type=user_place, help="with --target: this drafter (default: where serving looks)")
+    parser.add_argument(
+        "--vllm",
+        metavar="PLACE",
+        help="instead: which of vLLM's interfaces that this package uses are as listed in: installed, newest or a "
+        "version such as 0.33.0 (whose wheel is downloaded), a wheel or a directory with vLLM's sources",
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     return parser
 
@@ -37,12 +44,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.drafter is not None and arguments.target is None:
         parser.error("--drafter needs --target: a drafter belongs to a target")
+    if arguments.vllm is not None:
+        return _interface(arguments.vllm)
     findings = examine(arguments.target, arguments.drafter)
     if arguments.json:
         print(strict_json.dumps([asdict(finding) for finding in findings]))
     else:
         print(report(findings), end="")
     return 1 if any(finding.level is Level.PROBLEM for finding in findings) else 0
+
+
+def _interface(place: str) -> int:
+    try:
+        from redrafter_vllm.integration.vllm_interface.check import examined
+    except ImportError as error:
+        print(f"reading vLLM's sources needs the package griffelib ({error}): pip install griffelib", file=sys.stderr)
+        return 1
+    try:
+        report = examined(place)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(report.text(), end="")
+    try:
+        check_vllm_version(report.version)
+    except UnsupportedVllmError as error:
+        print(error)
+    return 1 if report.broken else 0
 
 
 def examine(target: str | None = None, drafter: str | None = None) -> list[Finding]:

@@ -2,21 +2,26 @@
 """The list of vLLM's names that the package uses: right for the installed version and for 0.33, and complete."""
 
 import ast
+import subprocess
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from redrafter_vllm.cli.doctor import main
 from redrafter_vllm.integration.attention.limits import TreeLimits
 from redrafter_vllm.integration.patches import api, attention, front, install, metrics, runner, scheduler
+from redrafter_vllm.integration.vllm_interface import check
+from redrafter_vllm.integration.vllm_interface.check import facts_of, problem
 from redrafter_vllm.integration.vllm_interface.entry import Use, VllmName
 from redrafter_vllm.integration.vllm_interface.names import VLLM_NAMES
+from redrafter_vllm.integration.vllm_interface.source import Fact, Source, open_tree
 from redrafter_vllm.integration.worker.sampler import TreeSampler
 from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 from tests.paths import ROOT
-from tools.check_vllm_interface import DOCUMENT, TABLE_BEGINS, facts_of, load, main, problem, save, with_table
-from tools.vllm_source import Fact, Source, open_tree
+from tools.check_vllm_interface import DOCUMENT, TABLE_BEGINS, load, save, with_table
+from tools.check_vllm_interface import main as write
 
 FIXTURE = Path(__file__).with_name("vllm_interface_0_33.json")
 OURS = {
@@ -185,21 +190,55 @@ def test_changed_names() -> None:
 
 @pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["installed"]) == 0
+    assert main(["--vllm", "installed"]) == 0
     assert "names hold" in capsys.readouterr().out
     changed(tmp_path, SOURCES)
     wheel = tmp_path / "vllm-0.99.1.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         for file in (tmp_path / "vllm").rglob("*.py"):
             archive.write(file, file.relative_to(tmp_path))
-    assert main([str(wheel), "--write", str(tmp_path / "facts.json")]) == 1
+    assert main(["--vllm", str(wheel)]) == 1
     out = capsys.readouterr().out
     assert "CHANGED rebound" in out and "EngineArgs.add_cli_args: is gone" in out
     assert "vLLM 0.99.1: 0 of" in out and "knows vLLM >=0.32,<0.34" in out
-    assert load(tmp_path / "facts.json")[0] == "0.99.1"
-    with pytest.raises(SystemExit):
-        main([str(tmp_path / "nothing")])
+    assert main(["--vllm", str(tmp_path / "nothing")]) == 1
     assert "neither a wheel nor a directory" in capsys.readouterr().err
+    assert write([str(wheel), "--write", str(tmp_path / "facts.json")]) == 0
+    assert load(tmp_path / "facts.json")[0] == "0.99.1"
+    with pytest.raises(SystemExit, match="2"):
+        write([])
+
+
+def test_versions_are_downloaded_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip is asked for the wheel alone; a folder of the version's name comes first."""
+    asked: list[str] = []
+
+    def pip(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command[-1])
+        folder = Path(command[command.index("--dest") + 1])
+        assert "--no-deps" in command
+        with zipfile.ZipFile(folder / "vllm.whl", "w") as archive:
+            archive.writestr("vllm/__init__.py", "")
+            archive.writestr("vllm/_version.py", "__version__ = '0.99.2'\n")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(check.subprocess, "run", pip)
+    for place in ("0.99.2", "newest"):
+        report = check.examined(place)
+        assert report.version == "0.99.2" and len(report.broken) == len(VLLM_NAMES)
+    assert asked == ["vllm==0.99.2", "vllm"]
+    changed(tmp_path / "0.99.1", SOURCES)
+    monkeypatch.chdir(tmp_path)
+    assert check.examined("0.99.1").version == "0.99.1" and len(asked) == 2
+
+
+def test_a_version_that_there_is_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    failed = subprocess.CompletedProcess(
+        [], 1, "", "ERROR: Could not find a version\nERROR: No matching distribution\n"
+    )
+    monkeypatch.setattr(check.subprocess, "run", lambda *args, **options: failed)
+    assert main(["--vllm", "9.9"]) == 1
+    assert capsys.readouterr().err == "vllm==9.9 cannot be downloaded: ERROR: No matching distribution\n"
 
 
 def test_facts_survive_json(tmp_path: Path) -> None:
