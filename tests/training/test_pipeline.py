@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from redrafter_training import pipeline
 from redrafter_training.cli import parse, parse_keys
 from redrafter_training.config.pipeline import Pipeline
+from redrafter_training.config.recipe import RECIPES
 from redrafter_training.evaluate import build_parser
 from redrafter_training.pipeline import main, recipe_file, section_arguments
 from redrafter_training.responses.config import PromptJob, ResponseJob
@@ -89,7 +91,8 @@ def test_the_shipped_recipe() -> None:
     keys = parse_keys(Pipeline, "x", "y", ["--config", str(file), "--out", "o"])
     given = section_arguments(keys, "t")
     config = parse(given["train"])[1]
-    assert (config.window, config.exit_dim, config.num_draft_layers, config.draft_vocab_size) == (1024, 576, 1, 8192)
+    assert (config.window, config.drafter_width(576), config.draft_vocab_size) == (1024, 576, 8192)
+    assert config.loss == replace(RECIPES["standard"].loss, hidden_weight=30)
     assert parse_keys(ResponseJob, "x", "y", given["respond"]).window == config.window
     assert recipe_file("no-such-recipe") == Path("no-such-recipe")
 
