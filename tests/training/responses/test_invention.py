@@ -11,7 +11,8 @@ from redrafter_training.data.evaluation_prompts import is_evaluation_prompt, loa
 from redrafter_training.data.report import DataError
 from redrafter_training.responses import invention
 from redrafter_training.responses.engine import Completion, Request
-from redrafter_training.responses.invention import Invented, PromptInventor, Rejected
+from redrafter_training.responses.invention import Beginnings, Invented, PromptInventor, Rejected
+from redrafter_training.responses.openings import load_openings
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
 
 SYSTEM = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + CHATML
@@ -36,9 +37,9 @@ class Script:
         return Completion(ids if text.endswith("…") else (*ids, END), not text.endswith("…"))
 
 
-def inventor(script: Script, seed: int = 0) -> PromptInventor:
-    template = resolve_chat_template(TOKENIZER, None)
-    return PromptInventor(template, TOKENIZER, script, temperature=1.0, max_prompt=50, seed=seed)
+def inventor(script: Script, seed: int = 0, openings: Sequence[str] = ("",)) -> PromptInventor:
+    beginnings = Beginnings(resolve_chat_template(TOKENIZER, None), TOKENIZER, openings)
+    return PromptInventor(beginnings, TOKENIZER, script, temperature=1.0, max_prompt=50, seed=seed)
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,38 @@ def test_the_target_continues_the_opening_of_a_users_turn() -> None:
     assert opening == "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n"
     assert len({request.seed for request in script.requests}) == 8
     assert {(request.temperature, request.max_tokens) for request in script.requests} == {(1.0, 50)}
+
+
+def test_openings_are_used_in_turn_and_belong_to_the_prompt() -> None:
+    script = Script(" a function for primes.", " two trains meet.", "What is a prime number?")
+    found = Invented()
+    openings = ("Write", "Where do", "")
+    inventor(script, openings=openings)(found, 3, lambda found: None)
+    assert [prompt.text for prompt in found.prompts] == [
+        "Write a function for primes.",
+        "Where do two trains meet.",
+        "What is a prime number?",
+    ]
+    begun = [TOKENIZER.decode(request.prompt_ids).partition("user\n")[2] for request in script.requests]
+    assert begun == [openings[n % 3] for n in range(8)]
+    assert Beginnings(resolve_chat_template(TOKENIZER, None), TOKENIZER, openings).longest == max(
+        len(request.prompt_ids) for request in script.requests
+    )
+
+
+def test_files_of_openings(tmp_path: Path) -> None:
+    general = load_openings("general")
+    assert len(general) > 60 and "" in general and len({*general}) > 50
+    assert not any(is_evaluation_prompt(words) for words in general if words)
+    path = tmp_path / "mine.txt"
+    path.write_text("  Write a test\n\nExplain why ")
+    assert load_openings(str(path)) == ("Write a test", "", "Explain why")
+    assert load_openings(None) == ("",)
+    path.write_text("\n \n")
+    with pytest.raises(DataError, match="has no words"):
+        load_openings(str(path))
+    with pytest.raises(DataError, match="neither general nor a readable file"):
+        load_openings(str(tmp_path / "none.txt"))
 
 
 def test_what_is_kept_and_why_the_others_are_not() -> None:
@@ -106,7 +139,8 @@ def test_a_turn_may_be_closed_by_text_alone() -> None:
     script = Script("What is a prime number?\nASSISTANT: It is …")
     template = resolve_chat_template(tokenizer, None)
     found = Invented()
-    PromptInventor(template, tokenizer, script, temperature=1.0, max_prompt=50, seed=0)(found, 1, lambda found: None)
+    beginnings = Beginnings(template, tokenizer)
+    PromptInventor(beginnings, tokenizer, script, temperature=1.0, max_prompt=50, seed=0)(found, 1, lambda found: None)
     assert tokenizer.decode(script.requests[0].prompt_ids) == "USER: "
     assert [prompt.text for prompt in found.prompts] == ["What is a prime number?"]
 

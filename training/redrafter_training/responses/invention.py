@@ -57,18 +57,46 @@ class Invented:
         return "\n".join(lines)
 
 
+class Beginnings:
+    """What the target continues: its template up to the beginning of a user's turn, and the first words of a prompt.
+
+    `openings` are used in turn; an empty one leaves the first words to the target.
+    """
+
+    def __init__(
+        self, template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, openings: Sequence[str] = ("",)
+    ) -> None:
+        before, self.closing = template.user_turn()
+        texts = [before + opening for opening in openings]
+        encoded = tokenizer(texts, add_special_tokens=template.adds_special_tokens, verbose=False)["input_ids"]
+        self._each = list(zip(openings, map(tuple, encoded), strict=True))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest one."""
+        return max(len(ids) for _, ids in self._each)
+
+    def words(self, index: int) -> str:
+        """The first words of prompt number `index`."""
+        return self._each[index % len(self._each)][0]
+
+    def ids(self, index: int) -> tuple[int, ...]:
+        """Token ids up to the end of these words."""
+        return self._each[index % len(self._each)][1]
+
+
 class PromptInventor:
     """Samples prompts with `engine` until there are enough.
 
     Args:
         temperature: of the sampling; low ones repeat themselves.
-        max_prompt: tokens that a prompt may have.
+        max_prompt: tokens that a prompt may have behind its first words.
         seed: prompt number i is the same for the same seed, however often the work is interrupted.
     """
 
     def __init__(
         self,
-        template: ChatTemplate,
+        beginnings: Beginnings,
         tokenizer: PreTrainedTokenizerBase,
         engine: Engine,
         *,
@@ -76,10 +104,7 @@ class PromptInventor:
         max_prompt: int,
         seed: int,
     ) -> None:
-        before, self._closing = template.user_turn()
-        encoded = tokenizer(before, add_special_tokens=template.adds_special_tokens, verbose=False)
-        self._opening = tuple(encoded["input_ids"])
-        self._tokenizer, self._engine = tokenizer, engine
+        self._beginnings, self._tokenizer, self._engine = beginnings, tokenizer, engine
         self._temperature, self._max_prompt, self._seed = temperature, max_prompt, seed
         self._special = frozenset(tokenizer.all_special_ids)
 
@@ -93,7 +118,7 @@ class PromptInventor:
             before = len(found.prompts)
             for index, completion in self._sample(found.sampled):
                 found.sampled += 1
-                text, reason = self._read(completion, keys)
+                text, reason = self._read(index, completion, keys)
                 if reason is not None:
                     found.rejected[reason] += 1
                 elif len(found.prompts) < count:
@@ -106,21 +131,24 @@ class PromptInventor:
     def _sample(self, first: int) -> Sequence[tuple[int, Completion]]:
         numbers = range(first, first + BATCH)
         requests = [
-            Request(self._opening, self._max_prompt, self._temperature, request_seed(self._seed, index, 0))
+            Request(
+                self._beginnings.ids(index), self._max_prompt, self._temperature, request_seed(self._seed, index, 0)
+            )
             for index in numbers
         ]
         return list(zip(numbers, self._engine(requests), strict=True))
 
-    def _read(self, completion: Completion, keys: set[int]) -> tuple[str, Rejected | None]:
-        """The prompt in a completion, or why it is none."""
+    def _read(self, index: int, completion: Completion, keys: set[int]) -> tuple[str, Rejected | None]:
+        """The prompt that a completion of beginning number `index` makes, or why it is none."""
         ids, ended = completion.token_ids, completion.ended
         text = self._tokenizer.decode(
             ids[:-1] if ended else ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         # Templates without a token that ends a turn write something else behind it.
-        if self._closing and self._closing in text:
-            text, ended = text.partition(self._closing)[0], True
-        text = text.strip()
+        closing = self._beginnings.closing
+        if closing and closing in text:
+            text, ended = text.partition(closing)[0], True
+        text = (self._beginnings.words(index) + text).strip()
         if not ended:
             return text, Rejected.CUT
         if len(text) < MIN_CHARACTERS:

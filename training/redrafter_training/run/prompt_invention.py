@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompts invented by the target, from the engine to the stored file."""
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from redrafter_training.data.chat_templates import resolve_chat_template, template_fingerprint
 from redrafter_training.data.report import DataError
 from redrafter_training.responses.config import PromptJob
-from redrafter_training.responses.invention import Invented, Prompt, PromptInventor, Rejected
+from redrafter_training.responses.invention import Beginnings, Invented, Prompt, PromptInventor, Rejected
+from redrafter_training.responses.openings import load_openings
 from redrafter_training.responses.vllm_engine import load_tokenizer, make_engine
 from redrafter_training.utils.fingerprint import differences, target_fingerprint
 from redrafter_training.utils.folder_lock import locked_file
@@ -38,11 +40,12 @@ def _invent(job: PromptJob, tokenizer: PreTrainedTokenizerBase, settings: dict[s
     if len(found.prompts) >= job.count:
         return found
     template = resolve_chat_template(tokenizer, job.chat_template, job.chat_template_kwargs)
-    opening = tokenizer(template.user_turn()[0], add_special_tokens=template.adds_special_tokens)["input_ids"]
+    beginnings = Beginnings(template, tokenizer, load_openings(job.openings))
     tokens = (job.count - len(found.prompts)) * job.max_prompt // 2
-    engine = make_engine(job, tokenizer, window=len(opening) + job.max_prompt, tokens=tokens, progress=True)
+    window = beginnings.longest + job.max_prompt
+    engine = make_engine(job, tokenizer, window=window, tokens=tokens, progress=True)
     inventor = PromptInventor(
-        template, tokenizer, engine, temperature=job.temperature, max_prompt=job.max_prompt, seed=job.seed
+        beginnings, tokenizer, engine, temperature=job.temperature, max_prompt=job.max_prompt, seed=job.seed
     )
     with tqdm(total=job.count, initial=len(found.prompts), desc="prompts", unit="prompt") as bar:
 
@@ -55,7 +58,9 @@ def _invent(job: PromptJob, tokenizer: PreTrainedTokenizerBase, settings: dict[s
 
 
 def _settings(job: PromptJob) -> dict[str, Any]:
+    openings = "\n".join(load_openings(job.openings))
     return job.identity() | {
+        "openings": hashlib.sha256(openings.encode()).hexdigest() if openings else None,
         "target_content": target_fingerprint(job.target),
         "chat_template": template_fingerprint(job.chat_template),
     }
