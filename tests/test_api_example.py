@@ -14,5 +14,5 @@ def test_the_documented_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (example,) = re.findall(r"```python\n(.*?)```", API.read_text(encoding="utf-8"), re.DOTALL)
     names: dict = {}
     exec(example, names)
-    assert names["beams"].tokens.shape == (2, 4, 3)
+    assert names["beams"].tokens.shape == (2, 3, 4) and names["beams"].paths().shape == (2, 4, 3)
     assert names["tree"].ancestor_mask().shape == (2, 8, 8)

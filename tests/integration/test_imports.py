@@ -67,5 +67,11 @@ def test_integration_folders_import_only_those_below() -> None:
 
 
 def test_only_the_plugin_imports_integration() -> None:
-    users = {module for module, others in IMPORTS.items() if any(other.startswith(NAME) for other in others)}
-    assert {module for module in users if not module.startswith(NAME)} == {"redrafter_vllm.plugin"}
+    """And the doctor its lists of versions and names, which import nothing of vLLM."""
+    used = {module: {other for other in others if other.startswith(NAME)} for module, others in IMPORTS.items()}
+    outside = {module: others for module, others in used.items() if others and not module.startswith(NAME)}
+    lists = (f"{NAME}.versions", f"{NAME}.vllm_interface")
+    assert "redrafter_vllm.plugin" in outside
+    for module in outside.keys() - {"redrafter_vllm.plugin"}:
+        assert module.startswith("redrafter_vllm.cli."), module
+        assert all(other.startswith(lists) for other in outside[module]), module
