@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if url is None:
                 config = {"method": "redrafter", "model": arguments.drafter, **arguments.speculative}
                 url = stack.enter_context(serving(arguments.model, config, passed_on, _waiting))
-                print(file=sys.stderr)
+                print("\r" if sys.stderr.isatty() else "", end="", file=sys.stderr)
             return converse(Server(url, os.environ.get("OPENAI_API_KEY")), arguments, sys.stdin, sys.stdout)
     except ChatError as error:
         print(error, file=sys.stderr)
@@ -78,7 +78,9 @@ def _divided(given: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _waiting(seconds: float) -> None:
-    print(f"\rstarting vllm serve, {seconds:.0f} s", end="", file=sys.stderr, flush=True)
+    """The seconds since the start; only at a terminal, where they overwrite each other."""
+    if sys.stderr.isatty():
+        print(f"\rstarting vllm serve, {seconds:.0f} s", end="", file=sys.stderr, flush=True)
 
 
 def converse(server: Server, arguments: argparse.Namespace, source: TextIO, screen: TextIO) -> int:
