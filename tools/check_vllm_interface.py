@@ -11,9 +11,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from redrafter_vllm.integration.vllm_interface.check import INSTALLED, facts_of
+from redrafter_vllm.integration.vllm_interface.check import facts_of
 from redrafter_vllm.integration.vllm_interface.names import VLLM_NAMES
-from redrafter_vllm.integration.vllm_interface.source import Fact, Source, open_tree
+from redrafter_vllm.integration.vllm_interface.source import INSTALLED, Fact, Source, open_tree
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "design" / "vllm_interface.md"
 TABLE_BEGINS = "<!-- python -m tools.check_vllm_interface --document: begins -->"

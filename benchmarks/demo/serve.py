@@ -4,7 +4,6 @@
 import asyncio
 import json
 import shlex
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +22,8 @@ from benchmarks.demo.progress import working
 from benchmarks.demo.prompts import Prompt, second_turns
 from benchmarks.engine_process import ChildError, running, tail, waiting
 from benchmarks.engines.offline import BATCH, ENGINE
+from redrafter_vllm.utils.local_server import HOST, free_port, is_healthy
 
-HOST = "127.0.0.1"
 MODEL_NAME = "target"
 READY_WITHIN = 300.0
 
@@ -61,13 +60,6 @@ def serve_command(target: Path, speculative: dict[str, Any], port: int) -> list[
     return [vllm, "serve", str(target), "--speculative-config", json.dumps(speculative), *place, *engine]
 
 
-def free_port() -> int:
-    """A port that is free now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def serving(command: list[str], port: int, log: Path, console: Console) -> Iterator[float]:
     """Start the server, yield the seconds until it was healthy, and stop it when the block is left.
@@ -80,16 +72,9 @@ def serving(command: list[str], port: int, log: Path, console: Console) -> Itera
         for _ in waiting("waiting for the server", console, READY_WITHIN, log):
             if server.poll() is not None:
                 raise ChildError(f"the server ended with status {server.returncode}.\n{tail(log)}")
-            if _is_healthy(port):
+            if is_healthy(f"http://{HOST}:{port}"):
                 break
         yield time.monotonic() - started
-
-
-def _is_healthy(port: int) -> bool:
-    try:
-        return httpx.get(f"http://{HOST}:{port}/health", timeout=2.0, trust_env=False).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 async def ask(

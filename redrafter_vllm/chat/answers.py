@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.request import Request
+
+from redrafter_vllm.utils.local_server import without_proxy
 
 DATA, END = b"data: ", b"[DONE]"
 TIMEOUT = 600.0  # seconds without a byte
@@ -69,7 +71,7 @@ class Server:
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        self._open = build_opener(ProxyHandler({})).open  # a proxy is in the way of a server on this machine
+        self._open = without_proxy().open
         with self._request("/v1/models") as response:
             served = json.load(response).get("data") or []
         if not served:

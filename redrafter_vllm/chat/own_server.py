@@ -3,7 +3,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,12 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import ProxyHandler, build_opener
 
 from redrafter_vllm.chat.answers import ChatError
+from redrafter_vllm.utils.local_server import HOST, free_port, is_healthy
 
-HOST = "127.0.0.1"
 END_WITHIN = 20.0  # seconds
 
 
@@ -40,7 +37,7 @@ def serving(
 
     Raises ChatError where it does not start, with the last line of its log.
     """
-    port = _free_port()
+    port = free_port()
     url = f"http://{HOST}:{port}"
     with tempfile.TemporaryFile() as log:
         try:
@@ -54,7 +51,7 @@ def serving(
             raise ChatError(f"vllm cannot be started ({error.strerror}): is it installed here?") from None
         started = time.monotonic()
         try:
-            while not _is_healthy(url):
+            while not is_healthy(url):
                 if process.poll() is not None:
                     raise ChatError(f"vllm serve ended with status {process.returncode}: {_last_line(log)}")
                 waiting(time.monotonic() - started)
@@ -62,20 +59,6 @@ def serving(
             yield url
         finally:
             _end(process)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
-def _is_healthy(url: str) -> bool:
-    try:
-        with build_opener(ProxyHandler({})).open(f"{url}/health", timeout=2.0) as response:
-            return bool(response.status == 200)
-    except (URLError, OSError):
-        return False
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

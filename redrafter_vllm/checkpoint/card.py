@@ -155,20 +155,28 @@ def _cell(value: object) -> str:
 
 
 def _sizes(folder: Path, target: CardTarget | None) -> str:
+    hidden_size = check_checkpoint(folder).hidden_size
+    rows = [
+        ("target", f"{target.name if target else 'unknown'}, hidden size {hidden_size:,}"),
+        *([("fingerprint of its weights", f"`{target.fingerprint}`")] if target and target.fingerprint else []),
+        *size_rows(folder),
+    ]
+    return markdown_table(("", ""), rows)
+
+
+def size_rows(folder: Path) -> list[tuple[str, str]]:
+    """Label and text of the sizes of the drafter in `folder`. Raises CheckpointError where there is none."""
     config = check_checkpoint(folder)
     parameters = sum(math.prod(shape) for shape in tensor_shapes(config).values())
     size = sum(file.stat().st_size for file in weight_files(folder))
     dtype = read_json(folder, CONFIG_FILE).get("dtype")
-    rows = [
-        ("target", f"{target.name if target else 'unknown'}, hidden size {config.hidden_size:,}"),
-        *([("fingerprint of its weights", f"`{target.fingerprint}`")] if target and target.fingerprint else []),
+    return [
         ("parameters", f"{parameters:,}"),
         ("weights", f"{size / MEGABYTE:,.1f} MB" + (f", {dtype}" if dtype else "")),
         ("head", f"exit_dim {config.exit_dim:,}, residual blocks: {config.num_draft_layers}"),
         ("state", "recurrent" if config.rnn else "sum of embeddings"),
         ("draft vocabulary", _vocabulary(config)),
     ]
-    return markdown_table(("", ""), rows)
 
 
 def _vocabulary(config: DrafterConfig) -> str:

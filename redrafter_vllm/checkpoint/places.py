@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from redrafter_vllm.checkpoint.files import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 from redrafter_vllm.checkpoint.names import MODEL_TYPE
+from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.atomic import is_unfinished, move_flushed, temporary_folder
 from redrafter_vllm.utils.messages import listed
 from redrafter_vllm.utils.paths import PlaceError, check_writable
@@ -52,6 +54,15 @@ def _check_drafter_place(out: Path, *, replace: bool, others: bool) -> None:
         )
     if not replace:
         raise PlaceError(f"{out} holds a drafter already: choose another place, or replace it with --overwrite")
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """The report of the training beside a drafter; empty where there is none that can be read."""
+    try:
+        found = strict_json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def check_replaceable(folder: Path) -> None:

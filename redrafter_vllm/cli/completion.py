@@ -8,6 +8,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import shtab
+
 from redrafter_vllm.cli.commands import COMMANDS
 from redrafter_vllm.utils.program import COMMAND, program
 
@@ -26,11 +28,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
-    try:
-        import shtab
-    except ImportError:
-        print("completion needs the package shtab: pip install shtab", file=sys.stderr)
-        return 1
     print(shtab.complete(whole_parser(), shell=arguments.shell))
     return 0
 

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is known about a drafter from its folder, without reading a tensor."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+from redrafter_vllm.checkpoint.card import MEGABYTE, size_rows
 from redrafter_vllm.checkpoint.config import DrafterConfig, tensor_shapes
-from redrafter_vllm.checkpoint.files import CONFIG_FILE, read_json, weight_files
+from redrafter_vllm.checkpoint.files import CONFIG_FILE, read_json
 from redrafter_vllm.checkpoint.io import check_checkpoint
-from redrafter_vllm.checkpoint.places import CARD_FILE, PROVENANCE_FILE
+from redrafter_vllm.checkpoint.places import CARD_FILE, read_provenance
 from redrafter_vllm.config import DraftingConfig
 
-MEGABYTE = 10**6
 NUMBER_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -23,18 +22,12 @@ def read_facts(folder: Path, drafting: DraftingConfig) -> dict[str, str]:
     """
     config = check_checkpoint(folder)
     dtype = str(read_json(folder, CONFIG_FILE).get("dtype", "bfloat16"))
-    size = sum(file.stat().st_size for file in weight_files(folder))
-    parameters = sum(map(math.prod, tensor_shapes(config).values()))
     draws = f"{drafting.beam_width} beams of {drafting.beam_length}"
     read = bytes_per_round(config, drafting.beam_length, NUMBER_BYTES.get(dtype, 2))
     facts = {
         "drafter": str(folder),
-        "parameters": f"{parameters:,}",
-        "weights": f"{size / MEGABYTE:,.1f} MB, {dtype}",
         "hidden size": f"{config.hidden_size:,}",
-        "head": f"exit_dim {config.exit_dim:,}, residual blocks: {config.num_draft_layers}",
-        "state": "recurrent" if config.rnn else "sum of embeddings",
-        "draft vocabulary": f"{config.output_size:,} of {config.vocab_size:,} tokens",
+        **dict(size_rows(folder)),
         "read per round": f"{read / MEGABYTE:,.1f} MB of weights for {draws}, whatever the batch",
     }
     return facts | _provenance(folder)
@@ -53,7 +46,7 @@ def bytes_per_round(config: DrafterConfig, beam_length: int, number_bytes: int) 
 def _provenance(folder: Path) -> dict[str, str]:
     """From `training.json`, which this project's training writes, and the card."""
     facts: dict[str, str] = {}
-    if report := _report(folder):
+    if report := read_provenance(folder):
         for label, keys in (
             ("target", ("target",)),
             ("target's weights", ("target_content", "weights")),
@@ -68,15 +61,6 @@ def _provenance(folder: Path) -> dict[str, str]:
         facts |= _held_out(report.get("held_out"))
     facts["card"] = CARD_FILE if (folder / CARD_FILE).is_file() else "none"
     return facts
-
-
-def _report(folder: Path) -> dict[str, Any]:
-    """`training.json`; empty where there is none or it cannot be read, as nothing depends on it."""
-    try:
-        report = json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return report if isinstance(report, dict) else {}
 
 
 def _held_out(measured: Any) -> dict[str, str]:

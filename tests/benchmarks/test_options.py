@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.demo.options import BEAM_LENGTH, BEAM_WIDTH, NODES, parse_args
-from benchmarks.demo.serve import free_port, serve_command
+from benchmarks.demo.serve import serve_command
 from benchmarks.engines.offline import as_users_run_it, parse_result
+from redrafter_vllm.utils.local_server import free_port
 from tests.paths import ASSET, ROOT
 
 

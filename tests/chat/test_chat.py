@@ -15,6 +15,7 @@ import pytest
 from redrafter_vllm.chat import own_server
 from redrafter_vllm.chat.answers import ChatError, Figures, Piece, Server
 from redrafter_vllm.cli import chat
+from redrafter_vllm.utils.local_server import is_healthy
 
 ANSWERS = [[["The"], [" sky", " is", " blue"], ["."]], [["Yes"], [", really"]]]
 
@@ -185,8 +186,8 @@ def test_a_server_of_ones_own_ends_with_the_conversation(monkeypatch: pytest.Mon
     monkeypatch.setattr(own_server, "command", lambda _, __, port, ___: [sys.executable, "-c", SCRIPT, str(port)])
     waited: list[float] = []
     with own_server.serving("target", {}, [], waited.append) as url:
-        assert own_server._is_healthy(url)
-    assert not own_server._is_healthy(url) and waited
+        assert is_healthy(url)
+    assert not is_healthy(url) and waited
 
 
 @pytest.mark.process

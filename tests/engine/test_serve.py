@@ -5,7 +5,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import pytest
 from openai import BadRequestError, OpenAI
 
 from redrafter_vllm.integration.frontend.prometheus import ACCEPTED, COUNTERS
+from redrafter_vllm.utils.local_server import free_port
 from tests.engine.chat import TEMPLATE, chat_prompts, texts
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import params
@@ -53,12 +53,6 @@ SCHEMA = {
 GRAMMARS = {"backend": "xgrammar", "disable_any_whitespace": True}
 # Defaults of a request: the command line clients cannot set these.
 DEFAULTS = {"temperature": 0, "max_new_tokens": 40}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,9 @@ from packaging.version import InvalidVersion, Version
 
 from redrafter_vllm.integration.vllm_interface.entry import Use, VllmName
 from redrafter_vllm.integration.vllm_interface.names import VLLM_NAMES
-from redrafter_vllm.integration.vllm_interface.source import Fact, Source, Tree, open_tree
+from redrafter_vllm.integration.vllm_interface.source import INSTALLED, Fact, Source, Tree, open_tree
 from redrafter_vllm.utils.messages import one_line
 
-INSTALLED = "installed"
 NEWEST = "newest"
 
 

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import griffe
 
+INSTALLED = "installed"
+
 
 class Tree(Protocol):
     """A place with sources of vLLM."""
@@ -47,7 +49,7 @@ def open_tree(place: str) -> Tree:
     Raises:
         FileNotFoundError: There is no vLLM there.
     """
-    if place == "installed":
+    if place == INSTALLED:
         spec = importlib.util.find_spec("vllm")
         if spec is None or spec.origin is None:
             raise FileNotFoundError("no vllm is installed in this environment")

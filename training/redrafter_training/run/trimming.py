@@ -26,8 +26,8 @@ from redrafter_training.data.windows import encode_files
 from redrafter_training.responses.examples import load_responses
 from redrafter_training.responses.store import is_response_folder
 from redrafter_training.trainer.card import commands_text, history_sections
-from redrafter_training.trainer.export import read_report
 from redrafter_vllm.checkpoint.card import describe_target, markdown_table, place_name, write_card
+from redrafter_vllm.checkpoint.places import read_provenance
 from redrafter_vllm.checkpoint.vocab_mapping import MAP, check_target_ids, to_offsets
 from redrafter_vllm.model.drafter import Drafter
 
@@ -63,7 +63,7 @@ def write_trimmed_card(
         data: that the tokens were counted in.
         command: that trimmed it.
     """
-    report = read_report(source)
+    report = read_provenance(source)
     rows = [
         ("trimmed from", place_name(str(source))),
         ("to the most frequent tokens of", place_name(data)),

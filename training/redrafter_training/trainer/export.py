@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from redrafter_training.trainer.card import write_training_card
-from redrafter_vllm.checkpoint.places import PROVENANCE_FILE, drafter_folder
+from redrafter_vllm.checkpoint.places import PROVENANCE_FILE, drafter_folder, read_provenance
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.atomic import write_text
@@ -44,18 +44,9 @@ def update_report(out: Path, report: Mapping[str, Any]) -> None:
     write_training_card(out, report)
 
 
-def read_report(folder: Path) -> dict[str, Any]:
-    """The report beside a drafter; empty where there is none."""
-    try:
-        found = strict_json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def is_of_run(out: Path, run: object) -> bool:
     """Whether `out` contains a drafter that the run of this name exported."""
-    return run is not None and read_report(out).get("run") == run
+    return run is not None and read_provenance(out).get("run") == run
 
 
 def _as_json(report: Mapping[str, Any]) -> str:
