@@ -2,6 +2,7 @@
 """A `vllm serve` of one's own, for as long as a conversation lasts."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -62,13 +63,13 @@ def serving(
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Ends the server, which ends its engine; kills it where it does not react."""
+    """Ends the server, which ends its engine; kills both, a session of their own, where it does not react."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             process.wait(END_WITHIN)
     if process.poll() is None:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 

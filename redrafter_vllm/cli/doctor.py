@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.drafter is not None and arguments.target is None:
         parser.error("--drafter needs --target: a drafter belongs to a target")
+    if arguments.vllm is not None and (arguments.target is not None or arguments.json):
+        parser.error("--vllm is a report of its own: leave out --target and --json")
     if arguments.vllm is not None:
         return _interface(arguments.vllm)
     findings = examine(arguments.target, arguments.drafter)

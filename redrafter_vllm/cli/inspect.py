@@ -54,9 +54,11 @@ def _inspect(arguments: argparse.Namespace, drafting: DraftingConfig) -> int:
     # Imported here, since --help must not wait for torch.
     from redrafter_vllm.inspection.facts import read_facts
 
-    facts = read_facts(arguments.drafter, drafting)
     if arguments.html is not None:
+        if arguments.html.is_dir():
+            raise ValueError(f"{arguments.html} is a folder: give the name of a file for the page")
         check_writable(arguments.html)
+    facts = read_facts(arguments.drafter, drafting)
     width = max(map(len, facts))
     for label, text in facts.items():
         print(f"{label:<{width}}  {text}")

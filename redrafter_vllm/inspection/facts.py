@@ -39,7 +39,8 @@ def bytes_per_round(config: DrafterConfig, beam_length: int, number_bytes: int) 
     Beams and requests share a read. Without an input projection the context's half is that of the first layer.
     """
     every = sum(map(math.prod, tensor_shapes(config).values()))
-    context_half = config.first_size * config.hidden_size
+    # With the bias of the first layer; an output layer has none.
+    context_half = config.first_size * (config.hidden_size + (not config.starts_with_output))
     return number_bytes * (beam_length * (every - context_half) + context_half)
 
 

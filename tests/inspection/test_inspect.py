@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.models.roofline import Layout, Workload, round_reads
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.cli.inspect import main
 from redrafter_vllm.config import DraftingConfig
@@ -80,10 +81,17 @@ def test_page_by_hand() -> None:
 
 
 def test_bytes_of_a_round_by_hand() -> None:
-    """input_proj 12 x 8 and its bias, head 10 x 12, U and W 4 x 4 and a bias: 278 numbers, of which 48 once a round."""
+    """input_proj 12 x 8 and a bias, head 10 x 12, U and W 4 x 4 and a bias; 12 x 4 and the first bias once a round."""
     config = DrafterConfig(vocab_size=20, hidden_size=4, exit_dim=12, num_draft_layers=0, draft_vocab_size=10)
     numbers = 12 * 8 + 12 + 10 * 12 + 2 * 16 + 4
-    assert bytes_per_round(config, 3, 2) == 2 * (3 * numbers - 2 * 12 * 4)
+    assert bytes_per_round(config, 3, 2) == 2 * (3 * numbers - 2 * (12 * 4 + 12))
+
+
+@pytest.mark.parametrize("shape", [(48, 2), (30, 1), (48, 0)], ids=str)
+def test_bytes_of_a_round_are_those_of_the_roofline(shape: tuple[int, int]) -> None:
+    config = DrafterConfig(60, 24, *shape, draft_vocab_size=29)
+    reads = round_reads(config, Workload(DraftingConfig(3, 4)), Layout()).parts
+    assert bytes_per_round(config, 4, 2) == sum(reads.values()) - reads["embedding rows"]
 
 
 @pytest.fixture(scope="module")
@@ -142,5 +150,8 @@ def test_what_is_no_drafter_or_does_not_fit(tmp_path: Path, capsys: pytest.Captu
     save_random_drafter(tmp_path / "other")
     assert main([str(tmp_path / "other"), "--tree", PROMPT, "--target", str(TARGET)]) == 1
     assert "hidden size" in capsys.readouterr().err
+    given = ["--tree", PROMPT, "--target", str(TARGET), "--html", str(tmp_path)]
+    assert main([str(DRAFTER), *given]) == 1
+    assert "is a folder" in capsys.readouterr().err
     assert main([str(DRAFTER), "--beam-width", "0"]) == 1
     assert "beam_width" in capsys.readouterr().err

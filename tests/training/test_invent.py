@@ -92,6 +92,11 @@ def test_other_settings_and_other_files_are_refused(
     before = out.read_text()
     assert invent(target, out, Numbered(), monkeypatch, "--seed", "3") == 1
     assert "sampled with other settings (seed" in capsys.readouterr().err
+    assert invent(target, out, Numbered(), monkeypatch, "--openings", "general") == 1
+    assert "sampled with other settings (openings" in capsys.readouterr().err
+    assert "openings" not in json.loads(facts_file(out).read_text())["settings"], "as in files of before"
+    assert invent(target, out, Numbered(), monkeypatch, "--openings", str(tmp_path / "none.txt")) == 1
+    assert "neither general nor a readable file" in capsys.readouterr().err
     assert out.read_text() == before
     out.write_text("my notes\n")
     assert invent(target, out, Numbered(), monkeypatch) == 1

@@ -26,6 +26,7 @@ from redrafter_training.target.model import TargetModel
 from redrafter_training.utils import memory
 from redrafter_training.utils.memory import weight_bytes
 from tests.models import VOCAB, save_random_llama
+from tests.oracles import random_drafter
 
 CONFIG = RECIPES["short"]
 CPU = torch.device("cpu")
@@ -114,6 +115,17 @@ def test_several_gpus(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     assert shares[0] == shares[1] - (plan.total_memory - needed)
     with pytest.raises(TargetLoadError, match="--target-gpus is 2, and this machine has 0"):
         visible_devices(replace(job, target_gpus=2), CPU)
+
+
+def test_a_width_that_the_targets_head_does_not_take_is_refused_before_any_work(job: Job, tmp_path: Path) -> None:
+    """Also where it comes from the drafter to start from, whose shape the keys then have."""
+    config = replace(CONFIG, target_head=True, exit_dim=24)
+    with pytest.raises(ValueError, match=r"hidden size, \d+, not 24"):
+        make_plan(job, config, CPU)
+    random_drafter().save_pretrained(tmp_path / "first")
+    with pytest.raises(ValueError, match=r"hidden size, \d+, not 24"):
+        make_plan(replace(job, init_from=tmp_path / "first"), config, CPU)
+    assert make_plan(job, replace(config, exit_dim=None), CPU).drafter.has_input_proj
 
 
 def test_missing_libraries(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

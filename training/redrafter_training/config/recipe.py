@@ -157,7 +157,8 @@ class DistillConfig:
         num_draft_layers: residual blocks in the drafter's head.
         rnn: whether the state is a recurrence; false sums embeddings.
         target_head: use the target's LM head as the drafter's output layer, untrained, so that the drafter has to
-            predict the target's hidden states; `exit_dim` is then the target's hidden size.
+            predict the target's hidden states; `exit_dim` is then the target's hidden size. A bias or a scale of the
+            target's logits is not taken over.
         draft_vocab_size: trim the drafter's vocabulary to this many tokens, the most frequent in the data.
         window: tokens per row.
         packing: fill each row with several conversations; false gives each its own row.

@@ -51,13 +51,14 @@ def make_plan(job: Job, config: DistillConfig, device: torch.device) -> Plan:
     check_window(job, config)
     target = model_without_weights(job.target, trust_remote_code=job.trust_remote_code)
     text = target.config.get_text_config()
+    width = config.drafter_width(text.hidden_size)  # also refuses another width of the drafter to start from
     shape = (
         check_checkpoint(job.init_from)
         if job.init_from is not None
         else DrafterConfig(
             vocab_size=text.vocab_size,
             hidden_size=text.hidden_size,
-            exit_dim=config.drafter_width(text.hidden_size),
+            exit_dim=width,
             num_draft_layers=config.num_draft_layers,
             rnn=config.rnn,
             draft_vocab_size=config.draft_vocab_size,

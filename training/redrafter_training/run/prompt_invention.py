@@ -58,12 +58,13 @@ def _invent(job: PromptJob, tokenizer: PreTrainedTokenizerBase, settings: dict[s
 
 
 def _settings(job: PromptJob) -> dict[str, Any]:
-    openings = "\n".join(load_openings(job.openings))
-    return job.identity() | {
-        "openings": hashlib.sha256(openings.encode()).hexdigest() if openings else None,
+    settings = job.identity() | {
         "target_content": target_fingerprint(job.target),
         "chat_template": template_fingerprint(job.chat_template),
     }
+    if job.openings is not None:  # a file without openings goes on as before there were any
+        settings["openings"] = hashlib.sha256("\n".join(load_openings(job.openings)).encode()).hexdigest()
+    return settings
 
 
 def facts_file(out: Path) -> Path:
