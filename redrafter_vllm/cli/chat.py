@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if url is None:
                 config = {"method": "redrafter", "model": arguments.drafter, **arguments.speculative}
                 url = stack.enter_context(serving(arguments.model, config, passed_on, _waiting))
-                print("\r" if sys.stderr.isatty() else "", end="", file=sys.stderr)
+                if sys.stderr.isatty():
+                    print(file=sys.stderr)
             return converse(Server(url, os.environ.get("OPENAI_API_KEY")), arguments, sys.stdin, sys.stdout)
     except ChatError as error:
         print(error, file=sys.stderr)
