@@ -5,12 +5,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from redrafter_vllm.inspection.trees import Step, tokens_per_step
+from redrafter_vllm.utils import html_page
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #1c2330; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.05rem; margin-top: 2rem; }
-table { border-collapse: collapse; } td { padding: .15rem 1.2rem .15rem 0; vertical-align: top; }
-td:first-child { color: #5b6577; white-space: nowrap; }
 ul { list-style: none; margin: 0; padding-left: 1.4rem; border-left: 1px solid #d4d9e2; }
 li { margin: .2rem 0; }
 .token { font-family: ui-monospace, monospace; background: #eef1f6; border-radius: .3rem; padding: .1rem .45rem;
@@ -26,14 +23,15 @@ li { margin: .2rem 0; }
 
 def trees_page(prompt: str, facts: Mapping[str, str], steps: Sequence[Step]) -> str:
     """Prompt, answer with the accepted drafts marked, a tree for each step, facts about the drafter."""
-    rows = "".join(f"<tr><td>{escape(label)}</td><td>{escape(text)}</td></tr>" for label, text in facts.items())
-    drawn = "".join(_step(number, step) for number, step in enumerate(steps, 1))
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Draft trees</title><style>{_STYLE}</style>'
-        f"</head><body><h1>{escape(prompt)}</h1><p>{tokens_per_step(steps):.2f} tokens per step in {len(steps)} steps; "
-        f'tokens from accepted drafts are green.</p><p class="answer">{_answer(steps)}</p>{drawn}'
-        f"<h2>The drafter</h2><table>{rows}</table></body></html>\n"
-    )
+    rate = f"{tokens_per_step(steps):.2f} tokens per step in {len(steps)} steps; tokens from accepted drafts are green."
+    parts = [
+        html_page.paragraph(rate),
+        f'<p class="answer">{_answer(steps)}</p>',
+        *(_step(number, step) for number, step in enumerate(steps, 1)),
+        html_page.heading("The drafter"),
+        html_page.facts_table(facts),
+    ]
+    return html_page.page(prompt, parts, style=_STYLE)
 
 
 def _answer(steps: Sequence[Step]) -> str:
