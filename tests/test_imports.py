@@ -13,7 +13,8 @@ from tests.paths import ROOT
 # What lies directly in a package, lowest layer first.
 LAYERS = {
     "redrafter_vllm": (
-        "utils config request_settings checkpoint ops model drafting inspection chat integration plugin cli __main__"
+        "utils prompt_sets config request_settings checkpoint ops model drafting inspection chat integration plugin "
+        "bench cli __main__"
     ),
     "redrafter_vllm.integration": (
         "versions method metrics start_errors target_support speculative_config vllm_interface "
@@ -23,10 +24,7 @@ LAYERS = {
         "utils config distributed target data hidden_states trainer responses tiny_target run "
         "cli smollm2 invent respond evaluate trim pipeline __main__"
     ),
-    "benchmarks": (
-        "tables machine compare acceptance assets record engine_process cli "
-        "engines models serving training demo gpu_check"
-    ),
+    "benchmarks": ("assets record cli engines models serving training demo gpu_check"),
 }
 DISTRIBUTIONS = ("redrafter_vllm", "redrafter_training", "benchmarks")
 
@@ -92,7 +90,12 @@ def test_distributions_import_lower_ones() -> None:
 def test_vllm_is_imported_where_it_is_adapted() -> None:
     product = {name for name in importers("vllm") if not name.startswith("benchmarks.")}
     elsewhere = {name for name in product if not name.startswith("redrafter_vllm.integration.")}
-    assert elsewhere == {"redrafter_vllm.plugin", "redrafter_training.responses.vllm_engine"}
+    # Those outside of `integration` use vLLM's public interface.
+    assert elsewhere == {
+        "redrafter_vllm.plugin",
+        "redrafter_vllm.bench.engine",
+        "redrafter_training.responses.vllm_engine",
+    }
 
 
 def test_ray_is_imported_where_workers_are_started() -> None:

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from benchmarks.assets import ROOT
 from benchmarks.demo.options import parse_args
-from benchmarks.engine_process import ChildError
 from benchmarks.record import store
+from redrafter_vllm.bench.child import ChildError
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from benchmarks.assets import held_out_prompts
-from redrafter_training.data.evaluation_prompts import load_prompts
+from redrafter_vllm.prompt_sets import load_prompts
 
 PROMPT_SEED = 7
 SECOND_TURNS = 2  # so many of the first prompts have one

@@ -13,8 +13,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.acceptance import acceptance_by_depth, tokens_per_step
-from benchmarks.compare import Comparison, compare
 from benchmarks.demo import speed
 from benchmarks.demo.colour import ACCEPTED, coloured
 from benchmarks.demo.options import DemoOptions
@@ -23,9 +21,11 @@ from benchmarks.demo.prompts import last_words
 from benchmarks.demo.serve import Served
 from benchmarks.demo.speed import Speed, Speeds
 from benchmarks.engines.offline import ENGINE, THREADS, EngineResult
-from benchmarks.machine import hardware
 from benchmarks.models.shapes import ShapeError, find_shape
-from benchmarks.record import command, versions
+from benchmarks.record import command
+from redrafter_vllm.bench.acceptance import acceptance_by_depth, tokens_per_step
+from redrafter_vllm.bench.compare import Comparison, compare
+from redrafter_vllm.bench.machine import hardware, versions
 
 
 @dataclass(frozen=True)

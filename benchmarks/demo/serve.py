@@ -20,8 +20,8 @@ from benchmarks.demo.options import DemoOptions
 from benchmarks.demo.pair import Pair
 from benchmarks.demo.progress import working
 from benchmarks.demo.prompts import Prompt, second_turns
-from benchmarks.engine_process import ChildError, running, tail, waiting
 from benchmarks.engines.offline import BATCH, ENGINE
+from redrafter_vllm.bench.child import ChildError, running, tail, waiting
 from redrafter_vllm.utils.local_server import HOST, free_port, is_healthy
 
 MODEL_NAME = "target"

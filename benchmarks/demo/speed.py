@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.acceptance import DraftCounters
 from benchmarks.demo.options import DemoOptions
 from benchmarks.demo.pair import Pair
 from benchmarks.demo.progress import working
-from benchmarks.engines.offline import MAX_MODEL_LEN, EngineKind, Run, as_users_run_it, with_redrafter
-from benchmarks.engines.on_request import EngineProcess, Job
+from benchmarks.engines.offline import MAX_MODEL_LEN, Run
 from benchmarks.serving.speedup.engine import Turn
+from redrafter_vllm.bench.acceptance import DraftCounters
+from redrafter_vllm.bench.engine import EngineProcess, Job
+from redrafter_vllm.bench.kinds import EngineKind, as_users_run_it, with_redrafter
 
 # bfloat16 and compiled, as users run it. Only one request at a time needs cache.
 ENGINE: dict[str, Any] = {

@@ -14,7 +14,8 @@ from benchmarks.demo.prompts import choose_prompts, load_tokenizer
 from benchmarks.demo.report import Evidence
 from benchmarks.demo.serve import Answer, Served, serve_and_ask
 from benchmarks.demo.speed import Speeds, measure
-from benchmarks.engines.offline import EngineResult, Workload, plain, run_engine
+from benchmarks.engines.offline import EngineResult, Workload, run_engine
+from redrafter_vllm.bench.kinds import plain
 
 
 def gather(options: DemoOptions, console: Console) -> tuple[Evidence, Any]:

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.acceptance import DraftCounters
 from benchmarks.engines.steps import decoding, recorded_steps
+from redrafter_vllm.bench.acceptance import DraftCounters
 
 
 def read_counters(llm: Any) -> DraftCounters:

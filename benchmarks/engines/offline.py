@@ -4,15 +4,16 @@
 import json
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks.acceptance import DraftCounters
-from benchmarks.engine_process import run_to_end
+from benchmarks.assets import ROOT
+from redrafter_vllm.bench.acceptance import DraftCounters
+from redrafter_vllm.bench.child import run_to_end
+from redrafter_vllm.bench.kinds import EngineKind
 
 BATCH = 8
 MAX_MODEL_LEN = 1024
@@ -41,15 +42,6 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class EngineKind:
-    """One of the engines compared."""
-
-    name: str
-    speculative: dict[str, Any] | None
-    env: Mapping[str, str]
-
-
-@dataclass(frozen=True)
 class Run:
     """One pass over all prompts."""
 
@@ -73,24 +65,6 @@ class EngineResult:
     seeded: Run
 
 
-def as_users_run_it(has_gpu: bool) -> EngineKind:
-    """vLLM without this project's packages: on a machine without a GPU, runner V1 with its native kernels."""
-    env = {"VLLM_PLUGINS": ""}
-    if not has_gpu:
-        env |= {"VLLM_USE_V2_MODEL_RUNNER": "0", "TRITON_INTERPRET": "0"}
-    return EngineKind("vLLM as installed", None, env)
-
-
-def plain() -> EngineKind:
-    """vLLM without drafts on the runner that ReDrafter uses, whose tokens ReDrafter's must equal."""
-    return EngineKind("vLLM, runner V2", None, {})
-
-
-def with_redrafter(speculative: dict[str, Any]) -> EngineKind:
-    """vLLM with ReDrafter; `speculative` is vLLM's speculative config."""
-    return EngineKind("ReDrafter", speculative, {})
-
-
 def run_engine(kind: EngineKind, target: Path, workload: Workload, folder: Path, console: Console) -> EngineResult:
     """Run all prompts on an engine of this kind, in a separate process.
 
@@ -112,7 +86,8 @@ def run_engine(kind: EngineKind, target: Path, workload: Workload, folder: Path,
     job_file.write_text(json.dumps(job))
     command = [sys.executable, "-m", "benchmarks.engines.generate", str(job_file), str(result_file)]
     env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **THREADS, **kind.env}
-    run_to_end(command, folder / f"{stem}.log", env, f"{kind.name}: {len(workload.prompts)} prompts twice", console)
+    what = f"{kind.name}: {len(workload.prompts)} prompts twice"
+    run_to_end(command, folder / f"{stem}.log", env, what, console, folder=ROOT)
     return parse_result(json.loads(result_file.read_text()))
 
 

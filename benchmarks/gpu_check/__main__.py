@@ -26,10 +26,10 @@ from rich.text import Text
 
 from benchmarks import cli
 from benchmarks.assets import BUILD, ROOT
-from benchmarks.engine_process import ChildError, run_to_end
 from benchmarks.gpu_check.stages import outcome_file
 from benchmarks.gpu_check.stages.bundle import pack, unpack
 from benchmarks.record import RESULTS, record, store
+from redrafter_vllm.bench.child import ChildError, run_to_end
 from redrafter_vllm.utils.paths import user_path
 
 MODULE = "benchmarks.gpu_check"
@@ -116,7 +116,7 @@ def run_stage(stage: Stage, options: Options, limit: float, console: Console) ->
     ]
     started = time.monotonic()
     try:
-        run_to_end(command, log, {}, stage.shows, console, limit)
+        run_to_end(command, log, {}, stage.shows, console, limit, ROOT)
         outcome = json.loads(result.read_text())
     except ChildError as error:
         figures = json.loads(result.read_text())["figures"] if result.is_file() else {}

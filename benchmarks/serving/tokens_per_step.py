@@ -20,13 +20,14 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from benchmarks import cli
-from benchmarks.acceptance import DraftCounters, acceptance_by_depth
 from benchmarks.assets import BUILD, load_target
-from benchmarks.compare import compare
-from benchmarks.engines.offline import Workload, run_engine, with_redrafter
+from benchmarks.engines.offline import Workload, run_engine
 from benchmarks.record import RESULTS
 from redrafter_training.run.evaluation import held_out_texts
 from redrafter_training.trainer.acceptance import Acceptance, Drafting, measure
+from redrafter_vllm.bench.acceptance import DraftCounters, acceptance_by_depth
+from redrafter_vllm.bench.compare import compare
+from redrafter_vllm.bench.kinds import with_redrafter
 from redrafter_vllm.checkpoint.locate import resolve_drafter
 from redrafter_vllm.config import QUANTIZATIONS
 from redrafter_vllm.model.drafter import Drafter

@@ -3,7 +3,6 @@
 
 from pathlib import Path
 
-from benchmarks.acceptance import DraftCounters
 from benchmarks.demo.options import DemoOptions
 from benchmarks.demo.pair import Pair
 from benchmarks.demo.prompts import Prompt
@@ -11,6 +10,7 @@ from benchmarks.demo.report import Evidence
 from benchmarks.demo.serve import Answer, Served
 from benchmarks.demo.speed import Speed, Speeds
 from benchmarks.engines.offline import EngineResult, Run
+from redrafter_vllm.bench.acceptance import DraftCounters
 from redrafter_vllm.config import DraftingConfig
 
 GREEDY = [[5, 6, 7, 8, 9], [5, 5, 5]]

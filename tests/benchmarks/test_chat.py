@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks.compare import compare
-from benchmarks.engines.offline import plain
 from benchmarks.serving.chat import __main__ as command
 from benchmarks.serving.chat import identity, report
 from benchmarks.serving.chat.comparison import AGREEMENT, agreed, agreement, figures_of
@@ -18,6 +16,8 @@ from benchmarks.serving.chat.methods import Method, Outcome, Serving
 from benchmarks.serving.chat.options import parse_args
 from benchmarks.serving.chat.questions import Question, chosen_prompts, first_turns, group_names, passes_of
 from benchmarks.serving.trees import parse_tree, tree_name
+from redrafter_vllm.bench.compare import compare
+from redrafter_vllm.bench.kinds import plain
 from redrafter_vllm.config import DraftingConfig
 from tests.paths import ASSET
 from tests.training.chat_tokenizers import byte_tokenizer

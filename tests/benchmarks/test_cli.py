@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import cli
-from benchmarks.engine_process import ChildError
+from redrafter_vllm.bench.child import ChildError
 
 COMMANDS = (
     "demo",

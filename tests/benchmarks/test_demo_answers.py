@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks.acceptance import DraftCounters
 from benchmarks.demo.options import parse_args
 from benchmarks.demo.progress import working
 from benchmarks.demo.prompts import SECOND_TURNS, choose_prompts, last_words, load_tokenizer, second_turns
 from benchmarks.demo.serve import ask, ask_all
 from benchmarks.demo.speed import joined
-from redrafter_training.data.evaluation_prompts import load_prompts
+from redrafter_vllm.bench.acceptance import DraftCounters
+from redrafter_vllm.prompt_sets import load_prompts
 from tests.paths import ASSET
 
 CHAT = SimpleNamespace(chat_template="a template")

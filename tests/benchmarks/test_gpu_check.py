@@ -17,13 +17,13 @@ import torch
 from rich.console import Console
 
 from benchmarks.assets import ROOT
-from benchmarks.engine_process import ChildError
 from benchmarks.gpu_check import __main__ as gpu_check
 from benchmarks.gpu_check.__main__ import STAGES, Found, Options, Stage, main, parse_args, print_table
 from benchmarks.gpu_check.stages import Call, draft_round, identity, kernel_times, kernels, machine, outcome_file, speed
 from benchmarks.gpu_check.stages.bundle import pack, unpack
 from benchmarks.gpu_check.stages.engines import Difference, count_differences, differences, max_by_rounding
 from benchmarks.gpu_check.stages.suite import run_files
+from redrafter_vllm.bench.child import ChildError
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.drafting.buffers import DraftRows
@@ -54,7 +54,9 @@ def fake_stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[list[str
     def install(outcome: Any) -> list[list[str]]:
         commands: list[list[str]] = []
 
-        def run_to_end(command: list[str], log: Path, env: Any, what: str, console: Console, limit: float) -> None:
+        def run_to_end(
+            command: list[str], log: Path, env: Any, what: str, console: Console, limit: float, folder: Path
+        ) -> None:
             commands.append(command)
             if isinstance(outcome, Exception):
                 raise outcome

@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks.demo.options import BEAM_LENGTH, BEAM_WIDTH, NODES, parse_args
 from benchmarks.demo.serve import serve_command
-from benchmarks.engines.offline import as_users_run_it, parse_result
+from benchmarks.engines.offline import parse_result
+from redrafter_vllm.bench.kinds import as_users_run_it
 from redrafter_vllm.utils.local_server import free_port
 from tests.paths import ASSET, ROOT
 

@@ -9,16 +9,16 @@ from typing import Any, ClassVar
 import pytest
 from rich.console import Console
 
-from benchmarks.engine_process import ChildError
-from benchmarks.engines.on_request import EngineProcess, Job
 from benchmarks.models.roofline import Layout, Workload, round_reads, target_step
 from benchmarks.models.shapes import drafter_config, find_shape
 from benchmarks.serving.speedup import __main__ as main_module
 from benchmarks.serving.speedup.__main__ import PLAIN, limits, run
 from benchmarks.serving.speedup.engine import Turn
 from benchmarks.serving.speedup.options import Options, parse_args
-from benchmarks.serving.speedup.phases import REST, DecodeSteps, Stopwatch
 from benchmarks.serving.speedup.report import judge, print_report, problem_of
+from redrafter_vllm.bench.child import ChildError
+from redrafter_vllm.bench.engine import EngineProcess, Job
+from redrafter_vllm.bench.phases import REST, DecodeSteps, Stopwatch
 from redrafter_vllm.config import DraftingConfig
 from tests.paths import ASSET
 

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.acceptance import DraftCounters
 from benchmarks.serving.tokens_per_step import Options, agreed, counted_tokens_per_step
 from redrafter_training.trainer.acceptance import Drafting
+from redrafter_vllm.bench.acceptance import DraftCounters
 
 
 def test_tokens_per_step_from_counters() -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks.engines.on_request import Finished, Job, Request
 from benchmarks.serving import context_length
 from benchmarks.serving.chat import comparison, identity
 from benchmarks.serving.chat.methods import Serving
 from benchmarks.serving.chat.options import Options
+from redrafter_vllm.bench.engine import Finished, Job, Request
 from redrafter_vllm.config import DraftingConfig
 from tests.engine.conftest import MakeEngine
 

@@ -117,9 +117,9 @@ def _evaluate_prompts(
 ) -> list[tuple[Any, dict[str, Any]]]:
     """Prints one line per shape of the draft; returns the shapes with their figures by group."""
     from redrafter_training.data.chat_templates import resolve_chat_template
-    from redrafter_training.data.evaluation_prompts import load_prompts
     from redrafter_training.responses.transformers_engine import TransformersEngine
     from redrafter_training.run.prompt_evaluation import acceptance_by_category, answer_prompts
+    from redrafter_vllm.prompt_sets import load_prompts
 
     prompts = load_prompts(args.prompts)
     template = resolve_chat_template(tokenizer, args.chat_template)

@@ -138,11 +138,11 @@ def _check(parsed: Mapping[str, Any]) -> None:
     Raises:
         ValueError: of the kinds that the commands document.
     """
-    from redrafter_training.data.evaluation_prompts import load_prompts
     from redrafter_training.run.plan import make_plan
     from redrafter_training.run.preflight import check_places, check_room, check_target
     from redrafter_training.run.training import local_device
     from redrafter_training.target.properties import read_facts
+    from redrafter_vllm.prompt_sets import load_prompts
 
     job, config, _, _ = parsed["train"]
     check_places(job)

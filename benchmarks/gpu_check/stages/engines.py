@@ -9,8 +9,8 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from benchmarks.assets import ASSET, DRAFTER, held_out_prompts, tokenized
-from benchmarks.compare import common_prefix
-from benchmarks.engines.on_request import EngineProcess, Job
+from redrafter_vllm.bench.compare import common_prefix
+from redrafter_vllm.bench.engine import EngineProcess, Job
 
 TREE = {"method": "redrafter", "model": str(ASSET / DRAFTER), "beam_width": 4, "beam_length": 4}
 

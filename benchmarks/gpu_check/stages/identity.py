@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.engines.on_request import EngineProcess
 from benchmarks.gpu_check.stages import Call, Outcome
 from benchmarks.gpu_check.stages.engines import (
     SIZES,
@@ -24,6 +23,7 @@ from benchmarks.gpu_check.stages.engines import (
     max_by_rounding,
 )
 from benchmarks.serving.speedup.engine import Turn
+from redrafter_vllm.bench.engine import EngineProcess
 
 NEAR = 1e-4  # natural log; rounding in float32 changes the logits of this target by 2e-5
 # Of 64 requests: fewer than one near-tie is expected in 6,000 tokens, and an error changes most requests.

@@ -11,8 +11,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from benchmarks.assets import ROOT
-from benchmarks.engine_process import tail
 from benchmarks.gpu_check.stages import Call, Outcome
+from redrafter_vllm.bench.child import tail
 
 COUNTS = ("tests", "failures", "errors", "skipped")
 RESERVED_SECONDS = 5.0  # before the stage's deadline, for its summary

@@ -8,14 +8,14 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import cli
-from benchmarks.compare import Comparison, compare
 from benchmarks.serving.chat.comparison import described, started
 from benchmarks.serving.chat.methods import Method, Outcome
 from benchmarks.serving.chat.options import Options
 from benchmarks.serving.chat.questions import Asked, Question, Reader, ask, chosen_prompts, passes_of
 from benchmarks.serving.chat.report import heat
 from benchmarks.serving.trees import tree_name
-from benchmarks.tables import Grid
+from redrafter_vllm.bench.compare import Comparison, compare
+from redrafter_vllm.bench.tables import Grid
 
 Outcomes = dict[float, Outcome]  # by temperature
 

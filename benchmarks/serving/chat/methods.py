@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.assets import BUILD
-from benchmarks.engines.offline import EngineKind, as_users_run_it, plain, with_redrafter
-from benchmarks.engines.on_request import Job
 from benchmarks.serving.trees import tree_name
+from redrafter_vllm.bench.engine import Job
+from redrafter_vllm.bench.kinds import EngineKind, as_users_run_it, plain, with_redrafter
 from redrafter_vllm.config import DraftingConfig
 
 PLAIN, LOOKUP, SUFFIX = "vLLM as installed", "prompt lookup", "suffix decoding"

@@ -4,7 +4,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.engines.on_request import Pass
+from benchmarks.engines.passes import Pass
 from benchmarks.serving.chat.comparison import Started
 from benchmarks.serving.chat.questions import Reader, chosen_prompts
 from redrafter_training.data.conversations import Turn

@@ -10,14 +10,15 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from benchmarks.engines.on_request import EngineProcess, Finished, Pass
+from benchmarks.engines.passes import Pass
 from redrafter_training.data.chat_templates import resolve_chat_template
 from redrafter_training.data.conversations import Turn
-from redrafter_training.data.evaluation_prompts import EvaluationPrompt, load_prompts
 from redrafter_training.data.rendering import ChatTemplate
 from redrafter_training.responses.engine import Completion, Request
 from redrafter_training.run.prompt_evaluation import answer_prompts
 from redrafter_training.target.properties import read_end_tokens
+from redrafter_vllm.bench.engine import EngineProcess, Finished
+from redrafter_vllm.prompt_sets import EvaluationPrompt, load_prompts
 
 ALL = "all"
 

@@ -11,7 +11,7 @@ from benchmarks import cli
 from benchmarks.serving.chat.comparison import AGREEMENT
 from benchmarks.serving.chat.methods import LOOKUP
 from benchmarks.serving.chat.questions import ALL
-from benchmarks.tables import Grid, figure, plot
+from redrafter_vllm.bench.tables import Grid, figure, plot
 from redrafter_vllm.utils.atomic import write_text
 
 

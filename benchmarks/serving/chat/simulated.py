@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.acceptance import emitted_by_step
 from benchmarks.assets import load_target
 from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.acceptance import Drafting, counted_steps_of_each
+from redrafter_vllm.bench.acceptance import emitted_by_step
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.model.interface import DrafterInterface
@@ -31,7 +31,7 @@ class Walker:
         return cls(load_target(target, kind, device), Drafter.from_pretrained(drafter, dtype=kind, device=device))
 
     def steps(self, texts: Mapping[DraftingConfig, Sequence[Text]], desc: str) -> dict[DraftingConfig, list[list[int]]]:
-        """The steps that each tree takes along its texts, as `benchmarks.acceptance.tokens_per_step` takes them.
+        """The steps that each tree takes along its texts, as `bench.acceptance.tokens_per_step` takes them.
 
         A text that several trees have in common passes the target once.
         """

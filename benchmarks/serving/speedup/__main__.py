@@ -18,14 +18,14 @@ from transformers import AutoTokenizer
 
 from benchmarks import cli
 from benchmarks.assets import held_out_prompts, tokenized
-from benchmarks.engine_process import ChildError
-from benchmarks.engines.offline import EngineKind, as_users_run_it, with_redrafter
-from benchmarks.engines.on_request import EngineProcess, Job
 from benchmarks.models.roofline import Layout, Workload, efficiency_ceiling, round_reads
 from benchmarks.models.shapes import drafter_config, find_shape
 from benchmarks.serving.chat.questions import Reader, first_turns
 from benchmarks.serving.speedup.options import MODULE, Options, parse_args
 from benchmarks.serving.speedup.report import judge, print_report
+from redrafter_vllm.bench.child import ChildError
+from redrafter_vllm.bench.engine import EngineProcess, Job
+from redrafter_vllm.bench.kinds import EngineKind, as_users_run_it, with_redrafter
 from redrafter_vllm.config import DraftingConfig
 
 PLAIN = "vLLM as installed"

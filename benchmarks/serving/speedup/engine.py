@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.engines.generate import read_counters, run
-from benchmarks.engines.on_request import Finished, Job
+from redrafter_vllm.bench.engine import Finished, Job
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Turn:
 
     def answer(self, llm: Any, job: Job, finished: Finished) -> dict[str, Any]:
         """Tokens, steps, seconds, counters and so on of one turn; where requested, log-probabilities and phases."""
-        from benchmarks.serving.speedup.phases import decode_phases
+        from redrafter_vllm.bench.phases import decode_phases
 
         llm.reset_prefix_cache()
         if not self.phases:

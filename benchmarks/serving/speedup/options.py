@@ -14,13 +14,13 @@ from vllm.v1.spec_decode.dynamic.utils import (
 
 from benchmarks import cli
 from benchmarks.assets import BUILD
-from benchmarks.engines.on_request import START_SECONDS
 from benchmarks.models.cache import kv_cache_bytes
 from benchmarks.models.roofline import DTYPE_BYTES
 from benchmarks.models.shapes import find_shape
 from benchmarks.record import RESULTS
 from benchmarks.serving.speedup.engine import Turn
 from benchmarks.serving.trees import tree_list, tree_name
+from redrafter_vllm.bench.engine import START_SECONDS
 from redrafter_vllm.checkpoint.locate import resolve_drafter
 from redrafter_vllm.config import QUANTIZATIONS, DraftingConfig
 

@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.acceptance import DraftCounters, acceptance_by_depth, tokens_per_step
-from benchmarks.compare import compare
+from redrafter_vllm.bench.acceptance import DraftCounters, acceptance_by_depth, tokens_per_step
+from redrafter_vllm.bench.compare import compare
 
 COLUMNS = (
     "batch",

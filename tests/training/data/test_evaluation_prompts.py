@@ -11,7 +11,6 @@ import pytest
 from redrafter_training.config.job import Job
 from redrafter_training.config.recipe import Budget, DistillConfig
 from redrafter_training.data.conversations import load_conversations
-from redrafter_training.data.evaluation_prompts import SETS, load_prompts
 from redrafter_training.data.report import DataError, Reason
 from redrafter_training.distributed.context import LocalContext
 from redrafter_training.responses.config import ResponseJob
@@ -19,6 +18,7 @@ from redrafter_training.responses.examples import EVALUATION, folder_responses, 
 from redrafter_training.responses.prompts import load_tasks
 from redrafter_training.run.data_summary import describe_data
 from redrafter_training.run.feed import FeedSettings, open_feed
+from redrafter_vllm.prompt_sets import SETS, load_prompts
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
 from tests.training.responses.stored import task_result, write_store
 

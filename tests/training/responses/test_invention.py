@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from redrafter_training.data.chat_templates import resolve_chat_template
-from redrafter_training.data.evaluation_prompts import is_evaluation_prompt, load_prompts
+from redrafter_training.data.evaluation_prompts import is_evaluation_prompt
 from redrafter_training.data.report import DataError
 from redrafter_training.responses import invention
 from redrafter_training.responses.engine import Completion, Request
 from redrafter_training.responses.invention import Beginnings, Invented, PromptInventor, Rejected
 from redrafter_training.responses.openings import load_openings
+from redrafter_vllm.prompt_sets import PromptSetError, load_prompts
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
 
 SYSTEM = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + CHATML
@@ -165,7 +166,7 @@ def test_prompt_files(tmp_path: Path) -> None:
     assert load_prompts(str(path))[0].turns == ("one\u2028two\x85three",), "line separators inside strings end no line"
     for text, message in (("", "no prompts"), ("{", ":1 is not JSON"), ('{"turns": []}', ":1 has another form")):
         path.write_text(text)
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(PromptSetError, match=message):
             load_prompts(str(path))
-    with pytest.raises(DataError, match="neither mt-bench nor spec-bench nor a readable file"):
+    with pytest.raises(PromptSetError, match="neither mt-bench nor spec-bench nor a readable file"):
         load_prompts(str(tmp_path / "none"))

@@ -10,13 +10,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from redrafter_training.data.chat_templates import resolve_chat_template
-from redrafter_training.data.evaluation_prompts import EvaluationPrompt
 from redrafter_training.evaluate import main
 from redrafter_training.responses.engine import Completion, Request
 from redrafter_training.responses.transformers_engine import TransformersEngine
 from redrafter_training.run.prompt_evaluation import acceptance_by_category, answer_prompts
 from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.acceptance import Drafting, measure
+from redrafter_vllm.prompt_sets import EvaluationPrompt
 from tests.models import HIDDEN, save_random_drafter, save_random_llama
 from tests.oracles import random_drafter
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer

@@ -10,13 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from redrafter_training.data.conversations import Turn
-from redrafter_training.data.evaluation_prompts import EvaluationPrompt
 from redrafter_training.data.rendering import ChatTemplate
 from redrafter_training.responses.engine import Completion, Engine, Request
 from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.acceptance import Acceptance, CountedSteps, Drafting, counted_steps, summarise
 from redrafter_vllm.checkpoint.card import markdown_table
 from redrafter_vllm.model.interface import DrafterInterface
+from redrafter_vllm.prompt_sets import EvaluationPrompt
 
 ALL = "all"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks.engine_process import ChildError, run_to_end, running, tail
+from redrafter_vllm.bench.child import ChildError, run_to_end, running, tail
 
 GRANDCHILD = """
 import subprocess, sys, time

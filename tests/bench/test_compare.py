@@ -3,7 +3,7 @@
 
 import pytest
 
-from benchmarks.compare import compare
+from redrafter_vllm.bench.compare import compare
 
 
 def test_identical_outputs() -> None:

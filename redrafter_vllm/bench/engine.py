@@ -4,7 +4,7 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -12,8 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from benchmarks.engine_process import QUIET, ChildError, tail
-from benchmarks.engines.generate import run
+from redrafter_vllm.bench.child import QUIET, ChildError, tail
 
 START_SECONDS = 900.0
 TURN_SECONDS = 1800.0
@@ -40,33 +39,6 @@ class Request(Protocol):
 
     def answer(self, llm: Any, job: Job, finished: Finished) -> dict[str, Any]:
         """The result, computed in the engine's process."""
-
-
-@dataclass(frozen=True)
-class Pass:
-    """All prompts at once, as many as the engine runs at a time. With a temperature, request i samples with seed i."""
-
-    prompts: Sequence[Sequence[int]]
-    max_tokens: int
-    temperature: float = 0.0
-    end_tokens: tuple[int, ...] = ()
-
-    def answer(self, llm: Any, job: Job, finished: Finished) -> dict[str, Any]:
-        """See `benchmarks.engines.generate.run`."""
-        from vllm import SamplingParams
-
-        llm.reset_prefix_cache()
-        sampling = [
-            SamplingParams(
-                temperature=self.temperature,
-                seed=index if self.temperature else None,
-                max_tokens=self.max_tokens,
-                stop_token_ids=list(self.end_tokens),
-                detokenize=False,
-            )
-            for index in range(len(self.prompts))
-        ]
-        return run(llm, [list(prompt) for prompt in self.prompts], sampling, finished)
 
 
 class EngineProcess:

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.assets import ROOT
-
 GRACE_SECONDS = 20.0
 NOTE_EVERY = 30.0
 
@@ -25,8 +23,10 @@ class ChildError(RuntimeError):
 
 
 @contextmanager
-def running(command: Sequence[str], log: Path, env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `command` with its output in `log`; when the block is left, it and all its children have ended."""
+def running(
+    command: Sequence[str], log: Path, env: Mapping[str, str], folder: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `command` in `folder`, its output in `log`; when the block is left, it and all its children have ended."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         child = subprocess.Popen(
@@ -35,7 +35,7 @@ def running(command: Sequence[str], log: Path, env: Mapping[str, str]) -> Iterat
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **QUIET, **env},
-            cwd=ROOT,
+            cwd=folder,
             start_new_session=True,
         )
         try:
@@ -57,10 +57,16 @@ def stop(child: subprocess.Popen[bytes]) -> None:
 
 
 def run_to_end(
-    command: Sequence[str], log: Path, env: Mapping[str, str], what: str, console: Console, limit: float = 1800.0
+    command: Sequence[str],
+    log: Path,
+    env: Mapping[str, str],
+    what: str,
+    console: Console,
+    limit: float = 1800.0,
+    folder: Path | None = None,
 ) -> None:
     """Run a child to its end, with a spinner. Raises `ChildError` if it fails or takes more than `limit` seconds."""
-    with running(command, log, env) as child:
+    with running(command, log, env, folder) as child:
         for _ in waiting(what, console, limit, log):
             if child.poll() is not None:
                 break

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from benchmarks.acceptance import (
+from redrafter_vllm.bench.acceptance import (
     DraftCounters,
     acceptance_by_depth,
     acceptance_of_steps,
