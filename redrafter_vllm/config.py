@@ -46,6 +46,9 @@ class DraftingConfig:
             emitted tokens do not depend on it, only the acceptance length does.
         project_embedding: Keep the product of the target's embedding with the drafter's W, a table of the embedding's
             size, so that drafting steps do not read W.
+        adaptive: Choose the nodes of each step by how likely they are to be accepted and by how long steps take, at
+            most N of each request, and leave rounds out while they do not pay. None does so where it can be done
+            (`integration.worker.adaptive_trees`); False verifies N nodes in every step.
     """
 
     beam_width: int = 4
@@ -54,6 +57,7 @@ class DraftingConfig:
     logits_top_k: int | None = None
     drafter_quantization: str | None = None
     project_embedding: bool = False
+    adaptive: bool | None = None
 
     def __post_init__(self) -> None:
         _check_int("beam_width", self.beam_width, 1, MAX_BEAM_WIDTH)
@@ -71,6 +75,8 @@ class DraftingConfig:
             )
         if not isinstance(self.project_embedding, bool):
             raise OptionError(f"project_embedding must be true or false, not {shown(self.project_embedding)}.")
+        if self.adaptive is not None and not isinstance(self.adaptive, bool):
+            raise OptionError(f"adaptive must be true, false or null, not {shown(self.adaptive)}.")
 
     @property
     def max_nodes(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from redrafter_vllm.config import DraftingConfig
-from redrafter_vllm.drafting.beam_search import beam_search
+from redrafter_vllm.drafting.beam_search import Beams, beam_search
 from redrafter_vllm.drafting.tree import DraftTree
 from redrafter_vllm.model.interface import DrafterInterface
 
@@ -18,6 +18,7 @@ def propose_trees(
     root_tokens: Tensor,  # [B]
     beam_limit: Tensor,  # [B] int64
     config: DraftingConfig,
+    rank: Callable[[Beams], Tensor] | None = None,
 ) -> DraftTree:
     """Beam-search from the roots and pack the beams.
 
@@ -32,6 +33,7 @@ def propose_trees(
         beam_limit: The largest number of beams in each request's tree, at least 1; 1 where logits depend on the order
             of earlier tokens.
         config: Beam width and length, node slots, renormalisation.
+        rank: Log-probabilities [B, T, W] that rank the beams instead of the drafter's; see `DraftTree.from_beams`.
     """
     beams = beam_search(
         drafter,
@@ -42,4 +44,4 @@ def propose_trees(
         beam_length=config.beam_length,
         logits_top_k=config.logits_top_k,
     )
-    return DraftTree.from_beams(beams, config.num_speculative_tokens, beam_limit)
+    return DraftTree.from_beams(beams, config.num_speculative_tokens, beam_limit, None if rank is None else rank(beams))

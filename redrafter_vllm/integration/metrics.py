@@ -19,6 +19,7 @@ _REPORT = "redrafter_report"
 class DraftReport:
     """From worker to scheduler: the trees of the requests in batch order, and times of finished steps."""
 
+    num_rows: list[int]
     num_drawn: list[int]
     num_nodes: list[int]
     times: StepTimes

@@ -28,6 +28,8 @@ class RedrafterSpeculativeConfig(SpeculativeConfig):
     """Keep the drafter's matrices as "fp8" or "int8"."""
     project_embedding: bool = False
     """Keep the embedding's product with the drafter's W."""
+    adaptive: bool | None = None
+    """Let trees adapt to load and confidence."""
 
     def __post_init__(self) -> None:
         # As with n-gram drafting there is no second model for vLLM to load: the drafter holds no KV cache.
@@ -44,6 +46,7 @@ class RedrafterSpeculativeConfig(SpeculativeConfig):
             logits_top_k=self.logits_top_k,
             drafter_quantization=self.drafter_quantization,
             project_embedding=self.project_embedding,
+            adaptive=self.adaptive,
         )
 
     def __repr__(self) -> str:

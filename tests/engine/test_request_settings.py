@@ -57,7 +57,7 @@ def verified(llm: Any) -> Iterator[list[tuple[str, int, int]]]:
     def record(self: TreeSampler, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
         output = verify(self, logits, input_batch, *args, **kwargs)
         slots = input_batch.num_draft_tokens_per_req.tolist()
-        seen.extend(zip(input_batch.req_ids, slots, output.num_nodes[0].tolist(), strict=True))
+        seen.extend(zip(input_batch.req_ids, slots, output.num_nodes[1].tolist(), strict=True))
         return output
 
     with patch.object(TreeSampler, "__call__", record):

@@ -66,6 +66,7 @@ def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeCon
         logits_top_k=drafting.logits_top_k,
         drafter_quantization=drafting.drafter_quantization,
         project_embedding=drafting.project_embedding,
+        adaptive=drafting.adaptive,
         num_speculative_tokens_per_batch_size=schedule,
         **engine,
     )

@@ -4,7 +4,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from vllm.distributed.parallel_state import get_pp_group
+from vllm.platforms import current_platform
 
 from redrafter_vllm.integration.attention.select import register_tree_attention
 from redrafter_vllm.integration.method import uses_redrafter
@@ -31,6 +33,10 @@ def install() -> None:
     # Runner V2 names one adapter per request for the LM head, which has a row for every draft as well. Can go when it
     # counts those.
     rebind_listed(f"{_LORA_MIXIN}._set_active_loras", _set_active_loras)
+    if current_platform.is_cpu():
+        # The runner's place for vLLM's manager is filled when the cache exists and nothing has been served. Can go when
+        # vLLM builds the manager of a speculator's choice.
+        rebind_listed("vllm.v1.worker.cpu_worker:CPUWorker.compile_or_warm_up_model", _compile_or_warm_up_model)
     _install_new_weights()
 
 
@@ -83,14 +89,27 @@ def _init_model_state(original: Callable) -> Callable:
     return init_model_state
 
 
+def _compile_or_warm_up_model(original: Callable) -> Callable:
+    @report_start_errors
+    def compile_or_warm_up_model(self: Any) -> Any:
+        times = original(self)
+        if uses_redrafter(self.vllm_config):
+            from redrafter_vllm.integration.worker.adaptive_trees import adapt_trees
+
+            adapt_trees(self.model_runner)
+        return times
+
+    return compile_or_warm_up_model
+
+
 def _prompt_logprobs(original: Callable) -> Callable:
     def compute_prompt_logprobs(
         self: Any, logits_fn: Any, hidden_states: Any, input_batch: Any, *args: Any
     ) -> dict[str, Any]:
         found = original(self, logits_fn, hidden_states, input_batch, *args)
-        num_drafts = input_batch.num_draft_tokens_per_req
-        if not found or num_drafts is None:
+        if not found:
             return found
+        num_drafts = np.diff(input_batch.cu_num_logits_np) - 1
         for req_id, count in zip(input_batch.req_ids, num_drafts.tolist(), strict=True):
             if count and req_id in found:
                 scores = found.pop(req_id)

@@ -38,6 +38,7 @@ def read_report(original: Callable) -> Callable:
                 if req_id in scheduled
             }
             self.redrafter_times = report.times
+            self.redrafter_rows = dict(zip(req_ids, report.num_rows, strict=True))
             self.redrafter_without_tree = {
                 req_id for req_id, num_drawn in zip(req_ids, report.num_drawn, strict=True) if num_drawn == 0
             }
@@ -91,7 +92,8 @@ def count_slots(original: Callable) -> Callable:
                 StepCounts(0, times.drafting, times.whole).put_into(spec_decoding_stats)
                 self.redrafter_times = NO_TIME
             counts = StepCounts.of(spec_decoding_stats)
-            counts._replace(num_slots=counts.num_slots + num_draft_tokens).put_into(spec_decoding_stats)
+            num_rows = getattr(self, "redrafter_rows", {}).get(request_id, num_draft_tokens)
+            counts._replace(num_slots=counts.num_slots + num_rows).put_into(spec_decoding_stats)
             original(
                 self, spec_decoding_stats, num_draft_tokens, num_accepted_tokens, num_invalid_spec_tokens, request_id
             )

@@ -23,6 +23,7 @@ NAMES = (
     VllmName(f"{_GPU}.async_utils:AsyncOutput.get_output", Use.REBOUND, "self"),
     VllmName(f"{_GPU}.model_runner:GPUModelRunner.get_draft_model", Use.REBOUND, "self"),
     VllmName("vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin.reset_lora_state", Use.REBOUND, "self"),
+    VllmName("vllm.v1.worker.cpu_worker:CPUWorker.compile_or_warm_up_model", Use.REBOUND, "self"),
     VllmName("vllm.v1.worker.gpu_worker:Worker.start_draft_weight_update", Use.REBOUND, "self"),
     VllmName("vllm.v1.worker.gpu_worker:Worker.finish_weight_update", Use.REBOUND, "self"),
     VllmName(f"{_STATE}.__init__", Use.OVERRIDDEN, "self vllm_config model encoder_cache device"),
@@ -79,6 +80,7 @@ NAMES = (
         Use.CALLED,
         "num_sampled seq_lens cu_num_logits idx_mapping prefill_len",
     ),
+    VllmName(f"{_GPU}.model_runner:sort_batch_req_ids", Use.CALLED, "num_tokens_per_req draft_tokens decode_query_len"),
     VllmName(f"{_GPU}.metrics.logits:get_num_nans", Use.CALLED, "logits"),
     VllmName(f"{_GPU}.spec_decode.rejection_sampler:get_max_chunk_logits", Use.CALLED, "vocab_size"),
     VllmName(f"{_GPU}.async_utils:async_copy_to_np", Use.CALLED, "x"),
@@ -114,7 +116,7 @@ NAMES = (
         f"{_GPU}.input_batch:InputBatch",
         Use.USED,
         attributes="num_reqs idx_mapping idx_mapping_np expanded_idx_mapping expanded_local_pos num_draft_tokens "
-        "num_draft_tokens_per_req seq_lens seq_lens_cpu_upper_bound input_ids positions logits_indices cu_num_logits "
+        "num_tokens has_prefill seq_lens seq_lens_cpu_upper_bound input_ids positions logits_indices cu_num_logits "
         "cu_num_logits_np",
     ),
     VllmName(

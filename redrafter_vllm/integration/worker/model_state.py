@@ -35,11 +35,10 @@ class TreeAttnMetadata(ModelSpecificAttnMetadata):
         self.step = step
 
     def get_extra_attn_kwargs(self, attn_metadata_builder: Any, num_reqs: int) -> dict[str, Any]:
-        step, host_counts = self.step, self.step.batch.num_draft_tokens_per_req
+        step = self.step
         if step.drafts is None or step.layout is None:
             return {}
-        assert host_counts is not None
-        return {"trees": StepTrees(step.drafts.ancestors, step.layout.num_drafts, host_counts)}
+        return {"trees": StepTrees(step.drafts.ancestors, step.layout.num_drafts, step.num_drafts_np)}
 
 
 class RedrafterModelState(DefaultModelState):
@@ -117,6 +116,8 @@ class RedrafterModelState(DefaultModelState):
     ) -> dict[str, Any]:
         if not for_capture:
             self.speculator.timer.begin_step()
+            if self.speculator.observer is not None:
+                self.speculator.observer.begin_step()
         step = DraftStep.begin(input_batch, slot_mappings, self.speculator.rows)
         self.speculator.step = step
         return super().prepare_attn(

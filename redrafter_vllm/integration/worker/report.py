@@ -16,8 +16,8 @@ from redrafter_vllm.integration.metrics import DraftReport
 class VerifiedOutput(SamplerOutput):
     """A sampler's output with the sizes of the trees that it has verified.
 
-    `num_nodes` [2, B], nodes drawn and those that a grammar has not refused, may still be on its way to the host: it is
-    there when the sampled tokens are.
+    `num_nodes` [3, B], rows of drafts, nodes drawn and those that a grammar has not refused, may still be on its way to
+    the host: it is there when the sampled tokens are.
     """
 
     num_nodes: np.ndarray | None = None
@@ -31,8 +31,12 @@ def report_from_worker(original: Callable) -> Callable:
         output = original(self)
         verified = self.sampler_output
         if isinstance(verified, VerifiedOutput) and verified.num_nodes is not None:
-            num_drawn, num_nodes = verified.num_nodes.tolist()
-            DraftReport(num_drawn, num_nodes, verified.times).attach_to(output)
+            num_rows, num_drawn, num_nodes = verified.num_nodes.tolist()
+            DraftReport(num_rows, num_drawn, num_nodes, verified.times).attach_to(output)
+        elif getattr(output, "req_ids", None):
+            # The drafts that were scheduled, if any, have all been left out of the step.
+            none = [0] * len(output.req_ids)
+            DraftReport(none, none, none, NO_TIME).attach_to(output)
         return output
 
     return get_output

@@ -64,6 +64,7 @@ class TreeSampler:
         drafts = step.drafts
         if invalid_drafts is not None:
             drafts = invalidate(drafts, step.layout, invalid_drafts)
+        step.verified = drafts
         step.walk, logprobs = self._verify(logits, input_batch, drafts, step.layout)
         num_sampled, num_rejected = get_num_sampled_and_rejected(
             step.walk.num_emitted.clone(),
@@ -78,7 +79,9 @@ class TreeSampler:
             num_nans=num_nans,
             num_sampled=num_sampled,
             num_rejected=num_rejected,
-            num_nodes=async_copy_to_np(torch.stack((step.drafts.valid.sum(1), drafts.valid.sum(1)))),
+            num_nodes=async_copy_to_np(
+                torch.stack((step.layout.num_drafts, step.drafts.valid.sum(1), drafts.valid.sum(1)))
+            ),
             times=self.speculator.timer.take(),
         )
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The speculator of method `redrafter`: draws the next trees after every step."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, ClassVar, Protocol
 from weakref import WeakValueDictionary, ref
 
 import numpy as np
@@ -13,6 +15,7 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 
+from redrafter_vllm.adaptive.survival import SurvivalEstimator
 from redrafter_vllm.drafting.buffers import DraftRows, RoundBuffers
 from redrafter_vllm.drafting.propose import propose_trees
 from redrafter_vllm.drafting.step_timer import DraftTimer
@@ -34,6 +37,18 @@ from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.ops.draft_round import RoundSource
 
 
+class StepObserver(Protocol):
+    """What adaptive trees learn from a step, and decide about the round that follows it."""
+
+    def begin_step(self) -> None: ...
+
+    def end_verification(self, batch: InputBatch, num_sampled: Tensor) -> None: ...
+
+    def skips_round(self) -> bool: ...
+
+    def end_drafting(self, num_reqs: int) -> None: ...
+
+
 class RedrafterSpeculator(BaseSpeculator):
     """Owns the drafter, the draft rows of every request, the buffers of a round and the step in flight.
 
@@ -45,6 +60,7 @@ class RedrafterSpeculator(BaseSpeculator):
 
     supports_mm_inputs = False
     draft_logits = None
+    draft_token_confidence_probs = None  # read by the runner for its manager, which ours does not need
 
     # The runner builds speculator and model state separately, from nothing in common but the configuration.
     _built: ClassVar["WeakValueDictionary[int, RedrafterSpeculator]"] = WeakValueDictionary()
@@ -69,6 +85,10 @@ class RedrafterSpeculator(BaseSpeculator):
         self.draft_model = DraftModel(self.drafter.config, dtype, self.tensors, self.replace_drafter)
         self.timer = DraftTimer(device)
         self.step: DraftStep | None = None
+        # Both from `adapt_trees` on, where trees adapt.
+        self.draws_in_dummy_runs = True
+        self.survival: SurvivalEstimator | None = None
+        self.observer: StepObserver | None = None
         RedrafterSpeculator._built[id(vllm_config)] = self
 
     @classmethod
@@ -79,7 +99,17 @@ class RedrafterSpeculator(BaseSpeculator):
     def open_row(self, row: int, beam_limit: int, node_limit: int) -> None:
         """Assign a row to a new request, whose trees keep to these limits."""
         self.rows.open(row, beam_limit=beam_limit, node_limit=node_limit)
+        if self.survival is not None:
+            self.survival.open(row)
         self.drafts_wanted[row] = node_limit > 0
+
+    def adapt_trees(self, observer: Callable[["RedrafterSpeculator"], StepObserver]) -> None:
+        """Rank nodes by their estimated survival from now on, and let what `observer` builds decide on rounds."""
+        drafting = self.drafting
+        self.survival = SurvivalEstimator(
+            self.rows.padding_row, drafting.num_speculative_tokens, drafting.beam_length, self.device
+        )
+        self.observer = observer(self)
 
     def bind_target(self, model: nn.Module) -> None:
         """Share the target's input embedding, or keep the drafter's product with it."""
@@ -161,9 +191,12 @@ class RedrafterSpeculator(BaseSpeculator):
         num_reqs, idx_mapping = input_batch.num_reqs, input_batch.idx_mapping
         node_budget = self.drafting.num_speculative_tokens if num_speculative_tokens is None else num_speculative_tokens
         step, self.step = self.step, None
+        if dummy_run and not self.draws_in_dummy_runs:
+            return self.buffers.draft_tokens[:num_reqs]
         if not dummy_run:
+            self._learn(step, input_batch, num_sampled)
             self.timer.begin_drafting()
-            if node_budget == 0 or not self.drafts_wanted[input_batch.idx_mapping_np].any():
+            if self._skips_round(node_budget, input_batch):
                 self.rows.clear(idx_mapping)
                 self.timer.end_step()
                 return self.buffers.draft_tokens[:num_reqs]
@@ -183,14 +216,47 @@ class RedrafterSpeculator(BaseSpeculator):
             assert self.graphs is not None
             self.graphs.run_fullgraph(graph)
         if not dummy_run:
+            if self.observer is not None:
+                self.observer.end_drafting(num_reqs)
             self.timer.end_step()
         return self.buffers.draft_tokens[:num_reqs]
+
+    def _learn(self, step: DraftStep | None, batch: InputBatch, num_sampled: Tensor) -> None:
+        if self.survival is not None and step is not None and step.walk is not None and step.verified is not None:
+            self.survival.grade(batch.idx_mapping, step.verified, step.walk)
+        if self.observer is not None:
+            self.observer.end_verification(batch, num_sampled)
+
+    def _skips_round(self, node_budget: int, batch: InputBatch) -> bool:
+        if node_budget == 0 or not self.drafts_wanted[batch.idx_mapping_np].any():
+            return True
+        return self.observer is not None and self.observer.skips_round()
+
+    @contextmanager
+    def without_drafting(self) -> Iterator[None]:
+        """Dummy runs draw nothing meanwhile."""
+        self.draws_in_dummy_runs = False
+        try:
+            yield
+        finally:
+            self.draws_in_dummy_runs = True
+
+    @torch.inference_mode()
+    def run_idle_round(self, size: int) -> None:
+        """A round for `size` requests, whose trees nobody reads."""
+        self.buffers.idle(self.rows.padding_row)
+        self._run_round(size)
 
     def _run_round(self, size: int) -> None:
         """Draw and store the trees of the first `size` requests in the buffers; this is what a graph records."""
         assert self.embedding is not None
         inputs = self.buffers.first(size)
+        survival, rank = self.survival, None
+        if survival is not None:
+            rank = partial(survival.rank, rows=inputs.rows)
         tree = propose_trees(
-            self.drafter, self.embedding, inputs.context, inputs.roots, inputs.beam_limit, self.drafting
+            self.drafter, self.embedding, inputs.context, inputs.roots, inputs.beam_limit, self.drafting, rank
         )
+        if survival is not None:
+            survival.store(inputs.rows, tree)
         self.rows.write(inputs.rows, tree, inputs.node_budget, self.buffers.draft_tokens[:size])

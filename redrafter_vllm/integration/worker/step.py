@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
@@ -21,6 +22,12 @@ class DraftStep:
     drafts: BatchDrafts | None = None
     layout: RowLayout | None = None
     walk: Walk | None = None
+    verified: BatchDrafts | None = None  # `drafts` without those that a grammar has refused
+
+    @property
+    def num_drafts_np(self) -> np.ndarray:
+        """[B] drafts of each request on the host; fewer than scheduled where trees adapt."""
+        return np.diff(self.batch.cu_num_logits_np) - 1
 
     @classmethod
     def begin(cls, batch: InputBatch, slot_mappings: Tensor, rows: DraftRows) -> "DraftStep":

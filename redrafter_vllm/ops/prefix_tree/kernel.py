@@ -20,13 +20,14 @@ class TreeArrays(NamedTuple):
     tokens: Tensor  # [B, N]
     parents: Tensor  # [B, N] int64
     depths: Tensor  # [B, N] int64
-    log_probs: Tensor  # [B, N] fp32
+    scores: Tensor  # [B, N] fp32
+    beams: Tensor  # [B, N] int64
     num_nodes: Tensor  # [B] int64
 
 
 def prefix_tree(
     tokens: Tensor, parents: Tensor, scores: Tensor, max_nodes: int, beam_limit: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `reference.prefix_tree`. Tensors that are not contiguous are copied."""
     batch, device = tokens.shape[0], tokens.device
     shape = (batch, max_nodes)
@@ -34,7 +35,8 @@ def prefix_tree(
         tokens=torch.empty(shape, dtype=tokens.dtype, device=device),
         parents=torch.empty(shape, dtype=torch.int64, device=device),
         depths=torch.empty(shape, dtype=torch.int64, device=device),
-        log_probs=torch.empty(shape, dtype=torch.float32, device=device),
+        scores=torch.empty(shape, dtype=torch.float32, device=device),
+        beams=torch.empty(shape, dtype=torch.int64, device=device),
         num_nodes=torch.empty(batch, dtype=torch.int64, device=device),
     )
     prefix_tree_into(out, tokens, parents, scores, beam_limit)
@@ -114,7 +116,8 @@ def _build_kernel(
     node_tokens_ptr,  # [B, N]
     node_parents_ptr,  # [B, N] int64
     depths_ptr,  # [B, N] int64
-    node_log_probs_ptr,  # [B, N] fp32
+    node_scores_ptr,  # [B, N] fp32
+    node_beams_ptr,  # [B, N] int64
     num_nodes_ptr,  # [B] int64
     width,
     length,
@@ -132,7 +135,8 @@ def _build_kernel(
     node_tokens_ptr += req * max_nodes
     node_parents_ptr += req * max_nodes
     depths_ptr += req * max_nodes
-    node_log_probs_ptr += req * max_nodes
+    node_scores_ptr += req * max_nodes
+    node_beams_ptr += req * max_nodes
 
     beam_W = tl.arange(0, BLOCK_W)
     exists_W = beam_W < width
@@ -194,7 +198,8 @@ def _build_kernel(
         tl.store(node_tokens_ptr + place_M, tl.load(tokens_ptr + flat_M, mask=kept_M, other=0), mask=kept_M)
         tl.store(node_parents_ptr + place_M, parent_M, mask=kept_M)
         tl.store(depths_ptr + place_M, step_M + 1, mask=kept_M)
-        tl.store(node_log_probs_ptr + place_M, key_M, mask=kept_M)
+        tl.store(node_scores_ptr + place_M, key_M, mask=kept_M)
+        tl.store(node_beams_ptr + place_M, flat_M, mask=kept_M)
 
     num_nodes = tl.minimum(num_kept, max_nodes)
     for start in range(0, max_nodes, CHUNK):
@@ -203,7 +208,8 @@ def _build_kernel(
         tl.store(node_tokens_ptr + slot_N, 0, mask=padding_N)
         tl.store(node_parents_ptr + slot_N, -1, mask=padding_N)
         tl.store(depths_ptr + slot_N, 0, mask=padding_N)
-        tl.store(node_log_probs_ptr + slot_N, float("-inf"), mask=padding_N)
+        tl.store(node_scores_ptr + slot_N, float("-inf"), mask=padding_N)
+        tl.store(node_beams_ptr + slot_N, 0, mask=padding_N)
     tl.store(num_nodes_ptr + req, num_nodes)
 
 
@@ -255,7 +261,7 @@ def variants() -> list[Variant]:
 
 def _build_variant(name: str, block_w: int, chunk: int, num_warps: int) -> Variant:
     types = {argument: "*i64" for argument in _build_kernel.arg_names if argument.endswith("_ptr")}
-    types |= dict.fromkeys(("scores_ptr", "keys_ptr", "node_log_probs_ptr"), "*fp32") | {"places_ptr": "*i32"}
+    types |= dict.fromkeys(("scores_ptr", "keys_ptr", "node_scores_ptr"), "*fp32") | {"places_ptr": "*i32"}
     types |= dict.fromkeys(("width", "length", "max_nodes"), "i32")
     return Variant(name, _build_kernel, types, {"BLOCK_W": block_w, "CHUNK": chunk}, num_warps, 1)
 

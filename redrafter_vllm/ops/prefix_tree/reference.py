@@ -8,17 +8,18 @@ from torch.nn.functional import pad
 
 def prefix_tree(
     tokens: Tensor, parents: Tensor, scores: Tensor, max_nodes: int, beam_limit: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The beams that a search kept at every step as the nodes of a tree.
 
     `tokens`, `parents` and `scores` [B, T, W] are the last token of each beam, the beam of the step before that it
-    continues, and its log-probability. The beams of a step must be distinct: each is one node.
+    continues, and what it is ranked by, the logarithm of a probability. The beams of a step must be distinct: each is
+    one node.
 
-    Returns tokens, parents, depths (int64) and cumulative log-probabilities (fp32), each [B, max_nodes], and
-    num_nodes [B] (int64). Nodes are in order of descending log-probability, equal ones by depth, then by beam. A
-    parent is never less probable than its child, so every prefix of the list is a tree, the most probable one of its
-    size, and nodes beyond `max_nodes` are cut off. Parents are node indices, −1 under the root; a depth counts
-    from 1 under the root. Padding is token 0, parent −1, depth 0, log-probability −inf.
+    Returns tokens, parents, depths (int64), scores (fp32) and beams (int64), each [B, max_nodes], and num_nodes [B]
+    (int64). Nodes are in order of descending score, equal ones by depth, then by beam. A parent never has a lower score
+    than its child, so every prefix of the list is a tree, the most probable one of its size, and nodes beyond
+    `max_nodes` are cut off. Parents are node indices, −1 under the root; a depth counts from 1 under the root; a node's
+    beam is its index among all T·W beams. Padding is token 0, parent −1, depth 0, score −inf, beam 0.
 
     `beam_limit` [B] (int64, at least 1): where it is below W, the tree holds only the best beams of the last step,
     this many, and their prefixes.
@@ -49,6 +50,7 @@ def prefix_tree(
         packed(parent_BM, -1),
         packed(depth_M.expand_as(parent_BM), 0),
         packed(score_BM, -torch.inf),
+        packed(flat_M.expand_as(parent_BM), 0),
         num_nodes,
     )
 

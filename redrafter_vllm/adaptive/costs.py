@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long a step takes, by its rows and requests: measured at the start, corrected by every step that follows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LEARNING_RATE = 0.05  # of a correction by one step
+MAX_SURPRISE = 2.0  # a step that took longer than this times what was expected, or shorter than its inverse, is cut
+
+
+@dataclass(frozen=True)
+class MeasuredCosts:
+    """Durations in seconds, as measured when the engine started."""
+
+    verification: Sequence[tuple[int, float]]  # (rows, the target's step over them), rows ascending
+    per_request: float  # further time of the target's step for each request
+    drafting: Sequence[tuple[int, float]]  # (requests, a round for them), requests ascending
+
+    def __str__(self) -> str:
+        rows = ", ".join(f"{rows}: {1e3 * seconds:.1f}" for rows, seconds in self.verification)
+        rounds = ", ".join(f"{requests}: {1e3 * seconds:.1f}" for requests, seconds in self.drafting)
+        return f"target, ms by rows: {rows}; drafting, ms by requests: {rounds}"
+
+
+class StepCosts:
+    """Durations of steps of up to `max_rows` rows and `max_requests` requests.
+
+    What was measured at the start lacks the length of the context and whatever else the machine does. So for some sizes
+    there is a factor, which follows the real steps of about that size; between them and beyond it is interpolated.
+    """
+
+    def __init__(self, measured: MeasuredCosts, max_rows: int, max_requests: int) -> None:
+        self._rows = _by_size(measured.verification, max_rows)
+        self._rounds = _by_size(measured.drafting, max_requests)
+        self._per_request = measured.per_request
+        self._row_factors = _Factors(max_rows)
+        self._round_factors = _Factors(max_requests)
+
+    def verification(self, first: int, last: int, num_requests: int) -> np.ndarray:
+        """Seconds of the target's step, with `first` to `last` rows. [last - first + 1]"""
+        rows = np.clip(np.arange(first, last + 1), 1, len(self._rows) - 1)
+        return (self._rows[rows] + self._per_request * num_requests) * self._row_factors.of(rows)
+
+    def drafting(self, num_requests: int) -> float:
+        """Seconds of a drafting round."""
+        size = min(max(num_requests, 1), len(self._rounds) - 1)
+        return float(self._rounds[size] * self._round_factors.of(np.array([size]))[0])
+
+    def observe_verification(self, rows: int, num_requests: int, seconds: float) -> None:
+        """A step of the target has taken this long."""
+        size = min(max(rows, 1), len(self._rows) - 1)
+        self._row_factors.observe(size, seconds / (self._rows[size] + self._per_request * num_requests))
+
+    def observe_drafting(self, num_requests: int, seconds: float) -> None:
+        """A drafting round has taken this long."""
+        size = min(max(num_requests, 1), len(self._rounds) - 1)
+        self._round_factors.observe(size, seconds / self._rounds[size])
+
+
+class _Factors:
+    """Measured over expected, by size; sizes share a factor with those within about a quarter of them."""
+
+    def __init__(self, max_size: int) -> None:
+        self._sizes = _steps_up_to(max_size)
+        self._factors = np.full(len(self._sizes), np.nan)
+        self._table = np.ones(max_size + 1)
+
+    def of(self, sizes: np.ndarray) -> np.ndarray:
+        return self._table[sizes]
+
+    def observe(self, size: int, factor: float) -> None:
+        place = int(np.abs(self._sizes - size).argmin())
+        known = self._factors[place]
+        if np.isnan(known):
+            known = self._table[size]
+        factor = min(max(factor, known / MAX_SURPRISE), known * MAX_SURPRISE)
+        # The first step of a size counts in full: it is all that is known of it.
+        rate = 1.0 if np.isnan(self._factors[place]) else LEARNING_RATE
+        self._factors[place] = known + rate * (factor - known)
+        seen = ~np.isnan(self._factors)
+        self._table = np.interp(np.arange(len(self._table)), self._sizes[seen], self._factors[seen])
+
+
+def _steps_up_to(limit: int) -> np.ndarray:
+    """Sizes 1 to `limit`, each at least 1 and about a fifth above the one before."""
+    sizes = [1]
+    while sizes[-1] < limit:
+        sizes.append(min(max(sizes[-1] + 1, round(sizes[-1] * 1.2)), limit))
+    return np.array(sizes)
+
+
+def _by_size(points: Sequence[tuple[int, float]], limit: int) -> np.ndarray:
+    """Seconds for sizes 0 to `limit`: never falling, straight between the points, and beyond the last two as well."""
+    sizes, seconds = (np.asarray(values, dtype=np.float64) for values in zip(*points, strict=True))
+    seconds = np.maximum.accumulate(seconds)
+    wanted = np.arange(limit + 1)
+    table = np.interp(wanted, sizes, seconds)
+    if len(sizes) > 1:
+        slope = (seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2])
+        beyond = wanted > sizes[-1]
+        table[beyond] = seconds[-1] + slope * (wanted[beyond] - sizes[-1])
+    return np.maximum(table, 1e-7)

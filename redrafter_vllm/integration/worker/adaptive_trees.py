@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adaptive trees on a CPU: fills the place of vLLM's `AdaptiveVerificationManager`, which is made of CUDA streams.
+
+The runner asks for a step's tokens before it prepares the step, and then builds the shorter batch. Where the device is
+the host, the trees' survival is known by then, and so is every request's share of the budget.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.logger import init_logger
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.model_runner import sort_batch_req_ids
+
+from redrafter_vllm.adaptive.budget import Budget, choose_budget
+from redrafter_vllm.adaptive.costs import MeasuredCosts, StepCosts
+from redrafter_vllm.adaptive.pause import DraftingPause
+from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
+
+logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
+REPEATS = 3  # of each measurement at the start, of which the shortest counts
+LONG_RUN = 0.5  # seconds; larger steps than one that takes this long are not measured
+MAX_MEASURED = 128  # rows or requests
+
+
+def adapt_trees(runner: Any) -> None:
+    """Let the trees of a runner on a CPU, about to serve, adapt to load and confidence, or log why they do not."""
+    config, speculator = runner.vllm_config, runner.speculator
+    adaptive = config.speculative_config.drafting.adaptive
+    if adaptive is False:
+        return
+    if reason := _why_not(config, adaptive):
+        logger.log(logging.INFO if adaptive is None else logging.WARNING, "ReDrafter: trees do not adapt: %s", reason)
+        return
+    speculator.adapt_trees(lambda own: AdaptiveTrees(runner, own))
+    runner.adaptive_verification = speculator.observer
+
+
+def _why_not(config: Any, adaptive: bool | None) -> str | None:
+    """What the trees of this engine cannot adapt with; None where they can."""
+    parallel = config.parallel_config
+    if parallel.world_size > 1:
+        return "several workers would measure different times, and choose different batches"
+    if parallel.data_parallel_size > 1:
+        return "replicas that wait for one another run the same number of steps"
+    if config.lora_config is not None:
+        return "vLLM names the adapter of each scheduled token before it knows which of them a step leaves out"
+    if config.speculative_config.num_speculative_tokens_per_batch_size and adaptive is None:
+        return "num_speculative_tokens_per_batch_size is given; it is in force"
+    return None
+
+
+class AdaptiveTrees:
+    """Chooses the nodes of each step, and whether a round is drawn at all.
+
+    The methods up to `record_confidences` are the runner's hooks, the others are the speculator's.
+    """
+
+    def __init__(self, runner: Any, speculator: RedrafterSpeculator) -> None:
+        self.runner, self.speculator = runner, speculator
+        measured = _measure(runner, speculator)
+        logger.info("ReDrafter: trees adapt to load and confidence; measured %s", measured)
+        max_requests = runner.max_num_reqs
+        max_rows = max(runner.max_num_tokens, max_requests * runner.decode_query_len)
+        self.costs = StepCosts(measured, max_rows, max_requests)
+        self.pause = DraftingPause()
+        self._budget: Budget | None = None  # of the step that is being prepared
+        self._cu_num_logits: np.ndarray | None = None
+        self._began: float | None = None
+        self._drafting_began = 0.0
+        self._is_drawn = False  # whether the last round drew trees
+
+    def add_request(self, req_idx: int) -> None:
+        """A request has got a row; `RedrafterSpeculator.open_row` does what is needed."""
+
+    def get_num_tokens(self, num_tokens_per_req: dict[str, int], draft_tokens: dict[str, list[int]]) -> int:
+        """Tokens of the step with the budget's nodes only."""
+        states = self.runner.req_states
+        req_ids = sort_batch_req_ids(num_tokens_per_req, draft_tokens, self.runner.decode_query_len)
+        rows = np.array([states.req_id_to_index[req_id] for req_id in req_ids])
+        num_tokens = np.array([num_tokens_per_req[req_id] for req_id in req_ids])
+        num_drafts = np.array([len(draft_tokens.get(req_id, ())) for req_id in req_ids])
+        num_others = num_tokens - num_drafts
+        is_emitting = states.num_computed_tokens_np[rows] + num_others >= states.prefill_len.np[rows]
+        self._budget = self._choose(rows, num_drafts, int(num_others.sum()), int(is_emitting.sum()))
+        return int(num_others.sum() + self._budget.num_nodes.sum())
+
+    def _choose(self, rows: np.ndarray, num_drafts: np.ndarray, num_others: int, num_emitting: int) -> Budget:
+        speculator, num_reqs = self.speculator, len(rows)
+        assert speculator.survival is not None
+        index = torch.from_numpy(rows)
+        num_nodes = np.minimum(speculator.rows.num_nodes[index].numpy(), num_drafts)
+        survival = speculator.survival.log_survival[index].exp().numpy()
+        survival = np.where(np.arange(survival.shape[1]) < num_nodes[:, None], survival, 0.0)
+        seconds = self.costs.verification(num_others, num_others + int(num_nodes.sum()), num_reqs)
+        return choose_budget(survival, num_emitting, seconds + self.costs.drafting(num_reqs))
+
+    def compact_batch(
+        self, num_draft_tokens_per_req: np.ndarray, num_scheduled_tokens: np.ndarray, cu_num_logits_np: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of each request [B] and starts of their logits rows [B + 1], in the batch's order."""
+        assert self._budget is not None
+        num_nodes = self._budget.num_nodes.astype(num_scheduled_tokens.dtype)
+        starts = np.zeros_like(cu_num_logits_np)
+        np.cumsum(num_nodes + 1, out=starts[1:])
+        self._cu_num_logits = starts
+        return num_scheduled_tokens - num_draft_tokens_per_req + num_nodes, starts
+
+    def reallocate_drafts(self, req_ids: list[str], idx_mapping: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Starts of the logits rows, of the tokens, and the number of nodes.
+
+        The runner has already written the starts of the tokens, which are exact on the host.
+        """
+        assert self._budget is not None and self._cu_num_logits is not None
+        total = int(self._budget.num_nodes.sum())
+        return torch.from_numpy(self._cu_num_logits), self.runner.input_buffers.query_start_loc, total
+
+    def record_confidences(self, confidence_probs: Tensor | None, input_batch: InputBatch) -> None:
+        """vLLM copies a GPU's estimates to the host here."""
+
+    def begin_step(self) -> None:
+        """The target's step begins."""
+        self._began = time.perf_counter()
+
+    def end_verification(self, batch: InputBatch, num_sampled: Tensor) -> None:
+        """The target's step has ended; learns from it how long such a step takes, and whether drafting pays."""
+        now = time.perf_counter()
+        began, self._began, self._drafting_began = self._began, None, now
+        if began is None or batch.has_prefill:
+            return
+        self.costs.observe_verification(batch.num_tokens, batch.num_reqs, now - began)
+        if not self._is_drawn:
+            return
+        num_reqs = batch.num_reqs
+        plain, *_, taken = self.costs.verification(num_reqs, batch.num_tokens, num_reqs)[[0, -1]]
+        taken += self.costs.drafting(num_reqs)
+        self.pause.judge(float(num_sampled.sum()), float(taken), num_reqs, float(plain))
+
+    def skips_round(self) -> bool:
+        """Whether the round after this step is left out."""
+        self._is_drawn = not self.pause.is_paused
+        if not self._is_drawn:
+            self.pause.skip()
+        return not self._is_drawn
+
+    def end_drafting(self, num_reqs: int) -> None:
+        """A round has ended."""
+        self.costs.observe_drafting(num_reqs, time.perf_counter() - self._drafting_began)
+
+
+def _measure(runner: Any, speculator: RedrafterSpeculator) -> MeasuredCosts:
+    """The target's step and a drafting round of several sizes, run on invented inputs.
+
+    A real step has further work for each request (its attention) and for each row (sampling).
+    """
+    max_rows = min(runner.max_num_tokens, MAX_MEASURED)
+
+    def run_target(rows: int) -> None:
+        hidden, _ = runner._dummy_run(rows, skip_attn=True, is_profile=True)
+        runner._dummy_sampler_run(hidden[: min(rows, runner.max_num_reqs)])
+
+    with speculator.without_drafting():
+        verification = _by_size(run_target, max_rows)
+        few = min(8, max_rows, runner.max_num_reqs)
+        with_attention = _shortest(lambda: runner._dummy_run(few))
+        without = _shortest(lambda: runner._dummy_run(few, skip_attn=True, is_profile=True))
+    drafting = _by_size(speculator.run_idle_round, min(runner.max_num_reqs, MAX_MEASURED))
+    return MeasuredCosts(verification, max(with_attention - without, 0.0) / few, drafting)
+
+
+def _by_size(run: Callable[[int], None], limit: int) -> list[tuple[int, float]]:
+    """Seconds of `run` for sizes 1, 2, 4 … and `limit`."""
+    points: list[tuple[int, float]] = []
+    size = 1
+    while not points or (points[-1][0] < limit and points[-1][1] < LONG_RUN):
+        points.append((size, _shortest(partial(run, size))))
+        size = min(2 * size, limit)
+    return points
+
+
+def _shortest(run: Callable[[], Any]) -> float:
+    times = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return min(times)

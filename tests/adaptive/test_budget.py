@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The budget of a step against a search through all budgets."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from redrafter_vllm.adaptive.budget import choose_budget
+
+
+def best_rate(survival: np.ndarray, num_emitting: int, seconds: np.ndarray) -> float:
+    """The highest tokens per second over every number of nodes of every request."""
+    counts = [range(1 + int((row > 0).sum())) for row in survival]
+    return max(
+        (num_emitting + sum(row[:n].sum() for row, n in zip(survival, nodes, strict=True))) / seconds[sum(nodes)]
+        for nodes in product(*counts)
+    )
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_other_budget_is_faster(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    survival = rng.random((3, 4)).cumprod(axis=1)
+    survival[rng.random((3, 1)) * 5 < np.arange(4)] = 0  # fewer nodes than slots
+    seconds = 1 + np.cumsum(rng.random(13) * rng.choice([0.01, 0.1, 1]))
+    num_nodes, tokens, duration = choose_budget(survival, 3, seconds[: 1 + int((survival > 0).sum())])
+    assert tokens == pytest.approx(3 + sum(row[:n].sum() for row, n in zip(survival, num_nodes, strict=True)))
+    assert duration == seconds[num_nodes.sum()]
+    assert tokens / duration == pytest.approx(best_rate(survival, 3, seconds))
+
+
+def test_rows_without_a_price_are_all_taken_and_expensive_ones_left_out() -> None:
+    survival = np.array([[0.9, 0.5, 0.0], [0.2, 0.1, 0.05]])
+    assert choose_budget(survival, 2, np.full(6, 0.01)).num_nodes.tolist() == [2, 3]
+    assert choose_budget(survival, 2, 0.01 * np.arange(1, 7)).num_nodes.tolist() == [0, 0]
+
+
+def test_a_batch_without_nodes() -> None:
+    budget = choose_budget(np.zeros((2, 4)), 2, np.array([0.02]))
+    assert budget.num_nodes.tolist() == [0, 0]
+    assert budget.tokens == 2
+
+
+def test_a_step_that_emits_nothing_verifies_nothing() -> None:
+    assert choose_budget(np.zeros((1, 4)), 0, np.array([0.02])).num_nodes.tolist() == [0]

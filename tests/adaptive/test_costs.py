@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from redrafter_vllm.adaptive.costs import MeasuredCosts, StepCosts
+
+MEASURED = MeasuredCosts(
+    verification=[(1, 0.010), (2, 0.012), (4, 0.016), (8, 0.024)], per_request=0.001, drafting=[(1, 0.002), (4, 0.005)]
+)
+
+
+def test_straight_between_the_measured_sizes_and_beyond_them() -> None:
+    costs = StepCosts(MEASURED, max_rows=20, max_requests=8)
+    rows = costs.verification(1, 10, 2) - 0.002
+    assert rows.tolist() == pytest.approx([0.010, 0.012, 0.014, 0.016, 0.018, 0.020, 0.022, 0.024, 0.026, 0.028])
+    assert [costs.drafting(n) for n in (1, 2, 4, 8)] == pytest.approx([0.002, 0.003, 0.005, 0.009])
+
+
+def test_a_measurement_that_falls_with_size_is_taken_for_noise() -> None:
+    costs = StepCosts(MeasuredCosts([(1, 0.010), (2, 0.030), (4, 0.020)], 0, [(1, 0.002)]), 4, 1)
+    assert costs.verification(1, 4, 1).tolist() == pytest.approx([0.010, 0.030, 0.030, 0.030])
+
+
+def test_steps_of_a_size_correct_it_and_its_neighbours() -> None:
+    costs = StepCosts(MEASURED, max_rows=20, max_requests=8)
+    before = costs.verification(1, 20, 1)
+    for _ in range(200):
+        costs.observe_verification(1, 1, before[0] * 1.2)
+        costs.observe_verification(20, 1, before[19] * 1.6)
+    factors = costs.verification(1, 20, 1) / before
+    assert factors[0] == pytest.approx(1.2)
+    assert factors[19] == pytest.approx(1.6)
+    assert 1.2 < factors[4] < factors[8] < 1.6
+    for _ in range(200):
+        costs.observe_drafting(4, 0.010)
+    assert costs.drafting(4) == pytest.approx(0.010)
+
+
+def test_one_slow_step_says_little() -> None:
+    costs = StepCosts(MEASURED, max_rows=20, max_requests=8)
+    usual = float(costs.verification(4, 4, 1)[0])
+    costs.observe_verification(4, 1, usual)
+    costs.observe_verification(4, 1, 100 * usual)
+    assert float(costs.verification(4, 4, 1)[0]) < 1.1 * usual
+
+
+def test_sizes_beyond_the_largest_cost_as_much_as_it() -> None:
+    costs = StepCosts(MEASURED, max_rows=8, max_requests=4)
+    assert costs.verification(8, 9, 1).tolist() == pytest.approx([0.025, 0.025])
+    costs.observe_verification(50, 1, 0.025)
+    assert costs.drafting(50) == pytest.approx(0.005)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trees that adapt on a CPU: the tokens of plain vLLM for any budget, and less work where drafts fail."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from redrafter_vllm.adaptive.budget import Budget
+from redrafter_vllm.adaptive.pause import DraftingPause
+from redrafter_vllm.integration.worker import adaptive_trees
+from redrafter_vllm.integration.worker.adaptive_trees import AdaptiveTrees
+from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
+from tests.engine.conftest import MakeEngine
+from tests.engine.generation import CHAIN, TREE, cpu_only, generate, params, random_prompts, runner, tokens
+from tests.models import VOCAB
+
+pytestmark = cpu_only
+
+ADAPTIVE = {**TREE, "adaptive": True}
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.8},
+    {"temperature": 0.7, "repetition_penalty": 1.2, "presence_penalty": 0.3},
+    {"logprobs": 2, "prompt_logprobs": 1},
+    {"n": 2, "temperature": 0.9, "top_p": 0.9},
+    {"extra_args": {"redrafter": {"num_speculative_tokens": 3}}},
+    {"extra_args": {"redrafter": {"enabled": False}}},
+    {"stop_token_ids": [11, 12, 13]},
+]
+
+
+def requests() -> list[Any]:
+    return [params(**{"temperature": 0.0, "seed": index, **kind}) for index, kind in enumerate(KINDS * 2)]
+
+
+@contextmanager
+def random_budgets(seed: int) -> Iterator[list[int]]:
+    """Any budget for each request, none included, and every round drawn; yields the budgets, summed by step."""
+    rng, chosen = random.Random(seed), list[int]()
+
+    def choose(self: AdaptiveTrees, rows: np.ndarray, num_drafts: np.ndarray, *_: int) -> Budget:
+        drawn = np.minimum(self.speculator.rows.num_nodes[rows].numpy(), num_drafts)
+        style = rng.randrange(4)
+        nodes = [rng.randint(0, count) if style == 3 else (0, count // 2, count)[style] for count in drawn.tolist()]
+        chosen.append(sum(nodes))
+        return Budget(np.array(nodes), 1.0, 1.0)
+
+    with patch.object(AdaptiveTrees, "_choose", choose), patch.object(DraftingPause, "is_paused", False):
+        yield chosen
+
+
+def assert_same(outputs: list[Any], wanted: list[Any]) -> None:
+    assert tokens(outputs) == tokens(wanted)
+    for output, plain in zip(outputs, wanted, strict=True):
+        assert (output.prompt_logprobs is None) == (plain.prompt_logprobs is None)
+        for position, entry in enumerate(plain.prompt_logprobs or ()):
+            if entry is not None:
+                assert output.prompt_logprobs[position].keys() == entry.keys()
+        for completion, other in zip(output.outputs, plain.outputs, strict=True):
+            for mine, theirs in zip(completion.logprobs or (), other.logprobs or (), strict=True):
+                assert mine.keys() == theirs.keys()
+
+
+@pytest.mark.parametrize("speculative", [TREE, CHAIN], ids=["tree", "chain"])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_any_budget_gives_the_tokens_of_plain_vllm(
+    make_engine: MakeEngine, asset: Path, speculative: dict[str, Any], asynchronous: bool
+) -> None:
+    prompts = random_prompts(len(requests()), 2048, seed=5)
+    wanted = generate(make_engine(asset), prompts, requests())
+    llm = make_engine(asset, {**speculative, "adaptive": True}, async_scheduling=asynchronous)
+    with random_budgets(seed=asynchronous) as chosen:
+        outputs = generate(llm, prompts, requests())
+    assert_same(outputs, wanted)
+    assert 0 in chosen and max(chosen) > 0
+
+
+def test_chosen_budgets_give_the_tokens_of_plain_vllm(make_engine: MakeEngine, asset: Path) -> None:
+    prompts = random_prompts(len(requests()), 2048, seed=6)
+    wanted = generate(make_engine(asset), prompts, requests())
+    llm = make_engine(asset, ADAPTIVE)
+    assert_same(generate(llm, prompts, requests()), wanted)
+    assert runner(llm).adaptive_verification is runner(llm).speculator.observer
+
+
+def test_drafting_that_fails_pauses_and_is_tried_again(make_engine: MakeEngine, random_target: Path) -> None:
+    llm = make_engine(random_target, ADAPTIVE)
+    rounds: list[bool] = []
+    skips = RedrafterSpeculator._skips_round
+
+    def record(self: RedrafterSpeculator, *args: Any) -> bool:
+        rounds.append(not skips(self, *args))
+        return not rounds[-1]
+
+    prompts = random_prompts(1, VOCAB, seed=1)
+    with patch.object(RedrafterSpeculator, "_skips_round", record):
+        generate(llm, prompts, params(temperature=0.0, max_tokens=150, ignore_eos=True))
+    # Trials of a few rounds, and pauses between them that grow.
+    drawn = "".join("d" if is_drawn else "-" for is_drawn in rounds)
+    assert 8 <= drawn.count("d") < 0.6 * len(drawn), drawn
+    assert len([part for part in drawn.split("-") if part]) >= 2, drawn
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"num_speculative_tokens_per_batch_size": [[1, 1024, 3]]}, "num_speculative_tokens_per_batch_size"),
+        ({"adaptive": False}, None),
+    ],
+)
+def test_what_is_in_force_is_logged(
+    make_engine: MakeEngine,
+    random_target: Path,
+    options: dict[str, Any],
+    reason: str | None,
+) -> None:
+    with patch.object(adaptive_trees.logger, "log") as log:
+        llm = make_engine(random_target, {**TREE, "beam_length": 5, "adaptive": None, **options})
+    assert runner(llm).adaptive_verification is None
+    assert [str(call.args[2]).split()[0] for call in log.call_args_list] == ([] if reason is None else [reason])
