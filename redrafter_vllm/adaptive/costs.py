@@ -41,7 +41,7 @@ class StepCosts:
     def verification(self, first: int, last: int, num_requests: int) -> np.ndarray:
         """Seconds of the target's step, with `first` to `last` rows. [last - first + 1]"""
         rows = np.clip(np.arange(first, last + 1), 1, len(self._rows) - 1)
-        return (self._rows[rows] + self._per_request * num_requests) * self._row_factors.of(rows)
+        return _rising((self._rows[rows] + self._per_request * num_requests) * self._row_factors.of(rows))
 
     def drafting(self, num_requests: int) -> float:
         """Seconds of a drafting round."""
@@ -91,10 +91,15 @@ def _steps_up_to(limit: int) -> np.ndarray:
     return np.array(sizes)
 
 
+def _rising(seconds: np.ndarray) -> np.ndarray:
+    """Lowered where a larger size takes less: whatever disturbs a measurement makes it longer, never shorter."""
+    return np.minimum.accumulate(seconds[::-1])[::-1]
+
+
 def _by_size(points: Sequence[tuple[int, float]], limit: int) -> np.ndarray:
     """Seconds for sizes 0 to `limit`: never falling, straight between the points, and beyond the last two as well."""
     sizes, seconds = (np.asarray(values, dtype=np.float64) for values in zip(*points, strict=True))
-    seconds = np.maximum.accumulate(seconds)
+    seconds = _rising(seconds)
     wanted = np.arange(limit + 1)
     table = np.interp(wanted, sizes, seconds)
     if len(sizes) > 1:

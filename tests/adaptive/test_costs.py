@@ -17,7 +17,11 @@ def test_straight_between_the_measured_sizes_and_beyond_them() -> None:
 
 def test_a_measurement_that_falls_with_size_is_taken_for_noise() -> None:
     costs = StepCosts(MeasuredCosts([(1, 0.010), (2, 0.030), (4, 0.020)], 0, [(1, 0.002)]), 4, 1)
-    assert costs.verification(1, 4, 1).tolist() == pytest.approx([0.010, 0.030, 0.030, 0.030])
+    assert costs.verification(1, 4, 1).tolist() == pytest.approx([0.010, 0.020, 0.020, 0.020])
+    costs = StepCosts(MEASURED, max_rows=8, max_requests=1)
+    costs.observe_verification(4, 1, 0.034)
+    costs.observe_verification(8, 1, 0.025)
+    assert costs.verification(4, 8, 1).tolist() == pytest.approx([0.025] * 5)
 
 
 def test_steps_of_a_size_correct_it_and_its_neighbours() -> None:

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 def beams_of(*steps: tuple[list[float], list[int]]) -> Beams:
     """One request's beams, from (probability given the parent, parent) of each step."""
-    parents = torch.tensor([[parent for parent in parents] for _, parents in steps])[None]
+    parents = torch.tensor([list(parents) for _, parents in steps])[None]
     log_probs = torch.tensor([own for own, _ in steps]).log()[None]
     for step in range(1, len(steps)):
         log_probs[:, step] += log_probs[:, step - 1].gather(1, parents[:, step])
@@ -60,7 +60,9 @@ def test_slope_intercepts_and_offset_by_hand() -> None:
 
 
 def test_certain_and_impossible_tokens_stay_finite() -> None:
-    beams = Beams(torch.tensor([[[1, 2]]]), torch.zeros(1, 1, 2, dtype=torch.int64), torch.tensor([[[0.0, -torch.inf]]]))
+    beams = Beams(
+        torch.tensor([[[1, 2]]]), torch.zeros(1, 1, 2, dtype=torch.int64), torch.tensor([[[0.0, -torch.inf]]])
+    )
     survival = SurvivalEstimator(1, 2, 1, CPU).rank(beams, torch.tensor([0]))
     assert survival.isfinite().all()
     assert survival[0, 0, 0] > survival[0, 0, 1]

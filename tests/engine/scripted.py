@@ -88,7 +88,7 @@ def trees_around(
         roots: Any,
         beam_limit: Any,
         config: Any,
-        beam_step: Any = None,
+        rank: Any = None,
     ) -> DraftTree:
         shape = (len(rows), config.num_speculative_tokens)
         tree = DraftTree(
@@ -96,6 +96,7 @@ def trees_around(
             parents=torch.full(shape, -1),
             depths=torch.zeros(shape, dtype=torch.long),
             log_probs=torch.full(shape, -torch.inf),
+            beams=torch.zeros(shape, dtype=torch.long),
             num_nodes=torch.zeros(len(rows), dtype=torch.long),
         )
         for index, row in enumerate(rows):

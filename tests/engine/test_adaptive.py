@@ -1,21 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trees that adapt on a CPU: the tokens of plain vLLM for any budget, and less work where drafts fail."""
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import pytest
 
-from redrafter_vllm.adaptive.budget import Budget
-from redrafter_vllm.adaptive.pause import DraftingPause
 from redrafter_vllm.integration.worker import adaptive_trees
-from redrafter_vllm.integration.worker.adaptive_trees import AdaptiveTrees
 from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
+from tests.engine.budgets import random_budgets
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import CHAIN, TREE, cpu_only, generate, params, random_prompts, runner, tokens
 from tests.models import VOCAB
@@ -37,22 +31,6 @@ KINDS: list[dict[str, Any]] = [
 
 def requests() -> list[Any]:
     return [params(**{"temperature": 0.0, "seed": index, **kind}) for index, kind in enumerate(KINDS * 2)]
-
-
-@contextmanager
-def random_budgets(seed: int) -> Iterator[list[int]]:
-    """Any budget for each request, none included, and every round drawn; yields the budgets, summed by step."""
-    rng, chosen = random.Random(seed), list[int]()
-
-    def choose(self: AdaptiveTrees, rows: np.ndarray, num_drafts: np.ndarray, *_: int) -> Budget:
-        drawn = np.minimum(self.speculator.rows.num_nodes[rows].numpy(), num_drafts)
-        style = rng.randrange(4)
-        nodes = [rng.randint(0, count) if style == 3 else (0, count // 2, count)[style] for count in drawn.tolist()]
-        chosen.append(sum(nodes))
-        return Budget(np.array(nodes), 1.0, 1.0)
-
-    with patch.object(AdaptiveTrees, "_choose", choose), patch.object(DraftingPause, "is_paused", False):
-        yield chosen
 
 
 def assert_same(outputs: list[Any], wanted: list[Any]) -> None:

@@ -16,7 +16,7 @@ is a bug.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.engine.budgets import random_budgets
 from tests.engine.cached_blocks import cached_blocks
 from tests.engine.conftest import MakeEngine
 from tests.engine.differential.cases import MAX_MODEL_LEN, Case, random_cases
@@ -57,6 +58,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {**TREE, "num_speculative_tokens_per_batch_size": FEWER_NODES, "project_embedding": True},
         {"async_scheduling": True},
     ),
+    "adaptive": ({**TREE, "adaptive": True}, {}),
     "chains": (CHAIN, {"async_scheduling": True, "attention_backend": "CUSTOM"}),
 }
 
@@ -97,6 +99,7 @@ def test_random_stream(engines: dict[str, Any], expected: dict[str, Any], varian
         truthful_trees(tree, cases, expected),
         new_weights_in_between(tree, tmp_path, renew) as swaps,
         watched_rows(tree) as strangers,
+        random_budgets(SEED) if variant == "adaptive" else nullcontext(),
     ):
 
         def after_step(step: int) -> None:

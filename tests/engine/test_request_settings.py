@@ -223,6 +223,7 @@ def test_row_limits() -> None:
         parents=torch.tensor([[-1, -1, 0, 0, 2, -1]] * 3),
         depths=torch.tensor([[1, 1, 2, 2, 3, 0]] * 3),
         log_probs=torch.zeros(shape),
+        beams=torch.zeros(shape, dtype=torch.long),
         num_nodes=torch.tensor([5, 5, 5]),
     )
     for num_sampled, node_budget, kept in (([1, 1, 1], 6, [2, 0, 5]), ([1, 1, 0], 1, [1, 0, 0])):

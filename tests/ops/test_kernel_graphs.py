@@ -24,7 +24,7 @@ def step(
     cache: torch.Tensor, beams: torch.Tensor, above: torch.Tensor, scores: torch.Tensor, sampled: torch.Tensor
 ) -> torch.Tensor:
     """Makes trees, walks them along `sampled`, and compacts; returns the numbers of emitted tokens."""
-    tokens, parents, _, _, num_nodes = prefix_tree(beams, above, scores, sampled.shape[1] - 1)
+    tokens, parents, _, _, _, num_nodes = prefix_tree(beams, above, scores, sampled.shape[1] - 1)
     valid = ancestor_mask(parents, num_nodes).diagonal(dim1=1, dim2=2).contiguous()
     first_row = torch.arange(beams.shape[0], device=DEVICE) * sampled.shape[1]
     walk = tree_verify(sampled.flatten(), first_row, tokens, parents, valid, beams.shape[1])

@@ -70,7 +70,9 @@ def test_one_launch_and_no_memory_each(monkeypatch: pytest.MonkeyPatch) -> None:
     idx_mapping, positions, slots = integers(REQS), integers(num_rows), integers(num_rows)
     cu_num_logits, logits_indices = integers(REQS + 1).int(), integers(num_rows)
     nodes = (REQS, NODES)
-    tree = DraftTree(integers(*nodes), integers(*nodes), integers(*nodes), integers(*nodes).float(), integers(REQS))
+    tree = DraftTree(
+        integers(*nodes), integers(*nodes), integers(*nodes), integers(*nodes).float(), integers(*nodes), integers(REQS)
+    )
     hidden, path, leaf = torch.zeros(num_rows, HIDDEN, device=DEVICE), integers(REQS, DEPTH), integers(REQS)
     last_sampled, num_sampled = integers(8, 1), integers(REQS).int()
     with ForbidAllocation():

@@ -24,7 +24,7 @@ from redrafter_vllm.adaptive.pause import DraftingPause
 from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
-REPEATS = 3  # of each measurement at the start, of which the shortest counts
+REPEATS = 5  # of each measurement at the start, of which the shortest counts
 LONG_RUN = 0.5  # seconds; larger steps than one that takes this long are not measured
 MAX_MEASURED = 128  # rows or requests
 

@@ -21,6 +21,7 @@ def test_walk_follows_only_children_of_accepted_nodes() -> None:
         parents=torch.tensor([[-1, -1, 0, 1, 2, -1]]).expand(6, -1),
         depths=torch.tensor([[1, 1, 2, 2, 3, 0]]).expand(6, -1),
         log_probs=torch.zeros(6, 6),
+        beams=torch.zeros(6, 6, dtype=torch.long),
         num_nodes=torch.full((6,), 5),
     )
     future = torch.tensor([[7, 8, 9], [7, 8, 4], [5, 8, 9], [6, 8, 9], [7, 9, 9], [0, 0, 0]])
