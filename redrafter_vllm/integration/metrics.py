@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 
 from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
+from redrafter_vllm.adaptive.record import NO_COUNTS, AdaptiveCounts
 from redrafter_vllm.drafting.step_timer import StepTimes
 
 _REPORT = "redrafter_report"
@@ -23,6 +24,7 @@ class DraftReport:
     num_drawn: list[int]
     num_nodes: list[int]
     times: StepTimes
+    adaptive: AdaptiveCounts = NO_COUNTS
 
     def attach_to(self, model_runner_output: Any) -> None:
         setattr(model_runner_output, _REPORT, self)
@@ -36,13 +38,16 @@ class DraftReport:
 class StepCounts(NamedTuple):
     """From scheduler to front end: what one step adds to vLLM's `SpecDecodingStats`, which already count nodes.
 
-    These three numbers follow vLLM's own entries of `num_draft_tokens_per_pos`: that list crosses the processes, and
+    These numbers follow vLLM's own entries of `num_draft_tokens_per_pos`: that list crosses the processes, and
     vLLM reads no more of it than its own entries. Fields that the type does not declare would be dropped on the way.
     """
 
     num_slots: int = 0
     draft_us: int = 0
     step_us: int = 0
+    skipped_rounds: int = 0
+    expected_thousandths: int = 0
+    plain_us: int = 0
 
     @classmethod
     def of(cls, stats: SpecDecodingStats) -> Self:

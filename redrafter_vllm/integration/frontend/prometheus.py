@@ -21,9 +21,12 @@ COUNTERS = {
     "vllm:redrafter_verifications": "Verification steps of single requests that had drafts.",
     "vllm:redrafter_tokens": "Tokens received of verification steps: the accepted drafts and the target's own token.",
     "vllm:redrafter_nodes": "Nodes of the draft trees that were verified.",
-    "vllm:redrafter_node_slots": "Node slots that the scheduler set aside for these trees.",
+    "vllm:redrafter_node_slots": "Rows that the target's step had for nodes of these trees.",
     "vllm:redrafter_draft_microseconds": "Time that the device spent on drafting.",
     "vllm:redrafter_step_microseconds": "Time that the device spent on steps, from the target's inputs to the drafts.",
+    "vllm:redrafter_skipped_rounds": "Steps that no drafting round followed, because drafting did not pay.",
+    "vllm:redrafter_expected_thousandths": "Accepted drafts that adaptive trees expected, times 1000.",
+    "vllm:redrafter_plain_microseconds": "Estimated time for the tokens of adaptive steps without drafts.",
 }
 ACCEPTED_HELP = "Verification steps that accepted a draft of this depth."
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from vllm.v1.metrics.stats import RequestSpecDecodeMetrics
 from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
+from redrafter_vllm.adaptive.record import NO_COUNTS, AdaptiveCounts
 from redrafter_vllm.drafting.step_timer import NO_TIME, StepTimes
 from redrafter_vllm.integration.method import uses_redrafter
 from redrafter_vllm.integration.metrics import DraftReport, StepCounts, count_fewer
@@ -38,6 +39,7 @@ def read_report(original: Callable) -> Callable:
                 if req_id in scheduled
             }
             self.redrafter_times = report.times
+            self.redrafter_adaptive = report.adaptive
             self.redrafter_rows = dict(zip(req_ids, report.num_rows, strict=True))
             self.redrafter_without_tree = {
                 req_id for req_id, num_drawn in zip(req_ids, report.num_drawn, strict=True) if num_drawn == 0
@@ -89,8 +91,9 @@ def count_slots(original: Callable) -> Callable:
             if spec_decoding_stats is None:
                 spec_decoding_stats = SpecDecodingStats.new(self.num_spec_tokens)
                 times: StepTimes = getattr(self, "redrafter_times", NO_TIME)
-                StepCounts(0, times.drafting, times.whole).put_into(spec_decoding_stats)
-                self.redrafter_times = NO_TIME
+                adaptive: AdaptiveCounts = getattr(self, "redrafter_adaptive", NO_COUNTS)
+                StepCounts(0, *times, *adaptive).put_into(spec_decoding_stats)
+                self.redrafter_times, self.redrafter_adaptive = NO_TIME, NO_COUNTS
             counts = StepCounts.of(spec_decoding_stats)
             num_rows = getattr(self, "redrafter_rows", {}).get(request_id, num_draft_tokens)
             counts._replace(num_slots=counts.num_slots + num_rows).put_into(spec_decoding_stats)

@@ -21,11 +21,13 @@ from vllm.v1.worker.gpu.model_runner import sort_batch_req_ids
 from redrafter_vllm.adaptive.budget import Budget, choose_budget
 from redrafter_vllm.adaptive.costs import MeasuredCosts, StepCosts
 from redrafter_vllm.adaptive.pause import DraftingPause
+from redrafter_vllm.adaptive.record import AdaptiveCounts, Record
 from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
 REPEATS = 5  # of each measurement at the start, of which the shortest counts
 LONG_RUN = 0.5  # seconds; larger steps than one that takes this long are not measured
+LOG_INTERVAL = 60.0  # seconds
 MAX_MEASURED = 128  # rows or requests
 
 
@@ -75,6 +77,8 @@ class AdaptiveTrees:
         self._began: float | None = None
         self._drafting_began = 0.0
         self._is_drawn = False  # whether the last round drew trees
+        self._uncounted, self._unlogged = Record(), Record()
+        self._logged = time.monotonic()
 
     def add_request(self, req_idx: int) -> None:
         """A request has got a row; `RedrafterSpeculator.open_row` does what is needed."""
@@ -132,15 +136,38 @@ class AdaptiveTrees:
         """The target's step has ended; learns from it how long such a step takes, and whether drafting pays."""
         now = time.perf_counter()
         began, self._began, self._drafting_began = self._began, None, now
+        budget, self._budget = self._budget, None
         if began is None or batch.has_prefill:
             return
-        self.costs.observe_verification(batch.num_tokens, batch.num_reqs, now - began)
-        if not self._is_drawn:
-            return
-        num_reqs = batch.num_reqs
-        plain, *_, taken = self.costs.verification(num_reqs, batch.num_tokens, num_reqs)[[0, -1]]
-        taken += self.costs.drafting(num_reqs)
-        self.pause.judge(float(num_sampled.sum()), float(taken), num_reqs, float(plain))
+        num_reqs, num_rows = batch.num_reqs, batch.num_tokens
+        self.costs.observe_verification(num_rows, num_reqs, now - began)
+        plain, *_, taken = self.costs.verification(num_reqs, num_rows, num_reqs).tolist()
+        tokens = float(num_sampled.sum())
+        if self._is_drawn:
+            taken += self.costs.drafting(num_reqs)
+            self.pause.judge(tokens, taken, num_reqs, plain)
+        self._note(
+            Record(
+                steps=1,
+                skipped_rounds=0 if self._is_drawn else 1,
+                nodes=num_rows - num_reqs,
+                expected=0.0 if budget is None else budget.tokens - num_reqs,
+                accepted=tokens - num_reqs,
+                seconds=taken,
+                plain_seconds=plain * tokens / num_reqs,
+            )
+        )
+
+    def _note(self, step: Record) -> None:
+        self._uncounted.add(step)
+        self._unlogged.add(step)
+        if time.monotonic() - self._logged >= LOG_INTERVAL:
+            logger.info("ReDrafter: %s", self._unlogged)
+            self._unlogged, self._logged = Record(), time.monotonic()
+
+    def take_counts(self) -> AdaptiveCounts:
+        """What has been counted since the last call."""
+        return self._uncounted.take_counts()
 
     def skips_round(self) -> bool:
         """Whether the round after this step is left out."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
+from redrafter_vllm.adaptive.record import NO_COUNTS, AdaptiveCounts
 from redrafter_vllm.drafting.step_timer import NO_TIME, StepTimes
 from redrafter_vllm.integration.metrics import DraftReport
 
@@ -22,6 +23,7 @@ class VerifiedOutput(SamplerOutput):
 
     num_nodes: np.ndarray | None = None
     times: StepTimes = NO_TIME
+    adaptive: AdaptiveCounts = NO_COUNTS
 
 
 def report_from_worker(original: Callable) -> Callable:
@@ -32,7 +34,7 @@ def report_from_worker(original: Callable) -> Callable:
         verified = self.sampler_output
         if isinstance(verified, VerifiedOutput) and verified.num_nodes is not None:
             num_rows, num_drawn, num_nodes = verified.num_nodes.tolist()
-            DraftReport(num_rows, num_drawn, num_nodes, verified.times).attach_to(output)
+            DraftReport(num_rows, num_drawn, num_nodes, verified.times, verified.adaptive).attach_to(output)
         elif getattr(output, "req_ids", None):
             # The drafts that were scheduled, if any, have all been left out of the step.
             none = [0] * len(output.req_ids)

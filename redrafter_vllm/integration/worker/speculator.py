@@ -15,6 +15,7 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 
+from redrafter_vllm.adaptive.record import AdaptiveCounts
 from redrafter_vllm.adaptive.survival import SurvivalEstimator
 from redrafter_vllm.drafting.buffers import DraftRows, RoundBuffers
 from redrafter_vllm.drafting.propose import propose_trees
@@ -47,6 +48,8 @@ class StepObserver(Protocol):
     def skips_round(self) -> bool: ...
 
     def end_drafting(self, num_reqs: int) -> None: ...
+
+    def take_counts(self) -> AdaptiveCounts: ...
 
 
 class RedrafterSpeculator(BaseSpeculator):

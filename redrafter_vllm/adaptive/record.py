@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What adaptive trees chose and what came of it, for the metrics and for a line of the log."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class AdaptiveCounts(NamedTuple):
+    """Sums over steps, whole numbers, as they travel to the front end's counters."""
+
+    skipped_rounds: int = 0
+    expected_thousandths: int = 0  # accepted draft tokens that were expected, times 1000
+    plain_us: int = 0  # estimated duration of these steps' tokens without drafts
+
+
+NO_COUNTS = AdaptiveCounts()
+
+
+@dataclass
+class Record:
+    """Sums over steps that only decoded."""
+
+    steps: int = 0
+    skipped_rounds: int = 0
+    nodes: int = 0
+    expected: float = 0.0  # accepted draft tokens
+    accepted: float = 0.0
+    seconds: float = 0.0
+    plain_seconds: float = 0.0  # estimated, for the same tokens without drafts
+
+    def add(self, step: "Record") -> None:
+        for name in vars(self):
+            setattr(self, name, getattr(self, name) + getattr(step, name))
+
+    def take_counts(self) -> AdaptiveCounts:
+        """The whole part of what has been added since the last call; fractions are kept for the next one."""
+        counts = AdaptiveCounts(self.skipped_rounds, int(1e3 * self.expected), int(1e6 * self.plain_seconds))
+        self.skipped_rounds = 0
+        self.expected -= 1e-3 * counts.expected_thousandths
+        self.plain_seconds -= 1e-6 * counts.plain_us
+        return counts
+
+    def __str__(self) -> str:
+        if self.steps == 0 or self.seconds == 0:
+            return "no step that only decoded"
+        return (
+            f"{self.steps} steps, {self.skipped_rounds} of them followed by no drafting round; "
+            f"{self.nodes / self.steps:.1f} nodes per step, {self.accepted / self.steps:.2f} accepted, "
+            f"{self.expected / self.steps:.2f} expected to be; {self.plain_seconds / self.seconds:.2f} times the "
+            "estimated speed without drafts"
+        )
