@@ -79,6 +79,7 @@ def served(options: Options, drafting: Drafting, texts: Sequence[tuple[torch.Ten
         "beam_length": drafting.beam_length,
         "num_speculative_tokens": drafting.max_nodes,
         "drafter_quantization": options.drafter_quantization,
+        "adaptive": False,  # the simulation's trees are fixed
     }
     folder = BUILD / "tokens-per-step" / f"{drafting.beam_width}x{drafting.beam_length}"
     run = run_engine(with_redrafter(speculative), options.target, workload, folder, console).greedy
@@ -127,6 +128,7 @@ def run(options: Options, console: Console) -> cli.Report:
         "prompts": options.prompts,
         "new_tokens": options.new_tokens,
         "drafter_quantization": options.drafter_quantization,
+        "adaptive": False,  # the simulation's trees are fixed
         "results": rows,
     }
 

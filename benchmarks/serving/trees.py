@@ -9,14 +9,20 @@ from redrafter_vllm.config import DraftingConfig
 def parse_tree(text: str) -> DraftingConfig:
     """`WxT` or `WxT:N`: W beams of T draft tokens, in N nodes; without N, as serving chooses.
 
+    With `~` behind it, N is the most that a step may have: trees adapt. Without, they are fixed.
+
     Raises:
         ValueError: Another form, or sizes that drafting does not take.
     """
-    shape, _, nodes = text.partition(":")
+    is_adaptive = text.endswith("~")
+    shape, colon, nodes = text.removesuffix("~").partition(":")
     width, by, length = shape.partition("x")
-    if not (by and width.isdecimal() and length.isdecimal() and (nodes.isdecimal() or ":" not in text)):
-        raise ValueError(f"{text!r} is no tree: give BEAMSxLENGTH or BEAMSxLENGTH:NODES, for instance 4x4:12")
-    return DraftingConfig(int(width), int(length), int(nodes or 0))
+    if not (by and width.isdecimal() and length.isdecimal() and (nodes.isdecimal() or not colon)):
+        raise ValueError(
+            f"{text!r} is no tree: give BEAMSxLENGTH or BEAMSxLENGTH:NODES, for instance 4x4:12, and ~ behind it for "
+            "an adaptive one"
+        )
+    return DraftingConfig(int(width), int(length), int(nodes or 0), adaptive=is_adaptive)
 
 
 def tree_list(text: str) -> tuple[DraftingConfig, ...]:
@@ -29,4 +35,5 @@ def tree_list(text: str) -> tuple[DraftingConfig, ...]:
 
 def tree_name(tree: DraftingConfig) -> str:
     """How tables name a tree."""
-    return f"{tree.beam_width}x{tree.beam_length}, {tree.num_speculative_tokens} nodes"
+    limit = "up to " if tree.adaptive else ""
+    return f"{tree.beam_width}x{tree.beam_length}, {limit}{tree.num_speculative_tokens} nodes"

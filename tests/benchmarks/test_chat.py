@@ -101,10 +101,12 @@ def test_passes_are_joined_in_the_questions_order() -> None:
 @pytest.mark.parametrize(
     ("text", "expected", "name"),
     [
-        ("4x4", DraftingConfig(4, 4, 16), "4x4, 16 nodes"),
-        ("8x4", DraftingConfig(8, 4, 16), "8x4, 16 nodes"),
-        ("8x4:32", DraftingConfig(8, 4, 32), "8x4, 32 nodes"),
-        ("1x3", DraftingConfig(1, 3, 3), "1x3, 3 nodes"),
+        ("4x4", DraftingConfig(4, 4, 16, adaptive=False), "4x4, 16 nodes"),
+        ("8x4", DraftingConfig(8, 4, 16, adaptive=False), "8x4, 16 nodes"),
+        ("8x4:32", DraftingConfig(8, 4, 32, adaptive=False), "8x4, 32 nodes"),
+        ("1x3", DraftingConfig(1, 3, 3, adaptive=False), "1x3, 3 nodes"),
+        ("4x4~", DraftingConfig(4, 4, 16, adaptive=True), "4x4, up to 16 nodes"),
+        ("8x4:32~", DraftingConfig(8, 4, 32, adaptive=True), "8x4, up to 32 nodes"),
     ],
 )
 def test_trees(text: str, expected: DraftingConfig, name: str) -> None:
@@ -112,7 +114,7 @@ def test_trees(text: str, expected: DraftingConfig, name: str) -> None:
     assert tree_name(expected) == name
 
 
-@pytest.mark.parametrize("text", ["", "4", "4x", "x4", "4x4:", "4x4:a", "4 x 4", "-1x4", "99x4"])
+@pytest.mark.parametrize("text", ["", "4", "4x", "x4", "4x4:", "4x4:~", "~4x4", "4x4:a", "4 x 4", "-1x4", "99x4"])
 def test_what_is_no_tree(text: str) -> None:
     with pytest.raises(ValueError, match=r"is no tree|beam_width"):
         parse_tree(text)

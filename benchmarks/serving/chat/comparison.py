@@ -46,7 +46,7 @@ def run(options: Options) -> cli.Report:
         "runners": comparison.runners,
         "failed": comparison.failed,
         "results": rows,
-        "agreement": agreement(rows, [tree_name(tree) for tree in options.serving.trees]),
+        "agreement": agreement(rows, [tree_name(tree) for tree in options.serving.trees if not tree.adaptive]),
     }
 
 
@@ -126,7 +126,7 @@ class Comparison:
         return Outcome.of([engine.process.take(each, engine.finished) for each in passes])
 
     def rows(self) -> list[dict[str, Any]]:
-        """Figures by temperature and method; each of ReDrafter's trees simulated, then served."""
+        """Figures by temperature and method; each of ReDrafter's fixed trees simulated, then served."""
         walked = self._walked()
         depth = max(tree.beam_length for tree in self.serving.trees)
         found = []
@@ -136,7 +136,7 @@ class Comparison:
                 if outcome is None:
                     continue
                 common = {"temperature": temperature, "tree": method.tree and tree_name(method.tree)}
-                if method.tree is not None:
+                if method.tree is not None and not method.tree.adaptive:
                     steps = walked[temperature][method.tree]
                     figures = figures_of(self.asked.questions, steps, depth)
                     name = f"ReDrafter, simulated, {tree_name(method.tree)}"
@@ -160,7 +160,7 @@ class Comparison:
                 {
                     method.tree: texts_of(self.asked.questions, self.outcomes[method.name][temperature])
                     for method in served
-                    if method.tree is not None
+                    if method.tree is not None and not method.tree.adaptive
                 },
                 f"simulated, temperature {temperature:g}",
             )
