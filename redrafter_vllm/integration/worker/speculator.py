@@ -4,6 +4,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 from weakref import WeakValueDictionary, ref
 
@@ -16,6 +17,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 
 from redrafter_vllm.adaptive.record import AdaptiveCounts
+from redrafter_vllm.adaptive.stored import stored_calibration
 from redrafter_vllm.adaptive.survival import SurvivalEstimator
 from redrafter_vllm.drafting.buffers import DraftRows, RoundBuffers
 from redrafter_vllm.drafting.propose import propose_trees
@@ -110,7 +112,11 @@ class RedrafterSpeculator(BaseSpeculator):
         """Rank nodes by their estimated survival from now on, and let what `observer` builds decide on rounds."""
         drafting = self.drafting
         self.survival = SurvivalEstimator(
-            self.rows.padding_row, drafting.num_speculative_tokens, drafting.beam_length, self.device
+            self.rows.padding_row,
+            drafting.num_speculative_tokens,
+            drafting.beam_length,
+            self.device,
+            stored_calibration(Path(self.vllm_config.speculative_config.checkpoint)),
         )
         self.observer = observer(self)
 

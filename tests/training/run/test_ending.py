@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from redrafter_training.__main__ import main
 from redrafter_training.distributed import checkpoints
-from redrafter_training.run.evaluation import tokens_per_step
+from redrafter_training.run.evaluation import held_out_figures
 from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.state import read_state
 from redrafter_training.utils.command import Interruption
@@ -231,8 +231,8 @@ def test_evaluated_texts_fit_the_targets_positions() -> None:
     target = TargetModel(GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=1)))
     drafter = Drafter(DrafterConfig(vocab_size=20, hidden_size=8, exit_dim=16, num_draft_layers=1))
     prompts = [torch.full((length,), 3) for length in (5, 16, 17, 31)]
-    figures = tokens_per_step(target, drafter, prompts, 2)
+    figures = held_out_figures(target, drafter, prompts, 2).tokens_per_step
     # Two prompts leave room for half of the positions, of which a step emits all but the first.
     assert 2 <= figures["1x2"]["tokens"] <= 2 * 15
     # Where none leaves so much room, the ends of the prompts are taken.
-    assert 1 <= tokens_per_step(target, drafter, prompts[2:], 2)["1x2"]["tokens"] <= 2 * 15
+    assert 1 <= held_out_figures(target, drafter, prompts[2:], 2).tokens_per_step["1x2"]["tokens"] <= 2 * 15

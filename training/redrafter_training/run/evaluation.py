@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from redrafter_training.responses.transformers_engine import TransformersEngine
 from redrafter_training.target.model import TargetModel
 from redrafter_training.target.properties import facts_of
 from redrafter_training.trainer.acceptance import Drafting, measure
+from redrafter_training.trainer.calibration import calibrate
+from redrafter_vllm.adaptive.survival import Coefficients
 from redrafter_vllm.model.drafter import Drafter
 
 EXPORT_DTYPE = torch.bfloat16
@@ -25,16 +27,25 @@ EVALUATED_TOKENS = 96
 TokensPerStep = dict[str, dict[str, Any]]  # `Acceptance` as a dict, by "beam width x beam length"
 
 
-def tokens_per_step(
+@dataclass(frozen=True)
+class HeldOutFigures:
+    """What held-out prompts say about a drafter."""
+
+    tokens_per_step: TokensPerStep
+    calibration: Coefficients
+
+
+def held_out_figures(
     target: TargetModel, drafter: Drafter, prompts: Sequence[Tensor], beam_length: int
-) -> TokensPerStep:
-    """Acceptance of the drafter, in the precision of its export, on greedy continuations of held-out prompts."""
+) -> HeldOutFigures:
+    """Of the drafter in the precision of its export, on greedy continuations of held-out prompts."""
     rounded = drafter.to(EXPORT_DTYPE).to(target.device, target.embedding.dtype)
     chosen, new_tokens = fitting(prompts, facts_of("", target.model.config).longest)
     continued = continue_prompts(TransformersEngine(target), chosen, new_tokens)
     texts = [(text.to(target.device), len(prompt)) for text, prompt in zip(continued, chosen, strict=True)]
     shapes = [Drafting(width, beam_length, width * beam_length) for width in (1, 4)]
-    return {f"{s.beam_width}x{s.beam_length}": asdict(measure(target, rounded, texts, s)) for s in shapes}
+    accepted = {f"{s.beam_width}x{s.beam_length}": asdict(measure(target, rounded, texts, s)) for s in shapes}
+    return HeldOutFigures(accepted, calibrate(target, rounded, texts, shapes[-1]))
 
 
 def fitting(prompts: Sequence[Tensor], longest: float) -> tuple[list[Tensor], int]:

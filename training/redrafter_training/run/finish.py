@@ -11,20 +11,21 @@ from torch import Tensor
 from redrafter_training.config.job import Job
 from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.distributed import checkpoints
-from redrafter_training.run.evaluation import EXPORT_DTYPE, TokensPerStep
+from redrafter_training.run.evaluation import EXPORT_DTYPE, HeldOutFigures
 from redrafter_training.trainer.export import export, update_report
 from redrafter_training.trainer.loop import StepFigures
 from redrafter_training.trainer.plots import plot_training
 from redrafter_training.trainer.state import read_state
 from redrafter_training.utils.provenance import provenance
 from redrafter_training.utils.run_folder import run_name
+from redrafter_vllm.adaptive.stored import CALIBRATION
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.utils.messages import sentence
 
 TAIL = 50  # steps
 
-Evaluate = Callable[[Drafter, Sequence[Tensor]], TokensPerStep]
+Evaluate = Callable[[Drafter, Sequence[Tensor]], HeldOutFigures]
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,11 @@ def finish(
     if not job.evaluate:
         return Report(content)
     try:
-        content["held_out"] = evaluate(drafter, outcome.prompts)
+        measured = evaluate(drafter, outcome.prompts)
     except Exception as problem:  # of any type: the drafter is exported already
         return Report(content, f"{type(problem).__name__}: {sentence(problem)}")
+    content["held_out"] = measured.tokens_per_step
+    content[CALIBRATION] = asdict(measured.calibration)
     content["seconds"] = round(time.monotonic() - started)
     update_report(job.out_dir, content)
     return Report(content)

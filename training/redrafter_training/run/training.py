@@ -20,7 +20,7 @@ from redrafter_training.data.vocab_mapping import choose_draft_vocabulary
 from redrafter_training.distributed import checkpoints
 from redrafter_training.distributed.context import LocalContext, TrainContext
 from redrafter_training.hidden_states.target import open_cached_target
-from redrafter_training.run.evaluation import TokensPerStep, tokens_per_step
+from redrafter_training.run.evaluation import HeldOutFigures, held_out_figures
 from redrafter_training.run.feed import Feed, FeedSettings, holds_conversations, open_feed
 from redrafter_training.run.finish import Evaluate, Outcome, Report, finish
 from redrafter_training.run.inputs import input_fingerprints
@@ -205,13 +205,13 @@ def _launch_here(
     context = LocalContext(job.checkpoints, device, interruption=interruption)
     target = deferred_target(job, config, context)
     outcome = train_worker(job, config, inputs, context, target)
-    return outcome, lambda drafter, prompts: tokens_per_step(target, drafter, prompts, config.beam_length)
+    return outcome, lambda drafter, prompts: held_out_figures(target, drafter, prompts, config.beam_length)
 
 
 def _evaluate(
     job: Job, config: DistillConfig, drafter: Drafter, prompts: Sequence[Tensor], device: torch.device
-) -> TokensPerStep:
-    return tokens_per_step(_load_target(job, config, device), drafter, prompts, config.beam_length)
+) -> HeldOutFigures:
+    return held_out_figures(_load_target(job, config, device), drafter, prompts, config.beam_length)
 
 
 def _prepare(job: Job, config: DistillConfig, inputs: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from redrafter_training.target.model import TargetModel
 from redrafter_vllm.config import MAX_BEAM_LENGTH, MAX_BEAM_WIDTH
-from redrafter_vllm.drafting.beam_search import beam_search
+from redrafter_vllm.drafting.beam_search import Beams, beam_search
 from redrafter_vllm.drafting.tree import DraftTree
 from redrafter_vllm.model.interface import DrafterInterface
 
@@ -49,14 +49,21 @@ class Acceptance:
 
 def accepted_depths(tree: DraftTree, future: Tensor) -> Tensor:
     """The number of tokens of `future` [B, T], those after the root, that form a path of the tree. [B]"""
+    return (tree.depths * graded_nodes(tree, future)[1]).amax(dim=1)
+
+
+def graded_nodes(tree: DraftTree, future: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether the walk along `future` [B, T] gets to a node's parent, and whether it accepts the node. [B, N] each"""
     on_path = torch.zeros_like(tree.tokens, dtype=torch.bool)
+    is_graded = torch.zeros_like(on_path)
     for node in range(tree.tokens.shape[1]):
         parent, depth = tree.parents[:, node], tree.depths[:, node]
         inside = (node < tree.num_nodes) & (depth <= future.shape[1])
         expected = future.gather(1, (depth - 1).clamp(0, future.shape[1] - 1)[:, None])[:, 0]
         reached = (parent < 0) | on_path.gather(1, parent.clamp(min=0)[:, None])[:, 0]
-        on_path[:, node] = inside & reached & (tree.tokens[:, node] == expected)
-    return (tree.depths * on_path).amax(dim=1)
+        is_graded[:, node] = inside & reached
+        on_path[:, node] = is_graded[:, node] & (tree.tokens[:, node] == expected)
+    return is_graded, on_path
 
 
 @torch.inference_mode()
@@ -67,20 +74,26 @@ def accepted_everywhere(
 
     `hidden` [n, H] are the target's hidden states of the text.
     """
-    context = hidden[start - 1 : -1]
+    beams, future = drafted_everywhere(target, drafter, hidden, text, start, drafting)
+    return accepted_depths(DraftTree.from_beams(beams, drafting.max_nodes), future)
+
+
+def drafted_everywhere(
+    target: TargetModel, drafter: DrafterInterface, hidden: Tensor, text: Tensor, start: int, drafting: Drafting
+) -> tuple[Beams, Tensor]:
+    """The beams of a step at each position, as in `accepted_everywhere`, and the text after each root, [roots, T]."""
     roots = text[start:]
     beams = beam_search(
         drafter,
         target.embedding,
-        context,
+        hidden[start - 1 : -1],
         roots,
         beam_width=drafting.beam_width,
         beam_length=drafting.beam_length,
     )
     # Past the end of the text nothing can be accepted: no token has id -1.
     padded = torch.cat([text[start + 1 :], text.new_full((drafting.beam_length,), -1)])
-    future = padded.unfold(0, drafting.beam_length, 1)[: len(roots)]
-    return accepted_depths(DraftTree.from_beams(beams, drafting.max_nodes), future)
+    return beams, padded.unfold(0, drafting.beam_length, 1)[: len(roots)]
 
 
 def count_steps(accepted: Sequence[int]) -> list[int]:
