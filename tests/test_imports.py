@@ -13,8 +13,8 @@ from tests.paths import ROOT
 # What lies directly in a package, lowest layer first.
 LAYERS = {
     "redrafter_vllm": (
-        "utils prompt_sets config request_settings checkpoint ops model drafting adaptive inspection chat integration "
-        "plugin bench cli __main__"
+        "utils prompt_sets config request_settings checkpoint ops model drafting adaptive inspection chat watch "
+        "integration plugin bench cli __main__"
     ),
     "redrafter_vllm.integration": (
         "versions method metrics start_errors target_support speculative_config vllm_interface "

@@ -2,7 +2,6 @@
 """Streamed answers of a server with the OpenAI interface, step by step."""
 
 import json
-import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
@@ -24,11 +23,19 @@ class ChatError(RuntimeError):
 
 @dataclass(frozen=True)
 class Piece:
-    """What one step of the engine emitted: `drafted` are accepted drafts, `own` is the target's token behind them."""
+    """What one step of the engine emitted: accepted drafts, and the target's token behind them."""
 
-    drafted: str
-    own: str
-    tokens: int
+    texts: tuple[str, ...]  # of each token
+
+    @property
+    def drafted(self) -> str:
+        """The accepted drafts."""
+        return "".join(self.texts[:-1])
+
+    @property
+    def own(self) -> str:
+        """The token that the target emitted itself."""
+        return self.texts[-1]
 
 
 @dataclass
@@ -41,13 +48,13 @@ class Figures:
     text: str = ""
     _first: int = field(default=0, repr=False)  # tokens of the first piece, which the prompt's pass emitted
 
-    def add(self, piece: Piece, since: float) -> None:
-        """Count a piece; `since` is when the first one came."""
-        self._first = self._first or piece.tokens
-        self.tokens += piece.tokens
+    def add(self, piece: Piece, seconds: float) -> None:
+        """Count a piece that came so many seconds after the first one."""
+        self._first = self._first or len(piece.texts)
+        self.tokens += len(piece.texts)
         self.steps += 1
-        self.seconds = time.monotonic() - since
-        self.text += piece.drafted + piece.own
+        self.seconds = seconds
+        self.text += "".join(piece.texts)
 
     @property
     def tokens_per_step(self) -> float | None:
@@ -72,7 +79,7 @@ class Server:
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._open = without_proxy().open
-        with self._request("/v1/models") as response:
+        with self.request("/v1/models") as response:
             served = json.load(response).get("data") or []
         if not served:
             raise ChatError(f"{self.url} serves no model")
@@ -80,8 +87,15 @@ class Server:
 
     def answer(self, messages: Sequence[Message], **sampling: Any) -> Generator[Piece, None, None]:
         """The pieces of the answer to a conversation. Closing the iterator aborts the request."""
-        body = {"model": self.model, "messages": list(messages), "stream": True, "logprobs": True, "top_logprobs": 0}
-        with self._request("/v1/chat/completions", body | sampling) as response:
+        body = {"messages": list(messages), "logprobs": True, "top_logprobs": 0}
+        return self._stream("/v1/chat/completions", body | sampling)
+
+    def continued(self, text: str, **sampling: Any) -> Generator[Piece, None, None]:
+        """The pieces that follow a text, for targets without a chat template."""
+        return self._stream("/v1/completions", {"prompt": text, "logprobs": 0} | sampling)
+
+    def _stream(self, path: str, body: Mapping[str, Any]) -> Generator[Piece, None, None]:
+        with self.request(path, {"model": self.model, "stream": True, **body}) as response:
             for line in response:
                 if not line.startswith(DATA) or line.startswith(DATA + END):
                     continue
@@ -92,7 +106,11 @@ class Server:
                     if piece := _piece(choice):
                         yield piece
 
-    def _request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The open response to a request, a POST if it has a body.
+
+        Raises ChatError where the server does not answer or refuses.
+        """
         data = None if body is None else json.dumps(body).encode()
         try:
             return self._open(Request(self.url + path, data, self._headers), timeout=TIMEOUT)
@@ -105,16 +123,22 @@ class Server:
 
 def _piece(choice: Mapping[str, Any]) -> Piece | None:
     """The piece in a choice of a chunk; None for the first chunk, which has the role alone, and the last."""
-    text = (choice.get("delta") or {}).get("content") or ""
-    tokens = (choice.get("logprobs") or {}).get("content") or []
-    if not text and not tokens:
-        return None
-    count, last = max(len(tokens), 1), str(tokens[-1]["token"]) if tokens else text
-    if count == 1:
-        return Piece("", text, 1)
-    # Where characters of several tokens were held back, the last token's text is not the end of the piece's.
-    own = last if text.endswith(last) else ""
-    return Piece(text[: len(text) - len(own)], own, count)
+    logprobs = choice.get("logprobs") or {}
+    if "delta" in choice:
+        text = (choice["delta"] or {}).get("content") or ""
+        tokens = [str(entry["token"]) for entry in logprobs.get("content") or []]
+    else:
+        text, tokens = choice.get("text") or "", list(map(str, logprobs.get("tokens") or []))
+    return Piece(_divided(text, tokens)) if text or tokens else None
+
+
+def _divided(text: str, tokens: Sequence[str]) -> tuple[str, ...]:
+    """What each token adds to the text, as far as it is known."""
+    if "".join(tokens) == text or len(tokens) < 2:
+        return tuple(tokens) if len(tokens) > 1 else (text,)
+    # Where characters of several tokens were held back, the tokens' texts are not the piece's.
+    own = tokens[-1] if text.endswith(tokens[-1]) else ""
+    return (text[: len(text) - len(own)], *[""] * (len(tokens) - 2), own)
 
 
 def _reason(error: HTTPError) -> str:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,30 @@ from redrafter_vllm.utils.local_server import HOST, free_port, is_healthy
 END_WITHIN = 20.0  # seconds
 
 
-def command(target: str, speculative: dict[str, Any], port: int, options: Sequence[str]) -> list[str]:
-    """The command line; `options` are further ones of `vllm serve`."""
+def command(target: str, speculative: dict[str, Any] | None, port: int, options: Sequence[str]) -> list[str]:
+    """The command line; without `speculative` nothing is drafted. `options` are further ones of `vllm serve`."""
     vllm = Path(sys.executable).with_name("vllm")
     start = [str(vllm)] if vllm.exists() else ["vllm"]
     place = ["--host", HOST, "--port", str(port)]
-    return [*start, "serve", target, "--speculative-config", json.dumps(speculative), *place, *options]
+    drafting = [] if speculative is None else ["--speculative-config", json.dumps(speculative)]
+    return [*start, "serve", target, *drafting, *place, *options]
 
 
 @contextmanager
 def serving(
-    target: str, speculative: dict[str, Any], options: Sequence[str], waiting: Callable[[float], None]
+    target: str,
+    speculative: dict[str, Any] | None,
+    options: Sequence[str],
+    waiting: Callable[[float], None],
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
     """Starts a server and yields its address; it has ended when the block is left.
 
     Args:
+        target: Folder or hub id.
+        speculative: vLLM's speculative config; None serves without drafts.
+        options: Further ones of `vllm serve`.
+        env: Variables that the server has beside those of this process.
         waiting: called several times a second with the seconds since the start.
 
     Raises ChatError where it does not start, with the last line of its log.
@@ -47,6 +56,7 @@ def serving(
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env={**os.environ, **(env or {})},
             )
         except OSError as error:
             raise ChatError(f"vllm cannot be started ({error.strerror}): is it installed here?") from None

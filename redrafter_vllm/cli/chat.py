@@ -5,22 +5,29 @@ Prompts come from standard input when it is no terminal: one line is one turn.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from typing import Any, TextIO
 
 from redrafter_vllm.chat.answers import ChatError, Figures, Server
 from redrafter_vllm.chat.own_server import serving
-from redrafter_vllm.utils.paths import user_place
+from redrafter_vllm.cli.asking import (
+    add_sampling,
+    add_server,
+    begin_of,
+    divided,
+    sampling_of,
+    speculative_of,
+    waiting_for,
+)
 from redrafter_vllm.utils.program import program
 
 ACCEPTED, DIM, PLAIN = "\033[30;42m", "\033[2m", "\033[0m"
 NEW, QUIT = "/new", "/quit"
-MAX_TOKENS = 512
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,16 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
         f"answer come tokens per step and per second. {NEW} begins a new conversation, {QUIT} or Ctrl-D ends.",
         epilog="Options after -- are passed to vllm serve, for instance: redrafter chat MODEL -- --max-model-len 2048",
     )
-    parser.add_argument("model", nargs="?", metavar="MODEL", type=user_place, help="start a server for this target")
-    parser.add_argument("--url", help="attach to a running server, for instance http://localhost:8000")
-    parser.add_argument("--drafter", type=user_place, default="redrafter", help="with MODEL: folder or hub id")
-    parser.add_argument(
-        "--speculative", type=json.loads, default={}, metavar="JSON", help="with MODEL: further drafting options"
-    )
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument("--seed", type=int, help="of sampling")
-    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="tokens of an answer, at most")
-    parser.add_argument("--system", help="system message")
+    add_server(parser)
+    add_sampling(parser)
     parser.add_argument(
         "--no-colour", action="store_true", help="mark accepted drafts with «»; also without a terminal"
     )
@@ -47,8 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    given = list(sys.argv[1:] if argv is None else argv)
-    own, passed_on = _divided(given)
+    own, passed_on = divided(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     arguments = parser.parse_args(own)
     if (arguments.model is None) == (arguments.url is None):
@@ -59,8 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ExitStack() as stack:
             url = arguments.url
             if url is None:
-                config = {"method": "redrafter", "model": arguments.drafter, **arguments.speculative}
-                url = stack.enter_context(serving(arguments.model, config, passed_on, _waiting))
+                server = serving(
+                    arguments.model, speculative_of(arguments), passed_on, partial(waiting_for, "vllm serve")
+                )
+                url = stack.enter_context(server)
                 if sys.stderr.isatty():
                     print(file=sys.stderr)
             return converse(Server(url, os.environ.get("OPENAI_API_KEY")), arguments, sys.stdin, sys.stdout)
@@ -72,26 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _divided(given: list[str]) -> tuple[list[str], list[str]]:
-    """Arguments before and behind the first `--`."""
-    place = given.index("--") if "--" in given else len(given)
-    return given[:place], given[place + 1 :]
-
-
-def _waiting(seconds: float) -> None:
-    """The seconds since the start; only at a terminal, where they overwrite each other."""
-    if sys.stderr.isatty():
-        print(f"\rstarting vllm serve, {seconds:.0f} s", end="", file=sys.stderr, flush=True)
-
-
 def converse(server: Server, arguments: argparse.Namespace, source: TextIO, screen: TextIO) -> int:
     """Turns until the input ends; an interrupted answer stays as far as it came."""
     colour = screen.isatty() and not arguments.no_colour
-    begin = [{"role": "system", "content": arguments.system}] if arguments.system else []
-    said: list[dict[str, str]] = list(begin)
-    sampling: dict[str, Any] = {"temperature": arguments.temperature, "max_tokens": arguments.max_tokens}
-    if arguments.seed is not None:
-        sampling["seed"] = arguments.seed
+    begin, sampling = begin_of(arguments), sampling_of(arguments)
+    said = list(begin)
     for prompt in _prompts(source, screen):
         if prompt == QUIT:
             break
@@ -139,7 +124,7 @@ def _answer(
         with closing(server.answer(said, **sampling)) as pieces:
             for piece in pieces:
                 since = since or time.monotonic()
-                figures.add(piece, since)
+                figures.add(piece, time.monotonic() - since)
                 drafted = f"{mark[0]}{piece.drafted}{mark[1]}" if piece.drafted else ""
                 print(drafted + piece.own, end="", file=screen, flush=True)
     except KeyboardInterrupt:

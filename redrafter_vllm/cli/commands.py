@@ -38,7 +38,10 @@ GROUPS: dict[str, Sequence[Command]] = {
         Command("trim", f"{TRAINING}.trim", "reduce a drafter's vocabulary to the most frequent tokens"),
         Command("fetch-smollm2", f"{TRAINING}.smollm2", "download SmolLM2-135M-Instruct, a small chat model"),
     ),
-    "Trying it": (Command("chat", "redrafter_vllm.cli.chat", "talk to a model, accepted drafts in colour"),),
+    "Trying it": (
+        Command("watch", "redrafter_vllm.cli.watch", "plain decoding beside ReDrafter, with the draft trees"),
+        Command("chat", "redrafter_vllm.cli.chat", "talk to a model, accepted drafts in colour"),
+    ),
     "Drafters": (
         Command("inspect", "redrafter_vllm.cli.inspect", "what a drafter is, and the trees that it draws for a prompt"),
         Command("convert", "redrafter_vllm.checkpoint.convert", "write a checkpoint of any layout in Apple's"),

@@ -159,9 +159,10 @@ def test_colours(fake: FakeServer) -> None:
 
 def test_figures_by_hand() -> None:
     figures = Figures()
-    for piece in (Piece("", "a", 1), Piece("b", "c", 3), Piece("", "d", 1)):
-        figures.add(piece, 0.0)
-    assert (figures.tokens, figures.steps, figures.tokens_per_step) == (5, 3, 2.0)
+    for seconds, piece in enumerate((Piece(("a",)), Piece(("b", "b", "c")), Piece(("d",)))):
+        figures.add(piece, seconds)
+    assert (figures.tokens, figures.steps, figures.tokens_per_step, figures.tokens_per_second) == (5, 3, 2.0, 2.0)
+    assert figures.text == "abbcd"
     assert Figures().tokens_per_step is None and Figures().tokens_per_second is None
 
 

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streaming an answer into a recording, while something else draws it."""
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redrafter_vllm.chat.answers import ChatError, Message, Piece, Server
+from redrafter_vllm.watch import engine_trees
+from redrafter_vllm.watch.recording import Recording, Step, with_trees
+
+WARM_UP_TOKENS = 8
+DRAFTS_OFF = {"redrafter": {"enabled": False}}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What both sides are asked."""
+
+    prompt: str
+    is_text: bool  # to be continued, not a turn of a chat
+    begin: Sequence[Message]  # messages before it
+    sampling: Mapping[str, Any]
+
+    def ask(self, server: Server, **further: Any) -> Iterator[Piece]:
+        """The pieces of the answer; `further` are fields of the request."""
+        fields = {**self.sampling, **further}
+        if self.is_text:
+            return server.continued(self.prompt, **fields)
+        return server.answer([*self.begin, {"role": "user", "content": self.prompt}], **fields)
+
+
+def measure_plain(server: Server, question: Question, recording: Recording, watching: Callable[[], None]) -> None:
+    """Record an answer without drafts; each of its tokens is a step of its own. See `measure`."""
+    _stream(server, question, recording, watching, DRAFTS_OFF)
+
+
+def measure(server: Server, question: Question, recording: Recording, watching: Callable[[], None]) -> None:
+    """Record an answer with drafts, and the trees if the server reports them.
+
+    Args:
+        server: Is asked for a few tokens before, so that costs of the first request are not counted.
+        question: Prompt and sampling.
+        recording: Gets the steps as they arrive, and again with their trees at the end.
+        watching: Called several times a second meanwhile.
+
+    Raises ChatError where the server refuses or ends the answer.
+    """
+    name = uuid.uuid4().hex
+    reports = engine_trees.start_recording(server)
+    try:
+        _stream(server, question, recording, watching, {"request_id": name})
+    finally:
+        trees = engine_trees.stop_recording(server, name) if reports else []
+    joined = with_trees(recording.steps, trees) if reports else None
+    if joined is not None:
+        recording.steps = joined
+    recording.no_trees = "" if joined else engine_trees.NOT_MATCHED if reports else engine_trees.NOT_REPORTED
+
+
+def _stream(
+    server: Server,
+    question: Question,
+    recording: Recording,
+    watching: Callable[[], None],
+    further: Mapping[str, Any],
+) -> None:
+    warm_up = {**further, "max_tokens": WARM_UP_TOKENS}
+    warm_up.pop("request_id", None)
+    for _ in question.ask(server, **warm_up):
+        pass
+    failure: list[BaseException] = []
+
+    def receive() -> None:
+        try:
+            _receive(question.ask(server, **further), recording, one_by_one=further is DRAFTS_OFF)
+        except BaseException as error:  # raised again by the caller's thread
+            failure.append(error)
+
+    receiving = threading.Thread(target=receive, daemon=True)
+    receiving.start()
+    while receiving.is_alive():
+        watching()
+        receiving.join(0.25)
+    if failure:
+        raise failure[0]
+    if len(recording.tokens) < 2:
+        raise ChatError("the answer ended before its second token: there is nothing to compare, try another prompt")
+    recording.ended = True
+    watching()
+
+
+def _receive(pieces: Iterator[Piece], recording: Recording, *, one_by_one: bool) -> None:
+    first: float | None = None
+    for piece in pieces:
+        now = time.perf_counter()
+        first = now if first is None else first
+        # Without drafts a piece of several tokens is several steps that arrived together.
+        emitted = [(text,) for text in piece.texts] if one_by_one else [piece.texts]
+        recording.steps += [Step(now - first, texts) for texts in emitted]
