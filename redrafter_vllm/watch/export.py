@@ -56,7 +56,8 @@ class Exporter:
     def _svg(self, path: Path) -> None:
         """The moment at which the faster side has ended."""
         console = self._console()
-        console.print(self._view(console, self.race.first_end))
+        at = self.race.first_end
+        console.print(View(console, self.width, self.height).at(self.race, at, title_at(self.race, at, 1)))
         # Rich names fonts to be fetched from elsewhere; the reader's monospaced one takes their place.
         write_text(path, FONT_FACE.sub("", console.export_svg(title=TITLE, theme=SVG_EXPORT_THEME)))
 

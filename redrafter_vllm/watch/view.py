@@ -20,7 +20,7 @@ DEPTHS = ("black on #a6e3a1", "black on #74c7ec", "black on #cba6f7", "black on 
 QUIET = "bright_black"
 WIDE = 100  # columns from which the tree stands beside the answers
 FRAME = 4  # columns of a panel's border and padding
-AROUND = 4  # lines of title, legend and prompt around the panels
+AROUND = 3  # lines around the panels: title, prompt, legend
 FIGURES = 3  # lines of figures in a panel, with the blank one before
 
 

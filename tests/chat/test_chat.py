@@ -3,12 +3,9 @@
 
 import json
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,66 +13,15 @@ from redrafter_vllm.chat import own_server
 from redrafter_vllm.chat.answers import ChatError, Figures, Piece, Server
 from redrafter_vllm.cli import chat
 from redrafter_vllm.utils.local_server import is_healthy
+from tests.chat.fake_server import FakeServer, faking
 
 ANSWERS = [[["The"], [" sky", " is", " blue"], ["."]], [["Yes"], [", really"]]]
 
 
-class Fake(BaseHTTPRequestHandler):
-    """Streams the next of `ANSWERS`, a chunk per step, and keeps what was asked."""
-
-    server: "FakeServer"
-
-    def do_GET(self) -> None:
-        self._json({"data": [{"id": "chat-model"}]} if self.path == "/v1/models" else {}, 200)
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(asked)
-        if "too long" in asked["messages"][-1]["content"]:
-            self._json({"error": {"message": "the context holds 10 tokens"}}, 400)
-            return
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.end_headers()
-        self._event({"choices": [{"delta": {"role": "assistant", "content": ""}}]})
-        for step in ANSWERS[len(self.server.asked) - 1]:
-            logprobs = {"content": [{"token": token, "logprob": -0.1} for token in step]}
-            self._event({"choices": [{"delta": {"content": "".join(step)}, "logprobs": logprobs}]})
-        if "fail" in asked["messages"][-1]["content"]:
-            self._event({"error": {"message": "the engine died"}})
-        self._event({"choices": [{"delta": {}, "finish_reason": "stop"}]})
-        self.wfile.write(b"data: [DONE]\n\n")
-
-    def _event(self, content: dict[str, Any]) -> None:
-        self.wfile.write(b"data: " + json.dumps(content).encode() + b"\n\n")
-
-    def _json(self, content: dict[str, Any], status: int) -> None:
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(json.dumps(content).encode())
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-class FakeServer(ThreadingHTTPServer):
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Fake)
-        self.asked: list[dict[str, Any]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
 @pytest.fixture
 def fake() -> Iterator[FakeServer]:
-    with FakeServer() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with faking(ANSWERS) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def talk(fake: FakeServer, *arguments: str, said: str) -> tuple[int, str]:
@@ -113,7 +59,7 @@ def test_a_new_conversation_and_the_end(fake: FakeServer) -> None:
 def test_refusals_are_sentences(fake: FakeServer) -> None:
     with pytest.raises(ChatError, match="status 400: the context holds 10 tokens"):
         talk(fake, said="too long\n")
-    fake.asked.clear()
+    fake.calls.clear()
     with pytest.raises(ChatError, match="the engine died"):
         talk(fake, said="fail\n")
     with pytest.raises(ChatError, match="is vllm serve running there"):
@@ -136,7 +82,7 @@ def test_at_a_terminal_a_refused_turn_is_forgotten(
             return True
 
     monkeypatch.setattr("builtins.input", typed)
-    fake.asked.clear()
+    fake.calls.clear()
     given = chat.build_parser().parse_args(["--url", fake.url])
     screen = Terminal()
     # The refused turn was asked first, so the fake's second answer comes.

@@ -18,8 +18,12 @@ from urllib.error import HTTPError
 import pytest
 from openai import BadRequestError, OpenAI
 
+from redrafter_vllm.chat.answers import Server
 from redrafter_vllm.integration.frontend.prometheus import ACCEPTED, COUNTERS
 from redrafter_vllm.utils.local_server import free_port
+from redrafter_vllm.watch import engine_trees
+from redrafter_vllm.watch.measure import Question, measure, measure_plain
+from redrafter_vllm.watch.recording import Recording
 from tests.engine.chat import TEMPLATE, chat_prompts, texts
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import params
@@ -60,7 +64,7 @@ def server(asset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     port, log = free_port(), tmp_path_factory.mktemp("serve") / "log"
     options = "--dtype float32 --max-model-len 256 --max-num-seqs 8 --enforce-eager --kv-cache-memory-bytes 67108864"
     own = ["--chat-template", TEMPLATE, "--override-generation-config", json.dumps(DEFAULTS)]
-    own += ["--structured-outputs-config", json.dumps(GRAMMARS)]
+    own += ["--structured-outputs-config", json.dumps(GRAMMARS), *engine_trees.OPTIONS]
     command = [Path(sys.executable).with_name("vllm"), "serve", asset, "--speculative-model", "redrafter"]
     environment = {key: value for key, value in os.environ.items() if key != "VLLM_ENABLE_V1_MULTIPROCESSING"}
     environment["VLLM_SERVER_DEV_MODE"] = "1"  # with it a server has /collective_rpc
@@ -251,6 +255,35 @@ def test_another_drafter_under_a_running_server(server: str, client: OpenAI, ass
     reload(served)
     assert complete() == (whole, steps)
     assert steps < 33
+
+
+@pytest.mark.parametrize("is_text", [True, False], ids=["text", "chat"])
+def test_watching(server: str, is_text: bool) -> None:
+    """What `redrafter watch --url` records: the same tokens on both sides, and the tree of every step."""
+    question = Question(PROMPTS[0], is_text, [], {"max_tokens": 24, "temperature": 0})
+    plain, drafted = Recording("plain"), Recording("drafted")
+    measure_plain(Server(server), question, plain, lambda: None)
+    measure(Server(server), question, drafted, lambda: None)
+    assert plain.tokens == drafted.tokens and len(plain.tokens) == len(plain.steps) == 24 > len(drafted.steps)
+    assert drafted.no_trees == "" and drafted.steps[0].tree is None
+    assert [step.tree.root for step in drafted.steps[1:] if step.tree] == [
+        step.texts[-1] for step in drafted.steps[:-1]
+    ]
+    # What one request recorded is not kept for the next.
+    assert engine_trees.stop_recording(Server(server), "") == []
+
+
+def test_reported_trees_spell_the_answer(server: str) -> None:
+    """Texts of the nodes as the server decodes them, against the stream's."""
+    assert engine_trees.start_recording(Server(server))
+    question = Question(PROMPTS[0], True, [], {"max_tokens": 24, "temperature": 0, "request_id": "watched"})
+    texts = [text for piece in question.ask(Server(server)) for text in piece.texts]
+    place = 1
+    for tree in engine_trees.stop_recording(Server(server), "watched"):
+        accepted = [tree.nodes[node] for node in tree.path]
+        assert texts[place : place + len(accepted)] == accepted[: len(texts) - place]
+        place += tree.num_emitted
+    assert place >= len(texts) == 24
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str, stdin: str = "") -> None:
