@@ -35,7 +35,7 @@ class Question:
 
 def measure_plain(server: Server, question: Question, recording: Recording, watching: Callable[[], None]) -> None:
     """Record an answer without drafts; each of its tokens is a step of its own. See `measure`."""
-    _stream(server, question, recording, watching, DRAFTS_OFF)
+    _stream(server, question, recording, watching, DRAFTS_OFF, one_by_one=True)
 
 
 def measure(server: Server, question: Question, recording: Recording, watching: Callable[[], None]) -> None:
@@ -52,7 +52,7 @@ def measure(server: Server, question: Question, recording: Recording, watching: 
     name = uuid.uuid4().hex
     reports = engine_trees.start_recording(server)
     try:
-        _stream(server, question, recording, watching, {"request_id": name})
+        _stream(server, question, recording, watching, {"request_id": name}, one_by_one=False)
     finally:
         trees = engine_trees.stop_recording(server, name) if reports else []
     joined = with_trees(recording.steps, trees) if reports else None
@@ -67,16 +67,16 @@ def _stream(
     recording: Recording,
     watching: Callable[[], None],
     further: Mapping[str, Any],
+    *,
+    one_by_one: bool,
 ) -> None:
-    warm_up = {**further, "max_tokens": WARM_UP_TOKENS}
-    warm_up.pop("request_id", None)
-    for _ in question.ask(server, **warm_up):
+    for _ in question.ask(server, **{**further, "max_tokens": WARM_UP_TOKENS, "request_id": uuid.uuid4().hex}):
         pass
     failure: list[BaseException] = []
 
     def receive() -> None:
         try:
-            _receive(question.ask(server, **further), recording, one_by_one=further is DRAFTS_OFF)
+            _receive(question.ask(server, **further), recording, one_by_one=one_by_one)
         except BaseException as error:  # raised again by the caller's thread
             failure.append(error)
 

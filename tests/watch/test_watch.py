@@ -63,6 +63,7 @@ def test_what_is_asked_and_recorded(fake: FakeServer) -> None:
     assert [asked["max_tokens"] for asked in fake.asked] == [8, 9, 8, 9]
     assert [asked.get("redrafter") for asked in fake.asked] == [{"enabled": False}] * 2 + [None] * 2
     assert all(asked["messages"][0]["content"] == "Be brief." for asked in fake.asked)
+    assert len({asked.get("request_id") for asked in fake.asked}) == 4  # the last one's trees are its own
     assert [call["method"] for path, call in fake.calls if path == "/collective_rpc"] == [
         "start_tree_recording",
         "stop_tree_recording",
