@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _watch(arguments, passed_on)
         return 0
     except (ChatError, ExportError, PlaceError) as error:
-        print(error, file=sys.stderr)
+        hint = " (--text continues the prompt instead)" if "chat template" in str(error) else ""
+        print(f"{error}{hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; servers that were started have ended", file=sys.stderr)

@@ -10,6 +10,9 @@ from typing import Any
 
 Steps = Sequence[Sequence[str]]  # the tokens of each step of an answer
 
+# What refuses a request, by a part of its prompt.
+REFUSALS = {"too long": "the context holds 10 tokens", "no template": "you must provide a chat template"}
+
 
 class _Fake(BaseHTTPRequestHandler):
     server: "FakeServer"
@@ -30,8 +33,8 @@ class _Fake(BaseHTTPRequestHandler):
     def _complete(self, asked: dict[str, Any]) -> None:
         is_chat = "messages" in asked
         said = asked["messages"][-1]["content"] if is_chat else asked["prompt"]
-        if "too long" in said:
-            self._json({"error": {"message": "the context holds 10 tokens"}}, 400)
+        if refusal := next((why for part, why in REFUSALS.items() if part in said), None):
+            self._json({"error": {"message": refusal}}, 400)
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")

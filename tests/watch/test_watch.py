@@ -115,11 +115,13 @@ def test_a_server_for_each_side(fake: FakeServer, capsys: pytest.CaptureFixture[
     assert "This server does not report its" in capsys.readouterr().out
 
 
-def test_mistakes_cost_no_request(fake: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_sentences(fake: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     there = tmp_path / "there.html"
     there.touch()
     assert watch.main(["--url", fake.url, "--export", str(there)]) == 1
     assert "exists" in capsys.readouterr().err and fake.calls == []
+    assert watch.main(["--url", fake.url, "--prompt", "no template"]) == 1
+    assert "--text continues the prompt instead" in capsys.readouterr().err
     assert watch.main(["--url", "http://127.0.0.1:1"]) == 1
     assert "is vllm serve running there" in capsys.readouterr().err
 
