@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/reference/compatibility.md and docs/reference/reported_cases.md: no row without a test that exists."""
+"""The pages whose tables end with the test that shows a row: no row without a test that exists."""
 
 import ast
 import re
@@ -8,18 +8,19 @@ import pytest
 
 from tests.paths import ROOT
 
-PAGES = ("compatibility.md", "reported_cases.md")
+PAGES = ("reference/compatibility.md", "reference/reported_cases.md", "exactness.md", "cluster.md")
 
 
 def rows(page: str) -> list[tuple[str, str]]:
-    """Feature or case and the tests named for it, of every table of a page."""
-    text = (ROOT / "docs" / "reference" / page).read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if line.startswith("|")]
+    """Feature, case or step and the tests named for it, of every table of a page."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    bodies = re.findall(r"^\|(?:---\|)+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    lines = [line for body in bodies for line in body.splitlines()]
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    return [(row[0], row[-1]) for row in cells if row[0] not in ("feature", "case", "---")]
+    return [(row[0], row[-1]) for row in cells]
 
 
-@pytest.mark.parametrize(("page", "min_rows"), [("compatibility.md", 40), ("reported_cases.md", 25)])
+@pytest.mark.parametrize(("page", "min_rows"), zip(PAGES, (40, 25, 12, 3), strict=True))
 def test_page_has_rows(page: str, min_rows: int) -> None:
     assert len(rows(page)) > min_rows
 

@@ -109,6 +109,18 @@ def test_dotted_names_exist(document: Path) -> None:
             assert index == name.count("."), f"{name} names more than a module and an attribute"
 
 
+@pytest.mark.parametrize("document", CURRENT, ids=ids(CURRENT))
+def test_lists_are_lists_in_the_site(document: Path) -> None:
+    """There a list begins behind an empty line, and what is nested in an item is indented by four spaces."""
+    before = ""
+    for line in prose(document).splitlines():
+        if item := re.match(r"( *)(?:[-*]|\d+\.) ", line):
+            assert len(item[1]) % 4 == 0, f"{line}: indent by four spaces"
+            starts = before and not before.startswith(" ") and not re.match(r"(?:[-*]|\d+\.) ", before)
+            assert not starts, f"{line}: an empty line belongs before the list"
+        before = line
+
+
 def test_documents_named_in_sources_exist() -> None:
     for folder in ("redrafter_vllm", *FOLDERS):
         for source in (ROOT / folder).rglob("*.py"):
