@@ -39,7 +39,7 @@ class DraftingConfig:
         beam_width: W, beams kept at every step, 1 to 64. 1 drafts a plain chain.
         beam_length: T, drafted tokens per beam, 1 to 32; the root (already sampled by the target) is not counted.
         num_speculative_tokens: N, node slots of the prefix tree, 1 to 128; the most probable nodes get them. More than
-            W·T could never be filled and are cut to that. 0 means the default, min(W·T, 16), at least T.
+            W·T could never be filled and are cut to that. Left out (here: 0) it is min(W·T, 16), at least T.
         logits_top_k: Renormalise over the drafter's highest N logits, as Apple's implementation does with 50; None uses
             the full softmax.
         drafter_quantization: "fp8" or "int8" keeps the drafter's matrices in 8 bits; None in the target's type. The
