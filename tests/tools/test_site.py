@@ -27,6 +27,9 @@ def test_links_out_of_the_documents() -> None:
         f"[e](#own)\n{fenced}"
     )
     assert relinked("[a](../../README.md)", "docs/dev/log.md", "dev/log.md") == "[a](../source/README.md)"
+    # A document that is named by its file has its title in the site.
+    named = relinked("[serving.md](serving.md#load)", "docs/choosing.md", "choosing.md")
+    assert named == "[Serving](serving.md#load)"
     # A document outside docs/, shown below source/.
     text = "[a](docs/serving.md#load) ![b](docs/assets/x.svg) [c](training/redrafter_training)"
     assert relinked(text, "README.md", "source/README.md") == (

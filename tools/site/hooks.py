@@ -8,6 +8,7 @@ could lead to, so the site holds the linked files, and the files that those docu
 import posixpath
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = "docs"
 SOURCE = "source"
-LINK = re.compile(r"(\[[^\]]*\]\()([^)\s]+)\)")
+LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml", ".json": "json", ".sh": "bash"}
 NOT_SEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
@@ -90,19 +91,32 @@ def is_document(path: str) -> bool:
 
 
 def relinked(text: str, path: str, src_uri: str) -> str:
-    """`text`, the document `path` shown at `src_uri`, with links that hold in the site."""
-    folder = posixpath.dirname(src_uri)
+    """`text`, the document `path` shown at `src_uri`, with links that hold in the site.
+
+    A document that is named by its file has its title there.
+    """
+    folder = posixpath.dirname(src_uri) or "."
 
     def replace(match: re.Match[str]) -> str:
-        before, link = match.groups()
+        shown, link = match.groups()
         target = target_of(link, path)
         if target is None:
             return match[0]
+        if shown.endswith(".md") and target.endswith(".md"):
+            shown = title_of(target)
         place = target.removeprefix(f"{DOCS}/") if is_document(target) else page_of(target)
         _, hash_sign, anchor = link.partition("#")
-        return f"{before}{posixpath.relpath(place, folder or '.')}{hash_sign}{anchor})"
+        return f"[{shown}]({posixpath.relpath(place, folder)}{hash_sign}{anchor})"
 
     return outside_fences(text, lambda part: LINK.sub(replace, part))
+
+
+@cache
+def title_of(path: str) -> str:
+    """The first heading of a document of the repository; the path where there is none, or no such document."""
+    place = ROOT / path
+    heading = re.search(r"^# +(.+)$", place.read_text(encoding="utf-8"), re.MULTILINE) if place.is_file() else None
+    return heading[1] if heading else path
 
 
 def outside_fences(text: str, change: Callable[[str], str]) -> str:
