@@ -82,6 +82,10 @@ def test_files_of_openings(tmp_path: Path) -> None:
     path.write_text("  Write a test\n\nExplain why ")
     assert load_openings(str(path)) == ("Write a test", "", "Explain why")
     assert load_openings(None) == ("",)
+    assert load_openings(str(path), 0.5) == ("", "Write a test", "", "", "", "Explain why")
+    mixed = load_openings("general", 0.42)
+    assert [line for line in mixed if line] == [line for line in general if line]
+    assert len(general) / len(mixed) == pytest.approx(0.42, abs=0.003)
     path.write_text("\n \n")
     with pytest.raises(DataError, match="has no words"):
         load_openings(str(path))

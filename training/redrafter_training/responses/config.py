@@ -59,6 +59,7 @@ class PromptJob(EngineSettings):
         max_prompt: maximum number of tokens of a prompt; longer ones are left out.
         openings: `general`, or a file with the first words of a prompt on each line, used in turn: the target then
             invents other kinds of prompts than by itself. An empty line leaves the beginning to the target.
+        opening_share: the part of the prompts that begin with a line of `openings`; the target begins the others.
         seed: of all sampling.
         chat_template: `vicuna`, or a file of Jinja source (default: the tokenizer's own).
         chat_template_kwargs: variables for the chat template, as JSON.
@@ -73,12 +74,15 @@ class PromptJob(EngineSettings):
     temperature: float = 1.0
     max_prompt: int = 160
     openings: str | None = None
+    opening_share: float = 1.0
     seed: int = 0
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         expand_places(self, "target", "out", "chat_template", "openings")
+        if not 0.01 <= self.opening_share <= 1:
+            raise ValueError(f"opening_share must be between 0.01 and 1, got {self.opening_share}")
         if min(self.count, self.max_prompt) < 1:
             raise ValueError(f"count and max_prompt must be at least 1, got {self.count} and {self.max_prompt}")
         if not 0 < self.temperature < math.inf:

@@ -40,7 +40,7 @@ def _invent(job: PromptJob, tokenizer: PreTrainedTokenizerBase, settings: dict[s
     if len(found.prompts) >= job.count:
         return found
     template = resolve_chat_template(tokenizer, job.chat_template, job.chat_template_kwargs)
-    beginnings = Beginnings(template, tokenizer, load_openings(job.openings))
+    beginnings = Beginnings(template, tokenizer, load_openings(job.openings, job.opening_share))
     tokens = (job.count - len(found.prompts)) * job.max_prompt // 2
     window = beginnings.longest + job.max_prompt
     engine = make_engine(job, tokenizer, window=window, tokens=tokens, progress=True)
@@ -63,7 +63,7 @@ def _settings(job: PromptJob) -> dict[str, Any]:
         "chat_template": template_fingerprint(job.chat_template),
     }
     if job.openings is not None:  # a file without openings goes on as before there were any
-        settings["openings"] = hashlib.sha256("\n".join(load_openings(job.openings)).encode()).hexdigest()
+        settings["openings"] = hashlib.sha256("\n".join(load_openings(job.openings, job.opening_share)).encode()).hexdigest()
     return settings
 
 
