@@ -74,8 +74,14 @@ def imported_names() -> Iterator[tuple[str, str]]:
                 yield from ((f"{node.module}:{alias.name}", file.name) for alias in node.names)
 
 
+# What vLLM documents for its users; whoever calls it needs no list.
+PUBLIC = {"vllm:LLM", "vllm:SamplingParams"}
+
+
 def test_no_unlisted_name_is_imported() -> None:
-    known = {entry.target for entry in VLLM_NAMES} | {entry.module.replace(".", ":", 1) for entry in VLLM_NAMES}
+    known = (
+        PUBLIC | {entry.target for entry in VLLM_NAMES} | {entry.module.replace(".", ":", 1) for entry in VLLM_NAMES}
+    )
     modules = {entry.module for entry in VLLM_NAMES}
     names = list(imported_names())
     assert len(names) > 30

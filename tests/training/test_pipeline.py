@@ -74,7 +74,8 @@ def test_the_commands_as_they_can_be_typed(
     assert lines[1] == "python -m redrafter_training.smollm2"
     target = "~/.cache/redrafter/targets/SmolLM2-135M-Instruct"
     assert lines[3] == (
-        f"python -m redrafter_training.invent --target {target} --out 'made here/prompts.jsonl' --count 6400"
+        f"python -m redrafter_training.invent --target {target} --out 'made here/prompts.jsonl' --count 11000"
+        " --openings general --opening-share 0.42"
     )
     assert lines[5].endswith(
         "--data 'made here/prompts.jsonl' --out 'made here/responses' --window 1024 --shard-size 2048"

@@ -63,7 +63,9 @@ def _settings(job: PromptJob) -> dict[str, Any]:
         "chat_template": template_fingerprint(job.chat_template),
     }
     if job.openings is not None:  # a file without openings goes on as before there were any
-        settings["openings"] = hashlib.sha256("\n".join(load_openings(job.openings, job.opening_share)).encode()).hexdigest()
+        settings["openings"] = hashlib.sha256(
+            "\n".join(load_openings(job.openings, job.opening_share)).encode()
+        ).hexdigest()
     return settings
 
 
