@@ -11,7 +11,7 @@ import pytest
 from redrafter_vllm.cli.commands import COMMANDS
 from tests.paths import ROOT
 
-FOLDERS = ("docs", "tests", "tools", "benchmarks", "training")
+FOLDERS = ("docs", "examples", "tests", "tools", "benchmarks", "training")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.md"))])
 # Dated entries keep the names of their day.
 HISTORY = (ROOT / "docs" / "dev" / "log.md", ROOT / "CHANGELOG.md")
@@ -25,7 +25,7 @@ SCRIPT = re.compile(r"\bredrafter-[a-z0-9-]+\b")
 SUBCOMMAND = re.compile(r"(?:^|`|<\()redrafter ([A-Za-z][\w-]*)", re.MULTILINE)
 MAKE = re.compile(r"(?:^|`)(?:[A-Z_]+=\S+ )*make ([a-z]+)", re.MULTILINE)
 DOTTED = re.compile(r"\bredrafter_(?:vllm|training)(?:\.\w+)+")
-REPOSITORY_PATH = re.compile(r"(?:docs|tests|tools|benchmarks|training|redrafter_vllm)/[\w./-]*")
+REPOSITORY_PATH = re.compile(r"(?:deploy|docs|tests|tools|benchmarks|training|redrafter_vllm)/[\w./-]*")
 
 
 def ids(paths: list[Path]) -> list[str]:
@@ -74,6 +74,8 @@ def test_scripts_and_distributions_are_declared(document: Path) -> None:
     for file in ("pyproject.toml", "training/pyproject.toml", "tools/cpu_support/pyproject.toml"):
         project = tomllib.loads((ROOT / file).read_text(encoding="utf-8"))["project"]
         names |= {project["name"], *project.get("scripts", {})}
+    for image in (ROOT / "deploy").glob("Dockerfile*"):
+        names |= set(re.findall(r"docker build .* -t (\S+)", image.read_text(encoding="utf-8")))
     assert set(SCRIPT.findall(code(document))) <= names
 
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from openai import OpenAI
 
-from benchmarks.engine_process import running, tail
+from redrafter_vllm.bench.child import running, tail
 from redrafter_vllm.checkpoint.io import check_checkpoint
 from redrafter_vllm.model.drafter import Drafter, DrafterConfig
 from redrafter_vllm.utils.local_server import HOST, free_port, is_healthy
 from tests.engine.chat import TEMPLATE
 from tests.examples.files import ENVIRONMENT, command, run
-from tests.paths import ASSET
+from tests.paths import ASSET, ROOT
 
 QUESTION = "a loop"
 REPLICAS = ("0", "1")
@@ -32,7 +32,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     options = f"--host {HOST} --port {port} --dtype float32 --max-model-len 256 --max-num-seqs 8 --enforce-eager"
     given = command("two_replicas.sh", ASSET, *options.split(), "--kv-cache-memory-bytes", 1 << 26)
     started = time.monotonic()
-    with running([*given, "--chat-template", TEMPLATE], log, {**ENVIRONMENT, "VLLM_SERVER_DEV_MODE": "1"}) as process:
+    variables = {**ENVIRONMENT, "VLLM_SERVER_DEV_MODE": "1"}
+    with running([*given, "--chat-template", TEMPLATE], log, variables, ROOT) as process:
         while not is_healthy(f"http://{HOST}:{port}"):
             if process.poll() is not None or time.monotonic() - started > START_SECONDS:
                 pytest.fail(tail(log))
