@@ -23,6 +23,8 @@ PAGES = [ROOT / "README.md", *sorted(set((ROOT / "docs").rglob("*.md")) - {ROOT 
 
 RUNNABLE = ("", "bash", "python")
 NEEDS = {
+    "a Kubernetes cluster",
+    "a container engine",
     "a GPU",
     "a model",  # of the reader's own, or of the hub
     "a network",

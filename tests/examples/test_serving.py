@@ -7,6 +7,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,13 +17,15 @@ from redrafter_vllm.bench.child import running, tail
 from redrafter_vllm.checkpoint.io import check_checkpoint
 from redrafter_vllm.model.drafter import Drafter, DrafterConfig
 from redrafter_vllm.utils.local_server import HOST, free_port, is_healthy
+from tests.deploy.prometheus import scraping
+from tests.deploy.test_monitoring import queries
 from tests.engine.chat import TEMPLATE
 from tests.examples.files import ENVIRONMENT, command, run
 from tests.paths import ASSET, ROOT
 
 QUESTION = "a loop"
 REPLICAS = ("0", "1")
-START_SECONDS = 280.0
+START_SECONDS = 500.0
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,25 @@ def test_each_replica_drafts_and_gets_new_drafters(server: str, client: OpenAI, 
 
     run("hot_swap.py", served, server)
     assert {replica: answer(server, client, replica) for replica in REPLICAS} == trained
+
+
+def test_every_panel_of_the_dashboard_shows_the_replicas(server: str, client: OpenAI, tmp_path: Path) -> None:
+    """With the Prometheus of `deploy/`: figures within their bounds, and by engine where a panel says so."""
+    panels = queries()
+    with scraping(server, tmp_path) as query:
+        deadline = time.monotonic() + 120
+        while empty := [panel for panel in panels if not shows_figures(query(panel))]:
+            assert time.monotonic() < deadline, empty
+            for replica in REPLICAS:
+                answer(server, client, replica)
+            time.sleep(1)
+        tokens_per_step = query(panels[0])
+    assert {line["metric"]["engine"] for line in tokens_per_step} == set(REPLICAS)
+    assert all(1 < float(line["value"][1]) <= 5 for line in tokens_per_step)
+
+
+def shows_figures(series: list[dict[str, Any]]) -> bool:
+    return any(float(line["value"][1]) > 0 for line in series)  # NaN where nothing has been counted yet
 
 
 @pytest.mark.engine
