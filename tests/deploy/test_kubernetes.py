@@ -65,8 +65,9 @@ def test_the_service_and_the_monitor_select_the_pods() -> None:
     assert set(asked) <= ports.keys()
     assert TEMPLATE["metadata"]["annotations"]["prometheus.io/port"] == str(ports["http"])
     # vLLM ends requests in flight within this time, before the pod is killed.
+    pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
     limit = int(container["args"][container["args"].index("--shutdown-timeout") + 1])
-    assert 0 < limit < TEMPLATE["spec"]["terminationGracePeriodSeconds"]
+    assert 0 < limit and pause + limit < TEMPLATE["spec"]["terminationGracePeriodSeconds"]
 
 
 def test_claims_and_mounts_exist() -> None:
