@@ -67,7 +67,7 @@ def test_the_service_and_the_monitor_select_the_pods() -> None:
     # vLLM ends requests in flight within this time, before the pod is killed.
     pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
     limit = int(container["args"][container["args"].index("--shutdown-timeout") + 1])
-    assert 0 < limit and pause + limit < TEMPLATE["spec"]["terminationGracePeriodSeconds"]
+    assert limit > 0 and pause + limit < TEMPLATE["spec"]["terminationGracePeriodSeconds"]
 
 
 def test_claims_and_mounts_exist() -> None:
