@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--corpus", type=user_path, help="folder of Python files (default: the standard library)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--trust-remote-code", action="store_true", help="run code from the target's repository")
+    parser.add_argument(
+        "--reliability",
+        type=user_path,
+        metavar="PNG",
+        help="with chat prompts: draw how often nodes are accepted over how often that was estimated, by the drafter "
+        "and as adaptive serving corrects it; for the last number of beams",
+    )
     parser.add_argument("--card", action="store_true", help="add the results to the card in the drafter's folder")
     return parser
 
@@ -80,13 +88,15 @@ def _main(args: argparse.Namespace, parser: argparse.ArgumentParser, _: Interrup
     except ValueError as problem:
         parser.error(str(problem))
     folder = resolve_drafter(args.drafter, args.target)
+    if args.reliability is not None:
+        _check_reliability(args, parser)
     if args.card:
         check_card_place(folder)
     target = TargetModel(AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32, **trusted))
     drafter = Drafter.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(args.target, **trusted)
     if not args.prompts.isdigit():
-        figures = _evaluate_prompts(args, target, drafter, tokenizer, drafting, facts.longest)
+        figures = _evaluate_prompts(args, folder, target, drafter, tokenizer, drafting, facts.longest)
         if args.card:
             _write_results(args, folder, figures)
         return 0
@@ -112,8 +122,24 @@ def _main(args: argparse.Namespace, parser: argparse.ArgumentParser, _: Interrup
     return 0
 
 
+def _check_reliability(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Exits where the picture could not be drawn, before the target answers anything."""
+    if args.prompts.isdigit():
+        parser.error("--reliability needs chat prompts: give mt-bench, spec-bench or a file to --prompts")
+    if find_spec("matplotlib") is None:
+        parser.error("--reliability needs matplotlib: pip install matplotlib")
+    if args.reliability.exists():
+        parser.error(f"--reliability {args.reliability} exists: choose another file, or remove it")
+
+
 def _evaluate_prompts(
-    args: argparse.Namespace, target: Any, drafter: Any, tokenizer: Any, drafting: Sequence[Any], longest: float
+    args: argparse.Namespace,
+    folder: Path,
+    target: Any,
+    drafter: Any,
+    tokenizer: Any,
+    drafting: Sequence[Any],
+    longest: float,
 ) -> list[tuple[Any, dict[str, Any]]]:
     """Prints one line per shape of the draft; returns the shapes with their figures by group."""
     from redrafter_training.data.chat_templates import resolve_chat_template
@@ -141,7 +167,31 @@ def _evaluate_prompts(
         measured.append((shape, figures))
         by_group = {group: asdict(acceptance) for group, acceptance in figures.items()}
         print(strict_json.dumps(asdict(shape) | {"prompts": args.prompts} | by_group))
+    if args.reliability is not None:
+        _draw_reliability(args, folder, target, drafter, answered, drafting[-1])
     return measured
+
+
+def _draw_reliability(
+    args: argparse.Namespace, folder: Path, target: Any, drafter: Any, answered: Sequence[Any], shape: Any
+) -> None:
+    from redrafter_training.trainer.reliability import (
+        calibration_error,
+        estimate_steps,
+        plot_reliability,
+        reliability,
+    )
+    from redrafter_vllm.adaptive.stored import stored_calibration
+
+    texts = [(response.text.to(target.device), response.start) for response in answered]
+    estimates = estimate_steps(target, drafter, texts, shape, stored_calibration(folder))
+    curves = {
+        "drafter": reliability(estimates.drafter, estimates.is_accepted),
+        "adapted while serving": reliability(estimates.adapted, estimates.is_accepted),
+    }
+    plot_reliability(curves, args.reliability)
+    errors = {name: calibration_error(bins) for name, bins in curves.items()}
+    print(strict_json.dumps({"calibration_error": errors, "nodes": len(estimates.is_accepted)}))
 
 
 def _write_results(args: argparse.Namespace, folder: Path, measured: Sequence[tuple[Any, dict[str, Any]]]) -> None:
