@@ -4,7 +4,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, dropwhile
+from itertools import accumulate
 
 from redrafter_vllm.chat.answers import Figures, Piece
 
@@ -85,14 +85,14 @@ def with_trees(steps: Sequence[Step], verified: Sequence[VerifiedTree]) -> list[
 
     Args:
         steps: As they arrived. The first one is the prompt's pass, which verifies nothing.
-        verified: Of all steps of the request, in order; those without nodes before the first tree are the prompt's.
+        verified: Of all steps of the request, in order. The first one that emits a token is the prompt's last.
 
     Returns:
         None where the numbers of tokens do not fit.
     """
     texts = [text for step in steps for text in step.texts]
     arrived = [step.seconds for step in steps for _ in step.texts]
-    trees = [tree for tree in dropwhile(lambda tree: not tree.nodes, verified) if tree.num_emitted > 0]
+    trees = [tree for tree in verified if tree.num_emitted > 0][1:]
     ends = list(accumulate((tree.num_emitted for tree in trees), initial=1))
     surplus = sum(end >= len(texts) for end in ends) - 1  # steps behind the one with the last token
     if not 0 <= surplus <= UNRECEIVED_STEPS:

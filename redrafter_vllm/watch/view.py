@@ -102,6 +102,8 @@ class View:
         title = "draft tree"
         if tree is not None:
             title = f"step {number}: {len(tree.path)} of {len(tree.nodes)} drafts accepted"
+            if not tree.nodes:
+                title = f"step {number}: no draft was worth its time"
             body = self._drawn(tree, steps[-1], width - FRAME, height - 2)
         else:
             body = Text(_no_tree(recording, number), style=QUIET)

@@ -16,7 +16,7 @@ PROMPT = VerifiedTree((), (), (), 1)
 
 
 def test_steps_are_those_of_the_engine() -> None:
-    steps = with_trees(ARRIVED, [FIRST, SECOND, THIRD])
+    steps = with_trees(ARRIVED, [PROMPT, FIRST, SECOND, THIRD])
     assert steps is not None
     assert [(step.seconds, step.texts) for step in steps] == [
         (0.0, ("a",)),
@@ -31,19 +31,29 @@ def test_steps_are_those_of_the_engine() -> None:
 
 def test_what_is_no_step_of_decoding_is_left_out() -> None:
     chunk = VerifiedTree((), (), (), 0)
-    expected = with_trees(ARRIVED, [FIRST, SECOND, THIRD])
-    assert with_trees(ARRIVED, [chunk, PROMPT, FIRST, SECOND, THIRD]) == expected
-    assert with_trees(ARRIVED, [FIRST, SECOND, THIRD, SECOND]) == expected  # a step after the end
+    expected = with_trees(ARRIVED, [PROMPT, FIRST, SECOND, THIRD])
+    assert with_trees(ARRIVED, [chunk, chunk, PROMPT, FIRST, SECOND, THIRD]) == expected
+    assert with_trees(ARRIVED, [PROMPT, FIRST, SECOND, THIRD, SECOND]) == expected  # a step after the end
+
+
+def test_a_step_in_which_no_node_paid_is_a_step() -> None:
+    nothing = VerifiedTree((), (), (), 1)
+    steps = with_trees(ARRIVED, [PROMPT, nothing, FIRST, nothing])
+    assert steps is not None
+    assert [step.texts for step in steps] == [("a",), ("b",), ("c", "d"), ("e",)]
+    assert [step.num_drafts for step in steps] == [0, 0, 1, 0]
 
 
 @pytest.mark.parametrize("trees", [[], [FIRST], [FIRST, SECOND], [FIRST, THIRD, SECOND, SECOND, SECOND, SECOND]])
 def test_trees_of_another_answer_do_not_fit(trees: list[VerifiedTree]) -> None:
-    assert with_trees(ARRIVED, trees) is None
+    assert with_trees(ARRIVED, [PROMPT, *trees]) is None
 
 
 def test_accepted_nodes_have_the_streamed_text() -> None:
     """A tokenizer may take the blank from a token that it decodes alone."""
-    steps = with_trees([Step(0.0, ("a",)), Step(0.1, (" b", " c"))], [VerifiedTree(("b", "x"), (-1, -1), (0,), 2)])
+    steps = with_trees(
+        [Step(0.0, ("a",)), Step(0.1, (" b", " c"))], [PROMPT, VerifiedTree(("b", "x"), (-1, -1), (0,), 2)]
+    )
     assert steps is not None and steps[1].tree is not None
     assert steps[1].tree.nodes == (" b", "x")
 

@@ -11,15 +11,17 @@ from typing import Any, TypedDict
 
 from torch import Tensor
 from vllm.v1.worker.gpu.input_batch import InputBatch
-from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
-from redrafter_vllm.integration.worker.sampler import TreeSampler
+from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 
 MAX_STEPS = 10_000  # a forgotten recording must not fill the memory
 
 
 class RecordedTree(TypedDict):
-    """What one step verified of one request. Parent −1 is the root, the last token that the step before emitted."""
+    """What one step verified of one request. Parent −1 is the root, the last token that the step before emitted.
+
+    There are no nodes in a prompt's steps, and in those in which none paid.
+    """
 
     request: str  # vLLM's id, which contains that of the client
     tokens: list[int]  # of the nodes
@@ -29,56 +31,79 @@ class RecordedTree(TypedDict):
 
 
 @dataclass
-class _Step:
-    """The tensors of a step, on the device: reading them at once would make every step wait."""
+class _Drafts:
+    """The trees of a step and what was accepted of them."""
 
-    requests: list[str]
     tokens: Tensor  # [B, N]
     parents: Tensor  # [B, N]
     valid: Tensor  # [B, N]
     path: Tensor  # [B, T]
+
+    def by_request(self) -> list[tuple[list[int], list[int], list[int]]]:
+        """Tokens and parents of the nodes, and the accepted ones."""
+        counts = self.valid.sum(1).tolist()  # valid nodes are the first ones
+        rows = zip(counts, self.tokens.tolist(), self.parents.tolist(), self.path.tolist(), strict=True)
+        return [
+            (tokens[:count], parents[:count], [node for node in path if node >= 0])
+            for count, tokens, parents, path in rows
+        ]
+
+
+@dataclass
+class _Step:
+    """The tensors of a step, on the device: reading them at once would make every step wait."""
+
+    requests: list[str]
     num_sampled: Tensor  # [B]
+    drafts: _Drafts | None
 
     def trees(self) -> list[RecordedTree]:
-        found: list[RecordedTree] = []
-        for index, request in enumerate(self.requests):
-            count = int(self.valid[index].sum())  # valid nodes are the first ones
-            path = [node for node in self.path[index].tolist() if node >= 0]
-            tokens, parents = self.tokens[index, :count].tolist(), self.parents[index, :count].tolist()
-            found.append(
-                RecordedTree(
-                    request=request, tokens=tokens, parents=parents, path=path, emitted=int(self.num_sampled[index])
-                )
-            )
-        return found
+        emitted = self.num_sampled.tolist()
+        drawn = [([], [], [])] * len(emitted) if self.drafts is None else self.drafts.by_request()
+        return [
+            RecordedTree(request=request, tokens=tokens, parents=parents, path=path, emitted=count)
+            for request, (tokens, parents, path), count in zip(self.requests, drawn, emitted, strict=True)
+        ]
 
 
 class TreeRecorder:
-    """Takes the place of a runner's `TreeSampler` and keeps a copy of what each step verified."""
+    """Takes the place of a speculator's `propose`, the end of every step, and keeps what the step verified."""
 
-    def __init__(self, sampler: TreeSampler) -> None:
-        self.sampler = sampler
+    def __init__(self, speculator: RedrafterSpeculator) -> None:
+        self.speculator, self.propose = speculator, speculator.propose
         self.steps: list[_Step] = []
 
-    def __call__(self, logits: Tensor, input_batch: InputBatch, *args: Any) -> SamplerOutput:
-        output = self.sampler(logits, input_batch, *args)
-        step = self.sampler.speculator.step
-        if len(self.steps) < MAX_STEPS and step is not None and step.drafts is not None and step.walk is not None:
-            drafts = step.drafts  # views of buffers that the next step overwrites
-            self.steps.append(
-                _Step(
-                    requests=list(input_batch.req_ids),
-                    tokens=drafts.tokens.clone(),
-                    parents=drafts.parents.clone(),
-                    valid=drafts.valid.clone(),
-                    path=step.walk.path.clone(),
-                    num_sampled=output.num_sampled.clone(),
-                )
-            )
-        return output
+    def __call__(
+        self,
+        input_batch: InputBatch,
+        attn_metadata: Any,
+        slot_mappings: Any,
+        last_hidden_states: Tensor,
+        aux_hidden_states: list[Tensor] | None,
+        num_sampled: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        if len(self.steps) < MAX_STEPS and not kwargs.get("dummy_run"):
+            self.steps.append(_Step(list(input_batch.req_ids), num_sampled.clone(), self._drafts()))
+        return self.propose(
+            input_batch,
+            attn_metadata,
+            slot_mappings,
+            last_hidden_states,
+            aux_hidden_states,
+            num_sampled,
+            *args,
+            **kwargs,
+        )
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.sampler, name)
+    def _drafts(self) -> _Drafts | None:
+        step = self.speculator.step
+        if step is None or step.drafts is None or step.walk is None:
+            return None
+        drafts = step.drafts  # views of buffers that the next step overwrites
+        kept = (drafts.tokens, drafts.parents, drafts.valid, step.walk.path)
+        return _Drafts(*(tensor.clone() for tensor in kept))
 
 
 class TreeRecording:
@@ -93,15 +118,16 @@ class TreeRecording:
             ValueError: This engine does not draft with ReDrafter.
         """
         self.stop_tree_recording()
-        sampler = self.model_runner.rejection_sampler
-        if not isinstance(sampler, TreeSampler):
+        speculator = self.model_runner.speculator
+        if not isinstance(speculator, RedrafterSpeculator):
             raise ValueError("This engine does not draft with ReDrafter: it has no trees to record.")
-        self.model_runner.rejection_sampler = TreeRecorder(sampler)
+        # On the object: its class stays as it is, for every engine of the process.
+        speculator.__dict__["propose"] = TreeRecorder(speculator)
 
     def stop_tree_recording(self) -> list[RecordedTree]:
         """The trees since the start in the order of steps, none if nothing was recorded; waits for the device."""
-        recorder = self.model_runner.rejection_sampler
+        recorder = vars(self.model_runner.speculator or object).get("propose")
         if not isinstance(recorder, TreeRecorder):
             return []
-        self.model_runner.rejection_sampler = recorder.sampler
+        del recorder.speculator.__dict__["propose"]
         return [tree for step in recorder.steps for tree in step.trees()]
