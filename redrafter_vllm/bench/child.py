@@ -2,6 +2,7 @@
 """Child processes that end with the command that started them."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -11,11 +12,17 @@ from pathlib import Path
 
 from rich.console import Console
 
+from redrafter_vllm.utils.messages import one_line
+
 GRACE_SECONDS = 20.0
 NOTE_EVERY = 30.0
 
 # No benchmark needs the network: engines must not try it, nor send statistics.
 QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
+
+# What an error says: `SomeError: …`, argparse's `error: …`, pydantic's `Value error, …`.
+_REASON = re.compile(r"((?:\b[\w.]*(?:Error|Exception|Exit|error): |\bValue error, ).*?)(?: \[type=.*)?$")
+HINT = "Engine core initialization failed"  # in vLLM's last error, which refers to an earlier one
 
 
 class ChildError(RuntimeError):
@@ -86,6 +93,18 @@ def waiting(what: str, console: Console, limit: float, log: Path) -> Iterator[No
                 noted = now
             time.sleep(0.25)
     raise ChildError(f"{what} took more than {limit:.0f} s.\n{tail(log)}")
+
+
+def summary(error: ChildError) -> str:
+    """The error in one line: what failed, the reason that its log gives, and where the log is."""
+    what, *logged = str(error).splitlines()
+    if not logged:
+        return what
+    place, *lines = logged
+    found = [match for line in lines if HINT not in line and (match := _REASON.search(line)) is not None]
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    reason = found[-1].group(1) if found else last
+    return f"{what.rstrip('.')}: {one_line(reason.strip())} ({place.removeprefix('The end of ').rstrip(':')})"
 
 
 def tail(log: Path, lines: int = 25) -> str:

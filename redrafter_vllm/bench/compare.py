@@ -29,8 +29,10 @@ class Comparison:
         )
 
 
-def compare(expected: Sequence[Sequence[int]], actual: Sequence[Sequence[int]]) -> Comparison:
+def compare(expected: Sequence[Sequence[object]], actual: Sequence[Sequence[object]]) -> Comparison:
     """Compare outputs by request; a request's tokens count as the same up to its first difference.
+
+    Outputs may also be texts, whose characters then count instead of tokens.
 
     Raises:
         ValueError: The number of requests differs, or there are none.
@@ -52,6 +54,6 @@ def compare(expected: Sequence[Sequence[int]], actual: Sequence[Sequence[int]]) 
     )
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
     """Length of the longest common prefix."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

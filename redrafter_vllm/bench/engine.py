@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An engine in a separate process that generates on request, so that several engines can take turns."""
 
+import json
 import os
 import sys
 import traceback
@@ -32,6 +33,9 @@ class Job:
     prompts: list[list[int]]
     max_tokens: int
     env: Mapping[str, str] = field(default_factory=dict)
+    options: tuple[
+        str, ...
+    ] = ()  # of the engine, as on vLLM's command line; where there are some, `engine` is not used
 
 
 class Request(Protocol):
@@ -66,9 +70,19 @@ class EngineProcess:
         self._process.kill()
         self._process.join()
 
+    @property
+    def pid(self) -> int:
+        """Of the engine's process."""
+        assert self._process.pid is not None
+        return self._process.pid
+
     def wait_until_ready(self, limit: float = START_SECONDS) -> str:
         """The runner that vLLM chose: V1 or V2."""
         return self._receive(limit)
+
+    def is_ready(self, within: float) -> bool:
+        """Whether `wait_until_ready` would return at once, or raise, `within` so many seconds from now."""
+        return self._pipe.poll(within)
 
     def take(self, request: Request, finished: Finished = lambda number: None) -> dict[str, Any]:
         """The request's result; `finished` is told when requests to the engine finish."""
@@ -116,8 +130,23 @@ def _serve(job: Job, log: Path, pipe: Connection) -> None:
 def _start(job: Job) -> Any:
     from vllm import LLM, SamplingParams
 
-    llm = LLM(job.target, speculative_config=job.speculative, **job.engine)
+    if job.options:
+        llm = LLM.from_engine_args(_parsed(job))
+    else:
+        llm = LLM(job.target, speculative_config=job.speculative, **job.engine)
     # Costs of the first use belong to the start. Reversed prompts share no full cache block with the measured ones.
     warm_up = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, detokenize=False)
     llm.generate([{"prompt_token_ids": prompt[::-1]} for prompt in job.prompts[:2]], warm_up, use_tqdm=False)
     return llm
+
+
+def _parsed(job: Job) -> Any:
+    """vLLM's `EngineArgs`; a mistake in the options ends the process with the parser's message."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    given = ["--model", job.target, *job.options]
+    if job.speculative is not None:
+        given += ["--speculative-config", json.dumps(job.speculative)]
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    return EngineArgs.from_cli_args(parser.parse_args(given))

@@ -13,11 +13,15 @@ from redrafter_vllm.checkpoint.card import markdown_table
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: rows of texts, the first column to the left and the others to the right."""
+    """A table: rows of texts, the first `left` columns to the left and the others to the right.
+
+    A line break in the title of a column is for terminals.
+    """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    left: int = 1
 
     def __post_init__(self) -> None:
         if any(len(row) != len(self.columns) for row in self.rows):
@@ -27,14 +31,20 @@ class Grid:
         """For a terminal."""
         table = Table(title=self.title, title_justify="left")
         for number, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if number else "left")
+            # A figure that does not fit goes on in the next line: cut, it would be another figure.
+            table.add_column(column, justify="left" if number < self.left else "right", overflow="fold")
         for row in self.rows:
             table.add_row(*row)
         return table
 
     def markdown(self) -> str:
         """A Markdown table under its title."""
-        return f"**{self.title}**\n\n{markdown_table(self.columns, self.rows)}\n"
+        return f"**{self.title}**\n\n{markdown_table(self.plain_columns, self.rows)}\n"
+
+    @property
+    def plain_columns(self) -> list[str]:
+        """The titles of the columns without line breaks."""
+        return [column.replace("-\n", "-").replace("\n", " ") for column in self.columns]
 
 
 def figure(value: float | None, form: str = ".2f") -> str:
@@ -42,15 +52,22 @@ def figure(value: float | None, form: str = ".2f") -> str:
     return "–" if value is None else format(value, form)
 
 
-def plot(path: Path, draw: Callable[[Any], None]) -> list[Path]:
-    """The PNG that `draw` made on matplotlib's axes; none where matplotlib is not installed."""
+def drawn(draw: Callable[[Any], None], size: tuple[float, float] = (10, 5)) -> Any:
+    """The matplotlib `Figure`, of `size` inches, on whose axes `draw` has drawn; None without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        return []
-    drawing = Figure(figsize=(10, 5), layout="constrained")
+        return None
+    drawing = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(drawing)
     draw(drawing.subplots())
+    return drawing
+
+
+def plot(path: Path, draw: Callable[[Any], None]) -> list[Path]:
+    """The PNG that `draw` made on matplotlib's axes; none where matplotlib is not installed."""
+    if (drawing := drawn(draw)) is None:
+        return []
     drawing.savefig(path, dpi=120)
     return [path]

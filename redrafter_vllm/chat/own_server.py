@@ -5,27 +5,23 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from redrafter_vllm.chat.answers import ChatError
-from redrafter_vllm.utils.local_server import HOST, free_port, is_healthy
+from redrafter_vllm.utils.local_server import HOST, free_port, is_healthy, vllm_program
 
 END_WITHIN = 20.0  # seconds
 
 
 def command(target: str, speculative: dict[str, Any] | None, port: int, options: Sequence[str]) -> list[str]:
     """The command line; without `speculative` nothing is drafted. `options` are further ones of `vllm serve`."""
-    vllm = Path(sys.executable).with_name("vllm")
-    start = [str(vllm)] if vllm.exists() else ["vllm"]
     place = ["--host", HOST, "--port", str(port)]
     drafting = [] if speculative is None else ["--speculative-config", json.dumps(speculative)]
-    return [*start, "serve", target, *drafting, *place, *options]
+    return [vllm_program(), "serve", target, *drafting, *place, *options]
 
 
 @contextmanager

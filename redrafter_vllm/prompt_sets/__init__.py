@@ -26,6 +26,8 @@ class EvaluationPrompt:
 def load_prompts(source: str) -> list[EvaluationPrompt]:
     """The prompts of `mt-bench`, of `spec-bench`, or of a file of their form: a JSON object with `turns` per line.
 
+    A `prompt` alone is a first turn.
+
     Raises:
         PromptSetError: there is no such set or file, or a line has another form.
     """
@@ -47,7 +49,9 @@ def _prompt(where: str, line: str) -> EvaluationPrompt:
         value = strict_json.loads(line)
     except ValueError as problem:
         raise PromptSetError(f"{where} is not JSON ({problem})") from None
+    if isinstance(value, dict) and "turns" not in value and isinstance(value.get("prompt"), str):
+        value = {**value, "turns": [value["prompt"]]}
     turns = value.get("turns") if isinstance(value, dict) else None
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
-        raise PromptSetError(f'{where} has another form than {{"turns": [prompt, …]}}')
+        raise PromptSetError(f'{where} has another form than {{"turns": [prompt, …]}} or {{"prompt": prompt}}')
     return EvaluationPrompt(str(value.get("question_id", where)), str(value.get("category", "")), tuple(turns))

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An HTTP server on this machine: where it may listen, and whether it is ready."""
+"""An HTTP server on this machine: its program, where it may listen, whether it is ready."""
 
 import socket
+import sys
+from pathlib import Path
 from urllib.error import URLError
 from urllib.request import OpenerDirector, ProxyHandler, build_opener
 
@@ -13,6 +15,24 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
+
+
+def is_free(port: int) -> bool:
+    """Whether a server can listen on `port` now."""
+    with socket.socket() as probe:
+        # As servers do: a port whose last connections are only fading out is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def vllm_program() -> str:
+    """The program `vllm` beside this Python, else that of the PATH."""
+    beside = Path(sys.executable).with_name("vllm")
+    return str(beside) if beside.exists() else "vllm"
 
 
 def without_proxy() -> OpenerDirector:

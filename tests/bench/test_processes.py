@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from redrafter_vllm.bench.child import ChildError, run_to_end, running, tail
+from redrafter_vllm.bench.child import ChildError, run_to_end, running, summary, tail
 
 GRANDCHILD = """
 import subprocess, sys, time
@@ -76,3 +76,33 @@ def test_a_run_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 
 def test_tail_of_a_missing_log(tmp_path: Path) -> None:
     assert tail(tmp_path / "absent").endswith(":\n")
+
+
+@pytest.mark.parametrize(
+    ("logged", "reason"),
+    [
+        ("Traceback\n  File x\nValueError: no such drafter\n", "ValueError: no such drafter"),
+        (
+            "(EngineCore pid=7) ERROR 11-28 [core.py:1] RuntimeError: out of memory\n"
+            "(APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above.\n",
+            "RuntimeError: out of memory",
+        ),
+        ("usage: vllm\nvllm serve: error: unrecognized arguments: --no\n", "error: unrecognized arguments: --no"),
+        (
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for SpeculativeConfig\n"
+            "  Value error, bad method [type=value_error, input_value={}]\n    For further information\n",
+            "Value error, bad method",
+        ),
+        ("started\nKilled\n", "Killed"),
+        ("", "it said nothing"),
+    ],
+)
+def test_an_error_in_one_line(logged: str, reason: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text(logged)
+    error = ChildError(f"the server ended with status 1.\n{tail(log)}")
+    assert summary(error) == f"the server ended with status 1: {reason} ({log})"
+
+
+def test_an_error_without_a_log() -> None:
+    assert summary(ChildError("2 requests failed: too long")) == "2 requests failed: too long"

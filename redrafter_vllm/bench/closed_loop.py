@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One turn of an engine: as many requests at a time as given, each followed by the next as soon as it ends."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from redrafter_vllm.bench.acceptance import acceptance_of_steps, tokens_per_step
+from redrafter_vllm.bench.engine import Finished, Job
+from redrafter_vllm.bench.phases import REST, decode_phases
+
+# Counters of the plugin: time that the device spent.
+DRAFTING, STEPS = "vllm:redrafter_draft_microseconds", "vllm:redrafter_step_microseconds"
+
+
+@dataclass
+class Answer:
+    """What a request has received so far. Times are seconds of `time.perf_counter`."""
+
+    started: float
+    first: float = 0.0
+    ended: float = 0.0
+    tokens: list[int] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)  # tokens of each step, the prompt's first
+
+    def add(self, tokens: list[int], now: float) -> None:
+        if not tokens:
+            return
+        self.first = self.first or now
+        self.ended = now
+        self.tokens += tokens
+        self.steps.append(len(tokens))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The first `requests` prompts of the job, `concurrency` at a time. With a temperature request i has seed i."""
+
+    requests: int
+    concurrency: int
+    max_tokens: int
+    temperature: float = 0.0
+    ignore_eos: bool = False
+    phases: bool = False  # time the phases of steps, which costs a little time
+
+    def answer(self, llm: Any, job: Job, finished: Finished) -> dict[str, Any]:
+        """Times and tokens by request, tokens per step, acceptance; where requested, a step's milliseconds by phase."""
+        llm.reset_prefix_cache()
+        loop = ClosedLoop(llm, finished)
+        sampling = [self._sampling(index) for index in range(self.requests)]
+        if not self.phases:
+            return loop.run(job.prompts[: self.requests], sampling, self.concurrency)
+        with _phases(llm, loop) as milliseconds:
+            found = loop.run(job.prompts[: self.requests], sampling, self.concurrency)
+        return {**found, "milliseconds": milliseconds()}
+
+    def _sampling(self, index: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=self.temperature,
+            seed=index if self.temperature else None,
+            max_tokens=self.max_tokens,
+            ignore_eos=self.ignore_eos,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+
+
+class ClosedLoop:
+    """Keeps an engine of this process busy, and records what every step of it emits."""
+
+    def __init__(self, llm: Any, finished: Finished = lambda number: None) -> None:
+        self.engine, self.finished = llm.llm_engine, finished
+        self.decode_seconds: list[float] = []  # of the steps that computed no prompt
+
+    def run(self, prompts: list[list[int]], sampling: list[Any], concurrency: int) -> dict[str, Any]:
+        """See `Turn.answer`."""
+        answers: dict[str, Answer] = {}
+        running = 0
+        began = time.perf_counter()
+        while running or len(answers) < len(prompts):
+            while running < concurrency and len(answers) < len(prompts):
+                index = len(answers)
+                answers[str(index)] = Answer(time.perf_counter())
+                self.engine.add_request(str(index), {"prompt_token_ids": prompts[index]}, sampling[index])
+                running += 1
+            running -= self._step(answers)
+        seconds = time.perf_counter() - began
+        return result_of(list(answers.values()), seconds)
+
+    def _step(self, answers: dict[str, Answer]) -> int:
+        """Run a step; how many requests it has finished."""
+        since = time.perf_counter()
+        outputs = self.engine.step()
+        now = time.perf_counter()
+        begun = ended = emitted = 0
+        for output in outputs:
+            answer = answers[output.request_id]
+            new = list(output.outputs[0].token_ids)
+            begun += bool(new) and not answer.tokens
+            emitted += len(new)
+            answer.add(new, now)
+            ended += output.finished
+        if emitted and not begun:
+            self.decode_seconds.append(now - since)
+        if ended:
+            self.finished(ended)
+        return ended
+
+
+def result_of(answers: list[Answer], seconds: float) -> dict[str, Any]:
+    """The figures of a turn, from what its requests received."""
+    steps = [answer.steps for answer in answers]
+    decoded = any(len(request) > 1 for request in steps)
+    depth = max((max(request[1:], default=1) for request in steps), default=1) - 1
+    return {
+        "seconds": seconds,
+        "outputs": [answer.tokens for answer in answers],
+        "tokens": [len(answer.tokens) for answer in answers],
+        "ttft": [answer.first - answer.started for answer in answers],
+        "latency": [answer.ended - answer.started for answer in answers],
+        "tokens_per_step": tokens_per_step(steps) if decoded else None,
+        "acceptance": acceptance_of_steps(steps, depth) if decoded else [],
+    }
+
+
+@contextmanager
+def _phases(llm: Any, loop: ClosedLoop) -> Iterator[Callable[[], dict[str, float]]]:
+    """A function that gives the milliseconds of a mean step by phase, once the steps have run.
+
+    On a CPU under Model Runner V2 every phase of the steps that only decode. Elsewhere drafting and the rest of the
+    device's time, where the plugin counts them; else the time of whole steps.
+    """
+    config = llm.llm_engine.vllm_config
+    if config.device_config.device_type == "cpu" and config.use_v2_model_runner:
+        with decode_phases(llm) as steps:
+            yield lambda: {name: 1e3 * value / max(1, steps.count) for name, value in steps.watch.seconds.items()}
+        return
+    before = _device_times(llm)
+
+    def milliseconds() -> dict[str, float]:
+        whole = 1e3 * sum(loop.decode_seconds) / max(1, len(loop.decode_seconds))
+        drafting, steps = (now - then for now, then in zip(_device_times(llm), before, strict=True))
+        if not steps:
+            return {"whole step": whole}
+        return {"draft": whole * drafting / steps, REST: whole * (1 - drafting / steps)}
+
+    yield milliseconds
+
+
+def _device_times(llm: Any) -> tuple[float, float]:
+    found = {metric.name: metric.value for metric in llm.get_metrics() if metric.name in (DRAFTING, STEPS)}
+    return found.get(DRAFTING, 0.0), found.get(STEPS, 0.0)
