@@ -30,6 +30,9 @@ class Engine(Protocol):
     def take(self, turn: Turn, finished: Finished) -> dict[str, Any]:
         """The figures of a turn, see `closed_loop.result_of`; a server's outputs are texts."""
 
+    def warm_up(self, turn: Turn) -> None:
+        """Let the engine answer the turn; its figures do not count."""
+
 
 class OfflineEngine:
     """An engine in a process of its own, without a server."""
@@ -43,6 +46,9 @@ class OfflineEngine:
 
     def take(self, turn: Turn, finished: Finished) -> dict[str, Any]:
         return self.process.take(turn, finished)
+
+    def warm_up(self, turn: Turn) -> None:
+        self.process.take(turn)
 
 
 Start = Callable[[Plan, Configuration, Prompts, Path, ExitStack, Waiting], Engine]
@@ -149,7 +155,7 @@ class Fleet:
             return
         settings = self.plan.settings
         tokens = min(WARM_UP_TOKENS, settings.max_tokens)
-        engine.take(Turn(concurrency, concurrency, tokens, settings.temperature, ignore_eos=True), lambda number: None)
+        engine.warm_up(Turn(concurrency, concurrency, tokens, settings.temperature, ignore_eos=True))
         self._warm.add((name, concurrency))
 
     def log(self, name: str) -> Path:

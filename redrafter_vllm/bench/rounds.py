@@ -105,7 +105,7 @@ def run_rounds(settings: Settings, fleet: Fleet, results: Results, done: int, ba
             found.append(
                 {"configuration": name, "concurrency": concurrency, **_turn(settings, fleet, name, concurrency, bar)}
             )
-            if number == 0:
+            if number == 0 and "milliseconds" not in found[-1]:
                 phases = Turn(
                     concurrency, concurrency, min(PHASE_TOKENS, settings.max_tokens), phases=True, **_common(settings)
                 )

@@ -4,6 +4,7 @@
 import json
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,27 @@ class ServedEngine:
         finished(int(now.get(FINISHED, 0.0) - done))
         return self._figures(json.loads(result.read_text()), turn, before, now)
 
+    def warm_up(self, turn: Turn) -> None:
+        """By plain requests: a client of its own would take longer to start than they take.
+
+        Raises:
+            ChildError: The server refused one.
+        """
+        lines = self.prompts.read_text("utf-8").splitlines()[: turn.requests]
+        common = {"model": self.model, "max_tokens": turn.max_tokens, "ignore_eos": turn.ignore_eos}
+        bodies = [{**json.loads(line), **common, "temperature": turn.temperature, "seed": 0} for line in lines]
+        with ThreadPoolExecutor(turn.concurrency) as pool:
+            list(pool.map(self._complete, bodies))
+
+    def _complete(self, body: Mapping[str, Any]) -> None:
+        header = {"Content-Type": "application/json"}
+        request = Request(f"{self.url}/v1/completions", json.dumps(body).encode(), header)
+        try:
+            with without_proxy().open(request, timeout=TURN_SECONDS) as answer:
+                answer.read()
+        except OSError as error:  # HTTP errors are among them
+            raise ChildError(f"{self.name} refuses a request ({error}).\n{tail(self.log, LOG_LINES)}") from None
+
     def client(self, turn: Turn, result: Path) -> list[str]:
         """The command line of `vllm bench serve`."""
         body: dict[str, Any] = {"add_special_tokens": self.adds_special_tokens}
@@ -186,7 +208,7 @@ class ServedEngine:
             reason = reason.strip().splitlines()[-1]
             raise ChildError(f"{turn.requests - found['completed']} requests of {self.name} failed: {reason}")
         per_step, accepted = decoding(before, now)
-        figures = {
+        return {
             "seconds": found["duration"],
             "outputs": found["generated_texts"],
             "tokens": found["output_lens"],
@@ -194,8 +216,8 @@ class ServedEngine:
             "latency": [first + sum(rest) for first, rest in zip(found["ttfts"], found["itls"], strict=True)],
             "tokens_per_step": per_step,
             "acceptance": accepted,
+            "milliseconds": step_time(before, now, found["duration"]),
         }
-        return {**figures, "milliseconds": step_time(before, now, found["duration"])} if turn.phases else figures
 
 
 def start_server(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MODES = ("offline", "serve")
 CONCURRENCY = (1, 2, 4, 8, 16, 32, 64)
+REQUESTS, PROMPT_TOKENS, MAX_TOKENS, ROUNDS = 16, 512, 128, 5
 
 # What measures is imported where it runs, since --help must not wait for torch and transformers.
 
@@ -57,24 +58,24 @@ def build_parser() -> argparse.ArgumentParser:
         help="requests at a time; default 1 2 4 … 64",
     )
     parser.add_argument(
-        "--requests", type=int, default=16, metavar="N", help="of a turn, at least; default %(default)s"
+        "--requests", type=int, default=REQUESTS, metavar="N", help=f"of a turn, at least; default {REQUESTS}"
     )
     parser.add_argument(
         "--prompt-tokens",
         type=int,
-        default=512,
+        default=PROMPT_TOKENS,
         metavar="N",
-        help="of the longest prompt, or of random ones; default %(default)s",
+        help=f"of the longest prompt, or of random ones; default {PROMPT_TOKENS}",
     )
     parser.add_argument(
-        "--max-tokens", type=int, default=128, metavar="N", help="new tokens of a request; default %(default)s"
+        "--max-tokens", type=int, default=MAX_TOKENS, metavar="N", help=f"new tokens of a request; default {MAX_TOKENS}"
     )
     parser.add_argument(
         "--rounds",
         type=int,
-        default=5,
+        default=ROUNDS,
         metavar="N",
-        help="default %(default)s; from 6 on intervals have a confidence of 95%%",
+        help=f"default {ROUNDS}; from 6 on intervals have a confidence of 95 %%",
     )
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default 0, greedy")
     parser.add_argument("--ignore-eos", action="store_true", help="let every request have all its new tokens")

@@ -225,7 +225,8 @@ def test_a_turn_of_the_benchmark(server: str, asset: Path, plain: Any, tmp_path:
         log=tmp_path / "server.log",
     )
     progress: list[int] = []
-    found = engine.take(Turn(len(PROMPTS), 2, 30, phases=True), progress.append)
+    engine.warm_up(Turn(2, 2, 8, ignore_eos=True))
+    found = engine.take(Turn(len(PROMPTS), 2, 30), progress.append)
     assert sum(progress) == len(PROMPTS)
     assert found["tokens"] == [30] * len(PROMPTS)
     sampling = [params(max_tokens=30)] * len(PROMPTS)
