@@ -66,7 +66,7 @@ class Results:
 
     def rounds(self) -> list[Round]:
         """The finished ones, in their order."""
-        found = []
+        found: list[Round] = []
         while (file := self._file(len(found))).is_file():
             found.append(strict_json.loads(file.read_text("utf-8")))
         return found

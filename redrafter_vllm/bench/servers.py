@@ -83,7 +83,7 @@ def decoding(before: Counts, now: Counts) -> tuple[float | None, list[float]]:
     else:
         steps = tokens - since.get(ACCEPTED_TOKENS, 0.0)
         name = ACCEPTED_BY_DEPTH
-    accepted = []
+    accepted: list[float] = []
     while (key := f"{name}:{len(accepted)}") in since:
         accepted.append(since[key] / steps)
     while accepted and not accepted[-1]:
@@ -144,9 +144,9 @@ class ServedEngine:
                 done = now
         if client.returncode or not result.is_file():
             raise ChildError(f"vllm bench serve failed with status {client.returncode}.\n{tail(log, LOG_LINES)}")
-        now = self.counts()
-        finished(int(now.get(FINISHED, 0.0) - done))
-        return self._figures(json.loads(result.read_text()), turn, before, now)
+        after = self.counts()
+        finished(int(after.get(FINISHED, 0.0) - done))
+        return self._figures(json.loads(result.read_text()), turn, before, after)
 
     def warm_up(self, turn: Turn) -> None:
         """By plain requests: a client of its own would take longer to start than they take.
