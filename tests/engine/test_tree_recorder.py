@@ -38,17 +38,17 @@ def test_trees_spell_the_tokens(make_engine: MakeEngine, asset: Path, temperatur
     accepted = 0
     for output in outputs:
         # The engine's ids: `7-<random>`.
-        own = [tree for tree in trees if tree["request"].split("-")[0] == output.request_id and tree["tokens"]]
+        own = [tree for tree in trees if tree["request"].split("-")[0] == output.request_id]
         accepted += follow(own, list(output.outputs[0].token_ids))
-        steps = [tree["emitted"] for tree in trees if tree["request"].split("-")[0] == output.request_id]
-        assert sum(steps) >= len(output.outputs[0].token_ids)
     assert accepted > len(outputs)
 
 
 def follow(trees: list[RecordedTree], emitted: list[int]) -> int:
-    """Walks through the emitted tokens, from the second one on, tree by tree; the number of accepted drafts."""
-    place = accepted = 0
+    """Walks through the emitted tokens, tree by tree; the number of accepted drafts."""
+    place, accepted = -1, 0  # place of the last token so far, the root of the next tree
     for tree in trees:
+        if not tree["emitted"]:
+            continue  # a part of the prompt
         assert place < len(emitted) - 1, "a tree behind the end"
         above = -1
         for node in tree["path"]:

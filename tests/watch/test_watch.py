@@ -40,7 +40,8 @@ def report_trees(fake: FakeServer) -> None:
             "path": [0, 2],
             "emitted": 3,
         }
-        return {"results": [[{**own, "request": "chatcmpl-other", "emitted": 1}, own]]}
+        prompt = {**own, "tokens": [], "parents": [], "path": [], "emitted": 1}
+        return {"results": [[prompt, {**own, "request": "chatcmpl-other", "emitted": 1}, own]]}
 
     fake.other["/collective_rpc"] = answer
     fake.other["/detokenize"] = lambda asked: {"prompt": VOCABULARY[asked["tokens"][0]]}

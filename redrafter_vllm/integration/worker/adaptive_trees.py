@@ -141,7 +141,8 @@ class AdaptiveTrees:
             return
         num_reqs, num_rows = batch.num_reqs, batch.num_tokens
         self.costs.observe_verification(num_rows, num_reqs, now - began)
-        plain, *_, taken = self.costs.verification(num_reqs, num_rows, num_reqs).tolist()
+        seconds = self.costs.verification(num_reqs, num_rows, num_reqs).tolist()
+        plain, taken = seconds[0], seconds[-1]  # the same where the step had no drafts
         tokens = float(num_sampled.sum())
         if self._is_drawn:
             taken += self.costs.drafting(num_reqs)
