@@ -30,7 +30,8 @@ from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import LocalContext
 from redrafter_training.target.model import TargetModel
 from redrafter_training.target.packing_probe import show_borders
-from redrafter_training.trainer.loop import Replica, accumulate_gradients, build_drafter, inner_matrices
+from redrafter_training.trainer.gradients import Replica, accumulate_gradients
+from redrafter_training.trainer.loop import build_drafter, inner_matrices
 from redrafter_training.trainer.optimizer import SplitOptimizer
 from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.paths import user_place

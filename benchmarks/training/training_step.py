@@ -29,7 +29,8 @@ from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import LocalContext
 from redrafter_training.target.model import TargetModel, TargetOutputs
 from redrafter_training.trainer.fused_head_loss import head_loss_reference
-from redrafter_training.trainer.loop import Replica, accumulate_gradients, inner_matrices
+from redrafter_training.trainer.gradients import Replica, accumulate_gradients
+from redrafter_training.trainer.loop import inner_matrices
 from redrafter_training.trainer.loss import num_positions, truth_of, unrolled_features
 from redrafter_training.trainer.optimizer import SplitOptimizer
 from redrafter_vllm.checkpoint.config import DrafterConfig

@@ -29,7 +29,8 @@ from redrafter_training.distributed.context import LocalContext
 from redrafter_training.target.lm_head import TargetHead
 from redrafter_training.target.model import Target, TargetModel, TargetOutputs
 from redrafter_training.target.precision import mixed_precision
-from redrafter_training.trainer.loop import Replica, accumulate_gradients, build_drafter, inner_matrices
+from redrafter_training.trainer.gradients import Replica, accumulate_gradients
+from redrafter_training.trainer.loop import build_drafter, inner_matrices
 from redrafter_training.trainer.optimizer import SplitOptimizer
 
 MODULE = "benchmarks.training.whole_step"

@@ -23,7 +23,7 @@ PROVENANCE_FILE = "training.json"
 CARD_FILE = "README.md"
 CARD_MARK = "<!-- written with the drafter; without this line, the card stays when the drafter is replaced -->"
 _SHARDS = "model-*-of-*.safetensors"
-_OWN = (CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, _SHARDS, PROVENANCE_FILE, CARD_FILE)
+OWN_FILES = (CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, _SHARDS, PROVENANCE_FILE, CARD_FILE)
 
 
 def check_drafter_place(out: Path, *, replace: bool) -> None:
@@ -151,4 +151,4 @@ def _replace_files(made: Path, folder: Path) -> None:
 
 
 def _is_own(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in _OWN)
+    return any(fnmatch(name, pattern) for pattern in OWN_FILES)

@@ -27,28 +27,35 @@ def _main(job: Job, config: DistillConfig, recipe: str, keys: str, interruption:
     from rich.console import Console
 
     from redrafter_training.run.data_summary import describe_data
+    from redrafter_training.run.epochs import planned
     from redrafter_training.run.plan import make_plan, print_plan
-    from redrafter_training.run.preflight import check_places, check_target
     from redrafter_training.run.summary import print_summary
-    from redrafter_training.run.training import local_device, run
+    from redrafter_training.run.training import check_start, local_device, run
 
     console = Console()
     if job.dry_run:
-        check_places(job)
-        check_target(job.target, trust_remote_code=job.trust_remote_code)
+        check_start(job, config)
         texts = describe_data(job, config)
-        print_plan(job, config, recipe, make_plan(job, config, local_device(job)), texts, console)
+        counted, epochs = planned(job, config)
+        print_plan(job, counted, recipe, make_plan(job, counted, local_device(job)), texts, console, epochs)
         return 0
     report = run(job, config, recipe, keys, interruption)
     print_summary(job, report.content, console)
-    if report.unmeasured is None:
-        return 0
-    print(
-        f"the drafter in {job.out_dir} is complete, but its tokens per step could not be measured "
-        f"({report.unmeasured}): run python -m redrafter_training.evaluate, or train with --evaluate false",
-        file=sys.stderr,
-    )
-    return 1
+    if report.address is not None:
+        print(f"uploaded: {report.address}")
+    if report.unmeasured is not None:
+        print(
+            f"the drafter in {job.out_dir} is complete, but its tokens per step could not be measured "
+            f"({report.unmeasured}): run python -m redrafter_training.evaluate, or train with --evaluate false",
+            file=sys.stderr,
+        )
+    if report.not_pushed is not None:
+        print(
+            f"the drafter in {job.out_dir} is complete, but could not be uploaded ({report.not_pushed}): "
+            f"hf upload {job.push_to_hub} {job.out_dir}",
+            file=sys.stderr,
+        )
+    return int(report.unmeasured is not None or report.not_pushed is not None)
 
 
 def _interrupted(job: Job) -> str:

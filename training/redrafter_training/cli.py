@@ -65,11 +65,14 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Job, DistillConfig, str, s
         parser.error("recipe must not be null")
     parser = build_parser(recipe)
     given = parser.parse_args(argv)
+    chosen = parser.parse_args(argv, defaults=False)
+    if chosen.get("epochs") is not None and "max_steps" not in chosen:
+        given.max_steps = None  # in place of the recipe's number
     try:
         job, config = _build(Job, given), _build(DistillConfig, given)
         check_rows(job, config)
         if job.init_from is not None:
-            config = keep_shape(job.init_from, config, parser.parse_args(argv, defaults=False))
+            config = keep_shape(job.init_from, config, chosen)
             given.update(_shape_of(config))
         if job.hidden_cache is not None:
             config = replace(config, fixed_windows=True)

@@ -17,7 +17,8 @@ from redrafter_training.responses.config import ResponseJob
 from redrafter_training.responses.examples import EVALUATION, folder_responses, load_responses
 from redrafter_training.responses.prompts import load_tasks
 from redrafter_training.run.data_summary import describe_data
-from redrafter_training.run.feed import FeedSettings, open_feed
+from redrafter_training.run.feed import open_feed
+from redrafter_training.run.feed_settings import FeedSettings
 from redrafter_vllm.prompt_sets import SETS, load_prompts
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
 from tests.training.responses.stored import task_result, write_store

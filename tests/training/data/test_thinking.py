@@ -20,7 +20,8 @@ from redrafter_training.distributed.context import LocalContext
 from redrafter_training.responses.config import ResponseJob
 from redrafter_training.responses.generator import ResponseGenerator
 from redrafter_training.responses.prompts import load_tasks
-from redrafter_training.run.feed import FeedSettings, open_feed
+from redrafter_training.run.feed import open_feed
+from redrafter_training.run.feed_settings import FeedSettings
 from redrafter_training.target.model import TargetModel
 from tests.paths import ASSET
 from tests.training.chat_tokenizers import CHATML, QWEN_LIKE, R1_LIKE, byte_tokenizer

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -105,6 +106,34 @@ def train_from_cache(context: TrainContext, folder: Path) -> dict[str, Any]:
     drafter = build_drafter(target, CONFIG)
     history = distill(drafter, target, batches(), CONFIG, context=context, quiet=True)
     return {"losses": [figures.loss for figures in history], "loaded": loaded}
+
+
+def train_in_parts(context: TrainContext) -> dict[str, Any]:
+    """Seven rows a step in parts of one: over two workers, four and three parts of different numbers of tokens."""
+    torch.set_num_threads(1)
+    config = replace(CONFIG, micro_batch_size=1, batch_size=7, mixed_precision="none", budget=Budget(6))
+    return _norms(context, config)
+
+
+def train_whole(context: TrainContext) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    return _norms(context, replace(CONFIG, batch_size=7, mixed_precision="none", budget=Budget(6)))
+
+
+def _norms(context: TrainContext, config: DistillConfig) -> dict[str, Any]:
+    target, norms = make_target(), []
+    hooks = Hooks(log_every=1, log=lambda step, figures: norms.append(figures["train/gradient_norm"]))
+    rows = (batch.rows(torch.arange(7)) for batch in batches())
+    history = distill(build_drafter(target, config), target, rows, config, context=context, hooks=hooks, quiet=True)
+    return {"losses": [figures.loss for figures in history], "norms": norms}
+
+
+def test_accumulation_over_workers_is_one_big_batch(tmp_path: Path) -> None:
+    whole = train_whole(LocalContext())
+    parts = run_on_ray(train_in_parts, tmp_path / "checkpoints", Fleet(num_workers=2))
+    assert len(parts["norms"]) == 6
+    assert parts["norms"][0] == pytest.approx(whole["norms"][0], rel=1e-5)
+    assert parts["losses"] == pytest.approx(whole["losses"], rel=1e-3)
 
 
 def weights(directory: Path) -> torch.Tensor:

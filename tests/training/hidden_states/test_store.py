@@ -27,7 +27,8 @@ from redrafter_training.hidden_states.text_index import TextIndex, UnknownTextEr
 from redrafter_training.target.model import TargetModel, TargetOutputs
 from redrafter_training.tiny_target import train as target_command
 from redrafter_training.tiny_target.train import RECIPES
-from redrafter_training.trainer.loop import Replica, accumulate_gradients, build_drafter, distill
+from redrafter_training.trainer.gradients import Replica, accumulate_gradients
+from redrafter_training.trainer.loop import build_drafter, distill
 from redrafter_training.trainer.metrics import depth_figures
 from redrafter_training.trainer.state import read_state
 from redrafter_vllm.utils.atomic import remove_unfinished

@@ -80,13 +80,26 @@ def test_the_second_signal_ends_the_process_at_once() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [1, 3, 6])
+@pytest.mark.parametrize(
+    ("step", "budget"),
+    [
+        (1, "--max-steps 6"),
+        (3, "--max-steps 6"),
+        (6, "--max-steps 6"),
+        (3, "--epochs 6 --micro-batch-size 1 --patience 9"),
+    ],
+)
 def test_an_interrupted_training_continues_to_the_same_result(
-    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None, capsys: pytest.CaptureFixture[str]
+    step: int,
+    budget: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    one_thread: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Also after the last step, before its evaluation."""
     data = write_data(tmp_path / "data.json")
-    more = ("--max-steps", "6", "--evaluate-every", "3", "--checkpoint-every", "0")
+    more = (*budget.split(), "--evaluate-every", "3", "--checkpoint-every", "0")
     from redrafter_training.trainer import loop
 
     accumulate, made = loop.accumulate_gradients, 0
@@ -106,6 +119,9 @@ def test_an_interrupted_training_continues_to_the_same_result(
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("cut", "whole")]
     assert weights[0] == weights[1]
     reports = [json.loads((tmp_path / name / "training.json").read_text()) for name in ("cut", "whole")]
+    # The conversations fill two rows, one step.
+    assert [report["steps"] for report in reports] == [report["epochs"] for report in reports] == [6, 6]
+    assert ["best_step" in report for report in reports] == ["--patience" in budget] * 2
     assert reports[0]["metrics"] == reports[1]["metrics"] != {}
     assert reports[0]["training"] == reports[1]["training"]
 

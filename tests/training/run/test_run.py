@@ -2,6 +2,7 @@
 """`python -m redrafter_training` from the outside: plan, training, a kill in the middle, the files of the run."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
 
 from redrafter_training.__main__ import main
 from redrafter_training.config.recipe import Budget
+from redrafter_training.data.python_corpus import load_corpus, split
 from redrafter_training.distributed import checkpoints
 from redrafter_training.tiny_target import train as target_command
 from redrafter_training.tiny_target.train import RECIPES
@@ -80,7 +83,7 @@ def test_files_of_a_run(arguments: list[str], tmp_path: Path, capsys: pytest.Cap
     assert "top 5" in shown
     # Any reader of JSON takes it: without a clock there is no limit, and no Infinity.
     report = json.loads((out / "training.json").read_text(), parse_constant=pytest.fail)
-    assert report["config"]["budget"] == {"max_steps": 6, "max_seconds": None}
+    assert report["config"]["budget"] == {"max_steps": 6, "max_seconds": None, "epochs": None}
     assert report["data"]["files"] > 0
     assert {"redrafter1_kl", "redrafter2_top5"} < report["metrics"].keys()
     assert report["held_out"]["4x2"]["tokens_per_step"] >= 1
@@ -98,7 +101,10 @@ def test_files_of_a_run(arguments: list[str], tmp_path: Path, capsys: pytest.Cap
     assert [event.step for event in events.Scalars("train/learning_rate")] == [2, 4, 6]
     held_out = {tag for tag in events.Tags()["scalars"] if tag.startswith("held_out/")}
     measures = ("kl", *(f"top{k}" for k in range(1, 6)))
-    assert held_out == {f"held_out/redrafter{depth}_{measure}" for depth in (1, 2) for measure in measures}
+    by_depth = {f"held_out/redrafter{depth}_{measure}" for depth in (1, 2) for measure in measures}
+    assert held_out == by_depth | {"held_out/chain_estimate"}
+    for name in ("gradient_norm", "tokens_per_second", "epoch"):
+        assert all(event.value > 0 for event in events.Scalars(f"train/{name}"))
     assert [event.step for event in events.Scalars("held_out/redrafter2_top3")] == [6]
 
     # The stored keys alone repeat the run, and a finished run is not trained again.
@@ -132,6 +138,26 @@ def test_dry_run_writes_nothing(
     assert "1 to 4 Ray workers" in shown
     assert "GiB" in shown
     assert "50% of the rows: 8 texts, generated first" in shown
+    assert "early stop" not in shown and "at once in a worker" not in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_in_epochs(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], corpus_root: Path, target: Path
+) -> None:
+    start = arguments.index("--max-steps")
+    without_steps = arguments[:start] + arguments[start + 2 :]
+    more = ["--epochs", "2", "--micro-batch-size", "1", "--patience", "3", "--dry-run"]
+    assert main([*without_steps, *more, "--out", str(tmp_path / "drafter")]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    # Half of the four rows are from the data: two windows of BOS and 31 tokens a step.
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    training, _ = split(load_corpus(corpus_root))
+    tokens = sum(len(tokenizer(file.text, add_special_tokens=False)["input_ids"]) + 1 for file in training)
+    steps = math.ceil(tokens // 31 / 2)
+    assert f"{2 * steps:,}: 2 epochs of {steps:,}.0 steps" in shown
+    assert "at most 1 rows at once in a worker" in shown
+    assert "after 3 evaluations without a better one; one every 20 steps" in shown
     assert list(tmp_path.iterdir()) == []
 
 
@@ -145,12 +171,18 @@ def test_mistakes_give_a_message(
         (["--num-workers", "5"], "batch_size counts the rows of all workers"),
         (["--num-workers", "[3, 2]"], "min, max"),
         (["--beam-length", "0"], "beam_length"),
+        (["--epochs", "2"], "one of max_steps and epochs says how long to train"),
+        (["--patience", "2", "--evaluate-every", "0"], "patience counts evaluations"),
+        (["--patience", "-1"], "patience must not be negative"),
         (["--recipe", "best"], "best"),
     ):
         with pytest.raises(SystemExit) as caught:
             main([*arguments, *wrong])
         assert caught.value.code == 2
         assert message in capsys.readouterr().err
+    own_text = ["--max-steps", "null", "--epochs", "2", "--response-fraction", "1", "--out", str(tmp_path / "x")]
+    assert main([*arguments, *own_text]) == 1
+    assert "all rows are the target's own text" in capsys.readouterr().err
     assert main([*arguments, "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")]) == 1
     assert "nowhere" in capsys.readouterr().err
 

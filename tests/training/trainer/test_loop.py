@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import repeat
 from typing import Any
@@ -12,8 +14,10 @@ from redrafter_training.config.recipe import Budget, DistillConfig, LossConfig, 
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import LocalContext
 from redrafter_training.target.model import TargetModel, TargetOutputs
-from redrafter_training.trainer.loop import Replica, accumulate_gradients, build_drafter, distill, use_target_head
+from redrafter_training.trainer.gradients import Replica, StepFigures, accumulate_gradients
+from redrafter_training.trainer.loop import Hooks, build_drafter, distill, use_target_head
 from redrafter_training.trainer.lr_schedule import learning_rate_scale, steps
+from redrafter_training.trainer.pace import Pace
 
 CONFIG = DistillConfig(
     Budget(60), beam_length=3, window=24, batch_size=4, chunk=7, responses=ResponseConfig(max_prompt=8, min_prompt=2)
@@ -118,6 +122,104 @@ def test_chunks_do_not_change_the_gradient(tiny_target: TargetModel) -> None:
         assert (other - gradients[0]).abs().max() < 0.02 * scale
 
 
+def uneven_batch() -> Windows:
+    """Seven rows of 24 tokens at most, with 8 to 24 that count."""
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.tensor([[24], [8], [13], [24], [9], [20], [11]])
+    return Windows(torch.randint(40, (7, 24), generator=generator), torch.arange(24) < lengths)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 6, 7, 50])
+def test_accumulated_parts_are_one_big_batch(tiny_target: TargetModel, rows: int) -> None:
+    """The mean is over all tokens of the step, whatever part they are in."""
+    config = replace(CONFIG, mixed_precision="none", batch_size=7)
+    whole, whole_figures = gradient_of(tiny_target, uneven_batch(), config)
+    parts, figures = gradient_of(tiny_target, uneven_batch(), replace(config, micro_batch_size=rows))
+    assert (parts - whole).abs().max() < 1e-5 * whole.abs().max()
+    assert figures.loss == pytest.approx(whole_figures.loss, rel=1e-5)
+    assert figures.loss_by_depth == pytest.approx(whole_figures.loss_by_depth, rel=1e-5)
+    assert figures.agreement == pytest.approx(whole_figures.agreement)
+
+
+def test_a_mean_of_the_parts_means_would_be_seen(tiny_target: TargetModel) -> None:
+    config = replace(CONFIG, mixed_precision="none", batch_size=7)
+    whole, _ = gradient_of(tiny_target, uneven_batch(), config)
+    means = [gradient_of(tiny_target, uneven_batch().rows(torch.tensor([row])), config)[0] for row in range(7)]
+    assert (torch.stack(means).mean(0) - whole).abs().max() > 0.01 * whole.abs().max()
+
+
+def gradient_of(target: TargetModel, batch: Windows, config: DistillConfig) -> tuple[Tensor, StepFigures]:
+    drafter = build_drafter(target, config)
+    context = LocalContext()
+    figures = accumulate_gradients(Replica(drafter, context), target.embedding, target, batch, config, context)
+    return torch.cat([p.grad.flatten() for p in drafter.parameters() if p.grad is not None]), figures
+
+
+def test_the_log_has_gradient_norm_throughput_and_epochs(tiny_target: TargetModel) -> None:
+    logged: dict[int, Mapping[str, float]] = {}
+    config = replace(CONFIG, budget=Budget(6), mixed_precision="none")
+    hooks = Hooks(log_every=2, log=logged.__setitem__, steps_per_epoch=4.0)
+    distill(build_drafter(tiny_target, config), tiny_target, repeat(one_batch()), config, hooks=hooks, quiet=True)
+    assert [figures["train/epoch"] for figures in logged.values()] == [0.5, 1.0, 1.5]
+    # The first step's gradient is that of the first weights.
+    again = build_drafter(tiny_target, config)
+    first = replace(config, budget=Budget(6))
+    distill(
+        again, tiny_target, repeat(one_batch()), first, hooks=Hooks(log_every=1, log=logged.__setitem__), quiet=True
+    )
+    expected, _ = gradient_of(tiny_target, one_batch(), config)
+    assert logged[1]["train/gradient_norm"] == pytest.approx(float(expected.norm()), rel=1e-4)
+    assert "train/epoch" not in logged[1]
+    assert all(figures["train/tokens_per_second"] > 0 for figures in logged.values())
+
+
+def test_pace_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([10.0, 12.0, 50.0, 53.0, 60.0, 61.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    pace = Pace()
+    for tokens in (100, 400):
+        with pace.step():
+            pace.add(tokens)
+    assert pace.rate() == 100.0  # 500 tokens in 2 + 3 seconds
+    with pace.step():
+        pace.add(7)
+    assert pace.rate() == 7.0
+    assert pace.rate() == 0.0
+
+
+def test_tokens_without_padding() -> None:
+    assert uneven_batch().num_tokens == 24 + 8 + 13 + 24 + 9 + 20 + 11
+    doc_ids = torch.tensor([[0, 0, 1, -1], [0, 0, 0, 0]])
+    assert Windows(torch.zeros(2, 4, dtype=torch.long), torch.zeros(2, 4, dtype=torch.bool), doc_ids).num_tokens == 7
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps_per_epoch", "steps"),
+    [(1, 10.0, 10), (1.1, 10.0, 11), (0.5, 7.0, 4), (3, 2.5, 8), (0.001, 9.0, 1)],
+)
+def test_epochs_in_steps(epochs: float, steps_per_epoch: float, steps: int) -> None:
+    budget = Budget(epochs=epochs, max_seconds=5.0)
+    with pytest.raises(ValueError, match="no number of steps before the data is read"):
+        budget.used(1, 0.0)
+    assert budget.in_steps(steps_per_epoch) == Budget(steps, 5.0)
+    assert Budget(3).in_steps(steps_per_epoch) == Budget(3)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({}, "neither"),
+        ({"max_steps": 3, "epochs": 2.0}, "got 3 and 2"),
+        ({"epochs": 0.0}, "positive"),
+        ({"epochs": math.inf}, "finite"),
+    ],
+    ids=str,
+)
+def test_impossible_budgets(change: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        Budget(**change)
+
+
 def test_non_finite_loss_stops_and_names_the_step(tiny_target: TargetModel) -> None:
     drafter = build_drafter(tiny_target, CONFIG)
     with pytest.raises(FloatingPointError, match="step 2: the loss is nan"):
@@ -161,6 +263,7 @@ def test_budget_ends_by_the_limit_that_is_reached_first() -> None:
         ({"response_fraction": 1.1}, "response_fraction"),
         ({"window": 8}, "max_prompt"),
         ({"chunk": 0}, "chunk"),
+        ({"micro_batch_size": 0}, "micro_batch_size"),
         ({"draft_vocab_size": 0}, "draft_vocab_size"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"warmup": 1.0}, "warmup"),

@@ -43,7 +43,9 @@ def test_equals_position_by_position(tiny_target: TargetModel) -> None:
     named = figures.named()
     assert named["redrafter2_kl"] == figures.divergence[1]
     assert named["redrafter1_top3"] == figures.top[0][2]
-    assert len(named) == 2 * 6
+    first, second = figures.top[0][0], figures.top[1][0]
+    assert named["chain_estimate"] == pytest.approx(first + first * second)
+    assert len(named) == 2 * 6 + 1
 
 
 def test_trimmed_vocabulary_is_compared_over_its_tokens_and_ranked_over_all(tiny_target: TargetModel) -> None:

@@ -31,7 +31,8 @@ from redrafter_training.data.packing import arrange
 from redrafter_training.data.tokenize import Example
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import LocalContext
-from redrafter_training.run.feed import FeedSettings, packed_window
+from redrafter_training.run.feed import packed_window
+from redrafter_training.run.feed_settings import FeedSettings
 from redrafter_training.target.model import TargetModel
 from redrafter_training.target.packed_attention import by_mask, by_positions
 from redrafter_training.target.packing_probe import show_borders

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from redrafter_training.trainer.loop import StepFigures
+from redrafter_training.trainer.gradients import StepFigures
 from redrafter_training.trainer.plots import plot_training
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (the `train` extra)")

@@ -17,7 +17,8 @@ from redrafter_training.distributed.checkpoints import CheckpointWriteError
 from redrafter_training.distributed.context import LocalContext
 from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.loop import Hooks, build_drafter, distill
-from redrafter_training.trainer.state import ResumeError, budget_growth, read_state
+from redrafter_training.trainer.metrics import CHAIN
+from redrafter_training.trainer.state import ResumeError, budget_growth, check_identity, read_state
 from redrafter_vllm.model.drafter import Drafter
 from tests.training.full_disk import disk_of
 
@@ -44,10 +45,16 @@ def batches(stop_at: int | None = None) -> Iterator[Windows]:
         step += 1
 
 
-def train(target: TargetModel, directory: Path | None, stop_at: int | None = None, hooks: Hooks = HOOKS) -> Drafter:
-    drafter = build_drafter(target, CONFIG)
+def train(
+    target: TargetModel,
+    directory: Path | None,
+    stop_at: int | None = None,
+    hooks: Hooks = HOOKS,
+    config: DistillConfig = CONFIG,
+) -> Drafter:
+    drafter = build_drafter(target, config)
     context = LocalContext(directory)
-    distill(drafter, target, batches(stop_at), CONFIG, context=context, hooks=hooks, quiet=True)
+    distill(drafter, target, batches(stop_at), config, context=context, hooks=hooks, quiet=True)
     return drafter
 
 
@@ -68,6 +75,83 @@ def test_ends_bit_identical_to_an_uninterrupted_run(tiny_target: TargetModel, tm
     assert len(cut["history"]) == 12
     assert [step for step, _ in cut["evaluations"]] == [4, 8, 12]
     assert torch.equal(whole["rng"][0]["torch"], cut["rng"][0]["torch"])
+
+
+MEASURED = {2: 0.5, 4: 0.75, 6: 0.7, 8: 0.75, 10: 0.2}
+STOPPING = Hooks(
+    checkpoint_every=3,
+    evaluate_every=2,
+    evaluate=lambda drafter, step: {CHAIN: MEASURED[step], "sum": float(drafter.output.weight.detach().sum())},
+    patience=3,
+    steps_per_epoch=4.0,
+    log_every=2,
+)
+
+
+@pytest.mark.parametrize("stop_at", [2, 4, 5, 7, 9])
+def test_accumulation_epochs_and_early_stopping_continue_as_if_uninterrupted(
+    tiny_target: TargetModel, tmp_path: Path, stop_at: int
+) -> None:
+    """The best evaluation is that of step 4; steps 6, 8 (as good, not better) and 10 use the patience up."""
+    budget = Budget(epochs=10).in_steps(STOPPING.steps_per_epoch)
+    config = replace(CONFIG, budget=budget, micro_batch_size=3)
+    expected = train(tiny_target, tmp_path / "whole", None, STOPPING, config)
+    with pytest.raises(Interruption):
+        train(tiny_target, tmp_path / "cut", stop_at, STOPPING, config)
+    torch.manual_seed(99)
+    assert_same(train(tiny_target, tmp_path / "cut", None, STOPPING, config), expected)
+    whole, cut = (read_state(tmp_path / name / "step-00000010") for name in ("whole", "cut"))
+    assert torch.equal(whole["history"], cut["history"]) and len(cut["history"]) == 10
+    assert whole["evaluations"] == cut["evaluations"]
+    assert [step for step, _ in cut["course"]] == [2, 4, 6, 8, 10]
+    assert [figures["train/epoch"] for _, figures in cut["course"]] == [0.5, 1.0, 1.5, 2.0, 2.5]
+    for name, tensor in whole["drafter"].items():
+        assert torch.equal(tensor, cut["drafter"][name])
+    # The drafter at the end is that of step 4, by what was measured then, and not the last one.
+    assert float(expected.output.weight.sum()) == dict(whole["evaluations"])[4]["sum"]
+    last = whole["drafter"]
+    assert any(not torch.equal(tensor, last[name]) for name, tensor in expected.state_dict().items())
+    # The same command again makes no step, more patience does.
+    assert_same(train(tiny_target, tmp_path / "cut", 0, STOPPING, config), expected)
+    with pytest.raises(Interruption):
+        train(tiny_target, tmp_path / "cut", 11, replace(STOPPING, patience=4), config)
+
+
+def test_patience_that_is_not_used_up_ends_with_the_best_drafter(tiny_target: TargetModel, tmp_path: Path) -> None:
+    trained = train(tiny_target, tmp_path, None, STOPPING, replace(CONFIG, budget=Budget(6)))
+    state = read_state(tmp_path / "step-00000006")
+    assert float(trained.output.weight.sum()) == dict(state["evaluations"])[4]["sum"]
+
+
+def test_checkpoints_of_earlier_versions_continue(tiny_target: TargetModel, tmp_path: Path) -> None:
+    """They have no entries of the log, no best weights, and an identity without the keys of today."""
+    hooks = replace(HOOKS, identity={"config": asdict(CONFIG)})
+    expected = train(tiny_target, None, hooks=hooks)
+    with pytest.raises(Interruption):
+        train(tiny_target, tmp_path, 7, hooks)
+    path = tmp_path / "step-00000006" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    identity = json.loads(state["identity"])
+    for holder, key in ((identity["config"], "micro_batch_size"), (identity["config"]["budget"], "epochs")):
+        assert holder.pop(key) is None
+    del state["course"], state["best"]
+    torch.save(state | {"identity": json.dumps(identity)}, path)
+    (path.parent / checkpoints.MANIFEST).write_text(json.dumps({"state.pt": path.stat().st_size}))
+    assert_same(train(tiny_target, tmp_path, None, hooks), expected)
+
+
+def test_epochs_and_steps_are_no_limits_of_each_other(tiny_target: TargetModel, tmp_path: Path) -> None:
+    def state(budget: Budget) -> dict[str, str]:
+        return {"identity": json.dumps({"config": {"budget": asdict(budget)}}, default=str), "step": "4"}
+
+    more = {"config": {"budget": asdict(Budget(epochs=3))}}
+    assert budget_growth(state(Budget(epochs=2)), more) == ["config.budget.epochs: 2 -> 3"]
+    check_identity(state(Budget(epochs=2)), more)
+    for other in (Budget(epochs=4), Budget(100)):
+        with pytest.raises(ResumeError, match="epochs"):
+            check_identity(state(other), more)
+    with pytest.raises(ResumeError, match="max_steps"):
+        check_identity(state(Budget(epochs=2)), {"config": {"budget": asdict(Budget(100))}})
 
 
 def test_finished_training_is_not_repeated(tiny_target: TargetModel, tmp_path: Path) -> None:

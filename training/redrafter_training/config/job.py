@@ -50,8 +50,15 @@ class Job:
         evaluate: measure simulated tokens per step on held-out prompts at the end.
         evaluate_every: steps between evaluations by depth.
         evaluate_windows: held-out windows per evaluation.
+        patience: stop after this many evaluations in a row without a better chain_estimate on the held-out windows, and
+            export the drafter of the best evaluation (0: train to the end and export the last one).
         checkpoint_every: steps between checkpoints.
         log_every: steps between log entries.
+        wandb: log to Weights & Biases as well as to TensorBoard's files; its own variables configure it
+            (WANDB_PROJECT, WANDB_MODE).
+        mlflow: log to MLflow, too (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME).
+        push_to_hub: repository on the Hugging Face hub, `owner/name`, that the drafter is uploaded to with its card.
+        hub_private: make that repository private if it is new.
         max_rise: stop when the running loss exceeds this multiple of its lowest value.
         dry_run: print the resolved plan and stop.
     """
@@ -83,8 +90,13 @@ class Job:
     evaluate: bool = True
     evaluate_every: int = 200
     evaluate_windows: int = 16
+    patience: int = 0
     checkpoint_every: int = 200
     log_every: int = 10
+    wandb: bool = False
+    mlflow: bool = False
+    push_to_hub: str | None = None
+    hub_private: bool = False
     max_rise: float = 3.0
     dry_run: bool = False
 
@@ -93,8 +105,13 @@ class Job:
         min_workers, max_workers = self.workers
         if not 1 <= min_workers <= max_workers:
             raise ValueError(f"num_workers must be at least 1, or a range [min, max], got {self.num_workers}")
-        if min(self.evaluate_every, self.checkpoint_every, self.log_every, self.max_failures) < 0:
-            raise ValueError("evaluate_every, checkpoint_every, log_every and max_failures must not be negative")
+        counts = ("evaluate_every", "patience", "checkpoint_every", "log_every", "max_failures")
+        if negative := [name for name in counts if getattr(self, name) < 0]:
+            raise ValueError(f"{negative[0]} must not be negative, got {getattr(self, negative[0])}")
+        if self.patience and not self.evaluate_every:
+            raise ValueError("patience counts evaluations during the training, of which evaluate_every 0 makes none")
+        if self.hub_private and self.push_to_hub is None:
+            raise ValueError("hub_private is about the repository of push_to_hub, which is not given")
         if self.target_gpus < 1:
             raise ValueError(f"target_gpus must be at least 1, got {self.target_gpus}")
         if self.evaluate_windows < 1:

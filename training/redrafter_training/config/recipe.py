@@ -25,28 +25,54 @@ def check_sizes(holder: Any, *names: str) -> None:
 
 @dataclass(frozen=True)
 class Budget:
-    """A training ends after `max_steps` steps or `max_seconds` of wall clock, whichever comes first.
+    """A training ends after `max_steps` steps, or `epochs` passes over its texts, or after `max_seconds` of wall clock.
 
-    The schedule follows the larger of the two used fractions, so that it always runs to its end. A run that the clock
-    ended is not repeatable to the bit: its number of steps depends on the machine.
+    Either `max_steps` or `epochs` is given. The schedule follows the larger of the used fractions of steps and time, so
+    that it always runs to its end. A run that the clock ended is not repeatable to the bit: its number of steps depends
+    on the machine.
 
     Attributes:
         max_steps: maximum number of steps; the same command with a higher limit continues a finished run.
         max_seconds: maximum wall clock in seconds (.inf: no limit); the schedule still runs to its end.
+        epochs: passes over the training texts, in place of max_steps; 0.5 is half a pass. Responses that the target
+            generates for the training are not counted.
     """
 
-    max_steps: int
+    max_steps: int | None = None
     max_seconds: float = math.inf
+    epochs: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1:
+        if (self.max_steps is None) == (self.epochs is None):
+            given = "neither is given" if self.epochs is None else f"got {self.max_steps} and {self.epochs:g}"
+            raise ValueError(f"one of max_steps and epochs says how long to train, the other is null: {given}")
+        if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise ValueError(f"epochs must be positive and finite, got {self.epochs}")
         if not self.max_seconds > 0:
             raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
 
+    @property
+    def steps(self) -> int:
+        """The limit in steps.
+
+        Raises ValueError where it is in epochs; see `in_steps`.
+        """
+        if self.max_steps is None:
+            raise ValueError(f"{self.epochs} epochs have no number of steps before the data is read")
+        return self.max_steps
+
+    def in_steps(self, steps_per_epoch: float) -> "Budget":
+        """This budget with its epochs as steps, the last one whole."""
+        if self.epochs is None:
+            return self
+        # Rounded first, so that 1.1 epochs of 10 steps are 11 steps.
+        return replace(self, max_steps=max(1, math.ceil(round(self.epochs * steps_per_epoch, 6))), epochs=None)
+
     def used(self, step: int, seconds: float) -> float:
         """Fraction used in [0, 1] after `step` steps and `seconds` seconds."""
-        return min(1.0, max(step / self.max_steps, seconds / self.max_seconds))
+        return min(1.0, max(step / self.steps, seconds / self.max_seconds))
 
 
 @dataclass(frozen=True)
@@ -143,6 +169,9 @@ class ResponseConfig(ResponseSettings):
             raise ValueError(f"count must be >= 0 and batch_size >= 1, got {self.count} and {self.batch_size}")
 
 
+SIZES = ("beam_length", "exit_dim", "draft_vocab_size", "window", "batch_size", "micro_batch_size", "chunk")
+
+
 @dataclass(frozen=True)
 class DistillConfig:
     """Options of one distillation: the drafter's shape, its data, the schedule.
@@ -165,6 +194,8 @@ class DistillConfig:
         fixed_windows: cut source files into windows once and only shuffle them in each epoch, instead of cutting them
             anew; always true with a hidden_cache.
         batch_size: rows per step, over all workers together.
+        micro_batch_size: rows that a worker computes at once; it accumulates the gradients of its rows of a step over
+            as many passes as that takes, with the same result up to rounding (default: all of them at once).
         response_fraction: fraction of the rows that are responses of the target.
         learning_rate: peak learning rate.
         warmup: fraction of the training over which the learning rate rises.
@@ -190,6 +221,7 @@ class DistillConfig:
     packing: bool = True
     fixed_windows: bool = False
     batch_size: int = 4
+    micro_batch_size: int | None = None
     response_fraction: float = 0.5
     responses: ResponseConfig = field(default_factory=ResponseConfig)
     learning_rate: float = 1e-2
@@ -201,7 +233,9 @@ class DistillConfig:
     mixed_precision: MixedPrecision = "auto"
 
     def __post_init__(self) -> None:
-        check_sizes(self, "beam_length", "exit_dim", "draft_vocab_size", "window", "batch_size", "chunk")
+        check_sizes(self, *SIZES)
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size must be at least 1, got {self.micro_batch_size}")
         if self.exit_dim is not None and self.exit_dim < 1:
             raise ValueError(f"exit_dim must be at least 1, got {self.exit_dim}")
         if not 0 <= self.num_draft_layers <= MAX_LAYERS:
@@ -242,6 +276,20 @@ class DistillConfig:
         """The configuration with absolute paths, for a process that runs in another folder."""
         folders = tuple(str(Path(folder).expanduser().absolute()) for folder in self.responses.folders)
         return replace(self, responses=replace(self.responses, folders=folders))
+
+    @property
+    def data_rows(self) -> int:
+        """Rows of a step that are from the data, and not responses that the target generates for the training."""
+        return self.batch_size - round(self.batch_size * self.response_fraction)
+
+    def with_steps(self, steps_per_epoch: float) -> "DistillConfig":
+        """The configuration with the budget's epochs as steps."""
+        return replace(self, budget=self.budget.in_steps(steps_per_epoch))
+
+    def rows_at_once(self, workers: int) -> int:
+        """Rows that one of `workers` processes computes at once, at most."""
+        rows = math.ceil(self.batch_size / workers)
+        return rows if self.micro_batch_size is None else min(rows, self.micro_batch_size)
 
     def drafter_width(self, hidden_size: int) -> int:
         """`exit_dim` of the drafter for a target of this hidden size.

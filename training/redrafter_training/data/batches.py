@@ -48,6 +48,19 @@ def conversation_batches(
         yield collate([example for (example,) in chosen], min_length) if window is None else arrange(chosen, window)
 
 
+def pass_steps(examples: Sequence[Example], rows: int, seed: int, window: int | None) -> float:
+    """Steps that the first pass over `examples` takes with `rows` of each batch; 0 without rows.
+
+    Later passes are packed a little differently.
+    """
+    if not rows:
+        return 0.0
+    if window is None:
+        return len(examples) / rows
+    generator = torch.Generator().manual_seed(seed)
+    return len(_packing(examples, window, generator)) / rows
+
+
 def held_out_rows(examples: Sequence[Example], min_length: int, window: int | None) -> Windows:
     """Held-out examples in rows like those of the batches; no rows if there are no examples."""
     if not examples:
@@ -67,5 +80,10 @@ def _row_stream(source: Sequence[Example], seed: int, window: int | None) -> Ite
         if window is None:
             yield from ([source[index]] for index in torch.randperm(len(source), generator=generator).tolist())
         else:
-            packing = Packing(source, window, int(torch.randint(2**31, (), generator=generator)))
+            packing = _packing(source, window, generator)
             yield from map(packing.members, range(len(packing)))
+
+
+def _packing(source: Sequence[Example], window: int, generator: torch.Generator) -> Packing:
+    """The packing of a pass."""
+    return Packing(source, window, int(torch.randint(2**31, (), generator=generator)))

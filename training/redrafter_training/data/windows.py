@@ -45,6 +45,11 @@ class Windows:
         return len(self.tokens)
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens without padding."""
+        return int((self.loss_mask if self.doc_ids is None else self.doc_ids >= 0).sum())
+
+    @property
     def positions(self) -> Tensor | None:
         """Position ids that start anew in each document; None without `doc_ids`. [B, L]"""
         return None if self.doc_ids is None else packed_attention.positions_in(self.doc_ids)
@@ -78,6 +83,19 @@ def encode_files(files: list[SourceFile], tokenizer: PreTrainedTokenizerBase) ->
     return [torch.tensor([*ids, *end]) for ids in encoded]
 
 
+def window_body(length: int, bos: int | None) -> int:
+    """Tokens of a text in a window of `length`, which begins with `bos` if there is one."""
+    return length if bos is None else length - 1
+
+
+def text_steps(files: list[Tensor], length: int, bos: int | None, batch_size: int) -> float:
+    """Batches of a pass of `text_batches`, one more or fewer by its random offset; 0 without rows."""
+    if not batch_size:
+        return 0.0
+    windows = sum(map(len, files)) // window_body(length, bos)
+    return float(-(-windows // batch_size))
+
+
 def cut_windows(files: list[Tensor], length: int, bos: int | None, generator: torch.Generator) -> Tensor:
     """The files in random order, cut from a random offset into windows of `length` tokens, shuffled. [windows, length]
 
@@ -86,7 +104,7 @@ def cut_windows(files: list[Tensor], length: int, bos: int | None, generator: to
     Raises:
         ValueError: the files are too short for two windows.
     """
-    body = length if bos is None else length - 1
+    body = window_body(length, bos)
     if sum(map(len, files)) < 2 * body:
         raise ValueError(f"{sum(map(len, files))} tokens are too few for windows of {length}")
     stream = torch.cat([files[i] for i in torch.randperm(len(files), generator=generator)])

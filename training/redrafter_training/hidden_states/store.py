@@ -199,7 +199,7 @@ class HiddenCache:
 def max_bytes(config: DistillConfig, hidden_size: int, held_out_windows: int) -> int:
     """An upper bound of the cache's size: assumes that no window of the data is repeated, unlike those of responses."""
     response_rows = round(config.batch_size * config.response_fraction)
-    steps = config.budget.max_steps
+    steps = config.budget.steps
     responses = steps * response_rows
     if not config.responses.folders:  # a response has at most a window's tokens, and every window may begin with BOS
         responses = min(responses, config.responses.count * config.window // (config.window - 1))

@@ -85,7 +85,7 @@ def open_cached_target(
         HiddenCacheError: the folder contains other states, has too little space, or cannot be written.
     """
     assert job.hidden_cache is not None
-    index, trained = texts_of(batches, config.budget.max_steps, held_out)
+    index, trained = texts_of(batches, config.budget.steps, held_out)
     text_config = load_config(job.target, trust_remote_code=job.trust_remote_code).get_text_config()
     cache = HiddenCache(job.hidden_cache, index.lengths, text_config.hidden_size, shard_bytes=shard_bytes)
     weights = context.made_by_first(partial(weights_fingerprint, job.target))
@@ -163,8 +163,8 @@ def _states(index: TextIndex, texts: list[int], target: TargetModel) -> list[Sto
 
 
 def rows_at_once(job: Job, config: DistillConfig) -> int:
-    """Rows per forward pass: those of a worker's batch in training."""
-    return -(-config.batch_size // job.workers[0])
+    """Rows per forward pass: as many as in training."""
+    return config.rows_at_once(job.workers[0])
 
 
 def check_space(cache: HiddenCache, needed: int, context: TrainContext) -> None:
@@ -210,7 +210,7 @@ def text_settings(job: Job, config: DistillConfig) -> dict[str, Any]:
         "chat_template": template_fingerprint(job.chat_template),
         **job.choices,
         "evaluate_windows": job.evaluate_windows,
-        "max_steps": config.budget.max_steps,
+        "max_steps": config.budget.steps,
         "responses": asdict(config.responses),
         **{key: getattr(config, key) for key in keys},
     }

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data of a training: batches, held-out rows and prompts, from source code, conversations or responses."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from redrafter_training.config.recipe import DistillConfig
-from redrafter_training.data.batches import conversation_batches, held_out_rows
+from redrafter_training.data.batches import conversation_batches, held_out_rows, pass_steps
 from redrafter_training.data.division import (
+    Divided,
     divide_examples,
     first_prompt,
     held_out_prompts,
@@ -22,16 +21,24 @@ from redrafter_training.data.division import (
     texts_before,
 )
 from redrafter_training.data.prepare import load_examples
-from redrafter_training.data.python_corpus import corpus_root, is_source_code, load_corpus, split, unseen_prompts
-from redrafter_training.data.report import DataError
+from redrafter_training.data.python_corpus import (
+    SourceFile,
+    corpus_root,
+    is_source_code,
+    load_corpus,
+    split,
+    unseen_prompts,
+)
+from redrafter_training.data.report import DataError, DataReport
 from redrafter_training.data.text_prompts import Passages, distinct, text_prompts, without_special
 from redrafter_training.data.tokenize import Example, ExampleEncoder
 from redrafter_training.data.vocab_mapping import example_frequencies, token_frequencies
-from redrafter_training.data.windows import Repeated, Windows, encode_files, held_out_windows, mixed_batches
+from redrafter_training.data.windows import Repeated, Windows, encode_files, held_out_windows, mixed_batches, text_steps
 from redrafter_training.distributed.context import TrainContext
 from redrafter_training.responses.examples import folder_responses, load_responses
 from redrafter_training.responses.own_texts import own_responses
 from redrafter_training.responses.store import is_response_folder
+from redrafter_training.run.feed_settings import FeedSettings
 from redrafter_training.target.model import TargetModel
 from redrafter_training.target.packing_probe import show_borders
 from redrafter_training.target.properties import beyond_embedding
@@ -48,33 +55,7 @@ class Feed:
     prompts: list[Tensor]  # held out; the target continues them when tokens per step are measured
     frequencies: Callable[[int], Tensor]  # [V] of the tokens 0..V-1 in training, by vocabulary size V
     facts: dict[str, object]  # for `training.json`: source and amounts
-
-
-@dataclass(frozen=True)
-class FeedSettings:
-    """The settings of a training that its data depends on; see `redrafter_training.config.job.Job`."""
-
-    data: str
-    chat_template: str | None
-    config: DistillConfig
-    folder: Path  # the run's, for the target's own responses
-    held_out_windows: int
-    examples: Path | None = None  # file of prepared conversations; it need not exist
-    hidden_cache: bool = False  # whether the target's hidden states are read from disk
-    keep_duplicates: bool = False
-    keep_evaluation: bool = False  # texts with prompts that drafters are measured on
-    target: Mapping[str, str] = field(default_factory=dict)  # the target's fingerprint
-    computes: tuple[str, ...] = ()  # the target's dtype and quantisation
-    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    data_config: str | None = None
-    data_split: str | None = None
-    held_out_split: str | None = None
-    vocab_size: int | None = None  # rows of the target's embedding, if known
-
-    @property
-    def written_by(self) -> tuple[Mapping[str, str], tuple[str, ...]]:
-        """What the target's responses depend on, beside the prompts and the recipe."""
-        return self.target, self.computes
+    steps_per_epoch: float  # in which each text of the data comes once; 0 where no row of a batch is from the data
 
 
 def holds_conversations(data: str) -> bool:
@@ -111,10 +92,7 @@ def source_code_feed(
     training, held_out = split(sources, keep_duplicates=settings.keep_duplicates)
     if not held_out:
         raise DataError(f"{settings.data} holds a single text: at least two are needed, one of them held out")
-    files = encode_files(training, tokenizer)
-    for file, ids in zip(training, files, strict=True):
-        if beyond := beyond_embedding(ids.tolist(), settings.vocab_size, tokenizer):
-            raise DataError(f"{settings.data}: {file.path} cannot be trained with: {beyond}")
+    files = encode_sources(settings, training, tokenizer)
     held_out_ids = tokenizer([file.text for file in held_out], add_special_tokens=False, verbose=False)["input_ids"]
     elsewhere = Passages(held_out_ids)
     responses: list[Tensor] = []
@@ -148,7 +126,22 @@ def source_code_feed(
         measured,
         partial(token_frequencies, files, responses, config.response_fraction),
         {"data": settings.data, **facts, "own_texts": len(responses), "measured_prompts": len(measured)},
+        text_steps(files, config.window, bos, config.data_rows),
     )
+
+
+def encode_sources(
+    settings: FeedSettings, sources: list[SourceFile], tokenizer: PreTrainedTokenizerBase
+) -> list[Tensor]:
+    """Token ids of each source file.
+
+    Raises DataError for ids that the target has no embedding of.
+    """
+    files = encode_files(sources, tokenizer)
+    for file, ids in zip(sources, files, strict=True):
+        if beyond := beyond_embedding(ids.tolist(), settings.vocab_size, tokenizer):
+            raise DataError(f"{settings.data}: {file.path} cannot be trained with: {beyond}")
+    return files
 
 
 def conversation_feed(
@@ -156,17 +149,7 @@ def conversation_feed(
 ) -> Feed:
     """Batches of conversations or plain texts, and of the target's responses to prompts from them."""
     config, quiet = settings.config, context.rank != 0
-    encoder = ExampleEncoder(
-        tokenizer, config.window, settings.chat_template, settings.chat_template_kwargs, settings.vocab_size
-    )
-    load = partial(load_examples, config=settings.data_config, keep_evaluation=settings.keep_evaluation, quiet=quiet)
-    examples, report = load(settings.examples, settings.data, encoder, split=settings.data_split)
-    marked = range(0)
-    if settings.held_out_split is not None:
-        marked_examples, _ = load(None, settings.data, encoder, split=settings.held_out_split)
-        marked = range(len(examples), len(examples) + len(marked_examples))
-        examples = [*examples, *marked_examples]
-    divided = divide_examples(examples, marked=marked, keep_duplicates=settings.keep_duplicates)
+    divided, report = divided_conversations(settings, tokenizer, quiet=quiet)
     training, held_out = divided.training, divided.held_out
     if not quiet:
         print(report)
@@ -191,6 +174,23 @@ def conversation_feed(
     facts["opening_dropped"] = report.opening
     facts |= divided.split.facts() | {"own_texts": len(responses), "measured_prompts": len(measured)}
     return packed_feed(settings, target, context, training, responses, held_out, measured, facts)
+
+
+def divided_conversations(
+    settings: FeedSettings, tokenizer: PreTrainedTokenizerBase, *, quiet: bool
+) -> tuple[Divided, DataReport]:
+    """The conversations or plain texts of the data as examples."""
+    encoder = ExampleEncoder(
+        tokenizer, settings.config.window, settings.chat_template, settings.chat_template_kwargs, settings.vocab_size
+    )
+    load = partial(load_examples, config=settings.data_config, keep_evaluation=settings.keep_evaluation, quiet=quiet)
+    examples, report = load(settings.examples, settings.data, encoder, split=settings.data_split)
+    marked = range(0)
+    if settings.held_out_split is not None:
+        marked_examples, _ = load(None, settings.data, encoder, split=settings.held_out_split)
+        marked = range(len(examples), len(examples) + len(marked_examples))
+        examples = [*examples, *marked_examples]
+    return divide_examples(examples, marked=marked, keep_duplicates=settings.keep_duplicates), report
 
 
 def packed_feed(
@@ -229,6 +229,7 @@ def packed_feed(
         measured,
         partial(example_frequencies, training, responses, fraction),
         facts | amounts | {"packed": window is not None},
+        pass_steps(training, config.data_rows if fraction else config.batch_size, config.seed, window),
     )
 
 

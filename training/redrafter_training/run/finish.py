@@ -3,7 +3,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -12,10 +12,13 @@ from redrafter_training.config.job import Job
 from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.distributed import checkpoints
 from redrafter_training.run.evaluation import EXPORT_DTYPE, HeldOutFigures
+from redrafter_training.run.hub import HubError, push
+from redrafter_training.run.report_page import write_report
+from redrafter_training.run.trackers import log_result
 from redrafter_training.trainer.export import export, update_report
-from redrafter_training.trainer.loop import StepFigures
+from redrafter_training.trainer.gradients import StepFigures
 from redrafter_training.trainer.plots import plot_training
-from redrafter_training.trainer.state import read_state
+from redrafter_training.trainer.state import read_state, stored_best
 from redrafter_training.utils.provenance import provenance
 from redrafter_training.utils.run_folder import run_name
 from redrafter_vllm.adaptive.stored import CALIBRATION
@@ -35,14 +38,17 @@ class Outcome:
     drafter_config: dict[str, Any]
     facts: dict[str, object]  # about the data
     prompts: list[Tensor]  # held out, for the final evaluation
+    steps_per_epoch: float = 0.0  # 0: unknown
 
 
 @dataclass(frozen=True)
 class Report:
-    """The content of `training.json`, and the reason if the final evaluation failed."""
+    """The content of `training.json`, and the reason if the final evaluation or the upload failed."""
 
     content: dict[str, Any]
     unmeasured: str | None = None
+    not_pushed: str | None = None
+    address: str | None = None  # of the uploaded drafter
 
 
 def finish(
@@ -70,7 +76,12 @@ def finish(
     history = [StepFigures.from_row(row) for row in state["history"].tolist()]
     evaluations = state["evaluations"]
     drafter = Drafter(DrafterConfig(**outcome.drafter_config))
-    drafter.load_state_dict(state["drafter"])
+    best = stored_best(state) if job.patience else None
+    drafter.load_state_dict(state["drafter"] if best is None else best.weights)
+    if best is not None:
+        chosen = next(figures for step, figures in evaluations if step == best.step)
+    else:
+        chosen = evaluations[-1][1] if evaluations else {}
     content = provenance("redrafter_training") | {
         "run": run_name(job.run_folder),
         "recipe": recipe,
@@ -80,24 +91,39 @@ def finish(
         "config": asdict(config),
         "parameters": sum(p.numel() for p in drafter.parameters()),
         "steps": len(history),
+        **({"epochs": len(history) / outcome.steps_per_epoch} if outcome.steps_per_epoch else {}),
+        **({} if best is None else {"best_step": best.step}),
         "training": tail_means(history),
-        "metrics": evaluations[-1][1] if evaluations else {},
+        "metrics": chosen,
         "held_out": {},
         "seconds": round(time.monotonic() - started),
     }
     plot_training(history, evaluations, job.run_folder / "training.png")
     export(drafter, job.out_dir, content, EXPORT_DTYPE, overwrite=job.overwrite)
-    if not job.evaluate:
-        return Report(content)
+    unmeasured = None
+    if job.evaluate:
+        try:
+            measured = evaluate(drafter, outcome.prompts)
+            content["held_out"] = measured.tokens_per_step
+            content[CALIBRATION] = asdict(measured.calibration)
+        except Exception as problem:  # of any type: the drafter is exported already
+            unmeasured = f"{type(problem).__name__}: {sentence(problem)}"
+        content["seconds"] = round(time.monotonic() - started)
+        update_report(job.out_dir, content)
+    write_report(job.run_folder, content, state)
+    rates = {f"tokens_per_step/{shape}": figures["tokens_per_step"] for shape, figures in content["held_out"].items()}
+    log_result(job, len(history), rates)
+    return _pushed(job, Report(content, unmeasured))
+
+
+def _pushed(job: Job, report: Report) -> Report:
+    """The report after the upload, if it is asked for."""
+    if job.push_to_hub is None:
+        return report
     try:
-        measured = evaluate(drafter, outcome.prompts)
-    except Exception as problem:  # of any type: the drafter is exported already
-        return Report(content, f"{type(problem).__name__}: {sentence(problem)}")
-    content["held_out"] = measured.tokens_per_step
-    content[CALIBRATION] = asdict(measured.calibration)
-    content["seconds"] = round(time.monotonic() - started)
-    update_report(job.out_dir, content)
-    return Report(content)
+        return replace(report, address=push(job.out_dir, job.push_to_hub, private=job.hub_private))
+    except HubError as problem:
+        return replace(report, not_pushed=str(problem))
 
 
 def tail_means(history: list[StepFigures]) -> dict[str, object]:

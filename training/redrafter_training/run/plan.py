@@ -14,6 +14,7 @@ from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.hidden_states.store import max_bytes
 from redrafter_training.responses.store import is_response_folder
 from redrafter_training.run.data_summary import ignored_files
+from redrafter_training.run.trackers import trackers
 from redrafter_training.target.loading import model_without_weights, target_dtype
 from redrafter_training.target.properties import read_facts
 from redrafter_training.utils.memory import GIB, readable, weight_bytes
@@ -34,7 +35,7 @@ class Plan:
     drafter_parameters: int
     tokens_per_step: int
     memory: dict[str, int]
-    hidden_cache: int  # bytes on disk at most
+    hidden_cache: int  # bytes on disk at most; 0 also where the number of steps is not known
 
     @property
     def total_memory(self) -> int:
@@ -66,7 +67,7 @@ def make_plan(job: Job, config: DistillConfig, device: torch.device) -> Plan:
     )
     with torch.device("meta"):
         drafter = Drafter(shape)
-    rows = math.ceil(config.batch_size / job.workers[0])
+    cached = job.hidden_cache is not None and config.budget.max_steps is not None
     return Plan(
         shape,
         _count(target),
@@ -75,10 +76,10 @@ def make_plan(job: Job, config: DistillConfig, device: torch.device) -> Plan:
         estimate_memory(
             drafter,
             config,
-            rows,
+            config.rows_at_once(job.workers[0]),
             weight_bytes(target, target_dtype(job, device).itemsize, job.target_quantization),
         ),
-        max_bytes(config, text.hidden_size, job.evaluate_windows) if job.hidden_cache else 0,
+        max_bytes(config, text.hidden_size, job.evaluate_windows) if cached else 0,
     )
 
 
@@ -92,8 +93,8 @@ def estimate_memory(drafter: Drafter, config: DistillConfig, rows: int, target_b
     """Estimated bytes of one worker by purpose, from the shapes, without allocator overhead and attention.
 
     Weights, gradients, one moment per inner matrix (Muon), two for all other parameters (AdamW), the target's logits
-    of the whole batch in half precision, and a chunk's logits in float32: the drafter's at one depth with its softmax
-    and gradient, the target's with its softmax.
+    of the rows computed at once in half precision, and a chunk's logits in float32: the drafter's at one depth with its
+    softmax and gradient, the target's with its softmax.
     """
     shape = drafter.config
     output = sum(p.numel() for p in drafter.parameters() if p.dim() != 2 or p is drafter.output.weight)
@@ -109,8 +110,22 @@ def estimate_memory(drafter: Drafter, config: DistillConfig, rows: int, target_b
     }
 
 
-def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, texts: str, console: Console) -> None:
-    """Prints the plan as a table; `texts` is the result of `describe_data`."""
+def print_plan(
+    job: Job,
+    config: DistillConfig,
+    recipe: str,
+    plan: Plan,
+    texts: str,
+    console: Console,
+    epochs: str | None = None,
+) -> None:
+    """Prints the plan as a table.
+
+    Args:
+        config: with a number of steps.
+        texts: the result of `describe_data`.
+        epochs: where the number of steps is from.
+    """
     min_workers, max_workers = job.workers
     where = (
         "this process"
@@ -134,16 +149,19 @@ def print_plan(job: Job, config: DistillConfig, recipe: str, plan: Plan, texts: 
             f"{plan.drafter_parameters:,} parameters: hidden {shape.hidden_size}, vocabulary {shape.output_size}, head "
             f"{shape.exit_dim} x {shape.num_draft_layers}{', from ' + str(job.init_from) if job.init_from else ''}",
         ),
-        ("steps", f"{budget.max_steps:,}{clock}"),
-        ("per step", f"{config.batch_size} rows of {config.window} tokens = {plan.tokens_per_step:,} tokens"),
+        ("steps", f"{budget.steps:,}{f': {epochs}' if epochs else ''}{clock}"),
+        ("per step", _step_line(config, plan)),
         (
             "all steps",
-            f"at most {budget.max_steps * plan.tokens_per_step:,} tokens, {config.beam_length} draft tokens each",
+            f"at most {budget.steps * plan.tokens_per_step:,} tokens, {config.beam_length} draft tokens each",
         ),
+        *((("early stop", _early_line(job)),) if job.patience else ()),
         ("target's own text", _responses_line(config, job.data)),
         ("workers", where),
         ("drafter is stored in", str(job.out_dir)),
         ("run folder", str(job.run_folder)),
+        ("logs", ", ".join(("TensorBoard", *trackers(job)))),
+        *((("pushed to the hub", job.push_to_hub),) if job.push_to_hub else ()),
         *((("hidden states", _cache_line(job, plan)),) if job.hidden_cache else ()),
     ):
         table.add_row(name, value)
@@ -162,6 +180,15 @@ def data_note(job: Job) -> str | None:
     """See `ignored_files`."""
     splits = (job.data_split, *((job.held_out_split,) if job.held_out_split else ()))
     return ignored_files(job.data, config=job.data_config, splits=splits)
+
+
+def _step_line(config: DistillConfig, plan: Plan) -> str:
+    parts = "" if config.micro_batch_size is None else f", at most {config.micro_batch_size} rows at once in a worker"
+    return f"{config.batch_size} rows of {config.window} tokens = {plan.tokens_per_step:,} tokens{parts}"
+
+
+def _early_line(job: Job) -> str:
+    return f"after {job.patience} evaluations without a better one; one every {job.evaluate_every} steps"
 
 
 def _responses_line(config: DistillConfig, data: str) -> str:

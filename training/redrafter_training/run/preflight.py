@@ -97,7 +97,8 @@ def check_room(job: Job, plan: Plan, device: torch.device) -> None:
             f"{readable(free_here)} free: choose a smaller --exit-dim or --num-draft-layers, or trim the vocabulary "
             "with --draft-vocab-size"
         )
-    state = plan.memory["drafter's weights and gradients"] // 2 + plan.memory["optimizer"]
+    weights = plan.memory["drafter's weights and gradients"] // 2
+    state = weights * (2 if job.patience else 1) + plan.memory["optimizer"]  # with the weights of the best evaluation
     stored = sum(file.stat().st_size for file in job.checkpoints.glob("*/*") if file.is_file())
     needs = [(job.run_folder, max(state, STATES_AT_ONCE * state - stored))]
     needs.append((job.out_dir, plan.drafter_parameters * EXPORTED_BYTES))

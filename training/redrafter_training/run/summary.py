@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from redrafter_training.config.job import Job
+from redrafter_training.trainer.card import agreement_rows
 from redrafter_training.trainer.metrics import TOP
 
 
@@ -18,11 +19,8 @@ def figures_table(metrics: Mapping[str, float]) -> Table:
     table.add_column("KL, nats", justify="right")
     for k in range(1, TOP + 1):
         table.add_column(f"top {k}", justify="right")
-    depth = 1
-    while (divergence := metrics.get(f"redrafter{depth}_kl")) is not None:
-        tops = [f"{metrics[f'redrafter{depth}_top{k}']:.1%}" for k in range(1, TOP + 1)]
-        table.add_row(str(depth), f"{divergence:.3f}", *tops)
-        depth += 1
+    for row in agreement_rows(metrics):
+        table.add_row(*row)
     return table
 
 
@@ -39,11 +37,16 @@ def drafting_table(held_out: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def print_summary(job: Job, report: Mapping[str, Any], console: Console) -> None:
     console.print(
-        f"{report['steps']} steps, last training loss {report['training']['loss']:.3f}, {report['seconds']} s"
+        f"{report['steps']} steps{_epochs(report)}, last training loss {report['training']['loss']:.3f}, "
+        f"{report['seconds']} s"
     )
     if report["metrics"]:
         console.print(figures_table(report["metrics"]))
     if report["held_out"]:
         console.print(drafting_table(report["held_out"]))
-    for what, where in (("drafter", job.out_dir), ("plot and logs", job.run_folder)):
+    for what, where in (("drafter", job.out_dir), ("report, plot and logs", job.run_folder)):
         console.print(f"{what}: {where}", soft_wrap=True)
+
+
+def _epochs(report: Mapping[str, Any]) -> str:
+    return f" ({report['epochs']:.2f} epochs)" if "epochs" in report else ""

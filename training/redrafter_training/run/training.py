@@ -16,26 +16,29 @@ from transformers import AutoTokenizer
 from redrafter_training.config.job import Job
 from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.data.prepare import examples_file, prepare_examples
+from redrafter_training.data.report import DataError
 from redrafter_training.data.vocab_mapping import choose_draft_vocabulary
 from redrafter_training.distributed import checkpoints
 from redrafter_training.distributed.context import LocalContext, TrainContext
 from redrafter_training.hidden_states.target import open_cached_target
+from redrafter_training.run.epochs import check_epochs
 from redrafter_training.run.evaluation import HeldOutFigures, held_out_figures
-from redrafter_training.run.feed import Feed, FeedSettings, holds_conversations, open_feed
+from redrafter_training.run.feed import Feed, holds_conversations, open_feed
+from redrafter_training.run.feed_settings import FeedSettings
 from redrafter_training.run.finish import Evaluate, Outcome, Report, finish
+from redrafter_training.run.hub import check_repository
 from redrafter_training.run.inputs import input_fingerprints
 from redrafter_training.run.plan import data_note, make_plan
 from redrafter_training.run.preflight import check_places, check_room, check_target
+from redrafter_training.run.trackers import Logs, begin_runs, check_trackers
 from redrafter_training.target.loading import load_target, target_dtype
 from redrafter_training.target.model import DeferredTarget, Target, TargetModel
-from redrafter_training.target.properties import read_facts
 from redrafter_training.trainer.divergence import DivergedError
 from redrafter_training.trainer.loop import Hooks, build_drafter, distill, use_target_head
 from redrafter_training.trainer.metrics import depth_figures
 from redrafter_training.trainer.state import STATE_FILE, check_identity, read_state
-from redrafter_training.trainer.tensorboard import Recorder
-from redrafter_training.utils.command import Interruption
-from redrafter_training.utils.run_folder import KEYS_FILE, held
+from redrafter_training.utils.command import Interruption, TrainingStoppedError
+from redrafter_training.utils.run_folder import KEYS_FILE, held, run_name
 from redrafter_vllm.checkpoint.io import check_against_target
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.utils.atomic import write_text
@@ -62,50 +65,50 @@ def train_worker(
     tokenizer = AutoTokenizer.from_pretrained(job.target, trust_remote_code=job.trust_remote_code)
     model = model or deferred_target(job, config, context)
     examples = examples_file(job, config.window, inputs)
-    settings = FeedSettings(
-        job.data,
-        job.chat_template,
-        config,
-        job.run_folder,
-        job.evaluate_windows,
-        examples,
-        hidden_cache=job.hidden_cache is not None,
-        chat_template_kwargs=job.chat_template_kwargs,
-        data_config=job.data_config,
-        data_split=job.data_split,
-        held_out_split=job.held_out_split,
-        vocab_size=read_facts(job.target, trust_remote_code=job.trust_remote_code).vocab_size,
-        keep_duplicates=job.duplicates == "keep",
-        keep_evaluation=job.evaluation_prompts == "keep",
-        target=inputs["target"],
-        computes=(str(target_dtype(job, context.device)), job.target_quantization),
-    )
+    computes = (str(target_dtype(job, context.device)), job.target_quantization)
+    settings = FeedSettings.of(job, config, target=inputs["target"], examples=examples, computes=computes)
     feed = open_feed(settings, model, tokenizer, context)
+    identity = job.identity(config) | {"inputs": inputs}
+    config = config.with_steps(feed.steps_per_epoch)
+    if job.patience and not len(feed.held_out):
+        raise DataError("--patience needs held-out text to measure on, and this data has none: leave it out")
     target: Target = model
     if job.hidden_cache is not None:
         target = open_cached_target(job, config, context, model, feed.batches, feed.held_out)
     drafter, facts = initial_drafter(target, feed, job, config)
     first = context.rank == 0
-    recorder = Recorder(job.run_folder / "logs" if first else None, purge_step=_last_step(job) if first else None)
+    logs = Logs(job if first else None, log_settings(job, config), purge_step=_last_step(job) if first else None)
     hooks = Hooks(
         evaluate=partial(_held_out_figures, feed=feed, target=target, config=config, context=context)
         if len(feed.held_out)
         else None,
         evaluate_every=job.evaluate_every,
+        patience=job.patience,
         checkpoint_every=job.checkpoint_every,
         log_every=job.log_every,
-        log=recorder.log,
-        identity=job.identity(config) | {"inputs": inputs},
+        log=logs.log,
+        steps_per_epoch=feed.steps_per_epoch,
+        identity=identity,
         max_rise=job.max_rise,
     )
+    state = "failed"
     try:
         distill(drafter, target, feed.batches, config, context=context, hooks=hooks, quiet=not first)
+        state = "running"
     except DivergedError as problem:
         path = problem.store_batch(job.run_folder, context.rank)
         raise FloatingPointError(f"{problem}; its batch is in {path}") from None
+    except TrainingStoppedError:
+        state = "stopped"
+        raise
     finally:
-        recorder.close()
-    return Outcome(asdict(drafter.config), feed.facts | facts, feed.prompts)
+        logs.close(state)
+    return Outcome(asdict(drafter.config), feed.facts | facts, feed.prompts, feed.steps_per_epoch)
+
+
+def log_settings(job: Job, config: DistillConfig) -> dict[str, Any]:
+    """What trackers show of a training's settings."""
+    return {"target": job.target, "data": job.data, "num_workers": str(job.num_workers), **asdict(config)}
 
 
 def deferred_target(job: Job, config: DistillConfig, context: TrainContext) -> DeferredTarget:
@@ -153,8 +156,7 @@ def run(job: Job, config: DistillConfig, recipe: str, keys: str, interruption: I
         KeyboardInterrupt: a signal arrived before the first step, or after the last.
     """
     started = time.monotonic()
-    check_places(job)
-    check_target(job.target, trust_remote_code=job.trust_remote_code)
+    check_start(job, config)
     device = local_device(job)
     check_room(job, make_plan(job, config, device), device)
     if note := data_note(job):
@@ -164,9 +166,23 @@ def run(job: Job, config: DistillConfig, recipe: str, keys: str, interruption: I
         newest = checkpoints.latest(job.checkpoints)
         if job.resume and newest is not None:
             check_identity(read_state(newest, mmap=True), job.identity(config) | {"inputs": inputs})
+        begin_runs(job, log_settings(job, config), continued=job.resume and newest is not None)
         write_text(job.run_folder / KEYS_FILE, keys)
         outcome, evaluate = _launch(job, config, inputs, interruption)
         return finish(job, config, recipe, inputs["target"], outcome, evaluate, started)
+
+
+def check_start(job: Job, config: DistillConfig) -> None:
+    """Checks of places, target and libraries that take no more than seconds and write nothing.
+
+    Raises PlaceError, TargetNotFoundError, TrackerError, HubError or ValueError.
+    """
+    check_epochs(job, config)
+    check_trackers(job)
+    check_places(job)
+    check_target(job.target, trust_remote_code=job.trust_remote_code)
+    if job.push_to_hub is not None:
+        check_repository(job.push_to_hub, run_name(job.run_folder), overwrite=job.overwrite)
 
 
 def local_device(job: Job) -> torch.device:

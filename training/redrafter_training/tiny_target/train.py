@@ -192,7 +192,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[str, TargetConfig, Path, 
     parser.add_argument("--learning-rate", type=float, help="instead of the recipe's")
     args = parser.parse_args(argv)
     config = RECIPES[args.recipe]
-    budget = Budget(args.max_steps or config.budget.max_steps, args.max_seconds or config.budget.max_seconds)
+    budget = Budget(args.max_steps or config.budget.steps, args.max_seconds or config.budget.max_seconds)
     config = replace(
         config,
         budget=budget,

@@ -2,6 +2,7 @@
 """The sections of a drafter's model card that follow from its `training.json`."""
 
 from collections.abc import Mapping
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,12 @@ def commands_text(report: Mapping[str, Any], *further: str) -> str:
 
 
 def _data(facts: Mapping[str, Any]) -> str:
+    source = data_rows(facts)
+    return markdown_table(("", ""), source) if source else ""
+
+
+def data_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a drafter was trained on: label and text of each fact."""
     source = []
     if "data" in facts:
         source.append(("source", place_name(facts["data"])))
@@ -69,14 +76,24 @@ def _data(facts: Mapping[str, Any]) -> str:
     source += [(label, f"{facts[key]:,}") for key, label in DATA.items() if isinstance(facts.get(key), int)]
     if (coverage := facts.get("draft_vocabulary_coverage")) is not None:
         source.append(("tokens within the draft vocabulary", f"{coverage:.2%}"))
-    return markdown_table(("", ""), source) if source else ""
+    return source
 
 
 def _training(report: Mapping[str, Any]) -> str:
+    rows = training_rows(report)
+    return markdown_table(("", ""), rows) if rows else ""
+
+
+def training_rows(report: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """How a drafter was trained: label and text of each fact."""
     config, rows = report.get("config", {}), []
     steps = report.get("steps")
     if steps is not None:
         rows.append(("steps", f"{steps:,}"))
+    if (epochs := report.get("epochs")) is not None:
+        rows.append(("passes over the data", f"{epochs:.2f}"))
+    if (best := report.get("best_step")) is not None:
+        rows.append(("weights of", f"step {best:,}, the best evaluation"))
     if steps is not None and {"batch_size", "window"} <= config.keys():
         size = config["batch_size"] * config["window"]
         rows.append(("tokens seen", f"at most {steps * size:,}, {size:,} a step"))
@@ -96,25 +113,39 @@ def _training(report: Mapping[str, Any]) -> str:
         rows.append(("training loss at the end", f"{loss:.3f} nats"))
     if "versions" in report:
         rows.append(("versions", ", ".join(f"{name} {number}" for name, number in report["versions"].items())))
-    return markdown_table(("", ""), rows) if rows else ""
+    return rows
 
 
 def _figures(report: Mapping[str, Any]) -> str:
     """Agreement by depth on held-out text, and simulated tokens per step on held-out prompts."""
-    metrics, parts, rows = report.get("metrics", {}), [], []
-    depth = 1
-    while (divergence := metrics.get(f"redrafter{depth}_kl")) is not None:
-        rows.append((depth, f"{divergence:.3f}", f"{metrics[f'redrafter{depth}_top1']:.1%}"))
-        depth += 1
-    if rows:
+    parts = []
+    if rows := agreement_rows(report.get("metrics", {})):
         parts += ["On held-out text, against the target's distribution:"]
-        parts += [markdown_table(("depth", "KL, nats", "top 1 agrees"), rows)]
-    if held_out := report.get("held_out"):
+        parts += [markdown_table(("depth", "KL, nats", "top 1 agrees"), [row[:3] for row in rows])]
+    if drafts := drafting_rows(report.get("held_out", {})):
         parts += ["On held-out prompts, greedy, simulated (tokens emitted per step of the target; 1 is no gain):"]
-        drafts = [
-            (shape, f"{figures['tokens_per_step']:.2f}", *(f"{rate:.0%}" for rate in figures["acceptance_by_depth"]))
-            for shape, figures in held_out.items()
-        ]
-        depths = [f"accepted at depth {number}" for number in range(1, len(drafts[0]) - 1)]
-        parts += [markdown_table(("beams x length", "tokens per step", *depths), drafts)]
+        parts += [markdown_table(drafting_head(drafts), drafts)]
     return "\n\n".join(parts)
+
+
+def agreement_rows(metrics: Mapping[str, float]) -> list[tuple[str, ...]]:
+    """For each depth: its number, the divergence, and how often the target's token is among the drafter's best k."""
+    rows: list[tuple[str, ...]] = []
+    while (divergence := metrics.get(f"redrafter{(depth := len(rows) + 1)}_kl")) is not None:
+        names = takewhile(metrics.__contains__, (f"redrafter{depth}_top{k}" for k in count(1)))
+        rows.append((str(depth), f"{divergence:.3f}", *(f"{metrics[name]:.1%}" for name in names)))
+    return rows
+
+
+def drafting_rows(held_out: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """For each shape of the draft: its name, tokens per step, and acceptance by depth."""
+    return [
+        (shape, f"{figures['tokens_per_step']:.2f}", *(f"{rate:.0%}" for rate in figures["acceptance_by_depth"]))
+        for shape, figures in held_out.items()
+    ]
+
+
+def drafting_head(rows: list[tuple[str, ...]]) -> tuple[str, ...]:
+    """The headings of `drafting_rows`."""
+    depths = (f"accepted at depth {number}" for number in range(1, len(rows[0]) - 1))
+    return ("beams x length", "tokens per step", *depths)

@@ -15,39 +15,16 @@ from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import LocalContext, TrainContext
 from redrafter_training.target.model import Target
-from redrafter_training.target.precision import mixed_precision
 from redrafter_training.trainer.divergence import Guard
-from redrafter_training.trainer.loss import DepthSums, num_positions, unrolled_loss
+from redrafter_training.trainer.early_stopping import ending, is_over, keep_best
+from redrafter_training.trainer.gradients import Replica, StepFigures, accumulate_gradients
 from redrafter_training.trainer.lr_schedule import learning_rate_scale, steps
 from redrafter_training.trainer.optimizer import SplitOptimizer
+from redrafter_training.trainer.pace import Pace
 from redrafter_training.trainer.state import Progress, budget_growth, capture, read_state, restore, write_state
 from redrafter_training.utils.command import TrainingStoppedError
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.model.drafter import Drafter
-
-
-@dataclass(frozen=True)
-class StepFigures:
-    """Means over one batch."""
-
-    loss: float  # weighted over depths, nats
-    loss_by_depth: tuple[float, ...]
-    # By depth, fraction of positions where the drafter's top-1 token is the target's; where the target's is outside the
-    # draft vocabulary, the two disagree.
-    agreement: tuple[float, ...]
-
-    @classmethod
-    def from_row(cls, row: list[float]) -> "StepFigures":
-        """From loss, losses by depth and agreements in one list."""
-        depths = (len(row) - 1) // 2
-        return cls(row[0], tuple(row[1 : 1 + depths]), tuple(row[1 + depths :]))
-
-    def named(self) -> dict[str, float]:
-        """`train/loss`, and loss and agreement by depth."""
-        named = {"train/loss": self.loss}
-        for depth, (loss, agreement) in enumerate(zip(self.loss_by_depth, self.agreement, strict=True), 1):
-            named |= {f"train/redrafter{depth}_loss": loss, f"train/redrafter{depth}_top1": agreement}
-        return named
 
 
 def build_drafter(target: Target, config: DistillConfig, draft_tokens: Tensor | None = None) -> Drafter:
@@ -103,80 +80,6 @@ def _head_rows(drafter: Drafter, target: Target) -> Tensor:
     return target.head_weight if kept is None else target.head_weight[kept]
 
 
-class Replica:
-    """One process's copy of the drafter, whose gradients are averaged with the other processes' once per batch."""
-
-    def __init__(self, drafter: Drafter, context: TrainContext) -> None:
-        self.drafter = drafter
-        self._module = context.wrap(_Applied(drafter))
-
-    def __call__(self, compute: Callable[[Drafter], DepthSums], *, last: bool) -> DepthSums:
-        """`compute(drafter)`; the backward pass of the `last` call of a batch exchanges the accumulated gradients."""
-        if last or not isinstance(self._module, nn.parallel.DistributedDataParallel):
-            return self._module(compute)
-        with self._module.no_sync():
-            return self._module(compute)
-
-
-class _Applied(nn.Module):
-    """The drafter with a `forward`, which data parallelism needs."""
-
-    def __init__(self, drafter: Drafter) -> None:
-        super().__init__()
-        self.drafter = drafter
-
-    def forward(self, compute: Callable[[Drafter], DepthSums]) -> DepthSums:
-        return compute(self.drafter)
-
-
-def accumulate_gradients(
-    replica: Replica,
-    embedding: Tensor,
-    target: Target,
-    batch: Windows,
-    config: DistillConfig,
-    context: TrainContext,
-) -> StepFigures:
-    """Adds the batch's gradient chunk by chunk, so that only one chunk's logits are in memory at a time.
-
-    Gradient and figures are means over the positions of all processes together, however rows are distributed.
-    """
-    with mixed_precision(batch.tokens.device, config.mixed_precision):
-        outputs = target.outputs(batch.tokens, batch.positions, replica.drafter.draft_tokens)
-    weights = torch.tensor(config.depth_weights, device=batch.tokens.device)
-    positions = num_positions(batch.tokens.shape[1], config.beam_length)
-    own = torch.stack([batch.terms(t, 0, positions).sum() for t in range(1, config.beam_length + 1)])
-    counts = context.total(own).clamp(min=1)
-    # Data parallelism averages over processes, and the counts are already totals over processes.
-    scale = weights / counts * context.world_size
-    loss, agreements = torch.zeros_like(weights), torch.zeros_like(weights)
-    for first in range(0, positions, config.chunk):
-        last = min(first + config.chunk, positions)
-
-        def compute(drafter: Drafter, first: int = first, last: int = last) -> DepthSums:
-            with mixed_precision(batch.tokens.device, config.mixed_precision):
-                return unrolled_loss(
-                    drafter,
-                    embedding,
-                    outputs,
-                    batch.tokens,
-                    batch.loss_mask,
-                    config.beam_length,
-                    first,
-                    last,
-                    depth_scale=scale,
-                    config=config.loss,
-                    doc_ids=batch.doc_ids,
-                )
-
-        sums = replica(compute, last=last == positions)
-        sums.total.backward()
-        loss += sums.loss
-        agreements += sums.agreements
-    loss_T, agreement_T = context.total(torch.stack([loss, agreements])) / counts
-    return StepFigures(float((loss_T * weights).sum()), tuple(loss_T.tolist()), tuple(agreement_T.tolist()))
-
-
 def inner_matrices(drafter: Drafter) -> list[nn.Parameter]:
     """The matrices that Muon trains: all but the output layer."""
     return [p for p in drafter.parameters() if p.dim() == 2 and p is not drafter.output.weight]
@@ -191,9 +94,11 @@ class Hooks:
 
     evaluate: Evaluate | None = None  # named figures of the drafter after this number of steps
     evaluate_every: int = 0  # 0: only at the end
+    patience: int = 0  # see `early_stopping`; 0: never stop early
     checkpoint_every: int = 0  # 0: only at the end
     log_every: int = 10
     log: Callable[[int, Mapping[str, float]], None] = lambda step, figures: None
+    steps_per_epoch: float = 0.0  # for the logs; 0: unknown
     identity: Mapping[str, Any] = field(default_factory=dict)  # must equal that of a checkpoint to continue it
     max_rise: float = 3.0  # see `Guard`
 
@@ -209,6 +114,8 @@ def distill(
     quiet: bool = False,
 ) -> list[StepFigures]:
     """Trains `drafter` in place until the budget is used; returns the figures of every step, resumed ones included.
+
+    With `hooks.patience` it may end earlier, and `drafter` gets the weights of its best evaluation.
 
     Args:
         batches: the batches of the whole job, from the first on, the same in every process and every run: a process
@@ -245,23 +152,34 @@ def distill(
     guard = Guard(hooks.max_rise, [row[0] for row in progress.history])
     saved = progress.step if checkpoint else -1
     remaining = islice(batches, progress.step, None)
+    pace = Pace()
     drafter.train()
     ticks = steps(
         config.budget, "drafter", quiet=quiet, first=progress.step, seconds=progress.seconds, agree=context.of_first
     )
     with closing(ticks), context.stoppable():
         for tick in ticks:
-            batch = next(remaining).share(context.rank, context.world_size).to(context.device)
-            figures = accumulate_gradients(replica, embedding, target, batch, config, context)
-            norm = float(nn.utils.clip_grad_norm_(drafter.parameters(), config.max_grad_norm))
-            guard.check(tick.step, figures.loss, norm, batch)
-            scale = learning_rate_scale(tick.used, config.warmup)
-            optimizer.step(scale)
+            if is_over(progress, hooks.patience):
+                break
+            with pace.step():
+                rows = next(remaining)
+                batch = rows.share(context.rank, context.world_size).to(context.device)
+                figures = accumulate_gradients(replica, embedding, target, batch, config, context)
+                norm = float(nn.utils.clip_grad_norm_(drafter.parameters(), config.max_grad_norm))
+                guard.check(tick.step, figures.loss, norm, batch)
+                scale = learning_rate_scale(tick.used, config.warmup)
+                optimizer.step(scale)
+                pace.add(rows.num_tokens)
             progress.step, progress.seconds = tick.step + 1, tick.seconds
             progress.history.append([figures.loss, *figures.loss_by_depth, *figures.agreement])
             tick.bar.set_postfix(loss=f"{figures.loss:.3f}", first=f"{figures.agreement[0]:.2f}", refresh=False)
             if _due(progress.step, hooks.log_every):
-                hooks.log(progress.step, figures.named() | {"train/learning_rate": config.learning_rate * scale})
+                course = {
+                    "train/learning_rate": config.learning_rate * scale,
+                    "train/gradient_norm": norm,
+                    "train/tokens_per_second": pace.rate(),
+                }
+                _log(course, figures, progress, hooks)
             if _due(progress.step, hooks.evaluate_every):
                 _evaluate(drafter, progress, hooks)
             stopped = context.stop_wanted()
@@ -277,12 +195,24 @@ def distill(
             _save(drafter, optimizer, progress, hooks, context)
         if context.stop_wanted():
             raise TrainingStoppedError(f"stopped after step {progress.step}, the last one")
+    if hooks.patience and progress.best is not None:
+        drafter.load_state_dict(progress.best.weights)
+        if not quiet:
+            print(ending(progress, hooks.patience))
     drafter.eval()
     return [StepFigures.from_row(row) for row in progress.history]
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def _log(course: dict[str, float], figures: StepFigures, progress: Progress, hooks: Hooks) -> None:
+    """Logs a step; `course` is what is kept of it in checkpoints beside the step's figures."""
+    if hooks.steps_per_epoch:
+        course["train/epoch"] = progress.step / hooks.steps_per_epoch
+    progress.course.append((progress.step, course))
+    hooks.log(progress.step, figures.named() | course)
 
 
 def _evaluate(drafter: Drafter, progress: Progress, hooks: Hooks) -> None:
@@ -292,6 +222,8 @@ def _evaluate(drafter: Drafter, progress: Progress, hooks: Hooks) -> None:
     figures = dict(hooks.evaluate(drafter, progress.step))
     drafter.train()
     progress.evaluations.append((progress.step, figures))
+    if hooks.patience:
+        keep_best(progress, drafter)
     hooks.log(progress.step, figures)
 
 

@@ -46,10 +46,8 @@ def steps(
     """
     start = time.monotonic() - seconds
     clocked = math.isfinite(budget.max_seconds)
-    with tqdm(
-        total=budget.max_steps, desc=description, unit="step", disable=quiet, mininterval=2.0, initial=first
-    ) as bar:
-        for step in range(first, budget.max_steps):
+    with tqdm(total=budget.steps, desc=description, unit="step", disable=quiet, mininterval=2.0, initial=first) as bar:
+        for step in range(first, budget.steps):
             elapsed = time.monotonic() - start
             used = budget.used(step, agree(elapsed) if clocked else 0.0)
             if used >= 1.0:

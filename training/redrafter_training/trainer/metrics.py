@@ -7,6 +7,8 @@ the two have different names.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from redrafter_training.trainer.loss import num_positions
 from redrafter_vllm.model.drafter import Drafter
 
 TOP = 5
+CHAIN = "chain_estimate"
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,21 @@ class DepthFigures:
     positions: int  # at depth 1
 
     def named(self) -> dict[str, float]:
-        """`redrafter{i}_kl` and `redrafter{i}_top{k}` for every depth i and k from 1 to 5."""
+        """`redrafter{i}_kl` and `redrafter{i}_top{k}` for every depth i and k from 1 to 5, and `chain_estimate`."""
         named = {}
         for depth, (divergence, top) in enumerate(zip(self.divergence, self.top, strict=True), 1):
             named[f"redrafter{depth}_kl"] = divergence
             named |= {f"redrafter{depth}_top{k}": value for k, value in enumerate(top, 1)}
-        return named
+        return named | {CHAIN: self.chain_estimate}
+
+    @property
+    def chain_estimate(self) -> float:
+        """Draft tokens of a chain that a step would accept, if agreement at a depth did not depend on the others.
+
+        The chain is accepted down to depth t with the product of the agreements at depths 1..t.
+        """
+        reached = accumulate((top[0] for top in self.top), mul)
+        return sum(reached)
 
 
 @torch.inference_mode()

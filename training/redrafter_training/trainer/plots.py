@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plot of a training's figures by depth over its steps.
+"""Drawings of a training's figures over its steps.
 
 Training loss and held-out divergence are different measures and have separate axes. Agreement is the same measure on
 both texts and has one.
 """
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from redrafter_training.trainer.loop import StepFigures
+from redrafter_training.trainer.gradients import StepFigures
 
 
 def smooth(values: Tensor, width: int) -> Tensor:
@@ -37,20 +38,24 @@ def _series(evaluations: Evaluations, name: str) -> tuple[list[int], list[float]
 
 
 def plot_training(history: Sequence[StepFigures], evaluations: Evaluations, path: Path) -> bool:
-    """Writes a PNG to `path`; False if there are no steps or matplotlib is not installed.
+    """Writes a PNG to `path`; False if there are no steps or matplotlib is not installed."""
+    if not history or find_spec("matplotlib") is None:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figures_by_depth(history, evaluations).savefig(path, dpi=120)
+    return True
+
+
+def figures_by_depth(history: Sequence[StepFigures], evaluations: Evaluations) -> Any:
+    """Training loss, held-out divergence and agreement by depth, side by side: a matplotlib `Figure`.
 
     Args:
+        history: at least one step.
         evaluations: (step, named figures), as in `Progress`.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
-    if not history:
-        return False
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(16, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     trained, held_out, agreeing = figure.subplots(1, 3)
     steps = torch.arange(1, len(history) + 1)
     width = max(1, len(history) // 50)
@@ -71,6 +76,24 @@ def plot_training(history: Sequence[StepFigures], evaluations: Evaluations, path
         axes.set(xlabel="step", xlim=(0, len(history) + 1))
         axes.grid(alpha=0.3)
     agreeing.legend(title=f"line: batches, mean of {width}\ndot: held-out text", loc="upper left", fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    return True
+    return figure
+
+
+COURSE = {
+    "train/learning_rate": "learning rate",
+    "train/gradient_norm": "gradient norm before clipping",
+    "train/tokens_per_second": "training tokens per second",
+}
+
+
+def course_figure(course: Evaluations) -> Any:
+    """Learning rate, gradient norm and throughput of the log's entries, side by side: a matplotlib `Figure`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(16, 3.5), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(1, len(COURSE)), COURSE.items(), strict=True):
+        axes.plot(*_series(course, name), linewidth=1.2, color="C0")
+        axes.set(title=title, xlabel="step", xlim=(0, course[-1][0] + 1))
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    return figure

@@ -2,12 +2,13 @@
 """The state that a training's next step depends on, to and from a file."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from redrafter_training.distributed.context import TrainContext
 from redrafter_training.trainer.optimizer import SplitOptimizer
@@ -29,6 +30,14 @@ class ResumeError(ValueError):
     """A checkpoint that this training cannot continue from."""
 
 
+@dataclass(frozen=True)
+class Best:
+    """The drafter's weights at its best evaluation, on the CPU."""
+
+    step: int
+    weights: dict[str, Tensor]
+
+
 @dataclass
 class Progress:
     """Progress of a training. The data position is `step`, as each step uses one batch of the (repeatable) data."""
@@ -37,6 +46,9 @@ class Progress:
     seconds: float = 0.0
     history: list[list[float]] = field(default_factory=list)  # one row of figures per step
     evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # (step, named figures)
+    # (step, named figures) of the log's entries: learning rate, gradient norm, tokens per second, epoch
+    course: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    best: Best | None = None  # with early stopping
 
 
 def capture(
@@ -54,6 +66,8 @@ def capture(
         "seconds": progress.seconds,
         "history": torch.tensor(progress.history, dtype=torch.float64),
         "evaluations": progress.evaluations,
+        "course": progress.course,
+        "best": None if progress.best is None else (progress.best.step, progress.best.weights),
         "identity": strict_json.dumps(identity, sort_keys=True, default=str),
         "rng": context.gather(_random_state(context.device)),
     }
@@ -94,8 +108,27 @@ def restore(
     if context.rank < len(state["rng"]):
         _set_random_state(state["rng"][context.rank], context.device)
     history = state["history"].tolist()
-    evaluations = [(int(step), dict(figures)) for step, figures in state["evaluations"]]
-    return Progress(state["step"], state["seconds"], history, evaluations)
+    # Checkpoints of earlier versions have neither the log's entries nor best weights.
+    return Progress(
+        state["step"],
+        state["seconds"],
+        history,
+        _entries(state["evaluations"]),
+        _entries(state.get("course", ())),
+        stored_best(state),
+    )
+
+
+def stored_best(state: Mapping[str, Any]) -> Best | None:
+    """The best weights in a stored state, if it was made with early stopping."""
+    if (best := state.get("best")) is None:
+        return None
+    step, weights = best
+    return Best(step, {name: tensor.cpu() for name, tensor in weights.items()})
+
+
+def _entries(stored: Iterable[tuple[int, Mapping[str, float]]]) -> list[tuple[int, dict[str, float]]]:
+    return [(int(step), dict(figures)) for step, figures in stored]
 
 
 def check_identity(state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:

@@ -24,15 +24,15 @@ class Recorder:
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         if self._writer is not None:
-            for name, value in figures.items():
-                if math.isfinite(value):
-                    self._writer.add_scalar(_grouped(name), value, step)
+            for name, value in finite(figures).items():
+                self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
 
 
-def _grouped(name: str) -> str:
-    """Held-out figures get the prefix `held_out/`."""
-    return name if "/" in name else f"held_out/{name}"
+def finite(figures: Mapping[str, float]) -> dict[str, float]:
+    """The finite figures by the names of the logs: held-out ones get the prefix `held_out/`."""
+    named = {name if "/" in name else f"held_out/{name}": value for name, value in figures.items()}
+    return {name: value for name, value in named.items() if math.isfinite(value)}
