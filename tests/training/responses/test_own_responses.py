@@ -25,7 +25,8 @@ from redrafter_training.responses.examples import load_responses
 from redrafter_training.responses.own_texts import own_responses
 from redrafter_training.responses.records import Response, TaskResult
 from redrafter_training.responses.store import ResponseStore, vocabulary_fingerprint
-from redrafter_training.run.feed import Feed, FeedSettings, open_feed
+from redrafter_training.run.feed import Feed, open_feed
+from redrafter_training.run.feed_settings import FeedSettings
 from redrafter_training.target.model import TargetModel
 from redrafter_training.tiny_target import train as target_command
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
