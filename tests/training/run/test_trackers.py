@@ -151,6 +151,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     wandb.teardown()
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_wandb_offline(offline: Any, tmp_path: Path) -> None:
     named = two_starts(tmp_path, "wandb")
@@ -162,6 +163,7 @@ def test_wandb_offline(offline: Any, tmp_path: Path) -> None:
     assert b"max_steps" in first and b"train/bad" not in first
 
 
+@pytest.mark.process
 def test_wandb_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wandb = pytest.importorskip("wandb", reason="Weights & Biases is not installed (the extra `wandb`)")
     wandb.teardown()
