@@ -36,4 +36,4 @@ def test_vllm_accepts_them(place: str) -> None:
 
     register()
     parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(OPTIONS[place])
-    assert parsed.spec_model == "redrafter" and (parsed.model_tag or parsed.model)
+    assert parsed.spec_model == "redrafter" or parsed.speculative_config["model"] == "redrafter"
