@@ -43,6 +43,7 @@ README = {
     "vllm serve MODEL": "test: tests/engine/test_serve.py::test_completions_are_those_of_plain_vllm",
     "redrafter pipeline": "needs: hours",
     "redrafter train --target MODEL": "needs: a model",
+    "redrafter watch": "needs: a model, minutes",
     "make demo": "needs: minutes",
 }
 
