@@ -43,9 +43,10 @@ class DemoOptions:
             if path is not None and not (path / "config.json").is_file():
                 raise ValueError(f"{path} is no checkpoint: it has no config.json")
 
-    def speculative(self, drafter: Path) -> dict[str, Any]:
+    def speculative(self, drafter: Path, adaptive: bool | None) -> dict[str, Any]:
         """vLLM's speculative config."""
         return {
+            "adaptive": adaptive,
             "method": "redrafter",
             "model": str(drafter),
             "beam_width": self.drafting.beam_width,

@@ -158,7 +158,7 @@ async def converse(
 def serve_and_ask(pair: Pair, prompts: Sequence[Prompt], options: DemoOptions, console: Console) -> Served:
     """Start a server, ask it all prompts, stop it."""
     port, log = free_port(), options.out / "server.log"
-    command = serve_command(pair.target, options.speculative(pair.drafter), port)
+    command = serve_command(pair.target, options.speculative(pair.drafter, adaptive=False), port)
     console.print(shlex.join(command), style="cyan", markup=False, highlight=False, soft_wrap=True)
     with serving(command, port, log, console) as start_seconds:
         console.print(f"the server was ready after {start_seconds:.0f} s; its log is {log}", soft_wrap=True)

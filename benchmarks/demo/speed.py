@@ -2,7 +2,7 @@
 """Tokens per second of plain vLLM and of vLLM with ReDrafter, one request at a time, greedy."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,26 +39,33 @@ class Speed:
 
 @dataclass(frozen=True)
 class Speeds:
-    """Both engines on one pair."""
+    """Plain vLLM and ReDrafter on one pair, with as many nodes in every step and as serving chooses."""
 
     pair: Pair
     plain: Speed
+    fixed: Speed
     redrafter: Speed
 
     @property
     def speedup(self) -> float:
-        return self.redrafter.run.tokens_per_second / self.plain.run.tokens_per_second
+        """Of ReDrafter as it serves."""
+        return self.over_plain(self.redrafter)
+
+    def over_plain(self, engine: Speed) -> float:
+        return engine.run.tokens_per_second / self.plain.run.tokens_per_second
 
 
 def measure(pair: Pair, prompts: list[list[int]], options: DemoOptions, folder: Path, console: Console) -> Speeds:
-    """Run both engines, one after the other, so that a machine needs memory for one; their logs go to `folder`.
+    """Run the engines, one after the other, so that a machine needs memory for one; their logs go to `folder`.
 
     Raises:
         ChildError: An engine failed.
     """
-    kinds = (as_users_run_it(torch.cuda.is_available()), with_redrafter(options.speculative(pair.drafter)))
-    plain, redrafter = (_measure_one(kind, pair.target, prompts, options, folder, console) for kind in kinds)
-    return Speeds(pair, plain, redrafter)
+    fixed = with_redrafter(options.speculative(pair.drafter, adaptive=False))
+    fixed = replace(fixed, name=f"{fixed.name}, fixed trees")
+    adaptive = with_redrafter(options.speculative(pair.drafter, adaptive=None))
+    kinds = (as_users_run_it(torch.cuda.is_available()), fixed, adaptive)
+    return Speeds(pair, *(_measure_one(kind, pair.target, prompts, options, folder, console) for kind in kinds))
 
 
 def _measure_one(

@@ -50,8 +50,11 @@ def begin_of(arguments: argparse.Namespace) -> list[dict[str, str]]:
 
 
 def speculative_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """vLLM's speculative config for a server of one's own."""
-    return {"method": "redrafter", "model": arguments.drafter, **arguments.speculative}
+    """vLLM's speculative config for a server of one's own.
+
+    Its trees are fixed, as drafts are what is to be seen: an engine that adapts may leave them out for a while.
+    """
+    return {"method": "redrafter", "model": arguments.drafter, "adaptive": False, **arguments.speculative}
 
 
 def waiting_for(what: str, seconds: float) -> None:

@@ -42,7 +42,10 @@ def make_evidence(
         plain=EngineResult("V2", 1.0, Run(GREEDY, ones, 2.0, nothing), Run(SEEDED, ones, 2.0, nothing)),
         speeds=[
             Speeds(
-                pair, Speed("V1", Run(GREEDY, ones, 4.0, nothing)), Speed("V2", Run(GREEDY, steps, seconds, counted))
+                pair,
+                Speed("V1", Run(GREEDY, ones, 4.0, nothing)),
+                Speed("V2", Run(GREEDY, steps, seconds, counted)),
+                Speed("V2", Run(GREEDY, steps, seconds, counted)),
             )
         ],
         seconds=100.0,

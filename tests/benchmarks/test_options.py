@@ -59,7 +59,7 @@ def test_the_help_needs_no_heavy_import() -> None:
 
 
 def test_the_server_command() -> None:
-    speculative = parse_args(["--nodes", "5"]).speculative(Path("drafters/one"))
+    speculative = parse_args(["--nodes", "5"]).speculative(Path("drafters/one"), adaptive=False)
     command = serve_command(Path("models/target"), speculative, 1234)
     assert Path(command[0]).name == "vllm"
     assert command[1:4] == ["serve", "models/target", "--speculative-config"]
@@ -69,6 +69,7 @@ def test_the_server_command() -> None:
         "beam_width": BEAM_WIDTH,
         "beam_length": BEAM_LENGTH,
         "num_speculative_tokens": 5,
+        "adaptive": False,
     }
     assert command[command.index("--port") + 1] == "1234"
     assert "--enforce-eager" in command

@@ -41,6 +41,9 @@ def engine(**options: Any) -> Iterator[Any]:
     """An `LLM` on the committed target, whose workers end with the block."""
     from vllm import LLM
 
+    if (speculative := options.get("speculative_config")) is not None:
+        # Both one worker and several draw every tree; they are compared.
+        options["speculative_config"] = {"adaptive": False, **speculative}
     llm = LLM(**{**OPTIONS, **options})
     try:
         yield llm

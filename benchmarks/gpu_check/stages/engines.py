@@ -12,7 +12,13 @@ from benchmarks.assets import ASSET, DRAFTER, held_out_prompts, tokenized
 from redrafter_vllm.bench.compare import common_prefix
 from redrafter_vllm.bench.engine import EngineProcess, Job
 
-TREE = {"method": "redrafter", "model": str(ASSET / DRAFTER), "beam_width": 4, "beam_length": 4}
+TREE = {
+    "method": "redrafter",
+    "model": str(ASSET / DRAFTER),
+    "beam_width": 4,
+    "beam_length": 4,
+    "adaptive": False,  # every step is to have drafts
+}
 
 
 @dataclass(frozen=True)
