@@ -64,6 +64,7 @@ def test_comments_stand_before_blocks() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # modules of other tests
 @pytest.mark.parametrize("block", ALL, ids=ids(ALL))
 def test_flags_exist(block: Block) -> None:
     for command in block.commands:

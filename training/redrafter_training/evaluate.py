@@ -61,6 +61,12 @@ def build_parser() -> argparse.ArgumentParser:
         "and as adaptive serving corrects it; for the last number of beams",
     )
     parser.add_argument("--card", action="store_true", help="add the results to the card in the drafter's folder")
+    parser.add_argument(
+        "--diagnose",
+        action="store_true",
+        help="then say what may limit the acceptance: another target or text than in training, the temperature, the "
+        "draft vocabulary; with the largest --beam-width",
+    )
     return parser
 
 
@@ -70,7 +76,6 @@ def _main(args: argparse.Namespace, parser: argparse.ArgumentParser, _: Interrup
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from redrafter_training.data.windows import held_out_windows
-    from redrafter_training.run.evaluation import held_out_texts
     from redrafter_training.run.prompt_evaluation import ALL
     from redrafter_training.target.model import TargetModel
     from redrafter_training.target.properties import read_facts
@@ -95,31 +100,76 @@ def _main(args: argparse.Namespace, parser: argparse.ArgumentParser, _: Interrup
     target = TargetModel(AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32, **trusted))
     drafter = Drafter.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(args.target, **trusted)
-    if not args.prompts.isdigit():
-        figures = _evaluate_prompts(args, folder, target, drafter, tokenizer, drafting, facts.longest)
-        if args.card:
-            _write_results(args, folder, figures)
-        return 0
-    texts = held_out_texts(
+    on_files = args.prompts.isdigit()
+    answer = partial(_continue_files if on_files else _answer_prompts, args, target, tokenizer, facts.longest)
+    answered = answer(args.temperature)
+    if on_files:
+        measured = []
+        for shape in drafting:
+            measured.append((shape, {ALL: measure(target, drafter, answered, shape)}))
+            print(strict_json.dumps(asdict(shape) | asdict(measured[-1][1][ALL])))
+    else:
+        measured = _by_category(args, target, drafter, answered, drafting)
+        if args.reliability is not None:
+            _draw_reliability(args, folder, target, drafter, answered, drafting[-1])
+    if args.card:
+        _write_results(args, folder, measured)
+    if on_files:
+        length = int(min(WINDOW, facts.longest))
+        windows = held_out_windows(tokenizer, args.windows, length=length, corpus=args.corpus)
+        print(strict_json.dumps(depth_figures(drafter, target, windows, args.beam_length).named()))
+    if args.diagnose:
+        shape, figures = max(measured, key=lambda each: each[0].beam_width)
+        again = _pairs(answer(0.0), target) if args.temperature > 0 else None
+        _diagnose(args, folder, target, drafter, (shape, figures[ALL]), _pairs(answered, target), again)
+    return 0
+
+
+def _diagnose(
+    args: argparse.Namespace,
+    folder: Path,
+    target: Any,
+    drafter: Any,
+    measured: tuple[Any, Any],
+    texts: Sequence[tuple[Any, int]],
+    greedy: Sequence[tuple[Any, int]] | None,
+) -> None:
+    """Prints the findings about a shape with its acceptance; `greedy` are responses at temperature 0."""
+    from redrafter_training.run.diagnosis import Measured, coverage, diagnose
+    from redrafter_training.trainer.acceptance import measure
+    from redrafter_training.utils.fingerprint import target_fingerprint
+    from redrafter_vllm.checkpoint.places import read_provenance
+    from redrafter_vllm.cli.doctor import report
+
+    shape, acceptance = measured
+    at_zero = measure(target, drafter, greedy, shape) if greedy is not None else None
+    figures = Measured(shape, acceptance, at_zero, coverage(texts, drafter.draft_tokens))
+    findings = diagnose(read_provenance(folder), target_fingerprint(args.target), figures)
+    print("\n" + report(list(findings)), end="")
+
+
+def _pairs(answered: Sequence[Any], target: Any) -> list[tuple[Any, int]]:
+    """Each text, on the target's device, with the length of its prompt."""
+    pairs = [each if isinstance(each, tuple) else (each.text, each.start) for each in answered]
+    return [(text.to(target.device), start) for text, start in pairs]
+
+
+def _continue_files(
+    args: argparse.Namespace, target: Any, tokenizer: Any, longest: float, temperature: float
+) -> list[tuple[Any, int]]:
+    """Continuations of prompts from held-out source files, each with the prompt's length."""
+    from redrafter_training.run.evaluation import held_out_texts
+
+    return held_out_texts(
         target,
         tokenizer,
         prompts=int(args.prompts),
         new_tokens=args.new_tokens,
         seed=args.seed,
-        temperature=args.temperature,
+        temperature=temperature,
         corpus=args.corpus,
-        longest=facts.longest,
+        longest=longest,
     )
-    measured = []
-    for shape in drafting:
-        measured.append((shape, {ALL: measure(target, drafter, texts, shape)}))
-        print(strict_json.dumps(asdict(shape) | asdict(measured[-1][1][ALL])))
-    if args.card:
-        _write_results(args, folder, measured)
-    length = int(min(WINDOW, facts.longest))
-    windows = held_out_windows(tokenizer, args.windows, length=length, corpus=args.corpus)
-    print(strict_json.dumps(depth_figures(drafter, target, windows, args.beam_length).named()))
-    return 0
 
 
 def _check_reliability(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -132,43 +182,43 @@ def _check_reliability(args: argparse.Namespace, parser: argparse.ArgumentParser
         parser.error(f"--reliability {args.reliability} exists: choose another file, or remove it")
 
 
-def _evaluate_prompts(
-    args: argparse.Namespace,
-    folder: Path,
-    target: Any,
-    drafter: Any,
-    tokenizer: Any,
-    drafting: Sequence[Any],
-    longest: float,
-) -> list[tuple[Any, dict[str, Any]]]:
-    """Prints one line per shape of the draft; returns the shapes with their figures by group."""
+def _answer_prompts(
+    args: argparse.Namespace, target: Any, tokenizer: Any, longest: float, temperature: float
+) -> list[Any]:
+    """The target's responses to all turns of chat prompts."""
     from redrafter_training.data.chat_templates import resolve_chat_template
     from redrafter_training.responses.transformers_engine import TransformersEngine
-    from redrafter_training.run.prompt_evaluation import acceptance_by_category, answer_prompts
+    from redrafter_training.run.prompt_evaluation import answer_prompts
     from redrafter_vllm.prompt_sets import load_prompts
 
     prompts = load_prompts(args.prompts)
-    template = resolve_chat_template(tokenizer, args.chat_template)
     answered, left_out = answer_prompts(
         TransformersEngine(target, BATCH_SIZE, quiet=False),
         tokenizer,
-        template,
+        resolve_chat_template(tokenizer, args.chat_template),
         prompts,
         new_tokens=args.new_tokens,
         window=int(min(longest, MAX_WINDOW)),
-        temperature=args.temperature,
+        temperature=temperature,
         seed=args.seed,
     )
     if left_out:
         print(f"{left_out} turns are left out: with their response they are longer than a window", file=sys.stderr)
+    return answered
+
+
+def _by_category(
+    args: argparse.Namespace, target: Any, drafter: Any, answered: Sequence[Any], drafting: Sequence[Any]
+) -> list[tuple[Any, dict[str, Any]]]:
+    """Prints one line per shape of the draft; returns the shapes with their figures by group."""
+    from redrafter_training.run.prompt_evaluation import acceptance_by_category
+
     measured = []
     for shape in drafting:
         figures = acceptance_by_category(target, drafter, answered, shape)
         measured.append((shape, figures))
         by_group = {group: asdict(acceptance) for group, acceptance in figures.items()}
         print(strict_json.dumps(asdict(shape) | {"prompts": args.prompts} | by_group))
-    if args.reliability is not None:
-        _draw_reliability(args, folder, target, drafter, answered, drafting[-1])
     return measured
 
 
