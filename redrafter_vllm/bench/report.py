@@ -17,6 +17,9 @@ PLAIN_COLOUR, COLOURS = "#5b6577", ("#1f77b4", "#2ca02c", "#d62728", "#9467bd", 
 AT_A_TIME = ["at a\ntime", "configuration"]
 MEASURES = {"ttft": "first\ntoken", "tpot": "each further\ntoken", "latency": "whole\nrequest"}
 
+# The second column of these tables has names.
+_STYLE = ".named .figures td:nth-child(2), .named .figures th:nth-child(2) { text-align: left; }"
+
 Row = dict[str, Any]
 
 
@@ -56,7 +59,7 @@ class Report:
         settings = self.settings
         heat = f"temperature {settings['temperature']:g}" if settings["temperature"] else "greedy"
         return (
-            f"{Path(settings['target']).name}, {settings['mode']}, {settings['data']}, {heat}, "
+            f"{Path(settings['target']).name}, {settings['mode']}, {Path(settings['data']).name}, {heat}, "
             f"{'1 round' if self.rounds == 1 else f'{self.rounds} rounds'}"
         )
 
@@ -250,12 +253,13 @@ def page(report: Report) -> str:
     for index, grid in enumerate(grids(report)):
         parts.append(html_page.heading(grid.title))
         parts += [picture for name, picture in pictures.items() if places[name] == index]
-        parts.append(html_page.figures_table(grid.plain_columns, grid.rows))
+        table = html_page.figures_table(grid.plain_columns, grid.rows)
+        parts.append(f'<div class="named">{table}</div>' if grid.left == 2 else table)
         if index == 0:
             parts += [html_page.paragraph(line, note=True) for line in remarks(report)]
     parts += [html_page.heading("What was run"), html_page.facts_table(facts(report))]
     parts.append(html_page.preformatted(str(report.run["command"])))
-    return html_page.page(f"redrafter bench: {report.title}", parts)
+    return html_page.page(f"redrafter bench: {report.title}", parts, style=_STYLE)
 
 
 def store(report: Report, folder: Path) -> list[Path]:
