@@ -121,7 +121,7 @@ def test_each_replica_drafts_and_gets_new_drafters(server: str, client: OpenAI, 
 
 def test_every_panel_of_the_dashboard_shows_the_replicas(server: str, client: OpenAI, tmp_path: Path) -> None:
     """With the Prometheus of `deploy/`: figures within their bounds, and by engine where a panel says so."""
-    # Replicas do not adapt: what counts adaptive trees stays 0.
+    # This server's trees are fixed: what counts adaptive ones stays 0.
     panels = [query for query in queries() if not ADAPTIVE.search(query)]
     with scraping(server, tmp_path) as query:
         deadline = time.monotonic() + 120

@@ -46,11 +46,8 @@ def adapt_trees(runner: Any) -> None:
 
 def _why_not(config: Any, adaptive: bool | None) -> str | None:
     """What the trees of this engine cannot adapt with; None where they can."""
-    parallel = config.parallel_config
-    if parallel.world_size > 1:
+    if config.parallel_config.world_size > 1:
         return "several workers would measure different times, and choose different batches"
-    if parallel.data_parallel_size > 1:
-        return "replicas that wait for one another run the same number of steps"
     if config.lora_config is not None:
         return "vLLM names the adapter of each scheduled token before it knows which of them a step leaves out"
     if config.speculative_config.num_speculative_tokens_per_batch_size and adaptive is None:
