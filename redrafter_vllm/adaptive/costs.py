@@ -48,6 +48,10 @@ class StepCosts:
         size = min(max(num_requests, 1), len(self._rounds) - 1)
         return float(self._rounds[size] * self._round_factors.of(np.array([size]))[0])
 
+    def unseen(self, first: int, last: int) -> int | None:
+        """The smallest number of rows from `first` to `last` that no step, nor one of about that size, has had."""
+        return self._row_factors.unseen(first, min(last, len(self._rows) - 1))
+
     def observe_verification(self, rows: int, num_requests: int, seconds: float) -> None:
         """A step of the target has taken this long."""
         size = min(max(rows, 1), len(self._rows) - 1)
@@ -69,6 +73,11 @@ class _Factors:
 
     def of(self, sizes: np.ndarray) -> np.ndarray:
         return self._table[sizes]
+
+    def unseen(self, first: int, last: int) -> int | None:
+        """The smallest size from `first` to `last` that has no factor of its own."""
+        own = (first <= self._sizes) & (self._sizes <= last) & np.isnan(self._factors)
+        return int(self._sizes[own][0]) if own.any() else None
 
     def observe(self, size: int, factor: float) -> None:
         place = int(np.abs(self._sizes - size).argmin())

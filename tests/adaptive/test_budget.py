@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from redrafter_vllm.adaptive.budget import choose_budget
+from redrafter_vllm.adaptive.budget import choose_budget, given_budget
 
 
 def best_rate(survival: np.ndarray, num_emitting: int, seconds: np.ndarray) -> float:
@@ -34,6 +34,14 @@ def test_rows_without_a_price_are_all_taken_and_expensive_ones_left_out() -> Non
     survival = np.array([[0.9, 0.5, 0.0], [0.2, 0.1, 0.05]])
     assert choose_budget(survival, 2, np.full(6, 0.01)).num_nodes.tolist() == [2, 3]
     assert choose_budget(survival, 2, 0.01 * np.arange(1, 7)).num_nodes.tolist() == [0, 0]
+
+
+def test_a_given_number_of_nodes_are_the_best_ones() -> None:
+    survival = np.array([[0.9, 0.5, 0.0], [0.6, 0.1, 0.05]])
+    chosen = given_budget(survival, 2, np.arange(1.0, 7.0), 3)
+    assert chosen.num_nodes.tolist() == [2, 1]
+    assert chosen.tokens == pytest.approx(4.0) and chosen.seconds == 4.0
+    assert given_budget(survival, 2, np.arange(1.0, 7.0), 50).num_nodes.tolist() == [2, 3]
 
 
 def test_a_batch_without_nodes() -> None:

@@ -39,6 +39,16 @@ def test_steps_of_a_size_correct_it_and_its_neighbours() -> None:
     assert costs.drafting(4) == pytest.approx(0.010)
 
 
+def test_sizes_that_have_not_been_seen() -> None:
+    costs = StepCosts(MEASURED, max_rows=8, max_requests=4)
+    seen = []
+    while (rows := costs.unseen(2, 6)) is not None:
+        seen.append(rows)
+        costs.observe_verification(rows, 1, 0.02)
+    assert seen == [2, 3, 4, 5, 6]
+    assert costs.unseen(1, 100) == 1 and costs.unseen(7, 100) == 7
+
+
 def test_one_slow_step_says_little() -> None:
     costs = StepCosts(MEASURED, max_rows=20, max_requests=8)
     usual = float(costs.verification(4, 4, 1)[0])

@@ -18,7 +18,7 @@ from vllm.logger import init_logger
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_runner import sort_batch_req_ids
 
-from redrafter_vllm.adaptive.budget import Budget, choose_budget
+from redrafter_vllm.adaptive.budget import Budget, choose_budget, given_budget
 from redrafter_vllm.adaptive.costs import MeasuredCosts, StepCosts
 from redrafter_vllm.adaptive.pause import DraftingPause
 from redrafter_vllm.adaptive.record import AdaptiveCounts, Record
@@ -28,6 +28,7 @@ logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its ow
 REPEATS = 5  # of each measurement at the start, of which the shortest counts
 LONG_RUN = 0.5  # seconds; larger steps than one that takes this long are not measured
 LOG_INTERVAL = 60.0  # seconds
+TRIAL_INTERVAL = 4  # steps between two of sizes that have not been seen; each is tried once
 MAX_MEASURED = 128  # rows or requests
 
 
@@ -73,6 +74,7 @@ class AdaptiveTrees:
         self._cu_num_logits: np.ndarray | None = None
         self._began: float | None = None
         self._drafting_began = 0.0
+        self._until_trial = TRIAL_INTERVAL  # steps
         self._is_drawn = False  # whether the last round drew trees
         self._uncounted, self._unlogged = Record(), Record()
         self._logged = time.monotonic()
@@ -99,8 +101,14 @@ class AdaptiveTrees:
         num_nodes = np.minimum(speculator.rows.num_nodes[index].numpy(), num_drafts)
         survival = speculator.survival.log_survival[index].exp().numpy()
         survival = np.where(np.arange(survival.shape[1]) < num_nodes[:, None], survival, 0.0)
-        seconds = self.costs.verification(num_others, num_others + int(num_nodes.sum()), num_reqs)
-        return choose_budget(survival, num_emitting, seconds + self.costs.drafting(num_reqs))
+        most = num_others + int(num_nodes.sum())
+        seconds = self.costs.verification(num_others, most, num_reqs) + self.costs.drafting(num_reqs)
+        self._until_trial -= 1
+        if self._until_trial <= 0 and num_others == num_reqs:
+            self._until_trial = TRIAL_INTERVAL
+            if (rows_to_try := self.costs.unseen(num_others, most)) is not None:
+                return given_budget(survival, num_emitting, seconds, rows_to_try - num_others)
+        return choose_budget(survival, num_emitting, seconds)
 
     def compact_batch(
         self, num_draft_tokens_per_req: np.ndarray, num_scheduled_tokens: np.ndarray, cu_num_logits_np: np.ndarray
