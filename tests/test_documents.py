@@ -115,7 +115,8 @@ def test_dotted_names_exist(document: Path) -> None:
 def test_lists_are_lists_in_the_site(document: Path) -> None:
     """There a list begins behind an empty line, and what is nested in an item is indented by four spaces."""
     before = ""
-    for line in prose(document).splitlines():
+    front_matter = re.match(r"---\n.*?\n---\n", text := prose(document), re.DOTALL)
+    for line in text[front_matter.end() if front_matter else 0 :].splitlines():
         if item := re.match(r"( *)(?:[-*]|\d+\.) ", line):
             assert len(item[1]) % 4 == 0, f"{line}: indent by four spaces"
             starts = before and not before.startswith(" ") and not re.match(r"(?:[-*]|\d+\.) ", before)

@@ -263,7 +263,10 @@ def test_options_from_the_command_line(tmp_path: Path) -> None:
     prompts = tmp_path / "mine.jsonl"
     given = ["--target", str(ASSET), "--trees", "1x3 2x2:3", "--lookup", "1", "2", "--window", "300"]
     parsed = parse_args([*given, "--peers", "--prompts", str(prompts), "--questions", "0", "--eager"])
-    assert parsed.serving.trees == (DraftingConfig(1, 3, 3), DraftingConfig(2, 2, 3))
+    assert parsed.serving.trees == (
+        DraftingConfig(1, 3, 3, adaptive=False),
+        DraftingConfig(2, 2, 3, adaptive=False),
+    )
     assert (parsed.serving.lookup, parsed.serving.window, parsed.serving.dtype) == ((1, 2), 300, "bfloat16")
     assert (parsed.peers, parsed.name, parsed.serving.drafter) == ((), "chat-mine", ASSET / "redrafter")
     strict = parse_args(["--target", str(ASSET), "--identity"])

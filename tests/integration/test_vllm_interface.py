@@ -75,7 +75,7 @@ def imported_names() -> Iterator[tuple[str, str]]:
 
 
 # What vLLM documents for its users; whoever calls it needs no list.
-PUBLIC = {"vllm:LLM", "vllm:SamplingParams"}
+PUBLIC = {"vllm:LLM", "vllm:SamplingParams", "vllm.sampling_params:RequestOutputKind"}
 
 
 def test_no_unlisted_name_is_imported() -> None:

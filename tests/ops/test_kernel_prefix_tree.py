@@ -59,7 +59,7 @@ def test_random_beams(size: tuple[int, int, int]) -> None:
     most = size[1] * size[2]
     for seed, max_nodes in enumerate(sorted({1, max(most // 2, 1), most, most + 3, 128})):
         tree = check(random_beams(size, seed), max_nodes)
-        check_mask(tree[1], tree[4])
+        check_mask(tree[1], tree[5])
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -73,7 +73,7 @@ def test_fewer_beams_count(size: tuple[int, int, int]) -> None:
 def test_one_beam_of_the_last_step_is_a_chain() -> None:
     tokens, parents, scores = random_beams((4, 3, 5), 1)
     tree = check((tokens, parents, scores), 15, torch.ones(4, dtype=torch.int64, device=DEVICE))
-    assert tree[4].tolist() == [3] * 4
+    assert tree[5].tolist() == [3] * 4
     assert tree[1][:, :3].tolist() == [[-1, 0, 1]] * 4
     assert torch.equal(tree[0][:, 2], tokens[:, 2, 0])
 

@@ -63,6 +63,7 @@ NAMES = (
     VllmName("vllm:__version__", Use.USED),
     VllmName("vllm.envs:VLLM_USE_V2_MODEL_RUNNER", Use.USED),
     VllmName("vllm.triton_utils:HAS_TRITON", Use.USED),
+    VllmName("vllm.utils.argparse_utils:FlexibleArgumentParser", Use.USED),
     VllmName(
         "vllm.engine.arg_utils:EngineArgs",
         Use.USED,
