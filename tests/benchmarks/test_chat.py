@@ -271,7 +271,7 @@ def test_options_from_the_command_line(tmp_path: Path) -> None:
     assert (parsed.peers, parsed.name, parsed.serving.drafter) == ((), "chat-mine", ASSET / "redrafter")
     strict = parse_args(["--target", str(ASSET), "--identity"])
     assert (strict.serving.dtype, strict.name) == ("float32", "chat-identity-mt-bench")
-    assert strict.serving.trees == (DraftingConfig(4, 4, 16),)
+    assert strict.serving.trees == (DraftingConfig(4, 4, 16, adaptive=False),)
 
 
 @pytest.mark.parametrize(

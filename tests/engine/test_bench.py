@@ -64,8 +64,10 @@ def test_the_written_files_agree(out: Path) -> None:
     for name in names:
         for concurrency in (1, 2):
             row = rows[name, concurrency]
-            first = next(t for t in found if (t["configuration"], t["concurrency"]) == (name, concurrency))
-            assert row["tokens_per_step"] == pytest.approx(first["tokens_per_step"])
+            own = [t for t in found if (t["configuration"], t["concurrency"]) == (name, concurrency)]
+            # Trees that adapt follow the clock, so that rounds differ.
+            measured = [turn["tokens_per_step"] for turn in own]
+            assert min(measured) - 1e-9 <= row["tokens_per_step"] <= max(measured) + 1e-9
             assert row["speedup"]["low"] <= row["speedup"]["median"] <= row["speedup"]["high"]
             assert row["same_requests"] == row["requests"] == len(PROMPTS)
             assert sum(row["milliseconds"].values()) > 0
