@@ -20,7 +20,7 @@ from benchmarks.demo.pair import Pair
 from benchmarks.demo.prompts import last_words
 from benchmarks.demo.serve import Served
 from benchmarks.demo.speed import Speed, Speeds
-from benchmarks.engines.offline import ENGINE, THREADS, EngineResult
+from benchmarks.engines.offline import ENGINE, THREADS, EngineResult, Run
 from benchmarks.models.shapes import ShapeError, find_shape
 from benchmarks.record import command
 from redrafter_vllm.bench.acceptance import acceptance_by_depth, tokens_per_step
@@ -61,7 +61,7 @@ class Figures:
 
 def evaluate(evidence: Evidence) -> Figures:
     """Compare answers and compute acceptance."""
-    plain, served, ours = evidence.plain, evidence.served, evidence.speeds[0].fixed.run
+    plain, served, ours = evidence.plain, evidence.served, _shown(evidence)
     return Figures(
         greedy=compare(plain.greedy.tokens, [answer.token_ids for answer in served.greedy]),
         seeded=compare(plain.seeded.tokens, [answer.token_ids for answer in served.seeded]),
@@ -119,6 +119,7 @@ def _speeds_as_json(speeds: Speeds, root: Path) -> dict[str, Any]:
             "tokens_per_step": tokens_per_step(engine.run.steps),
         }
         for name, engine in named.items()
+        if engine is not None
     }
 
 
@@ -163,6 +164,8 @@ def _speed_table(evidence: Evidence) -> Table:
     for speeds in evidence.speeds:
         table.add_row(_label(speeds), "vLLM as installed", *_cells(speeds.plain))
         for name, engine in ((f"{_nodes(evidence)} nodes", speeds.fixed), ("as it adapts", speeds.redrafter)):
+            if engine is None:
+                continue
             ratio = f"{speeds.over_plain(engine):.2f} times"
             table.add_row("", f"ReDrafter, {name}", *_cells(engine), ratio, end_section=engine is speeds.redrafter)
     return table
@@ -185,13 +188,19 @@ def _parameters(target: Path) -> int | None:
     return None
 
 
+def _shown(evidence: Evidence) -> Run:
+    """The pass that acceptance is computed from: with drafts in every step, where it was run."""
+    speeds = evidence.speeds[0]
+    return (speeds.fixed or speeds.redrafter).run
+
+
 def _nodes(evidence: Evidence) -> int:
     return evidence.options.drafting.num_speculative_tokens
 
 
 def print_answer(evidence: Evidence, tokenizer: Any, console: Console) -> None:
     """Print one answer: the one with the median of tokens per step."""
-    run = evidence.speeds[0].fixed.run
+    run = _shown(evidence)
     by_saving = sorted(range(len(run.steps)), key=lambda index: len(run.steps[index]) / len(run.tokens[index]))
     chosen = by_saving[len(by_saving) // 2]
     tokens, steps = run.tokens[chosen], run.steps[chosen]

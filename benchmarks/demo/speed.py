@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,11 @@ class Speed:
 
 @dataclass(frozen=True)
 class Speeds:
-    """Plain vLLM and ReDrafter on one pair, with as many nodes in every step and as serving chooses."""
+    """Plain vLLM and ReDrafter on one pair, with as many nodes in every step (None: not run) and as serving chooses."""
 
     pair: Pair
     plain: Speed
-    fixed: Speed
+    fixed: Speed | None
     redrafter: Speed
 
     @property
@@ -55,8 +56,18 @@ class Speeds:
         return engine.run.tokens_per_second / self.plain.run.tokens_per_second
 
 
-def measure(pair: Pair, prompts: list[list[int]], options: DemoOptions, folder: Path, console: Console) -> Speeds:
+def measure(
+    pair: Pair,
+    prompts: list[list[int]],
+    options: DemoOptions,
+    folder: Path,
+    console: Console,
+    *,
+    with_fixed: bool = True,
+) -> Speeds:
     """Run the engines, one after the other, so that a machine needs memory for one; their logs go to `folder`.
+
+    `with_fixed` runs ReDrafter with the same number of nodes in every step, too.
 
     Raises:
         ChildError: An engine failed.
@@ -64,8 +75,9 @@ def measure(pair: Pair, prompts: list[list[int]], options: DemoOptions, folder: 
     fixed = with_redrafter(options.speculative(pair.drafter, adaptive=False))
     fixed = replace(fixed, name=f"{fixed.name}, fixed trees")
     adaptive = with_redrafter(options.speculative(pair.drafter, adaptive=None))
-    kinds = (as_users_run_it(torch.cuda.is_available()), fixed, adaptive)
-    return Speeds(pair, *(_measure_one(kind, pair.target, prompts, options, folder, console) for kind in kinds))
+    run = partial(_measure_one, target=pair.target, prompts=prompts, options=options, folder=folder, console=console)
+    plain = run(as_users_run_it(torch.cuda.is_available()))
+    return Speeds(pair, plain, run(fixed) if with_fixed else None, run(adaptive))
 
 
 def _measure_one(

@@ -53,5 +53,5 @@ def measure_speeds(pair: Pair, answers: Sequence[Answer], options: DemoOptions, 
     speeds = [measure(pair, prompts, options, options.out / "speed", console)]
     inflated = inflate(pair, options.out / "inflated", console) if options.inflated else None
     if inflated is not None:
-        speeds.append(measure(inflated, prompts, options, options.out / "speed-inflated", console))
+        speeds.append(measure(inflated, prompts, options, options.out / "speed-inflated", console, with_fixed=False))
     return speeds
