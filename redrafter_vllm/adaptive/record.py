@@ -44,7 +44,7 @@ class Record:
         if self.steps == 0 or self.seconds == 0:
             return "no step that only decoded"
         return (
-            f"{self.steps} steps, {self.skipped_rounds} of them followed by no drafting round; "
+            f"{self.steps} steps, {self.skipped_rounds} of them without drafts, as drafting paused; "
             f"{self.nodes / self.steps:.1f} nodes per step, {self.accepted / self.steps:.2f} accepted, "
             f"{self.expected / self.steps:.2f} expected to be; {self.plain_seconds / self.seconds:.2f} times the "
             "estimated speed without drafts"

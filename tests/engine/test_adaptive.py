@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 import pytest
 
+from redrafter_vllm.adaptive.pause import DraftingPause
 from redrafter_vllm.integration.worker import adaptive_trees
 from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 from tests.engine.budgets import random_budgets
@@ -70,19 +71,30 @@ def test_chosen_budgets_give_the_tokens_of_plain_vllm(make_engine: MakeEngine, a
 def test_drafting_that_fails_pauses_and_is_tried_again(make_engine: MakeEngine, random_target: Path) -> None:
     llm = make_engine(random_target, ADAPTIVE)
     rounds: list[bool] = []
-    skips = RedrafterSpeculator._skips_round
+    begins = RedrafterSpeculator._begins_round
 
     def record(self: RedrafterSpeculator, *args: Any) -> bool:
-        rounds.append(not skips(self, *args))
-        return not rounds[-1]
+        rounds.append(begins(self, *args))
+        return rounds[-1]
 
     prompts = random_prompts(1, VOCAB, seed=1)
-    with patch.object(RedrafterSpeculator, "_skips_round", record):
+    with patch.object(RedrafterSpeculator, "_begins_round", record):
         generate(llm, prompts, params(temperature=0.0, max_tokens=150, ignore_eos=True))
     # Trials of a few rounds, and pauses between them that grow.
     drawn = "".join("d" if is_drawn else "-" for is_drawn in rounds)
     assert 8 <= drawn.count("d") < 0.6 * len(drawn), drawn
     assert len([part for part in drawn.split("-") if part]) >= 2, drawn
+
+
+def test_requests_without_drafts_say_nothing_about_drafting(make_engine: MakeEngine, asset: Path) -> None:
+    """Their steps draw no round, whether or not one would pay."""
+    llm = make_engine(asset, ADAPTIVE)
+    off = {"redrafter": {"enabled": False}}
+    prompts = random_prompts(1, 2048, seed=3)
+    generate(llm, prompts, params(temperature=0.0, max_tokens=8))
+    with patch.object(DraftingPause, "judge") as judge:
+        generate(llm, prompts, params(temperature=0.0, max_tokens=40, ignore_eos=True, extra_args=off))
+    assert judge.call_count == 0
 
 
 @pytest.mark.parametrize(

@@ -92,12 +92,11 @@ def _init_model_state(original: Callable) -> Callable:
 def _compile_or_warm_up_model(original: Callable) -> Callable:
     @report_start_errors
     def compile_or_warm_up_model(self: Any) -> Any:
-        times = original(self)
         if uses_redrafter(self.vllm_config):
             from redrafter_vllm.integration.worker.adaptive_trees import adapt_trees
 
             adapt_trees(self.model_runner)
-        return times
+        return original(self)  # which sets the seeds at its end
 
     return compile_or_warm_up_model
 

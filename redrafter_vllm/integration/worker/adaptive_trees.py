@@ -75,7 +75,8 @@ class AdaptiveTrees:
         self._began: float | None = None
         self._drafting_began = 0.0
         self._until_trial = TRIAL_INTERVAL  # steps
-        self._is_drawn = False  # whether the last round drew trees
+        # Of the round before the step: whether trees were drawn, or were wanted and did not pay.
+        self._is_drawn = self._is_paused = False
         self._uncounted, self._unlogged = Record(), Record()
         self._logged = time.monotonic()
 
@@ -155,7 +156,7 @@ class AdaptiveTrees:
         self._note(
             Record(
                 steps=1,
-                skipped_rounds=0 if self._is_drawn else 1,
+                skipped_rounds=int(self._is_paused),
                 nodes=num_rows - num_reqs,
                 expected=0.0 if budget is None else budget.tokens - num_reqs,
                 accepted=tokens - num_reqs,
@@ -175,12 +176,13 @@ class AdaptiveTrees:
         """What has been counted since the last call."""
         return self._uncounted.take_counts()
 
-    def skips_round(self) -> bool:
-        """Whether the round after this step is left out."""
-        self._is_drawn = not self.pause.is_paused
-        if not self._is_drawn:
+    def begins_round(self, is_wanted: bool) -> bool:
+        """Whether a round is drawn after this step; it is not where no request of the batch wants one."""
+        self._is_paused = is_wanted and self.pause.is_paused
+        self._is_drawn = is_wanted and not self._is_paused
+        if self._is_paused:
             self.pause.skip()
-        return not self._is_drawn
+        return self._is_drawn
 
     def end_drafting(self, num_reqs: int) -> None:
         """A round has ended."""

@@ -47,7 +47,7 @@ class StepObserver(Protocol):
 
     def end_verification(self, batch: InputBatch, num_sampled: Tensor) -> None: ...
 
-    def skips_round(self) -> bool: ...
+    def begins_round(self, is_wanted: bool) -> bool: ...
 
     def end_drafting(self, num_reqs: int) -> None: ...
 
@@ -205,7 +205,7 @@ class RedrafterSpeculator(BaseSpeculator):
         if not dummy_run:
             self._learn(step, input_batch, num_sampled)
             self.timer.begin_drafting()
-            if self._skips_round(node_budget, input_batch):
+            if not self._begins_round(node_budget, input_batch):
                 self.rows.clear(idx_mapping)
                 self.timer.end_step()
                 return self.buffers.draft_tokens[:num_reqs]
@@ -236,10 +236,9 @@ class RedrafterSpeculator(BaseSpeculator):
         if self.observer is not None:
             self.observer.end_verification(batch, num_sampled)
 
-    def _skips_round(self, node_budget: int, batch: InputBatch) -> bool:
-        if node_budget == 0 or not self.drafts_wanted[batch.idx_mapping_np].any():
-            return True
-        return self.observer is not None and self.observer.skips_round()
+    def _begins_round(self, node_budget: int, batch: InputBatch) -> bool:
+        is_wanted = node_budget > 0 and bool(self.drafts_wanted[batch.idx_mapping_np].any())
+        return is_wanted if self.observer is None else self.observer.begins_round(is_wanted)
 
     @contextmanager
     def without_drafting(self) -> Iterator[None]:
