@@ -81,13 +81,11 @@ class _Factors:
 
     def observe(self, size: int, factor: float) -> None:
         place = int(np.abs(self._sizes - size).argmin())
-        known = self._factors[place]
-        if np.isnan(known):
-            known = self._table[size]
+        is_first = np.isnan(self._factors[place])
+        known = self._table[size] if is_first else self._factors[place]
         factor = min(max(factor, known / MAX_SURPRISE), known * MAX_SURPRISE)
         # The first step of a size counts in full: it is all that is known of it.
-        rate = 1.0 if np.isnan(self._factors[place]) else LEARNING_RATE
-        self._factors[place] = known + rate * (factor - known)
+        self._factors[place] = factor if is_first else known + LEARNING_RATE * (factor - known)
         seen = ~np.isnan(self._factors)
         self._table = np.interp(np.arange(len(self._table)), self._sizes[seen], self._factors[seen])
 

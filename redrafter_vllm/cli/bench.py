@@ -9,6 +9,8 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from redrafter_vllm.bench.settings import CONCURRENCY, MODES, Settings
+from redrafter_vllm.cli.asking import divided
 from redrafter_vllm.utils.messages import sentence
 from redrafter_vllm.utils.paths import check_writable, user_path, user_place
 from redrafter_vllm.utils.program import program
@@ -16,10 +18,6 @@ from redrafter_vllm.utils.program import program
 if TYPE_CHECKING:
     from redrafter_vllm.bench.rounds import Results
     from redrafter_vllm.bench.settings import Plan
-
-MODES = ("offline", "serve")
-CONCURRENCY = (1, 2, 4, 8, 16, 32, 64)
-REQUESTS, PROMPT_TOKENS, MAX_TOKENS, ROUNDS = 16, 512, 128, 5
 
 # What measures is imported where it runs, since --help must not wait for torch and transformers.
 
@@ -47,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--without-redrafter", action="store_true", help="compare only plain vLLM and every --config")
     parser.add_argument(
-        "--data", default="mt-bench", help="mt-bench (default), spec-bench, random, or a file of prompts"
+        "--data", default=Settings.data, help="mt-bench (default), spec-bench, random, or a file of prompts"
     )
     parser.add_argument(
         "--concurrency",
@@ -58,24 +56,32 @@ def build_parser() -> argparse.ArgumentParser:
         help="requests at a time; default 1 2 4 … 64",
     )
     parser.add_argument(
-        "--requests", type=int, default=REQUESTS, metavar="N", help=f"of a turn, at least; default {REQUESTS}"
+        "--requests",
+        type=int,
+        default=Settings.requests,
+        metavar="N",
+        help=f"of a turn, at least; default {Settings.requests}",
     )
     parser.add_argument(
         "--prompt-tokens",
         type=int,
-        default=PROMPT_TOKENS,
+        default=Settings.prompt_tokens,
         metavar="N",
-        help=f"of the longest prompt, or of random ones; default {PROMPT_TOKENS}",
+        help=f"of the longest prompt, or of random ones; default {Settings.prompt_tokens}",
     )
     parser.add_argument(
-        "--max-tokens", type=int, default=MAX_TOKENS, metavar="N", help=f"new tokens of a request; default {MAX_TOKENS}"
+        "--max-tokens",
+        type=int,
+        default=Settings.max_tokens,
+        metavar="N",
+        help=f"new tokens of a request; default {Settings.max_tokens}",
     )
     parser.add_argument(
         "--rounds",
         type=int,
-        default=ROUNDS,
+        default=Settings.rounds,
         metavar="N",
-        help=f"default {ROUNDS}; from 6 on intervals have a confidence of 95 %%",
+        help=f"default {Settings.rounds}; from 6 on intervals have a confidence of 95 %%",
     )
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default 0, greedy")
     parser.add_argument("--ignore-eos", action="store_true", help="let every request have all its new tokens")
@@ -91,10 +97,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
-    place = given.index("--") if "--" in given else len(given)
-    arguments = build_parser().parse_args(given[:place])
+    own, passed_on = divided(given)
+    arguments = build_parser().parse_args(own)
     try:
-        return _bench(arguments, given[place + 1 :], given)
+        return _bench(arguments, passed_on, given)
     except ValueError as error:  # of options, prompts, the target, the drafter, the folder of results
         print(error, file=sys.stderr)
     except OSError as error:
@@ -132,7 +138,7 @@ def _plan(arguments: argparse.Namespace, options: Sequence[str]) -> "Plan":
     from redrafter_vllm.bench.configurations import compared
     from redrafter_vllm.bench.memory import gpus
     from redrafter_vllm.bench.prompts import sources
-    from redrafter_vllm.bench.settings import Plan, Settings, check_ports, target_folder
+    from redrafter_vllm.bench.settings import Plan, check_ports, target_folder
 
     folder, devices = target_folder(arguments.target), tuple(gpus())
     settings = Settings(

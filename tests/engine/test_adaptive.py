@@ -65,7 +65,11 @@ def test_chosen_budgets_give_the_tokens_of_plain_vllm(make_engine: MakeEngine, a
     wanted = generate(make_engine(asset), prompts, requests())
     llm = make_engine(asset, ADAPTIVE)
     assert_same(generate(llm, prompts, requests()), wanted)
-    assert runner(llm).adaptive_verification is runner(llm).speculator.observer
+    observer, survival = runner(llm).adaptive_verification, runner(llm).speculator.survival
+    assert observer is runner(llm).speculator.observer
+    # Both have learned: from the walks, and from the clock.
+    assert survival.num_fits or survival._sums.abs().sum() > 0
+    assert observer.costs.unseen(8, 8) is None
 
 
 def test_drafting_that_fails_pauses_and_is_tried_again(make_engine: MakeEngine, random_target: Path) -> None:

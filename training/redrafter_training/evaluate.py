@@ -233,8 +233,7 @@ def _draw_reliability(
     )
     from redrafter_vllm.adaptive.stored import stored_calibration
 
-    texts = [(response.text.to(target.device), response.start) for response in answered]
-    estimates = estimate_steps(target, drafter, texts, shape, stored_calibration(folder))
+    estimates = estimate_steps(target, drafter, _pairs(answered, target), shape, stored_calibration(folder))
     curves = {
         "drafter": reliability(estimates.drafter, estimates.is_accepted),
         "adapted while serving": reliability(estimates.adapted, estimates.is_accepted),

@@ -24,7 +24,7 @@ COUNTERS = {
     "vllm:redrafter_node_slots": "Rows that the target's step had for nodes of these trees.",
     "vllm:redrafter_draft_microseconds": "Time that the device spent on drafting.",
     "vllm:redrafter_step_microseconds": "Time that the device spent on steps, from the target's inputs to the drafts.",
-    "vllm:redrafter_skipped_rounds": "Decoding steps without a drafting round before them, because drafting did not pay.",
+    "vllm:redrafter_skipped_rounds": "Decoding steps without a drafting round before them, as drafting did not pay.",
     "vllm:redrafter_expected_thousandths": "Accepted drafts that adaptive trees expected, times 1000.",
     "vllm:redrafter_plain_microseconds": "Estimated time for the tokens of adaptive steps without drafts.",
 }

@@ -7,8 +7,6 @@ the host, the trees' survival is known by then, and so is every request's share 
 
 import logging
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,17 +17,16 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_runner import sort_batch_req_ids
 
 from redrafter_vllm.adaptive.budget import Budget, choose_budget, given_budget
-from redrafter_vllm.adaptive.costs import MeasuredCosts, StepCosts
+from redrafter_vllm.adaptive.costs import StepCosts
 from redrafter_vllm.adaptive.pause import DraftingPause
 from redrafter_vllm.adaptive.record import AdaptiveCounts, Record
+from redrafter_vllm.integration.worker.cost_measurement import measure_costs
 from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
-REPEATS = 5  # of each measurement at the start, of which the shortest counts
-LONG_RUN = 0.5  # seconds; larger steps than one that takes this long are not measured
+
 LOG_INTERVAL = 60.0  # seconds
 TRIAL_INTERVAL = 4  # steps between two of sizes that have not been seen; each is tried once
-MAX_MEASURED = 128  # rows or requests
 
 
 def adapt_trees(runner: Any) -> None:
@@ -41,8 +38,8 @@ def adapt_trees(runner: Any) -> None:
     if reason := _why_not(config, adaptive):
         logger.log(logging.INFO if adaptive is None else logging.WARNING, "ReDrafter: trees do not adapt: %s", reason)
         return
-    speculator.adapt_trees(lambda own: AdaptiveTrees(runner, own))
-    runner.adaptive_verification = speculator.observer
+    speculator.rank_by_survival()
+    speculator.observer = runner.adaptive_verification = AdaptiveTrees(runner, speculator)
 
 
 def _why_not(config: Any, adaptive: bool | None) -> str | None:
@@ -64,7 +61,7 @@ class AdaptiveTrees:
 
     def __init__(self, runner: Any, speculator: RedrafterSpeculator) -> None:
         self.runner, self.speculator = runner, speculator
-        measured = _measure(runner, speculator)
+        measured = measure_costs(runner, speculator)
         logger.info("ReDrafter: trees adapt to load and confidence; measured %s", measured)
         max_requests = runner.max_num_reqs
         max_rows = max(runner.max_num_tokens, max_requests * runner.decode_query_len)
@@ -187,42 +184,3 @@ class AdaptiveTrees:
     def end_drafting(self, num_reqs: int) -> None:
         """A round has ended."""
         self.costs.observe_drafting(num_reqs, time.perf_counter() - self._drafting_began)
-
-
-def _measure(runner: Any, speculator: RedrafterSpeculator) -> MeasuredCosts:
-    """The target's step and a drafting round of several sizes, run on invented inputs.
-
-    A real step has further work for each request (its attention) and for each row (sampling).
-    """
-    max_rows = min(runner.max_num_tokens, MAX_MEASURED)
-
-    def run_target(rows: int) -> None:
-        hidden, _ = runner._dummy_run(rows, skip_attn=True, is_profile=True)
-        runner._dummy_sampler_run(hidden[: min(rows, runner.max_num_reqs)])
-
-    with speculator.without_drafting():
-        verification = _by_size(run_target, max_rows)
-        few = min(8, max_rows, runner.max_num_reqs)
-        with_attention = _shortest(lambda: runner._dummy_run(few))
-        without = _shortest(lambda: runner._dummy_run(few, skip_attn=True, is_profile=True))
-    drafting = _by_size(speculator.run_idle_round, min(runner.max_num_reqs, MAX_MEASURED))
-    return MeasuredCosts(verification, max(with_attention - without, 0.0) / few, drafting)
-
-
-def _by_size(run: Callable[[int], None], limit: int) -> list[tuple[int, float]]:
-    """Seconds of `run` for sizes 1, 2, 4 … and `limit`."""
-    points: list[tuple[int, float]] = []
-    size = 1
-    while not points or (points[-1][0] < limit and points[-1][1] < LONG_RUN):
-        points.append((size, _shortest(partial(run, size))))
-        size = min(2 * size, limit)
-    return points
-
-
-def _shortest(run: Callable[[], Any]) -> float:
-    times = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return min(times)

@@ -90,8 +90,8 @@ class RedrafterSpeculator(BaseSpeculator):
         self.draft_model = DraftModel(self.drafter.config, dtype, self.tensors, self.replace_drafter)
         self.timer = DraftTimer(device)
         self.step: DraftStep | None = None
-        # Both from `adapt_trees` on, where trees adapt.
         self.draws_in_dummy_runs = True
+        # Both are set where trees adapt.
         self.survival: SurvivalEstimator | None = None
         self.observer: StepObserver | None = None
         RedrafterSpeculator._built[id(vllm_config)] = self
@@ -108,8 +108,8 @@ class RedrafterSpeculator(BaseSpeculator):
             self.survival.open(row)
         self.drafts_wanted[row] = node_limit > 0
 
-    def adapt_trees(self, observer: Callable[["RedrafterSpeculator"], StepObserver]) -> None:
-        """Rank nodes by their estimated survival from now on, and let what `observer` builds decide on rounds."""
+    def rank_by_survival(self) -> None:
+        """Rank nodes by their estimated survival from now on."""
         drafting = self.drafting
         self.survival = SurvivalEstimator(
             self.rows.padding_row,
@@ -118,7 +118,6 @@ class RedrafterSpeculator(BaseSpeculator):
             self.device,
             stored_calibration(Path(self.vllm_config.speculative_config.checkpoint)),
         )
-        self.observer = observer(self)
 
     def bind_target(self, model: nn.Module) -> None:
         """Share the target's input embedding, or keep the drafter's product with it."""
