@@ -8,11 +8,17 @@ from typing import Any
 
 from redrafter_vllm.bench.kinds import as_users_run_it
 from redrafter_vllm.checkpoint.locate import resolve_drafter
-from redrafter_vllm.config import known_options, parse_drafting_options
+from redrafter_vllm.config import parse_drafting_options
 from redrafter_vllm.utils.messages import shown
 
 PLAIN = "plain vLLM"
 METHOD = "redrafter"
+# ReDrafter's own configurations by name: trees adapt on a CPU only, so far.
+ON_CPU: dict[str, dict[str, Any]] = {
+    "ReDrafter fixed": {"adaptive": False},
+    "ReDrafter adaptive": {"adaptive": True},
+}
+ON_GPU: dict[str, dict[str, Any]] = {"ReDrafter": {}}
 # Keys of vLLM's speculative config that ReDrafter's may have beside its own options.
 _VLLMS_KEYS = ("method", "model", "num_speculative_tokens_per_batch_size")
 
@@ -47,7 +53,7 @@ class Configuration:
 def compared(
     target: str, drafter: str | None, given: Sequence[str], *, has_gpu: bool, redrafter: bool = True
 ) -> tuple[Configuration, ...]:
-    """Plain vLLM, ReDrafter (fixed and adaptive trees, where there are both) and the `given` ones, NAME=JSON.
+    """Plain vLLM, ReDrafter (on a CPU with fixed and with adaptive trees) and the `given` ones, NAME=JSON.
 
     Raises:
         ConfigurationError: Another form, a name twice, or options that ReDrafter does not have.
@@ -59,7 +65,7 @@ def compared(
     needs_drafter = redrafter or any(spec.get("method") == METHOD and "model" not in spec for _, spec in named)
     model = str(resolve_drafter(drafter, target)) if needs_drafter else None
     if redrafter:
-        for name, options in _own().items():
+        for name, options in (ON_GPU if has_gpu else ON_CPU).items():
             found.append(Configuration(name, {"method": METHOD, "model": model, **options}, {}))
     for name, spec in named:
         if spec.get("method") == METHOD:
@@ -74,13 +80,6 @@ def compared(
         if configuration.is_redrafter and configuration.speculative is not None:
             _drafting(configuration.speculative)
     return tuple(found)
-
-
-def _own() -> dict[str, dict[str, Any]]:
-    """ReDrafter's own configurations by name."""
-    if "adaptive" in known_options():
-        return {"ReDrafter fixed": {"adaptive": False}, "ReDrafter adaptive": {"adaptive": True}}
-    return {"ReDrafter": {}}
 
 
 def _read(text: str) -> tuple[str, dict[str, Any]]:
