@@ -8,6 +8,7 @@ The worker knows how many nodes a tree has and how long drafting takes, the sche
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
 from redrafter_vllm.adaptive.record import NO_COUNTS, AdaptiveCounts
@@ -18,13 +19,20 @@ _REPORT = "redrafter_report"
 
 @dataclass(frozen=True)
 class DraftReport:
-    """From worker to scheduler: the trees of the requests in batch order, and times of finished steps."""
+    """From worker to scheduler: the trees of the requests in batch order, and times of finished steps.
 
-    num_rows: list[int]
-    num_drawn: list[int]
-    num_nodes: list[int]
+    `counts` [3, B], rows of drafts, nodes drawn and those that a grammar has not refused, may still be on its way to
+    the host when the report is attached: it is there when the step's sampled tokens are.
+    """
+
+    counts: np.ndarray
     times: StepTimes
     adaptive: AdaptiveCounts = NO_COUNTS
+
+    def per_request(self) -> tuple[list[int], list[int], list[int]]:
+        """Of each request: rows of drafts, nodes drawn, and those that a grammar has not refused."""
+        num_rows, num_drawn, num_nodes = self.counts.tolist()
+        return num_rows, num_drawn, num_nodes
 
     def attach_to(self, model_runner_output: Any) -> None:
         setattr(model_runner_output, _REPORT, self)

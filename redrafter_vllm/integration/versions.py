@@ -21,3 +21,10 @@ def check_vllm_version(version: str) -> None:
             f"redrafter-vllm knows vLLM >={LOWEST},<{BEYOND}, but {version!r} is installed; install a vLLM in that "
             "range or a redrafter-vllm that knows this one."
         )
+
+
+def installed_before(release: str) -> bool:
+    """Whether the installed vLLM is older than `release`."""
+    import vllm
+
+    return Version(vllm.__version__.split("+")[0]) < Version(release)

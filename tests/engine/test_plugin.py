@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.engine.conftest import MakeEngine
-from tests.engine.generation import CHAIN, TREE, cpu_only, runner
+from tests.engine.generation import CHAIN, TREE, cpu_only, runner, scheduler, worker
 
 UNUSED = """
 import sys
@@ -39,8 +39,8 @@ ARRIVED = """
 import pickle, sys
 config = pickle.load(sys.stdin.buffer)
 from vllm.v1.worker.gpu import model_runner
-from vllm.v1.core.sched.scheduler import Scheduler
-for function in (model_runner.init_speculator, Scheduler.update_from_output):
+from vllm.v1.spec_decode.metrics import SpecDecodingProm
+for function in (model_runner.init_speculator, SpecDecodingProm.observe):
     print("rebound:", hasattr(function, "_redrafter_original"))
 print(config)
 """
@@ -135,6 +135,37 @@ def test_plain_engines_beside_ours_keep_their_attention(make_engine: MakeEngine,
         }.items()
     }
     assert names == {"tree": {"CUSTOM"}, "plain": {"CPU_ATTN"}, "chain": {"CPU_ATTN"}}
+
+
+def test_plain_engines_beside_ours_have_vllms_own_classes(make_engine: MakeEngine, random_target: Path) -> None:
+    """Scheduler, worker and runner; so nothing that these do can change without the method."""
+
+    def classes(llm: Any) -> set[str]:
+        return {f"{type(part).__module__.partition('.')[0]}" for part in (scheduler(llm), worker(llm), runner(llm))}
+
+    tree, plain = make_engine(random_target, TREE), make_engine(random_target)
+    assert (classes(tree), classes(plain)) == ({"redrafter_vllm"}, {"vllm"})
+
+
+@pytest.mark.parametrize(
+    "options", [{"scheduler_cls": "another.Scheduler"}, {"worker_cls": "another.Worker"}], ids=["scheduler", "worker"]
+)
+def test_classes_of_the_users_own_are_refused(random_target: Path, options: dict[str, str]) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    (option,) = options
+    args = EngineArgs(str(random_target), max_model_len=64, speculative_config={"method": "redrafter"}, **options)
+    with pytest.raises(ValueError, match=rf"but {option}='another\.\w+' was chosen; leave {option} unset"):
+        args.create_engine_config()
+
+
+def test_engine_arguments_serve_more_than_once(random_target: Path) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    args = EngineArgs(str(random_target), max_model_len=64, speculative_config={"method": "redrafter"})
+    first, second = args.create_engine_config(), args.create_engine_config()
+    assert first.parallel_config.worker_cls == second.parallel_config.worker_cls
+    assert first.scheduler_config.scheduler_cls == second.scheduler_config.scheduler_cls
 
 
 def test_a_changed_target_of_a_rebinding_raises_one_sentence() -> None:

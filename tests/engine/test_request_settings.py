@@ -72,7 +72,9 @@ def position(request_id: str, outputs: list[Any]) -> int:
 def test_mixed_in_one_batch(make_engine: MakeEngine, random_target: Path, options: dict[str, Any]) -> None:
     """Opted-out, limited and ordinary requests side by side, with drafts that are accepted."""
     plain, tree = make_engine(random_target), make_engine(random_target, TREE, **options)
-    assert type(scheduler(tree)).__name__ == ("AsyncScheduler" if options["async_scheduling"] else "Scheduler")
+    assert type(scheduler(tree)).__name__ == (
+        "RedrafterAsyncScheduler" if options["async_scheduling"] else "RedrafterScheduler"
+    )
     prompts = random_prompts(len(SETTINGS), VOCAB, seed=4)
     with verified(tree) as seen:
         expected, outputs = run_both(plain, tree, prompts, requests(SETTINGS), seed=1)

@@ -44,7 +44,7 @@ def test_asynchronous_scheduling(make_engine: MakeEngine, random_target: Path) -
     """A step is scheduled, and its inputs prepared, before the previous step's tokens are on the host."""
     plain = make_engine(random_target)
     tree = make_engine(random_target, TREE, async_scheduling=True)
-    assert type(scheduler(tree)).__name__ == "AsyncScheduler"
+    assert type(scheduler(tree)).__name__ == "RedrafterAsyncScheduler"
     assert core(tree).batch_queue_size == 2
     assert_identical(plain, tree, count=12)
 

@@ -5,18 +5,22 @@ import ast
 import subprocess
 import zipfile
 from collections.abc import Iterator
+from inspect import isfunction
 from pathlib import Path
 
 import pytest
 
 from redrafter_vllm.cli.doctor import main
 from redrafter_vllm.integration.attention.limits import TreeLimits
-from redrafter_vllm.integration.patches import api, attention, front, install, metrics, runner, scheduler
+from redrafter_vllm.integration.patches import api, attention, front, install, metrics, runner
+from redrafter_vllm.integration.scheduler.redrafter_scheduler import RedrafterAsyncScheduler, RedrafterScheduler
 from redrafter_vllm.integration.vllm_interface import check
 from redrafter_vllm.integration.vllm_interface.check import facts_of, problem
 from redrafter_vllm.integration.vllm_interface.entry import Use, VllmName
 from redrafter_vllm.integration.vllm_interface.names import VLLM_NAMES
 from redrafter_vllm.integration.vllm_interface.source import Fact, Source, open_tree
+from redrafter_vllm.integration.worker.cpu import RedrafterCpuWorker
+from redrafter_vllm.integration.worker.runner import RedrafterCpuRunner
 from redrafter_vllm.integration.worker.sampler import TreeSampler
 from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 from tests.paths import ROOT
@@ -35,6 +39,19 @@ OURS = {
         "attention/metadata.py:TreeMetadataBuilder",
     ],
     "AttentionImpl": ["attention/cpu.py:TreeAttentionImpl", "attention/impl.py:TreeForward"],
+    "Scheduler.update_draft_token_ids": ["scheduler/draft_limits.py:DraftLimits"],
+    "Scheduler.make_spec_decoding_stats": ["scheduler/draft_statistics.py:DraftStatistics"],
+    "Scheduler.update_from_output": [
+        "scheduler/draft_statistics.py:DraftStatistics",
+        "scheduler/sessions.py:Sessions",
+    ],
+    "Scheduler": ["scheduler/sessions.py:Sessions"],
+    "AsyncScheduler": ["scheduler/redrafter_scheduler.py:RedrafterAsyncScheduler"],
+    "GPUModelRunner": ["worker/runner.py:RedrafterRunner"],
+    "LoRAModelRunnerMixin": ["worker/runner.py:RedrafterRunner"],
+    "PromptLogprobsWorker": ["worker/prompt_logprobs.py:DraftlessPromptLogprobs"],
+    "Worker": ["worker/gpu.py:RedrafterWorker"],
+    "CPUWorker": ["worker/cpu.py:RedrafterCpuWorker"],
 }
 
 
@@ -92,7 +109,7 @@ def test_no_unlisted_name_is_imported() -> None:
 def test_all_listed_rebindings_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Except those of platforms: a machine has one of them."""
     installed: list[str] = []
-    for module in (api, attention, front, metrics, runner, scheduler):
+    for module in (api, attention, front, metrics, runner):
         monkeypatch.setattr(module, "rebind_listed", lambda target, make: installed.append(target))
     install.install_recognition()
     install.install_all()
@@ -102,17 +119,32 @@ def test_all_listed_rebindings_are_installed(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_overriding_methods_take_vllms_parameters() -> None:
-    """In vLLM's order; further parameters of ours must have a default."""
+    """In vLLM's order; further parameters of ours must have a default, and `*args` passes on the rest of vLLM's."""
     for entry in (entry for entry in VLLM_NAMES if entry.use is Use.OVERRIDDEN):
         owner, _, method = entry.path.partition(".")
-        for place in OURS[owner]:
+        for place in OURS.get(entry.path) or OURS[owner]:
             file, _, name = place.partition(":")
             tree = ast.parse((ROOT / "redrafter_vllm" / "integration" / file).read_text())
             (own,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
             (function,) = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name == method]
             names, wanted = [arg.arg for arg in function.args.args], entry.parameters.split()
+            if function.args.vararg is not None:
+                assert names == wanted[: len(names)], (entry.target, place)
+                continue
             assert names[: len(wanted)] == wanted, (entry.target, place)
             assert len(names) - len(wanted) <= len(function.args.defaults), (entry.target, place)
+
+
+def test_methods_that_ours_derive_from_vllms_are_listed() -> None:
+    """Every method of a scheduler, worker or runner of ours that vLLM's class has as well."""
+    listed = {entry.path.partition(".")[2] for entry in VLLM_NAMES if entry.use is Use.OVERRIDDEN}
+    listed.add("__init__")
+    for ours in (RedrafterScheduler, RedrafterAsyncScheduler, RedrafterCpuWorker, RedrafterCpuRunner):
+        mro = ours.__mro__
+        own = [cls for cls in mro if cls.__module__.startswith("redrafter_vllm.")]
+        vllms = [cls for cls in mro if cls not in own and cls is not object]
+        methods = {name for cls in own for name, value in vars(cls).items() if isfunction(value)}
+        assert {name for name in methods if any(name in vars(base) for base in vllms)} <= listed, ours
 
 
 def test_the_document_has_the_whole_list() -> None:

@@ -9,7 +9,7 @@ from redrafter_vllm.config import OptionError
 from redrafter_vllm.integration.frontend.error_hook import end_in_one_sentence
 from redrafter_vllm.integration.patches.rebind import interface_changed, rebind, rebind_listed
 from redrafter_vllm.integration.start_errors import expect_start_errors, raise_start_error
-from redrafter_vllm.integration.versions import UnsupportedVllmError
+from redrafter_vllm.integration.versions import UnsupportedVllmError, installed_before
 from redrafter_vllm.utils.messages import shown
 
 
@@ -50,15 +50,17 @@ def install() -> None:
 
 
 def allow_async_scheduling() -> None:
-    """Let `VllmConfig` schedule asynchronously with this method, as it does with EAGLE.
+    """Let `VllmConfig` of vLLM 0.32 schedule asynchronously with this method, as it does with EAGLE.
 
     It has closed lists of the methods for which it may, one of which it reads for nothing else. The method meets their
     conditions: drafts stay on the device, the scheduler counts placeholders, and no shape depends on how many of them
-    were accepted. Can go when the configuration asks the method.
+    were accepted. vLLM 0.33 reads these lists for Model Runner V1 only, and is left alone.
 
     Raises:
         InterfaceChangedError: The list is gone or holds other methods.
     """
+    if not installed_before("0.33"):
+        return
     from vllm.config import vllm as vllm_config
 
     methods = get_args(getattr(vllm_config, "NgramGPUTypes", None))
@@ -86,7 +88,11 @@ def _create_speculative_config(on_use: Callable[[], None], original: Callable) -
             return original(self, target_model_config, target_parallel_config)
         on_use()
         from redrafter_vllm.integration.frontend.build_config import build_speculative_config
-        from redrafter_vllm.integration.frontend.engine_args import check_engine_args, select_tree_attention
+        from redrafter_vllm.integration.frontend.engine_args import (
+            check_engine_args,
+            select_tree_attention,
+            use_own_classes,
+        )
 
         if twice := sorted(given.keys() & options.keys()):
             raise OptionError(f"{twice[0]!r} is set both by its own flag and in --speculative-config; set it once.")
@@ -99,6 +105,7 @@ def _create_speculative_config(on_use: Callable[[], None], original: Callable) -
             }
         )
         check_engine_args(self, config)
+        use_own_classes(self, target_parallel_config)
         if not config.drafting.is_chain:
             select_tree_attention(self)
         expect_start_errors()

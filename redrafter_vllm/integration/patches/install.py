@@ -23,14 +23,13 @@ def install_all() -> None:
         InterfaceChangedError: vLLM has changed where a patch is installed.
     """
     # Imported here: they load most of vLLM, and every process of vLLM loads the plugin.
-    from redrafter_vllm.integration.patches import api, attention, metrics, runner, scheduler
+    from redrafter_vllm.integration.patches import api, attention, metrics, runner
     from redrafter_vllm.integration.speculative_config import RedrafterSpeculativeConfig
 
     runner.install()
     attention.install()
     front.install()
     api.install()
-    scheduler.install()
     metrics.install()
     copyreg.pickle(RedrafterSpeculativeConfig, _pickled)
 

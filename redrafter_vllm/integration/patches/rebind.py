@@ -52,21 +52,6 @@ def rebind_listed(target: str, make: Callable[[Any], Any]) -> None:
     rebind(owner, name, make, entry.parameters)
 
 
-def add_method(target: str, method: Callable) -> None:
-    """Give a class of vLLM a method that it does not have.
-
-    Raises:
-        InterfaceChangedError: The class is gone, or has another method of that name.
-    """
-    module, _, name = target.partition(":")
-    owner = getattr(importlib.import_module(module), name, None)
-    if owner is None:
-        raise interface_changed(target, "does not have")
-    if getattr(owner, method.__name__, method) is not method:
-        raise interface_changed(target, f"has with another method {method.__name__}")
-    setattr(owner, method.__name__, method)
-
-
 def interface_changed(place: str, how: str) -> InterfaceChangedError:
     """The error for a name that cannot be rebound; `how` completes "which this vLLM …"."""
     return InterfaceChangedError(

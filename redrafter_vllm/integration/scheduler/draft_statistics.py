@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's statistics of speculative decoding, corrected to count nodes and received tokens, and extended by ours."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.metrics.stats import RequestSpecDecodeMetrics
 from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
 from redrafter_vllm.adaptive.record import NO_COUNTS, AdaptiveCounts
 from redrafter_vllm.drafting.step_timer import NO_TIME, StepTimes
-from redrafter_vllm.integration.method import uses_redrafter
 from redrafter_vllm.integration.metrics import DraftReport, StepCounts, count_fewer
 
 
@@ -22,38 +21,70 @@ class Verification(NamedTuple):
     num_emitted: int
 
 
-def read_report(original: Callable) -> Callable:
-    """Wrap `Scheduler.update_from_output`: slots without a node are not counted as draft tokens, by vLLM either.
+class DraftStatistics(Scheduler):
+    """vLLM's scheduler, whose statistics count the nodes of trees, and tokens that were received."""
 
-    Tokens behind a stop are not counted as accepted: the scheduler counts a step before it cuts it.
-    """
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._times: StepTimes = NO_TIME
+        self._adaptive: AdaptiveCounts = NO_COUNTS
+        # Of the step whose output is being read.
+        self._num_rows: dict[str, int] = {}
+        self._without_tree: set[str] = set()
+        self._verified: dict[str, Verification] = {}
 
-    def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        """Slots without a node are not counted as draft tokens, by vLLM either.
+
+        Tokens behind a stop are not counted as accepted: the scheduler counts a step before it cuts it.
+        """
         report = DraftReport.of(model_runner_output)
         if report is not None:
-            scheduled = scheduler_output.scheduled_spec_decode_tokens
-            req_ids = model_runner_output.req_ids
-            scheduler_output.num_invalid_spec_tokens = {
-                req_id: len(scheduled[req_id]) - num_nodes
-                for req_id, num_nodes in zip(req_ids, report.num_nodes, strict=True)
-                if req_id in scheduled
-            }
-            self.redrafter_times = report.times
-            self.redrafter_adaptive = report.adaptive
-            self.redrafter_rows = dict(zip(req_ids, report.num_rows, strict=True))
-            self.redrafter_without_tree = {
-                req_id for req_id, num_drawn in zip(req_ids, report.num_drawn, strict=True) if num_drawn == 0
-            }
-        verified: dict[str, Verification] = {}
-        self.redrafter_verified = verified
-        outputs = original(self, scheduler_output, model_runner_output)
-        for sent in outputs.values() if verified else ():
+            self._read(report, scheduler_output, model_runner_output.req_ids)
+        self._verified = {}
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        for sent in outputs.values() if self._verified else ():
             for output in sent.outputs:
-                if output.request_id in verified:
-                    _correct(verified[output.request_id], len(output.new_token_ids))
+                if output.request_id in self._verified:
+                    _correct(self._verified[output.request_id], len(output.new_token_ids))
         return outputs
 
-    return update_from_output
+    def _read(self, report: DraftReport, scheduler_output: Any, req_ids: list[str]) -> None:
+        scheduled = scheduler_output.scheduled_spec_decode_tokens
+        num_rows, num_drawn, num_nodes = report.per_request()
+        scheduler_output.num_invalid_spec_tokens = {
+            req_id: len(scheduled[req_id]) - count
+            for req_id, count in zip(req_ids, num_nodes, strict=True)
+            if req_id in scheduled
+        }
+        self._times, self._adaptive = report.times, report.adaptive
+        self._num_rows = dict(zip(req_ids, num_rows, strict=True))
+        self._without_tree = {req_id for req_id, count in zip(req_ids, num_drawn, strict=True) if count == 0}
+
+    def make_spec_decoding_stats(
+        self,
+        spec_decoding_stats: Any,
+        num_draft_tokens: int,
+        num_accepted_tokens: int,
+        num_invalid_spec_tokens: dict[str, int] | None,
+        request_id: str,
+    ) -> Any:
+        """Called for every request whose drafts were verified."""
+        has_tree = request_id not in self._without_tree
+        if self.log_stats and has_tree:
+            if spec_decoding_stats is None:
+                spec_decoding_stats = SpecDecodingStats.new(self.num_spec_tokens)
+                StepCounts(0, *self._times, *self._adaptive).put_into(spec_decoding_stats)
+                self._times, self._adaptive = NO_TIME, NO_COUNTS
+            counts = StepCounts.of(spec_decoding_stats)
+            num_rows = self._num_rows.get(request_id, num_draft_tokens)
+            counts._replace(num_slots=counts.num_slots + num_rows).put_into(spec_decoding_stats)
+            super().make_spec_decoding_stats(
+                spec_decoding_stats, num_draft_tokens, num_accepted_tokens, num_invalid_spec_tokens, request_id
+            )
+        of_request = self.requests[request_id].spec_decode_metrics
+        self._verified[request_id] = Verification(spec_decoding_stats, of_request, has_tree, num_accepted_tokens + 1)
+        return spec_decoding_stats
 
 
 def _correct(verification: Verification, num_sent: int) -> None:
@@ -69,41 +100,3 @@ def _correct(verification: Verification, num_sent: int) -> None:
         if of_request.per_step_accepted:  # kept at level "detailed" only
             of_request.per_step_accepted[-1:] = [num_sent - 1] if has_tree else []
             of_request.per_step_drafted[-1:] = of_request.per_step_drafted[-1:] if has_tree else []
-
-
-def count_slots(original: Callable) -> Callable:
-    """Wrap `Scheduler.make_spec_decoding_stats`, called for every request whose drafts were verified."""
-
-    def make_spec_decoding_stats(
-        self: Any,
-        spec_decoding_stats: Any,
-        num_draft_tokens: int,
-        num_accepted_tokens: int,
-        num_invalid_spec_tokens: dict[str, int] | None,
-        request_id: str,
-    ) -> Any:
-        if not uses_redrafter(self.vllm_config):
-            return original(
-                self, spec_decoding_stats, num_draft_tokens, num_accepted_tokens, num_invalid_spec_tokens, request_id
-            )
-        has_tree = request_id not in getattr(self, "redrafter_without_tree", ())
-        if self.log_stats and has_tree:
-            if spec_decoding_stats is None:
-                spec_decoding_stats = SpecDecodingStats.new(self.num_spec_tokens)
-                times: StepTimes = getattr(self, "redrafter_times", NO_TIME)
-                adaptive: AdaptiveCounts = getattr(self, "redrafter_adaptive", NO_COUNTS)
-                StepCounts(0, *times, *adaptive).put_into(spec_decoding_stats)
-                self.redrafter_times, self.redrafter_adaptive = NO_TIME, NO_COUNTS
-            counts = StepCounts.of(spec_decoding_stats)
-            num_rows = getattr(self, "redrafter_rows", {}).get(request_id, num_draft_tokens)
-            counts._replace(num_slots=counts.num_slots + num_rows).put_into(spec_decoding_stats)
-            original(
-                self, spec_decoding_stats, num_draft_tokens, num_accepted_tokens, num_invalid_spec_tokens, request_id
-            )
-        of_request = self.requests[request_id].spec_decode_metrics
-        self.redrafter_verified[request_id] = Verification(
-            spec_decoding_stats, of_request, has_tree, num_accepted_tokens + 1
-        )
-        return spec_decoding_stats
-
-    return make_spec_decoding_stats

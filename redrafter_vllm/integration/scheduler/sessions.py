@@ -6,47 +6,42 @@ at the number of computed tokens, which differs from that in two cases: a step t
 a preemption before the stop arrived. 0.33 cuts as this module does, which then changes nothing.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from vllm.logger import init_logger
-
-from redrafter_vllm.integration.method import uses_redrafter
+from vllm.v1.core.sched.scheduler import Scheduler
 
 logger = init_logger(f"vllm.{__name__}")
 
 
-def settle_computed(original: Callable) -> Callable:
-    """Wrap `Scheduler._update_request_with_output`, where an answer is cut at its stop.
+class Sessions(Scheduler):
+    """vLLM's scheduler, in which a session goes on where it would without drafts."""
 
-    Tokens that were accepted behind the stop do not count as computed, and the blocks that the kept tokens fill are
-    cached: in plain vLLM that happens when the last token is scheduled. A request that goes on needs neither: all its
-    tokens are kept, and its blocks are cached when its next step is scheduled.
-    """
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._preempted_sessions: list[Any] = []
 
-    def _update_request_with_output(self: Any, request: Any, new_token_ids: list[int], *args: Any, **kw: Any) -> Any:
-        kept, stopped = original(self, request, new_token_ids, *args, **kw)
+    def _update_request_with_output(self, request: Any, new_token_ids: list[int], *args: Any, **kwargs: Any) -> Any:
+        """An answer is cut at its stop.
+
+        Tokens that were accepted behind the stop do not count as computed, and the blocks that the kept tokens fill
+        are cached: in plain vLLM that happens when the last token is scheduled. A request that goes on needs neither:
+        all its tokens are kept, and its blocks are cached when its next step is scheduled.
+        """
         # With steps in flight (asynchronous scheduling) vLLM itself corrects the count, by placeholders.
         in_flight = request.num_output_placeholders or request.num_in_flight_tokens
-        if stopped and not in_flight and uses_redrafter(self.vllm_config):
+        kept, stopped = super()._update_request_with_output(request, new_token_ids, *args, **kwargs)
+        if stopped and not in_flight:
             request.num_computed_tokens = min(request.num_computed_tokens, request.num_tokens - 1)
             self.kv_cache_manager.cache_blocks(request, request.num_computed_tokens)
         return kept, stopped
 
-    return _update_request_with_output
+    def _update_request_as_session(self, session: Any, update: Any) -> None:
+        """Cut before the last token, whatever the number of computed tokens.
 
-
-def cut_by_tokens(original: Callable) -> Callable:
-    """Wrap `Scheduler._update_request_as_session`: cut before the last token, whatever the number of computed tokens.
-
-    A preempted session has no computed tokens, and would lose its whole text. A part that does not fit is cut: its text
-    would be written over that of the request in the next row. The front end has refused it where it could.
-    """
-
-    def _update_request_as_session(self: Any, session: Any, update: Any) -> None:
-        if not uses_redrafter(self.vllm_config):
-            original(self, session, update)
-            return
+        A preempted session has no computed tokens, and would lose its whole text. A part that does not fit is cut: its
+        text would be written over that of the request in the next row. The front end has refused it where it could.
+        """
         if session.use_structured_output and update.sampling_params.structured_outputs is None:
             # vLLM keeps the grammar of a session's first part; these parameters show the worker that it needs a chain.
             update.sampling_params.structured_outputs = session.sampling_params.structured_outputs
@@ -62,37 +57,27 @@ def cut_by_tokens(original: Callable) -> Callable:
             )
             update.prompt_token_ids = update.prompt_token_ids[:room]
         session.num_computed_tokens = num_kept
-        original(self, session, update)
+        super()._update_request_as_session(session, update)
         # At least one token must be computed: in a session without room, the last one that it has kept.
         session.num_computed_tokens = min(num_computed, num_kept, session.num_tokens - 1)
 
-    return _update_request_as_session
-
-
-def remember_preempted(original: Callable) -> Callable:
-    """Wrap `Scheduler._handle_stopped_request`: a session preempted before its stop arrived is queued by hand."""
-
-    def _handle_stopped_request(self: Any, request: Any) -> bool:
-        finished = original(self, request)
-        if not finished and request.num_computed_tokens == 0 and uses_redrafter(self.vllm_config):
-            self.redrafter_preempted_sessions = [*getattr(self, "redrafter_preempted_sessions", ()), request]
+    def _handle_stopped_request(self, request: Any) -> bool:
+        """Remember a session that was preempted before its stop arrived."""
+        finished = super()._handle_stopped_request(request)
+        if not finished and request.num_computed_tokens == 0:
+            self._preempted_sessions.append(request)
         return finished
 
-    return _handle_stopped_request
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        """Queue such sessions again.
 
-
-def queue_preempted(original: Callable) -> Callable:
-    """Wrap `Scheduler.update_from_output`, which takes every stopped request off the queue that it was preempted to.
-
-    That happens after a session that goes on has been queued again, which then is in no queue.
-    """
-
-    def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
-        outputs = original(self, scheduler_output, model_runner_output)
-        for request in self.__dict__.pop("redrafter_preempted_sessions", ()):
+        vLLM 0.32 takes every stopped request off the queue that it was preempted to, after a session that goes on has
+        been queued: it then is in no queue.
+        """
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        preempted, self._preempted_sessions = self._preempted_sessions, []
+        for request in preempted:
             alive = self.requests.get(request.request_id) is request and not request.is_finished()
             if alive and request not in self.waiting and request not in self.kv_holding_waiting:
                 self._enqueue_waiting_request(request)
         return outputs
-
-    return update_from_output

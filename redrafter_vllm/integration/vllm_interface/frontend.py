@@ -69,7 +69,7 @@ NAMES = (
         Use.USED,
         attributes="speculative_config spec_method spec_model spec_tokens attention_backend attention_config "
         "kv_transfer_config kv_offloading_size max_num_batched_tokens max_num_scheduled_tokens "
-        "long_prefill_token_threshold",
+        "long_prefill_token_threshold scheduler_cls",
     ),
     VllmName(
         "vllm.config:SpeculativeConfig",
@@ -93,7 +93,7 @@ NAMES = (
     VllmName(
         "vllm.config.parallel:ParallelConfig",
         Use.USED,
-        attributes="pipeline_parallel_size data_parallel_size decode_context_parallel_size use_ubatching "
+        attributes="worker_cls pipeline_parallel_size data_parallel_size decode_context_parallel_size use_ubatching "
         "prefill_context_parallel_size enable_batch_sharded_sampling distributed_executor_backend",
     ),
     VllmName("vllm.exceptions:VLLMValidationError", Use.USED, attributes="parameter"),

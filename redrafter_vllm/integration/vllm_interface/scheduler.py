@@ -4,27 +4,29 @@
 from redrafter_vllm.integration.vllm_interface.entry import Use, VllmName
 
 NAMES = (
-    VllmName("vllm.v1.core.sched.scheduler:Scheduler.update_draft_token_ids", Use.REBOUND, "self draft_token_ids"),
+    VllmName("vllm.v1.core.sched.scheduler:Scheduler.update_draft_token_ids", Use.OVERRIDDEN, "self draft_token_ids"),
     VllmName(
         "vllm.v1.core.sched.async_scheduler:AsyncScheduler._update_after_schedule",
-        Use.REBOUND,
+        Use.OVERRIDDEN,
         "self scheduler_output",
     ),
     VllmName(
         "vllm.v1.core.sched.scheduler:Scheduler._update_request_with_output",
-        Use.REBOUND,
+        Use.OVERRIDDEN,
         "self request new_token_ids is_stale",
     ),
-    VllmName("vllm.v1.core.sched.scheduler:Scheduler._update_request_as_session", Use.REBOUND, "self session update"),
-    VllmName("vllm.v1.core.sched.scheduler:Scheduler._handle_stopped_request", Use.REBOUND, "self request"),
+    VllmName(
+        "vllm.v1.core.sched.scheduler:Scheduler._update_request_as_session", Use.OVERRIDDEN, "self session update"
+    ),
+    VllmName("vllm.v1.core.sched.scheduler:Scheduler._handle_stopped_request", Use.OVERRIDDEN, "self request"),
     VllmName(
         "vllm.v1.core.sched.scheduler:Scheduler.update_from_output",
-        Use.REBOUND,
+        Use.OVERRIDDEN,
         "self scheduler_output model_runner_output",
     ),
     VllmName(
         "vllm.v1.core.sched.scheduler:Scheduler.make_spec_decoding_stats",
-        Use.REBOUND,
+        Use.OVERRIDDEN,
         "self spec_decoding_stats num_draft_tokens num_accepted_tokens num_invalid_spec_tokens request_id",
     ),
     VllmName("vllm.v1.core.kv_cache_manager:KVCacheManager.cache_blocks", Use.CALLED, "request num_computed_tokens"),

@@ -5,27 +5,31 @@ from redrafter_vllm.integration.vllm_interface.entry import Use, VllmName
 
 _GPU = "vllm.v1.worker.gpu"
 _STATE = f"{_GPU}.model_states.default:DefaultModelState"
+_RUNNER = f"{_GPU}.model_runner:GPUModelRunner"
+_LORA_MIXIN = "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin"
 _SPECULATOR = f"{_GPU}.spec_decode.speculator:BaseSpeculator"
 
 NAMES = (
     VllmName(f"{_GPU}.model_runner:init_speculator", Use.REBOUND, "vllm_config device req_states"),
-    VllmName(f"{_GPU}.model_runner:init_model_state", Use.REBOUND, "vllm_config model encoder_cache device"),
+    VllmName(f"{_RUNNER}.load_model", Use.OVERRIDDEN, "self load_dummy_weights *args model **kwargs"),
+    VllmName(f"{_RUNNER}.get_draft_model", Use.OVERRIDDEN, "self"),
+    VllmName(f"{_RUNNER}.sample_tokens", Use.OVERRIDDEN, "self grammar_output"),
+    VllmName(f"{_LORA_MIXIN}.reset_lora_state", Use.OVERRIDDEN, "self"),
     VllmName(
-        "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin._set_active_loras",
-        Use.REBOUND,
+        f"{_LORA_MIXIN}._set_active_loras",
+        Use.OVERRIDDEN,
         "self prompt_lora_mapping token_lora_mapping lora_requests mapping_type",
     ),
     VllmName(
         f"{_GPU}.sample.prompt_logprob:PromptLogprobsWorker.compute_prompt_logprobs",
-        Use.REBOUND,
+        Use.OVERRIDDEN,
         "self logits_fn hidden_states input_batch all_token_ids num_computed_tokens prompt_lens",
     ),
-    VllmName(f"{_GPU}.async_utils:AsyncOutput.get_output", Use.REBOUND, "self"),
-    VllmName(f"{_GPU}.model_runner:GPUModelRunner.get_draft_model", Use.REBOUND, "self"),
-    VllmName("vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin.reset_lora_state", Use.REBOUND, "self"),
-    VllmName("vllm.v1.worker.cpu_worker:CPUWorker.compile_or_warm_up_model", Use.REBOUND, "self"),
-    VllmName("vllm.v1.worker.gpu_worker:Worker.start_draft_weight_update", Use.REBOUND, "self"),
-    VllmName("vllm.v1.worker.gpu_worker:Worker.finish_weight_update", Use.REBOUND, "self"),
+    VllmName("vllm.v1.worker.gpu_worker:Worker._make_model_runner", Use.OVERRIDDEN, "self"),
+    VllmName("vllm.v1.worker.gpu_worker:Worker.start_draft_weight_update", Use.OVERRIDDEN, "self"),
+    VllmName("vllm.v1.worker.gpu_worker:Worker.finish_weight_update", Use.OVERRIDDEN, "self"),
+    VllmName("vllm.v1.worker.cpu_worker:CPUWorker.init_device", Use.OVERRIDDEN, "self"),
+    VllmName("vllm.v1.worker.cpu_worker:CPUWorker.compile_or_warm_up_model", Use.OVERRIDDEN, "self"),
     VllmName(f"{_STATE}.__init__", Use.OVERRIDDEN, "self vllm_config model encoder_cache device"),
     VllmName(f"{_STATE}.add_request", Use.OVERRIDDEN, "self req_index new_req_data"),
     VllmName(f"{_STATE}.initialize_kv_cache", Use.OVERRIDDEN, "self kv_cache_config block_tables"),
@@ -110,7 +114,7 @@ NAMES = (
     VllmName("vllm.model_executor.layers.vocab_parallel_embedding:ParallelLMHead", Use.USED),
     VllmName("vllm.model_executor.layers.vocab_parallel_embedding:UnquantizedEmbeddingMethod", Use.USED),
     VllmName("vllm.v1.outputs:LogprobsTensors", Use.USED),
-    VllmName(f"{_GPU}.async_utils:AsyncOutput", Use.USED, attributes="sampler_output"),
+    VllmName(f"{_GPU}.async_utils:AsyncOutput", Use.USED, attributes="sampler_output model_runner_output"),
     VllmName(f"{_GPU}.block_table:BlockTables", Use.USED),
     VllmName(
         f"{_GPU}.input_batch:InputBatch",
@@ -176,10 +180,18 @@ NAMES = (
     VllmName("vllm.model_executor.layers.linear:UnquantizedLinearMethod", Use.USED),
     VllmName("vllm.model_executor.layers.quantization.compressed_tensors:schemes", Use.USED),
     VllmName("vllm.v1.worker.utils:AttentionGroup", Use.USED),
-    # It gets the method `reload_drafter`.
     VllmName(
         "vllm.v1.worker.gpu_worker:Worker",
         Use.USED,
-        attributes="model_runner get_model get_draft_model _weight_update_is_draft",
+        attributes="vllm_config device model_runner get_model get_draft_model _weight_update_is_draft",
     ),
+    VllmName("vllm.v1.worker.cpu_worker:CPUWorker", Use.USED),
+    VllmName("vllm.v1.worker.cpu.model_runner:CPUModelRunner", Use.USED),
+    VllmName(
+        _RUNNER,
+        Use.USED,
+        attributes="speculator model_state is_last_pp_rank prompt_logprobs_worker max_num_reqs device model_config",
+    ),
+    VllmName(f"{_GPU}.model_states:resolve_model_state_cls", Use.USED),
+    VllmName(f"{_GPU}.sample.prompt_logprob:PromptLogprobsWorker", Use.USED),
 )

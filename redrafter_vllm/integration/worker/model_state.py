@@ -48,6 +48,7 @@ class RedrafterModelState(DefaultModelState):
     `custom_sampler`, `postprocess_state`, then the speculator's `propose`.
     """
 
+    @report_start_errors
     def __init__(
         self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: EncoderCache | None, device: torch.device
     ) -> None:

@@ -4,7 +4,6 @@
 Requests in flight continue: drafts decide what is verified, not what is emitted.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +13,6 @@ from vllm.logger import init_logger
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.checkpoint.io import read_config
 from redrafter_vllm.checkpoint.locate import resolve_drafter
-from redrafter_vllm.integration.method import uses_redrafter
 from redrafter_vllm.integration.worker.draft_model import NewWeightsError
 from redrafter_vllm.integration.worker.parallel import send_embedding
 from redrafter_vllm.model.drafter import Drafter
@@ -23,7 +21,7 @@ logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its ow
 
 
 def reload_drafter(worker: Any, path: str) -> None:
-    """Draft with the checkpoint at `path` from the next round on; becomes a method of vLLM's worker.
+    """Draft with the checkpoint at `path` from the next round on.
 
     `path` may be anything that the option `model` accepts. The drafter must have the config of the one being served.
 
@@ -31,65 +29,14 @@ def reload_drafter(worker: Any, path: str) -> None:
         ValueError: One sentence; drafting goes on with the old weights.
     """
     vllm_config = worker.vllm_config
-    drafting = getattr(vllm_config.speculative_config, "drafting", None)
-    if drafting is None:
-        raise NewWeightsError("This engine does not draft with ReDrafter; start it with the option model.")
     speculator = worker.model_runner.speculator
     if speculator is None:  # a stage of a pipeline that does not draft
-        if drafting.project_embedding:
+        if vllm_config.speculative_config.drafting.project_embedding:
             send_embedding(worker.get_model())
         return
     model = vllm_config.model_config
     if speculator.replace_drafter(lambda: _read(path, model.model, speculator.drafter.config, model.dtype)):
         logger.info("ReDrafter: drafting with %s from now on", path)
-
-
-def give_draft_model(original: Callable) -> Callable:
-    """Wrap `GPUModelRunner.get_draft_model`, which sleep and weight updates call."""
-
-    def get_draft_model(self: Any) -> Any:
-        drafts = uses_redrafter(self.vllm_config) and self.speculator is not None
-        return self.speculator.draft_model if drafts else original(self)
-
-    return get_draft_model
-
-
-def follow_target(original: Callable) -> Callable:
-    """Wrap `LoRAModelRunnerMixin.reset_lora_state`, called whenever the target has got new weights."""
-
-    def reset_lora_state(self: Any) -> None:
-        original(self)
-        if not uses_redrafter(self.vllm_config):
-            return
-        if self.speculator is None:
-            send_embedding(self.get_model())
-        else:
-            self.speculator.follow_target()
-
-    return reset_lora_state
-
-
-def begin_update(original: Callable) -> Callable:
-    """Wrap `Worker.start_draft_weight_update`."""
-
-    def start_draft_weight_update(self: Any) -> None:
-        original(self)
-        if uses_redrafter(self.vllm_config):
-            self.get_draft_model().begin_update()
-
-    return start_draft_weight_update
-
-
-def finish_update(original: Callable) -> Callable:
-    """Wrap `Worker.finish_weight_update`, which ends an update of the target or of the draft model."""
-
-    def finish_weight_update(self: Any) -> None:
-        is_draft = self._weight_update_is_draft
-        original(self)
-        if is_draft and uses_redrafter(self.vllm_config):
-            self.get_draft_model().finish_update()
-
-    return finish_weight_update
 
 
 def _read(path: str, target: str, served: DrafterConfig, dtype: torch.dtype) -> Drafter:
