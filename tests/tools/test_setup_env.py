@@ -27,6 +27,7 @@ def _load() -> ModuleType:
 
 
 setup_env = _load()
+CPU = setup_env.Choice("cpu", "a test says so")
 
 
 class Machine:
@@ -117,6 +118,13 @@ def test_the_fingerprint_follows_its_inputs(tmp_path: Path) -> None:
     before = setup_env.fingerprint("cpu", tmp_path)
     assert before == setup_env.fingerprint("cpu", tmp_path)
     assert before != setup_env.fingerprint("cuda", tmp_path)
+    for name in setup_env.OVERLAY_INPUTS:
+        (tmp_path / name).write_text("one")
+    overlay = setup_env.fingerprint("cpu", tmp_path, "0.33.0")
+    assert len({before, overlay, setup_env.fingerprint("cpu", tmp_path, "0.34.0")}) == 3
+    (tmp_path / setup_env.OVERLAY_INPUTS[0]).write_text("two")
+    assert overlay != setup_env.fingerprint("cpu", tmp_path, "0.33.0")
+    assert before == setup_env.fingerprint("cpu", tmp_path)
     (tmp_path / "pyproject.toml").write_text("two")
     assert before != setup_env.fingerprint("cpu", tmp_path)
 
@@ -171,7 +179,7 @@ def test_nothing_is_done_twice(
     (venv / "bin" / "python").touch()
     setup_env.write_stamp(venv, "cpu", setup_env.fingerprint("cpu"))
     monkeypatch.setattr(setup_env, "Environment", None)
-    setup_env.set_up("cpu", venv)
+    setup_env.set_up(CPU, venv)
     assert "up to date" in capsys.readouterr().out
 
 
@@ -182,8 +190,8 @@ class Recorder:
         self.problems = list(problems)
         self.done: list[str] = []
 
-    def __call__(self, venv: Path, backend: str) -> Recorder:
-        self.venv = venv
+    def __call__(self, venv: Path, backend: str, vllm: str = "") -> Recorder:
+        self.venv, self.vllm = venv, vllm
         return self
 
     def create(self, python: str, reason: str) -> None:
@@ -206,7 +214,7 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_a_fresh_set_up_is_stamped_last(tmp_path: Path, faked: pytest.MonkeyPatch) -> None:
     recorder = Recorder(None)
     faked.setattr(setup_env, "Environment", recorder)
-    setup_env.set_up("cpu", tmp_path / "venv")
+    setup_env.set_up(CPU, tmp_path / "venv")
     assert recorder.done == ["create: there is none", "install"]
     assert setup_env.read_stamp(tmp_path / "venv")["fingerprint"] == setup_env.fingerprint("cpu")
 
@@ -215,12 +223,67 @@ def test_a_broken_one_from_before_is_made_anew_once(tmp_path: Path, faked: pytes
     recorder = Recorder("ImportError: half installed", None)
     faked.setattr(setup_env, "Environment", recorder)
     faked.setattr(setup_env, "must_recreate", lambda *args: None)
-    setup_env.set_up("cpu", tmp_path / "venv")
+    setup_env.set_up(CPU, tmp_path / "venv")
     assert recorder.done == ["install", "create: it was broken: ImportError: half installed", "install"]
 
 
 def test_a_set_up_that_does_not_work_is_not_stamped(tmp_path: Path, faked: pytest.MonkeyPatch) -> None:
     faked.setattr(setup_env, "Environment", Recorder("ImportError: no"))
     with pytest.raises(setup_env.SetupError, match="importing them fails: ImportError: no"):
-        setup_env.set_up("cpu", tmp_path / "venv")
+        setup_env.set_up(CPU, tmp_path / "venv")
     assert setup_env.read_stamp(tmp_path / "venv") == {}
+
+
+@pytest.mark.parametrize("text", ["", "newest", "0", "../0.33.0", "0.33.0 --help", "v0.33.0"])
+def test_what_is_no_version_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(setup_env.SetupError, match="not a version such as"):
+        setup_env.set_up_version(CPU, tmp_path / "venv", text)
+
+
+def test_a_gpu_gets_the_version_itself(tmp_path: Path, faked: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(None)
+    faked.setattr(setup_env, "Environment", recorder)
+    setup_env.set_up_version(setup_env.Choice("cuda", "a test says so"), tmp_path / "venv", "0.33.0")
+    assert (recorder.venv, recorder.vllm) == (tmp_path / "venv-0.33.0", "0.33.0")
+    assert setup_env.install_commands("cuda", {}, "0.33.0")[0][-1] == "vllm==0.33.0"
+
+
+@pytest.fixture
+def overlay(tmp_path: Path, faked: pytest.MonkeyPatch) -> Path:
+    """An environment `venv` whose interpreter makes the folder that it is told to; there is no version 9.9.9."""
+    venv = environment(tmp_path / "venv")
+    (venv / "bin").mkdir()
+    python = venv / "bin" / "python"
+    python.write_text(
+        '#!/bin/sh\n[ "$3" = 9.9.9 ] && { echo "vllm==9.9.9 cannot be downloaded." >&2; exit 1; }\n'
+        'mkdir -p "$5/bin"; echo "$@" >>"$5/pyvenv.cfg"; touch "$5/bin/python"\n'
+    )
+    python.chmod(0o755)
+    setup_env.write_stamp(venv, "cpu", setup_env.fingerprint("cpu"))
+    faked.setattr(setup_env, "must_recreate", lambda *args: None)
+    return venv
+
+
+@pytest.mark.process
+def test_an_overlay_is_made_once_beside_the_environment(overlay: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = overlay.with_name("venv-0.33.0")
+    for _ in range(2):
+        setup_env.set_up_version(CPU, overlay, "0.33.0")
+        assert "overlay for tests: the Python of vLLM 0.33.0" in capsys.readouterr().out
+    assert (made / "pyvenv.cfg").read_text() == f"-m tools.vllm_overlay 0.33.0 {overlay} {made}\n"
+    assert setup_env.read_stamp(made)["fingerprint"] == setup_env.fingerprint("cpu", vllm="0.33.0")
+
+
+@pytest.mark.process
+def test_an_overlay_that_cannot_be_made_is_one_sentence(overlay: Path) -> None:
+    with pytest.raises(setup_env.SetupError, match=r"^vllm==9\.9\.9 cannot be downloaded\.$"):
+        setup_env.set_up_version(CPU, overlay, "9.9.9")
+    assert not overlay.with_name("venv-9.9.9").exists()
+
+
+def test_a_folder_in_the_overlays_place_is_not_touched(tmp_path: Path, faked: pytest.MonkeyPatch) -> None:
+    (tmp_path / "venv-0.33.0").mkdir()
+    (tmp_path / "venv-0.33.0" / "thesis.txt").write_text("")
+    faked.setattr(setup_env, "Environment", Recorder(None))
+    with pytest.raises(setup_env.SetupError, match="not a virtual environment"):
+        setup_env.set_up_version(CPU, tmp_path / "venv", "0.33.0")

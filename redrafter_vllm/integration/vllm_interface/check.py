@@ -85,14 +85,21 @@ def _is_version(text: str) -> bool:
     return True
 
 
-def downloaded(version: str, folder: Path) -> Path:
-    """vLLM's wheel of this version, or the newest one, in `folder`. Raises ValueError where pip finds none."""
+def downloaded(version: str, folder: Path, *, progress: bool = False) -> Path:
+    """vLLM's wheel of this version, or the newest one, in `folder`; `progress` shows pip's bar.
+
+    Raises:
+        ValueError: pip finds none, or cannot reach the package index.
+    """
     wanted = "vllm" if version == NEWEST else f"vllm=={version}"
-    options = "download --no-deps --only-binary :all: --disable-pip-version-check --progress-bar off -q"
-    command = [sys.executable, "-m", "pip", *options.split(), "--dest", str(folder), wanted]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    options = "download --no-deps --only-binary :all: --disable-pip-version-check"
+    quiet = [] if progress else ["--progress-bar", "off", "-q"]
+    command = [sys.executable, "-m", "pip", *options.split(), *quiet, "--dest", str(folder), wanted]
+    done = subprocess.run(command, stdout=None if progress else subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if done.returncode != 0:
         why = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        if "(from versions: none)" in done.stderr:
+            why = "the package index cannot be reached, or has no wheel of vLLM for this machine"
         raise ValueError(one_line(f"{wanted} cannot be downloaded: {why}"))
     return next(folder.glob("*.whl"))
 
