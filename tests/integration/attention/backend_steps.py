@@ -22,6 +22,7 @@ def backend_config(step: Step, *, full_graphs: bool = False, cache_dtype: str = 
     num_nodes = step.batch.ancestors.shape[1]
     return SimpleNamespace(
         num_speculative_tokens=num_nodes,
+        speculative_config=SimpleNamespace(num_speculative_tokens=num_nodes, parallel_drafting=False),
         model_config=SimpleNamespace(
             dtype=step.query.dtype,
             rswa_window=None,

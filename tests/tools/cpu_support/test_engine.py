@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from redrafter_cpu.rebind import vllm_version
 from redrafter_cpu.standin import StandIn
-from redrafter_cpu.table import REBINDINGS
+from redrafter_cpu.table import rebindings
 from tests.models import VOCAB, save_random_llama
 from tests.tools.cpu_support.interpreted import needs_interpreter
 
@@ -109,7 +110,7 @@ def generate(engine: Engine, names: list[str]) -> list[Any]:
 def interpreted() -> Iterator[None]:
     """The kernels themselves in place of the stand-ins."""
     with pytest.MonkeyPatch.context() as patch:
-        for entry in REBINDINGS:
+        for entry in rebindings(vllm_version()):
             module = importlib.import_module(entry.module)
             bound = getattr(module, entry.name)
             if isinstance(bound, StandIn):

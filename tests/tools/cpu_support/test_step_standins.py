@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from types import ModuleType
 from typing import Any
 
@@ -125,6 +126,29 @@ def test_post_update(input_batch: ModuleType, with_counts: bool, with_starts: bo
     assert_same_bits(ours, theirs)
 
 
+def test_post_update_with_draft_tokens(input_batch: ModuleType) -> None:
+    if "draft_tokens" not in signature(input_batch.post_update).parameters:
+        pytest.skip("vLLM 0.32 writes the draft tokens elsewhere")
+    ours, theirs = both_ways(
+        input_batch,
+        "_post_update_kernel",
+        input_batch.post_update,
+        torch.tensor([4, 0, -1, 2, 8, 3]),
+        COMPUTED,
+        poisoned(REQUESTS, dtype=torch.int64),
+        None,
+        torch.arange(24).reshape(6, 4),
+        torch.tensor([0, 3, 4, 4, 1, 2], dtype=INT32),
+        torch.tensor([0, 0, 0, 0, 3, 0], dtype=INT32),
+        QUERY_STARTS,
+        poisoned(REQUESTS, MODEL_LEN, dtype=INT32),
+        COMPUTED + 2,
+        torch.arange(100, 118).reshape(6, 3),
+        poisoned(REQUESTS, 3, dtype=torch.int64),
+    )
+    assert_same_bits(ours, theirs)
+
+
 def test_post_update_num_computed_tokens(input_batch: ModuleType) -> None:
     ours, theirs = both_ways(
         input_batch,
@@ -148,9 +172,15 @@ def test_expand_idx_mapping(input_batch: ModuleType) -> None:
 BLOCK_SIZES, ROW_WIDTHS = (16, 48), (1100, 40)
 
 
-def block_tables(enabled: list[bool]) -> Any:
+def block_tables(enabled: list[bool], **options: Any) -> Any:
     tables = vllm_gpu("block_table").BlockTables(
-        list(BLOCK_SIZES), REQUESTS, 1200, list(ROW_WIDTHS), torch.device("cpu"), slot_mapping_enabled=enabled
+        list(BLOCK_SIZES),
+        REQUESTS,
+        1200,
+        list(ROW_WIDTHS),
+        torch.device("cpu"),
+        slot_mapping_enabled=enabled,
+        **options,
     )
     for group, width in enumerate(ROW_WIDTHS):
         tables.block_tables[group].gpu.copy_(torch.arange(REQUESTS * width).reshape(REQUESTS, width) * 3)
@@ -171,6 +201,24 @@ def test_gather_block_tables(rows: int, padded_rows: int) -> None:
 
     ours, theirs = both_ways(vllm_gpu("block_table"), "_gather_block_tables_kernel", gather)
     assert_same_bits(ours, theirs)
+
+
+def test_gather_block_tables_leaves_out_what_a_window_has_passed() -> None:
+    module = vllm_gpu("block_table")
+    if "sliding_window_reach" not in signature(module.BlockTables).parameters:
+        pytest.skip("vLLM 0.32 gathers all blocks")
+
+    def gather() -> list[torch.Tensor]:
+        tables = block_tables([True, True], sliding_window_reach=[0, 100])
+        tables.num_blocks.np[1, :] = torch.tensor([3, 40, 2, 0, 5, 1, 9, 39, 4])
+        tables.num_blocks.copy_to_uva()
+        computed = torch.tensor([99, 500, 250, 30, 148, 0, 600, 1950, 147], dtype=INT32)
+        tables.gather_block_tables(MAPPING, 8, num_computed_tokens=computed)
+        return tables.input_block_tables
+
+    ours, theirs = both_ways(module, "_gather_block_tables_kernel", gather)
+    assert_same_bits(ours, theirs)
+    assert ours[-1][1][0, 0] == 0 != ours[-1][1][0, 1]  # request 4: 48 of its tokens, one block, have been passed
 
 
 @pytest.mark.parametrize("enabled", [[True, True], [True, False]])

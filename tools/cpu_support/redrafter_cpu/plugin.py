@@ -14,7 +14,7 @@ def register() -> None:
 
     if not current_platform.is_cpu():
         return
-    from redrafter_cpu.rebind import install
-    from redrafter_cpu.table import REBINDINGS
+    from redrafter_cpu.rebind import install, vllm_version
+    from redrafter_cpu.table import rebindings
 
-    install(REBINDINGS)
+    install(rebindings(vllm_version()))

@@ -10,12 +10,15 @@ from __future__ import annotations
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
+
+logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
 
 
 class RebindError(RuntimeError):
@@ -24,14 +27,18 @@ class RebindError(RuntimeError):
 
 @dataclass(frozen=True)
 class Rebinding:
-    """`module.name` becomes `make(original)`; `make` raises `TypeError` with the reason if that cannot be done."""
+    """`module.name` becomes `make(original)`; `make` raises `TypeError` with the reason if that cannot be done.
+
+    `versions` of vLLM, such as 0.32, are those that it was written for. Without one that is for speed only, vLLM runs.
+    """
 
     module: str
     name: str
     make: Callable[[Any], Any]
     reason: str
-    versions: str
+    versions: tuple[str, ...]
     until: str
+    for_speed: bool = False
 
     def __post_init__(self) -> None:
         for field in ("module", "name", "reason", "versions", "until"):
@@ -39,21 +46,26 @@ class Rebinding:
                 raise ValueError(f"a rebinding needs its {field}")
 
     def apply(self, module: ModuleType) -> None:
-        """Rebind the name in its module; once. Raises `RebindError` if the target has changed."""
-        try:
-            original = getattr(module, self.name)
-        except AttributeError:
-            raise self._error("it is not there") from None
-        try:
-            setattr(module, self.name, self.make(original))
-        except TypeError as problem:
-            raise self._error(str(problem)) from None
+        """Rebind the name in its module; once.
 
-    def _error(self, problem: str) -> RebindError:
-        return RebindError(
-            f"redrafter-cpu replaces {self.module}.{self.name}, but {problem}: "
-            f"it was written for vLLM {self.versions}, and this is {vllm_version()}."
+        Raises:
+            RebindError: The target has changed. Where the rebinding is for speed only, that is a line in the log.
+        """
+        if not hasattr(module, self.name):
+            return self._does_not_fit("it is not there")
+        try:
+            setattr(module, self.name, self.make(getattr(module, self.name)))
+        except TypeError as problem:
+            return self._does_not_fit(str(problem))
+
+    def _does_not_fit(self, problem: str) -> None:
+        known = " and ".join(self.versions)
+        said = (
+            f"{self.module}.{self.name}, but {problem}: it was written for vLLM {known}, and this is {vllm_version()}."
         )
+        if not self.for_speed:
+            raise RebindError(f"redrafter-cpu replaces {said}")
+        logger.warning("redrafter-cpu has a faster %s The kernel is interpreted, with the same results.", said)
 
 
 def vllm_version() -> str:

@@ -16,12 +16,15 @@ class StandIn:
     """Launched like the kernel it replaces, `standin[grid](*arguments)`; computes the whole grid at once.
 
     `function(grid, **arguments)` takes the kernel's own arguments by the kernel's own names, tensors where the kernel
-    has pointers. It may return `NotImplemented` before it has written anything: the interpreted kernel then runs.
+    has pointers. It may return `NotImplemented` before it has written anything: the interpreted kernel then runs. Its
+    keyword-only parameters are its own, set with `functools.partial`.
     """
 
     def __init__(self, kernel: Any, function: Callable[..., Any]) -> None:
         """Raises `TypeError` if the names of the function's parameters are not those of the kernel."""
-        wanted, found = kernel_parameters(kernel), list(inspect.signature(function).parameters)[1:]
+        wanted = kernel_parameters(kernel)
+        parameters = inspect.signature(function).parameters.values()
+        found = [entry.name for entry in parameters if entry.kind is not inspect.Parameter.KEYWORD_ONLY][1:]
         if found != wanted:
             raise TypeError(f"its parameters are {wanted}, expected {found}")
         self.kernel = kernel

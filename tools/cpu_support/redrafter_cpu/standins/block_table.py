@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from redrafter_cpu.arrays import flat, int32_at, view
+from redrafter_cpu.arrays import Array, flat, int32_at, view
 
 
 def gather_block_tables(
@@ -23,18 +23,69 @@ def gather_block_tables(
     BLOCK_SIZE: int,
 ) -> None:
     """Copy the batch's rows of the block tables, and zero those that pad the batch."""
+    _gather(
+        grid,
+        view(batch_idx_to_req_idx)[:num_reqs],
+        src_block_table_ptrs,
+        dst_block_table_ptrs,
+        block_table_strides,
+        view(num_blocks_ptr),
+        np.zeros_like(view(num_blocks_ptr)),
+    )
+
+
+def gather_block_tables_in_windows(
+    grid: tuple[int, ...],
+    batch_idx_to_req_idx: torch.Tensor,  # [R]
+    src_block_table_ptrs: torch.Tensor,  # [groups] addresses
+    dst_block_table_ptrs: torch.Tensor,  # [groups] addresses
+    block_table_strides: torch.Tensor,  # [groups]
+    num_blocks_ptr: torch.Tensor,  # [groups, requests]
+    num_blocks_stride: int,
+    num_reqs: int,
+    num_computed_tokens_ptr: torch.Tensor,  # [requests]
+    sliding_window_reach_ptr: torch.Tensor,  # [groups], 0: no window
+    block_sizes_ptr: torch.Tensor,  # [groups]
+    MASK_SLIDING_WINDOW: bool,
+    BLOCK_SIZE: int,
+) -> None:
+    """As `gather_block_tables`; from vLLM 0.33 on, blocks that lie wholly before a request's window become block 0."""
+    passed = np.zeros_like(view(num_blocks_ptr))
+    if MASK_SLIDING_WINDOW:
+        reach, sizes = view(sliding_window_reach_ptr)[:, None], view(block_sizes_ptr)[:, None]
+        before = np.maximum(view(num_computed_tokens_ptr)[None] - reach, 0)
+        passed = np.where(reach > 0, before // sizes, 0)
+    _gather(
+        grid,
+        view(batch_idx_to_req_idx)[:num_reqs],
+        src_block_table_ptrs,
+        dst_block_table_ptrs,
+        block_table_strides,
+        view(num_blocks_ptr),
+        passed,
+    )
+
+
+def _gather(
+    grid: tuple[int, ...],
+    requests: Array,  # [R]
+    sources: torch.Tensor,  # [groups] addresses
+    targets: torch.Tensor,  # [groups] addresses
+    strides: torch.Tensor,  # [groups]
+    held: Array,  # [groups, requests] blocks
+    passed: Array,  # [groups, requests]: so many of them, the first ones, become block 0
+) -> None:
     groups, rows = grid[0], grid[1]
-    requests = view(batch_idx_to_req_idx)[:num_reqs].tolist()
+    source_rows = int(requests.max(initial=-1)) + 1
     for group in range(groups):
-        width = int(block_table_strides[group])
-        source_rows = max(requests, default=-1) + 1
-        source = int32_at(int(src_block_table_ptrs[group]), source_rows * width).reshape(source_rows, width)
-        target = int32_at(int(dst_block_table_ptrs[group]), rows * width).reshape(rows, width)
-        held = view(num_blocks_ptr)[group]
-        for row, request in enumerate(requests[:rows]):
-            count = int(held[request])
+        width = int(strides[group])
+        source = int32_at(int(sources[group]), source_rows * width).reshape(source_rows, width)
+        target = int32_at(int(targets[group]), rows * width).reshape(rows, width)
+        for row, request in enumerate(requests[:rows].tolist()):
+            first, count = int(passed[group, request]), int(held[group, request])
             target[row, :count] = source[request, :count]
-        target[num_reqs:] = 0
+            target[row, : min(first, count)] = 0
+        target[len(requests) :] = 0
 
 
 def compute_slot_mappings(

@@ -64,22 +64,30 @@ def gumbel_sample(
     APPLY_TEMPERATURE: bool,
     USE_FP64: bool,
     PER_TOKEN_COL: bool,
+    *,
+    seed_by_column: bool = False,
 ) -> Any:
-    """The greatest noised logit of each block of the vocabulary, and its token."""
+    """The greatest noised logit of each block of the vocabulary, and its token.
+
+    With `seed_by_column`, as vLLM 0.33 does, a row that is cached in column c draws the noise of (seed xor c * 2^32).
+    """
     logits = load(logits_ptr)
     if logits.dtype != np.float32 or bool(np.isnan(logits).any()):
         return NotImplemented
     requests = view(expanded_idx_mapping_ptr).astype(np.int64)
     temperatures = np.where(requests >= 0, load(temp_ptr)[requests], np.float32(0.0)).astype(np.float32)
+    seeds = view(seeds_ptr)[requests]
     if logits_cache_ptr is not None:
-        _cache_logits(logits_cache_ptr, logits_cache_col_ptr, logits_cache_source_ptr, requests, vocab_size)
+        columns = _columns(logits_cache_col_ptr, len(requests))
+        _cache_logits(logits_cache_ptr, columns, logits_cache_source_ptr, requests, vocab_size)
+        if seed_by_column:
+            seeds = seeds ^ (columns << 32)
 
     dtype = np.float64 if USE_FP64 else np.float32
     scores = np.full((logits.shape[0], grid[1] * BLOCK_SIZE), -np.inf, dtype=dtype)
     scores[:, :vocab_size] = logits
     noisy = np.flatnonzero(temperatures)
     positions = view(pos_ptr).astype(np.int64) + (_DRAFT_SALT if IS_DRAFTING else 0)
-    seeds = view(seeds_ptr)[requests]
     step = max(1, _CHUNK // vocab_size)
     for rows in (noisy[i : i + step] for i in range(0, len(noisy), step)):
         chosen = logits[rows]
@@ -91,15 +99,20 @@ def gumbel_sample(
     return None
 
 
-def _cache_logits(
-    cache: torch.Tensor, columns: torch.Tensor | None, source: torch.Tensor | None, requests: Array, vocab_size: int
-) -> None:
+def _columns(columns: torch.Tensor | None, rows: int) -> Array:
+    """`[R]` int64, of one column for all rows or one for each."""
     assert columns is not None
+    values = columns.reshape(-1).expand(rows) if columns.dim() == 0 else columns
+    return view(values).astype(np.int64)
+
+
+def _cache_logits(
+    cache: torch.Tensor, columns: Array, source: torch.Tensor | None, requests: Array, vocab_size: int
+) -> None:
     assert source is not None
-    column_of = columns.reshape(-1).expand(len(requests)) if columns.dim() == 0 else columns
     for row, request in enumerate(requests.tolist()):
         if request >= 0:
-            cache[request, int(column_of[row]), :vocab_size] = source[row]
+            cache[request, int(columns[row]), :vocab_size] = source[row]
 
 
 def _reduce_blocks(scores: Array, argmax: Array, maximum: Array) -> None:

@@ -154,6 +154,49 @@ def post_update(
         computed[request] += starts[row + 1] - starts[row] - rejected[row]
 
 
+def post_update_and_drafts(
+    grid: tuple[int, ...],
+    idx_mapping_ptr: torch.Tensor,  # [R], negative: skip
+    num_computed_tokens_ptr: torch.Tensor,
+    last_sampled_tokens_ptr: torch.Tensor,
+    output_bin_counts_ptr: torch.Tensor | None,  # [requests, V]
+    output_bin_counts_stride: int,
+    sampled_tokens_ptr: torch.Tensor,  # [R, drafts + 1]
+    sampled_tokens_stride: int,
+    num_sampled_ptr: torch.Tensor,  # [R]
+    num_rejected_ptr: torch.Tensor,  # [R]
+    query_start_loc_ptr: torch.Tensor | None,  # [R + 1]
+    all_token_ids_ptr: torch.Tensor,  # [requests, max_model_len]
+    all_token_ids_stride: int,
+    total_len_ptr: torch.Tensor,
+    draft_tokens_ptr: torch.Tensor | None,  # [R, drafts]
+    draft_tokens_out_ptr: torch.Tensor | None,  # [requests, drafts]
+    num_draft_tokens: int,
+) -> None:
+    """Enter the sampled tokens, and from vLLM 0.33 on the next draft tokens, into the request's state."""
+    if draft_tokens_ptr is not None:
+        assert draft_tokens_out_ptr is not None
+        requests = view(idx_mapping_ptr)[: grid[0]]
+        rows = np.flatnonzero(requests >= 0)
+        view(draft_tokens_out_ptr)[requests[rows]] = view(draft_tokens_ptr)[rows]
+    post_update(
+        grid,
+        idx_mapping_ptr,
+        num_computed_tokens_ptr,
+        last_sampled_tokens_ptr,
+        output_bin_counts_ptr,
+        output_bin_counts_stride,
+        sampled_tokens_ptr,
+        sampled_tokens_stride,
+        num_sampled_ptr,
+        num_rejected_ptr,
+        query_start_loc_ptr,
+        all_token_ids_ptr,
+        all_token_ids_stride,
+        total_len_ptr,
+    )
+
+
 def post_update_num_computed_tokens(
     grid: tuple[int, ...],
     idx_mapping_ptr: torch.Tensor,  # [R]
