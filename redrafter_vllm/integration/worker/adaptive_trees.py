@@ -20,6 +20,7 @@ from redrafter_vllm.adaptive.budget import Budget, choose_budget, given_budget
 from redrafter_vllm.adaptive.costs import StepCosts
 from redrafter_vllm.adaptive.pause import DraftingPause
 from redrafter_vllm.adaptive.record import AdaptiveCounts, Record
+from redrafter_vllm.integration.versions import installed_before
 from redrafter_vllm.integration.worker.cost_measurement import measure_costs
 from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 
@@ -119,14 +120,16 @@ class AdaptiveTrees:
         self._cu_num_logits = starts
         return num_scheduled_tokens - num_draft_tokens_per_req + num_nodes, starts
 
-    def reallocate_drafts(self, req_ids: list[str], idx_mapping: Tensor) -> tuple[Tensor, Tensor, int]:
+    def reallocate_drafts(self, req_ids: list[str], idx_mapping: Tensor) -> tuple[Any, ...]:
         """Starts of the logits rows, of the tokens, and the number of nodes.
 
-        The runner has already written the starts of the tokens, which are exact on the host.
+        The runner has already written the starts of the tokens, which are exact on the host. vLLM 0.33 also takes each
+        request's drafts, where they have to be copied to the host.
         """
         assert self._budget is not None and self._cu_num_logits is not None
-        total = int(self._budget.num_nodes.sum())
-        return torch.from_numpy(self._cu_num_logits), self.runner.input_buffers.query_start_loc, total
+        starts, total = torch.from_numpy(self._cu_num_logits), int(self._budget.num_nodes.sum())
+        found = starts, self.runner.input_buffers.query_start_loc, total
+        return found if installed_before("0.33") else (*found, None)
 
     def record_confidences(self, confidence_probs: Tensor | None, input_batch: InputBatch) -> None:
         """vLLM copies a GPU's estimates to the host here."""

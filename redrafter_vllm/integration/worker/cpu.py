@@ -3,6 +3,7 @@
 
 from typing import Any
 
+from vllm.utils.torch_utils import set_random_seed
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from redrafter_vllm.integration.start_errors import report_start_errors
@@ -29,5 +30,7 @@ class RedrafterCpuWorker(RedrafterWorker, CPUWorker):
         """Called when the cache exists and nothing has been served: trees adapt from here on."""
         from redrafter_vllm.integration.worker.adaptive_trees import adapt_trees
 
+        times = super().compile_or_warm_up_model()  # vLLM 0.33 runs artificial requests, from which nothing is learned
         adapt_trees(self.model_runner)
-        return super().compile_or_warm_up_model()  # which sets the seeds at its end
+        set_random_seed(self.model_config.seed)  # as vLLM does at the end
+        return times
