@@ -93,8 +93,9 @@ NAMES = (
     VllmName(
         "vllm.config.parallel:ParallelConfig",
         Use.USED,
-        attributes="worker_cls pipeline_parallel_size data_parallel_size decode_context_parallel_size use_ubatching "
-        "prefill_context_parallel_size enable_batch_sharded_sampling distributed_executor_backend",
+        attributes="worker_cls pipeline_parallel_size data_parallel_size data_parallel_index "
+        "decode_context_parallel_size use_ubatching prefill_context_parallel_size "
+        "enable_batch_sharded_sampling distributed_executor_backend",
     ),
     VllmName("vllm.exceptions:VLLMValidationError", Use.USED, attributes="parameter"),
     VllmName(

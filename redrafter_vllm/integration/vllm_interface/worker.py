@@ -90,7 +90,7 @@ NAMES = (
     VllmName(f"{_GPU}.async_utils:async_copy_to_np", Use.CALLED, "x"),
     VllmName("vllm.config:set_current_vllm_config", Use.CALLED, "vllm_config"),
     VllmName("vllm.utils.torch_utils:set_default_torch_dtype", Use.CALLED, "dtype"),
-    VllmName("vllm.utils.torch_utils:set_random_seed", Use.CALLED, "seed"),
+    VllmName("vllm.utils.torch_utils:set_random_seed", Use.CALLED, "seed data_parallel_index"),
     VllmName("vllm.distributed.parallel_state:get_tp_group", Use.CALLED),
     VllmName("vllm.distributed.parallel_state:get_pp_group", Use.CALLED),
     VllmName("vllm.distributed.parallel_state:GroupCoordinator.all_gather", Use.CALLED, "input_ * dim"),
@@ -184,7 +184,8 @@ NAMES = (
     VllmName(
         "vllm.v1.worker.gpu_worker:Worker",
         Use.USED,
-        attributes="vllm_config model_config device model_runner get_model get_draft_model _weight_update_is_draft",
+        attributes="vllm_config model_config parallel_config device model_runner get_model get_draft_model "
+        "_weight_update_is_draft",
     ),
     VllmName("vllm.v1.worker.cpu_worker:CPUWorker", Use.USED),
     VllmName("vllm.v1.worker.cpu.model_runner:CPUModelRunner", Use.USED),

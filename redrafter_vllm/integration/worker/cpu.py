@@ -32,5 +32,6 @@ class RedrafterCpuWorker(RedrafterWorker, CPUWorker):
 
         times = super().compile_or_warm_up_model()  # vLLM 0.33 runs artificial requests, from which nothing is learned
         adapt_trees(self.model_runner)
-        set_random_seed(self.model_config.seed)  # as vLLM does at the end
+        # As vLLM's worker does at the end, so that nothing before has an effect.
+        set_random_seed(self.model_config.seed, self.parallel_config.data_parallel_index)
         return times
