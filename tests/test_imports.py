@@ -14,7 +14,7 @@ from tests.paths import ROOT
 LAYERS = {
     "redrafter_vllm": (
         "utils prompt_sets config request_settings checkpoint ops model drafting adaptive inspection chat watch "
-        "integration plugin bench cli __main__"
+        "integration plugin bench predict cli __main__"
     ),
     "redrafter_vllm.integration": (
         "versions method metrics start_errors target_support speculative_config vllm_interface "

@@ -10,8 +10,8 @@ from rich.console import Console
 from benchmarks.demo.pair import Pair
 from benchmarks.demo.progress import working
 from benchmarks.models.inflate.build import DRAFTER_FOLDER, RECORD_FILE, Inflation, Options
-from benchmarks.models.shapes import SHAPES, ShapeError
 from redrafter_training.utils.memory import free_memory, readable
+from redrafter_vllm.predict.shapes import SHAPES, ShapeError
 from redrafter_vllm.utils.paths import free_space
 
 SHAPE_NAMES = ("smollm2-1b", "llama-1b")

@@ -10,10 +10,10 @@ from rich.console import Console
 from benchmarks.assets import ASSET, DRAFTER, ROOT, SMOLLM2_DRAFTER
 from benchmarks.demo.options import DemoOptions
 from benchmarks.demo.train import train_drafter
-from benchmarks.models.shapes import CONFIG_FILE, ShapeError, find_shape
 from redrafter_training.smollm2 import NAME, FetchError, default_folder, fetch
 from redrafter_vllm.checkpoint.io import check_against_target, check_checkpoint
 from redrafter_vllm.checkpoint.locate import resolve_drafter
+from redrafter_vllm.predict.shapes import CONFIG_FILE, ShapeError, find_shape
 from redrafter_vllm.utils.messages import sentence
 from redrafter_vllm.utils.paths import PlaceError
 

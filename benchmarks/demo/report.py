@@ -21,11 +21,11 @@ from benchmarks.demo.prompts import last_words
 from benchmarks.demo.serve import Served
 from benchmarks.demo.speed import Speed, Speeds
 from benchmarks.engines.offline import ENGINE, THREADS, EngineResult, Run
-from benchmarks.models.shapes import ShapeError, find_shape
 from benchmarks.record import command
 from redrafter_vllm.bench.acceptance import acceptance_by_depth, tokens_per_step
 from redrafter_vllm.bench.compare import Comparison, compare
 from redrafter_vllm.bench.machine import hardware, versions
+from redrafter_vllm.predict.shapes import ShapeError, find_shape
 
 
 @dataclass(frozen=True)

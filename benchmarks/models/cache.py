@@ -2,7 +2,7 @@
 """Size of an engine's key-value cache."""
 
 from benchmarks.models.roofline import DTYPE_BYTES
-from benchmarks.models.shapes import find_shape
+from redrafter_vllm.predict.shapes import find_shape
 
 PAGE = 128  # tokens; vLLM's largest page for these targets
 

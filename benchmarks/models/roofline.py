@@ -27,7 +27,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import cli
-from benchmarks.models.shapes import (
+from benchmarks.record import command, store
+from redrafter_vllm.checkpoint.config import DrafterConfig, tensor_shapes
+from redrafter_vllm.config import DraftingConfig
+from redrafter_vllm.predict.shapes import (
     LlamaShape,
     ShapeError,
     as_dict,
@@ -36,9 +39,6 @@ from benchmarks.models.shapes import (
     find_shape,
     published_drafter,
 )
-from benchmarks.record import command, store
-from redrafter_vllm.checkpoint.config import DrafterConfig, tensor_shapes
-from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.utils.paths import user_path, user_place
 
 MODULE = "benchmarks.models.roofline"

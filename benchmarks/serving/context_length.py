@@ -22,10 +22,10 @@ from benchmarks.engines.passes import Pass
 from benchmarks.record import RESULTS
 from benchmarks.serving.chat.methods import Method, Outcome, Serving
 from benchmarks.serving.chat.options import add_serving, parsed_serving
-from benchmarks.serving.trees import tree_name
 from redrafter_vllm.bench.acceptance import acceptance_of_steps, tokens_per_step
 from redrafter_vllm.bench.tables import Grid, figure, plot
 from redrafter_vllm.config import DraftingConfig
+from redrafter_vllm.predict.trees import tree_name
 from redrafter_vllm.utils.atomic import write_text
 
 if TYPE_CHECKING:

@@ -32,7 +32,6 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from benchmarks import cli
 from benchmarks.assets import ASSET
 from benchmarks.models.roofline import DTYPE_BYTES, Layout, Workload, kept_bytes, round_reads
-from benchmarks.models.shapes import find_shape, published_drafter
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.config import QUANTIZATIONS, DraftingConfig, OptionError
 from redrafter_vllm.drafting.propose import propose_trees
@@ -41,6 +40,7 @@ from redrafter_vllm.integration.worker.drafter_loading import linear_maker
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.model.interface import DrafterInterface
 from redrafter_vllm.model.packed import PackedDrafter
+from redrafter_vllm.predict.shapes import find_shape, published_drafter
 
 MODULE = "benchmarks.serving.drafting_round"
 WARM_UP = 2

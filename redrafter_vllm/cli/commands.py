@@ -42,6 +42,7 @@ GROUPS: dict[str, Sequence[Command]] = {
         Command("watch", "redrafter_vllm.cli.watch", "plain decoding beside ReDrafter, with the draft trees"),
         Command("chat", "redrafter_vllm.cli.chat", "talk to a model, accepted drafts in colour"),
         Command("bench", "redrafter_vllm.cli.bench", "how fast a model is with ReDrafter on this machine, and why"),
+        Command("predict", "redrafter_vllm.cli.predict", "how fast it would be on a GPU, by a cost model"),
     ),
     "Drafters": (
         Command("inspect", "redrafter_vllm.cli.inspect", "what a drafter is, and the trees that it draws for a prompt"),

@@ -14,8 +14,7 @@ from redrafter_vllm.utils.program import COMMAND
 
 USAGE_ERROR = 2
 HEADER = f"""\
-usage: {COMMAND} COMMAND [ARGUMENT ...]
-       {COMMAND} COMMAND --help
+usage: {COMMAND} COMMAND [ARGUMENT ...], or {COMMAND} COMMAND --help
 
 Speculative decoding for vLLM with a Recurrent Drafter. Serving is vLLM's own
 command: vllm serve MODEL --speculative-model redrafter

@@ -15,10 +15,10 @@ from benchmarks.serving.chat.comparison import AGREEMENT, agreed, agreement, fig
 from benchmarks.serving.chat.methods import Method, Outcome, Serving
 from benchmarks.serving.chat.options import parse_args
 from benchmarks.serving.chat.questions import Question, chosen_prompts, first_turns, group_names, passes_of
-from benchmarks.serving.trees import parse_tree, tree_name
 from redrafter_vllm.bench.compare import compare
 from redrafter_vllm.bench.kinds import plain
 from redrafter_vllm.config import DraftingConfig
+from redrafter_vllm.predict.trees import parse_tree, tree_name
 from tests.paths import ASSET
 from tests.training.chat_tokenizers import byte_tokenizer
 

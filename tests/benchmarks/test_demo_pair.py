@@ -12,8 +12,8 @@ from benchmarks.demo import inflated, pair
 from benchmarks.demo.inflated import inflate
 from benchmarks.demo.options import parse_args
 from benchmarks.demo.pair import Pair, obtain_pair
-from benchmarks.models.shapes import LlamaShape
 from redrafter_training.smollm2 import FetchError
+from redrafter_vllm.predict.shapes import LlamaShape
 from tests.models import save_random_drafter, save_random_llama
 from tests.paths import ASSET
 

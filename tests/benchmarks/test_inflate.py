@@ -15,10 +15,10 @@ from benchmarks.models.inflate.placement import Axis, Piece, empty, place, place
 from benchmarks.models.inflate.source import SmallLlama
 from benchmarks.models.inflate.target import head_axes, rotary_layout
 from benchmarks.models.inflate.writer import Contents, write_folder
-from benchmarks.models.shapes import SHAPES, LlamaShape, ShapeError
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.drafting.beam_search import Beams, beam_search
 from redrafter_vllm.model.drafter import Drafter
+from redrafter_vllm.predict.shapes import SHAPES, LlamaShape, ShapeError
 from tests.models import save_random_drafter, save_random_llama
 from tests.paths import ASSET
 
@@ -241,8 +241,14 @@ def test_a_folder_is_written_atomically(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    # As published for Llama 2; they share the vocabulary.
-    [("vicuna-7b", 6_738_415_616), ("llama-13b", 13_015_864_320), ("llama-70b-like", 68_976_648_192)],
+    # As published for Llama 2, whose sizes Vicuna has, and for Llama 3.
+    [
+        ("vicuna-7b", 6_738_415_616),
+        ("vicuna-13b", 13_015_864_320),
+        ("llama-2-70b", 68_976_648_192),
+        ("llama-3-8b", 8_030_261_248),
+        ("llama-3-70b", 70_553_706_496),
+    ],
 )
 def test_named_shapes_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
     assert SHAPES[name].num_parameters == parameters

@@ -15,12 +15,12 @@ from benchmarks.models.roofline import (
     round_reads,
     target_step,
 )
-from benchmarks.models.shapes import SHAPES, LlamaShape, ShapeError, find_shape, published_drafter
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.drafting.beam_search import beam_search
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.model.packed import Linear, PackedDrafter
+from redrafter_vllm.predict.shapes import SHAPES, LlamaShape, ShapeError, find_shape, published_drafter
 from tests.paths import ASSET
 
 # Vocabulary 10, hidden 4, one ResBlock of 8: W 16, U 16 and its bias 4, L 64 and its bias 8, head 80 numbers.

@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 
 from benchmarks.models.roofline import Layout, Workload, round_reads, target_step
-from benchmarks.models.shapes import drafter_config, find_shape
 from benchmarks.serving.speedup import __main__ as main_module
 from benchmarks.serving.speedup.__main__ import PLAIN, limits, run
 from benchmarks.serving.speedup.engine import Turn
@@ -20,6 +19,7 @@ from redrafter_vllm.bench.child import ChildError
 from redrafter_vllm.bench.engine import EngineProcess, Job
 from redrafter_vllm.bench.phases import REST, DecodeSteps, Stopwatch
 from redrafter_vllm.config import DraftingConfig
+from redrafter_vllm.predict.shapes import drafter_config, find_shape
 from tests.paths import ASSET
 
 

@@ -16,13 +16,13 @@ from torch import Tensor
 from benchmarks.gpu_check.stages import Call, Outcome
 from benchmarks.gpu_check.stages.timing import bandwidth, seconds
 from benchmarks.models.roofline import Layout, Workload, round_reads
-from benchmarks.models.shapes import find_shape, published_drafter
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.drafting.buffers import DraftRows, RoundBuffers
 from redrafter_vllm.drafting.propose import propose_trees
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.model.packed import PackedDrafter
+from redrafter_vllm.predict.shapes import find_shape, published_drafter
 
 MAX_RATIO = 1.3  # of a round's time to its byte floor, at batch 1
 SHAPE = {"cuda": "vicuna-7b", "cpu": "llama-0.1b"}

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from benchmarks.gpu_check.stages import Call, Outcome
 from benchmarks.gpu_check.stages.timing import bandwidth, seconds
-from benchmarks.models.shapes import find_shape
 from redrafter_vllm.ops.tree_attention import TreeBatch
+from redrafter_vllm.predict.shapes import find_shape
 
 BLOCK_SIZE = 16
 MAX_RATIO = 1.2  # of tree attention's time to FlashAttention's

@@ -11,11 +11,11 @@ from benchmarks.assets import ASSET, DRAFTER, SLIM_DRAFTER
 from benchmarks.gpu_check.stages import Call, Outcome
 from benchmarks.models.inflate.build import DRAFTER_FOLDER, Inflation
 from benchmarks.models.inflate.build import Options as InflateOptions
-from benchmarks.models.shapes import find_shape
 from benchmarks.serving.speedup.__main__ import run as measure
 from benchmarks.serving.speedup.options import Options
 from benchmarks.serving.speedup.report import print_report, problem_of
 from redrafter_vllm.config import DraftingConfig
+from redrafter_vllm.predict.shapes import find_shape
 
 EFFICIENCY = 0.90  # minimum at batch 1 with the fastest drafter: speed-up of decoding / tokens per step
 NOISE = 0.02  # of medians of three rounds; without drafts both engines do the same

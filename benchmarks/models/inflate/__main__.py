@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from benchmarks import cli
 from benchmarks.models.inflate.build import DRAFTER_FOLDER, Inflation, Options, allocated_bytes
 from benchmarks.models.inflate.writer import DTYPES
-from benchmarks.models.shapes import SHAPES, count, find_shape
 from redrafter_vllm.checkpoint.config import tensor_shapes
+from redrafter_vllm.predict.shapes import SHAPES, count, find_shape
 from redrafter_vllm.utils.paths import user_path
 
 

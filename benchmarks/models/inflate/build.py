@@ -17,8 +17,8 @@ from benchmarks.models.inflate.drafter import InflatedDrafter
 from benchmarks.models.inflate.source import SmallLlama
 from benchmarks.models.inflate.target import InflatedTarget
 from benchmarks.models.inflate.writer import DTYPES, Contents, write_folder
-from benchmarks.models.shapes import CONFIG_FILE, LlamaShape, ShapeError, as_dict
 from redrafter_vllm.checkpoint.vocab_mapping import MAP
+from redrafter_vllm.predict.shapes import CONFIG_FILE, LlamaShape, ShapeError, as_dict
 from redrafter_vllm.utils.atomic import atomic_folder
 
 RECORD_FILE = "inflation.json"

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from benchmarks.models.inflate.placement import Axis, Piece, empty, place, place_output
 from benchmarks.models.inflate.target import SUPPRESSION, InflatedTarget
-from benchmarks.models.shapes import ShapeError, TensorShapes, as_dict
 from redrafter_vllm.checkpoint.config import DrafterConfig, tensor_shapes
 from redrafter_vllm.checkpoint.io import check_against_target, load_checkpoint
 from redrafter_vllm.checkpoint.names import MODEL_TYPE
 from redrafter_vllm.checkpoint.vocab_mapping import MAP, to_offsets, to_target_ids
+from redrafter_vllm.predict.shapes import ShapeError, TensorShapes, as_dict
 
 
 def inflated_config(

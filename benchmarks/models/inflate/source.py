@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from benchmarks.models.shapes import CONFIG_FILE, LlamaShape, ShapeError, llama_shape, read_json
+from redrafter_vllm.predict.shapes import CONFIG_FILE, LlamaShape, ShapeError, llama_shape, read_json
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.models.inflate.placement import Axis, Piece, empty, place, place_output
 from benchmarks.models.inflate.source import SmallLlama
-from benchmarks.models.shapes import LlamaShape, ShapeError, as_dict
+from redrafter_vllm.predict.shapes import LlamaShape, ShapeError, as_dict
 
 SUPPRESSION = 2.0**24
 

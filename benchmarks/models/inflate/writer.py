@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.models.inflate.placement import Piece
 from benchmarks.models.inflate.source import INDEX_FILE, WEIGHTS_FILE
-from benchmarks.models.shapes import TensorShapes
+from redrafter_vllm.predict.shapes import TensorShapes
 
 # Without float16, whose range is too small for the suppression of padded tokens and for most models' activations.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

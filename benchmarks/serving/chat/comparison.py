@@ -13,12 +13,12 @@ from benchmarks.serving.chat.methods import Method, Outcome, Serving
 from benchmarks.serving.chat.options import Options
 from benchmarks.serving.chat.questions import Asked, Question, Reader, ask, chosen_prompts, group_names, passes_of
 from benchmarks.serving.chat.simulated import Text, Walker
-from benchmarks.serving.trees import tree_name
 from redrafter_vllm.bench.acceptance import acceptance_of_steps, tokens_per_step
 from redrafter_vllm.bench.child import ChildError
 from redrafter_vllm.bench.compare import compare
 from redrafter_vllm.bench.engine import EngineProcess
 from redrafter_vllm.config import DraftingConfig
+from redrafter_vllm.predict.trees import tree_name
 from redrafter_vllm.prompt_sets import EvaluationPrompt
 
 AGREEMENT = 0.03  # largest relative difference of served and simulated tokens per step

@@ -13,9 +13,9 @@ from benchmarks.serving.chat.methods import Method, Outcome
 from benchmarks.serving.chat.options import Options
 from benchmarks.serving.chat.questions import Asked, Question, Reader, ask, chosen_prompts, passes_of
 from benchmarks.serving.chat.report import heat
-from benchmarks.serving.trees import tree_name
 from redrafter_vllm.bench.compare import Comparison, compare
 from redrafter_vllm.bench.tables import Grid
+from redrafter_vllm.predict.trees import tree_name
 
 Outcomes = dict[float, Outcome]  # by temperature
 

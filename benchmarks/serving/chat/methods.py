@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.assets import BUILD
-from benchmarks.serving.trees import tree_name
 from redrafter_vllm.bench.engine import Job
 from redrafter_vllm.bench.kinds import EngineKind, as_users_run_it, plain, with_redrafter
 from redrafter_vllm.config import DraftingConfig
+from redrafter_vllm.predict.trees import tree_name
 
 PLAIN, LOOKUP, SUFFIX = "vLLM as installed", "prompt lookup", "suffix decoding"
 PEERS = {"lookup": LOOKUP, "suffix": SUFFIX}  # by the words of the command line

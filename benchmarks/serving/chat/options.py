@@ -9,8 +9,8 @@ from pathlib import Path
 from benchmarks import cli
 from benchmarks.record import RESULTS
 from benchmarks.serving.chat.methods import DTYPES, PEERS, Serving
-from benchmarks.serving.trees import parse_tree, tree_list
 from redrafter_vllm.checkpoint.locate import resolve_drafter
+from redrafter_vllm.predict.trees import parse_tree, tree_list
 
 MODULE = "benchmarks.serving.chat"
 TREES = ("1x4", "2x4", "4x4", "8x4:32")

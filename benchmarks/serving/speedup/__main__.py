@@ -19,7 +19,6 @@ from transformers import AutoTokenizer
 from benchmarks import cli
 from benchmarks.assets import held_out_prompts, tokenized
 from benchmarks.models.roofline import Layout, Workload, efficiency_ceiling, round_reads
-from benchmarks.models.shapes import drafter_config, find_shape
 from benchmarks.serving.chat.questions import Reader, first_turns
 from benchmarks.serving.speedup.options import MODULE, Options, parse_args
 from benchmarks.serving.speedup.report import judge, print_report
@@ -27,6 +26,7 @@ from redrafter_vllm.bench.child import ChildError
 from redrafter_vllm.bench.engine import EngineProcess, Job
 from redrafter_vllm.bench.kinds import EngineKind, as_users_run_it, with_redrafter
 from redrafter_vllm.config import DraftingConfig
+from redrafter_vllm.predict.shapes import drafter_config, find_shape
 
 PLAIN = "vLLM as installed"
 WARM_UP_TOKENS = 8

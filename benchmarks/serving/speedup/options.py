@@ -16,13 +16,13 @@ from benchmarks import cli
 from benchmarks.assets import BUILD
 from benchmarks.models.cache import kv_cache_bytes
 from benchmarks.models.roofline import DTYPE_BYTES
-from benchmarks.models.shapes import find_shape
 from benchmarks.record import RESULTS
 from benchmarks.serving.speedup.engine import Turn
-from benchmarks.serving.trees import tree_list, tree_name
 from redrafter_vllm.bench.engine import START_SECONDS
 from redrafter_vllm.checkpoint.locate import resolve_drafter
 from redrafter_vllm.config import QUANTIZATIONS, DraftingConfig
+from redrafter_vllm.predict.shapes import find_shape
+from redrafter_vllm.predict.trees import tree_list, tree_name
 
 MODULE = "benchmarks.serving.speedup"
 # vLLM refuses to start unless this fraction of the GPU is free, and several engines run at once. How much each takes

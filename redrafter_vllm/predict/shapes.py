@@ -79,15 +79,17 @@ class LlamaShape:
         return count(self.tensors)
 
 
-# 13b and 70b are Llama 2's sizes. The small ones are for a CPU: about 0.1 and 1 billion parameters, heads of 64.
+# Vicuna has the sizes of Llama 1 and 2. Two are for a CPU: about 0.1 and 1 billion parameters, heads of 64.
 # `smollm2-1b` is for SmolLM2-135M: its vocabulary, layers and tied embeddings, four times its hidden size.
 SHAPES: Mapping[str, LlamaShape] = {
     "llama-0.1b": LlamaShape(32_000, 1024, 2816, 4, 16, 8, 64),
     "llama-1b": LlamaShape(32_000, 2048, 5632, 22, 32, 4, 64),
     "smollm2-1b": LlamaShape(49_152, 2304, 3072, 30, 24, 8, 64, tie_word_embeddings=True),
     "vicuna-7b": LlamaShape(32_000, 4096, 11_008, 32, 32, 32, 128),
-    "llama-13b": LlamaShape(32_000, 5120, 13_824, 40, 40, 40, 128),
-    "llama-70b-like": LlamaShape(32_000, 8192, 28_672, 80, 64, 8, 128),
+    "vicuna-13b": LlamaShape(32_000, 5120, 13_824, 40, 40, 40, 128),
+    "llama-2-70b": LlamaShape(32_000, 8192, 28_672, 80, 64, 8, 128),
+    "llama-3-8b": LlamaShape(128_256, 4096, 14_336, 32, 32, 8, 128),
+    "llama-3-70b": LlamaShape(128_256, 8192, 28_672, 80, 64, 8, 128),
 }
 
 

@@ -33,6 +33,11 @@ def tree_list(text: str) -> tuple[DraftingConfig, ...]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def tree_text(tree: DraftingConfig) -> str:
+    """What `parse_tree` reads as this tree."""
+    return f"{tree.beam_width}x{tree.beam_length}:{tree.num_speculative_tokens}{'~' if tree.adaptive else ''}"
+
+
 def tree_name(tree: DraftingConfig) -> str:
     """How tables name a tree."""
     limit = "up to " if tree.adaptive else ""
