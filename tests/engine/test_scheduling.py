@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scheduler's effects on requests and their trees: small budgets, late results, priorities, aborts."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,12 +11,24 @@ from unittest.mock import patch
 
 import pytest
 
+from redrafter_vllm.integration.versions import installed_before
 from tests.engine.conftest import MakeEngine, keep_async_scheduling
 from tests.engine.differential.cases import Case
 from tests.engine.differential.compare import logprobs_difference
 from tests.engine.differential.leaks import leaks
 from tests.engine.differential.stream import Stream, run_stream
-from tests.engine.generation import CHAIN, TREE, core, cpu_only, random_prompts, runner, scheduler
+from tests.engine.generation import (
+    CHAIN,
+    TREE,
+    core,
+    cpu_only,
+    generate,
+    params,
+    random_prompts,
+    runner,
+    scheduler,
+    tokens,
+)
 from tests.engine.scripted import assert_identical, scripted_trees
 from tests.models import VOCAB
 
@@ -64,6 +77,26 @@ def test_asynchronous_scheduling_is_on_unless_switched_off(random_target: Path) 
     assert not scheduling(None, ngram)
     with pytest.raises(ValueError, match="async scheduling is only supported with"):
         scheduling(True, ngram)
+
+
+@pytest.mark.skipif(installed_before("0.33"), reason="vLLM 0.33 tells when no request can use the next drafts")
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_drafts_that_no_request_can_use_are_not_drawn(
+    make_engine: MakeEngine, random_target: Path, asynchronous: bool
+) -> None:
+    """In the middle of a prompt, and after the step that emits a request's last token for certain."""
+    plain = make_engine(random_target)
+    tree = make_engine(random_target, TREE, async_scheduling=asynchronous)
+    speculator = runner(tree).speculator
+    rng = random.Random(5)
+    prompt = [rng.randrange(3, VOCAB) for _ in range(300)]  # two steps, as a step has up to 256 tokens
+    for max_tokens, expected in ((1, [0, 0]), (2, [0, 16, 0])):
+        sampling = params(temperature=0.0, ignore_eos=True, max_tokens=max_tokens)
+        tree.reset_prefix_cache()
+        with patch.object(speculator, "propose", wraps=speculator.propose) as propose:
+            found = tokens(generate(tree, [prompt], sampling))
+        assert [call.kwargs["num_speculative_tokens"] for call in propose.call_args_list] == expected
+        assert found == tokens(generate(plain, [prompt], sampling))
 
 
 @cpu_only
