@@ -185,7 +185,7 @@ NAMES = (
         "vllm.v1.worker.gpu_worker:Worker",
         Use.USED,
         attributes="vllm_config model_config parallel_config device model_runner get_model get_draft_model "
-        "_weight_update_is_draft",
+        "use_v2_model_runner _weight_update_is_draft",
     ),
     VllmName("vllm.v1.worker.cpu_worker:CPUWorker", Use.USED),
     VllmName("vllm.v1.worker.cpu.model_runner:CPUModelRunner", Use.USED),

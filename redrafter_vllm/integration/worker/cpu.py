@@ -20,6 +20,8 @@ class RedrafterCpuWorker(RedrafterWorker, CPUWorker):
         becomes one of ours when it exists, which is before it has loaded anything but the drafter.
         """
         super().init_device()
+        if not self.use_v2_model_runner:
+            return
         # Imported when vLLM has replaced functions that the runner's modules bind by name.
         from redrafter_vllm.integration.worker.runner import RedrafterCpuRunner
 

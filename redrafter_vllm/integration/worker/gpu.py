@@ -12,6 +12,8 @@ class RedrafterWorker(Worker):
     """vLLM's worker for GPUs. `collective_rpc` calls its methods by name."""
 
     def _make_model_runner(self) -> Any:
+        if not self.use_v2_model_runner:
+            return super()._make_model_runner()  # which refuses the method
         from redrafter_vllm.integration.worker.runner import RedrafterRunner
 
         return RedrafterRunner(self.vllm_config, self.device)
