@@ -20,15 +20,19 @@ class DrafterNotFoundError(ValueError):
     """There is no drafter checkpoint where one was looked for."""
 
 
+def home() -> Path:
+    """The folder of what is kept between runs, `~/.cache/redrafter` unless `REDRAFTER_HOME` names another."""
+    return user_path(os.environ.get(HOME_VARIABLE) or "~/.cache/redrafter")
+
+
 def registry_dir(target: str) -> Path:
     """Directory of a target's drafter in the registry: `~/.cache/redrafter/<org>--<name>/`.
 
     `REDRAFTER_HOME` moves the registry. A target on disk is registered under its directory's name.
     """
-    home = user_path(os.environ.get(HOME_VARIABLE) or "~/.cache/redrafter")
     path = Path(target)
     name = path.resolve().name if path.is_dir() else target.strip("/").replace("/", "--")
-    return home / name
+    return home() / name
 
 
 def is_path(model: str) -> bool:

@@ -196,11 +196,11 @@ def memory() -> Iterator[Finding]:
 def drafters() -> Iterator[Finding]:
     """The registry of drafters."""
     from redrafter_vllm.checkpoint.files import CONFIG_FILE
-    from redrafter_vllm.checkpoint.locate import HOME_VARIABLE, registry_dir
+    from redrafter_vllm.checkpoint.locate import HOME_VARIABLE, home
 
-    home = registry_dir("any").parent
-    names = sorted(file.parent.name for file in home.glob(f"*/{CONFIG_FILE}")) if home.is_dir() else []
-    says = f"{home} ({HOME_VARIABLE} moves it): {', '.join(names) or 'no drafter yet'}"
+    folder = home()
+    names = sorted(file.parent.name for file in folder.glob(f"*/{CONFIG_FILE}")) if folder.is_dir() else []
+    says = f"{folder} ({HOME_VARIABLE} moves it): {', '.join(names) or 'no drafter yet'}"
     yield Finding(Level.OK, "drafters", says)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The choice between an op's Triton kernel and its plain-torch reference, in one place for all ops.
+"""The choice between an op's kernels and its plain-torch reference, in one place for all ops.
 
 `REDRAFTER_KERNELS=1` is for debugging: it uses the kernels on CPUs too, where Triton has to interpret them, as the CPU
 set-up provides. This is slow. The variable is read once, when this module is imported.
@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable
 from functools import wraps
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import ParamSpec, TypeVar
 
@@ -21,24 +22,27 @@ _ALWAYS = os.environ.get("REDRAFTER_KERNELS") == "1"
 
 
 def dispatch(reference: Callable[P, R]) -> Callable[P, R]:
-    """The op of a function in a `reference.py`: the `kernel.py` beside it has one of the same name and signature.
+    """The op of a function in a `reference.py`: the modules beside it have one of the same name and signature.
 
-    The kernel runs where its tensors are on a CUDA device, unless that module has a function `supports` of the same
-    arguments that refuses them. Triton is imported then, not before.
+    `kernel.py`, in Triton, runs where the tensors are on a CUDA device, `native.py`, in C++, where they are on the CPU,
+    and the reference where there is no such module, or it has a function `supports` of the same arguments that refuses
+    them. A module is imported when it is first needed.
     """
     package, name = reference.__module__.rpartition(".")[0], reference.__name__
-    kernel: ModuleType | None = None
+    modules: dict[str, ModuleType | None] = {}
 
     @wraps(reference)
     def op(*args: P.args, **kwargs: P.kwargs) -> R:
-        nonlocal kernel
-        if use_kernel((*args, *kwargs.values())):
-            kernel = kernel or import_module(f"{package}.kernel")
-            supports = getattr(kernel, "supports", None)
-            if supports is None or supports(*args, **kwargs):
-                result: R = getattr(kernel, name)(*args, **kwargs)
-                return result
-        return reference(*args, **kwargs)
+        kind = "kernel" if use_kernel((*args, *kwargs.values())) else "native"
+        if kind not in modules:
+            path = f"{package}.{kind}"
+            modules[kind] = import_module(path) if find_spec(path) else None
+        module = modules[kind]
+        supports = getattr(module, "supports", None)
+        if module is None or (supports is not None and not supports(*args, **kwargs)):
+            return reference(*args, **kwargs)
+        result: R = getattr(module, name)(*args, **kwargs)
+        return result
 
     return op
 

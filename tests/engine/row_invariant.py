@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arithmetic in which a row's result does not depend on other rows, so that caches can be compared exactly.
 
-A matrix product rounds differently for one row than for seventeen, and a softmax over masked keys adds in another order
-than one over the visible keys alone. Here every row goes through its linear layers alone and attends to exactly its
-visible keys, gathered in order: two runs then differ only in what they stored, and where.
+A matrix product rounds differently for one row than for seventeen, and vLLM's attention adds in another order than that
+of trees. Here every row goes through its linear layers alone, and all attend by the C++ kernel of trees, where hidden
+keys and other rows make no difference: two runs then differ only in what they stored, and where.
 """
 
 import functools
@@ -15,27 +15,13 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from redrafter_vllm.integration.attention import cpu
+from redrafter_vllm.integration.attention.metadata import TreeMetadataBuilder
 from tests.engine.generation import runner
 
 
-def rowwise_attention(
-    query: Tensor, kv_cache: Tensor, block_ids: Tensor, num_keys: int, mask: Tensor | None, scale: float
-) -> Tensor:
-    query_len, num_heads, head_size = query.shape
-    num_kv_heads = kv_cache.shape[1]
-    pages = kv_cache[block_ids].transpose(0, 1).reshape(num_kv_heads, -1, 2 * head_size)[:, :num_keys]
-    keys, values = pages.split(head_size, dim=-1)
-    visible = torch.ones(query_len, num_keys, dtype=torch.bool).tril()
-    if mask is not None:
-        visible = mask[:query_len] == 0  # the same for each query head of a key head
-    rows = []
-    for row in range(query_len):
-        own = visible[row].nonzero()[:, 0]
-        heads = query[row].view(num_kv_heads, -1, head_size)
-        weights = torch.softmax(heads @ keys[:, own].transpose(1, 2) * scale, dim=-1)
-        rows.append((weights @ values[:, own].contiguous()).reshape(num_heads, head_size))
-    return torch.stack(rows)
+def all_as_trees(self: TreeMetadataBuilder, common: Any, trees: Any) -> int:
+    """Every request goes through the attention of trees, where vLLM's kernel would take those without drafts."""
+    return common.num_reqs
 
 
 @contextmanager
@@ -61,7 +47,7 @@ def row_invariant(llm: Any) -> Iterator[Callable[[], None]]:
 
     wrap()
     try:
-        with patch.object(cpu, "paged_attention", rowwise_attention):
+        with patch.object(TreeMetadataBuilder, "_num_tree_requests", all_as_trees):
             yield wrap
     finally:
         for layer in layers:

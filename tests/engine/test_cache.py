@@ -11,6 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from redrafter_vllm.ops.packed_attention import packed_entries
 from tests.engine.cached_blocks import assert_same_blocks, empty_caches
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import (
@@ -41,7 +42,8 @@ def cached_entries(llm: Any, length: int) -> list[torch.Tensor]:
         cache = context[name].kv_cache
         block_size = cache.shape[2]
         blocks = model_runner.block_tables.block_tables[0].gpu[row, : -(-length // block_size)].long()
-        entries.append(cache[blocks].transpose(0, 1).flatten(1, 2)[:, :length].clone())
+        both = torch.cat([part[blocks] for part in packed_entries(cache)], dim=-1)
+        entries.append(both.transpose(0, 1).flatten(1, 2)[:, :length])
     return entries
 
 

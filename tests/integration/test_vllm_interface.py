@@ -33,12 +33,10 @@ OURS = {
     "ModelSpecificAttnMetadata": ["worker/model_state.py:TreeAttnMetadata"],
     "BaseSpeculator": ["worker/speculator.py:RedrafterSpeculator"],
     "RejectionSampler": ["worker/sampler.py:TreeSampler"],
-    "AttentionBackend": ["attention/cpu.py:TreeAttentionBackend"],
-    "AttentionMetadataBuilder": [
-        "attention/cpu.py:TreeAttentionMetadataBuilder",
-        "attention/metadata.py:TreeMetadataBuilder",
-    ],
-    "AttentionImpl": ["attention/cpu.py:TreeAttentionImpl", "attention/impl.py:TreeForward"],
+    "AttentionBackend": ["attention/cpu.py:CpuTreeBackend"],
+    "AttentionBackend.get_name": ["attention/limits.py:TreeLimits"],
+    "AttentionMetadataBuilder": ["attention/metadata.py:TreeMetadataBuilder"],
+    "AttentionImpl": ["attention/impl.py:TreeForward"],
     "Scheduler.update_draft_token_ids": ["scheduler/draft_limits.py:DraftLimits"],
     "Scheduler.make_spec_decoding_stats": ["scheduler/draft_statistics.py:DraftStatistics"],
     "Scheduler.update_from_output": [

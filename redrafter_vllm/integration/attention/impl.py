@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One layer's attention on a GPU: trees by our kernels, the rest by vLLM's backend."""
+"""One layer's attention: trees by our kernels, the rest by vLLM's backend."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -41,6 +42,10 @@ class TreeForward:
             attn_type,
             kv_sharing_target_layer_name,
         )
+
+    def entries(self, kv_cache: Tensor) -> Sequence[Tensor]:
+        """What KV compaction moves: views of [blocks, kv heads, block size, any width]."""
+        return [kv_cache]
 
     def fused_output_quant_supported(self, quant_key: Any) -> bool:
         return False

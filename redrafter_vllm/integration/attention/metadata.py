@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metadata of a step's attention on a GPU, in tensors of fixed address, which CUDA graphs read.
+"""Metadata of a step's attention, in tensors of fixed address, which CUDA graphs read.
 
 The leading requests of a batch, those with drafts, get tree attention; the requests behind them are causal and go
 through vLLM's own backend. The host knows where the second part begins.

@@ -14,13 +14,13 @@ from redrafter_vllm.integration.target_support import UnsupportedTargetError
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
 
 _PACKAGE = "redrafter_vllm.integration.attention."
-CPU = _PACKAGE + "cpu.TreeAttentionBackend"
+CPU = _PACKAGE + "cpu.CpuTreeBackend"
 FLASH = _PACKAGE + "flash.FlashTreeBackend"
 TRITON = _PACKAGE + "triton.TritonTreeBackend"
 
 # Debugging: `triton` runs the kernels of a GPU on a CPU, interpreted.
 CPU_SWITCH = "REDRAFTER_CPU_ATTENTION"
-_ON_CPU = {"torch": CPU, "triton": TRITON}
+_ON_CPU = {"native": CPU, "triton": TRITON}
 
 
 def is_ours(path: str) -> bool:
@@ -52,7 +52,7 @@ def candidates() -> list[str]:
     if current_platform.is_cuda():
         return [FLASH, TRITON]
     if current_platform.is_cpu():
-        wanted = os.environ.get(CPU_SWITCH, "torch")
+        wanted = os.environ.get(CPU_SWITCH, "native")
         if wanted not in _ON_CPU:
             raise UnsupportedTargetError(f"{CPU_SWITCH} is {wanted!r}; it can be {' or '.join(_ON_CPU)}.")
         return [_ON_CPU[wanted]]

@@ -6,6 +6,7 @@ For what FlashAttention does not support: fp32, other devices. Interpreted, it a
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from vllm.v1.attention.backend import AttentionLayer
 from vllm.v1.attention.backends.triton_attn import (
@@ -15,7 +16,6 @@ from vllm.v1.attention.backends.triton_attn import (
 )
 from vllm.v1.kv_cache_interface import is_quantized_kv_cache
 
-from redrafter_vllm.integration.attention.cpu import store
 from redrafter_vllm.integration.attention.impl import TreeForward
 from redrafter_vllm.integration.attention.limits import TreeLimits
 from redrafter_vllm.integration.attention.metadata import TreeAttentionMetadata, TreeMetadataBuilder
@@ -50,7 +50,7 @@ class TritonTreeImpl(TreeForward, TritonAttentionImpl):
         if key.is_cuda:
             super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
         else:  # vLLM's launcher queries CUDA for its tile size
-            store(key, value, kv_cache, slot_mapping)
+            _store(key, value, kv_cache, slot_mapping)
 
     def attend_trees(
         self, layer: AttentionLayer, query: Tensor, kv_cache: Tensor, metadata: TreeAttentionMetadata, output: Tensor
@@ -60,3 +60,12 @@ class TritonTreeImpl(TreeForward, TritonAttentionImpl):
         if not is_quantized_kv_cache(self.kv_cache_dtype):
             k_scale = v_scale = None
         kernel.tree_attention(query, kv_cache, metadata.trees, self.scale, k_scale, v_scale, output)
+
+
+def _store(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
+    """Store the step's keys and values; padding (slot −1) goes to the null block, which is never read."""
+    block_size = kv_cache.shape[2]
+    slots = slot_mapping.clamp(min=0).long()
+    num_tokens = slots.shape[0]
+    entry = torch.cat((key[:num_tokens], value[:num_tokens]), dim=-1).to(kv_cache.dtype)
+    kv_cache[slots // block_size, :, slots % block_size] = entry

@@ -21,7 +21,6 @@ NAMES = (
     VllmName(f"{_ATTENTION}:AttentionBackend.get_impl_cls", Use.OVERRIDDEN),
     VllmName(f"{_ATTENTION}:AttentionBackend.get_builder_cls", Use.OVERRIDDEN),
     VllmName(f"{_ATTENTION}:AttentionBackend.get_supported_kernel_block_sizes", Use.OVERRIDDEN, "kv_cache_spec"),
-    VllmName(f"{_ATTENTION}:AttentionBackend.supported_kv_cache_layouts", Use.OVERRIDDEN, "cls"),
     VllmName(
         f"{_ATTENTION}:AttentionMetadataBuilder.__init__",
         Use.OVERRIDDEN,
@@ -80,6 +79,13 @@ NAMES = (
         Use.USED,
         attributes="seq_lens max_seq_len scheduler_metadata max_num_splits",
     ),
+    VllmName(f"{_BACKENDS}.cpu_attn:CPUAttentionBackend", Use.USED),
+    VllmName(f"{_BACKENDS}.cpu_attn:CPUAttentionBackendImpl", Use.USED),
+    VllmName(
+        f"{_BACKENDS}.cpu_attn:CPUAttentionMetadataBuilder",
+        Use.USED,
+        attributes="isa block_size head_dim _set_isa_to_layers",
+    ),
     VllmName(f"{_BACKENDS}.triton_attn:TritonAttentionBackend", Use.USED, attributes="supports_head_size"),
     VllmName(f"{_BACKENDS}.triton_attn:TritonAttentionImpl", Use.USED, attributes="do_kv_cache_update"),
     VllmName(f"{_BACKENDS}.triton_attn:TritonAttentionMetadataBuilder", Use.USED),
@@ -90,5 +96,4 @@ NAMES = (
     ),
     VllmName("vllm.v1.kv_cache_interface:AttentionSpec", Use.USED, attributes="block_size"),
     VllmName("vllm.v1.kv_cache_interface:KVCacheConfig", Use.USED, attributes="kv_cache_groups"),
-    VllmName("vllm.v1.kv_cache_interface:KVCacheLayout", Use.USED, attributes="LBHNC"),
 )

@@ -85,8 +85,8 @@ class RedrafterModelState(DefaultModelState):
 
     @property
     def kv_caches(self) -> list[Tensor]:
-        """The caches of all layers, read anew: after measuring graphs vLLM frees the caches that the layers hold."""
-        return [layer.kv_cache for layer in self.cache_layers]
+        """Entries of all layers' caches, read anew: after measuring graphs vLLM frees the caches that layers hold."""
+        return [entries for layer in self.cache_layers for entries in layer.impl.entries(layer.kv_cache)]
 
     def preprocess_state(
         self,

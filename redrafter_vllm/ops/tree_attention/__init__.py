@@ -3,8 +3,8 @@
 
 from redrafter_vllm.ops.dispatch import dispatch
 from redrafter_vllm.ops.tree_attention import reference
-from redrafter_vllm.ops.tree_attention.reference import TreeBatch, grouped_mask, paged_attention, query_visibility
+from redrafter_vllm.ops.tree_attention.reference import TreeBatch, query_visibility
 
-__all__ = ["TreeBatch", "grouped_mask", "paged_attention", "query_visibility", "tree_attention"]
+__all__ = ["TreeBatch", "query_visibility", "tree_attention"]
 
 tree_attention = dispatch(reference.tree_attention)

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain-torch tree attention over a paged cache, one request at a time."""
+"""Plain-torch tree attention over a paged cache of keys and values side by side, one request at a time."""
 
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -39,42 +38,6 @@ def query_visibility(
     on_path_NK = ancestors[:, draft_K.clamp(0, num_nodes - 1)]
     visible_QK[query_len - num_nodes :] &= on_path_NK | ~is_draft_K
     return visible_QK
-
-
-def grouped_mask(visible: Tensor, group: int, dtype: torch.dtype) -> Tensor:
-    """`visible` [Q, K] bool as `paged_attention` adds it to its products: [group · Q, K] of the query's type."""
-    hidden = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -torch.inf)
-    return hidden.repeat(group, 1)
-
-
-def paged_attention(
-    query: Tensor,  # [Q, heads, head_size]
-    kv_cache: Tensor,  # [num_blocks, kv_heads, block_size, 2 * head_size]
-    block_ids: Tensor,  # [num_blocks of this request]
-    num_keys: int,
-    mask: Tensor | None,  # [heads / kv_heads · Q, num_keys]
-    scale: float,
-) -> Tensor:  # [Q, heads, head_size]
-    """Scaled dot-product attention of one request over its pages, grouped-query heads included.
-
-    `mask` is a `grouped_mask`; None means causal with the query as long as the keys (a prompt from its first token on).
-    """
-    query_len, num_heads, head_size = query.shape
-    num_kv_heads = kv_cache.shape[1]
-    pages = kv_cache[block_ids].transpose(0, 1).reshape(num_kv_heads, -1, 2 * head_size)
-    key, value = pages[None, :, :num_keys].split(head_size, dim=-1)
-    if mask is None:
-        grouped = num_heads != num_kv_heads
-        out = F.scaled_dot_product_attention(
-            query.transpose(0, 1)[None], key, value, is_causal=True, scale=scale, enable_gqa=grouped
-        )
-        return out[0].transpose(0, 1)
-    # The query heads of one key head become rows of one attention: no key is copied per query head.
-    group = num_heads // num_kv_heads
-    rows = query.view(query_len, num_kv_heads, group, head_size).permute(1, 2, 0, 3)
-    rows = rows.reshape(1, num_kv_heads, group * query_len, head_size)
-    out = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask[None, None], scale=scale)
-    return out.view(num_kv_heads, group, query_len, head_size).permute(2, 0, 1, 3).reshape(query.shape)
 
 
 @dataclass(frozen=True)
@@ -114,7 +77,7 @@ def tree_attention(
     """Attention of all requests of a step; rows of no request keep the values of `out`.
 
     A cache of float8_e4m3fn, or of its bytes, is multiplied by its scales. Computes in fp32 and reads the
-    lengths on the host: for tests; serving without a GPU uses `paged_attention`.
+    lengths on the host: for tests; serving without a GPU uses `ops.packed_attention`.
     """
     context, log_sum = attend_context(query, kv_cache, batch, scale, k_scale, v_scale)
     return attend_nodes(query, kv_cache, batch, context, log_sum, scale, k_scale, v_scale, out)

@@ -87,7 +87,7 @@ def test_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(select.CPU_SWITCH, "triton")
     assert select.select(config(dtype=torch.float32)) == select.TRITON
     monkeypatch.setenv(select.CPU_SWITCH, "cuda")
-    with pytest.raises(ValueError, match="REDRAFTER_CPU_ATTENTION is 'cuda'; it can be torch or triton"):
+    with pytest.raises(ValueError, match="REDRAFTER_CPU_ATTENTION is 'cuda'; it can be native or triton"):
         select.candidates()
 
 

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""C++ kernels for CPUs: built by the system's compiler for this processor at the first use, and kept.
+
+torch.compile needs the same compiler on a CPU. Without one the ops' plain-torch references run.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from redrafter_vllm.checkpoint.locate import home
+from redrafter_vllm.utils.atomic import atomic_file
+
+logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
+
+_FLAGS = ["-O3", "-std=c++17", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC"]
+_COMPILERS = ("g++", "clang++", "c++")
+_TIME_LIMIT = 120  # seconds
+
+
+@cache
+def library(source: Path) -> ctypes.CDLL | None:
+    """The library of a C++ source, or None, with a line in the log, where it cannot be built."""
+    try:
+        return ctypes.CDLL(str(_built(source)))
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.warning("ReDrafter: plain torch instead of the faster %s/%s: %s", source.parent.name, source.name, error)
+        return None
+
+
+def _built(source: Path) -> Path:
+    """Path of the library, named by what it depends on; it is built if it is not there.
+
+    Raises:
+        OSError: There is no compiler, or the library cannot be written.
+        subprocess.SubprocessError: The compiler fails, or takes too long.
+    """
+    command = [*_compiler(), *_FLAGS, *_flags_of_processor()]
+    identity = "\n".join([source.read_text(encoding="utf-8"), *command, _version(command[0]), _processor()])
+    name = f"{source.parent.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+    path = home() / "native" / name
+    if not path.exists():
+        with atomic_file(path) as temporary:
+            _run([*command, str(source), "-o", str(temporary)])
+    return path
+
+
+def _compiler() -> list[str]:
+    if chosen := os.environ.get("CXX"):
+        return shlex.split(chosen)
+    for name in _COMPILERS:
+        if shutil.which(name):
+            return [name]
+    raise FileNotFoundError(f"there is no C++ compiler ({', '.join(_COMPILERS)}); install one, or name it by CXX")
+
+
+def _flags_of_processor() -> list[str]:
+    # Compilers prefer vectors of 256 bits where those of 512 once lowered the clock.
+    return ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
+
+
+def _version(compiler: str) -> str:
+    return _run([compiler, "--version"])
+
+
+def _processor() -> str:
+    """What `-march=native` depends on, as a home folder may be shared by machines of different processors."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    named = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features")
+    return "\n".join(dict.fromkeys(line for line in lines if line.split(":")[0].strip() in named))
+
+
+def _run(command: list[str]) -> str:
+    """Standard output of a command.
+
+    Raises:
+        OSError: It cannot be run.
+        subprocess.SubprocessError: It fails, with the beginning of what it said, or takes too long.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIME_LIMIT, check=False)
+    if done.returncode != 0:
+        said = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()[0]
+        raise subprocess.SubprocessError(f"{command[0]} fails: {said[:200]}")
+    return done.stdout
