@@ -12,8 +12,11 @@ MYPY_TARGETS = redrafter_vllm training/redrafter_training benchmarks tools
 QUICK := not (engine or server or ray or process or compiles or slow or gpu)
 # A file stays in one process, so that its engines are shared.
 PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+# Same tokens and same distribution as plain vLLM, and what is used of vLLM is there: what another version may break first.
+EXACT := tests/engine/test_differential.py tests/engine/test_identity.py tests/engine/test_scripted_identity.py \
+	tests/engine/test_distribution.py tests/integration tests/tools/cpu_support
 
-.PHONY: setup demo docs lint check test
+.PHONY: setup demo docs lint check exact test
 
 setup:
 	@python3 tools/setup_env.py $(if $(VLLM),--vllm $(VLLM))
@@ -34,3 +37,6 @@ check: lint
 
 test: lint
 	$(PYTEST)
+
+exact: setup
+	$(PYTEST) $(EXACT)
