@@ -3,8 +3,10 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+import torch
 
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import CHAIN, TREE, cpu_only, generate, params, random_prompts, runner, scheduler, tokens
@@ -50,18 +52,28 @@ def test_mixed_batch(make_engine: MakeEngine, random_target: Path, seed: int) ->
 def test_penalised_requests_keep_trees(make_engine: MakeEngine, random_target: Path) -> None:
     """Penalties and bad words follow a node's own path, so requests with them get trees with branches like others."""
     tree = make_engine(random_target, TREE)
-    rows = runner(tree).speculator.rows
+    speculator = runner(tree).speculator
     prompts = random_prompts(4, VOCAB, longest=60)
     kinds = [{}, {"presence_penalty": 0.5}, {"bad_words": ["given by its ids"]}, {"repetition_penalty": 1.1}]
     sampling = mixed_params(kinds)
     sampling[2]._bad_words_token_ids = [[5, 6]]
-    generate(tree, prompts, sampling)
-    index = runner(tree).req_states.req_id_to_index
-    assert len(index) == 4
-    for row in index.values():
-        count = int(rows.num_nodes[row])
-        assert count > TREE["beam_length"]
-        assert rows.parents[row, :count].tolist() != list(range(-1, count - 1))
+    parents: dict[int, list[int]] = {}  # of the last tree of each request; the last step of all may draw none
+    propose = speculator.propose
+
+    def remember(batch: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        drafts = propose(batch, *args, **kwargs)
+        for row in batch.idx_mapping_np.tolist():
+            if count := int(speculator.rows.num_nodes[row]):
+                parents[row] = speculator.rows.parents[row, :count].tolist()
+        return drafts
+
+    with patch.object(speculator, "propose", remember):
+        generate(tree, prompts, sampling)
+    assert parents.keys() == set(runner(tree).req_states.req_id_to_index.values())
+    assert len(parents) == 4
+    for own in parents.values():
+        assert len(own) > TREE["beam_length"]
+        assert own != list(range(-1, len(own) - 1))
 
 
 def test_bad_words(make_engine: MakeEngine, random_target: Path) -> None:
