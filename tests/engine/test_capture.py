@@ -93,7 +93,7 @@ def test_caches_are_not_kept(make_engine: MakeEngine, random_target: Path) -> No
     layer = state.vllm_config.compilation_config.static_forward_context["model.layers.1.self_attn.attn"]
     kept = layer.kv_cache
     try:
-        layer.kv_cache = torch.empty(0)
+        layer.kv_cache = torch.empty_like(kept)
         assert all(cache is not kept for cache in state.kv_caches)
     finally:
         layer.kv_cache = kept
