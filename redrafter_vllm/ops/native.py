@@ -12,6 +12,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from redrafter_vllm.utils.atomic import atomic_file
 logger = logging.getLogger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
 
 _FLAGS = ["-O3", "-std=c++17", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC"]
+_HEADER = Path(__file__).with_suffix(".h")
 _COMPILERS = ("g++", "clang++", "c++")
 _TIME_LIMIT = 120  # seconds
 
@@ -35,6 +37,17 @@ def library(source: Path) -> ctypes.CDLL | None:
         return None
 
 
+@cache
+def function(source: Path, name: str, arguments: str) -> Callable[..., None]:
+    """A function of a library that can be built; `arguments` are `a`, an address or None, or `i`, an integer."""
+    found = library(source)
+    assert found is not None
+    kernel = found[name]
+    kernel.argtypes = [{"a": ctypes.c_void_p, "i": ctypes.c_int64}[kind] for kind in arguments]
+    kernel.restype = None
+    return kernel
+
+
 def _built(source: Path) -> Path:
     """Path of the library, named by what it depends on; it is built if it is not there.
 
@@ -42,8 +55,9 @@ def _built(source: Path) -> Path:
         OSError: There is no compiler, or the library cannot be written.
         subprocess.SubprocessError: The compiler fails, or takes too long.
     """
-    command = [*_compiler(), *_FLAGS, *_flags_of_processor()]
-    identity = "\n".join([source.read_text(encoding="utf-8"), *command, _version(command[0]), _processor()])
+    command = [*_compiler(), *_FLAGS, *_flags_of_processor(), f"-I{_HEADER.parent}"]
+    texts = [file.read_text(encoding="utf-8") for file in (source, _HEADER)]
+    identity = "\n".join([*texts, *command[:-1], _version(command[0]), _processor()])
     name = f"{source.parent.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     path = home() / "native" / name
     if not path.exists():

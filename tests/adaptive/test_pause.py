@@ -37,3 +37,12 @@ def test_after_a_good_time_a_pause_is_short_again() -> None:
     lengths = pauses([1.0] * (3 * TRIAL) + [4.0] * (4 * TRIAL) + [1.0] * 120)
     assert lengths[:3] == [FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE]
     assert lengths[3] == FIRST_PAUSE
+
+
+def test_many_requests_show_a_loss_in_fewer_steps() -> None:
+    """A loss of 12 %: 16 requests have emitted enough after the trial, one has not."""
+    for requests, is_paused in ((1, False), (16, True)):
+        pause = DraftingPause()
+        for _ in range(TRIAL):
+            pause.judge(1.76 * requests, 2.0, requests, 1.0)
+        assert pause.is_paused == is_paused

@@ -2,20 +2,33 @@
 """KV compaction against copying the entries one by one from an unchanged original."""
 
 import random
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 
-from redrafter_vllm.ops.kv_compact import kv_compact
+from redrafter_vllm.ops.kv_compact import native, reference
+from redrafter_vllm.ops.packed_attention import packed_entries
+from tests.ops.native import needs_compiler
+
+IMPLEMENTATIONS = [
+    pytest.param(reference.kv_compact, id="torch"),
+    pytest.param(native.kv_compact, id="native", marks=needs_compiler),
+]
+KvCompact = Callable[[Sequence[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 
+@pytest.mark.parametrize("kv_compact", IMPLEMENTATIONS)
+@pytest.mark.parametrize("is_packed", [False, True], ids=["side by side", "packed"])
 @pytest.mark.parametrize("block_size", [1, 2, 16, 48])
 @pytest.mark.parametrize("seed", range(4))
-def test_paths_over_block_borders(block_size: int, seed: int) -> None:
+def test_paths_over_block_borders(kv_compact: KvCompact, block_size: int, seed: int, is_packed: bool) -> None:
     rng = random.Random(seed)
     num_nodes, depth, requests = 12, 5, 3
     blocks_each = -(-(num_nodes + 1 + block_size) // block_size)
     caches = [torch.randn(requests * blocks_each + 1, 2, block_size, 6) for _ in range(3)]
+    if is_packed:
+        caches = [entries for cache in caches for entries in packed_entries(cache)]
     originals = [cache.clone() for cache in caches]
     expected = [cache.clone() for cache in caches]
     pages = list(range(1, requests * blocks_each + 1))
@@ -43,7 +56,8 @@ def test_paths_over_block_borders(block_size: int, seed: int) -> None:
         assert torch.equal(cache, wanted)
 
 
-def test_nothing_to_move_changes_nothing() -> None:
+@pytest.mark.parametrize("kv_compact", IMPLEMENTATIONS)
+def test_nothing_to_move_changes_nothing(kv_compact: KvCompact) -> None:
     cache = torch.randn(4, 2, 8, 6)
     before = cache.clone()
     slots = torch.arange(16, 24)

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from redrafter_vllm.ops import tree_verify as op
-from redrafter_vllm.ops.tree_verify import Walk
+from redrafter_vllm.ops.tree_verify import Walk, native, reference
+from tests.ops.native import needs_compiler
+
+
+@pytest.fixture(autouse=True, params=[reference, pytest.param(native, marks=needs_compiler)], ids=["torch", "native"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op, "tree_verify", request.param.tree_verify)
 
 
 def batch(*rows: list[int]) -> torch.Tensor:

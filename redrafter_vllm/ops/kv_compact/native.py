@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redrafter_vllm.ops.native import library
+from redrafter_vllm.ops.native import function, library
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _INTEGERS = "heads block_size width element block_stride head_stride slot_stride element_stride"
@@ -31,17 +31,15 @@ def kv_compact(kv_caches: Sequence[Tensor], path: Tensor, root_token: Tensor, sl
     assert depth <= 1 or path.stride(1) == 1
     root_token, slots = root_token.contiguous(), slots.contiguous()
     caches = _described(tuple((x.data_ptr(), x.element_size(), x.shape[1:], x.stride()) for x in kv_caches))
-    found = library(_SOURCE)
-    assert found is not None
-    found.kv_compact(
-        caches,
-        ctypes.c_int64(len(caches)),
-        ctypes.c_void_p(path.data_ptr()),
-        ctypes.c_int64(path.stride(0)),
-        ctypes.c_void_p(root_token.data_ptr()),
-        ctypes.c_void_p(slots.data_ptr()),
-        ctypes.c_int64(num_requests),
-        ctypes.c_int64(depth),
+    function(_SOURCE, "kv_compact", "aiaiaaii")(
+        ctypes.addressof(caches),
+        len(caches),
+        path.data_ptr(),
+        path.stride(0),
+        root_token.data_ptr(),
+        slots.data_ptr(),
+        num_requests,
+        depth,
     )
 
 

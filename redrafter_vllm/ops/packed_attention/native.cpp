@@ -6,28 +6,13 @@
 // dimension. So it does not matter how many rows share a step, or in which slots the hidden keys lie. Where a product
 // is added, `fma` says so: left to the compiler (-ffp-contract), it would depend on the loop.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <vector>
+
+#include "native.h"
 
 namespace {
 
 constexpr int DIMS = 32;  // of a value, added at once
-
-struct Bf16 {
-  uint16_t bits;
-};
-
-inline float to_float(float x) { return x; }
-
-inline float to_float(Bf16 x) {
-  const uint32_t bits = uint32_t(x.bits) << 16;
-  float result;
-  std::memcpy(&result, &bits, sizeof result);
-  return result;
-}
 
 inline void store(float x, float* place) { *place = x; }
 
@@ -36,22 +21,6 @@ inline void store(float x, Bf16* place) {
   std::memcpy(&bits, &x, sizeof bits);
   const uint32_t to_even = 0x7FFF + ((bits >> 16) & 1);
   place->bits = x == x ? uint16_t((bits + to_even) >> 16) : 0x7FC0;
-}
-
-// The exponential of x <= 0, to two units in the last place: the compiler makes vectors of it, which it cannot of expf.
-inline float exp_of(float x) {
-  x = std::max(x, -87.0f);
-  const float rounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float power = std::fma(x, 1.44269504f, rounder) - rounder;
-  const float rest = std::fma(power, 2.12194440e-4f, std::fma(power, -0.693359375f, x));  // ln 2 in two parts
-  float sum = 1.9875691500e-4f;
-  for (const float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-    sum = std::fma(sum, rest, next);
-  sum = std::fma(sum, rest * rest, rest) + 1.0f;
-  const int32_t bits = (int32_t(power) + 127) << 23;
-  float scale;
-  std::memcpy(&scale, &bits, sizeof scale);
-  return sum * scale;
 }
 
 }  // namespace

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from redrafter_vllm.ops.native import library
+from redrafter_vllm.ops.native import function, library
 from redrafter_vllm.ops.tree_attention import TreeBatch
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
-_DTYPES = (torch.float32, torch.bfloat16)
+_NAMES = {torch.float32: "tree_attention_float32", torch.bfloat16: "tree_attention_bfloat16"}
 _LANES = 16  # slots whose keys are read at once
 
 _POINTERS = "out query cache block_table query_start seq_lens ancestors num_drafts"
@@ -33,7 +33,7 @@ class _Step(ctypes.Structure):
 
 
 def supports(query: Tensor, kv_cache: Tensor, batch: TreeBatch, scale: float, out: Tensor) -> bool:
-    return query.dtype in _DTYPES and kv_cache.shape[2] % _LANES == 0 and library(_SOURCE) is not None
+    return query.dtype in _NAMES and kv_cache.shape[2] % _LANES == 0 and library(_SOURCE) is not None
 
 
 def packed_attention(query: Tensor, kv_cache: Tensor, batch: TreeBatch, scale: float, out: Tensor) -> None:
@@ -61,7 +61,4 @@ def packed_attention(query: Tensor, kv_cache: Tensor, batch: TreeBatch, scale: f
         block_size,
         scale,
     )
-    found = library(_SOURCE)
-    assert found is not None
-    kernel = found.tree_attention_float32 if query.dtype == torch.float32 else found.tree_attention_bfloat16
-    kernel(ctypes.byref(step))
+    function(_SOURCE, _NAMES[query.dtype], "a")(ctypes.addressof(step))
