@@ -43,7 +43,7 @@ def function(source: Path, name: str, arguments: str) -> Callable[..., None]:
     found = library(source)
     assert found is not None
     kernel = found[name]
-    kernel.argtypes = [{"a": ctypes.c_void_p, "i": ctypes.c_int64}[kind] for kind in arguments]
+    kernel.argtypes = [ctypes.c_void_p if kind == "a" else ctypes.c_int64 for kind in arguments]
     kernel.restype = None
     return kernel
 
