@@ -2,10 +2,13 @@
 """How the method is recognised, and that vLLM does not change without it."""
 
 import importlib
+import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -157,6 +160,27 @@ def test_classes_of_the_users_own_are_refused(random_target: Path, options: dict
     args = EngineArgs(str(random_target), max_model_len=64, speculative_config={"method": "redrafter"}, **options)
     with pytest.raises(ValueError, match=rf"but {option}='another\.\w+' was chosen; leave {option} unset"):
         args.create_engine_config()
+
+
+def test_vllm_does_not_warn_of_our_scheduler(make_engine: MakeEngine, random_target: Path) -> None:
+    """That its interface is not public, and that asynchronous scheduling may be off; of others it does."""
+    from vllm.config import scheduler as vllms
+
+    own = make_engine(random_target, TREE).llm_engine.vllm_config.scheduler_config
+    other = replace(own, scheduler_cls="vllm_plugin.Other", max_model_len=64, is_encoder_decoder=False)
+    records: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
+    vllms.logger.addHandler(handler)
+    try:
+        with patch.object(vllms.logger, "warning_once", vllms.logger.warning):  # which remembers what it has said
+            assert own.get_scheduler_cls().__name__ == "build_scheduler"
+            assert records == []
+            with pytest.raises(ModuleNotFoundError):
+                other.get_scheduler_cls()
+            assert "Using custom scheduler class vllm_plugin.Other" in records[0]
+    finally:
+        vllms.logger.removeHandler(handler)
 
 
 def test_engine_arguments_serve_more_than_once(random_target: Path) -> None:

@@ -1,18 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine's other arguments: those that do not go with ReDrafter, and those that bring its classes into vLLM."""
+"""The engine's other arguments: those that do not go with ReDrafter, and the attention backend that trees need."""
 
 from typing import Any
 
-from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from redrafter_vllm.integration.attention.select import register_tree_attention
 from redrafter_vllm.integration.target_support import UnsupportedTargetError, check_step_limits, check_transfer
-
-# vLLM imports these by name in the processes that need them.
-SCHEDULER = "redrafter_vllm.integration.scheduler.redrafter_scheduler.build_scheduler"
-GPU_WORKER = "redrafter_vllm.integration.worker.gpu.RedrafterWorker"
-CPU_WORKER = "redrafter_vllm.integration.worker.cpu.RedrafterCpuWorker"
 
 
 def check_engine_args(engine_args: Any, config: Any) -> None:
@@ -46,24 +40,3 @@ def select_tree_attention(engine_args: Any) -> None:
     register_tree_attention()
     if engine_args.attention_config.backend is None:
         engine_args.attention_backend = AttentionBackendEnum.CUSTOM
-
-
-def use_own_classes(engine_args: Any, parallel: Any) -> None:
-    """Make the engine's scheduler and its workers ours; `parallel` is vLLM's ParallelConfig.
-
-    Raises:
-        UnsupportedTargetError: The user has chosen others, or the device is neither a CPU nor one with CUDA or ROCm.
-    """
-    if not (current_platform.is_cpu() or current_platform.is_cuda_alike()):
-        raise UnsupportedTargetError(f"ReDrafter does not run on {current_platform.device_name} devices.")
-    worker = CPU_WORKER if current_platform.is_cpu() else GPU_WORKER
-    for option, chosen, default, own in (
-        ("scheduler_cls", engine_args.scheduler_cls, None, SCHEDULER),
-        ("worker_cls", parallel.worker_cls, "auto", worker),
-    ):
-        if chosen not in (default, own):
-            raise UnsupportedTargetError(
-                f"ReDrafter derives its scheduler and workers from vLLM's, but {option}={chosen!r} was chosen; leave "
-                f"{option} unset."
-            )
-    engine_args.scheduler_cls, parallel.worker_cls = SCHEDULER, worker

@@ -88,11 +88,8 @@ def _create_speculative_config(on_use: Callable[[], None], original: Callable) -
             return original(self, target_model_config, target_parallel_config)
         on_use()
         from redrafter_vllm.integration.frontend.build_config import build_speculative_config
-        from redrafter_vllm.integration.frontend.engine_args import (
-            check_engine_args,
-            select_tree_attention,
-            use_own_classes,
-        )
+        from redrafter_vllm.integration.frontend.engine_args import check_engine_args, select_tree_attention
+        from redrafter_vllm.integration.frontend.own_classes import use_own_classes
 
         if twice := sorted(given.keys() & options.keys()):
             raise OptionError(f"{twice[0]!r} is set both by its own flag and in --speculative-config; set it once.")

@@ -6,6 +6,7 @@ the configuration is pickled so that unpickling it installs the patches.
 """
 
 import copyreg
+import logging
 from typing import Any
 
 from redrafter_vllm.integration.patches import front
@@ -32,6 +33,17 @@ def install_all() -> None:
     api.install()
     metrics.install()
     copyreg.pickle(RedrafterSpeculativeConfig, _pickled)
+    logging.getLogger("vllm.config.scheduler").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for vLLM's warning that our scheduler is not its own, and might switch asynchronous scheduling off.
+
+    It does not: it derives from `AsyncScheduler` where vLLM would take that.
+    """
+    from redrafter_vllm.integration.frontend.own_classes import SCHEDULER
+
+    return not ("custom scheduler class" in str(record.msg) and SCHEDULER in (record.args or ()))
 
 
 def _pickled(config: Any) -> tuple[Any, ...]:
