@@ -93,6 +93,7 @@ def test_vllm_is_imported_where_it_is_adapted() -> None:
     # Those outside of `integration` use vLLM's public interface.
     assert elsewhere == {
         "redrafter_vllm.plugin",
+        "redrafter_vllm.chat.own_engine",
         "redrafter_vllm.bench.closed_loop",
         "redrafter_vllm.bench.engine",
         "redrafter_training.responses.vllm_engine",

@@ -129,10 +129,10 @@ def _piece(choice: Mapping[str, Any]) -> Piece | None:
         tokens = [str(entry["token"]) for entry in logprobs.get("content") or []]
     else:
         text, tokens = choice.get("text") or "", list(map(str, logprobs.get("tokens") or []))
-    return Piece(_divided(text, tokens)) if text or tokens else None
+    return Piece(divided(text, tokens)) if text or tokens else None
 
 
-def _divided(text: str, tokens: Sequence[str]) -> tuple[str, ...]:
+def divided(text: str, tokens: Sequence[str]) -> tuple[str, ...]:
     """What each token adds to the text, as far as it is known."""
     if "".join(tokens) == text or len(tokens) < 2:
         return tuple(tokens) if len(tokens) > 1 else (text,)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`redrafter chat MODEL`, or `redrafter chat --url URL`: a conversation, accepted drafts in colour.
 
+MODEL is served by a `vllm serve` of its own, or with `--in-process` by an engine in this process.
+
 Prompts come from standard input when it is no terminal: one line is one turn.
 """
 
@@ -8,12 +10,12 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
-from redrafter_vllm.chat.answers import ChatError, Figures, Server
+from redrafter_vllm.chat.answers import ChatError, Figures, Message, Piece, Server
 from redrafter_vllm.chat.own_server import serving
 from redrafter_vllm.cli.asking import (
     add_sampling,
@@ -35,9 +37,12 @@ def build_parser() -> argparse.ArgumentParser:
         prog=program("redrafter_vllm.cli.chat"),
         description="Talk to a model served with ReDrafter. Accepted drafts are coloured as they arrive; after each "
         f"answer come tokens per step and per second. {NEW} begins a new conversation, {QUIT} or Ctrl-D ends.",
-        epilog="Options after -- are passed to vllm serve, for instance: redrafter chat MODEL -- --max-model-len 2048",
+        epilog="Options after -- are passed to vLLM, for instance: redrafter chat MODEL -- --max-model-len 2048",
     )
     add_server(parser)
+    parser.add_argument(
+        "--in-process", action="store_true", help="with MODEL: run the engine in this process, without a server"
+    )
     add_sampling(parser)
     parser.add_argument(
         "--no-colour", action="store_true", help="mark accepted drafts with «»; also without a terminal"
@@ -53,17 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("give either a MODEL to serve or the --url of a running server")
     if passed_on and arguments.model is None:
         parser.error("options behind -- are for vllm serve, which is started only with a MODEL")
+    if arguments.in_process and arguments.model is None:
+        parser.error("--in-process needs a MODEL: a server at --url has its own engine")
     try:
         with ExitStack() as stack:
-            url = arguments.url
-            if url is None:
-                server = serving(
-                    arguments.model, speculative_of(arguments), passed_on, partial(waiting_for, "vllm serve")
-                )
-                url = stack.enter_context(server)
-                if sys.stderr.isatty():
-                    print(file=sys.stderr)
-            return converse(Server(url, os.environ.get("OPENAI_API_KEY")), arguments, sys.stdin, sys.stdout)
+            return converse(_partner(arguments, passed_on, stack), arguments, sys.stdin, sys.stdout)
     except ChatError as error:
         print(error, file=sys.stderr)
         return 1
@@ -72,7 +71,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def converse(server: Server, arguments: argparse.Namespace, source: TextIO, screen: TextIO) -> int:
+class Partner(Protocol):
+    """Who answers: a server, or an engine of this process."""
+
+    def answer(self, messages: Sequence[Message], **sampling: Any) -> Generator[Piece, None, None]: ...
+
+
+def _partner(arguments: argparse.Namespace, passed_on: Sequence[str], stack: ExitStack) -> Partner:
+    """Starts what has to be started; `stack` ends it."""
+    if arguments.in_process:
+        from redrafter_vllm.chat.own_engine import Engine  # imports vLLM when it starts
+
+        return Engine(arguments.model, speculative_of(arguments), passed_on)
+    url = arguments.url
+    if url is None:
+        server = serving(arguments.model, speculative_of(arguments), passed_on, partial(waiting_for, "vllm serve"))
+        url = stack.enter_context(server)
+        if sys.stderr.isatty():
+            print(file=sys.stderr)
+    return Server(url, os.environ.get("OPENAI_API_KEY"))
+
+
+def converse(partner: Partner, arguments: argparse.Namespace, source: TextIO, screen: TextIO) -> int:
     """Turns until the input ends; an interrupted answer stays as far as it came."""
     colour = screen.isatty() and not arguments.no_colour
     begin, sampling = begin_of(arguments), sampling_of(arguments)
@@ -85,7 +105,7 @@ def converse(server: Server, arguments: argparse.Namespace, source: TextIO, scre
             continue
         said.append({"role": "user", "content": prompt})
         try:
-            figures = _answer(server, said, sampling, screen, colour)
+            figures = _answer(partner, said, sampling, screen, colour)
         except ChatError as error:
             if not source.isatty():
                 raise
@@ -116,12 +136,12 @@ def _prompts(source: TextIO, screen: TextIO) -> Iterator[str]:
 
 
 def _answer(
-    server: Server, said: Sequence[dict[str, str]], sampling: dict[str, Any], screen: TextIO, colour: bool
+    partner: Partner, said: Sequence[dict[str, str]], sampling: dict[str, Any], screen: TextIO, colour: bool
 ) -> Figures:
     figures, since = Figures(), 0.0
     mark = (ACCEPTED, PLAIN) if colour else ("«", "»")
     try:
-        with closing(server.answer(said, **sampling)) as pieces:
+        with closing(partner.answer(said, **sampling)) as pieces:
             for piece in pieces:
                 since = since or time.monotonic()
                 figures.add(piece, time.monotonic() - since)
