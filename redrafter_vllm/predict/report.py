@@ -78,7 +78,7 @@ def remarks(report: Report) -> list[str]:
     ]
     if any(found.tree is not None and found.tree.adaptive for found in report.predictions):
         said.append(
-            "Trees with ~ follow the load, and drafting stops where it does not pay. Serving does so on CPUs only, yet."
+            "Trees with ~ follow the load, and drafting stops where it does not pay, if serving adapts (serving.md)."
         )
     if not all(found.fits for found in report.predictions):
         said.append("* Weights and caches of so many requests do not fit in the memory of these GPUs.")

@@ -2,7 +2,7 @@
 """What a step of the target and a drafting round have to do, counted from shapes, and how long a GPU takes for it.
 
 Durations of reading, computing, launching and exchanging are added up. A GPU overlaps some of them, and a roofline
-would take the longest alone; but steps that were measured grow with every row from the first on (docs/predicting.md).
+would take the longest alone; a published fit of measured steps is linear in rows, as the sum is (docs/predicting.md).
 """
 
 from dataclasses import dataclass
