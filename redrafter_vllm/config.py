@@ -48,7 +48,7 @@ class DraftingConfig:
             size, so that drafting steps do not read W.
         adaptive: Choose the nodes of each step by how likely they are to be accepted and by how long steps take, at
             most N of each request, and leave rounds out while they do not pay. None does so where it can be done
-            (`integration.worker.adaptive_trees`); False verifies N nodes in every step.
+            (docs/serving.md); False verifies N nodes in every step.
     """
 
     beam_width: int = 4

@@ -55,6 +55,7 @@ STAGES = (
     Stage("identity", "the tokens of plain vLLM", 90),
     Stage("no_sync", "no synchronization in a decode step", 60),
     Stage("graphs", "graphs captured, same tokens", 90),
+    Stage("adaptive", "adaptive against fixed trees, same tokens", 180),
     Stage("kernel_times", "kernels against their byte floors", 60),
 )
 

@@ -24,13 +24,14 @@ class Record:
     skipped_rounds: int = 0
     nodes: int = 0
     expected: float = 0.0  # accepted draft tokens
-    accepted: float = 0.0
+    accepted: float | None = 0.0  # None where the step's result is still on the device
     seconds: float = 0.0
     plain_seconds: float = 0.0  # estimated, for the same tokens without drafts
 
     def add(self, step: "Record") -> None:
-        for name in vars(self):
-            setattr(self, name, getattr(self, name) + getattr(step, name))
+        for name, value in vars(step).items():
+            known = getattr(self, name)
+            setattr(self, name, None if value is None or known is None else known + value)
 
     def take_counts(self) -> AdaptiveCounts:
         """The whole part of what has been added since the last call; fractions are kept for the next one."""
@@ -43,9 +44,10 @@ class Record:
     def __str__(self) -> str:
         if self.steps == 0 or self.seconds == 0:
             return "no step that only decoded"
+        accepted = "" if self.accepted is None else f"{self.accepted / self.steps:.2f} accepted, "
         return (
             f"{self.steps} steps, {self.skipped_rounds} of them without drafts, as drafting paused; "
-            f"{self.nodes / self.steps:.1f} nodes per step, {self.accepted / self.steps:.2f} accepted, "
+            f"{self.nodes / self.steps:.1f} nodes per step, {accepted}"
             f"{self.expected / self.steps:.2f} expected to be; {self.plain_seconds / self.seconds:.2f} times the "
             "estimated speed without drafts"
         )

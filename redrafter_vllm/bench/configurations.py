@@ -13,12 +13,11 @@ from redrafter_vllm.utils.messages import shown
 
 PLAIN = "plain vLLM"
 METHOD = "redrafter"
-# ReDrafter's own configurations by name: trees adapt on a CPU only, so far.
-ON_CPU: dict[str, dict[str, Any]] = {
+# ReDrafter's own configurations by name.
+OURS: dict[str, dict[str, Any]] = {
     "ReDrafter fixed": {"adaptive": False},
     "ReDrafter adaptive": {"adaptive": True},
 }
-ON_GPU: dict[str, dict[str, Any]] = {"ReDrafter": {}}
 # Keys of vLLM's speculative config that ReDrafter's may have beside its own options.
 _VLLMS_KEYS = ("method", "model", "num_speculative_tokens_per_batch_size")
 
@@ -53,7 +52,7 @@ class Configuration:
 def compared(
     target: str, drafter: str | None, given: Sequence[str], *, has_gpu: bool, redrafter: bool = True
 ) -> tuple[Configuration, ...]:
-    """Plain vLLM, ReDrafter (on a CPU with fixed and with adaptive trees) and the `given` ones, NAME=JSON.
+    """Plain vLLM, ReDrafter with fixed and with adaptive trees and the `given` ones, NAME=JSON.
 
     Raises:
         ConfigurationError: Another form, a name twice, or options that ReDrafter does not have.
@@ -65,7 +64,7 @@ def compared(
     needs_drafter = redrafter or any(spec.get("method") == METHOD and "model" not in spec for _, spec in named)
     model = str(resolve_drafter(drafter, target)) if needs_drafter else None
     if redrafter:
-        for name, options in (ON_GPU if has_gpu else ON_CPU).items():
+        for name, options in OURS.items():
             found.append(Configuration(name, {"method": METHOD, "model": model, **options}, {}))
     for name, spec in named:
         if spec.get("method") == METHOD:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from redrafter_vllm import Beams, DraftTree
-from redrafter_vllm.adaptive.survival import REFIT_INTERVAL, Coefficients, SurvivalEstimator, log_odds_given_parent
+from redrafter_vllm.adaptive.survival import REFIT_INTERVAL, Coefficients, SurvivalEstimator
 from redrafter_vllm.drafting.buffers import BatchDrafts
+from redrafter_vllm.ops.survival import log_odds_given_parent
 from redrafter_vllm.ops.tree_verify import Walk
 from tests.drafting.test_tree import random_beams
 
@@ -29,7 +30,7 @@ TWO_STEPS = beams_of(([0.6, 0.3], [0, 0]), ([0.5, 0.8], [0, 1]))
 
 def test_log_odds_are_those_given_the_parent() -> None:
     expected = torch.tensor([[[0.6 / 0.4, 0.3 / 0.7], [0.5 / 0.5, 0.8 / 0.2]]]).log()
-    torch.testing.assert_close(log_odds_given_parent(TWO_STEPS), expected)
+    torch.testing.assert_close(log_odds_given_parent(TWO_STEPS.log_probs, TWO_STEPS.parents), expected)
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 3, 4), (3, 8, 5)])
@@ -97,7 +98,8 @@ class Simulation:
             log_probs[:, step] += log_probs[:, step - 1, :1]
         beams = Beams(torch.zeros_like(parents), parents, log_probs)
         tree = DraftTree.from_beams(beams, length * width, None, estimator.rank(beams, self.rows))
-        estimator.store(self.rows, tree)
+        everything = torch.full((batch,), length * width)
+        estimator.store(self.rows, tree, everything, torch.empty(batch, length * width))
 
         # At most one node of a step is the target's token, so the second one gets what the first one has left.
         odds = torch.logit(p)
@@ -146,12 +148,15 @@ def test_only_children_of_accepted_nodes_with_a_row_are_graded() -> None:
     # By probability: 0.6, 0.3 (both of the first step), 0.3 (below beam 0), 0.24 (below beam 1).
     assert tree.depths.tolist() == [[1, 1, 2, 2]]
     assert tree.parents.tolist() == [[-1, -1, 0, 1]]
-    estimator.store(rows, tree)
+    confidences = torch.full((1, 4), torch.nan)
+    estimator.store(rows, tree, torch.tensor([3]), confidences)
+    # Products along the list are the survivals; the last node is beyond the budget.
+    torch.testing.assert_close(confidences.cumprod(1), torch.tensor([[0.6, 0.3, 0.3, 0.0]]))
     empty = torch.zeros(0)
     walk = Walk(empty, torch.tensor([[0, -1]]), empty, empty)
     valid = torch.tensor([[True, False, True, True]])
     estimator.grade(rows, BatchDrafts(tree.tokens, tree.parents, tree.depths, empty, valid), walk)
-    *_, slope_gradient, intercept_gradient, graded = estimator._sums
+    *_, slope_gradient, intercept_gradient, graded = estimator.estimates.sums[0]
     assert graded.tolist() == [1, 1]
     assert intercept_gradient.tolist() == pytest.approx([1 - 0.6, -0.5])
     assert slope_gradient.tolist() == pytest.approx([(1 - 0.6) * math.log(1.5), 0.0], abs=1e-6)

@@ -37,7 +37,7 @@ def test_other_methods_run_on_vllm_as_users_have_it() -> None:
     plain, *_, lookup = compared(str(ASSET), None, [NGRAM], has_gpu=False)
     assert lookup.env == plain.env and plain.env["VLLM_USE_V2_MODEL_RUNNER"] == "0" and plain.env["VLLM_PLUGINS"] == ""
     on_gpu = compared(str(ASSET), None, [], has_gpu=True)
-    assert [one.name for one in on_gpu] == ["plain vLLM", "ReDrafter"]
+    assert [one.name for one in on_gpu] == ["plain vLLM", "ReDrafter fixed", "ReDrafter adaptive"]
     assert on_gpu[0].env == {"VLLM_PLUGINS": ""}
     assert all(one.env == {} for one in compared(str(ASSET), None, [], has_gpu=False) if one.is_redrafter)
 

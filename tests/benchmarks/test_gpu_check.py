@@ -19,7 +19,17 @@ from rich.console import Console
 from benchmarks.assets import ROOT
 from benchmarks.gpu_check import __main__ as gpu_check
 from benchmarks.gpu_check.__main__ import STAGES, Found, Options, Stage, main, parse_args, print_table
-from benchmarks.gpu_check.stages import Call, draft_round, identity, kernel_times, kernels, machine, outcome_file, speed
+from benchmarks.gpu_check.stages import (
+    Call,
+    adaptive,
+    draft_round,
+    identity,
+    kernel_times,
+    kernels,
+    machine,
+    outcome_file,
+    speed,
+)
 from benchmarks.gpu_check.stages.bundle import pack, unpack
 from benchmarks.gpu_check.stages.engines import Difference, count_differences, differences, max_by_rounding
 from benchmarks.gpu_check.stages.suite import run_files
@@ -149,6 +159,36 @@ def test_the_archive_contains_no_weights(tmp_path: Path) -> None:
         assert sorted(tar.getnames()) == sorted([*kept, "record/record.json"])
     unpack(tmp_path / "new" / "a.tar.gz", tmp_path / "again")
     assert (tmp_path / "again" / "speed" / "int8.log").read_text() == "speed/int8.log"
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({}, None),
+        ({"speeds": {8: (1.0, 1.04, 0.9, 0.9)}}, "batch 8: more than 3% slower than with 16 nodes"),
+        ({"speeds": {1: (0.97, 0.9, 0.9, 0.9)}}, "batch 1: slower than plain vLLM"),
+        ({"tokens": {"greedy": 3}}, "other tokens than plain vLLM's"),
+        ({"tokens": {"real": [{}]}}, "other tokens than plain vLLM's"),
+        ({"tokens": {"captured": False}}, "no CUDA graphs were captured"),
+        ({"adapts": False}, "trees do not adapt"),
+        ({"failed": {"7 nodes": "out of memory"}}, "7 nodes failed: out of memory"),
+        ({"preemptions": 2}, "batch 1: 2 preemptions"),
+    ],
+)
+def test_adaptive_trees_may_not_lose(change: dict[str, Any], fault: str | None) -> None:
+    speeds = {1: (2.2, 2.2, 2.0, 1.8), 8: (1.5, 1.2, 1.5, 1.4), **change.get("speeds", {})}
+    rows = [
+        {"drafter": name, "batch": batch, "speedup": speedup, "preemptions": change.get("preemptions", 0)}
+        | {"most_at_once": batch}
+        for batch, own in speeds.items()
+        for name, speedup in zip((adaptive.ADAPTIVE, *adaptive.FIXED), own, strict=True)
+    ]
+    tokens = {"greedy": 0, "real": [], "seeded": 0, "requests": 64, "captured": True} | change.get("tokens", {})
+    figures = {"identity": tokens, "speed": {"results": rows, "failed": change.get("failed", {})}}
+    found = adaptive.judge(figures, adapts=change.get("adapts", True), on_gpu=True)
+    assert found.passed == (fault is None)
+    assert fault is None or fault in found.summary
+    assert "batch 1: " in found.summary and "16 nodes" in found.summary
 
 
 @pytest.mark.process

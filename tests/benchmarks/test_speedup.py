@@ -123,11 +123,13 @@ def test_the_cache_holds_the_largest_batch() -> None:
 
 
 def test_capture_sizes_follow_the_schedule() -> None:
-    tree = DraftingConfig(4, 4)
+    tree = DraftingConfig(4, 4, adaptive=False)
     fixed = options(drafting={"x": tree}, batches=(1, 4, 16), device="cuda")
     assert fixed.capture_sizes(None) == [1, 2, 4, 16, 32]
     assert fixed.capture_sizes(tree) == [1, 2, 4, 16, 17, 32, 34, 68, 272]
     assert fixed.engine(tree)["compilation_config"] == {"cudagraph_capture_sizes": [1, 2, 4, 16, 17, 32, 34, 68, 272]}
+    adaptive = fixed.capture_sizes(DraftingConfig(4, 4))
+    assert set(adaptive) > {*fixed.capture_sizes(tree), 2, 6, 10, 14, 8, 24, 40, 56, 32, 96, 160, 224}
     falling = options(drafting={"x": tree}, batches=(1, 16, 64), schedule=((1, 8, 16), (9, 16, 7), (17, 64, 0)))
     assert [falling.nodes(batch, tree) for batch in (1, 8, 9, 16, 17, 64)] == [16, 16, 7, 7, 0, 0]
     assert falling.capture_sizes(tree) == [1, 2, 4, 8, 16, 17, 34, 64, 68, 128, 136]

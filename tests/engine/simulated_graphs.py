@@ -19,15 +19,15 @@ from tests.engine.generation import runner
 
 
 @contextmanager
-def simulated_graphs(llm: Any, batch_sizes: list[int]) -> Iterator[list[tuple[int, int]]]:
-    """Give `llm` graphs for decode batches of these sizes.
+def simulated_graphs(llm: Any, batch_sizes: list[int], *, any_lengths: bool = False) -> Iterator[list[tuple[int, int]]]:
+    """Give `llm` graphs for decode batches of these sizes, or with `any_lengths` of this many tokens.
 
     Yields a list with, for each replay, the number of requests of the step and the size of the graph.
     """
     replays: list[tuple[int, int]] = []
     model_runner = runner(llm)
     query_len, options = model_runner.decode_query_len, model_runner.compilation_config
-    sizes = [query_len * size for size in batch_sizes]
+    sizes = batch_sizes if any_lengths else [query_len * size for size in batch_sizes]
     assert max(sizes) <= model_runner.max_num_tokens
     chosen = {"cudagraph_capture_sizes": sizes, "max_cudagraph_capture_size": max(sizes)}
     dispatch = CudaGraphManager.dispatch
@@ -35,7 +35,7 @@ def simulated_graphs(llm: Any, batch_sizes: list[int]) -> Iterator[list[tuple[in
     def watch(self: Any, num_reqs: int, *args: Any, **options: Any) -> Any:
         description = dispatch(self, num_reqs, *args, **options)
         if description.cg_mode == CUDAGraphMode.FULL:
-            replays.append((num_reqs, description.num_reqs))
+            replays.append((num_reqs, description.num_tokens if any_lengths else description.num_reqs))
         return description
 
     with (
@@ -44,7 +44,11 @@ def simulated_graphs(llm: Any, batch_sizes: list[int]) -> Iterator[list[tuple[in
         patch.object(CudaGraphManager, "dispatch", watch),
     ):
         manager = ModelCudaGraphManager(
-            model_runner.vllm_config, model_runner.device, CUDAGraphMode.FULL_DECODE_ONLY, query_len
+            model_runner.vllm_config,
+            model_runner.device,
+            CUDAGraphMode.FULL_DECODE_ONLY,
+            query_len,
+            varlen_decode=any_lengths,
         )
         manager.capture(
             model_runner.model,

@@ -68,7 +68,7 @@ def test_chosen_budgets_give_the_tokens_of_plain_vllm(make_engine: MakeEngine, a
     observer, survival = runner(llm).adaptive_verification, runner(llm).speculator.survival
     assert observer is runner(llm).speculator.observer
     # Both have learned: from the walks, and from the clock.
-    assert survival.num_fits or survival._sums.abs().sum() > 0
+    assert survival.num_fits or survival.estimates.sums.abs().sum() > 0
     assert observer.costs.unseen(8, 8) is None
 
 

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from redrafter_vllm.adaptive import survival
 from redrafter_vllm.integration.worker import sampler as sampler_module
 from redrafter_vllm.integration.worker.model_state import RedrafterModelState
 from redrafter_vllm.integration.worker.sampler import TreeSampler
 from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 from tests.engine.conftest import MakeEngine
-from tests.engine.generation import CHAIN, TREE, generate, params, random_prompts, runner
+from tests.engine.device_trees import device_trees
+from tests.engine.generation import CHAIN, TREE, cpu_only, generate, params, random_prompts, runner
+from tests.engine.test_kernel_attention import tree_engine
 from tests.models import VOCAB
 from tests.no_sync import HostSyncError, allow_host_sync, forbid_host_sync
 
@@ -74,6 +77,23 @@ def test_steps_do_not_read_back(make_engine: MakeEngine, random_target: Path, sp
     each.append(params(temperature=0.8, seed=1, presence_penalty=0.5, max_tokens=8))
     with checked_step(llm) as calls:
         generate(llm, prompts, each)
+    assert set(calls) == {name for _, name in HOOKS}
+
+
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
+@cpu_only
+def test_steps_of_adaptive_trees_do_not_read_back(
+    make_engine: MakeEngine, random_target: Path, backend: type[Any]
+) -> None:
+    """Where a GPU trims them; vLLM's own copy to the host is asynchronous, and it waits for the one before."""
+    llm = tree_engine(make_engine, random_target, backend)
+    with device_trees(llm), checked_step(llm) as calls, patch.object(survival, "REFIT_INTERVAL", 2):
+        generate(
+            llm,
+            random_prompts(3, VOCAB, longest=30),
+            params(temperature=0.0, ignore_eos=True, max_tokens=6, logprobs=1),
+        )
+        assert runner(llm).speculator.survival.num_fits > 0
     assert set(calls) == {name for _, name in HOOKS}
 
 

@@ -36,6 +36,8 @@ OURS = {
     "AttentionBackend": ["attention/cpu.py:CpuTreeBackend"],
     "AttentionBackend.get_name": ["attention/limits.py:TreeLimits"],
     "AttentionMetadataBuilder": ["attention/metadata.py:TreeMetadataBuilder"],
+    "AttentionBackend.supports_device_cpu_query_lens_mismatch": ["attention/limits.py:TreeLimits"],
+    "AdaptiveVerificationManager": ["worker/gpu_adaptive_trees.py:GpuAdaptiveTrees"],
     "AttentionImpl": ["attention/impl.py:TreeForward"],
     "Scheduler.update_draft_token_ids": ["scheduler/draft_limits.py:DraftLimits"],
     "Scheduler.make_spec_decoding_stats": ["scheduler/draft_statistics.py:DraftStatistics"],

@@ -2,19 +2,22 @@
 """Counts the launches of a drafting round, each of which costs a GPU about two microseconds in a graph."""
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from redrafter_vllm.adaptive.survival import SurvivalEstimator
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.config import DraftingConfig
-from redrafter_vllm.drafting.buffers import DraftRows, RoundBuffers
+from redrafter_vllm.drafting.buffers import BatchDrafts, DraftRows, RoundBuffers
 from redrafter_vllm.drafting.propose import propose_trees
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.model.packed import PackedDrafter
 from redrafter_vllm.ops import dispatch
+from redrafter_vllm.ops.tree_verify import Walk
 from tests.tools.cpu_support.interpreted import needs_interpreter
 
 pytestmark = needs_interpreter
@@ -77,3 +80,20 @@ def test_of_a_round(project: bool, launches: Launches) -> None:
     search = dict.fromkeys(("_tile_kernel", "_beam_kernel", "_request_kernel", "_grow_kernel"), STEPS)
     once = {"cat": 1, "zeros_like": 1, "_build_kernel": 1, "_store_kernel": 1}
     assert dict(launches.count) == products | recurrence | head | search | once
+    # Where trees adapt, a round has two more, and a verification one.
+    survival, confidences = SurvivalEstimator(1, 6, STEPS, torch.device("cpu")), torch.zeros(1, 6)
+    launches.count.clear()
+    with launches:
+        rank = partial(survival.rank, rows=buffers.inputs.rows)
+        tree = propose_trees(drafter, inputs, *buffers.inputs[:2], buffers.inputs.beam_limit, drafting, rank)
+        survival.store(buffers.inputs.rows, tree, buffers.inputs.node_budget, confidences)
+        rows.write(buffers.inputs.rows, tree, buffers.inputs.node_budget, buffers.draft_tokens)
+    ours = {"_rank_kernel": 1, "_keep_kernel": 1}
+    assert dict(launches.count) == products | recurrence | head | search | once | ours
+    launches.count.clear()
+    nodes, empty = torch.zeros(1, 6, dtype=torch.int64), torch.zeros(0)
+    drafts = BatchDrafts(nodes, nodes - 1, nodes + 1, empty, nodes == 0)
+    walk = Walk(empty, torch.full((1, STEPS), -1), empty, empty)
+    with launches:
+        survival.grade(buffers.inputs.rows, drafts, walk)
+    assert dict(launches.count) == {"_grade_kernel": 1}

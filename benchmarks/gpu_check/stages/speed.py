@@ -31,20 +31,20 @@ SCHEDULE = {"cuda": ((1, 4, 16), (5, 16, 7), (17, 64, 0)), "cpu": ((1, 1, 16), (
 def run(call: Call) -> Outcome:
     target = call.scratch / "inflated"
     if not target.exists():
-        inflation(target, DRAFTER, call.device).write()
+        inflation(target, DRAFTER, call.device, SHAPE[call.device]).write()
     if not (target / SLIM_DRAFTER).exists():
-        inflation(target, SLIM_DRAFTER, call.device).write_drafter(target / SLIM_DRAFTER)
+        inflation(target, SLIM_DRAFTER, call.device, SHAPE[call.device]).write_drafter(target / SLIM_DRAFTER)
     report = measure(options(call, target), call.keep)
     print_report(report, Console(width=160))
     return judge(report, SHAPE[call.device])
 
 
-def inflation(target: Path, drafter: str, device: str) -> Inflation:
+def inflation(target: Path, drafter: str, device: str, shape: str) -> Inflation:
     """Of the committed target with one of its drafters."""
     return Inflation(
         InflateOptions(
             model=ASSET,
-            shape=find_shape(SHAPE[device]),
+            shape=find_shape(shape),
             out=target,
             drafter=ASSET / drafter,
             draft_vocab_size=DRAFT_TOKENS,

@@ -36,12 +36,13 @@ def run(options: Options, keep: Callable[[cli.Report], None] = lambda report: No
     """The report; `keep` is called with it after each batch size."""
     config = {key: str(value) for key, value in asdict(options).items() if key not in ("out", "logs")}
     report: cli.Report = {"config": config, "runners": {}, "failed": {}, "results": []}
-    turns = options.rounds * (2 * len(options.batches) + len(options.drafting) - 1)
+    few = [1 if number and not options.all_ways else len(options.drafting) for number in range(len(options.batches))]
+    turns = options.rounds * sum(1 + ways for ways in few)
     with ExitStack() as stack, tqdm(total=turns, desc="turns", unit="turn") as bar:
         fleet = Fleet(options, stack, report["failed"], bar)
         report["runners"] = fleet.start()
-        for number, batch in enumerate(options.batches):
-            report["results"] += compared(fleet, options, batch, None if number == 0 else 1)
+        for batch, max_draftings in zip(options.batches, few, strict=True):
+            report["results"] += compared(fleet, options, batch, max_draftings)
             keep(report)
     return report
 
@@ -82,8 +83,8 @@ class Fleet:
             return None
 
 
-def compared(fleet: Fleet, options: Options, batch: int, max_draftings: int | None) -> list[dict[str, Any]]:
-    """Rows of one batch size: the first `max_draftings` ways to draft against plain vLLM; None takes all."""
+def compared(fleet: Fleet, options: Options, batch: int, max_draftings: int) -> list[dict[str, Any]]:
+    """Rows of one batch size: the first `max_draftings` ways to draft against plain vLLM."""
     turn, names = options.turn(batch), [PLAIN, *fleet.drafting[:max_draftings]]
     for name in names:  # the first step of a new batch size costs extra time, which must not count
         fleet.call(name, lambda engine: engine.take(replace(turn, prompts=batch, tokens=WARM_UP_TOKENS)))

@@ -34,7 +34,10 @@ Schedule = tuple[tuple[int, int, int], ...]  # first batch, last batch, nodes
 
 @dataclass(frozen=True)
 class Options:
-    """Options of the comparison. Only the first way to draft is measured at all batch sizes, the others at one."""
+    """Options of the comparison.
+
+    Only the first way to draft is measured at all batch sizes, the others at one, unless `all_ways`.
+    """
 
     target: Path
     drafter: Path
@@ -48,6 +51,7 @@ class Options:
     new_tokens: int = 64
     batches: tuple[int, ...] = (1,)
     rounds: int = 5
+    all_ways: bool = False
     device: str = "cpu"
     eager: bool = False
     start_seconds: float = START_SECONDS
@@ -94,14 +98,20 @@ class Options:
     def capture_sizes(self, drafting: DraftingConfig | None) -> list[int]:
         """Sizes of CUDA graphs, in tokens: for the measured batches, smaller ones (as requests end) and prompts.
 
-        With drafts a request of a step has 1 + nodes tokens; a request of a drafting round counts as one. For prompts
-        the largest size is vLLM's own for a plain engine, twice the largest batch.
+        With drafts a request of a step has 1 + nodes tokens; a request of a drafting round counts as one. Where trees
+        adapt a step has any number of tokens up to that. For prompts the largest size is vLLM's own for a plain engine,
+        twice the largest batch.
         """
         ends = (last for _, last, _ in self.schedule)
         counts = {count for count in (1, 2, 4, *self.batches, *ends) if count <= max(self.batches)}
         sizes = counts | {2 * max(self.batches)}
         if drafting is not None:
             sizes |= {count * (1 + self.nodes(count, drafting)) for count in counts}
+            if drafting.adaptive is not False and not self.schedule:
+                part = max(1, (1 + drafting.num_speculative_tokens) // 4)
+                sizes |= {
+                    count * rows for count in counts for rows in range(2, 2 + drafting.num_speculative_tokens, part)
+                }
         return sorted(sizes)
 
     def engine(self, drafting: DraftingConfig | None) -> dict[str, Any]:

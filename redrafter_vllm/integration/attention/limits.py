@@ -35,12 +35,17 @@ class TreeLimits:
         return attn_type == AttentionType.DECODER
 
     @classmethod
+    def supports_device_cpu_query_lens_mismatch(cls) -> bool:
+        """Whether a query may have another length on the device than on the host: vLLM trims trees there."""
+        return True
+
+    @classmethod
     def _never(cls) -> bool:
         return False
 
     supports_sliding_window = supports_rswa = supports_sink = supports_mm_prefix = _never
     supports_batch_invariance = supports_non_causal = supports_per_head_quant_scales = _never
-    supports_alibi_sqrt = supports_pcp = supports_dcp = supports_device_cpu_query_lens_mismatch = _never
+    supports_alibi_sqrt = supports_pcp = supports_dcp = _never
 
 
 @report_start_errors

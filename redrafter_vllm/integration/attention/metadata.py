@@ -41,7 +41,8 @@ class StepTrees:
 
     ancestors: Tensor  # [B, N, N] bool, a node's path, itself included
     num_drafts: Tensor  # [B]
-    num_drafts_np: np.ndarray  # [B], the same on the host
+    num_drafts_np: np.ndarray  # [B], the same on the host, or an upper bound where trees are trimmed on the device
+    query_lens_np: np.ndarray  # [B] tokens of each request in the step, likewise
 
 
 @dataclass
@@ -92,11 +93,14 @@ class TreeBuffers:
 class TreeMetadataBuilder(AttentionMetadataBuilder[TreeAttentionMetadata]):
     """Splits a step into trees and causal requests.
 
-    A full CUDA graph is captured for batches of one query length. Beyond 1 such a graph holds tree attention for every
-    request, and is right for any drafts, since it reads their number and ancestors from buffers.
+    A full CUDA graph beyond one token a request holds tree attention for every request of its batch. It is right for
+    any drafts, since it reads their number, their ancestors and each query's length from buffers; requests that pad the
+    batch have no query. vLLM captures it for one query length, or where trees adapt for all up to 1 + N.
     """
 
     _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.UNIFORM_BATCH
+    # Whether every graph holds tree attention, whatever the lengths of the queries; set where trees adapt.
+    has_graphs_of_any_length: bool = False
     causal_builder: ClassVar[type[AttentionMetadataBuilder]]
 
     def __init__(
@@ -109,6 +113,11 @@ class TreeMetadataBuilder(AttentionMetadataBuilder[TreeAttentionMetadata]):
             vllm_config.scheduler_config.max_num_seqs, vllm_config.num_speculative_tokens, device
         )
 
+    @classmethod
+    def get_varlen_cudagraph_max_query_len(cls, vllm_config: VllmConfig, kv_cache_spec: AttentionSpec) -> int:
+        """The longest query of a batch of mixed lengths that a full graph may hold: a root and N nodes."""
+        return 1 + int(vllm_config.num_speculative_tokens)
+
     def build(
         self,
         common_prefix_len: int,
@@ -117,13 +126,20 @@ class TreeMetadataBuilder(AttentionMetadataBuilder[TreeAttentionMetadata]):
         trees: StepTrees | None = None,
     ) -> TreeAttentionMetadata:
         common = common_attn_metadata
+        if self.has_graphs_of_any_length and common.max_query_len <= self.decode_query_len:
+            # A graph may be replayed even where no request has drafts. It was captured for the longest query, and
+            # FlashAttention's schedule must be made for the same one.
+            self.buffers.refresh(common, trees)
+            return self._tree_metadata(common.replace(max_query_len=self.decode_query_len))
         num_trees = self._num_tree_requests(common, trees)
         if num_trees == 0:
             return TreeAttentionMetadata(causal=self.causal.build(0, common))
+        assert trees is not None
         self.buffers.refresh(common, trees)
         if num_trees == common.num_reqs:
             return self._tree_metadata(common)
-        metadata = self._tree_metadata(leading_requests(common, num_trees))
+        longest = int(trees.query_lens_np[:num_trees].max())
+        metadata = self._tree_metadata(leading_requests(common, num_trees, longest))
         rest = trailing_requests(common, num_trees, self.buffers.causal_start_loc)
         metadata.causal = self.causal.build(0, rest)
         return metadata
@@ -146,8 +162,11 @@ class TreeMetadataBuilder(AttentionMetadataBuilder[TreeAttentionMetadata]):
         return TreeAttentionMetadata(common.num_actual_tokens, self.buffers.batch(common))
 
 
-def leading_requests(common: CommonAttentionMetadata, count: int) -> CommonAttentionMetadata:
-    """The first `count` requests of a step."""
+def leading_requests(common: CommonAttentionMetadata, count: int, max_query_len: int) -> CommonAttentionMetadata:
+    """The first `count` requests of a step.
+
+    Their lengths on the host may be wrong one by one, where trees are trimmed on the device; the sum is right.
+    """
     starts = common.query_start_loc_cpu[: count + 1]
     return common.replace(
         **_requests(common, slice(0, count)),
@@ -155,7 +174,7 @@ def leading_requests(common: CommonAttentionMetadata, count: int) -> CommonAtten
         query_start_loc_cpu=starts,
         num_reqs=count,
         num_actual_tokens=int(starts[-1]),
-        max_query_len=int(starts.diff().max()),
+        max_query_len=max_query_len,
     )
 
 

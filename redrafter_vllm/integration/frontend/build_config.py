@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the speculative configuration of method `redrafter` from the user's options, after checking everything."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import vllm.envs as envs
 from vllm.logger import init_logger
-from vllm.platforms import current_platform
 from vllm.triton_utils import HAS_TRITON
 
 from redrafter_vllm.checkpoint.io import check_against_target, check_checkpoint
@@ -56,9 +54,6 @@ def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeCon
     check_target(target, drafting)
     check_parallelism(engine["target_parallel_config"], drafting, target.is_moe)
     check_quantization(drafting.drafter_quantization, target.dtype)
-    if drafting.adaptive is not False and not current_platform.is_cpu():
-        level = logging.INFO if drafting.adaptive is None else logging.WARNING
-        logger.log(level, "ReDrafter: trees do not adapt: this works on CPUs only so far")
     checkpoint = resolve_drafter(user.get("model"), target.model)
     _check_checkpoint(checkpoint, target, drafting)
     logger.info("ReDrafter: drafter %s, %s", checkpoint, drafting)

@@ -32,6 +32,12 @@ NAMES = (
         "self common_prefix_len common_attn_metadata fast_build",
     ),
     VllmName(
+        f"{_ATTENTION}:AttentionMetadataBuilder.get_varlen_cudagraph_max_query_len",
+        Use.OVERRIDDEN,
+        "cls vllm_config kv_cache_spec",
+    ),
+    VllmName(f"{_ATTENTION}:AttentionBackend.supports_device_cpu_query_lens_mismatch", Use.OVERRIDDEN, "cls"),
+    VllmName(
         f"{_ATTENTION}:AttentionImpl.__init__",
         Use.OVERRIDDEN,
         "self num_heads head_size scale num_kv_heads alibi_slopes sliding_window kv_cache_dtype logits_soft_cap "

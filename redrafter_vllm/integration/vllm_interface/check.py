@@ -115,8 +115,12 @@ def problem(name: VllmName, fact: Fact) -> str | None:
         return f"is a {fact.kind} now"
     if name.use is Use.CALLED:
         return _problem_of_call(name.parameters, fact.parameters)
-    found = " ".join(parameter.rstrip("=") for parameter in fact.parameters)
-    return None if found == name.parameters else f"takes ({found}), not ({name.parameters})"
+    # Behind `*` the order says nothing, but a replacement by name takes what is listed all the same.
+    found = [parameter.rstrip("=") for parameter in fact.parameters if parameter != "*"]
+    listed = name.parameters.split()
+    if found in (listed, [*listed, *name.added.split()]):
+        return None
+    return f"takes ({' '.join(found)}), not ({name.parameters})"
 
 
 def _problem_of_call(passed: str, parameters: Sequence[str]) -> str | None:

@@ -8,9 +8,17 @@ _STATE = f"{_GPU}.model_states.default:DefaultModelState"
 _RUNNER = f"{_GPU}.model_runner:GPUModelRunner"
 _LORA_MIXIN = "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin"
 _SPECULATOR = f"{_GPU}.spec_decode.speculator:BaseSpeculator"
+_MANAGER = f"{_GPU}.spec_decode.adaptive_verification:AdaptiveVerificationManager"
 
 NAMES = (
     VllmName(f"{_GPU}.model_runner:init_speculator", Use.REBOUND, "vllm_config device req_states"),
+    VllmName(
+        f"{_GPU}.model_runner:maybe_create_adaptive_verification_manager",
+        Use.REBOUND,
+        "enable_adaptive_verification attn_groups req_states query_start_loc num_bonus_tokens max_total_logits "
+        "vllm_config target_layer_names additional_attn_cg_support",
+        added="copy_admitted_drafts_to_host",
+    ),
     VllmName(f"{_RUNNER}.load_model", Use.OVERRIDDEN, "self load_dummy_weights *args model **kwargs"),
     VllmName(f"{_RUNNER}.get_draft_model", Use.OVERRIDDEN, "self"),
     VllmName(f"{_RUNNER}.sample_tokens", Use.OVERRIDDEN, "self grammar_output"),
@@ -60,6 +68,9 @@ NAMES = (
         "last_sampled next_prefill_tokens temperature seeds dp_sync_state dummy_run skip_attn_for_dummy_run mm_inputs "
         "is_profile num_speculative_tokens",
     ),
+    VllmName(f"{_MANAGER}.add_request", Use.OVERRIDDEN, "self req_idx"),
+    VllmName(f"{_MANAGER}.get_num_tokens", Use.OVERRIDDEN, "self num_tokens_per_req draft_tokens"),
+    VllmName(f"{_MANAGER}.record_confidences", Use.OVERRIDDEN, "self confidence_probs input_batch"),
     # Our sampler replaces the rejection sampler without deriving from it.
     VllmName(
         f"{_GPU}.spec_decode.rejection_sampler:RejectionSampler.__call__",
@@ -86,6 +97,13 @@ NAMES = (
     ),
     VllmName(f"{_GPU}.model_runner:sort_batch_req_ids", Use.CALLED, "num_tokens_per_req draft_tokens decode_query_len"),
     VllmName(f"{_GPU}.metrics.logits:get_num_nans", Use.CALLED, "logits"),
+    VllmName(f"{_MANAGER}.__init__", Use.CALLED, "req_states query_start_loc num_bonus_tokens max_total_logits"),
+    VllmName(f"{_GPU}.attn_utils:get_query_lens_mismatch_unsupported_backend", Use.CALLED, "attn_groups"),
+    VllmName(
+        f"{_GPU}.attn_utils:get_varlen_cudagraph_unsupported_backend",
+        Use.CALLED,
+        "attn_groups vllm_config max_query_len",
+    ),
     VllmName(f"{_GPU}.spec_decode.rejection_sampler:get_max_chunk_logits", Use.CALLED, "vocab_size"),
     VllmName(f"{_GPU}.async_utils:async_copy_to_np", Use.CALLED, "x"),
     VllmName("vllm.config:set_current_vllm_config", Use.CALLED, "vllm_config"),
@@ -100,7 +118,11 @@ NAMES = (
     VllmName("vllm.distributed.parallel_state:GroupCoordinator.send", Use.CALLED, "tensor * dst"),
     VllmName("vllm.distributed.parallel_state:GroupCoordinator.recv", Use.CALLED, "size dtype * src"),
     VllmName("vllm.config.compilation:CUDAGraphMode", Use.USED),
-    VllmName("vllm.config.compilation:CompilationConfig", Use.USED, attributes="static_forward_context"),
+    VllmName(
+        "vllm.config.compilation:CompilationConfig",
+        Use.USED,
+        attributes="static_forward_context cudagraph_mode cudagraph_capture_sizes",
+    ),
     VllmName("vllm.config.model:PROCESSED_LOGPROBS_MODES", Use.USED),
     VllmName(
         "vllm.distributed.parallel_state:GroupCoordinator",
@@ -114,7 +136,7 @@ NAMES = (
     ),
     VllmName("vllm.model_executor.layers.vocab_parallel_embedding:ParallelLMHead", Use.USED),
     VllmName("vllm.model_executor.layers.vocab_parallel_embedding:UnquantizedEmbeddingMethod", Use.USED),
-    VllmName("vllm.v1.outputs:LogprobsTensors", Use.USED),
+    VllmName("vllm.v1.outputs:LogprobsTensors", Use.USED, attributes="cu_num_generated_tokens_tensor"),
     VllmName(f"{_GPU}.async_utils:AsyncOutput", Use.USED, attributes="sampler_output model_runner_output"),
     VllmName(f"{_GPU}.block_table:BlockTables", Use.USED),
     VllmName(
@@ -122,7 +144,7 @@ NAMES = (
         Use.USED,
         attributes="num_reqs idx_mapping idx_mapping_np expanded_idx_mapping expanded_local_pos num_draft_tokens "
         "num_tokens has_prefill seq_lens seq_lens_cpu_upper_bound input_ids positions logits_indices cu_num_logits "
-        "cu_num_logits_np",
+        "cu_num_logits_np num_scheduled_tokens",
     ),
     VllmName(
         f"{_GPU}.cudagraph_utils:BatchExecutionDescriptor",
@@ -175,9 +197,21 @@ NAMES = (
     VllmName(
         f"{_GPU}.spec_decode.speculator:DraftModelSpeculator",
         Use.USED,
-        attributes="supports_mm_inputs draft_logits",
+        attributes="supports_mm_inputs draft_logits draft_token_confidence_probs",
     ),
-    VllmName(f"{_GPU}.states:RequestState", Use.USED, attributes="prefill_len"),
+    # The budget that the last two methods of a step read, and the estimates on both sides.
+    VllmName(
+        f"{_MANAGER}",
+        Use.USED,
+        attributes="req_states num_speculative_steps cost_tables set_initial_cost_curves batches_to_profile "
+        "compact_batch reallocate_drafts _batch_budget _confidence_probs _stale_confidences _stale_idx "
+        "_pending_resets _max_total_logits",
+    ),
+    VllmName(
+        f"{_GPU}.states:RequestState",
+        Use.USED,
+        attributes="prefill_len req_id_to_index num_computed_tokens_np",
+    ),
     VllmName("vllm.model_executor.layers.linear:UnquantizedLinearMethod", Use.USED),
     VllmName("vllm.model_executor.layers.quantization.compressed_tensors:schemes", Use.USED),
     VllmName("vllm.v1.worker.utils:AttentionGroup", Use.USED),

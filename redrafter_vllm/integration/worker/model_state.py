@@ -38,7 +38,8 @@ class TreeAttnMetadata(ModelSpecificAttnMetadata):
         step = self.step
         if step.drafts is None or step.layout is None:
             return {}
-        return {"trees": StepTrees(step.drafts.ancestors, step.layout.num_drafts, step.num_drafts_np)}
+        query_lens = step.batch.num_scheduled_tokens
+        return {"trees": StepTrees(step.drafts.ancestors, step.layout.num_drafts, step.num_drafts_np, query_lens)}
 
 
 class RedrafterModelState(DefaultModelState):
@@ -66,6 +67,9 @@ class RedrafterModelState(DefaultModelState):
         settings = parse_request_settings(params.extra_args if params is not None else None, drafting)
         beam_limit = 1 if needs_chain(params) else settings.beam_limit(drafting)
         self.speculator.open_row(req_index, beam_limit, settings.node_limit(drafting))
+        self.speculator.scores_prompt[req_index] = params is not None and (
+            params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None
+        )
 
     @report_start_errors
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:

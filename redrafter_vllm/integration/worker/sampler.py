@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's sampler on every row of a verification step, then the walk."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,7 @@ class TreeSampler:
         scores_processed = self.sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES
         walks, logprobs = [], []
         # Chunks bound the float copies of the logits.
-        for reqs, rows in _request_chunks(batch.cu_num_logits_np, get_max_chunk_logits(logits.shape[1])):
+        for reqs, rows in self._chunks(logits, batch):
             sampled, processed = self._sample(logits, batch, reqs, rows, paths, dims is not None)
             own = part_of(layout, reqs, rows)
             walks.append(walk_drafts(sampled, own, BatchDrafts(*(x[reqs] for x in drafts)), self.max_depth))
@@ -105,7 +105,20 @@ class TreeSampler:
                 logprobs.append(self._logprobs(scored, sampled, emitting_rows(walks[-1], own), batch, rows, dims))
             del processed
         walk = walks[0] if len(walks) == 1 else Walk(*map(torch.cat, zip(*walks, strict=True)))
-        return walk, LogprobsTensors.cat(logprobs, batch.cu_num_logits_np.tolist()) if logprobs else None
+        return walk, self._joined(logprobs, batch) if logprobs else None
+
+    def _chunks(self, logits: Tensor, batch: InputBatch) -> Iterable[tuple[slice, slice]]:
+        max_rows = get_max_chunk_logits(logits.shape[1])
+        if self.speculator.is_trimmed_on_device:
+            # Where each request's rows begin is known to the device alone; the budget keeps to one chunk.
+            assert logits.shape[0] <= max_rows
+            return [(slice(0, batch.num_reqs), slice(0, logits.shape[0]))]
+        return _request_chunks(batch.cu_num_logits_np, max_rows)
+
+    def _joined(self, chunks: list[LogprobsTensors], batch: InputBatch) -> LogprobsTensors:
+        if self.speculator.is_trimmed_on_device:
+            return chunks[0]._replace(cu_num_generated_tokens_tensor=batch.cu_num_logits.clone())
+        return LogprobsTensors.cat(chunks, batch.cu_num_logits_np.tolist())
 
     def _sample(
         self, logits: Tensor, batch: InputBatch, reqs: slice, rows: slice, paths: Paths, return_logprobs: bool

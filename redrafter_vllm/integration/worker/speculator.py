@@ -65,7 +65,6 @@ class RedrafterSpeculator(BaseSpeculator):
 
     supports_mm_inputs = False
     draft_logits = None
-    draft_token_confidence_probs = None  # read by the runner for its manager, which ours does not need
 
     # The runner builds speculator and model state separately, from nothing in common but the configuration.
     _built: ClassVar["WeakValueDictionary[int, RedrafterSpeculator]"] = WeakValueDictionary()
@@ -91,9 +90,13 @@ class RedrafterSpeculator(BaseSpeculator):
         self.timer = DraftTimer(device)
         self.step: DraftStep | None = None
         self.draws_in_dummy_runs = True
-        # Both are set where trees adapt.
+        # All are set where trees adapt. The runner passes the confidences [B, N] of a round to its manager.
         self.survival: SurvivalEstimator | None = None
+        self.draft_token_confidence_probs: Tensor | None = None
         self.observer: StepObserver | None = None
+        self.is_trimmed_on_device = False  # the host then has upper bounds of each request's rows
+        # On the host: requests whose prompts are to be scored.
+        self.scores_prompt = np.zeros(max_num_reqs, dtype=np.bool_)
         RedrafterSpeculator._built[id(vllm_config)] = self
 
     @classmethod
@@ -110,10 +113,12 @@ class RedrafterSpeculator(BaseSpeculator):
 
     def rank_by_survival(self) -> None:
         """Rank nodes by their estimated survival from now on."""
-        drafting = self.drafting
+        drafting, max_num_reqs = self.drafting, self.rows.padding_row
+        max_nodes = drafting.num_speculative_tokens
+        self.draft_token_confidence_probs = torch.zeros(max_num_reqs, max_nodes, device=self.device)
         self.survival = SurvivalEstimator(
-            self.rows.padding_row,
-            drafting.num_speculative_tokens,
+            max_num_reqs,
+            max_nodes,
             drafting.beam_length,
             self.device,
             stored_calibration(Path(self.vllm_config.speculative_config.checkpoint)),
@@ -265,5 +270,6 @@ class RedrafterSpeculator(BaseSpeculator):
             self.drafter, self.embedding, inputs.context, inputs.roots, inputs.beam_limit, self.drafting, rank
         )
         if survival is not None:
-            survival.store(inputs.rows, tree)
+            assert self.draft_token_confidence_probs is not None
+            survival.store(inputs.rows, tree, inputs.node_budget, self.draft_token_confidence_probs[:size])
         self.rows.write(inputs.rows, tree, inputs.node_budget, self.buffers.draft_tokens[:size])

@@ -26,7 +26,7 @@ class DraftStep:
 
     @property
     def num_drafts_np(self) -> np.ndarray:
-        """[B] drafts of each request on the host; fewer than scheduled where trees adapt."""
+        """[B] drafts of each request on the host; an upper bound where trees are trimmed on the device."""
         return np.diff(self.batch.cu_num_logits_np) - 1
 
     @classmethod

@@ -5,6 +5,7 @@ import importlib
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,7 +102,8 @@ def common_metadata(step: Step) -> Any:
 def step_trees(step: Step, num_reqs: int | None = None) -> StepTrees:
     """The drafts of the first `num_reqs` requests; the requests behind them are padding."""
     counts = step.batch.num_drafts[:num_reqs]
-    return StepTrees(step.batch.ancestors[:num_reqs], counts.long(), counts.cpu().numpy())
+    lengths = np.array(step.query_lens[:num_reqs])
+    return StepTrees(step.batch.ancestors[:num_reqs], counts.long(), counts.cpu().numpy(), lengths)
 
 
 def layer_scales(q: float = 1.0, k: float = 1.0, v: float = 1.0) -> Any:

@@ -82,7 +82,9 @@ class FakeFlash:
         assert q.dtype == k.dtype == v.dtype
         assert (left, right, softcap) == (-1, -1, 0.0)
         if schedule is not None:
-            assert torch.equal(schedule, _fingerprint(used_k, causal)), "the schedule is that of another attention"
+            assert torch.equal(schedule, _fingerprint(used_k, causal, max_q)), (
+                "the schedule is that of another attention"
+            )
         if q.dtype == torch.float8_e4m3fn:
             assert q_descale is not None and k_descale is not None and v_descale is not None
             assert q_descale.shape == k_descale.shape == v_descale.shape == (len(used_k), k.shape[2])
@@ -130,12 +132,12 @@ def _schedule(
     causal: bool, *rest: Any,
 ) -> Tensor:  # fmt: skip
     assert batch_size == len(used_k) == len(cu_q) - 1
-    return _fingerprint(used_k, causal)
+    return _fingerprint(used_k, causal, max_q)
 
 
-def _fingerprint(used_k: Tensor, causal: bool) -> Tensor:
+def _fingerprint(used_k: Tensor, causal: bool, max_q: int) -> Tensor:
     """The arguments on which a schedule depends."""
-    return torch.cat((used_k, torch.tensor([int(causal)], dtype=torch.int32)))
+    return torch.cat((used_k, torch.tensor([int(causal), max_q], dtype=torch.int32)))
 
 
 def _store(

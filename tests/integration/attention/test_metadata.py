@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a step is split into trees and causal requests."""
 
+import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ def small_step(requests: list[Request | None]) -> Step:
 def test_both_parts_are_complete_steps() -> None:
     step = small_step(MIXED)
     whole, start_loc = common_metadata(step), torch.full((9,), -1, dtype=torch.int32, device=DEVICE)
-    head, tail = leading_requests(whole, 4), trailing_requests(whole, 4, start_loc)
+    head, tail = leading_requests(whole, 4, 7), trailing_requests(whole, 4, start_loc)
     assert head.query_start_loc.tolist() == head.query_start_loc_cpu.tolist() == [0, 6, 10, 17, 19]
     assert tail.query_start_loc.tolist() == tail.query_start_loc_cpu.tolist() == [0, 1, 35, 56]
     assert tail.query_start_loc.data_ptr() == start_loc.data_ptr()
@@ -53,3 +55,18 @@ def test_the_number_of_tree_requests(
     assert (None if metadata.trees is None else len(metadata.trees.seq_lens)) == num_trees
     assert metadata.num_tree_tokens == num_tree_tokens
     assert (metadata.causal is not None) == has_causal
+
+
+def test_trees_that_the_device_has_trimmed_beside_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """5 and 0 drafts remain of 5 each; the host has an even share of the tokens, and the drafts that were scheduled."""
+    flash_attention(monkeypatch, (8, 0))
+    step = small_step([(9, 0, 5), (9, 0, 0), (0, 30, 0)])
+    even = torch.tensor([0, 4, 7, 38], dtype=torch.int32)
+    trees = step_trees(step)
+    trees = dataclasses.replace(trees, num_drafts_np=np.array([5, 5, 0]), query_lens_np=np.array([6, 6, 31]))
+    metadata: Any = make_builder("flash", step).build(
+        0, common_metadata(step).replace(query_start_loc_cpu=even), trees=trees
+    )
+    assert metadata.num_tree_tokens == 7 and metadata.trees.query_start_loc.tolist() == [0, 6, 7]
+    assert metadata.trees.max_query_len == 6 and metadata.context.seq_lens.tolist() == [9, 9]
+    assert metadata.causal.query_start_loc.tolist() == [0, 31]

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.acceptance import Drafting, drafted_everywhere, graded_nodes
-from redrafter_vllm.adaptive.survival import Coefficients, log_odds_given_parent
+from redrafter_vllm.adaptive.survival import Coefficients
 from redrafter_vllm.drafting.tree import DraftTree
 from redrafter_vllm.model.interface import DrafterInterface
+from redrafter_vllm.ops.survival import log_odds_given_parent
 
 PRIOR = 20.0  # weight of slope 1 and intercepts 0; a graded node weighs p (1 - p), at most 1/4
 ITERATIONS = 30
@@ -41,7 +42,7 @@ def _graded(
     beams, future = drafted_everywhere(target, drafter, target.hidden(text[None])[0], text, start, drafting)
     tree = DraftTree.from_beams(beams, drafting.max_nodes)
     is_graded, is_accepted = graded_nodes(tree, future)
-    log_odds = log_odds_given_parent(beams).flatten(1).gather(1, tree.beams)
+    log_odds = log_odds_given_parent(beams.log_probs, beams.parents).flatten(1).gather(1, tree.beams)
     return log_odds[is_graded], tree.depths[is_graded], is_accepted[is_graded]
 
 

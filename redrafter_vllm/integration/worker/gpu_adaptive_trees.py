@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adaptive trees on a GPU: vLLM's `AdaptiveVerificationManager`, with the policy of trees.
+
+When a step's batch is built, the host does not know the trees that it will verify: the device may still be drawing
+them. So the size of the budget comes from the trees of the step before, copied to the host, and which nodes it admits
+is decided on the device, from the trees themselves. Each query's true length is then on the device alone; the host has
+an even share of the budget, of which only the sum is right.
+
+All ranks of a parallel target decide the same: from estimates that are the same to the bit, and from durations that
+vLLM sends from the first rank. Nothing depends on when a result arrives.
+"""
+
+import logging
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.v1.worker.gpu.attn_utils import (
+    get_query_lens_mismatch_unsupported_backend,
+    get_varlen_cudagraph_unsupported_backend,
+)
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.spec_decode.adaptive_verification import AdaptiveVerificationManager
+
+from redrafter_vllm.adaptive.budget import Budget, choose_budget
+from redrafter_vllm.adaptive.pause import DraftingPause
+from redrafter_vllm.adaptive.record import AdaptiveCounts, Record
+from redrafter_vllm.integration.attention.metadata import TreeMetadataBuilder
+from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
+
+logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
+
+LOG_INTERVAL = 60.0  # seconds
+NEW_REQUEST_RATE = 0.02  # by which a step moves the estimate for requests whose trees the host has not seen
+
+
+def runs_on_host(device: torch.device) -> bool:
+    """Whether steps end before the host goes on: `adaptive_trees` then decides."""
+    return device.type == "cpu"
+
+
+def create_manager(vllm_config: VllmConfig, attn_groups: list[list[Any]], *parts: Any) -> "GpuAdaptiveTrees | None":
+    """The manager of an engine on a GPU, or None where its trees do not adapt, with a line of the log that says why.
+
+    Args:
+        vllm_config: The engine's.
+        attn_groups: vLLM's groups of attention layers, whose builders must serve queries of mixed lengths.
+        *parts: The arguments of `AdaptiveVerificationManager`.
+    """
+    speculator = RedrafterSpeculator.of(vllm_config)
+    adaptive = speculator.drafting.adaptive
+    if adaptive is False:
+        return None
+    if reason := _why_not(vllm_config, attn_groups, adaptive):
+        logger.log(logging.INFO if adaptive is None else logging.WARNING, "ReDrafter: trees do not adapt: %s", reason)
+        return None
+    for builder in (builder for groups in attn_groups for group in groups for builder in group.metadata_builders):
+        if isinstance(builder, TreeMetadataBuilder):
+            builder.has_graphs_of_any_length = True
+    if speculator.survival is None:  # vLLM allocates a cache twice, the first time to measure memory
+        speculator.rank_by_survival()
+    manager = GpuAdaptiveTrees(speculator, *parts)
+    speculator.observer, speculator.is_trimmed_on_device = manager, True
+    return manager
+
+
+def _why_not(config: VllmConfig, attn_groups: list[list[Any]], adaptive: bool | None) -> str | None:
+    """What the trees of this engine cannot adapt with; None where they can."""
+    compilation, spec = config.compilation_config, config.speculative_config
+    assert spec is not None
+    if config.parallel_config.pipeline_parallel_size > 1:
+        return "in a pipeline only the last stage knows the trees"
+    if config.lora_config is not None:
+        return "vLLM names the adapter of each scheduled token before it knows which of them a step leaves out"
+    if spec.num_speculative_tokens_per_batch_size and adaptive is None:
+        return "num_speculative_tokens_per_batch_size is given; it is in force"
+    if not compilation.cudagraph_mode.has_full_cudagraphs():
+        return "this needs full CUDA graphs (no enforce_eager, cudagraph_mode FULL, FULL_DECODE_ONLY or its default)"
+    longest = 1 + config.num_speculative_tokens
+    if min(compilation.cudagraph_capture_sizes or [0]) > longest * config.scheduler_config.max_num_seqs:
+        return "cudagraph_capture_sizes has no size that a step of decoding fits"
+    if (name := get_query_lens_mismatch_unsupported_backend(attn_groups)) is not None:
+        return f"the attention backend {name} needs each query's length on the host"
+    if (unsupported := get_varlen_cudagraph_unsupported_backend(attn_groups, config, longest)) is not None:
+        return f"the attention backend {unsupported[0]} has no CUDA graphs for queries of mixed lengths"
+    return None
+
+
+class GpuAdaptiveTrees(AdaptiveVerificationManager):
+    """Chooses the number of nodes of each step, and whether a round is drawn at all.
+
+    vLLM's methods measure the costs, admit the nodes on the device and copy estimates to the host. Up to
+    `record_confidences` the methods here are the runner's hooks, the others are the speculator's.
+    """
+
+    def __init__(self, speculator: RedrafterSpeculator, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.speculator = speculator
+        self.pause = DraftingPause()
+        self._budget: Budget | None = None  # of the step that is being prepared, where drafts were scheduled
+        # What a tree's estimates are like, for requests whose own the host has not seen.
+        self._usual = np.full(self.num_speculative_steps, 0.5, dtype=np.float32)
+        self._new_rows: list[int] = []
+        # Of the round before the step: whether trees were drawn, or were wanted and did not pay.
+        self._is_drawn = self._is_paused = False
+        self._uncounted, self._unlogged = Record(), Record()
+        self._logged = time.monotonic()
+
+    def add_request(self, req_idx: int) -> None:
+        """A request has got a row; on the device it has no node, which vLLM would take for one that is certain."""
+        super().add_request(req_idx)
+        self._confidence_probs[req_idx].zero_()
+        self._stale_confidences[self._stale_idx].np[req_idx] = self._usual
+        self._new_rows.append(req_idx)
+
+    def get_num_tokens(self, num_tokens_per_req: dict[str, int], draft_tokens: dict[str, list[int]]) -> int:
+        """Tokens of the step with the budget's nodes only."""
+        states, req_ids = self.req_states, list(num_tokens_per_req)
+        rows = np.array([states.req_id_to_index[req_id] for req_id in req_ids])
+        num_tokens = np.array([num_tokens_per_req[req_id] for req_id in req_ids])
+        num_drafts = np.array([len(draft_tokens.get(req_id, ())) for req_id in req_ids])
+        num_others = num_tokens - num_drafts
+        prefill_lens = states.prefill_len.np[rows]
+        is_prefilling = states.num_computed_tokens_np[rows] < prefill_lens
+        is_emitting = states.num_computed_tokens_np[rows] + num_others >= prefill_lens
+        # vLLM finds a prompt's scores by the host's query lengths, which are exact only without drafts.
+        needs_lengths = is_prefilling & (num_drafts > 0) & self.speculator.scores_prompt[rows]
+        limit = 0 if needs_lengths.any() or not self._is_drawn else self._max_total_logits - len(rows)
+        self._budget = self._choose(rows, num_drafts, int(num_others.sum()), int(is_emitting.sum()), max(limit, 0))
+        total = int(self._budget.num_nodes.sum())
+        by_request = (dict(zip(req_ids, values.tolist(), strict=True)) for values in (num_drafts, num_others))
+        self._batch_budget = (*by_request, total)
+        return int(num_others.sum()) + total
+
+    def _choose(
+        self, rows: np.ndarray, num_drafts: np.ndarray, num_others: int, num_emitting: int, limit: int
+    ) -> Budget:
+        """The budget of at most `limit` nodes; which ones is known to the device."""
+        seconds, drafting = self._seconds(num_others, num_others + min(limit, int(num_drafts.sum())), len(rows))
+        confidences = self._stale_confidences[self._stale_idx].np[rows]
+        self._usual += NEW_REQUEST_RATE * (confidences[num_drafts > 0].mean(0) - self._usual)
+        survival = np.cumprod(confidences, axis=1, dtype=np.float64)
+        survival[np.arange(survival.shape[1]) >= num_drafts[:, None]] = 0
+        return choose_budget(survival, num_emitting, seconds + drafting)
+
+    def _seconds(self, first: int, last: int, num_reqs: int) -> tuple[np.ndarray, float]:
+        """Of the target's step with `first` to `last` rows [last - first + 1], and of a drafting round."""
+        assert self.cost_tables is not None
+        drafting, verification = self.cost_tables
+        return 1e-3 * verification[first : last + 1], 1e-3 * float(drafting[num_reqs])
+
+    def record_confidences(self, confidence_probs: Tensor, input_batch: InputBatch) -> None:
+        """A round has been drawn, or has not: the estimates before it then stay, for the next one."""
+        if not self._is_drawn:
+            return
+        super().record_confidences(confidence_probs, input_batch)
+        self._stale_confidences[self._stale_idx].np[self._new_rows] = self._usual
+        self._new_rows.clear()
+
+    def begin_step(self) -> None:
+        """The target's step begins."""
+
+    def end_verification(self, batch: InputBatch, num_sampled: Tensor) -> None:
+        """The target's step has ended; judges by what was expected of it, as its result is not on the host yet."""
+        budget, self._budget = self._budget, None
+        if batch.has_prefill or self.cost_tables is None:
+            return
+        num_reqs = batch.num_reqs
+        seconds, drafting = self._seconds(num_reqs, batch.num_tokens, num_reqs)
+        plain, taken = float(seconds[0]), float(seconds[-1])
+        tokens = num_reqs if budget is None else budget.tokens
+        if self._is_drawn:
+            taken += drafting
+            self.pause.judge(tokens, taken, num_reqs, plain)
+        self._note(
+            Record(
+                steps=1,
+                skipped_rounds=int(self._is_paused),
+                nodes=batch.num_tokens - num_reqs,
+                expected=tokens - num_reqs,
+                accepted=None,
+                seconds=taken,
+                plain_seconds=plain * tokens / num_reqs,
+            )
+        )
+
+    def _note(self, step: Record) -> None:
+        self._uncounted.add(step)
+        self._unlogged.add(step)
+        if time.monotonic() - self._logged >= LOG_INTERVAL:
+            logger.info("ReDrafter: %s", self._unlogged)
+            self._unlogged, self._logged = Record(), time.monotonic()
+
+    def take_counts(self) -> AdaptiveCounts:
+        """What has been counted since the last call."""
+        return self._uncounted.take_counts()
+
+    def begins_round(self, is_wanted: bool) -> bool:
+        """Whether a round is drawn after this step; it is not where no request of the batch wants one."""
+        self._is_paused = is_wanted and self.pause.is_paused
+        self._is_drawn = is_wanted and not self._is_paused
+        if self._is_paused:
+            self.pause.skip()
+        return self._is_drawn
+
+    def end_drafting(self, num_reqs: int) -> None:
+        """A round has been queued."""

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain-torch estimates of the probability that the walk reaches a node; `adaptive.survival` has the model.
+
+Nothing is added up over requests, so that a result does not depend on the order in which they are computed: every rank
+of a parallel target must get the same bits.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, one_hot
+
+MAX_LOG_ODDS = 10.0  # a drafter that is surer than this is not told from one that is this sure
+OFFSET_RATE = 0.2  # of a request's offset, by accepted node more than was expected
+OFFSET_DECAY = 0.99  # of an offset, by round: what a request did long ago is forgotten
+
+
+class Sums(NamedTuple):
+    """Sums over graded nodes, by depth [T]: of the Hessian's entries, of the gradient's, and their number.
+
+    The design row of a node is (x, 1 at its depth), so the Hessian is an arrowhead: one entry for the slope, one for
+    each intercept, and one for each intercept with the slope.
+    """
+
+    slope_slope: Tensor
+    slope_intercept: Tensor
+    intercept_intercept: Tensor
+    slope_gradient: Tensor
+    intercept_gradient: Tensor
+    graded: Tensor
+
+
+NUM_SUMS = len(Sums._fields)
+
+
+class Estimates(NamedTuple):
+    """Coefficients, and by persistent row (P of them) what was estimated of its tree; all fp32."""
+
+    slope: Tensor  # [1]
+    intercepts: Tensor  # [T]
+    offsets: Tensor  # [P]
+    log_odds: Tensor  # [P, N] of the stored tree's nodes
+    log_survival: Tensor  # [P, N]
+    sums: Tensor  # [P, NUM_SUMS, T] over the row's graded nodes since the last fit, as in `Sums`
+
+
+def rank_beams(estimates: Estimates, log_probs: Tensor, parents: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The log-odds of every beam's last token given the beam it continues, and the log-survival of every beam.
+
+    Args:
+        estimates: Read.
+        log_probs: [B, T, W] fp32, the drafter's, of whole beams.
+        parents: [B, T, W] int64, the beam of the step before.
+        rows: [B] int64, the requests' rows.
+
+    Returns:
+        Two tensors [B, T, W] fp32; a beam never survives its parent.
+    """
+    log_odds = log_odds_given_parent(log_probs, parents)
+    bias_BT1 = (estimates.intercepts + OFFSET_DECAY * estimates.offsets[rows, None])[..., None]
+    own = logsigmoid(estimates.slope * log_odds + bias_BT1)
+    survival = [own[:, 0]]
+    for step in range(1, own.shape[1]):
+        survival.append(own[:, step] + survival[-1].gather(1, parents[:, step]))
+    return log_odds, torch.stack(survival, 1)
+
+
+def log_odds_given_parent(log_probs: Tensor, parents: Tensor) -> Tensor:
+    """The drafter's log(p / (1 − p)) of every beam's last token given the beam that it continues. [B, T, W]"""
+    above = torch.zeros_like(log_probs)
+    if log_probs.shape[1] > 1:
+        above[:, 1:] = log_probs[:, :-1].gather(2, parents[:, 1:])
+    log_p = (log_probs - above).clamp(max=0)
+    return (log_p - torch.log(-torch.expm1(log_p))).nan_to_num(nan=-MAX_LOG_ODDS).clamp(-MAX_LOG_ODDS, MAX_LOG_ODDS)
+
+
+def keep_tree(
+    estimates: Estimates,
+    drawn: Tensor,
+    beams: Tensor,
+    log_survival: Tensor,
+    num_nodes: Tensor,
+    node_budget: Tensor,
+    rows: Tensor,
+    confidences: Tensor,
+) -> None:
+    """Keep what was estimated for the trees of a round, until they are graded. A round also decays its rows' offsets.
+
+    Args:
+        estimates: Written, at `rows`. Several requests may have the same row if it is never graded.
+        drawn: [B, T, W] log-odds of the round's beams.
+        beams: [B, N] int64, step · W + the beam of that step, of every node.
+        log_survival: [B, N] of the nodes.
+        num_nodes: [B] int64, of each tree.
+        node_budget: [B] int64, nodes that the next step may verify.
+        rows: [B] int64.
+        confidences: [B, N] fp32. Gets each node's survival over that of the node before it in the list, at most 1, and
+            0 where there is no node: vLLM multiplies these along a row, and gets survivals that never rise.
+    """
+    estimates.offsets[rows] *= OFFSET_DECAY
+    estimates.log_odds[rows] = drawn.flatten(1).gather(1, beams)
+    estimates.log_survival[rows] = log_survival
+    before = torch.cat([torch.zeros_like(log_survival[:, :1]), log_survival[:, :-1]], 1)
+    is_node = torch.arange(beams.shape[1], device=beams.device) < torch.minimum(num_nodes, node_budget)[:, None]
+    ratio = (log_survival - before).clamp(max=0).exp().nan_to_num(nan=0.0)
+    confidences.copy_(ratio.where(is_node, 0))
+
+
+def grade_nodes(
+    estimates: Estimates, rows: Tensor, parents: Tensor, depths: Tensor, valid: Tensor, path: Tensor
+) -> None:
+    """Add the nodes of one step's trees to their rows' sums, and move the rows' offsets.
+
+    A node is graded where its parent was accepted and it had a row.
+
+    Args:
+        estimates: `sums` and `offsets` are written, at `rows`.
+        rows: [B] int64, all different.
+        parents: [B, N] int64, −1 under the root.
+        depths: [B, N] int64, 1 under the root.
+        valid: [B, N] bool, whether the node was verified.
+        path: [B, T] int64, the accepted nodes, then −1.
+    """
+    # Column 0 is the root, which always is accepted; entries of −1 mark it.
+    is_accepted_B1N = torch.zeros(path.shape[0], 1 + valid.shape[1], dtype=torch.bool, device=path.device)
+    is_accepted_B1N[:, 0] = True
+    is_accepted_B1N.scatter_(1, path + 1, True)
+    is_graded_BN = valid & is_accepted_B1N.gather(1, parents + 1)
+    is_accepted_BN = is_accepted_B1N[:, 1:]
+
+    log_survival = estimates.log_survival[rows]
+    above = torch.cat([torch.zeros_like(log_survival[:, :1]), log_survival], 1).gather(1, parents + 1)
+    given_parent_BN = (log_survival - above).exp().nan_to_num(nan=0.0)
+    probability_BN = given_parent_BN.masked_fill(~is_graded_BN, 0)
+    weight_BN = probability_BN * (1 - probability_BN)
+    residual_BN = (is_accepted_BN & is_graded_BN).float() - probability_BN
+    # The same rate however many nodes were graded: these are more after good news, which would then count less.
+    estimates.offsets[rows] += OFFSET_RATE * residual_BN.sum(1)
+
+    x_BN = estimates.log_odds[rows]
+    terms = Sums(
+        slope_slope=weight_BN * x_BN * x_BN,
+        slope_intercept=weight_BN * x_BN,
+        intercept_intercept=weight_BN,
+        slope_gradient=residual_BN * x_BN,
+        intercept_gradient=residual_BN,
+        graded=is_graded_BN.float(),
+    )
+    length = estimates.sums.shape[2]
+    is_at_BNT = one_hot((depths - 1).clamp(0, length - 1), length).float()
+    estimates.sums[rows] += torch.einsum("kbn,bnt->bkt", torch.stack(terms), is_at_BNT)
