@@ -18,7 +18,7 @@ def install() -> None:
     runner = "vllm.v1.worker.gpu.model_runner"
     # It knows a closed list. Can go when a method can name its speculator.
     rebind_listed(f"{runner}:init_speculator", _init_speculator)
-    # vLLM's manager is for chains and never pauses drafting: ours derives from it. Can go when a speculator can name it.
+    # vLLM's manager is for chains and never pauses drafting; ours derives from it. Can go when a speculator names one.
     rebind_listed(f"{runner}:maybe_create_adaptive_verification_manager", _maybe_create_manager)
 
 

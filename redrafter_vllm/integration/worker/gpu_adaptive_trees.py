@@ -142,7 +142,8 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
         """The budget of at most `limit` nodes; which ones is known to the device."""
         seconds, drafting = self._seconds(num_others, num_others + min(limit, int(num_drafts.sum())), len(rows))
         confidences = self._stale_confidences[self._stale_idx].np[rows]
-        self._usual += NEW_REQUEST_RATE * (confidences[num_drafts > 0].mean(0) - self._usual)
+        if (has_drafts := num_drafts > 0).any():
+            self._usual += NEW_REQUEST_RATE * (confidences[has_drafts].mean(0) - self._usual)
         survival = np.cumprod(confidences, axis=1, dtype=np.float64)
         survival[np.arange(survival.shape[1]) >= num_drafts[:, None]] = 0
         return choose_budget(survival, num_emitting, seconds + drafting)
