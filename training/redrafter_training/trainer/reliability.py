@@ -57,7 +57,7 @@ def estimate_steps(
         estimator.open(0)
         for beams, future in _steps(target, drafter, text, prompt_length, drafting):
             tree = DraftTree.from_beams(beams, drafting.max_nodes, None, estimator.rank(beams, rows))
-            estimator.store(rows, tree)
+            estimator.store(rows, tree, tree.num_nodes, torch.empty_like(tree.log_probs))
             _, is_accepted = graded_nodes(tree, future)
             own = beams.log_probs.flatten(1).gather(1, tree.beams)
             count = int(tree.num_nodes)
