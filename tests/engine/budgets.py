@@ -9,6 +9,7 @@ from unittest.mock import patch
 import numpy as np
 
 from redrafter_vllm.adaptive.budget import Budget
+from redrafter_vllm.adaptive.outlook import Outlook
 from redrafter_vllm.adaptive.pause import DraftingPause
 from redrafter_vllm.adaptive.survival import SurvivalEstimator
 from redrafter_vllm.integration.worker.adaptive_trees import AdaptiveTrees
@@ -29,6 +30,7 @@ def random_budgets(seed: int) -> Iterator[list[int]]:
     with (
         patch.object(AdaptiveTrees, "_choose", choose),
         patch.object(DraftingPause, "is_paused", False),
+        patch.object(Outlook, "skips", lambda *_: False),
         # Scripted trees are not those of the beams that were ranked.
         patch.object(SurvivalEstimator, "store", lambda *_: None),
     ):

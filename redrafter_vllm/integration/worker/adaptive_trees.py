@@ -7,6 +7,7 @@ the host, the trees' survival is known by then, and so is every request's share 
 
 import logging
 import time
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from vllm.v1.worker.gpu.model_runner import sort_batch_req_ids
 
 from redrafter_vllm.adaptive.budget import Budget, choose_budget, given_budget
 from redrafter_vllm.adaptive.costs import StepCosts
+from redrafter_vllm.adaptive.outlook import Outlook
 from redrafter_vllm.adaptive.pause import DraftingPause
 from redrafter_vllm.adaptive.record import AdaptiveCounts, Record
 from redrafter_vllm.integration.versions import installed_before
@@ -67,7 +69,10 @@ class AdaptiveTrees:
         max_requests = runner.max_num_reqs
         max_rows = max(runner.max_num_tokens, max_requests * runner.decode_query_len)
         self.costs = StepCosts(measured, max_rows, max_requests)
-        self.pause = DraftingPause()
+        self.outlook = Outlook(self.costs, speculator.drafting.num_speculative_tokens)
+        # By load, as a loss among many requests says nothing about few: loads within a factor of 2 share one.
+        self.pauses: defaultdict[int, DraftingPause] = defaultdict(DraftingPause)
+        self._num_reqs = 0  # of the step that has ended last
         self._budget: Budget | None = None  # of the step that is being prepared
         self._cu_num_logits: np.ndarray | None = None
         self._began: float | None = None
@@ -100,6 +105,7 @@ class AdaptiveTrees:
         num_nodes = np.minimum(speculator.rows.num_nodes[index].numpy(), num_drafts)
         survival = speculator.survival.log_survival[index].exp().numpy()
         survival = np.where(np.arange(survival.shape[1]) < num_nodes[:, None], survival, 0.0)
+        self.outlook.remember(survival[num_nodes > 0])
         most = num_others + int(num_nodes.sum())
         seconds = self.costs.verification(num_others, most, num_reqs) + self.costs.drafting(num_reqs)
         self._until_trial -= 1
@@ -143,6 +149,7 @@ class AdaptiveTrees:
         now = time.perf_counter()
         began, self._began, self._drafting_began = self._began, None, now
         budget, self._budget = self._budget, None
+        self._num_reqs = batch.num_reqs
         if began is None or batch.has_prefill:
             return
         num_reqs, num_rows = batch.num_reqs, batch.num_tokens
@@ -152,7 +159,7 @@ class AdaptiveTrees:
         tokens = float(num_sampled.sum())
         if self._is_drawn:
             taken += self.costs.drafting(num_reqs)
-            self.pause.judge(tokens, taken, num_reqs, plain)
+            self._pause.judge(tokens, taken, num_reqs, plain)
         self._note(
             Record(
                 steps=1,
@@ -178,11 +185,19 @@ class AdaptiveTrees:
 
     def begins_round(self, is_wanted: bool) -> bool:
         """Whether a round is drawn after this step; it is not where no request of the batch wants one."""
-        self._is_paused = is_wanted and self.pause.is_paused
+        self._is_paused = is_wanted and self._is_better_without()
         self._is_drawn = is_wanted and not self._is_paused
-        if self._is_paused:
-            self.pause.skip()
         return self._is_drawn
+
+    def _is_better_without(self) -> bool:
+        if self._pause.is_paused:
+            self._pause.skip()
+            return True
+        return self.outlook.skips(self._num_reqs)
+
+    @property
+    def _pause(self) -> DraftingPause:
+        return self.pauses[self._num_reqs.bit_length()]
 
     def end_drafting(self, num_reqs: int) -> None:
         """A round has ended."""
