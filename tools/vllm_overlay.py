@@ -116,11 +116,11 @@ def _is_left_out(archive: zipfile.ZipFile, name: str) -> bool:
 
 
 def _describe(packages: Path) -> Message:
-    """Name the version `X.Y.Z+cpu`: vLLM tells by that suffix that its compiled parts are for CPUs."""
+    """Name the version `X.Y.Z+cpu.overlay`: vLLM takes its platform from `cpu`, and reports say what ran."""
     info = next(packages.glob("vllm-*.dist-info"))
     text = (info / "METADATA").read_text(encoding="utf-8")
     metadata = Parser().parsestr(text)
-    local = f"{metadata['Version']}+cpu"
+    local = f"{metadata['Version']}+cpu.overlay"
     (info / "METADATA").write_text(text.replace(f"\nVersion: {metadata['Version']}\n", f"\nVersion: {local}\n", 1))
     (info / "INSTALLER").write_text("redrafter-overlay\n")
     renamed = info.rename(packages / f"vllm-{local}.dist-info")

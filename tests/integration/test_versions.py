@@ -9,7 +9,7 @@ import pytest
 from redrafter_vllm.integration.versions import UnsupportedVllmError, check_vllm_version
 
 
-@pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.33.0", "0.33.4.post1", "0.32.0+cpu"])
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.33.0", "0.33.4.post1", "0.32.0+cpu", "0.33.0+cpu.overlay"])
 def test_known(version: str) -> None:
     check_vllm_version(version)
 

@@ -108,7 +108,7 @@ def test_python_of_the_wheel_and_compiled_parts_of_the_build(base: Path, wheel: 
         "vllm/configs/block.json": b"{}",
     }
     (found,) = [entry for entry in distributions(path=[str(packages)]) if "vllm" in entry.metadata["Name"]]
-    assert (found.metadata["Name"], found.version) == ("vllm", "0.99.0+cpu")
+    assert (found.metadata["Name"], found.version) == ("vllm", "0.99.0+cpu.overlay")
     assert [point.name for point in found.entry_points] == ["a"]
     assert all(Path(str(file.locate())).is_file() for file in found.files or ())
 
