@@ -69,7 +69,11 @@ def tapes_for_graphs() -> Iterator[None]:
     from vllm.platforms import current_platform
     from vllm.v1.worker.gpu import cudagraph_utils
 
+    from redrafter_vllm.ops.beam_step import native
+
     replaced = [
+        # A tape records torch's operations: a kernel in C++ would write memory that no replay writes again.
+        (native, "supports", lambda *_, **__: False),
         (cudagraph_utils, "graph_capture", lambda **_: nullcontext()),
         (cudagraph_utils, "capture_pool", lambda pool, _: nullcontext(pool)),
         (cudagraph_utils.CudaGraphManager, "_capture_stream", lambda *_: None),
