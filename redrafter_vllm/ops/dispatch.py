@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterable
 from functools import wraps
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 from typing import ParamSpec, TypeVar
 
@@ -35,8 +34,7 @@ def dispatch(reference: Callable[P, R]) -> Callable[P, R]:
     def op(*args: P.args, **kwargs: P.kwargs) -> R:
         kind = "kernel" if use_kernel((*args, *kwargs.values())) else "native"
         if kind not in modules:
-            path = f"{package}.{kind}"
-            modules[kind] = import_module(path) if find_spec(path) else None
+            modules[kind] = _module(f"{package}.{kind}")
         module = modules[kind]
         supports = getattr(module, "supports", None)
         if module is None or (supports is not None and not supports(*args, **kwargs)):
@@ -45,6 +43,16 @@ def dispatch(reference: Callable[P, R]) -> Callable[P, R]:
         return result
 
     return op
+
+
+def _module(path: str) -> ModuleType | None:
+    """A module, or None where there is none of this name; what it fails to import itself is still an error."""
+    try:
+        return import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
+            raise
+        return None
 
 
 def use_kernel(args: Iterable[object]) -> bool:

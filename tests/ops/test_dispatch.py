@@ -3,6 +3,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -60,3 +61,24 @@ def test_a_kernel_may_refuse_arguments(
     monkeypatch.setattr(dispatch, "_ALWAYS", True)
     kernel.supports = lambda pair, count=1: count < 3  # type: ignore[attr-defined]
     assert [chosen(Pair(CPU, CPU), count=count) for count in (2, 3)] == ["kernel 2", "reference 3"]
+
+
+def test_a_kernel_in_cpp_runs_on_a_cpu_unless_it_refuses(
+    dispatched: tuple[Callable[..., str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, _ = dispatched
+    native = ModuleType("made_up.native")
+    native.op = lambda pair, count=1: f"native {count}"  # type: ignore[attr-defined]
+    native.supports = lambda pair, count=1: count < 3  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "made_up.native", native)
+    assert chosen(Pair(CPU, CPU), 2) == "native 2"
+    assert chosen(Pair(CPU, CPU), 3) == "reference 3"
+
+
+def test_a_kernel_that_cannot_be_imported_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_op").mkdir()
+    (tmp_path / "broken_op" / "native.py").write_text("import there_is_no_such_module")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(op, "__module__", "broken_op.reference")
+    with pytest.raises(ModuleNotFoundError, match="there_is_no_such_module"):
+        dispatch.dispatch(op)(Pair(CPU, CPU))
