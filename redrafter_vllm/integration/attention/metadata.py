@@ -134,10 +134,10 @@ class TreeMetadataBuilder(AttentionMetadataBuilder[TreeAttentionMetadata]):
         num_trees = self._num_tree_requests(common, trees)
         if num_trees == 0:
             return TreeAttentionMetadata(causal=self.causal.build(0, common))
-        assert trees is not None
         self.buffers.refresh(common, trees)
         if num_trees == common.num_reqs:
             return self._tree_metadata(common)
+        assert trees is not None
         longest = int(trees.query_lens_np[:num_trees].max())
         metadata = self._tree_metadata(leading_requests(common, num_trees, longest))
         rest = trailing_requests(common, num_trees, self.buffers.causal_start_loc)
