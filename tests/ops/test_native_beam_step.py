@@ -74,3 +74,15 @@ def test_what_the_kernel_leaves_to_torch() -> None:
     assert not native.supports(logits.half(), None)
     assert not native.supports(torch.zeros(1, 65, 100), None)
     assert not native.supports(torch.zeros(1, 2, 16)[..., ::2], None)
+
+
+def test_scores_do_not_depend_on_the_default_type() -> None:
+    """While vLLM loads a model the default is the model's type."""
+    logits, scores = logits_of(1, (2, 3, 50), torch.bfloat16), scores_of(1, 2, 3)
+    expected = reference.beam_step(logits, scores)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        step = native.beam_step(logits, scores)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_equal_steps(step, expected)

@@ -26,7 +26,7 @@ def beam_step(
 ) -> BeamStep:
     batch, width, vocab = logits.shape
     step = BeamStep(
-        scores=torch.empty(batch, width),
+        scores=torch.empty(batch, width, dtype=torch.float32),
         parents=torch.empty(batch, width, dtype=torch.int64),
         tokens=torch.empty(batch, width, dtype=torch.int64),
     )
