@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 
 from redrafter_vllm.adaptive.pause import DraftingPause
-from redrafter_vllm.integration.worker import adaptive_trees
+from redrafter_vllm.integration.worker import adaptive_report
 from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 from tests.engine.budgets import random_budgets
 from tests.engine.conftest import MakeEngine
@@ -114,7 +114,7 @@ def test_what_is_in_force_is_logged(
     options: dict[str, Any],
     reason: str | None,
 ) -> None:
-    with patch.object(adaptive_trees.logger, "log") as log:
+    with patch.object(adaptive_report.logger, "log") as log:
         llm = make_engine(random_target, {**TREE, "beam_length": 5, "adaptive": None, **options})
     assert runner(llm).adaptive_verification is None
     assert [str(call.args[2]).split()[0] for call in log.call_args_list] == ([] if reason is None else [reason])

@@ -18,7 +18,7 @@ from vllm.v1.worker.gpu.spec_decode import adaptive_verification
 
 from redrafter_vllm.adaptive.pause import DraftingPause
 from redrafter_vllm.integration.attention.triton import TritonTreeImpl
-from redrafter_vllm.integration.worker import gpu_adaptive_trees
+from redrafter_vllm.integration.worker import adaptive_report, gpu_adaptive_trees
 from redrafter_vllm.ops.tree_attention.reference import TreeBatch, tree_attention
 from tests.engine.conftest import MakeEngine
 from tests.engine.device_trees import as_on_a_gpu, device_trees, forget, make_manager, random_confidences, random_totals
@@ -212,7 +212,7 @@ def test_where_trees_do_not_adapt_the_log_says_why(
     with (
         as_on_a_gpu(llm, adaptive),
         patch.object(getattr(config, part) if part else config, name, value),
-        patch.object(gpu_adaptive_trees.logger, "log") as log,
+        patch.object(adaptive_report.logger, "log") as log,
     ):
         made = make_manager(llm)
     is_in_force = adaptive is True and "per_batch_size" in reason
@@ -226,8 +226,8 @@ def test_where_trees_do_not_adapt_the_log_says_why(
 def test_other_attention_backends_have_fixed_chains(make_engine: MakeEngine, random_target: Path) -> None:
     """A chain runs on a backend of vLLM's, whose graphs may hold one query length only: here the CPU's."""
     llm = make_engine(random_target, CHAIN)
-    with as_on_a_gpu(llm, None), patch.object(gpu_adaptive_trees.logger, "log") as log:
+    with as_on_a_gpu(llm, None), patch.object(adaptive_report.logger, "log") as log:
         assert make_manager(llm) is None
     assert "has no CUDA graphs for queries of mixed lengths" in log.call_args.args[2]
-    with as_on_a_gpu(llm, False), patch.object(gpu_adaptive_trees.logger, "log") as log:
+    with as_on_a_gpu(llm, False), patch.object(adaptive_report.logger, "log") as log:
         assert make_manager(llm) is None and not log.called

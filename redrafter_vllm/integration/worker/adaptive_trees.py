@@ -5,7 +5,6 @@ The runner asks for a step's tokens before it prepares the step, and then builds
 the host, the trees' survival is known by then, and so is every request's share of the budget.
 """
 
-import logging
 import time
 from collections import defaultdict
 from typing import Any
@@ -23,12 +22,12 @@ from redrafter_vllm.adaptive.outlook import Outlook
 from redrafter_vllm.adaptive.pause import DraftingPause
 from redrafter_vllm.adaptive.record import AdaptiveCounts, Record
 from redrafter_vllm.integration.versions import installed_before
+from redrafter_vllm.integration.worker.adaptive_report import StepRecords, log_reason, why_nowhere
 from redrafter_vllm.integration.worker.cost_measurement import measure_costs
 from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
 
-LOG_INTERVAL = 60.0  # seconds
 TRIAL_INTERVAL = 4  # steps between two of sizes that have not been seen; each is tried once
 
 
@@ -39,7 +38,7 @@ def adapt_trees(runner: Any) -> None:
     if adaptive is False:
         return
     if reason := _why_not(config, adaptive):
-        logger.log(logging.INFO if adaptive is None else logging.WARNING, "ReDrafter: trees do not adapt: %s", reason)
+        log_reason(adaptive, reason)
         return
     speculator.rank_by_survival()
     speculator.observer = runner.adaptive_verification = AdaptiveTrees(runner, speculator)
@@ -49,11 +48,7 @@ def _why_not(config: Any, adaptive: bool | None) -> str | None:
     """What the trees of this engine cannot adapt with; None where they can."""
     if config.parallel_config.world_size > 1:
         return "several workers would measure different times, and choose different batches"
-    if config.lora_config is not None:
-        return "vLLM names the adapter of each scheduled token before it knows which of them a step leaves out"
-    if config.speculative_config.num_speculative_tokens_per_batch_size and adaptive is None:
-        return "num_speculative_tokens_per_batch_size is given; it is in force"
-    return None
+    return why_nowhere(config, adaptive)
 
 
 class AdaptiveTrees:
@@ -80,8 +75,7 @@ class AdaptiveTrees:
         self._until_trial = TRIAL_INTERVAL  # steps
         # Of the round before the step: whether trees were drawn, or were wanted and did not pay.
         self._is_drawn = self._is_paused = False
-        self._uncounted, self._unlogged = Record(), Record()
-        self._logged = time.monotonic()
+        self.records = StepRecords()
 
     def add_request(self, req_idx: int) -> None:
         """A request has got a row; `RedrafterSpeculator.open_row` does what is needed."""
@@ -160,7 +154,7 @@ class AdaptiveTrees:
         if self._is_drawn:
             taken += self.costs.drafting(num_reqs)
             self._pause.judge(tokens, taken, num_reqs, plain)
-        self._note(
+        self.records.add(
             Record(
                 steps=1,
                 skipped_rounds=int(self._is_paused),
@@ -172,16 +166,9 @@ class AdaptiveTrees:
             )
         )
 
-    def _note(self, step: Record) -> None:
-        self._uncounted.add(step)
-        self._unlogged.add(step)
-        if time.monotonic() - self._logged >= LOG_INTERVAL:
-            logger.info("ReDrafter: %s", self._unlogged)
-            self._unlogged, self._logged = Record(), time.monotonic()
-
     def take_counts(self) -> AdaptiveCounts:
         """What has been counted since the last call."""
-        return self._uncounted.take_counts()
+        return self.records.take_counts()
 
     def begins_round(self, is_wanted: bool) -> bool:
         """Whether a round is drawn after this step; it is not where no request of the batch wants one."""

@@ -10,8 +10,6 @@ All ranks of a parallel target decide the same: from estimates that are the same
 vLLM sends from the first rank. Nothing depends on when a result arrives.
 """
 
-import logging
-import time
 from typing import Any
 
 import numpy as np
@@ -30,11 +28,11 @@ from redrafter_vllm.adaptive.budget import Budget, choose_budget
 from redrafter_vllm.adaptive.pause import DraftingPause
 from redrafter_vllm.adaptive.record import AdaptiveCounts, Record
 from redrafter_vllm.integration.attention.metadata import TreeMetadataBuilder
+from redrafter_vllm.integration.worker.adaptive_report import StepRecords, log_reason, why_nowhere
 from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
 
-LOG_INTERVAL = 60.0  # seconds
 NEW_REQUEST_RATE = 0.02  # by which a step moves the estimate for requests whose trees the host has not seen
 
 
@@ -56,7 +54,7 @@ def create_manager(vllm_config: VllmConfig, attn_groups: list[list[Any]], *parts
     if adaptive is False:
         return None
     if reason := _why_not(vllm_config, attn_groups, adaptive):
-        logger.log(logging.INFO if adaptive is None else logging.WARNING, "ReDrafter: trees do not adapt: %s", reason)
+        log_reason(adaptive, reason)
         return None
     for builder in (builder for groups in attn_groups for group in groups for builder in group.metadata_builders):
         if isinstance(builder, TreeMetadataBuilder):
@@ -70,14 +68,11 @@ def create_manager(vllm_config: VllmConfig, attn_groups: list[list[Any]], *parts
 
 def _why_not(config: VllmConfig, attn_groups: list[list[Any]], adaptive: bool | None) -> str | None:
     """What the trees of this engine cannot adapt with; None where they can."""
-    compilation, spec = config.compilation_config, config.speculative_config
-    assert spec is not None
+    compilation = config.compilation_config
     if config.parallel_config.pipeline_parallel_size > 1:
         return "in a pipeline only the last stage knows the trees"
-    if config.lora_config is not None:
-        return "vLLM names the adapter of each scheduled token before it knows which of them a step leaves out"
-    if spec.num_speculative_tokens_per_batch_size and adaptive is None:
-        return "num_speculative_tokens_per_batch_size is given; it is in force"
+    if reason := why_nowhere(config, adaptive):
+        return reason
     if not compilation.cudagraph_mode.has_full_cudagraphs():
         return "this needs full CUDA graphs (no enforce_eager, cudagraph_mode FULL, FULL_DECODE_ONLY or its default)"
     longest = 1 + config.num_speculative_tokens
@@ -107,8 +102,7 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
         self._new_rows: list[int] = []
         # Of the round before the step: whether trees were drawn, or were wanted and did not pay.
         self._is_drawn = self._is_paused = False
-        self._uncounted, self._unlogged = Record(), Record()
-        self._logged = time.monotonic()
+        self.records = StepRecords()
 
     def add_request(self, req_idx: int) -> None:
         """A request has got a row; on the device it has no node, which vLLM would take for one that is certain."""
@@ -177,7 +171,7 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
         if self._is_drawn:
             taken += drafting
             self.pause.judge(tokens, taken, num_reqs, plain)
-        self._note(
+        self.records.add(
             Record(
                 steps=1,
                 skipped_rounds=int(self._is_paused),
@@ -189,16 +183,9 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
             )
         )
 
-    def _note(self, step: Record) -> None:
-        self._uncounted.add(step)
-        self._unlogged.add(step)
-        if time.monotonic() - self._logged >= LOG_INTERVAL:
-            logger.info("ReDrafter: %s", self._unlogged)
-            self._unlogged, self._logged = Record(), time.monotonic()
-
     def take_counts(self) -> AdaptiveCounts:
         """What has been counted since the last call."""
-        return self._uncounted.take_counts()
+        return self.records.take_counts()
 
     def begins_round(self, is_wanted: bool) -> bool:
         """Whether a round is drawn after this step; it is not where no request of the batch wants one."""

@@ -4,6 +4,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,15 +12,49 @@ from redrafter_vllm.adaptive.costs import MeasuredCosts
 from redrafter_vllm.integration.worker import adaptive_trees
 
 
-@pytest.mark.parametrize("num_nodes", [0, 3])
-def test_a_step_with_drafts_and_without(num_nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request that switches drafts off has only steps of one row."""
-    costs = MeasuredCosts([(1, 0.01), (8, 0.02)], 0.0, [(1, 0.001), (2, 0.001)])
+@pytest.fixture
+def trees(monkeypatch: pytest.MonkeyPatch) -> adaptive_trees.AdaptiveTrees:
+    """Steps of up to 16 requests: 10 s and 1 s for each row, and rounds of 1 s for each request."""
+    costs = MeasuredCosts([(1, 11.0), (64, 74.0)], 0.0, [(1, 1.0), (16, 16.0)])
     monkeypatch.setattr(adaptive_trees, "measure_costs", lambda runner, speculator: costs)
-    runner: Any = SimpleNamespace(max_num_reqs=2, max_num_tokens=8, decode_query_len=4)
+    runner: Any = SimpleNamespace(max_num_reqs=16, max_num_tokens=64, decode_query_len=4)
     speculator: Any = SimpleNamespace(drafting=SimpleNamespace(num_speculative_tokens=3))
-    trees = adaptive_trees.AdaptiveTrees(runner, speculator)
-    batch: Any = SimpleNamespace(has_prefill=False, num_reqs=1, num_tokens=1 + num_nodes)
-    trees.begin_step()
-    trees.end_verification(batch, torch.tensor([1 + num_nodes]))
-    assert trees._unlogged.steps == 1 and trees._unlogged.nodes == trees._unlogged.accepted == num_nodes
+    return adaptive_trees.AdaptiveTrees(runner, speculator)
+
+
+def end_step(trees: adaptive_trees.AdaptiveTrees, num_reqs: int, num_nodes: int = 0, *, is_timed: bool = True) -> None:
+    """A step of so many requests has ended, which accepted all nodes; where it is not timed, nothing is judged."""
+    batch: Any = SimpleNamespace(has_prefill=False, num_reqs=num_reqs, num_tokens=num_reqs + num_nodes)
+    if is_timed:
+        trees.begin_step()
+    trees.end_verification(batch, torch.tensor([num_reqs + num_nodes]))
+
+
+@pytest.mark.parametrize("num_nodes", [0, 3])
+def test_a_step_with_drafts_and_without(trees: adaptive_trees.AdaptiveTrees, num_nodes: int) -> None:
+    """A request that switches drafts off has only steps of one row."""
+    end_step(trees, 1, num_nodes)
+    assert (
+        trees.records.unlogged.steps == 1
+        and trees.records.unlogged.nodes == trees.records.unlogged.accepted == num_nodes
+    )
+
+
+def test_a_load_at_which_drafting_loses_draws_no_round(trees: adaptive_trees.AdaptiveTrees) -> None:
+    """One request: 1.9 tokens in 13 s, or 1 in 11 s. Of 16: 30.4 in 58 s, or 16 in 26 s."""
+    trees.outlook.remember(np.array([[0.9, 0.0, 0.0]]))
+    for num_reqs, is_drawn in ((1, True), (16, False), (1, True)):
+        end_step(trees, num_reqs, is_timed=False)
+        assert trees.begins_round(True) == is_drawn
+        assert not trees.begins_round(False)
+
+
+def test_a_pause_at_one_load_does_not_hold_at_another(trees: adaptive_trees.AdaptiveTrees) -> None:
+    end_step(trees, 16, is_timed=False)
+    while not trees._pause.is_paused:
+        trees._pause.judge(16.0, 2.0, 16.0, 1.0)
+    assert not trees.begins_round(True)
+    end_step(trees, 1, is_timed=False)
+    assert trees.begins_round(True)
+    end_step(trees, 16, is_timed=False)
+    assert not trees.begins_round(True)

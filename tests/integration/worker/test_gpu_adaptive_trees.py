@@ -130,4 +130,4 @@ def test_drafting_pauses_where_less_is_expected_than_it_costs(
     counts = manager.take_counts()
     assert counts.skipped_rounds == 3 * TRIAL - drawn
     assert (counts.expected_thousandths > 1000) == pays
-    assert "accepted," not in str(manager._unlogged) and "expected to be" in str(manager._unlogged)
+    assert "accepted," not in str(manager.records.unlogged) and "expected to be" in str(manager.records.unlogged)
