@@ -147,11 +147,19 @@ def device() -> Iterator[Finding]:
     else:
         yield Finding(Level.NOTE, "GPU", "none: engines run on the CPU, which is meant for trials")
     yield _processor()
-    yield Finding(
-        Level.OK,
-        "attention",
-        "trees in plain torch, request by request; chains on vLLM's own backend",
-    )
+    yield _attention()
+
+
+def _attention() -> Finding:
+    """What serves trees on a CPU."""
+    from redrafter_vllm.ops.native import compiler
+
+    others = "all others by vLLM's own kernel"
+    try:
+        command = compiler()[0]
+    except FileNotFoundError as reason:
+        return Finding(Level.NOTE, "attention", f"trees in plain torch, slower; {others}", str(reason))
+    return Finding(Level.OK, "attention", f"trees by kernels in C++, built by {command} at the first start; {others}")
 
 
 def _gpu(properties: object, index: int) -> Finding:

@@ -55,7 +55,7 @@ def _built(source: Path) -> Path:
         OSError: There is no compiler, or the library cannot be written.
         subprocess.SubprocessError: The compiler fails, or takes too long.
     """
-    command = [*_compiler(), *_FLAGS, *_flags_of_processor(), f"-I{_HEADER.parent}"]
+    command = [*compiler(), *_FLAGS, *_flags_of_processor(), f"-I{_HEADER.parent}"]
     texts = [file.read_text(encoding="utf-8") for file in (source, _HEADER)]
     identity = "\n".join([*texts, *command[:-1], _version(command[0]), _processor()])
     name = f"{source.parent.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
@@ -66,9 +66,16 @@ def _built(source: Path) -> Path:
     return path
 
 
-def _compiler() -> list[str]:
-    if chosen := os.environ.get("CXX"):
-        return shlex.split(chosen)
+def compiler() -> list[str]:
+    """The command that `CXX` names, or the first compiler there is.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    if chosen := shlex.split(os.environ.get("CXX", "")):
+        if shutil.which(chosen[0]) is None:
+            raise FileNotFoundError(f"there is no {chosen[0]}, which CXX names; correct or unset it")
+        return chosen
     for name in _COMPILERS:
         if shutil.which(name):
             return [name]

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Marks tests of C++ kernels."""
 
-import os
-import shutil
-
 import pytest
 
-needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, (os.environ.get("CXX", "").split(" ")[0] or "g++", "clang++", "c++"))),
-    reason="no C++ compiler",
-)
+from redrafter_vllm.ops.native import compiler
+
+
+def _has_compiler() -> bool:
+    try:
+        return bool(compiler())
+    except FileNotFoundError:
+        return False
+
+
+needs_compiler = pytest.mark.skipif(not _has_compiler(), reason="no C++ compiler")
