@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's sampler on every row of a verification step, then the walk."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -95,8 +95,11 @@ class TreeSampler:
         dims = self.sampler.get_logprobs_dims(batch.idx_mapping_np)
         scores_processed = self.sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES
         walks, logprobs = [], []
-        # Chunks bound the float copies of the logits.
-        for reqs, rows in self._chunks(logits, batch):
+        # Chunks bound the float copies of the logits. Where trees are trimmed on the device, the host knows only the sum
+        # of their rows, which the budget keeps to one chunk.
+        max_rows = get_max_chunk_logits(logits.shape[1])
+        assert not self.speculator.is_trimmed_on_device or logits.shape[0] <= max_rows
+        for reqs, rows in _request_chunks(batch.cu_num_logits_np, max_rows):
             sampled, processed = self._sample(logits, batch, reqs, rows, paths, dims is not None)
             own = part_of(layout, reqs, rows)
             walks.append(walk_drafts(sampled, own, BatchDrafts(*(x[reqs] for x in drafts)), self.max_depth))
@@ -106,14 +109,6 @@ class TreeSampler:
             del processed
         walk = walks[0] if len(walks) == 1 else Walk(*map(torch.cat, zip(*walks, strict=True)))
         return walk, self._joined(logprobs, batch) if logprobs else None
-
-    def _chunks(self, logits: Tensor, batch: InputBatch) -> Iterable[tuple[slice, slice]]:
-        max_rows = get_max_chunk_logits(logits.shape[1])
-        if self.speculator.is_trimmed_on_device:
-            # Where each request's rows begin is known to the device alone; the budget keeps to one chunk.
-            assert logits.shape[0] <= max_rows
-            return [(slice(0, batch.num_reqs), slice(0, logits.shape[0]))]
-        return _request_chunks(batch.cu_num_logits_np, max_rows)
 
     def _joined(self, chunks: list[LogprobsTensors], batch: InputBatch) -> LogprobsTensors:
         if self.speculator.is_trimmed_on_device:
