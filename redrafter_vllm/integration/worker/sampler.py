@@ -95,8 +95,8 @@ class TreeSampler:
         dims = self.sampler.get_logprobs_dims(batch.idx_mapping_np)
         scores_processed = self.sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES
         walks, logprobs = [], []
-        # Chunks bound the float copies of the logits. Where trees are trimmed on the device, the host knows only the sum
-        # of their rows, which the budget keeps to one chunk.
+        # Chunks bound the float copies of the logits. Where trees are trimmed on the device, the host knows only the
+        # sum of their rows, which the budget keeps to one chunk.
         max_rows = get_max_chunk_logits(logits.shape[1])
         assert not self.speculator.is_trimmed_on_device or logits.shape[0] <= max_rows
         for reqs, rows in _request_chunks(batch.cu_num_logits_np, max_rows):
