@@ -5,12 +5,21 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Generator
+import logging
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import markers
+
+
+@pytest.fixture
+def vllm_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.LogCaptureFixture]:
+    """Warnings of loggers below vLLM's name, however an earlier engine of this process has configured that one."""
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    with caplog.at_level(logging.WARNING, logger="vllm"):
+        yield caplog
 
 
 def pytest_report_header() -> list[str]:

@@ -58,6 +58,26 @@ def make_engine() -> MakeEngine:
     return make
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kept_engines() -> Iterator[None]:
+    """Keep engines that a test made without `make_engine`, too.
+
+    vLLM shuts an engine down once it is garbage, whenever that is found, and with it the process groups that all
+    engines of the process share. The others then fail in their next step.
+    """
+    from vllm.v1.engine.core_client import InprocClient
+
+    kept: list[InprocClient] = []
+    start = InprocClient.__init__
+
+    def keep(client: InprocClient, *args: Any, **kwargs: Any) -> None:
+        start(client, *args, **kwargs)
+        kept.append(client)
+
+    with patch.object(InprocClient, "__init__", keep):
+        yield
+
+
 @contextmanager
 def keep_async_scheduling() -> Iterator[None]:
     """Keep asynchronous scheduling on, which vLLM's CPU platform switches off, as a CPU does not profit from it.

@@ -102,14 +102,14 @@ def test_a_kernel_with_other_parameters_is_refused(module: str) -> None:
 
 @pytest.mark.parametrize(("name", "problem"), [("answer", "its parameters are"), ("question", "it is not there")])
 def test_what_is_for_speed_only_is_left_out_with_one_line(
-    module: str, name: str, problem: str, caplog: pytest.LogCaptureFixture
+    module: str, name: str, problem: str, vllm_log: pytest.LogCaptureFixture
 ) -> None:
     def make(original: Any) -> StandIn:
         return StandIn(Kernel(), lambda grid, pointer, length, BLOCK: None)
 
     install([rebinding(module, name, make, for_speed=True)])
     assert importlib.import_module(module).answer == 41
-    (line,) = (record.getMessage() for record in caplog.records)
+    (line,) = (record.getMessage() for record in vllm_log.records)
     assert line.startswith(f"redrafter-cpu has a faster {module}.{name}, but {problem}") and "\n" not in line
     assert line.endswith("The kernel is interpreted, with the same results.")
 
