@@ -73,7 +73,7 @@ def run(options: Options) -> dict[str, Any]:
     from redrafter_training.distributed.ray_train import Fleet, run_on_ray
 
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}}
-    ray.init(num_cpus=options.workers, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+    ray.init("local", num_cpus=options.workers, include_dashboard=False, log_to_driver=False, runtime_env=environment)
     medians: dict[int, list[float]] = {1: [], options.workers: []}
     with tempfile.TemporaryDirectory(prefix="redrafter-") as scratch:
         for number in range(options.rounds):

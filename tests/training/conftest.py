@@ -33,7 +33,8 @@ def ray_session() -> Iterator[Callable[[], None]]:
 
     def start() -> None:
         environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}}
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+        # Not a cluster that another process of the tests has started.
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
 
     start()
     yield start

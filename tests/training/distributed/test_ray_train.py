@@ -229,7 +229,7 @@ def test_an_existing_cluster_keeps_its_size(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(ray, "init", lambda **options: given.append((options["address"], options["num_cpus"])))
     connect(None, num_cpus=3)
     connect("auto", num_cpus=3)
-    assert given == [(None, 3), ("auto", None)]
+    assert given == [("local", 3), ("auto", None)]
 
 
 def test_workers_fill_a_cache_together(two_workers: tuple[list[float], Path], tmp_path: Path) -> None:

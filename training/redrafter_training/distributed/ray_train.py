@@ -277,7 +277,8 @@ def connect(address: str | None, *, num_cpus: int | None = None) -> None:
         # Ray refuses a size for an existing cluster.
         size = num_cpus if address is None else None
         before = signal.getsignal(signal.SIGTERM)
-        ray.init(address=address, num_cpus=size, log_to_driver=True, include_dashboard=False)
+        # Without an address Ray would join any cluster that runs on this machine.
+        ray.init(address=address or "local", num_cpus=size, log_to_driver=True, include_dashboard=False)
         if isinstance(before, MethodType):  # that of an `Interruption`, which Ray has replaced
             signal.signal(signal.SIGTERM, before)
 
