@@ -7,6 +7,7 @@ import re
 import pytest
 import yaml
 
+from redrafter_vllm.integration.versions import installed_before
 from redrafter_vllm.plugin import register
 from tests.deploy.test_kubernetes import TEMPLATE
 from tests.deploy.tools import DEPLOY
@@ -31,8 +32,12 @@ OPTIONS = {
 @pytest.mark.slow  # imports vLLM
 @pytest.mark.parametrize("place", OPTIONS)
 def test_vllm_accepts_them(place: str) -> None:
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    if installed_before("0.33"):
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    else:
+        from vllm.entrypoints.common.cli_args import make_arg_parser
 
     register()
     parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(OPTIONS[place])
