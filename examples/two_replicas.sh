@@ -7,7 +7,9 @@
 set -euo pipefail
 model=${1:-tests/assets/stdlib-llama}
 
-# Without a GPU the two engines would be bound to the cores of different NUMA nodes, which a small machine has not got.
+# Without a GPU the two engines would be bound to the cores and, from vLLM 0.33 on, the memory of different NUMA nodes,
+# which a small machine has not got.
 export VLLM_CPU_OMP_THREADS_BIND=${VLLM_CPU_OMP_THREADS_BIND:-nobind}
+export CPU_VISIBLE_MEMORY_NODES=${CPU_VISIBLE_MEMORY_NODES:-0,0}
 
 exec vllm serve "$model" --speculative-model redrafter --data-parallel-size 2 "${@:2}"
