@@ -57,7 +57,7 @@ def test_the_written_files_agree(out: Path) -> None:
             # no verifications.
             per_verification = pytest.approx(1 + sum(turn["acceptance"]))
             if turn["configuration"] == "ReDrafter adaptive":
-                assert 1 < turn["tokens_per_step"] <= per_verification.expected
+                assert 1 < turn["tokens_per_step"] <= per_verification.expected + 1e-9
             else:
                 assert turn["tokens_per_step"] == per_verification
     rows = {(row["configuration"], row["concurrency"]): row for row in results["results"]}
