@@ -37,6 +37,15 @@ class StepCosts:
         self._per_request = measured.per_request
         self._row_factors = _Factors(max_rows)
         self._round_factors = _Factors(max_requests)
+        self._between = np.full(max_requests.bit_length() + 1, np.nan)  # by requests, within factors of 2
+
+    def step(self, first: int, last: int, num_requests: int) -> np.ndarray:
+        """Seconds of a step without a round, with `first` to `last` rows. [last - first + 1]
+
+        Those of the target's step, and those in which the engine turns from one step to the next: more tokens per step
+        save these, too.
+        """
+        return self.verification(first, last, num_requests) + self.between(num_requests)
 
     def verification(self, first: int, last: int, num_requests: int) -> np.ndarray:
         """Seconds of the target's step, with `first` to `last` rows. [last - first + 1]"""
@@ -47,6 +56,11 @@ class StepCosts:
         """Seconds of a drafting round."""
         size = min(max(num_requests, 1), len(self._rounds) - 1)
         return float(self._rounds[size] * self._round_factors.of(np.array([size]))[0])
+
+    def between(self, num_requests: int) -> float:
+        """Seconds from the end of a step to the target's next one; 0 as long as none has been seen."""
+        seen = np.flatnonzero(~np.isnan(self._between))
+        return float(np.interp(num_requests.bit_length(), seen, self._between[seen])) if len(seen) else 0.0
 
     def unseen(self, first: int, last: int) -> int | None:
         """The smallest number of rows from `first` to `last` that no step, nor one of about that size, has had."""
@@ -61,6 +75,15 @@ class StepCosts:
         """A drafting round has taken this long."""
         size = min(max(num_requests, 1), len(self._rounds) - 1)
         self._round_factors.observe(size, seconds / self._rounds[size])
+
+    def observe_between(self, num_requests: int, seconds: float) -> None:
+        """So long after the end of a step the target's next one has begun, for requests of the same batch."""
+        place = min(num_requests.bit_length(), len(self._between) - 1)
+        known = self._between[place]
+        # Whatever comes between makes it longer, never shorter.
+        self._between[place] = (
+            seconds if np.isnan(known) else known + LEARNING_RATE * (min(seconds, MAX_SURPRISE * known) - known)
+        )
 
 
 class _Factors:

@@ -57,7 +57,7 @@ class Outlook:
         if len(known) == 0:
             return 1.0
         most = num_requests * (1 + known.shape[1])
-        seconds = self._costs.verification(num_requests, most, num_requests)
+        seconds = self._costs.step(num_requests, most, num_requests)
         with_drafts = seconds + self._costs.drafting(num_requests)
         tokens = duration = 0.0
         for first in range(0, max(SAMPLED, num_requests), num_requests):

@@ -71,7 +71,9 @@ class AdaptiveTrees:
         self._budget: Budget | None = None  # of the step that is being prepared
         self._cu_num_logits: np.ndarray | None = None
         self._began: float | None = None
-        self._drafting_began = 0.0
+        # When the target's last step ended, where its round began; and when all of the last step did.
+        self._verified = self._ended = time.perf_counter()
+        self._between = 0.0  # seconds from there to the step that runs now
         self._until_trial = TRIAL_INTERVAL  # steps
         # Of the round before the step: whether trees were drawn, or were wanted and did not pay.
         self._is_drawn = self._is_paused = False
@@ -101,7 +103,7 @@ class AdaptiveTrees:
         survival = np.where(np.arange(survival.shape[1]) < num_nodes[:, None], survival, 0.0)
         self.outlook.remember(survival[num_nodes > 0])
         most = num_others + int(num_nodes.sum())
-        seconds = self.costs.verification(num_others, most, num_reqs) + self.costs.drafting(num_reqs)
+        seconds = self.costs.step(num_others, most, num_reqs) + self.costs.drafting(num_reqs)
         self._until_trial -= 1
         if self._until_trial <= 0 and num_others == num_reqs:
             self._until_trial = TRIAL_INTERVAL
@@ -137,18 +139,21 @@ class AdaptiveTrees:
     def begin_step(self) -> None:
         """The target's step begins."""
         self._began = time.perf_counter()
+        self._between = self._began - self._ended
 
     def end_verification(self, batch: InputBatch, num_sampled: Tensor) -> None:
         """The target's step has ended; learns from it how long such a step takes, and whether drafting pays."""
         now = time.perf_counter()
-        began, self._began, self._drafting_began = self._began, None, now
+        began, self._began, self._verified, self._ended = self._began, None, now, now
         budget, self._budget = self._budget, None
         self._num_reqs = batch.num_reqs
         if began is None or batch.has_prefill:
             return
         num_reqs, num_rows = batch.num_reqs, batch.num_tokens
+        # All requests had been in the step before, so that the engine was not idle between the two.
+        self.costs.observe_between(num_reqs, self._between)
         self.costs.observe_verification(num_rows, num_reqs, now - began)
-        seconds = self.costs.verification(num_reqs, num_rows, num_reqs).tolist()
+        seconds = self.costs.step(num_reqs, num_rows, num_reqs).tolist()
         plain, taken = seconds[0], seconds[-1]  # the same where the step had no drafts
         tokens = float(num_sampled.sum())
         if self._is_drawn:
@@ -188,4 +193,5 @@ class AdaptiveTrees:
 
     def end_drafting(self, num_reqs: int) -> None:
         """A round has ended."""
-        self.costs.observe_drafting(num_reqs, time.perf_counter() - self._drafting_began)
+        self._ended = time.perf_counter()
+        self.costs.observe_drafting(num_reqs, self._ended - self._verified)

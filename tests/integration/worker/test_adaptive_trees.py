@@ -58,3 +58,36 @@ def test_a_pause_at_one_load_does_not_hold_at_another(trees: adaptive_trees.Adap
     assert trees.begins_round(True)
     end_step(trees, 16, is_timed=False)
     assert not trees.begins_round(True)
+
+
+class Clock:
+    """`time`, which stands still unless it is told."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(("between", "is_drawn"), [(9.0, False), (10.0, True)])
+def test_what_the_engine_does_between_two_steps_counts(
+    trees: adaptive_trees.AdaptiveTrees, monkeypatch: pytest.MonkeyPatch, between: float, is_drawn: bool
+) -> None:
+    """Of 16 requests: 30.4 tokens in 58 s or 16 in 26 s, and in either case the time to the next step.
+
+    The wait before a prompt does not count, as there was nothing to do, nor does the round.
+    """
+    clock = Clock()
+    monkeypatch.setattr(adaptive_trees, "time", clock)
+    trees.outlook.remember(np.array([[0.9, 0.0, 0.0]]))
+    for has_prefill, wait in ((True, 1000.0), (False, between), (False, between)):
+        clock.now += wait
+        trees.begin_step()
+        clock.now += 26.0
+        batch: Any = SimpleNamespace(has_prefill=has_prefill, num_reqs=16, num_tokens=16)
+        trees.end_verification(batch, torch.tensor([16]))
+        clock.now += 16.0
+        trees.end_drafting(16)
+    assert trees.costs.between(16) == pytest.approx(between)
+    assert trees.begins_round(True) == is_drawn
