@@ -16,6 +16,7 @@ from redrafter_vllm.integration.attention.impl import TreeForward
 from redrafter_vllm.integration.attention.limits import TreeLimits
 from redrafter_vllm.integration.attention.metadata import TreeAttentionMetadata, TreeMetadataBuilder
 from redrafter_vllm.ops.packed_attention import packed_attention, packed_entries
+from redrafter_vllm.ops.packed_store import packed_store
 
 
 class CpuTreeBackend(TreeLimits, CPUAttentionBackend):
@@ -57,6 +58,11 @@ class CpuTreeImpl(TreeForward, CPUAttentionBackendImpl):
         if self._kv_cache is not kv_cache:  # views of each layer in each step would take 1 % of it
             self._kv_cache, self._entries = kv_cache, packed_entries(kv_cache)
         return self._entries
+
+    def do_kv_cache_update(
+        self, layer: AttentionLayer, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
+    ) -> None:
+        packed_store(key, value, kv_cache, slot_mapping)
 
     def attend_trees(
         self, layer: AttentionLayer, query: Tensor, kv_cache: Tensor, metadata: TreeAttentionMetadata, output: Tensor

@@ -86,7 +86,7 @@ NAMES = (
         attributes="seq_lens max_seq_len scheduler_metadata max_num_splits",
     ),
     VllmName(f"{_BACKENDS}.cpu_attn:CPUAttentionBackend", Use.USED),
-    VllmName(f"{_BACKENDS}.cpu_attn:CPUAttentionBackendImpl", Use.USED),
+    VllmName(f"{_BACKENDS}.cpu_attn:CPUAttentionBackendImpl", Use.USED, attributes="do_kv_cache_update"),
     VllmName(
         f"{_BACKENDS}.cpu_attn:CPUAttentionMetadataBuilder",
         Use.USED,
