@@ -17,11 +17,15 @@ class MeasuredCosts:
     verification: Sequence[tuple[int, float]]  # (rows, the target's step over them), rows ascending
     per_request: float  # further time of the target's step for each request
     drafting: Sequence[tuple[int, float]]  # (requests, a round for them), requests ascending
+    first_beam_step: Sequence[tuple[int, float]] = ()  # the same for rounds of one beam step; none if all are whole
+    beam_length: int = 1  # beam steps of a whole round
 
     def __str__(self) -> str:
         rows = ", ".join(f"{rows}: {1e3 * seconds:.1f}" for rows, seconds in self.verification)
         rounds = ", ".join(f"{requests}: {1e3 * seconds:.1f}" for requests, seconds in self.drafting)
-        return f"target, ms by rows: {rows}; drafting, ms by requests: {rounds}"
+        first = ", ".join(f"{1e3 * seconds:.1f}" for _, seconds in self.first_beam_step)
+        of_one = f" (of one beam step: {first})" if first else ""
+        return f"target, ms by rows: {rows}; drafting, ms by requests: {rounds}{of_one}"
 
 
 class StepCosts:
@@ -34,6 +38,10 @@ class StepCosts:
     def __init__(self, measured: MeasuredCosts, max_rows: int, max_requests: int) -> None:
         self._rows = _by_size(measured.verification, max_rows)
         self._rounds = _by_size(measured.drafting, max_requests)
+        first = _by_size(measured.first_beam_step or measured.drafting, max_requests)
+        self.beam_length = measured.beam_length
+        # Of a round's time, what each beam step beyond the first takes.
+        self._further = np.clip(1 - first / self._rounds, 0, 1) / max(self.beam_length - 1, 1)
         self._per_request = measured.per_request
         self._row_factors = _Factors(max_rows)
         self._round_factors = _Factors(max_requests)
@@ -52,10 +60,10 @@ class StepCosts:
         rows = np.clip(np.arange(first, last + 1), 1, len(self._rows) - 1)
         return _rising((self._rows[rows] + self._per_request * num_requests) * self._row_factors.of(rows))
 
-    def drafting(self, num_requests: int) -> float:
-        """Seconds of a drafting round."""
+    def drafting(self, num_requests: int, beam_steps: int | None = None) -> float:
+        """Seconds of a drafting round, whole unless its beam steps are given."""
         size = min(max(num_requests, 1), len(self._rounds) - 1)
-        return float(self._rounds[size] * self._round_factors.of(np.array([size]))[0])
+        return float(self._expected_round(size, beam_steps) * self._round_factors.of(np.array([size]))[0])
 
     def between(self, num_requests: int) -> float:
         """Seconds from the end of a step to the target's next one; 0 as long as none has been seen."""
@@ -71,10 +79,10 @@ class StepCosts:
         size = min(max(rows, 1), len(self._rows) - 1)
         self._row_factors.observe(size, seconds / (self._rows[size] + self._per_request * num_requests))
 
-    def observe_drafting(self, num_requests: int, seconds: float) -> None:
-        """A drafting round has taken this long."""
+    def observe_drafting(self, num_requests: int, seconds: float, beam_steps: int | None = None) -> None:
+        """A drafting round has taken this long, whole unless its beam steps are given."""
         size = min(max(num_requests, 1), len(self._rounds) - 1)
-        self._round_factors.observe(size, seconds / self._rounds[size])
+        self._round_factors.observe(size, seconds / self._expected_round(size, beam_steps))
 
     def observe_between(self, num_requests: int, seconds: float) -> None:
         """So long after the end of a step the target's next one has begun, for requests of the same batch."""
@@ -84,6 +92,10 @@ class StepCosts:
         self._between[place] = (
             seconds if np.isnan(known) else known + LEARNING_RATE * (min(seconds, MAX_SURPRISE * known) - known)
         )
+
+    def _expected_round(self, size: int, beam_steps: int | None) -> float:
+        left_out = 0 if beam_steps is None else self.beam_length - beam_steps
+        return float(self._rounds[size] * (1 - self._further[size] * left_out))
 
 
 class _Factors:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What drafting is expected to bring with a given number of requests, by the trees drawn lately."""
 
+from typing import NamedTuple
+
 import numpy as np
 
-from redrafter_vllm.adaptive.budget import choose_budget
 from redrafter_vllm.adaptive.costs import StepCosts
 from redrafter_vllm.adaptive.pause import TRIAL
 
@@ -11,30 +12,51 @@ KEPT = 64  # trees that are remembered
 SAMPLED = 32  # requests, at least, for which an expectation is computed
 VALID = 32  # steps before it is computed again
 LONGEST_SKIP = 512  # steps without a round; then some are drawn for trial, as texts change
+WHOLE_ROUND = 16  # one round out of so many has all beam steps, as only its trees tell what these would bring
+
+
+class Expectation(NamedTuple):
+    """What the rounds of the best number of beam steps bring."""
+
+    gain: float  # tokens per second with drafts over those without
+    beam_steps: int
 
 
 class Outlook:
     """Remembers the estimated survival of recent trees, and what a batch of such trees would have brought.
 
     So a loss at one load says nothing about another, and a load at which drafting cannot pay is seen without a trial.
+    Among many requests the time of a round counts for more than the depth of its trees, so that shorter rounds may gain
+    where whole ones lose.
     """
 
     def __init__(self, costs: StepCosts, max_nodes: int) -> None:
         self._costs = costs
-        self._trees = np.zeros((KEPT, max_nodes))
+        self._survival = np.zeros((KEPT, max_nodes))
+        self._depths = np.zeros((KEPT, max_nodes), dtype=np.int64)
         self._num_trees = 0  # ever remembered
-        self._gains: dict[int, tuple[float, int]] = {}  # by requests: the gain, and the steps left before it is too old
+        # By requests: what is expected, and the steps left before it is too old.
+        self._expected: dict[int, tuple[Expectation, int]] = {}
         self._skipped = self._to_try = 0  # rounds
+        self._is_trial = False  # the round that may begin now
+        self._drawn = 0  # rounds, some of them short
 
-    def remember(self, survival: np.ndarray) -> None:
-        """Trees of a step: [B, N] probability that each node is accepted, falling along each row, 0 beyond the last."""
-        for tree in survival:
-            self._trees[self._num_trees % KEPT] = tree
+    def remember(self, survival: np.ndarray, depths: np.ndarray) -> None:
+        """Trees of a step, drawn by a whole round.
+
+        Args:
+            survival: [B, N] probability that each node is accepted, falling along each row, 0 beyond the last.
+            depths: [B, N] 1 under the root.
+        """
+        for row in range(len(survival)):
+            place = self._num_trees % KEPT
+            self._survival[place], self._depths[place] = survival[row], depths[row]
             self._num_trees += 1
 
     def skips(self, num_requests: int) -> bool:
         """Whether no round is drawn after a step of so many requests, as a loss is expected."""
-        if self._to_try > 0:
+        self._is_trial = self._to_try > 0
+        if self._is_trial:
             self._to_try -= 1
             return False
         if self.gain(num_requests) >= 1:
@@ -44,25 +66,56 @@ class Outlook:
             self._skipped, self._to_try = 0, TRIAL
         return True
 
+    def draws(self, num_requests: int) -> int:
+        """The beam steps of the round that is drawn now after a step of so many requests."""
+        self._drawn += 1
+        is_whole = self._is_trial or self._drawn % WHOLE_ROUND == 0
+        return self._costs.beam_length if is_whole else self.beam_steps(num_requests)
+
     def gain(self, num_requests: int) -> float:
         """Tokens per second with drafts over those without, in a step of so many requests; 1 where none is known."""
-        gain, steps_left = self._gains.get(num_requests, (0.0, 0))
-        if steps_left == 0:
-            gain, steps_left = self._expected(num_requests), VALID
-        self._gains[num_requests] = gain, steps_left - 1
-        return gain
+        expectation, steps_left = self._expected.get(num_requests, (None, 0))
+        if expectation is None or steps_left == 0:
+            expectation, steps_left = self._expect(num_requests), VALID
+        self._expected[num_requests] = expectation, steps_left - 1
+        return expectation.gain
 
-    def _expected(self, num_requests: int) -> float:
-        known = self._trees[: min(self._num_trees, KEPT)]
-        if len(known) == 0:
-            return 1.0
-        most = num_requests * (1 + known.shape[1])
-        seconds = self._costs.step(num_requests, most, num_requests)
-        with_drafts = seconds + self._costs.drafting(num_requests)
-        tokens = duration = 0.0
-        for first in range(0, max(SAMPLED, num_requests), num_requests):
-            # Batches of successive trees, from the beginning again where there are not enough.
-            batch = known[np.arange(first, first + num_requests) % len(known)]
-            budget = choose_budget(batch, num_requests, with_drafts)
-            tokens, duration = tokens + budget.tokens, duration + budget.seconds
-        return tokens / duration * seconds[0] / num_requests
+    def beam_steps(self, num_requests: int) -> int:
+        """The number of beam steps that was best for so many requests when `gain` was last computed."""
+        known = self._expected.get(num_requests)
+        return self._costs.beam_length if known is None else known[0].beam_steps
+
+    def _expect(self, num_requests: int) -> Expectation:
+        length = self._costs.beam_length
+        if self._num_trees == 0:
+            return Expectation(1.0, length)
+        num_known = min(self._num_trees, KEPT)
+        # Batches of successive trees, from the beginning again where there are not enough.
+        batches = np.arange(-(-SAMPLED // num_requests) * num_requests).reshape(-1, num_requests) % num_known
+        survival, depths = (x[batches].reshape(len(batches), -1) for x in (self._survival, self._depths))
+        seconds = self._costs.step(num_requests, num_requests + survival.shape[1], num_requests)
+        plain = num_requests / seconds[0]
+        speeds = [
+            _speed(
+                np.where(depths <= steps, survival, 0.0),
+                num_requests,
+                seconds + self._costs.drafting(num_requests, steps),
+            )
+            for steps in range(1, length + 1)
+        ]
+        best = int(np.argmax(speeds))
+        return Expectation(speeds[best] / plain, best + 1)
+
+
+def _speed(survival: np.ndarray, num_requests: int, seconds: np.ndarray) -> float:
+    """Tokens per second of batches, each with the nodes that pay.
+
+    Args:
+        survival: [batches, M] of all nodes of each batch.
+        num_requests: Of a batch; each emits one token without drafts.
+        seconds: [1 + M] of a step with 0 to M nodes.
+    """
+    ranked = -np.sort(-survival, axis=1)
+    tokens = num_requests + np.pad(ranked.cumsum(1), ((0, 0), (1, 0)))
+    best = np.argmax(tokens / seconds, axis=1)
+    return float(np.take_along_axis(tokens, best[:, None], 1).sum() / seconds[best].sum())

@@ -78,8 +78,9 @@ def beam_search(
         parents=share_BS.new_empty(shape, dtype=torch.int64),
         tokens=share_BS.new_empty(shape, dtype=torch.int64),
     )
-    last_BW = root_tokens.long().unsqueeze(1).expand(-1, beam_width)
-    state_BWH = drafter.initial_state(context_BH).unsqueeze(1).expand(-1, beam_width, -1)
+    # At first all beams are the root, for which one state is enough; from then on there are W.
+    last_BW = root_tokens.long().unsqueeze(1)
+    state_BWH = drafter.initial_state(context_BH).unsqueeze(1)
     score_BW = None
     for step in range(beam_length):
         if isinstance(embedding, Tensor):
@@ -90,7 +91,7 @@ def beam_search(
             logits_BWV = drafter.logits(share_BS, state_BWH)
         else:
             logits_BWV = drafter(context_BH, state_BWH)
-        chosen = drafter.beam_step(logits_BWV, score_BW, logits_top_k)
+        chosen = drafter.beam_step(logits_BWV.expand(-1, beam_width, -1), score_BW, logits_top_k)
         score_BW, last_BW = chosen.scores, chosen.tokens
         state_BWH = grow_beams(history, chosen, state_BWH, step)
     return Beams(history.tokens, history.parents, history.scores)

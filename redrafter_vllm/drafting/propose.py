@@ -19,6 +19,7 @@ def propose_trees(
     beam_limit: Tensor,  # [B] int64
     config: DraftingConfig,
     rank: Callable[[Beams], Tensor] | None = None,
+    beam_steps: int | None = None,
 ) -> DraftTree:
     """Beam-search from the roots and pack the beams.
 
@@ -34,6 +35,7 @@ def propose_trees(
             of earlier tokens.
         config: Beam width and length, node slots, renormalisation.
         rank: Log-probabilities [B, T, W] that rank the beams instead of the drafter's; see `DraftTree.from_beams`.
+        beam_steps: Drafts fewer tokens on each beam than the config says.
     """
     beams = beam_search(
         drafter,
@@ -41,7 +43,7 @@ def propose_trees(
         context,
         root_tokens,
         beam_width=config.beam_width,
-        beam_length=config.beam_length,
+        beam_length=beam_steps or config.beam_length,
         logits_top_k=config.logits_top_k,
     )
     return DraftTree.from_beams(beams, config.num_speculative_tokens, beam_limit, None if rank is None else rank(beams))

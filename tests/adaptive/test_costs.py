@@ -73,3 +73,15 @@ def test_the_time_between_steps_is_part_of_each() -> None:
     assert [costs.between(n) for n in (1, 2, 4, 8, 100)] == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.008])
     costs.observe_between(1, 100.0)  # the process was stopped
     assert costs.between(1) == pytest.approx(0.0021)
+
+
+def test_rounds_of_fewer_beam_steps() -> None:
+    """A whole round for one request takes 2 ms, 1.2 of them without the further steps, of which there are 4."""
+    drafting, first = [(1, 0.002), (4, 0.005)], [(1, 0.0012), (4, 0.005)]
+    costs = StepCosts(MeasuredCosts(MEASURED.verification, 0.0, drafting, first, beam_length=5), 8, 4)
+    assert [costs.drafting(1, steps) for steps in (1, 2, 5)] == pytest.approx([0.0012, 0.0014, 0.002])
+    assert costs.drafting(1) == costs.drafting(1, 5)
+    assert costs.drafting(4, 1) == pytest.approx(0.005)
+    for _ in range(200):
+        costs.observe_drafting(1, 0.0024, 1)
+    assert [costs.drafting(1, steps) for steps in (1, 5)] == pytest.approx([0.0024, 0.004], rel=1e-3)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from redrafter_vllm.adaptive.costs import MeasuredCosts, StepCosts
-from redrafter_vllm.adaptive.outlook import KEPT, LONGEST_SKIP, VALID, Outlook
+from redrafter_vllm.adaptive.outlook import KEPT, LONGEST_SKIP, VALID, WHOLE_ROUND, Outlook
 from redrafter_vllm.adaptive.pause import TRIAL
 
 
@@ -13,6 +13,11 @@ def costs_of(row: float, drafting: float = 1.0) -> StepCosts:
     return StepCosts(measured, 400, 16)
 
 
+def remember(outlook: Outlook, *trees: list[float], depths: list[int] | None = None) -> None:
+    """Trees by their nodes' survival; all nodes are under the root unless depths are given."""
+    outlook.remember(np.array(trees), np.broadcast_to(depths or 1, (len(trees), len(trees[0]))))
+
+
 def test_nothing_is_expected_before_a_tree_is_known() -> None:
     assert Outlook(costs_of(1.0), 3).gain(4) == 1.0
 
@@ -20,20 +25,20 @@ def test_nothing_is_expected_before_a_tree_is_known() -> None:
 def test_one_request() -> None:
     """Both nodes pay: 1 + 0.9 + 0.5 tokens in 10 + 2 · 1 + 1 s, where one token takes 10 s without drafts."""
     outlook = Outlook(costs_of(1.0), 2)
-    outlook.remember(np.array([[0.9, 0.5]]))
+    remember(outlook, [0.9, 0.5])
     assert outlook.gain(1) == pytest.approx(2.4 / 13 * 10)
 
 
 def test_a_node_that_does_not_pay_is_left_out() -> None:
     outlook = Outlook(costs_of(4.0), 2)
-    outlook.remember(np.array([[0.9, 0.1]]))
+    remember(outlook, [0.9, 0.1])
     assert outlook.gain(1) == pytest.approx(1.9 / 15 * 10)
 
 
 def test_many_requests_make_the_same_trees_lose() -> None:
     """16 rows take 25 s; with the node of each, 16 · 1.9 tokens in 41 s and a round of 16 s, no node pays."""
     outlook = Outlook(costs_of(1.0), 1)
-    outlook.remember(np.array([[0.9]]))
+    remember(outlook, [0.9])
     assert outlook.gain(1) > 1.5
     assert outlook.gain(16) == pytest.approx(16 * 1.9 / 57 * 25 / 16)
     assert outlook.gain(16) < 1
@@ -42,15 +47,15 @@ def test_many_requests_make_the_same_trees_lose() -> None:
 def test_sure_and_unsure_trees_are_told_apart() -> None:
     """Half of the trees are sure: their node is verified, the others' is not; one of 0.5 would not pay."""
     outlook = Outlook(costs_of(6.0, drafting=0.1), 1)
-    outlook.remember(np.array([[1.0], [0.0]]))
+    remember(outlook, [1.0], [0.0])
     assert outlook.gain(1) == pytest.approx((2 + 1) / (16.1 + 10.1) * 10)
 
 
 def test_old_trees_are_forgotten() -> None:
     outlook = Outlook(costs_of(1.0), 1)
-    outlook.remember(np.full((KEPT, 1), 0.9))
+    remember(outlook, *[[0.9]] * KEPT)
     assert outlook.gain(1) > 1.5
-    outlook.remember(np.full((KEPT, 1), 0.01))
+    remember(outlook, *[[0.01]] * KEPT)
     for _ in range(VALID):
         outlook.gain(1)
     assert outlook.gain(1) < 1
@@ -58,7 +63,55 @@ def test_old_trees_are_forgotten() -> None:
 
 def test_a_load_at_which_drafting_loses_is_tried_again_after_long() -> None:
     outlook = Outlook(costs_of(1.0), 1)
-    outlook.remember(np.array([[0.9]]))
+    remember(outlook, [0.9])
     assert not any(outlook.skips(1) for _ in range(2 * LONGEST_SKIP))
     skipped = [outlook.skips(16) for _ in range(2 * (LONGEST_SKIP + TRIAL))]
     assert skipped == [*[True] * LONGEST_SKIP, *[False] * TRIAL] * 2
+
+
+def short_rounds(first: float, whole: float) -> Outlook:
+    """Steps take 10 s and 1 s for each further row, rounds of 1 and of 3 beam steps `first` and `whole` s a request."""
+    measured = MeasuredCosts(
+        [(1, 10.0), (101, 110.0)],
+        0.0,
+        [(1, whole), (16, 16 * whole)],
+        first_beam_step=[(1, first), (16, 16 * first)],
+        beam_length=3,
+    )
+    return Outlook(StepCosts(measured, 400, 16), 3)
+
+
+def test_many_requests_get_shorter_rounds() -> None:
+    """A chain of survival 0.9, 0.8, 0.7. Beam steps take 0.5 s a request each.
+
+    One request: 3.4 tokens in 10 + 3 + 1.5 s are most; 1.9 in 11.5 s and 2.7 in 13 s are less.
+    16 requests, 25 s without drafts: with one beam step 16 · 1.9 tokens in 25 + 16 + 8 s, with two 16 · 2.7 in
+    25 + 32 + 16 s, with three 16 · 3.4 in 25 + 48 + 24 s.
+    """
+    outlook = short_rounds(0.5, 1.5)
+    assert outlook.beam_steps(1) == 3  # before anything is known
+    remember(outlook, [0.9, 0.8, 0.7], depths=[1, 2, 3])
+    assert outlook.gain(1) == pytest.approx(3.4 / 14.5 * 10)
+    assert outlook.gain(16) == pytest.approx(1.9 / 49 * 25)
+    assert (outlook.beam_steps(1), outlook.beam_steps(16)) == (3, 1)
+
+
+def test_siblings_of_the_first_step_are_kept() -> None:
+    """Depths count, not places: the second node is the root's other child."""
+    outlook = short_rounds(0.0, 90.0)
+    remember(outlook, [0.5, 0.4, 0.3], depths=[1, 1, 2])
+    assert outlook.gain(1) == pytest.approx(1.9 / 12 * 10)
+    assert outlook.beam_steps(1) == 1
+
+
+def test_some_rounds_are_whole() -> None:
+    """Those of a trial, too, as nothing else would show that whole ones pay again."""
+    outlook = short_rounds(0.5, 1.5)
+    remember(outlook, [0.9, 0.8, 0.7], depths=[1, 2, 3])
+    assert (outlook.gain(1) > 1) and (outlook.gain(16) < 1)
+    assert [outlook.draws(1) for _ in range(WHOLE_ROUND)] == [3] * WHOLE_ROUND
+    assert [outlook.draws(16) for _ in range(WHOLE_ROUND)] == [1] * (WHOLE_ROUND - 1) + [3]
+    outlook = short_rounds(2.0, 6.0)
+    remember(outlook, [0.9, 0.8, 0.7], depths=[1, 2, 3])
+    assert all(outlook.skips(16) for _ in range(LONGEST_SKIP))
+    assert not outlook.skips(16) and outlook.draws(16) == 3

@@ -58,6 +58,9 @@ def test_kernel_against_reference(
     for step in range(length):
         chosen = BeamStep(torch.randn(batch, width, generator=generator).to(DEVICE), integers(width), integers(2**40))
         state = torch.randn(batch, width, hidden_size, generator=generator).to(DEVICE, dtype)
+        if step == 0:  # all beams continue the root
+            chosen.parents.zero_()
+            state = state[:, :1]
         with monkeypatch.context() as patches:
             poison_empty(patches)
             mine = kernel.grow_beams(found, chosen, state, step)

@@ -163,8 +163,9 @@ def test_only_candidates_and_embeddings_are_exchanged() -> None:
         search_on(group, drafter, *inputs(batch))
         return group.sent_bytes
 
-    step = [batch * WIDTH * HIDDEN * 4, batch * WIDTH * (2 * WIDTH + 1) * 4]
-    assert on_ranks(2, sent) == [step * LENGTH] * 2
+    first, later = batch * HIDDEN * 4, batch * WIDTH * HIDDEN * 4  # the root's embedding, and those of the beams
+    candidates = batch * WIDTH * (2 * WIDTH + 1) * 4
+    assert on_ranks(2, sent) == [[first, candidates, *[later, candidates] * (LENGTH - 1)]] * 2
 
 
 def test_embeddings_of_other_ranks_rows() -> None:

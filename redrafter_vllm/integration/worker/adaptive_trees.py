@@ -75,8 +75,9 @@ class AdaptiveTrees:
         self._verified = self._ended = time.perf_counter()
         self._between = 0.0  # seconds from there to the step that runs now
         self._until_trial = TRIAL_INTERVAL  # steps
-        # Of the round before the step: whether trees were drawn, or were wanted and did not pay.
+        # Of the round before the step: whether trees were drawn, or were wanted and did not pay; and its beam steps.
         self._is_drawn = self._is_paused = False
+        self.beam_steps = self.costs.beam_length
         self.records = StepRecords()
 
     def add_request(self, req_idx: int) -> None:
@@ -101,9 +102,11 @@ class AdaptiveTrees:
         num_nodes = np.minimum(speculator.rows.num_nodes[index].numpy(), num_drafts)
         survival = speculator.survival.log_survival[index].exp().numpy()
         survival = np.where(np.arange(survival.shape[1]) < num_nodes[:, None], survival, 0.0)
-        self.outlook.remember(survival[num_nodes > 0])
+        if self.beam_steps == self.costs.beam_length:
+            self.outlook.remember(survival[num_nodes > 0], speculator.rows.depths[index].numpy()[num_nodes > 0])
         most = num_others + int(num_nodes.sum())
-        seconds = self.costs.step(num_others, most, num_reqs) + self.costs.drafting(num_reqs)
+        next_round = self.costs.drafting(num_reqs, self.outlook.beam_steps(num_reqs))
+        seconds = self.costs.step(num_others, most, num_reqs) + next_round
         self._until_trial -= 1
         if self._until_trial <= 0 and num_others == num_reqs:
             self._until_trial = TRIAL_INTERVAL
@@ -157,7 +160,7 @@ class AdaptiveTrees:
         plain, taken = seconds[0], seconds[-1]  # the same where the step had no drafts
         tokens = float(num_sampled.sum())
         if self._is_drawn:
-            taken += self.costs.drafting(num_reqs)
+            taken += self.costs.drafting(num_reqs, self.beam_steps)
             self._pause.judge(tokens, taken, num_reqs, plain)
         self.records.add(
             Record(
@@ -179,6 +182,8 @@ class AdaptiveTrees:
         """Whether a round is drawn after this step; it is not where no request of the batch wants one."""
         self._is_paused = is_wanted and self._is_better_without()
         self._is_drawn = is_wanted and not self._is_paused
+        if self._is_drawn:
+            self.beam_steps = self.outlook.draws(self._num_reqs)
         return self._is_drawn
 
     def _is_better_without(self) -> bool:
@@ -194,4 +199,4 @@ class AdaptiveTrees:
     def end_drafting(self, num_reqs: int) -> None:
         """A round has ended."""
         self._ended = time.perf_counter()
-        self.costs.observe_drafting(num_reqs, self._ended - self._verified)
+        self.costs.observe_drafting(num_reqs, self._ended - self._verified, self.beam_steps)

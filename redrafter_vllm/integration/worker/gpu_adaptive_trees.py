@@ -195,5 +195,9 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
             self.pause.skip()
         return self._is_drawn
 
+    @property
+    def beam_steps(self) -> None:
+        """All: a recorded round has them, and the host does not know the trees' survival."""
+
     def end_drafting(self, num_reqs: int) -> None:
         """A round has been queued."""

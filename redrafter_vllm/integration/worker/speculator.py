@@ -49,6 +49,9 @@ class StepObserver(Protocol):
 
     def begins_round(self, is_wanted: bool) -> bool: ...
 
+    @property
+    def beam_steps(self) -> int | None: ...  # of the round that begins; None for all
+
     def end_drafting(self, num_reqs: int) -> None: ...
 
     def take_counts(self) -> AdaptiveCounts: ...
@@ -224,7 +227,7 @@ class RedrafterSpeculator(BaseSpeculator):
         # The requests of a dummy run own no rows.
         self.buffers.fill(size, source, node_budget, 0 if dummy_run else num_reqs, self.rows.padding_row)
         if graph is None:
-            self._run_round(num_reqs)
+            self._run_round(num_reqs, None if dummy_run or self.observer is None else self.observer.beam_steps)
         else:
             assert self.graphs is not None
             self.graphs.run_fullgraph(graph)
@@ -254,21 +257,20 @@ class RedrafterSpeculator(BaseSpeculator):
             self.draws_in_dummy_runs = True
 
     @torch.inference_mode()
-    def run_idle_round(self, size: int) -> None:
+    def run_idle_round(self, size: int, beam_steps: int | None = None) -> None:
         """A round for `size` requests, whose trees nobody reads."""
         self.buffers.idle(self.rows.padding_row)
-        self._run_round(size)
+        self._run_round(size, beam_steps)
 
-    def _run_round(self, size: int) -> None:
+    def _run_round(self, size: int, beam_steps: int | None = None) -> None:
         """Draw and store the trees of the first `size` requests in the buffers; this is what a graph records."""
         assert self.embedding is not None
         inputs = self.buffers.first(size)
         survival, rank = self.survival, None
         if survival is not None:
             rank = partial(survival.rank, rows=inputs.rows)
-        tree = propose_trees(
-            self.drafter, self.embedding, inputs.context, inputs.roots, inputs.beam_limit, self.drafting, rank
-        )
+        given = inputs.context, inputs.roots, inputs.beam_limit, self.drafting
+        tree = propose_trees(self.drafter, self.embedding, *given, rank, beam_steps)
         if survival is not None:
             assert self.draft_token_confidence_probs is not None
             survival.store(inputs.rows, tree, inputs.node_budget, self.draft_token_confidence_probs[:size])

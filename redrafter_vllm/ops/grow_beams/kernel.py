@@ -2,7 +2,6 @@
 # mypy: disable-error-code="no-untyped-def"
 """A step's beams kept in one launch; each program copies a part of one beam's state, the first one all else."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,13 +16,14 @@ _WIDTH = 1024  # of a state, one program
 def grow_beams(
     history: BeamHistory,
     chosen: BeamStep,
-    state: Tensor,  # [B, W, H]
+    state: Tensor,  # [B, W, H], or [B, 1, H] where all parents are 0
     step: int,
 ) -> Tensor:
     """See `reference.grow_beams`. `history` must be contiguous; other tensors are copied if they are not."""
     state = state.contiguous()
-    grown = torch.empty_like(state)
-    batch, width, hidden_size = state.shape
+    batch, width = chosen.tokens.shape
+    num_states, hidden_size = state.shape[1:]
+    grown = state.new_empty(batch, width, hidden_size)
     if batch == 0:
         return grown
     block = min(triton.next_power_of_2(hidden_size), _WIDTH)
@@ -35,6 +35,7 @@ def grow_beams(
         step,
         history.tokens.shape[1],
         width,
+        num_states,
         hidden_size,
         BLOCK_H=block,
         num_warps=4,
@@ -50,11 +51,12 @@ def _grow_kernel(
     scores_ptr,  # [B, W] fp32
     parents_ptr,  # [B, W]
     tokens_ptr,  # [B, W]
-    state_ptr,  # [B, W, H]
+    state_ptr,  # [B, W or 1, H]
     grown_state_ptr,  # [B, W, H]
     step,
     length,
     width,
+    num_states,
     hidden_size,
     BLOCK_H: tl.constexpr,
 ):
@@ -62,7 +64,7 @@ def _grow_kernel(
     parent = tl.load(parents_ptr + beam)
     column_H = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     inside_H = column_H < hidden_size
-    source = (beam // width * width + parent) * hidden_size
+    source = (beam // width * num_states + parent) * hidden_size
     state_H = tl.load(state_ptr + source + column_H, mask=inside_H, other=0.0)
     tl.store(grown_state_ptr + beam * hidden_size + column_H, state_H, mask=inside_H)
     if tl.program_id(1) == 0:
@@ -81,5 +83,5 @@ def _variant(name: str, state: str) -> Variant:
     types = {argument: "*i64" for argument in _grow_kernel.arg_names if argument.endswith("_ptr")}
     types |= {argument: "*fp32" for argument in types if "scores" in argument}
     types |= {"state_ptr": state, "grown_state_ptr": state}
-    types |= dict.fromkeys(("step", "length", "width", "hidden_size"), "i32")
+    types |= dict.fromkeys(("step", "length", "width", "num_states", "hidden_size"), "i32")
     return Variant(name, _grow_kernel, types, {"BLOCK_H": _WIDTH})

@@ -19,13 +19,13 @@ class BeamHistory(NamedTuple):
 def grow_beams(
     history: BeamHistory,
     chosen: BeamStep,
-    state: Tensor,  # [B, W, H]
+    state: Tensor,  # [B, W, H], or [B, 1, H] where all parents are 0
     step: int,
 ) -> Tensor:
     """Writes the beams chosen at `step` (0 is the first) into `history`; returns their parents' states, [B, W, H].
 
-    `state` is that of the beams of the step before.
+    `state` is that of the beams of the step before, of which there is one at the first step.
     """
     for kept_BTW, new_BW in zip(history, chosen, strict=True):
         kept_BTW[:, step] = new_BW
-    return state.gather(1, chosen.parents.unsqueeze(-1).expand_as(state))
+    return state.gather(1, chosen.parents.unsqueeze(-1).expand(-1, -1, state.shape[2]))

@@ -58,7 +58,8 @@ def rank_beams(estimates: Estimates, log_probs: Tensor, parents: Tensor, rows: T
         Two tensors [B, T, W] fp32; a beam never survives its parent.
     """
     log_odds = log_odds_given_parent(log_probs, parents)
-    bias_BT1 = (estimates.intercepts + OFFSET_DECAY * estimates.offsets[rows, None])[..., None]
+    intercepts = estimates.intercepts[: log_probs.shape[1]]  # a round may have fewer steps than there are depths
+    bias_BT1 = (intercepts + OFFSET_DECAY * estimates.offsets[rows, None])[..., None]
     own = logsigmoid(estimates.slope * log_odds + bias_BT1)
     survival = [own[:, 0]]
     for step in range(1, own.shape[1]):

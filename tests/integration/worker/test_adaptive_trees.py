@@ -42,7 +42,7 @@ def test_a_step_with_drafts_and_without(trees: adaptive_trees.AdaptiveTrees, num
 
 def test_a_load_at_which_drafting_loses_draws_no_round(trees: adaptive_trees.AdaptiveTrees) -> None:
     """One request: 1.9 tokens in 13 s, or 1 in 11 s. Of 16: 30.4 in 58 s, or 16 in 26 s."""
-    trees.outlook.remember(np.array([[0.9, 0.0, 0.0]]))
+    trees.outlook.remember(np.array([[0.9, 0.0, 0.0]]), np.array([[1, 2, 3]]))
     for num_reqs, is_drawn in ((1, True), (16, False), (1, True)):
         end_step(trees, num_reqs, is_timed=False)
         assert trees.begins_round(True) == is_drawn
@@ -80,7 +80,7 @@ def test_what_the_engine_does_between_two_steps_counts(
     """
     clock = Clock()
     monkeypatch.setattr(adaptive_trees, "time", clock)
-    trees.outlook.remember(np.array([[0.9, 0.0, 0.0]]))
+    trees.outlook.remember(np.array([[0.9, 0.0, 0.0]]), np.array([[1, 2, 3]]))
     for has_prefill, wait in ((True, 1000.0), (False, between), (False, between)):
         clock.now += wait
         trees.begin_step()
