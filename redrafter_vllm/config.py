@@ -42,8 +42,9 @@ class DraftingConfig:
             W·T could never be filled and are cut to that. Left out (here: 0) it is min(W·T, 16), at least T.
         logits_top_k: Renormalise over the drafter's highest N logits, as Apple's implementation does with 50; None uses
             the full softmax.
-        drafter_quantization: "fp8" or "int8" keeps the drafter's matrices in 8 bits; None in the target's type. The
-            emitted tokens do not depend on it, only the acceptance length does.
+        drafter_quantization: "fp8" or "int8" keeps the drafter's matrices in 8 bits; "none" in the target's type, and
+            None as well, except that adaptive trees on a CPU take "int8" in bfloat16 where that is measured to be
+            faster. The emitted tokens do not depend on it, only the acceptance length does.
         project_embedding: Keep the product of the target's embedding with the drafter's W, a table of the embedding's
             size, so that drafting steps do not read W.
         adaptive: Choose the nodes of each step by how likely they are to be accepted and by how long steps take, at
@@ -68,10 +69,10 @@ class DraftingConfig:
         object.__setattr__(self, "num_speculative_tokens", min(self.num_speculative_tokens, self.max_nodes))
         if self.logits_top_k is not None:
             _check_int("logits_top_k", self.logits_top_k, self.beam_width, 1 << 20)
-        if self.drafter_quantization not in (None, *QUANTIZATIONS):
+        if self.drafter_quantization not in (None, "none", *QUANTIZATIONS):
             raise OptionError(
                 f"drafter_quantization={shown(self.drafter_quantization)} is unknown; it must be null, "
-                f"{' or '.join(map(repr, QUANTIZATIONS))}."
+                f"'none', {' or '.join(map(repr, QUANTIZATIONS))}."
             )
         if not isinstance(self.project_embedding, bool):
             raise OptionError(f"project_embedding must be true or false, not {shown(self.project_embedding)}.")

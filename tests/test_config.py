@@ -43,7 +43,10 @@ def test_names_of_other_projects() -> None:
         ({"num_speculative_tokens": -1}, "num_speculative_tokens=-1"),
         ({"num_speculative_tokens": 0}, "num_speculative_tokens=0"),
         ({"logits_top_k": 3}, "logits_top_k=3"),
-        ({"drafter_quantization": "int4"}, "drafter_quantization='int4' is unknown; it must be null, 'fp8' or 'int8'"),
+        (
+            {"drafter_quantization": "int4"},
+            "drafter_quantization='int4' is unknown; it must be null, 'none', 'fp8' or 'int8'",
+        ),
         ({"project_embedding": "yes"}, "project_embedding must be true or false, not 'yes'"),
         ({"beam_length": 4, "beam_length_with_root": 5}, "both set beam_length"),
         ({"beam_width": 4, "redrafter_num_beams": 4}, "both set beam_width"),

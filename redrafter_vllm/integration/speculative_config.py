@@ -25,7 +25,7 @@ class RedrafterSpeculativeConfig(SpeculativeConfig):
     logits_top_k: int | None = None
     """Renormalise the drafter's logits over this many best."""
     drafter_quantization: str | None = None
-    """Keep the drafter's matrices as "fp8" or "int8"."""
+    """Keep the drafter's matrices as "fp8" or "int8"; "none" as they are."""
     project_embedding: bool = False
     """Keep the embedding's product with the drafter's W."""
     adaptive: bool | None = None

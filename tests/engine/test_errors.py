@@ -35,7 +35,10 @@ def no_weights_load(monkeypatch: pytest.MonkeyPatch) -> None:
         ({**TREE, "model": "/nowhere/at/all"}, "'/nowhere/at/all' is not a directory"),
         ({**TREE, "model": "no-such/drafter"}, "'no-such/drafter' is neither a directory nor available from the hub"),
         ({"model": "redrafter", "quantization": "fp8"}, "Unknown ReDrafter option 'quantization'"),
-        ({**TREE, "drafter_quantization": "int4"}, "drafter_quantization='int4' is unknown; it must be null, 'fp8' or"),
+        (
+            {**TREE, "drafter_quantization": "int4"},
+            "drafter_quantization='int4' is unknown; it must be null, 'none', 'fp8'",
+        ),
         ({**TREE, "project_embedding": 1}, "project_embedding must be true or false, not 1"),
     ],
 )

@@ -16,7 +16,7 @@ def check_quantization(quantization: str | None, dtype: torch.dtype) -> None:
     Raises:
         OptionError: It has none.
     """
-    if quantization is None or (quantization == "int8" and current_platform.is_cpu()):
+    if quantization in (None, "none") or (quantization == "int8" and current_platform.is_cpu()):
         return
     option = f"drafter_quantization={quantization!r}"
     if not current_platform.is_cuda():

@@ -23,6 +23,13 @@ def why_nowhere(config: Any, adaptive: bool | None) -> str | None:
     return None
 
 
+def why_not_on_cpu(config: Any, adaptive: bool | None) -> str | None:
+    """What the trees of this engine cannot adapt with on a CPU; None where they can."""
+    if config.parallel_config.world_size > 1:
+        return "several workers would measure different times, and choose different batches"
+    return why_nowhere(config, adaptive)
+
+
 def log_reason(adaptive: bool | None, reason: str) -> None:
     """Say that trees do not adapt; a warning where the user has asked for it."""
     logger.log(logging.INFO if adaptive is None else logging.WARNING, "ReDrafter: trees do not adapt: %s", reason)

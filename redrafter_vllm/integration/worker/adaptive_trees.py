@@ -22,7 +22,7 @@ from redrafter_vllm.adaptive.outlook import Outlook
 from redrafter_vllm.adaptive.pause import DraftingPause
 from redrafter_vllm.adaptive.record import AdaptiveCounts, Record
 from redrafter_vllm.integration.versions import installed_before
-from redrafter_vllm.integration.worker.adaptive_report import StepRecords, log_reason, why_nowhere
+from redrafter_vllm.integration.worker.adaptive_report import StepRecords, log_reason, why_not_on_cpu
 from redrafter_vllm.integration.worker.cost_measurement import measure_costs
 from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 
@@ -37,18 +37,11 @@ def adapt_trees(runner: Any) -> None:
     adaptive = config.speculative_config.drafting.adaptive
     if adaptive is False:
         return
-    if reason := _why_not(config, adaptive):
+    if reason := why_not_on_cpu(config, adaptive):
         log_reason(adaptive, reason)
         return
     speculator.rank_by_survival()
     speculator.observer = runner.adaptive_verification = AdaptiveTrees(runner, speculator)
-
-
-def _why_not(config: Any, adaptive: bool | None) -> str | None:
-    """What the trees of this engine cannot adapt with; None where they can."""
-    if config.parallel_config.world_size > 1:
-        return "several workers would measure different times, and choose different batches"
-    return why_nowhere(config, adaptive)
 
 
 class AdaptiveTrees:

@@ -60,8 +60,12 @@ class LayerProduct:
 
 
 def linear_maker(quantization: str | None) -> Callable[[Tensor, Tensor | None], Linear]:
-    """A function that makes a drafter's products, on the device of its weights; the default dtype must be theirs."""
-    return _unquantized_linear if quantization is None else partial(_quantized_linear, quantization)
+    """A function that makes a drafter's products, on the device of its weights; the default dtype must be theirs.
+
+    Args:
+        quantization: A value of the option `drafter_quantization`.
+    """
+    return _unquantized_linear if quantization in (None, "none") else partial(_quantized_linear, quantization)
 
 
 def _unquantized_linear(weight: Tensor, bias: Tensor | None) -> Linear:

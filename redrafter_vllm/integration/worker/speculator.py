@@ -36,6 +36,7 @@ from redrafter_vllm.integration.worker.parallel import (
     target_rows,
 )
 from redrafter_vllm.integration.worker.step import DraftStep
+from redrafter_vllm.integration.worker.weight_choice import with_faster_weights
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.ops.draft_round import RoundSource
 
@@ -76,7 +77,7 @@ class RedrafterSpeculator(BaseSpeculator):
         spec = vllm_config.speculative_config
         assert isinstance(spec, RedrafterSpeculativeConfig)
         self.vllm_config, self.device = vllm_config, device
-        self.drafting = spec.drafting
+        self.drafting = with_faster_weights(spec.checkpoint, spec.drafting, vllm_config)
         self.drafter = load_part(spec.checkpoint, self.drafting, vllm_config, device)
         self.embedding: TokenInputs | None = None
         self._target: ref[nn.Module] | None = None
