@@ -17,7 +17,10 @@ from redrafter_vllm.integration.worker.adaptive_trees import AdaptiveTrees
 
 @contextmanager
 def random_budgets(seed: int) -> Iterator[list[int]]:
-    """Any budget for each request, none included, and every round drawn; yields the budgets, summed by step."""
+    """Any budget for each request, none included, and every round drawn, with any number of beam steps.
+
+    Yields the budgets, summed by step.
+    """
     rng, chosen = random.Random(seed), list[int]()
 
     def choose(self: AdaptiveTrees, rows: np.ndarray, num_drafts: np.ndarray, *_: int) -> Budget:
@@ -31,6 +34,7 @@ def random_budgets(seed: int) -> Iterator[list[int]]:
         patch.object(AdaptiveTrees, "_choose", choose),
         patch.object(DraftingPause, "is_paused", False),
         patch.object(Outlook, "skips", lambda *_: False),
+        patch.object(Outlook, "draws", lambda outlook, _: rng.randint(1, outlook._costs.beam_length)),
         # Scripted trees are not those of the beams that were ranked.
         patch.object(SurvivalEstimator, "store", lambda *_: None),
     ):

@@ -89,7 +89,9 @@ def trees_around(
         beam_limit: Any,
         config: Any,
         rank: Any = None,
+        beam_steps: int | None = None,
     ) -> DraftTree:
+        length = beam_steps or config.beam_length
         shape = (len(rows), config.num_speculative_tokens)
         tree = DraftTree(
             tokens=torch.zeros(shape, dtype=torch.long),
@@ -103,11 +105,10 @@ def trees_around(
             known = states.all_token_ids.gpu[row, : states.total_len.gpu[row]].tolist()
             truth = continuation(row, known)
             if beam_limit[index] == 1:
-                length = config.beam_length
                 own = random_chain(rng, truth, length, embedding.shape[0])
                 nodes = own, list(range(-1, length - 1)), list(range(1, length + 1))
             else:
-                nodes = random_tree(rng, truth, shape[1], config.beam_length, embedding.shape[0])
+                nodes = random_tree(rng, truth, shape[1], length, embedding.shape[0])
             count = len(nodes[0])
             tree.tokens[index, :count], tree.parents[index, :count], tree.depths[index, :count] = map(
                 torch.tensor, nodes
