@@ -33,6 +33,7 @@ class StepCosts:
 
     What was measured at the start lacks the length of the context and whatever else the machine does. So for some sizes
     there is a factor, which follows the real steps of about that size; between them and beyond it is interpolated.
+    Steps without drafts have factors of their own, as all that drafting brings is compared with them.
     """
 
     def __init__(self, measured: MeasuredCosts, max_rows: int, max_requests: int) -> None:
@@ -44,6 +45,7 @@ class StepCosts:
         self._further = np.clip(1 - first / self._rounds, 0, 1) / max(self.beam_length - 1, 1)
         self._per_request = measured.per_request
         self._row_factors = _Factors(max_rows)
+        self._plain_factors = _Factors(max_requests)
         self._round_factors = _Factors(max_requests)
         self._between = np.full(max_requests.bit_length() + 1, np.nan)  # by requests, within factors of 2
 
@@ -58,11 +60,18 @@ class StepCosts:
     def verification(self, first: int, last: int, num_requests: int) -> np.ndarray:
         """Seconds of the target's step, with `first` to `last` rows. [last - first + 1]"""
         rows = np.clip(np.arange(first, last + 1), 1, len(self._rows) - 1)
-        return _rising((self._rows[rows] + self._per_request * num_requests) * self._row_factors.of(rows))
+        factors = self._row_factors.of(rows)
+        if self._plain_factors.is_known:
+            plain = self._plain_factors.of(np.array([self._bounded(num_requests)]))
+            if not self._row_factors.is_known:
+                factors = np.broadcast_to(plain, rows.shape)
+            elif first <= num_requests <= last:
+                factors[num_requests - first] = plain[0]
+        return _rising((self._rows[rows] + self._per_request * num_requests) * factors)
 
     def drafting(self, num_requests: int, beam_steps: int | None = None) -> float:
         """Seconds of a drafting round, whole unless its beam steps are given."""
-        size = min(max(num_requests, 1), len(self._rounds) - 1)
+        size = self._bounded(num_requests)
         return float(self._expected_round(size, beam_steps) * self._round_factors.of(np.array([size]))[0])
 
     def between(self, num_requests: int) -> float:
@@ -71,17 +80,25 @@ class StepCosts:
         return float(np.interp(num_requests.bit_length(), seen, self._between[seen])) if len(seen) else 0.0
 
     def unseen(self, first: int, last: int) -> int | None:
-        """The smallest number of rows from `first` to `last` that no step, nor one of about that size, has had."""
+        """The smallest number of rows from `first` to `last` that no step with drafts, of about that size, has had."""
         return self._row_factors.unseen(first, min(last, len(self._rows) - 1))
+
+    def has_seen_plain(self, num_requests: int) -> bool:
+        """Whether there has been a step without drafts for about so many requests."""
+        return self._plain_factors.has_seen(self._bounded(num_requests))
 
     def observe_verification(self, rows: int, num_requests: int, seconds: float) -> None:
         """A step of the target has taken this long."""
         size = min(max(rows, 1), len(self._rows) - 1)
-        self._row_factors.observe(size, seconds / (self._rows[size] + self._per_request * num_requests))
+        factor = seconds / (self._rows[size] + self._per_request * num_requests)
+        if rows == num_requests:
+            self._plain_factors.observe(self._bounded(num_requests), factor)
+        else:
+            self._row_factors.observe(size, factor)
 
     def observe_drafting(self, num_requests: int, seconds: float, beam_steps: int | None = None) -> None:
         """A drafting round has taken this long, whole unless its beam steps are given."""
-        size = min(max(num_requests, 1), len(self._rounds) - 1)
+        size = self._bounded(num_requests)
         self._round_factors.observe(size, seconds / self._expected_round(size, beam_steps))
 
     def observe_between(self, num_requests: int, seconds: float) -> None:
@@ -92,6 +109,9 @@ class StepCosts:
         self._between[place] = (
             seconds if np.isnan(known) else known + LEARNING_RATE * (min(seconds, MAX_SURPRISE * known) - known)
         )
+
+    def _bounded(self, num_requests: int) -> int:
+        return min(max(num_requests, 1), len(self._rounds) - 1)
 
     def _expected_round(self, size: int, beam_steps: int | None) -> float:
         left_out = 0 if beam_steps is None else self.beam_length - beam_steps
@@ -106,8 +126,17 @@ class _Factors:
         self._factors = np.full(len(self._sizes), np.nan)
         self._table = np.ones(max_size + 1)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether any size has been observed."""
+        return bool((~np.isnan(self._factors)).any())
+
     def of(self, sizes: np.ndarray) -> np.ndarray:
         return self._table[sizes]
+
+    def has_seen(self, size: int) -> bool:
+        """Whether there is a factor that `size` shares."""
+        return not np.isnan(self._factors[self._place(size)])
 
     def unseen(self, first: int, last: int) -> int | None:
         """The smallest size from `first` to `last` that has no factor of its own."""
@@ -115,7 +144,7 @@ class _Factors:
         return int(self._sizes[own][0]) if own.any() else None
 
     def observe(self, size: int, factor: float) -> None:
-        place = int(np.abs(self._sizes - size).argmin())
+        place = self._place(size)
         is_first = np.isnan(self._factors[place])
         known = self._table[size] if is_first else self._factors[place]
         factor = min(max(factor, known / MAX_SURPRISE), known * MAX_SURPRISE)
@@ -123,6 +152,9 @@ class _Factors:
         self._factors[place] = factor if is_first else known + LEARNING_RATE * (factor - known)
         seen = ~np.isnan(self._factors)
         self._table = np.interp(np.arange(len(self._table)), self._sizes[seen], self._factors[seen])
+
+    def _place(self, size: int) -> int:
+        return int(np.abs(self._sizes - size).argmin())
 
 
 def _steps_up_to(limit: int) -> np.ndarray:

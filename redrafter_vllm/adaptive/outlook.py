@@ -12,6 +12,7 @@ KEPT = 64  # trees that are remembered
 SAMPLED = 32  # requests, at least, for which an expectation is computed
 VALID = 32  # steps before it is computed again
 LONGEST_SKIP = 512  # steps without a round; then some are drawn for trial, as texts change
+WORTHWHILE = 1.03  # the gain from which on rounds are drawn, as it is an estimate
 WHOLE_ROUND = 16  # one round out of so many has all beam steps, as only its trees tell what these would bring
 
 
@@ -59,7 +60,7 @@ class Outlook:
         if self._is_trial:
             self._to_try -= 1
             return False
-        if self.gain(num_requests) >= 1:
+        if self.gain(num_requests) >= WORTHWHILE:
             return False
         self._skipped += 1
         if self._skipped == LONGEST_SKIP:
@@ -73,7 +74,7 @@ class Outlook:
         return self._costs.beam_length if is_whole else self.beam_steps(num_requests)
 
     def gain(self, num_requests: int) -> float:
-        """Tokens per second with drafts over those without, in a step of so many requests; 1 where none is known."""
+        """Tokens per second with drafts over those without, in a step of so many requests; WORTHWHILE if unknown."""
         expectation, steps_left = self._expected.get(num_requests, (None, 0))
         if expectation is None or steps_left == 0:
             expectation, steps_left = self._expect(num_requests), VALID
@@ -88,7 +89,7 @@ class Outlook:
     def _expect(self, num_requests: int) -> Expectation:
         length = self._costs.beam_length
         if self._num_trees == 0:
-            return Expectation(1.0, length)
+            return Expectation(WORTHWHILE, length)
         num_known = min(self._num_trees, KEPT)
         # Batches of successive trees, from the beginning again where there are not enough.
         batches = np.arange(-(-SAMPLED // num_requests) * num_requests).reshape(-1, num_requests) % num_known

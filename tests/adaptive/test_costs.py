@@ -28,10 +28,10 @@ def test_steps_of_a_size_correct_it_and_its_neighbours() -> None:
     costs = StepCosts(MEASURED, max_rows=20, max_requests=8)
     before = costs.verification(1, 20, 1)
     for _ in range(200):
-        costs.observe_verification(1, 1, before[0] * 1.2)
+        costs.observe_verification(2, 1, before[1] * 1.2)
         costs.observe_verification(20, 1, before[19] * 1.6)
     factors = costs.verification(1, 20, 1) / before
-    assert factors[0] == pytest.approx(1.2)
+    assert factors[1] == pytest.approx(1.2)
     assert factors[19] == pytest.approx(1.6)
     assert 1.2 < factors[4] < factors[8] < 1.6
     for _ in range(200):
@@ -85,3 +85,16 @@ def test_rounds_of_fewer_beam_steps() -> None:
     for _ in range(200):
         costs.observe_drafting(1, 0.0024, 1)
     assert [costs.drafting(1, steps) for steps in (1, 5)] == pytest.approx([0.0024, 0.004], rel=1e-3)
+
+
+def test_steps_without_drafts_have_factors_of_their_own() -> None:
+    """They say nothing of steps with drafts, unless there is nothing else."""
+    costs = StepCosts(MEASURED, max_rows=20, max_requests=8)
+    before = costs.verification(4, 8, 4)
+    assert not costs.has_seen_plain(4)
+    costs.observe_verification(4, 4, before[0] * 1.5)
+    assert costs.has_seen_plain(4) and not costs.has_seen_plain(8)
+    assert (costs.verification(4, 8, 4) / before).tolist() == pytest.approx([1.5] * 5)
+    costs.observe_verification(6, 4, before[2] * 2)
+    assert (costs.verification(4, 8, 4) / before).tolist() == pytest.approx([1.5] + [2] * 4)
+    assert costs.unseen(5, 8) == 5

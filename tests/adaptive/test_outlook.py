@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from redrafter_vllm.adaptive.costs import MeasuredCosts, StepCosts
-from redrafter_vllm.adaptive.outlook import KEPT, LONGEST_SKIP, VALID, WHOLE_ROUND, Outlook
+from redrafter_vllm.adaptive.outlook import KEPT, LONGEST_SKIP, VALID, WHOLE_ROUND, WORTHWHILE, Outlook
 from redrafter_vllm.adaptive.pause import TRIAL
 
 
@@ -19,7 +19,8 @@ def remember(outlook: Outlook, *trees: list[float], depths: list[int] | None = N
 
 
 def test_nothing_is_expected_before_a_tree_is_known() -> None:
-    assert Outlook(costs_of(1.0), 3).gain(4) == 1.0
+    outlook = Outlook(costs_of(1.0), 3)
+    assert outlook.gain(4) == WORTHWHILE and not outlook.skips(4)
 
 
 def test_one_request() -> None:
@@ -115,3 +116,12 @@ def test_some_rounds_are_whole() -> None:
     remember(outlook, [0.9, 0.8, 0.7], depths=[1, 2, 3])
     assert all(outlook.skips(16) for _ in range(LONGEST_SKIP))
     assert not outlook.skips(16) and outlook.draws(16) == 3
+
+
+@pytest.mark.parametrize(("survival", "is_drawn"), [(0.32, False), (0.36, True)])
+def test_a_gain_must_be_worth_its_uncertainty(survival: float, is_drawn: bool) -> None:
+    """1.32 or 1.36 tokens in 13 s, of which one without drafts takes 10 s: gains of 1.015 and 1.046."""
+    outlook = Outlook(costs_of(2.0), 1)
+    remember(outlook, [survival])
+    assert outlook.gain(1) == pytest.approx((1 + survival) / 13 * 10)
+    assert outlook.skips(1) != is_drawn

@@ -29,6 +29,7 @@ from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
 
 TRIAL_INTERVAL = 4  # steps between two of sizes that have not been seen; each is tried once
+PLAIN_INTERVAL = 64  # steps between two without drafts, with which all others are compared
 
 
 def adapt_trees(runner: Any) -> None:
@@ -67,7 +68,7 @@ class AdaptiveTrees:
         # When the target's last step ended, where its round began; and when all of the last step did.
         self._verified = self._ended = time.perf_counter()
         self._between = 0.0  # seconds from there to the step that runs now
-        self._until_trial = TRIAL_INTERVAL  # steps
+        self._until_trial, self._until_plain = TRIAL_INTERVAL, PLAIN_INTERVAL  # steps
         # Of the round before the step: whether trees were drawn, or were wanted and did not pay; and its beam steps.
         self._is_drawn = self._is_paused = False
         self.beam_steps = self.costs.beam_length
@@ -100,12 +101,21 @@ class AdaptiveTrees:
         most = num_others + int(num_nodes.sum())
         next_round = self.costs.drafting(num_reqs, self.outlook.beam_steps(num_reqs))
         seconds = self.costs.step(num_others, most, num_reqs) + next_round
-        self._until_trial -= 1
-        if self._until_trial <= 0 and num_others == num_reqs:
-            self._until_trial = TRIAL_INTERVAL
-            if (rows_to_try := self.costs.unseen(num_others, most)) is not None:
-                return given_budget(survival, num_emitting, seconds, rows_to_try - num_others)
+        if num_others == num_reqs and (to_try := self._to_try(num_reqs, most)) is not None:
+            return given_budget(survival, num_emitting, seconds, to_try)
         return choose_budget(survival, num_emitting, seconds)
+
+    def _to_try(self, num_reqs: int, most: int) -> int | None:
+        """Nodes of a step that is to show how long such a one takes; None where it may have any, up to `most` rows."""
+        self._until_trial, self._until_plain = self._until_trial - 1, self._until_plain - 1
+        if self._until_plain <= 0 or not self.costs.has_seen_plain(num_reqs):
+            self._until_plain = PLAIN_INTERVAL
+            return 0
+        if self._until_trial <= 0:
+            self._until_trial = TRIAL_INTERVAL
+            rows = self.costs.unseen(num_reqs + 1, most)
+            return None if rows is None else rows - num_reqs
+        return None
 
     def compact_batch(
         self, num_draft_tokens_per_req: np.ndarray, num_scheduled_tokens: np.ndarray, cu_num_logits_np: np.ndarray

@@ -70,11 +70,13 @@ class Clock:
         return self.now
 
 
-@pytest.mark.parametrize(("between", "is_drawn"), [(9.0, False), (10.0, True)])
+@pytest.mark.parametrize(("between", "is_drawn"), [(11.5, False), (12.5, True)])
 def test_what_the_engine_does_between_two_steps_counts(
     trees: adaptive_trees.AdaptiveTrees, monkeypatch: pytest.MonkeyPatch, between: float, is_drawn: bool
 ) -> None:
     """Of 16 requests: 30.4 tokens in 58 s or 16 in 26 s, and in either case the time to the next step.
+
+    The gain is 1.025 with 11.5 s of it, and 1.037 with 12.5 s.
 
     The wait before a prompt does not count, as there was nothing to do, nor does the round.
     """
@@ -91,3 +93,16 @@ def test_what_the_engine_does_between_two_steps_counts(
         trees.end_drafting(16)
     assert trees.costs.between(16) == pytest.approx(between)
     assert trees.begins_round(True) == is_drawn
+
+
+def test_steps_without_drafts_are_tried_at_every_load_and_now_and_then(trees: adaptive_trees.AdaptiveTrees) -> None:
+    assert trees._to_try(1, 4) == 0
+    trees.costs.observe_verification(1, 1, 11.0)
+    trees.costs.observe_verification(3, 1, 13.0)
+    tried = [trees._to_try(1, 4) for _ in range(4)]
+    assert tried == [None, None, 1, None]  # nodes of the first size with drafts that was not seen
+    for rows in (2, 4):
+        trees.costs.observe_verification(rows, 1, 10.0 + rows)
+    tried = [trees._to_try(1, 4) for _ in range(2 * adaptive_trees.PLAIN_INTERVAL)]
+    assert [step for step, nodes in enumerate(tried) if nodes == 0] == [59, 59 + adaptive_trees.PLAIN_INTERVAL]
+    assert trees._to_try(16, 64) == 0  # another load
