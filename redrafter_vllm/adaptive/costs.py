@@ -47,15 +47,8 @@ class StepCosts:
         self._row_factors = _Factors(max_rows)
         self._plain_factors = _Factors(max_requests)
         self._round_factors = _Factors(max_requests)
-        self._between = np.full(max_requests.bit_length() + 1, np.nan)  # by requests, within factors of 2
-
-    def step(self, first: int, last: int, num_requests: int) -> np.ndarray:
-        """Seconds of a step without a round, with `first` to `last` rows. [last - first + 1]
-
-        Those of the target's step, and those in which the engine turns from one step to the next: more tokens per step
-        save these, too.
-        """
-        return self.verification(first, last, num_requests) + self.between(num_requests)
+        # By whether trees were drawn, and by requests within factors of 2.
+        self._between = np.full((2, max_requests.bit_length() + 1), np.nan)
 
     def verification(self, first: int, last: int, num_requests: int) -> np.ndarray:
         """Seconds of the target's step, with `first` to `last` rows. [last - first + 1]"""
@@ -74,10 +67,15 @@ class StepCosts:
         size = self._bounded(num_requests)
         return float(self._expected_round(size, beam_steps) * self._round_factors.of(np.array([size]))[0])
 
-    def between(self, num_requests: int) -> float:
-        """Seconds from the end of a step to the target's next one; 0 as long as none has been seen."""
-        seen = np.flatnonzero(~np.isnan(self._between))
-        return float(np.interp(num_requests.bit_length(), seen, self._between[seen])) if len(seen) else 0.0
+    def between(self, num_requests: int, *, is_drawn: bool) -> float:
+        """Seconds from the end of a step to the target's next one; 0 as long as none has been seen.
+
+        More tokens per step save some of them, but after a round the engine has trees to schedule as well.
+        """
+        for known in (self._between[int(is_drawn)], self._between[int(not is_drawn)]):
+            if len(seen := np.flatnonzero(~np.isnan(known))):
+                return float(np.interp(num_requests.bit_length(), seen, known[seen]))
+        return 0.0
 
     def unseen(self, first: int, last: int) -> int | None:
         """The smallest number of rows from `first` to `last` that no step with drafts, of about that size, has had."""
@@ -101,9 +99,9 @@ class StepCosts:
         size = self._bounded(num_requests)
         self._round_factors.observe(size, seconds / self._expected_round(size, beam_steps))
 
-    def observe_between(self, num_requests: int, seconds: float) -> None:
-        """So long after the end of a step the target's next one has begun, for requests of the same batch."""
-        place = min(num_requests.bit_length(), len(self._between) - 1)
+    def observe_between(self, num_requests: int, seconds: float, *, is_drawn: bool) -> None:
+        """So long after the end of a step, and of a round, the target's next one has begun, for the same requests."""
+        place = int(is_drawn), min(num_requests.bit_length(), self._between.shape[1] - 1)
         known = self._between[place]
         # Whatever comes between makes it longer, never shorter.
         self._between[place] = (

@@ -94,18 +94,25 @@ class Outlook:
         # Batches of successive trees, from the beginning again where there are not enough.
         batches = np.arange(-(-SAMPLED // num_requests) * num_requests).reshape(-1, num_requests) % num_known
         survival, depths = (x[batches].reshape(len(batches), -1) for x in (self._survival, self._depths))
-        seconds = self._costs.step(num_requests, num_requests + survival.shape[1], num_requests)
-        plain = num_requests / seconds[0]
+        costs = self._costs
+        target = costs.verification(num_requests, num_requests + survival.shape[1], num_requests)
+        plain = num_requests / (target[0] + costs.between(num_requests, is_drawn=False))
+        seconds = target + costs.between(num_requests, is_drawn=True)
         speeds = [
             _speed(
                 np.where(depths <= steps, survival, 0.0),
                 num_requests,
-                seconds + self._costs.drafting(num_requests, steps),
+                seconds + self._round(num_requests, steps),
             )
             for steps in range(1, length + 1)
         ]
         best = int(np.argmax(speeds))
         return Expectation(speeds[best] / plain, best + 1)
+
+    def _round(self, num_requests: int, beam_steps: int) -> float:
+        """Seconds of a round of so many beam steps, on average with those that are whole."""
+        short, whole = self._costs.drafting(num_requests, beam_steps), self._costs.drafting(num_requests)
+        return short + (whole - short) / WHOLE_ROUND
 
 
 def _speed(survival: np.ndarray, num_requests: int, seconds: np.ndarray) -> float:

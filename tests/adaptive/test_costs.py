@@ -64,15 +64,18 @@ def test_sizes_beyond_the_largest_cost_as_much_as_it() -> None:
     assert costs.drafting(50) == pytest.approx(0.005)
 
 
-def test_the_time_between_steps_is_part_of_each() -> None:
+def test_the_time_between_steps() -> None:
     costs = StepCosts(MEASURED, max_rows=8, max_requests=8)
-    assert costs.step(1, 2, 1).tolist() == costs.verification(1, 2, 1).tolist()
-    costs.observe_between(1, 0.002)
-    assert costs.step(1, 2, 1).tolist() == pytest.approx([0.013, 0.015])
-    costs.observe_between(8, 0.008)
-    assert [costs.between(n) for n in (1, 2, 4, 8, 100)] == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.008])
-    costs.observe_between(1, 100.0)  # the process was stopped
-    assert costs.between(1) == pytest.approx(0.0021)
+    assert costs.between(1, is_drawn=True) == 0
+    costs.observe_between(1, 0.002, is_drawn=False)
+    assert costs.between(8, is_drawn=True) == costs.between(8, is_drawn=False) == 0.002
+    costs.observe_between(8, 0.008, is_drawn=False)
+    costs.observe_between(2, 0.005, is_drawn=True)
+    found = [costs.between(n, is_drawn=False) for n in (1, 2, 4, 8, 100)]
+    assert found == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.008])
+    assert costs.between(8, is_drawn=True) == 0.005
+    costs.observe_between(1, 100.0, is_drawn=False)  # the process was stopped
+    assert costs.between(1, is_drawn=False) == pytest.approx(0.0021)
 
 
 def test_rounds_of_fewer_beam_steps() -> None:

@@ -87,21 +87,21 @@ def test_many_requests_get_shorter_rounds() -> None:
 
     One request: 3.4 tokens in 10 + 3 + 1.5 s are most; 1.9 in 11.5 s and 2.7 in 13 s are less.
     16 requests, 25 s without drafts: with one beam step 16 · 1.9 tokens in 25 + 16 + 8 s, with two 16 · 2.7 in
-    25 + 32 + 16 s, with three 16 · 3.4 in 25 + 48 + 24 s.
+    25 + 32 + 16 s, with three 16 · 3.4 in 25 + 48 + 24 s; and one round of 16 is whole, which adds 16 s / 16 to the first.
     """
     outlook = short_rounds(0.5, 1.5)
     assert outlook.beam_steps(1) == 3  # before anything is known
     remember(outlook, [0.9, 0.8, 0.7], depths=[1, 2, 3])
     assert outlook.gain(1) == pytest.approx(3.4 / 14.5 * 10)
-    assert outlook.gain(16) == pytest.approx(1.9 / 49 * 25)
+    assert outlook.gain(16) == pytest.approx(1.9 / 50 * 25)
     assert (outlook.beam_steps(1), outlook.beam_steps(16)) == (3, 1)
 
 
 def test_siblings_of_the_first_step_are_kept() -> None:
     """Depths count, not places: the second node is the root's other child."""
-    outlook = short_rounds(0.0, 90.0)
+    outlook = short_rounds(0.0, 16.0)
     remember(outlook, [0.5, 0.4, 0.3], depths=[1, 1, 2])
-    assert outlook.gain(1) == pytest.approx(1.9 / 12 * 10)
+    assert outlook.gain(1) == pytest.approx(1.9 / 13 * 10)
     assert outlook.beam_steps(1) == 1
 
 

@@ -100,7 +100,8 @@ class AdaptiveTrees:
             self.outlook.remember(survival[num_nodes > 0], speculator.rows.depths[index].numpy()[num_nodes > 0])
         most = num_others + int(num_nodes.sum())
         next_round = self.costs.drafting(num_reqs, self.outlook.beam_steps(num_reqs))
-        seconds = self.costs.step(num_others, most, num_reqs) + next_round
+        target = self.costs.verification(num_others, most, num_reqs)
+        seconds = target + self.costs.between(num_reqs, is_drawn=self._is_drawn) + next_round
         if num_others == num_reqs and (to_try := self._to_try(num_reqs, most)) is not None:
             return given_budget(survival, num_emitting, seconds, to_try)
         return choose_budget(survival, num_emitting, seconds)
@@ -157,10 +158,11 @@ class AdaptiveTrees:
             return
         num_reqs, num_rows = batch.num_reqs, batch.num_tokens
         # All requests had been in the step before, so that the engine was not idle between the two.
-        self.costs.observe_between(num_reqs, self._between)
+        self.costs.observe_between(num_reqs, self._between, is_drawn=self._is_drawn)
         self.costs.observe_verification(num_rows, num_reqs, now - began)
-        seconds = self.costs.step(num_reqs, num_rows, num_reqs).tolist()
-        plain, taken = seconds[0], seconds[-1]  # the same where the step had no drafts
+        seconds = self.costs.verification(num_reqs, num_rows, num_reqs).tolist()
+        plain = seconds[0] + self.costs.between(num_reqs, is_drawn=False)
+        taken = seconds[-1] + self.costs.between(num_reqs, is_drawn=self._is_drawn)
         tokens = float(num_sampled.sum())
         if self._is_drawn:
             taken += self.costs.drafting(num_reqs, self.beam_steps)

@@ -91,7 +91,7 @@ def test_what_the_engine_does_between_two_steps_counts(
         trees.end_verification(batch, torch.tensor([16]))
         clock.now += 16.0
         trees.end_drafting(16)
-    assert trees.costs.between(16) == pytest.approx(between)
+    assert trees.costs.between(16, is_drawn=True) == pytest.approx(between)
     assert trees.begins_round(True) == is_drawn
 
 
