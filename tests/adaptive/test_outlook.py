@@ -87,7 +87,7 @@ def test_many_requests_get_shorter_rounds() -> None:
 
     One request: 3.4 tokens in 10 + 3 + 1.5 s are most; 1.9 in 11.5 s and 2.7 in 13 s are less.
     16 requests, 25 s without drafts: with one beam step 16 · 1.9 tokens in 25 + 16 + 8 s, with two 16 · 2.7 in
-    25 + 32 + 16 s, with three 16 · 3.4 in 25 + 48 + 24 s; and one round of 16 is whole, which adds 16 s / 16 to the first.
+    25 + 32 + 16 s, with three 16 · 3.4 in 25 + 48 + 24 s. One round of 16 is whole, which adds 16 s / 16 to the first.
     """
     outlook = short_rounds(0.5, 1.5)
     assert outlook.beam_steps(1) == 3  # before anything is known
