@@ -8,9 +8,10 @@ import numpy as np
 from redrafter_vllm.adaptive.costs import StepCosts
 from redrafter_vllm.adaptive.pause import TRIAL
 
-KEPT = 64  # trees that are remembered
-SAMPLED = 32  # requests, at least, for which an expectation is computed
+KEPT = 128  # trees that are remembered
+MEMORY = 128  # steps whose promises are compared with what came of them
 VALID = 32  # steps before it is computed again
+PRIOR = 8.0  # tokens
 LONGEST_SKIP = 512  # steps without a round; then some are drawn for trial, as texts change
 WORTHWHILE = 1.03  # the gain from which on rounds are drawn, as it is an estimate
 WHOLE_ROUND = 16  # one round out of so many has all beam steps, as only its trees tell what these would bring
@@ -36,6 +37,7 @@ class Outlook:
         self._survival = np.zeros((KEPT, max_nodes))
         self._depths = np.zeros((KEPT, max_nodes), dtype=np.int64)
         self._num_trees = 0  # ever remembered
+        self._promised = self._accepted = 0.0  # tokens beyond one for each request, the last steps weighing most
         # By requests: what is expected, and the steps left before it is too old.
         self._expected: dict[int, tuple[Expectation, int]] = {}
         self._skipped = self._to_try = 0  # rounds
@@ -53,6 +55,20 @@ class Outlook:
             place = self._num_trees % KEPT
             self._survival[place], self._depths[place] = survival[row], depths[row]
             self._num_trees += 1
+
+    def grade(self, promised: float, accepted: float) -> None:
+        """A step has verified nodes of which `promised` were expected to be accepted, and `accepted` were."""
+        self._promised = (1 - 1 / MEMORY) * self._promised + promised
+        self._accepted = (1 - 1 / MEMORY) * self._accepted + accepted
+
+    @property
+    def trust(self) -> float:
+        """What an estimated survival is multiplied by, at most 1.
+
+        A step verifies the nodes that look best, and so more of those whose survival is overestimated than of others.
+        One step says little, so some tokens that were promised and accepted are added to both sums.
+        """
+        return min(1.0, (self._accepted + PRIOR) / (self._promised + PRIOR))
 
     def skips(self, num_requests: int) -> bool:
         """Whether no round is drawn after a step of so many requests, as a loss is expected."""
@@ -77,7 +93,8 @@ class Outlook:
         """Tokens per second with drafts over those without, in a step of so many requests; WORTHWHILE if unknown."""
         expectation, steps_left = self._expected.get(num_requests, (None, 0))
         if expectation is None or steps_left == 0:
-            expectation, steps_left = self._expect(num_requests), VALID
+            # What few trees say does not hold for long.
+            expectation, steps_left = self._expect(num_requests), VALID if self._num_trees >= KEPT else 1
         self._expected[num_requests] = expectation, steps_left - 1
         return expectation.gain
 
@@ -92,8 +109,9 @@ class Outlook:
             return Expectation(WORTHWHILE, length)
         num_known = min(self._num_trees, KEPT)
         # Batches of successive trees, from the beginning again where there are not enough.
-        batches = np.arange(-(-SAMPLED // num_requests) * num_requests).reshape(-1, num_requests) % num_known
+        batches = np.arange(-(-num_known // num_requests) * num_requests).reshape(-1, num_requests) % num_known
         survival, depths = (x[batches].reshape(len(batches), -1) for x in (self._survival, self._depths))
+        survival = self.trust * survival
         costs = self._costs
         target = costs.verification(num_requests, num_requests + survival.shape[1], num_requests)
         plain = num_requests / (target[0] + costs.between(num_requests, is_drawn=False))

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from redrafter_vllm.adaptive.costs import MeasuredCosts, StepCosts
-from redrafter_vllm.adaptive.outlook import KEPT, LONGEST_SKIP, VALID, WHOLE_ROUND, WORTHWHILE, Outlook
+from redrafter_vllm.adaptive.outlook import KEPT, LONGEST_SKIP, MEMORY, PRIOR, VALID, WHOLE_ROUND, WORTHWHILE, Outlook
 from redrafter_vllm.adaptive.pause import TRIAL
 
 
@@ -43,6 +43,14 @@ def test_many_requests_make_the_same_trees_lose() -> None:
     assert outlook.gain(1) > 1.5
     assert outlook.gain(16) == pytest.approx(16 * 1.9 / 57 * 25 / 16)
     assert outlook.gain(16) < 1
+
+
+def test_the_first_trees_count_at_once() -> None:
+    """A whole round for 16 requests shows that further ones would lose."""
+    outlook = Outlook(costs_of(1.0), 1)
+    assert not outlook.skips(16)
+    remember(outlook, *[[0.9]] * 16)
+    assert outlook.skips(16)
 
 
 def test_sure_and_unsure_trees_are_told_apart() -> None:
@@ -125,3 +133,18 @@ def test_a_gain_must_be_worth_its_uncertainty(survival: float, is_drawn: bool) -
     remember(outlook, [survival])
     assert outlook.gain(1) == pytest.approx((1 + survival) / 13 * 10)
     assert outlook.skips(1) != is_drawn
+
+
+def test_promises_that_were_not_kept() -> None:
+    """Half of what was promised was accepted, for long: estimates count half."""
+    outlook = Outlook(costs_of(1.0), 1)
+    assert outlook.trust == 1
+    for _ in range(10 * MEMORY):
+        outlook.grade(4.0, 2.0)
+    # The weighted sums are 4 and 2 times MEMORY.
+    assert outlook.trust == pytest.approx((2 * MEMORY + PRIOR) / (4 * MEMORY + PRIOR), rel=1e-3)
+    remember(outlook, [0.9])
+    assert outlook.gain(1) == pytest.approx((1 + 0.9 * outlook.trust) / 12 * 10)
+    for _ in range(10 * MEMORY):
+        outlook.grade(1.0, 2.0)
+    assert outlook.trust == 1

@@ -99,6 +99,7 @@ class AdaptiveTrees:
         if self.beam_steps == self.costs.beam_length:
             self.outlook.remember(survival[num_nodes > 0], speculator.rows.depths[index].numpy()[num_nodes > 0])
         most = num_others + int(num_nodes.sum())
+        survival = self.outlook.trust * survival
         next_round = self.costs.drafting(num_reqs, self.outlook.beam_steps(num_reqs))
         target = self.costs.verification(num_others, most, num_reqs)
         seconds = target + self.costs.between(num_reqs, is_drawn=self._is_drawn) + next_round
@@ -167,6 +168,8 @@ class AdaptiveTrees:
         if self._is_drawn:
             taken += self.costs.drafting(num_reqs, self.beam_steps)
             self._pause.judge(tokens, taken, num_reqs, plain)
+        if num_rows > num_reqs and budget is not None:
+            self.outlook.grade((budget.tokens - num_reqs) / self.outlook.trust, tokens - num_reqs)
         self.records.add(
             Record(
                 steps=1,
