@@ -69,7 +69,7 @@ def test_chosen_budgets_give_the_tokens_of_plain_vllm(make_engine: MakeEngine, a
     assert observer is runner(llm).speculator.observer
     # Both have learned: from the walks, and from the clock.
     assert survival.num_fits or survival.estimates.sums.abs().sum() > 0
-    assert observer.costs.unseen(8, 8) is None
+    assert observer.costs.has_seen_plain(8)
 
 
 def test_drafting_that_fails_pauses_and_is_tried_again(make_engine: MakeEngine, random_target: Path) -> None:
