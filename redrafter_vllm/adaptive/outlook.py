@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What drafting is expected to bring with a given number of requests, by the trees drawn lately."""
 
+from collections import defaultdict
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +14,10 @@ KEPT = 128  # trees that are remembered
 MEMORY = 128  # steps whose promises are compared with what came of them
 VALID = 32  # steps before it is computed again
 PRIOR = 8.0  # tokens
-LONGEST_SKIP = 512  # steps without a round; then some are drawn for trial, as texts change
+FIRST_SKIP = (
+    32  # steps without a round; then some are drawn for trial, as texts change, and the next skip is twice as long
+)
+LONGEST_SKIP = 512
 WORTHWHILE = 1.03  # the gain from which on rounds are drawn, as it is an estimate
 WHOLE_ROUND = 16  # one round out of so many has all beam steps, as only its trees tell what these would bring
 
@@ -22,6 +27,15 @@ class Expectation(NamedTuple):
 
     gain: float  # tokens per second with drafts over those without
     beam_steps: int
+
+
+@dataclass
+class _Skip:
+    """Steps without a round, at one range of loads."""
+
+    length: int = FIRST_SKIP
+    done: int = 0
+    to_try: int = 0  # rounds of a trial that are left
 
 
 class Outlook:
@@ -40,7 +54,7 @@ class Outlook:
         self._promised = self._accepted = 0.0  # tokens beyond one for each request, the last steps weighing most
         # By requests: what is expected, and the steps left before it is too old.
         self._expected: dict[int, tuple[Expectation, int]] = {}
-        self._skipped = self._to_try = 0  # rounds
+        self._skips: defaultdict[int, _Skip] = defaultdict(_Skip)  # by load: loads within a factor of 2 share one
         self._is_trial = False  # the round that may begin now
         self._drawn = 0  # rounds, some of them short
 
@@ -72,15 +86,19 @@ class Outlook:
 
     def skips(self, num_requests: int) -> bool:
         """Whether no round is drawn after a step of so many requests, as a loss is expected."""
-        self._is_trial = self._to_try > 0
+        skip = self._skips[num_requests.bit_length()]
+        self._is_trial = skip.to_try > 0
         if self._is_trial:
-            self._to_try -= 1
+            skip.to_try -= 1
             return False
         if self.gain(num_requests) >= WORTHWHILE:
+            skip.length = FIRST_SKIP
             return False
-        self._skipped += 1
-        if self._skipped == LONGEST_SKIP:
-            self._skipped, self._to_try = 0, TRIAL
+        skip.done += 1
+        if skip.done == skip.length:
+            # Each round of a trial shows a tree of every request.
+            skip.to_try, skip.done = -(-TRIAL // num_requests), 0
+            skip.length = min(2 * skip.length, LONGEST_SKIP)
         return True
 
     def draws(self, num_requests: int) -> int:

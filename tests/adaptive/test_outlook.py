@@ -3,7 +3,17 @@ import numpy as np
 import pytest
 
 from redrafter_vllm.adaptive.costs import MeasuredCosts, StepCosts
-from redrafter_vllm.adaptive.outlook import KEPT, LONGEST_SKIP, MEMORY, PRIOR, VALID, WHOLE_ROUND, WORTHWHILE, Outlook
+from redrafter_vllm.adaptive.outlook import (
+    FIRST_SKIP,
+    KEPT,
+    LONGEST_SKIP,
+    MEMORY,
+    PRIOR,
+    VALID,
+    WHOLE_ROUND,
+    WORTHWHILE,
+    Outlook,
+)
 from redrafter_vllm.adaptive.pause import TRIAL
 
 
@@ -70,12 +80,15 @@ def test_old_trees_are_forgotten() -> None:
     assert outlook.gain(1) < 1
 
 
-def test_a_load_at_which_drafting_loses_is_tried_again_after_long() -> None:
-    outlook = Outlook(costs_of(1.0), 1)
-    remember(outlook, [0.9])
-    assert not any(outlook.skips(1) for _ in range(2 * LONGEST_SKIP))
-    skipped = [outlook.skips(16) for _ in range(2 * (LONGEST_SKIP + TRIAL))]
-    assert skipped == [*[True] * LONGEST_SKIP, *[False] * TRIAL] * 2
+def test_a_load_at_which_drafting_loses_is_tried_again() -> None:
+    """After twice as many steps each time. A trial shows TRIAL trees: one round of 16 requests, two of 4."""
+    outlook = Outlook(costs_of(1.0, drafting=4.0), 1)
+    remember(outlook, *[[0.9]] * KEPT)
+    skips = [FIRST_SKIP * 2**n for n in range(10) if FIRST_SKIP * 2**n < LONGEST_SKIP] + [LONGEST_SKIP] * 2
+    for num_requests, num_rounds in ((16, 1), (4, 2)):
+        expected = [step for length in skips for step in [True] * length + [False] * num_rounds]
+        assert [outlook.skips(num_requests) for _ in expected] == expected
+    assert TRIAL == 8
 
 
 def short_rounds(first: float, whole: float) -> Outlook:
@@ -122,7 +135,7 @@ def test_some_rounds_are_whole() -> None:
     assert [outlook.draws(16) for _ in range(WHOLE_ROUND)] == [1] * (WHOLE_ROUND - 1) + [3]
     outlook = short_rounds(2.0, 6.0)
     remember(outlook, [0.9, 0.8, 0.7], depths=[1, 2, 3])
-    assert all(outlook.skips(16) for _ in range(LONGEST_SKIP))
+    assert all(outlook.skips(16) for _ in range(FIRST_SKIP))
     assert not outlook.skips(16) and outlook.draws(16) == 3
 
 
