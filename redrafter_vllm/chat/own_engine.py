@@ -13,7 +13,11 @@ from redrafter_vllm.chat.answers import ChatError, Message, Piece, divided
 from redrafter_vllm.utils.messages import one_line
 
 # Set before vLLM is imported: one process, and nothing on the screen during a conversation but the conversation.
-ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+}
 _PYDANTIC = re.compile(r"Value error, (.*?)(?: \[type=|$)", re.MULTILINE)
 
 
@@ -38,6 +42,7 @@ class Engine:
         given = ["--model", target, "--speculative-config", json.dumps(speculative), *options]
         parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog="redrafter chat --in-process"))
         arguments = parser.parse_args(given)
+        arguments.use_tqdm_on_load = False
         try:
             self._llm = LLM.from_engine_args(EngineArgs.from_cli_args(arguments))
         except Exception as error:

@@ -4,7 +4,10 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from redrafter_vllm.utils.paths import user_place
@@ -61,6 +64,31 @@ def waiting_for(what: str, seconds: float) -> None:
     """The seconds since a start; only at a terminal, where they overwrite each other."""
     if sys.stderr.isatty():
         print(f"\rstarting {what}, {seconds:.0f} s", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def counted(what: str) -> Iterator[None]:
+    """Shows the seconds of a start in this process, in which nobody else has time for it."""
+    over, started = threading.Event(), time.monotonic()
+
+    def count() -> None:
+        while not over.wait(0.2):
+            waiting_for(what, time.monotonic() - started)
+
+    counting = threading.Thread(target=count, daemon=True)
+    counting.start()
+    try:
+        yield
+    finally:
+        over.set()
+        counting.join()
+        end_of_waiting()
+
+
+def end_of_waiting() -> None:
+    """What comes next begins on a line of its own."""
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
 
 
 def _json_object(text: str) -> dict[str, Any]:

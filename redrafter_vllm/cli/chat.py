@@ -21,7 +21,9 @@ from redrafter_vllm.cli.asking import (
     add_sampling,
     add_server,
     begin_of,
+    counted,
     divided,
+    end_of_waiting,
     sampling_of,
     speculative_of,
     waiting_for,
@@ -36,7 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program("redrafter_vllm.cli.chat"),
         description="Talk to a model served with ReDrafter. Accepted drafts are coloured as they arrive; after each "
-        f"answer come tokens per step and per second. {NEW} begins a new conversation, {QUIT} or Ctrl-D ends.",
+        f"answer come tokens per step and per second. {NEW} begins a new conversation, Ctrl-C stops an answer, "
+        f"{QUIT} or Ctrl-D ends.",
         epilog="Options after -- are passed to vLLM, for instance: redrafter chat MODEL -- --max-model-len 2048",
     )
     add_server(parser)
@@ -82,13 +85,13 @@ def _partner(arguments: argparse.Namespace, passed_on: Sequence[str], stack: Exi
     if arguments.in_process:
         from redrafter_vllm.chat.own_engine import Engine  # imports vLLM when it starts
 
-        return Engine(arguments.model, speculative_of(arguments), passed_on)
+        with counted("the engine"):
+            return Engine(arguments.model, speculative_of(arguments), passed_on)
     url = arguments.url
     if url is None:
         server = serving(arguments.model, speculative_of(arguments), passed_on, partial(waiting_for, "vllm serve"))
         url = stack.enter_context(server)
-        if sys.stderr.isatty():
-            print(file=sys.stderr)
+        end_of_waiting()
     return Server(url, os.environ.get("OPENAI_API_KEY"))
 
 
@@ -129,6 +132,9 @@ def _prompts(source: TextIO, screen: TextIO) -> Iterator[str]:
             except EOFError:
                 print(file=screen)
                 return
+            except KeyboardInterrupt:  # meant for the line, or for an answer that had just ended
+                print(f"\n({QUIT} or Ctrl-D ends)", file=screen)
+                continue
         elif not (line := source.readline()):
             return
         if line.strip():

@@ -3,9 +3,10 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,22 +67,30 @@ def test_refusals_are_sentences(fake: FakeServer) -> None:
         Server("http://127.0.0.1:1")
 
 
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def typing(monkeypatch: pytest.MonkeyPatch, *lines: str | KeyboardInterrupt) -> None:
+    """What a user does at the prompt, then Ctrl-D."""
+    waiting = iter(lines)
+
+    def typed(prompt: str) -> str:
+        line = next(waiting, None)
+        if line is None:
+            raise EOFError
+        if isinstance(line, KeyboardInterrupt):
+            raise line
+        return line
+
+    monkeypatch.setattr("builtins.input", typed)
+
+
 def test_at_a_terminal_a_refused_turn_is_forgotten(
     fake: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = iter(["too long", "Why?"])
-
-    def typed(prompt: str) -> str:
-        try:
-            return next(lines)
-        except StopIteration:
-            raise EOFError from None
-
-    class Terminal(StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.setattr("builtins.input", typed)
+    typing(monkeypatch, "too long", "Why?")
     fake.calls.clear()
     given = chat.build_parser().parse_args(["--url", fake.url])
     screen = Terminal()
@@ -92,11 +101,34 @@ def test_at_a_terminal_a_refused_turn_is_forgotten(
     assert "Yes, really" in screen.getvalue() and "\033[2m[2 tokens" in screen.getvalue()
 
 
-def test_colours(fake: FakeServer) -> None:
-    class Terminal(StringIO):
-        def isatty(self) -> bool:
-            return True
+def test_an_interrupted_line_does_not_end_the_conversation(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    typing(monkeypatch, "Why?", KeyboardInterrupt(), "Sure?")
+    screen = Terminal()
+    assert chat.converse(Server(fake.url), chat.build_parser().parse_args(["--url", fake.url]), Terminal(), screen) == 0
+    assert [len(asked["messages"]) for asked in fake.asked] == [1, 3]
+    assert screen.getvalue().count("(/quit or Ctrl-D ends)") == 1
 
+
+def test_an_interrupted_answer_stays_as_far_as_it_came() -> None:
+    """And the next prompt is answered in the same conversation."""
+    asked: list[list[dict[str, str]]] = []
+
+    class Interrupted:
+        def answer(self, messages: Any, **sampling: Any) -> Generator[Piece, None, None]:
+            asked.append(list(messages))
+            yield Piece(("The",))
+            if len(asked) == 1:
+                raise KeyboardInterrupt
+            yield Piece((" end",))
+
+    screen = StringIO()
+    given = chat.build_parser().parse_args(["--url", "none"])
+    assert chat.converse(Interrupted(), given, StringIO("Why?\nSure?\n"), screen) == 0
+    assert screen.getvalue().startswith("The (stopped)\n[1 tokens in 1 steps]\n")
+    assert [message["content"] for message in asked[1]] == ["Why?", "The", "Sure?"]
+
+
+def test_colours(fake: FakeServer) -> None:
     screen = Terminal()
     given = chat.build_parser().parse_args(["--url", fake.url])
     chat.converse(Server(fake.url), given, StringIO("Why?\n"), screen)
