@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.utils.messages import sentence
-from redrafter_vllm.utils.paths import check_writable, user_path, user_place
+from redrafter_vllm.utils.paths import check_file, user_path, user_place
 from redrafter_vllm.utils.program import program
 
 MAX_TOKENS = 24
@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tree", metavar="PROMPT", help="draw the trees for this prompt; needs --target")
     parser.add_argument("--target", type=user_place, help="folder or hub id of the target")
     parser.add_argument("--html", type=user_path, help="with --tree: write a page with the trees to this file")
+    parser.add_argument("--overwrite", action="store_true", help="with --html: replace the file")
     parser.add_argument("--plain", action="store_true", help="with --tree: the prompt is plain text, not a chat turn")
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="with --tree: tokens of the answer")
     parser.add_argument("--beam-width", type=int, default=4, help="beams")
@@ -55,9 +56,7 @@ def _inspect(arguments: argparse.Namespace, drafting: DraftingConfig) -> int:
     from redrafter_vllm.inspection.facts import read_facts
 
     if arguments.html is not None:
-        if arguments.html.is_dir():
-            raise ValueError(f"{arguments.html} is a folder: give the name of a file for the page")
-        check_writable(arguments.html)
+        check_file(arguments.html, overwrite=arguments.overwrite)
     facts = read_facts(arguments.drafter, drafting)
     width = max(map(len, facts))
     for label, text in facts.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redrafter_vllm.utils.messages import sentence
-from redrafter_vllm.utils.paths import PlaceError, check_writable, user_path, user_place
+from redrafter_vllm.utils.paths import check_file, user_path, user_place
 from redrafter_vllm.utils.program import program
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     for file in (arguments.json, arguments.plot):
         if file is not None:
-            _check_new(file)
+            check_file(file)
     report = _report(arguments)
     console = _console()
     console.print(grid(report).rich())
@@ -149,12 +149,6 @@ def _acceptance(name: str | None, drafter: Path | None) -> "Acceptance":
     if name is None and drafter is not None:
         return of_drafter(drafter)
     return find_acceptance(name or ACCEPTANCE)
-
-
-def _check_new(file: Path) -> None:
-    if file.exists():
-        raise PlaceError(f"{file} exists already, and is not overwritten: choose another name")
-    check_writable(file)
 
 
 def _list(files: Sequence[Path]) -> int:

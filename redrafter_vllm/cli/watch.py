@@ -22,7 +22,7 @@ from redrafter_vllm.cli.asking import (
     speculative_of,
     waiting_for,
 )
-from redrafter_vllm.utils.paths import PlaceError, check_writable, user_path
+from redrafter_vllm.utils.paths import PlaceError, check_file, user_path
 from redrafter_vllm.utils.program import program
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         for path in arguments.export:
-            check_export(path, overwrite=arguments.overwrite)
-            check_writable(path)
+            check_export(path)
+            check_file(path, overwrite=arguments.overwrite)
         _watch(arguments, passed_on)
         return 0
     except (ChatError, ExportError, PlaceError) as error:

@@ -48,6 +48,20 @@ def check_writable(place: Path) -> None:
         ) from None
 
 
+def check_file(file: Path, *, overwrite: bool | None = None) -> None:
+    """Raises PlaceError unless `file` can be written.
+
+    Args:
+        overwrite: Whether one that exists may be replaced; None where the command has no such option.
+    """
+    if file.is_dir():
+        raise PlaceError(f"{file} is a folder: give the name of a file")
+    if file.exists() and not overwrite:
+        option = "" if overwrite is None else ", or add --overwrite"
+        raise PlaceError(f"{file} exists already, and is not overwritten: choose another name{option}")
+    check_writable(file.parent if file.exists() else file)
+
+
 def existing_folder(place: Path) -> Path:
     """`place`, or the folder that it would be made in; links and `..` resolved.
 

@@ -27,12 +27,10 @@ class ExportError(ValueError):
     """A file that cannot be made; the message is one sentence."""
 
 
-def check_export(path: Path, *, overwrite: bool) -> None:
-    """Raises ExportError where `path` has another ending, exists, or needs what is not installed."""
+def check_export(path: Path) -> None:
+    """Raises ExportError where `path` has another ending, or needs what is not installed."""
     if path.suffix.lower() not in ENDINGS:
         raise ExportError(f"{path} must end in {', '.join(ENDINGS)}, which choose the format")
-    if path.exists() and not overwrite:
-        raise ExportError(f"{path} exists: remove it, give another name, or add --overwrite")
     if path.suffix.lower() == ".gif" and find_font() is None:
         raise ExportError(
             "a GIF needs Pillow and the font DejaVu Sans Mono (Debian's fonts-dejavu-core, or pip install matplotlib); "

@@ -127,6 +127,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "2 beams of 4" in shown
     text = page.read_text()
     assert "def test_read(self)" in text and "step" in text.lower()
+    page.write_text("mine")
+    assert main([str(DRAFTER), "--tree", PROMPT, *arguments]) == 1
+    assert "exists already" in capsys.readouterr().err and page.read_text() == "mine"
+    assert main([str(DRAFTER), "--tree", PROMPT, *arguments, "--overwrite"]) == 0
+    assert page.read_text() == text
 
 
 def test_facts_alone(capsys: pytest.CaptureFixture[str]) -> None:
