@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FOUND = next((path for name in NAMES if (path := shutil.which(name))), None)
+from tools.pictures.browser import BROWSERS
+
+FOUND = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 needs_browser = pytest.mark.skipif(FOUND is None, reason="no browser: apt-get install chromium")
 
 WIDTH, HEIGHT = 1200, 1600  # pixels of the window

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The documents as a site: links between repository and site, the check of built links, the strict build."""
 
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -75,18 +74,3 @@ def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch, caps
     assert capsys.readouterr().err == (
         "The site needs a_package_that_nobody_has: pip install -e '.[docs]' (make setup does).\n"
     )
-
-
-def test_a_picture_needs_a_browser(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert site.main(["--picture", "x.png"]) == 1
-    assert "A picture needs a browser" in capsys.readouterr().err
-
-
-@pytest.mark.process
-def test_a_browser_that_writes_nothing(tmp_path: Path) -> None:
-    browser = tmp_path / "browser"
-    browser.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('no screen')\n")
-    browser.chmod(0o755)
-    with pytest.raises(site.SiteError, match="has written no picture: no screen"):
-        site.take_picture(str(browser), tmp_path, tmp_path / "x.png")

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documents as a site: build, check of its links, picture of a page. The configuration is `mkdocs.yml`."""
+"""The documents as a site: build, check of its links. The configuration is `mkdocs.yml`."""
