@@ -50,7 +50,7 @@ def benchmark(pair: Pair, picture: Path) -> None:
         speculative = {"method": "redrafter", "model": str(pair.drafter), **options}
         given += ["--config", f"ReDrafter, {name}={json.dumps(speculative)}"]
     redrafter("bench", "offline", str(pair.target), *given, "--", "--dtype", "float32")
-    take_picture(browser, (folder / "report.html").as_uri(), picture, 1000, 1200)
+    take_picture(browser, (folder / "report.html").as_uri(), picture, 1000, 1010)
 
 
 def training(pair: Pair, picture: Path) -> None:
