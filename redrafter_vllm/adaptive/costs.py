@@ -86,7 +86,7 @@ class StepCosts:
         return self._plain_factors.has_seen(self._bounded(num_requests))
 
     def observe_verification(self, rows: int, num_requests: int, seconds: float) -> None:
-        """A step of the target has taken this long."""
+        """A step of the target has taken this long; with one row for each request it had no drafts."""
         size = min(max(rows, 1), len(self._rows) - 1)
         factor = seconds / (self._rows[size] + self._per_request * num_requests)
         if rows == num_requests:

@@ -13,10 +13,9 @@ from redrafter_vllm.adaptive.pause import TRIAL
 KEPT = 128  # trees that are remembered
 MEMORY = 128  # steps whose promises are compared with what came of them
 VALID = 32  # steps before it is computed again
-PRIOR = 8.0  # tokens
-FIRST_SKIP = (
-    32  # steps without a round; then some are drawn for trial, as texts change, and the next skip is twice as long
-)
+PRIOR = 8.0  # tokens that count as promised and accepted before any step
+# Steps without a round; then some are drawn for trial, as texts change, and the next skip is twice as long.
+FIRST_SKIP = 32
 LONGEST_SKIP = 512
 WORTHWHILE = 1.03  # the gain from which on rounds are drawn, as it is an estimate
 WHOLE_ROUND = 16  # one round out of so many has all beam steps, as only its trees tell what these would bring
@@ -65,9 +64,9 @@ class Outlook:
             survival: [B, N] probability that each node is accepted, falling along each row, 0 beyond the last.
             depths: [B, N] 1 under the root.
         """
-        for row in range(len(survival)):
+        for tree in zip(survival, depths, strict=True):
             place = self._num_trees % KEPT
-            self._survival[place], self._depths[place] = survival[row], depths[row]
+            self._survival[place], self._depths[place] = tree
             self._num_trees += 1
 
     def grade(self, promised: float, accepted: float) -> None:

@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 import pytest
 
+from redrafter_vllm.adaptive.outlook import Outlook
 from redrafter_vllm.adaptive.pause import DraftingPause
 from redrafter_vllm.integration.worker import adaptive_report
 from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
@@ -70,6 +71,26 @@ def test_chosen_budgets_give_the_tokens_of_plain_vllm(make_engine: MakeEngine, a
     # Both have learned: from the walks, and from the clock.
     assert survival.num_fits or survival.estimates.sums.abs().sum() > 0
     assert observer.costs.has_seen_plain(8)
+
+
+@pytest.mark.parametrize("beam_steps", [1, 3])
+def test_a_round_has_the_beam_steps_that_pay(make_engine: MakeEngine, asset: Path, beam_steps: int) -> None:
+    llm = make_engine(asset, ADAPTIVE)
+    depths: list[int] = []
+    run = RedrafterSpeculator._run_round
+
+    def record(self: RedrafterSpeculator, size: int, *args: Any) -> None:
+        run(self, size, *args)
+        depths.append(int(self.rows.depths[self.buffers.first(size).rows].max()))
+
+    with (
+        patch.object(RedrafterSpeculator, "_run_round", record),
+        patch.object(Outlook, "skips", lambda *_: False),
+        patch.object(Outlook, "draws", lambda *_: beam_steps),
+        patch.object(DraftingPause, "is_paused", False),
+    ):
+        generate(llm, random_prompts(2, 2048, seed=4), params(temperature=0.0, max_tokens=8, ignore_eos=True))
+    assert set(depths) == {beam_steps}
 
 
 def test_drafting_that_fails_pauses_and_is_tried_again(make_engine: MakeEngine, random_target: Path) -> None:

@@ -24,12 +24,14 @@ def test_only_steps_with_drafts_go_through_our_kernel(
     llm = make_engine(random_target, TREE)
     with (
         patch.object(cpu, "packed_attention", wraps=cpu.packed_attention) as ours,
+        patch.object(cpu, "packed_store", wraps=cpu.packed_store) as stored,
         patch.object(
             cpu_attn.ops, "cpu_attention_with_kv_cache", wraps=cpu_attn.ops.cpu_attention_with_kv_cache
         ) as theirs,
     ):
         generate(llm, random_prompts(2, VOCAB, longest=40), sampling)
     assert theirs.call_count > 0  # prompts
+    assert stored.call_count > 0  # keys of all steps
     assert (ours.call_count > 0) == is_enabled
 
 
