@@ -106,3 +106,16 @@ def test_steps_without_drafts_are_tried_at_every_load_and_now_and_then(trees: ad
     tried = [trees._to_try(1, 4) for _ in range(2 * adaptive_trees.PLAIN_INTERVAL)]
     assert [step for step, nodes in enumerate(tried) if nodes == 0] == [59, 59 + adaptive_trees.PLAIN_INTERVAL]
     assert trees._to_try(16, 64) == 0  # another load
+
+
+@pytest.mark.parametrize(("accepted", "num_nodes"), [(100.0, 1), (40.0, 0)])
+def test_broken_promises_make_budgets_smaller(
+    trees: adaptive_trees.AdaptiveTrees, accepted: float, num_nodes: int
+) -> None:
+    """A node of survival 0.1: 1.1 tokens in 13 s, next round included, or 1 in 12 s. With 0.05 it does not pay."""
+    trees.speculator.survival = SimpleNamespace(log_survival=torch.tensor([[0.1, 0.0, 0.0]]).log())  # type: ignore
+    trees.speculator.rows = SimpleNamespace(num_nodes=torch.tensor([1]), depths=torch.tensor([[1, 0, 0]]))  # type: ignore
+    trees.costs.observe_verification(1, 1, 11.0)
+    trees.outlook.grade(100.0, accepted)
+    budget = trees._choose(np.array([0]), np.array([1]), 1, 1)
+    assert budget.num_nodes.tolist() == [num_nodes]
