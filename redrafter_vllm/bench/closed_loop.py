@@ -9,6 +9,7 @@ from typing import Any
 
 from redrafter_vllm.bench.acceptance import acceptance_of_steps, tokens_per_step
 from redrafter_vllm.bench.engine import Finished, Job
+from redrafter_vllm.bench.load import Load, limits
 from redrafter_vllm.bench.phases import REST, decode_phases
 
 # Counters of the plugin: time that the device spent.
@@ -36,10 +37,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Turn:
-    """The first `requests` prompts of the job, `concurrency` at a time. With a temperature request i has seed i."""
+    """The first `requests` prompts of the job, under a load. With a temperature request i has seed i."""
 
     requests: int
-    concurrency: int
+    load: Load
     max_tokens: int
     temperature: float = 0.0
     ignore_eos: bool = False
@@ -50,10 +51,11 @@ class Turn:
         llm.reset_prefix_cache()
         loop = ClosedLoop(llm, finished)
         sampling = [self._sampling(index) for index in range(self.requests)]
+        allowed = limits(self.load, self.requests)[: self.requests]
         if not self.phases:
-            return loop.run(job.prompts[: self.requests], sampling, self.concurrency)
+            return loop.run(job.prompts[: self.requests], sampling, allowed)
         with _phases(llm, loop) as milliseconds:
-            found = loop.run(job.prompts[: self.requests], sampling, self.concurrency)
+            found = loop.run(job.prompts[: self.requests], sampling, allowed)
         return {**found, "milliseconds": milliseconds()}
 
     def _sampling(self, index: int) -> Any:
@@ -77,14 +79,13 @@ class ClosedLoop:
         self.engine, self.finished = llm.llm_engine, finished
         self.decode_seconds: list[float] = []  # of the steps that computed no prompt
 
-    def run(self, prompts: list[list[int]], sampling: list[Any], concurrency: int) -> dict[str, Any]:
-        """See `Turn.answer`."""
+    def run(self, prompts: list[list[int]], sampling: list[Any], allowed: list[int]) -> dict[str, Any]:
+        """See `Turn.answer`. At most `allowed[n]` run at a time while n have finished."""
         answers: dict[str, Answer] = {}
         running = 0
         began = time.perf_counter()
         while running or len(answers) < len(prompts):
-            while running < concurrency and len(answers) < len(prompts):
-                index = len(answers)
+            while (index := len(answers)) < len(prompts) and running < allowed[index - running]:
                 answers[str(index)] = Answer(time.perf_counter())
                 self.engine.add_request(str(index), {"prompt_token_ids": prompts[index]}, sampling[index])
                 running += 1

@@ -13,7 +13,7 @@ PERCENTS = (50, 90, 99)
 
 
 def rows(rounds: Sequence[Round], plain: str) -> list[dict[str, Any]]:
-    """A row for each concurrency and configuration, in the order of the first round.
+    """A row for each load and configuration, in the order of the first round.
 
     Raises:
         ValueError: There is no round.
@@ -21,7 +21,7 @@ def rows(rounds: Sequence[Round], plain: str) -> list[dict[str, Any]]:
     if not rounds:
         raise ValueError("no round has ended")
     keys = [(turn["concurrency"], turn["configuration"]) for turn in rounds[0]]
-    order = sorted(dict.fromkeys(key[0] for key in keys))
+    order = list(dict.fromkeys(key[0] for key in keys))
     names = list(dict.fromkeys(key[1] for key in keys))
     found = []
     for concurrency in order:
@@ -31,9 +31,9 @@ def rows(rounds: Sequence[Round], plain: str) -> list[dict[str, Any]]:
 
 
 def row(
-    concurrency: int, name: str, turns: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any]]
+    concurrency: int | str, name: str, turns: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The figures of one configuration at one concurrency; times in milliseconds, memory in bytes."""
+    """The figures of one configuration under one load; times in milliseconds, memory in bytes."""
     speeds = [speed(turn) for turn in turns]
     per_step = [turn["tokens_per_step"] for turn in turns if turn["tokens_per_step"] is not None]
     memory = [turn["memory"] for turn in turns if turn.get("memory")]
@@ -85,7 +85,7 @@ def _percentiles(measure: str, turns: Sequence[dict[str, Any]]) -> dict[str, flo
     return {f"p{percent}": median(percentile(each, percent) for each in values) for percent in PERCENTS}
 
 
-def _turns(rounds: Sequence[Round], concurrency: int, name: str) -> list[dict[str, Any]]:
+def _turns(rounds: Sequence[Round], concurrency: int | str, name: str) -> list[dict[str, Any]]:
     return [
         turn
         for found in rounds

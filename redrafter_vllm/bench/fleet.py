@@ -11,6 +11,7 @@ from redrafter_vllm.bench import memory
 from redrafter_vllm.bench.closed_loop import Turn
 from redrafter_vllm.bench.configurations import Configuration
 from redrafter_vllm.bench.engine import EngineProcess, Finished, Job
+from redrafter_vllm.bench.load import most_at_a_time
 from redrafter_vllm.bench.prompts import Prompts
 from redrafter_vllm.bench.settings import Plan
 
@@ -111,7 +112,7 @@ class Fleet:
             ChildError: The engine failed.
         """
         engine = self.engine(name)
-        self._warm_up(name, engine, turn.concurrency)
+        self._warm_up(name, engine, most_at_a_time([turn.load]))
         found = engine.take(turn, finished)
         if not self.plan.has_gpu:
             self.memory[name] = max(self.memory.get(name, 0), memory.peak_resident(engine.pid))
@@ -140,7 +141,7 @@ class Fleet:
                 lambda seconds: self._tell(f"starting {name}, {seconds:.0f} s"),
             )
             self._running[name] = engine, stack
-            self._warm_up(name, engine, max(self.plan.settings.concurrency))
+            self._warm_up(name, engine, self.plan.settings.most_at_a_time)
         except BaseException:
             self._running.pop(name, None)
             stack.close()

@@ -41,12 +41,18 @@ class Report:
         return list(dict.fromkeys(row["configuration"] for row in self.rows))
 
     @property
-    def concurrency(self) -> list[int]:
+    def concurrency(self) -> list[int | str]:
+        """Loads: a number of requests at a time, or the name of a ramp."""
         return list(dict.fromkeys(row["concurrency"] for row in self.rows))
 
     @property
+    def numbers(self) -> list[int]:
+        """The loads that are numbers."""
+        return [load for load in self.concurrency if isinstance(load, int)]
+
+    @property
     def alone(self) -> list[Row]:
-        """The rows of the lowest concurrency."""
+        """The rows of the lowest load."""
         return [row for row in self.rows if row["concurrency"] == self.concurrency[0]]
 
     @property
@@ -159,7 +165,9 @@ PLOTS: dict[str, str] = {
 
 def drawings(report: Report) -> dict[str, Callable[[Any], None]]:
     """How each plot is drawn on matplotlib's axes; those that would be empty are left out."""
-    found: dict[str, Callable[[Any], None]] = {"speedup": lambda axes: draw_speedup(report, axes)}
+    found: dict[str, Callable[[Any], None]] = {}
+    if report.numbers:
+        found["speedup"] = lambda axes: draw_speedup(report, axes)
     if any(row["acceptance"] for row in report.alone):
         found["acceptance"] = lambda axes: draw_acceptance(report, axes)
     if any(row["milliseconds"] for row in report.rows):
@@ -170,14 +178,14 @@ def drawings(report: Report) -> dict[str, Callable[[Any], None]]:
 def draw_speedup(report: Report, axes: Any) -> None:
     axes.axhline(1.0, color=PLAIN_COLOUR, linestyle="--", label=report.names[0])
     for name in report.names[1:]:
-        own = [row for row in report.rows if row["configuration"] == name]
+        own = [row for row in report.rows if row["configuration"] == name and row["concurrency"] in report.numbers]
         middle = [row["speedup"]["median"] for row in own]
         below = [m - (row["speedup"]["low"] or m) for m, row in zip(middle, own, strict=True)]
         above = [(row["speedup"]["high"] or m) - m for m, row in zip(middle, own, strict=True)]
         places = [row["concurrency"] for row in own]
         axes.errorbar(places, middle, [below, above], marker="o", capsize=4, color=report.colours[name], label=name)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(report.concurrency, map(str, report.concurrency))
+    axes.set_xticks(report.numbers, map(str, report.numbers))
     axes.minorticks_off()
     axes.set(xlabel="requests at a time", ylabel="speed-up", title=report.title, ylim=(0, None))
     axes.grid(alpha=0.3)
@@ -197,9 +205,9 @@ def draw_acceptance(report: Report, axes: Any) -> None:
 
 
 def draw_steps(report: Report, axes: Any) -> None:
-    """A bar for each configuration at the lowest and the highest concurrency."""
-    shown = {report.concurrency[0], report.concurrency[-1]}
-    rows = [row for row in report.rows if row["concurrency"] in shown and row["milliseconds"]]
+    """A bar for each configuration under the lowest and the highest load whose steps were timed."""
+    timed = [row for row in report.rows if row["milliseconds"]]
+    rows = [row for row in timed if row["concurrency"] in (timed[0]["concurrency"], timed[-1]["concurrency"])]
     labels = [f"{row['configuration']}, {row['concurrency']} at a time" for row in rows]
     left = [0.0] * len(rows)
     for index, phase in enumerate(dict.fromkeys(phase for row in rows for phase in row["milliseconds"])):

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from redrafter_vllm.bench.closed_loop import Turn
 from redrafter_vllm.bench.compare import compare
 from redrafter_vllm.bench.fleet import Fleet
+from redrafter_vllm.bench.load import Load, Ramp, name_of
 from redrafter_vllm.bench.settings import Settings
 from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.atomic import write_text
@@ -20,7 +21,7 @@ from redrafter_vllm.utils.messages import listed
 RUN_FILE, FOLDER = "run.json", "rounds"
 PHASE_TOKENS = 32  # of each request, for the times of a step's phases
 
-Round = list[dict[str, Any]]  # turns, with the name of the configuration and the concurrency of each
+Round = list[dict[str, Any]]  # turns, with the name of the configuration and the load of each, under `concurrency`
 
 
 class ContinueError(ValueError):
@@ -100,22 +101,20 @@ def run_rounds(settings: Settings, fleet: Fleet, results: Results, done: int, ba
     fleet.start_all()
     for number in range(done, settings.rounds):
         found: Round = []
-        for concurrency, name in turns(settings, number, together=fleet.plan.together):
-            bar.set_description(f"round {number + 1} of {settings.rounds}, {concurrency} at a time, {name}")
+        for load, name in turns(settings, number, together=fleet.plan.together):
+            bar.set_description(f"round {number + 1} of {settings.rounds}, {load} at a time, {name}")
             found.append(
-                {"configuration": name, "concurrency": concurrency, **_turn(settings, fleet, name, concurrency, bar)}
+                {"configuration": name, "concurrency": name_of(load), **_turn(settings, fleet, name, load, bar)}
             )
-            if number == 0 and "milliseconds" not in found[-1]:
-                phases = Turn(
-                    concurrency, concurrency, min(PHASE_TOKENS, settings.max_tokens), phases=True, **_common(settings)
-                )
+            if number == 0 and not isinstance(load, Ramp) and "milliseconds" not in found[-1]:
+                phases = Turn(load, load, min(PHASE_TOKENS, settings.max_tokens), phases=True, **_common(settings))
                 found[-1]["milliseconds"] = fleet.turn(name, phases, lambda finished: None)["milliseconds"]
             found[-1]["memory"] = fleet.memory.get(name)
         results.add(number, _compared(found, settings.configurations[0].name))
 
 
-def turns(settings: Settings, number: int, *, together: bool) -> Iterator[tuple[int, str]]:
-    """Concurrency and configuration of each turn of a round.
+def turns(settings: Settings, number: int, *, together: bool) -> Iterator[tuple[Load, str]]:
+    """Load and configuration of each turn of a round.
 
     An engine may run slower or faster after another one, so the order alternates. One that runs alone takes all of its
     turns at once.
@@ -124,9 +123,9 @@ def turns(settings: Settings, number: int, *, together: bool) -> Iterator[tuple[
     if number % 2:
         names.reverse()
     if together:
-        yield from ((concurrency, name) for concurrency in settings.concurrency for name in names)
+        yield from ((load, name) for load in settings.concurrency for name in names)
     else:
-        yield from ((concurrency, name) for name in names for concurrency in settings.concurrency)
+        yield from ((load, name) for name in names for load in settings.concurrency)
 
 
 def requests_left(settings: Settings, done: int) -> int:
@@ -140,22 +139,22 @@ def _common(settings: Settings) -> dict[str, Any]:
     return {"temperature": settings.temperature, "ignore_eos": settings.ignore_eos or settings.data == "random"}
 
 
-def _turn(settings: Settings, fleet: Fleet, name: str, concurrency: int, bar: tqdm) -> dict[str, Any]:
-    requests, counted = settings.requests_at(concurrency), 0
+def _turn(settings: Settings, fleet: Fleet, name: str, load: Load, bar: tqdm) -> dict[str, Any]:
+    requests, counted = settings.requests_at(load), 0
 
     def finished(number: int) -> None:
         nonlocal counted
         counted += number
         bar.update(number)
 
-    turn = Turn(requests, concurrency, settings.max_tokens, **_common(settings))
+    turn = Turn(requests, load, settings.max_tokens, **_common(settings))
     found = fleet.turn(name, turn, finished)
     bar.update(requests - counted)
     return found
 
 
 def _compared(found: Sequence[dict[str, Any]], plain: str) -> Round:
-    """The turns with the number of requests whose outputs are those of plain vLLM beside the same concurrency."""
+    """The turns with the number of requests whose outputs are those of plain vLLM under the same load."""
     expected = {turn["concurrency"]: turn["outputs"] for turn in found if turn["configuration"] == plain}
     return [
         {**turn, "same_requests": compare(expected[turn["concurrency"]], turn["outputs"]).same_requests}

@@ -17,6 +17,7 @@ from redrafter_vllm.bench.closed_loop import Turn
 from redrafter_vllm.bench.configurations import Configuration
 from redrafter_vllm.bench.engine import START_SECONDS, TURN_SECONDS, Finished
 from redrafter_vllm.bench.fleet import TICK, Engine, Waiting
+from redrafter_vllm.bench.load import most_at_a_time
 from redrafter_vllm.bench.phases import REST
 from redrafter_vllm.bench.prompts import Prompts
 from redrafter_vllm.bench.settings import Plan
@@ -157,7 +158,7 @@ class ServedEngine:
         lines = self.prompts.read_text("utf-8").splitlines()[: turn.requests]
         common = {"model": self.model, "max_tokens": turn.max_tokens, "ignore_eos": turn.ignore_eos}
         bodies = [{**json.loads(line), **common, "temperature": turn.temperature, "seed": 0} for line in lines]
-        with ThreadPoolExecutor(turn.concurrency) as pool:
+        with ThreadPoolExecutor(most_at_a_time([turn.load])) as pool:
             list(pool.map(self._complete, bodies))
 
     def _complete(self, body: Mapping[str, Any]) -> None:
@@ -179,7 +180,7 @@ class ServedEngine:
             *("--model", self.model, "--tokenizer", str(self.tokenizer)),
             *("--dataset-name", "custom", "--dataset-path", str(self.prompts), "--skip-chat-template"),
             *("--disable-shuffle", "--no-oversample", "--custom-output-len", str(turn.max_tokens)),
-            *("--num-prompts", str(turn.requests), "--max-concurrency", str(turn.concurrency)),
+            *("--num-prompts", str(turn.requests), "--max-concurrency", str(turn.load)),
             *("--temperature", str(turn.temperature), "--extra-body", json.dumps(body)),
             *(["--ignore-eos"] if turn.ignore_eos else []),
             *("--save-result", "--save-detailed", "--result-dir", str(result.parent), "--result-filename", result.name),

@@ -8,6 +8,7 @@ from typing import Any
 
 from redrafter_vllm.bench import memory
 from redrafter_vllm.bench.configurations import Configuration
+from redrafter_vllm.bench.load import Load, Ramp, limits, most_at_a_time, name_of
 
 MODES = ("offline", "serve")
 CONCURRENCY = (1, 2, 4, 8, 16, 32, 64)
@@ -26,7 +27,7 @@ class Settings:
     target: str
     configurations: tuple[Configuration, ...]  # the first is the one that the others are compared with
     data: str = "mt-bench"
-    concurrency: tuple[int, ...] = CONCURRENCY
+    concurrency: tuple[Load, ...] = CONCURRENCY
     requests: int = 16  # of a turn, at least; never fewer than run at a time
     prompt_tokens: int = 512
     max_tokens: int = 128
@@ -41,8 +42,13 @@ class Settings:
         for name in ("requests", "prompt_tokens", "rounds"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        if not self.concurrency or min(self.concurrency) < 1:
+        if not self.concurrency or any(most_at_a_time([load]) < 1 for load in self.concurrency):
             raise SettingsError(f"--concurrency must be positive, not {' '.join(map(str, self.concurrency))}")
+        ramp = next((load for load in self.concurrency if isinstance(load, Ramp)), None)
+        if ramp is not None and self.mode != "offline":
+            raise SettingsError(
+                f"--concurrency {ramp} needs offline: vllm bench serve keeps to one number of requests at a time"
+            )
         if self.max_tokens < 2:
             raise SettingsError(
                 f"--max-tokens must be at least 2, not {self.max_tokens}: the first has no step behind it"
@@ -56,14 +62,19 @@ class Settings:
         if self.port is not None and self.mode != "serve":
             raise SettingsError("--port is for servers: leave it out, or choose serve")
 
-    def requests_at(self, concurrency: int) -> int:
+    def requests_at(self, load: Load) -> int:
         """Requests of a turn."""
-        return max(self.requests, concurrency)
+        return len(limits(load, self.requests))
+
+    @property
+    def most_at_a_time(self) -> int:
+        """Requests that run at a time under the highest load."""
+        return most_at_a_time(self.concurrency)
 
     @property
     def prompts(self) -> int:
         """Prompts of the largest turn."""
-        return self.requests_at(max(self.concurrency))
+        return max(map(self.requests_at, self.concurrency))
 
     def described(self) -> dict[str, Any]:
         """What another run must have in common with this one to continue it: all but the number of rounds."""
@@ -72,7 +83,7 @@ class Settings:
             "target": self.target,
             "configurations": {one.name: one.speculative for one in self.configurations},
             "data": self.data,
-            "concurrency": list(self.concurrency),
+            "concurrency": [name_of(load) for load in self.concurrency],
             "requests": self.requests,
             "prompt_tokens": self.prompt_tokens,
             "max_tokens": self.max_tokens,
@@ -143,7 +154,7 @@ class Plan:
         """Bytes of an engine's key-value cache."""
         if given := self.option("--kv-cache-memory-bytes"):
             return int(given) if given.isdecimal() else 0
-        return memory.cache_bytes(self.config, max(self.settings.concurrency), self.max_model_len, self.itemsize)
+        return memory.cache_bytes(self.config, self.settings.most_at_a_time, self.max_model_len, self.itemsize)
 
     @property
     def bytes_each(self) -> int:
@@ -180,7 +191,7 @@ class Plan:
         settings = self.settings
         given = [
             *("--max-model-len", str(self.max_model_len)),
-            *("--max-num-seqs", str(max(settings.concurrency))),
+            *("--max-num-seqs", str(settings.most_at_a_time)),
             *("--kv-cache-memory-bytes", str(self.cache)),
             # Servers would take top-p and penalties from the target, which requests to an engine do not have.
             *("--generation-config", "vllm"),

@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from redrafter_vllm.bench.load import Load, Ramp, most_at_a_time, parse_load
 from redrafter_vllm.bench.settings import CONCURRENCY, MODES, Settings
 from redrafter_vllm.cli.asking import divided
 from redrafter_vllm.utils.messages import sentence
@@ -49,11 +50,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--concurrency",
-        type=int,
+        type=_load,
         nargs="+",
         default=list(CONCURRENCY),
         metavar="N",
-        help="requests at a time; default 1 2 4 … 64",
+        help="requests at a time; 1-32-1, offline: from one at a time up to 32 and back; default 1 2 4 … 64",
     )
     parser.add_argument(
         "--requests",
@@ -93,6 +94,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=user_path, help="folder of the results; default: bench-TARGET-MODE-DATA in this one"
     )
     return parser
+
+
+def _load(text: str) -> Load:
+    try:
+        return parse_load(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number, and not like 1-32-1") from None
+
+
+def _in_order(loads: Sequence[Load]) -> tuple[Load, ...]:
+    """Each once: the numbers, then the ramps."""
+    return tuple(sorted(set(loads), key=lambda load: (isinstance(load, Ramp), most_at_a_time([load]))))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -152,7 +165,7 @@ def _plan(arguments: argparse.Namespace, options: Sequence[str]) -> "Plan":
             redrafter=not arguments.without_redrafter,
         ),
         data=arguments.data,
-        concurrency=tuple(sorted(set(arguments.concurrency))),
+        concurrency=_in_order(arguments.concurrency),
         requests=arguments.requests,
         prompt_tokens=arguments.prompt_tokens,
         max_tokens=arguments.max_tokens,

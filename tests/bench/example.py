@@ -9,7 +9,7 @@ from redrafter_vllm.bench.report import Report
 PLAIN, OURS, NGRAM = "plain vLLM", "ReDrafter adaptive", "ngram"
 
 
-def turn(name: str, concurrency: int, seconds: float, **others: Any) -> dict[str, Any]:
+def turn(name: str, concurrency: int | str, seconds: float, **others: Any) -> dict[str, Any]:
     """Two requests of 11 and 21 tokens; the second has to wait."""
     return {
         "configuration": name,

@@ -3,6 +3,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from rich.console import Console
 
 from redrafter_vllm.bench import report as reports
 from redrafter_vllm.bench import tables
+from redrafter_vllm.bench.figures import rows
 from tests import browser
-from tests.bench.example import NGRAM, OURS, PLAIN, report
+from tests.bench.example import NGRAM, OURS, PLAIN, report, turn
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -51,6 +53,22 @@ def test_the_other_tables() -> None:
         ["all", "20.00", "25.00", "20.00"],
     ]
     assert reports.memory(made).rows == [[PLAIN, "1.00"], [OURS, "1.50"], [NGRAM, "1.00"]]
+
+
+def ramp_alone() -> reports.Report:
+    turns = [turn(PLAIN, "1-4-1", 3.0), turn(OURS, "1-4-1", 2.0, acceptance=[0.5])]
+    return replace(report(), rows=rows([turns], PLAIN), rounds=1)
+
+
+def test_a_ramp_is_in_the_tables_and_not_in_the_plot_by_number() -> None:
+    made = ramp_alone()
+    assert [row[:4] for row in reports.speeds(made).rows] == [
+        ["1-4-1", PLAIN, "10.7", "1.00"],
+        ["", OURS, "16.0", "1.50"],
+    ]
+    assert reports.acceptance(made).title == "Acceptance by depth, 1-4-1 at a time"
+    assert set(reports.drawings(made)) == {"acceptance"}
+    assert max(map(len, shown(reports.speeds(made)))) <= 80
 
 
 def test_a_figure_that_does_not_fit_is_not_cut() -> None:

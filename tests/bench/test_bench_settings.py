@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from redrafter_vllm.bench import memory
 from redrafter_vllm.bench.configurations import PLAIN, Configuration, ConfigurationError, compared
+from redrafter_vllm.bench.load import Ramp, parse_load
 from redrafter_vllm.bench.prompts import make_prompts, mixed, sources
 from redrafter_vllm.bench.settings import Plan, Settings, SettingsError, check_ports, target_folder
 from redrafter_vllm.config import OptionError
@@ -86,6 +87,8 @@ def make(**others: Any) -> Settings:
     [
         ({"concurrency": ()}, "--concurrency must be positive"),
         ({"concurrency": (0, 1)}, "--concurrency must be positive, not 0 1"),
+        ({"concurrency": (Ramp(0),)}, "--concurrency must be positive, not 1-0-1"),
+        ({"concurrency": (1, Ramp(8)), "mode": "serve"}, "--concurrency 1-8-1 needs offline"),
         ({"rounds": 0}, "--rounds must be at least 1, not 0"),
         ({"prompt_tokens": -1}, "--prompt-tokens must be at least 1"),
         ({"max_tokens": 1}, "--max-tokens must be at least 2"),
@@ -261,3 +264,19 @@ def test_an_empty_file(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(PromptSetError, match="holds no prompts"):
         sources(str(tmp_path / "empty.txt"))
+
+
+def test_a_ramp_has_as_many_requests_at_each_level_as_run_there() -> None:
+    # 1 + 2 + 4 + 6 + 4 + 2 + 1, and twice as many where 30 are wanted at least.
+    ramp = parse_load("1-6-1")
+    assert ramp == Ramp(6) and str(ramp) == "1-6-1"
+    assert make(concurrency=(1, ramp), requests=16).requests_at(ramp) == 20
+    assert make(concurrency=(1, ramp), requests=30).prompts == 40
+    assert make(concurrency=(1, ramp)).most_at_a_time == 6
+    assert make(concurrency=(1, ramp)).described()["concurrency"] == [1, "1-6-1"]
+
+
+@pytest.mark.parametrize("text", ["1-6", "2-6-2", "six", "1-6-1-6", "1--6-1"])
+def test_loads_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_load(text)

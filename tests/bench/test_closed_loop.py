@@ -9,6 +9,7 @@ import pytest
 
 from redrafter_vllm.bench import closed_loop
 from redrafter_vllm.bench.closed_loop import Answer, ClosedLoop, result_of
+from redrafter_vllm.bench.load import Ramp, limits
 
 
 class ScriptedEngine:
@@ -45,7 +46,7 @@ def test_requests_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = ScriptedEngine([[1, 2, 3], [1, 1, 1, 1, 1], [1, 4]], monkeypatch)
     finished: list[int] = []
     loop = ClosedLoop(SimpleNamespace(llm_engine=engine), finished.append)
-    found = loop.run([[0], [1], [2]], ["s0", "s1", "s2"], 2)
+    found = loop.run([[0], [1], [2]], ["s0", "s1", "s2"], [2, 2, 2])
     assert engine.most_at_once == 2
     assert finished == [1, 2]
     assert found["seconds"] == 5.0
@@ -60,9 +61,21 @@ def test_requests_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loop.decode_seconds == [1.0, 1.0, 1.0]
 
 
+def test_a_ramp_goes_up_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ten requests of three steps each: one alone, two, four, two, and one again.
+    engine = ScriptedEngine([[1, 1, 1]] * 10, monkeypatch)
+    at_once: list[int] = []
+    step = engine.step
+    monkeypatch.setattr(engine, "step", lambda: (at_once.append(len(engine.running)), step())[1])
+    loop = ClosedLoop(SimpleNamespace(llm_engine=engine))
+    found = loop.run([[n] for n in range(10)], [f"s{n}" for n in range(10)], limits(Ramp(4), 1))
+    assert at_once == [1] * 3 + [2] * 3 + [4] * 3 + [2] * 3 + [1] * 3
+    assert len(found["tokens"]) == 10
+
+
 def test_prompts_computed_in_parts_begin_with_their_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = ScriptedEngine([[0, 0, 1, 1]], monkeypatch)
-    found = ClosedLoop(SimpleNamespace(llm_engine=engine)).run([[0]], ["s0"], 1)
+    found = ClosedLoop(SimpleNamespace(llm_engine=engine)).run([[0]], ["s0"], [1])
     assert found["ttft"] == [3.0] and found["tokens_per_step"] == 1.0 and found["acceptance"] == []
 
 

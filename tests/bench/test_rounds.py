@@ -14,6 +14,7 @@ from tqdm import tqdm
 from redrafter_vllm.bench.child import ChildError
 from redrafter_vllm.bench.closed_loop import Turn
 from redrafter_vllm.bench.configurations import Configuration
+from redrafter_vllm.bench.load import Ramp
 from redrafter_vllm.bench.rounds import ContinueError, Results, requests_left, run_rounds, turns
 from redrafter_vllm.bench.settings import Settings
 
@@ -128,6 +129,15 @@ def test_another_benchmark_is_not_continued(changed: dict[str, Any], message: st
     with pytest.raises(ContinueError, match=message):
         run(results, FakeFleet(), settings(**changed))
     assert len(results.rounds()) == 2
+
+
+def test_a_ramp_has_turns_but_no_times_of_phases(tmp_path: Path) -> None:
+    results, fleet = Results(tmp_path / "new"), FakeFleet()
+    run(results, fleet, settings(concurrency=(1, Ramp(2)), rounds=1))
+    assert [turn["concurrency"] for turn in results.rounds()[0]] == [1, 1, "1-2-1", "1-2-1"]
+    assert [turn.load for _, turn in fleet.taken if not turn.phases] == [1, 1, Ramp(2), Ramp(2)]
+    assert [turn.requests for _, turn in fleet.taken if not turn.phases] == [3, 3, 4, 4]
+    assert [turn.load for _, turn in fleet.taken if turn.phases] == [1, 1]
 
 
 def test_another_version_is_not_continued(tmp_path: Path) -> None:
