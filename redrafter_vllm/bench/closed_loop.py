@@ -2,7 +2,7 @@
 """One turn of an engine: as many requests at a time as given, each followed by the next as soon as it ends."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +37,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Turn:
-    """The first `requests` prompts of the job, under a load. With a temperature request i has seed i."""
+    """`requests` prompts from the `first` on, under a load. With a temperature request i has seed i."""
 
     requests: int
     load: Load
@@ -45,17 +45,26 @@ class Turn:
     temperature: float = 0.0
     ignore_eos: bool = False
     phases: bool = False  # time the phases of steps, which costs a little time
+    first: int = 0  # behind the job's last prompt its first follows
+
+    def prompts_of(self, prompts: Sequence[Any]) -> list[Any]:
+        """Those that the turn has."""
+        return [prompts[(self.first + index) % len(prompts)] for index in range(self.requests)]
 
     def answer(self, llm: Any, job: Job, finished: Finished) -> dict[str, Any]:
-        """Times and tokens by request, tokens per step, acceptance; where requested, a step's milliseconds by phase."""
+        """Times and tokens by request, tokens per step, acceptance; where requested, a step's milliseconds by phase.
+
+        `decode_steps` is the number of the engine's steps that only decoded.
+        """
         llm.reset_prefix_cache()
         loop = ClosedLoop(llm, finished)
         sampling = [self._sampling(index) for index in range(self.requests)]
         allowed = limits(self.load, self.requests)[: self.requests]
+        prompts = self.prompts_of(job.prompts)
         if not self.phases:
-            return loop.run(job.prompts[: self.requests], sampling, allowed)
+            return loop.run(prompts, sampling, allowed)
         with _phases(llm, loop) as milliseconds:
-            found = loop.run(job.prompts[: self.requests], sampling, allowed)
+            found = loop.run(prompts, sampling, allowed)
         return {**found, "milliseconds": milliseconds()}
 
     def _sampling(self, index: int) -> Any:
@@ -91,7 +100,7 @@ class ClosedLoop:
                 running += 1
             running -= self._step(answers)
         seconds = time.perf_counter() - began
-        return result_of(list(answers.values()), seconds)
+        return {**result_of(list(answers.values()), seconds), "decode_steps": len(self.decode_seconds)}
 
     def _step(self, answers: dict[str, Answer]) -> int:
         """Run a step; how many requests it has finished."""

@@ -19,7 +19,8 @@ OURS: dict[str, dict[str, Any]] = {
     "ReDrafter adaptive": {"adaptive": True},
 }
 # Keys of vLLM's speculative config that ReDrafter's may have beside its own options.
-_VLLMS_KEYS = ("method", "model", "num_speculative_tokens_per_batch_size")
+_SCHEDULE = "num_speculative_tokens_per_batch_size"
+_VLLMS_KEYS = ("method", "model", _SCHEDULE)
 
 
 class ConfigurationError(ValueError):
@@ -37,6 +38,14 @@ class Configuration:
     @property
     def is_redrafter(self) -> bool:
         return self.speculative is not None and self.speculative.get("method") == METHOD
+
+    @property
+    def adapts(self) -> bool:
+        """Whether its trees adapt to load and confidence, where they can: see `DraftingConfig.adaptive`."""
+        if not self.is_redrafter or self.speculative is None:
+            return False
+        adaptive = _drafting(self.speculative).adaptive
+        return not self.speculative.get(_SCHEDULE) if adaptive is None else bool(adaptive)
 
     @property
     def slots(self) -> int:

@@ -7,15 +7,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from redrafter_vllm.adaptive.pause import MEMORY
 from redrafter_vllm.bench import memory
 from redrafter_vllm.bench.closed_loop import Turn
 from redrafter_vllm.bench.configurations import Configuration
 from redrafter_vllm.bench.engine import EngineProcess, Finished, Job
-from redrafter_vllm.bench.load import most_at_a_time
+from redrafter_vllm.bench.load import Load, levels, most_at_a_time
 from redrafter_vllm.bench.prompts import Prompts
 from redrafter_vllm.bench.settings import Plan
 
-WARM_UP_TOKENS = 8
+WARM_UP_TOKENS = 8  # of each request, where only the first steps of a batch size take longer
+# Steps after which trees that adapt know a load. In the first ones every size of a step is tried once: of sizes up to
+# 16 nodes for each request there are at most 16 (adaptive/costs.py), and each fourth step tries another. `MEMORY` is
+# how many steps a judgement of drafting looks back on.
+TRIED_STEPS = 64
+ADAPTIVE_WARM_UP_STEPS = TRIED_STEPS + MEMORY
 TICK = 1.0  # seconds
 
 Waiting = Callable[[float], None]  # told the seconds since the start
@@ -31,8 +37,8 @@ class Engine(Protocol):
     def take(self, turn: Turn, finished: Finished) -> dict[str, Any]:
         """The figures of a turn, see `closed_loop.result_of`; a server's outputs are texts."""
 
-    def warm_up(self, turn: Turn) -> None:
-        """Let the engine answer the turn; its figures do not count."""
+    def warm_up(self, turn: Turn) -> int:
+        """Let the engine answer the turn, whose figures do not count; the steps that this took."""
 
 
 class OfflineEngine:
@@ -48,8 +54,8 @@ class OfflineEngine:
     def take(self, turn: Turn, finished: Finished) -> dict[str, Any]:
         return self.process.take(turn, finished)
 
-    def warm_up(self, turn: Turn) -> None:
-        self.process.take(turn)
+    def warm_up(self, turn: Turn) -> int:
+        return int(self.process.take(turn)["decode_steps"])
 
 
 Start = Callable[[Plan, Configuration, Prompts, Path, ExitStack, Waiting], Engine]
@@ -111,12 +117,24 @@ class Fleet:
         Raises:
             ChildError: The engine failed.
         """
-        engine = self.engine(name)
-        self._warm_up(name, engine, most_at_a_time([turn.load]))
+        engine = self.prepare(name, turn.load)
         found = engine.take(turn, finished)
         if not self.plan.has_gpu:
             self.memory[name] = max(self.memory.get(name, 0), memory.peak_resident(engine.pid))
         return found
+
+    def prepare(self, name: str, load: Load) -> Engine:
+        """The engine of a configuration, started and warm for a load.
+
+        Raises:
+            ChildError: The engine failed.
+        """
+        engine = self.engine(name)
+        for requests in levels(load) if self._adapts(name) else [most_at_a_time([load])]:
+            if (name, requests) not in self._warm:
+                self._warm_up(name, engine, requests)
+                self._warm.add((name, requests))
+        return engine
 
     def engine(self, name: str) -> Engine:
         """The engine of a configuration; starts it, and ends another one where only one has room.
@@ -129,19 +147,18 @@ class Fleet:
         if not self.plan.together:
             for other in [*self._running]:
                 self._end(other)
-        configuration = next(one for one in self.plan.settings.configurations if one.name == name)
         before, stack = memory.device_memory_used(), ExitStack()
         try:
             engine = self._start(
                 self.plan,
-                configuration,
+                self._configuration(name),
                 self.prompts,
                 self.log(name),
                 stack,
                 lambda seconds: self._tell(f"starting {name}, {seconds:.0f} s"),
             )
             self._running[name] = engine, stack
-            self._warm_up(name, engine, self.plan.settings.most_at_a_time)
+            self._run_shortly(engine, self.plan.settings.most_at_a_time)
         except BaseException:
             self._running.pop(name, None)
             stack.close()
@@ -150,14 +167,34 @@ class Fleet:
             self.memory[name] = max(0, memory.device_memory_used() - before)
         return engine
 
-    def _warm_up(self, name: str, engine: Engine, concurrency: int) -> None:
+    def _warm_up(self, name: str, engine: Engine, requests: int) -> None:
+        self._run_shortly(engine, requests)
+        if self._adapts(name):
+            self._let_adapt(name, engine, requests)
+
+    def _run_shortly(self, engine: Engine, requests: int) -> None:
         """The first step of another batch size costs extra time, which must not count."""
-        if (name, concurrency) in self._warm:
-            return
         settings = self.plan.settings
         tokens = min(WARM_UP_TOKENS, settings.max_tokens)
-        engine.warm_up(Turn(concurrency, concurrency, tokens, settings.temperature, ignore_eos=True))
-        self._warm.add((name, concurrency))
+        engine.warm_up(Turn(requests, requests, tokens, settings.temperature, ignore_eos=True))
+
+    def _let_adapt(self, name: str, engine: Engine, requests: int) -> None:
+        """Requests as they will be measured, a batch after the other, until the trees have adapted to so many."""
+        settings = self.plan.settings
+        tokens = min(ADAPTIVE_WARM_UP_STEPS, settings.max_tokens)
+        steps = first = 0
+        while steps < ADAPTIVE_WARM_UP_STEPS:
+            self._tell(f"{name} adapts to {requests} at a time, step {steps} of {ADAPTIVE_WARM_UP_STEPS}")
+            turn = Turn(requests, requests, tokens, settings.temperature, settings.ignores_eos, first=first)
+            # Texts may end with their first token.
+            steps += max(1, engine.warm_up(turn))
+            first += requests
+
+    def _configuration(self, name: str) -> Configuration:
+        return next(one for one in self.plan.settings.configurations if one.name == name)
+
+    def _adapts(self, name: str) -> bool:
+        return self._configuration(name).adapts
 
     def log(self, name: str) -> Path:
         stem = "".join(letter if letter.isalnum() else "-" for letter in name.lower())

@@ -39,6 +39,11 @@ def most_at_a_time(loads: Iterable[Load]) -> int:
     return max(load.most if isinstance(load, Ramp) else load for load in loads)
 
 
+def levels(load: Load) -> list[int]:
+    """The numbers of requests at a time that a load has, each once."""
+    return sorted(set(load.levels)) if isinstance(load, Ramp) else [load]
+
+
 def name_of(load: Load) -> int | str:
     """As results call it."""
     return str(load) if isinstance(load, Ramp) else load

@@ -102,6 +102,7 @@ def run_rounds(settings: Settings, fleet: Fleet, results: Results, done: int, ba
     for number in range(done, settings.rounds):
         found: Round = []
         for load, name in turns(settings, number, together=fleet.plan.together):
+            fleet.prepare(name, load)
             bar.set_description(f"round {number + 1} of {settings.rounds}, {load} at a time, {name}")
             found.append(
                 {"configuration": name, "concurrency": name_of(load), **_turn(settings, fleet, name, load, bar)}
@@ -135,8 +136,7 @@ def requests_left(settings: Settings, done: int) -> int:
 
 
 def _common(settings: Settings) -> dict[str, Any]:
-    # Random prompts may end at once.
-    return {"temperature": settings.temperature, "ignore_eos": settings.ignore_eos or settings.data == "random"}
+    return {"temperature": settings.temperature, "ignore_eos": settings.ignores_eos}
 
 
 def _turn(settings: Settings, fleet: Fleet, name: str, load: Load, bar: tqdm) -> dict[str, Any]:

@@ -149,17 +149,19 @@ class ServedEngine:
         finished(int(after.get(FINISHED, 0.0) - done))
         return self._figures(json.loads(result.read_text()), turn, before, after)
 
-    def warm_up(self, turn: Turn) -> None:
-        """By plain requests: a client of its own would take longer to start than they take.
+    def warm_up(self, turn: Turn) -> int:
+        """See `Engine`. By plain requests: a client of its own would take longer to start than they take.
 
         Raises:
             ChildError: The server refused one.
         """
-        lines = self.prompts.read_text("utf-8").splitlines()[: turn.requests]
+        lines = turn.prompts_of(self.prompts.read_text("utf-8").splitlines())
+        before = self.counts().get(ITERATIONS, 0.0)
         common = {"model": self.model, "max_tokens": turn.max_tokens, "ignore_eos": turn.ignore_eos}
         bodies = [{**json.loads(line), **common, "temperature": turn.temperature, "seed": 0} for line in lines]
         with ThreadPoolExecutor(most_at_a_time([turn.load])) as pool:
             list(pool.map(self._complete, bodies))
+        return int(self.counts().get(ITERATIONS, 0.0) - before)
 
     def _complete(self, body: Mapping[str, Any]) -> None:
         header = {"Content-Type": "application/json"}

@@ -9,6 +9,7 @@ from typing import Any
 from redrafter_vllm.bench import memory
 from redrafter_vllm.bench.configurations import Configuration
 from redrafter_vllm.bench.load import Load, Ramp, limits, most_at_a_time, name_of
+from redrafter_vllm.bench.prompts import RANDOM
 
 MODES = ("offline", "serve")
 CONCURRENCY = (1, 2, 4, 8, 16, 32, 64)
@@ -65,6 +66,11 @@ class Settings:
     def requests_at(self, load: Load) -> int:
         """Requests of a turn."""
         return len(limits(load, self.requests))
+
+    @property
+    def ignores_eos(self) -> bool:
+        """Whether every request has all its new tokens. What follows on random tokens may end at once."""
+        return self.ignore_eos or self.data == RANDOM
 
     @property
     def most_at_a_time(self) -> int:

@@ -56,6 +56,18 @@ def test_slots() -> None:
     assert Configuration("a", {"method": "redrafter", "beam_width": 2, "beam_length": 3}, {}).slots == 6
 
 
+SCHEDULE = {"num_speculative_tokens_per_batch_size": [[1, 4, 3]]}
+
+
+@pytest.mark.parametrize(
+    ("options", "adapts"),
+    [({}, True), ({"adaptive": False}, False), (SCHEDULE, False), ({**SCHEDULE, "adaptive": True}, True)],
+)
+def test_what_adapts(options: dict[str, Any], adapts: bool) -> None:
+    assert Configuration("a", {"method": "redrafter", **options}, {}).adapts == adapts
+    assert not Configuration("a", {"method": "ngram", **options}, {}).adapts
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from redrafter_vllm.bench import closed_loop
-from redrafter_vllm.bench.closed_loop import Answer, ClosedLoop, result_of
+from redrafter_vllm.bench.closed_loop import Answer, ClosedLoop, Turn, result_of
 from redrafter_vllm.bench.load import Ramp, limits
 
 
@@ -58,7 +58,7 @@ def test_requests_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of 7 steps 3 emit more than one token, 2 more than two, 1 more than three.
     assert found["acceptance"] == pytest.approx([3 / 7, 2 / 7, 1 / 7])
     # Steps 1 and 4 compute prompts.
-    assert loop.decode_seconds == [1.0, 1.0, 1.0]
+    assert loop.decode_seconds == [1.0, 1.0, 1.0] and found["decode_steps"] == 3
 
 
 def test_a_ramp_goes_up_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +71,11 @@ def test_a_ramp_goes_up_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
     found = loop.run([[n] for n in range(10)], [f"s{n}" for n in range(10)], limits(Ramp(4), 1))
     assert at_once == [1] * 3 + [2] * 3 + [4] * 3 + [2] * 3 + [1] * 3
     assert len(found["tokens"]) == 10
+
+
+def test_prompts_of_a_turn() -> None:
+    assert Turn(2, 1, 8).prompts_of(["a", "b", "c"]) == ["a", "b"]
+    assert Turn(3, 1, 8, first=4).prompts_of(["a", "b", "c"]) == ["b", "c", "a"]
 
 
 def test_prompts_computed_in_parts_begin_with_their_first_token(monkeypatch: pytest.MonkeyPatch) -> None:

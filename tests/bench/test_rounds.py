@@ -14,7 +14,7 @@ from tqdm import tqdm
 from redrafter_vllm.bench.child import ChildError
 from redrafter_vllm.bench.closed_loop import Turn
 from redrafter_vllm.bench.configurations import Configuration
-from redrafter_vllm.bench.load import Ramp
+from redrafter_vllm.bench.load import Load, Ramp
 from redrafter_vllm.bench.rounds import ContinueError, Results, requests_left, run_rounds, turns
 from redrafter_vllm.bench.settings import Settings
 
@@ -32,11 +32,15 @@ class FakeFleet:
     def __init__(self, fails: Callable[[int], bool] = lambda number: False) -> None:
         self.plan, self.memory = SimpleNamespace(together=True), {"plain vLLM": 5, "ours": 6}
         self.taken: list[tuple[str, Turn]] = []
+        self.prepared: list[tuple[str, Load]] = []
         self.fails = fails
         self.started = False
 
     def start_all(self) -> None:
         self.started = True
+
+    def prepare(self, name: str, load: Load) -> None:
+        self.prepared.append((name, load))
 
     def turn(self, name: str, turn: Turn, finished: Callable[[int], None]) -> dict[str, Any]:
         if self.fails(len(self.taken)):
@@ -138,6 +142,7 @@ def test_a_ramp_has_turns_but_no_times_of_phases(tmp_path: Path) -> None:
     assert [turn.load for _, turn in fleet.taken if not turn.phases] == [1, 1, Ramp(2), Ramp(2)]
     assert [turn.requests for _, turn in fleet.taken if not turn.phases] == [3, 3, 4, 4]
     assert [turn.load for _, turn in fleet.taken if turn.phases] == [1, 1]
+    assert fleet.prepared == [(name, load) for load in (1, Ramp(2)) for name in (PLAIN.name, OURS.name)]
 
 
 def test_another_version_is_not_continued(tmp_path: Path) -> None:
