@@ -2,7 +2,7 @@
 """One turn of an engine: as many requests at a time as given, each followed by the next as soon as it ends."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,8 @@ from redrafter_vllm.bench.phases import REST, decode_phases
 
 # Counters of the plugin: time that the device spent.
 DRAFTING, STEPS = "vllm:redrafter_draft_microseconds", "vllm:redrafter_step_microseconds"
+# Counters of what was drafted: vLLM's for any method, and the plugin's.
+DRAFTED, SKIPPED = "vllm:spec_decode_num_draft_tokens", "vllm:redrafter_skipped_rounds"
 
 
 @dataclass
@@ -54,7 +56,9 @@ class Turn:
     def answer(self, llm: Any, job: Job, finished: Finished) -> dict[str, Any]:
         """Times and tokens by request, tokens per step, acceptance; where requested, a step's milliseconds by phase.
 
-        `decode_steps` is the number of the engine's steps that only decoded.
+        `decode_steps` is the number of the engine's steps that only decoded, `nodes_per_step` that of the draft tokens
+        verified in a request's mean step, and `skipped` the part of the engine's steps before which adaptive trees drew
+        none, as drafting did not pay. Either is None where the engine does not count it.
         """
         llm.reset_prefix_cache()
         loop = ClosedLoop(llm, finished)
@@ -62,7 +66,9 @@ class Turn:
         allowed = limits(self.load, self.requests)[: self.requests]
         prompts = self.prompts_of(job.prompts)
         if not self.phases:
-            return loop.run(prompts, sampling, allowed)
+            before = _counters(llm)
+            found = loop.run(prompts, sampling, allowed)
+            return {**found, **drafts_of(found, before, _counters(llm))}
         with _phases(llm, loop) as milliseconds:
             found = loop.run(prompts, sampling, allowed)
         return {**found, "milliseconds": milliseconds()}
@@ -133,8 +139,23 @@ def result_of(answers: list[Answer], seconds: float) -> dict[str, Any]:
         "tokens": [len(answer.tokens) for answer in answers],
         "ttft": [answer.first - answer.started for answer in answers],
         "latency": [answer.ended - answer.started for answer in answers],
+        "steps": sum(max(0, len(request) - 1) for request in steps),
         "tokens_per_step": tokens_per_step(steps) if decoded else None,
         "acceptance": acceptance_of_steps(steps, depth) if decoded else [],
+    }
+
+
+def drafts_of(
+    found: Mapping[str, Any], before: Mapping[str, float], now: Mapping[str, float]
+) -> dict[str, float | None]:
+    """What was drafted in a turn; see `Turn.answer`."""
+
+    def counted(name: str, steps: int) -> float | None:
+        return (now[name] - before.get(name, 0.0)) / steps if name in now and steps else None
+
+    return {
+        "nodes_per_step": counted(DRAFTED, found["steps"]),
+        "skipped": counted(SKIPPED, found["decode_steps"]),
     }
 
 
@@ -150,11 +171,12 @@ def _phases(llm: Any, loop: ClosedLoop) -> Iterator[Callable[[], dict[str, float
         with decode_phases(llm) as steps:
             yield lambda: {name: 1e3 * value / max(1, steps.count) for name, value in steps.watch.seconds.items()}
         return
-    before = _device_times(llm)
+    before = _counters(llm)
 
     def milliseconds() -> dict[str, float]:
         whole = 1e3 * sum(loop.decode_seconds) / max(1, len(loop.decode_seconds))
-        drafting, steps = (now - then for now, then in zip(_device_times(llm), before, strict=True))
+        now = _counters(llm)
+        drafting, steps = (now.get(name, 0.0) - before.get(name, 0.0) for name in (DRAFTING, STEPS))
         if not steps:
             return {"whole step": whole}
         return {"draft": whole * drafting / steps, REST: whole * (1 - drafting / steps)}
@@ -162,6 +184,7 @@ def _phases(llm: Any, loop: ClosedLoop) -> Iterator[Callable[[], dict[str, float
     yield milliseconds
 
 
-def _device_times(llm: Any) -> tuple[float, float]:
-    found = {metric.name: metric.value for metric in llm.get_metrics() if metric.name in (DRAFTING, STEPS)}
-    return found.get(DRAFTING, 0.0), found.get(STEPS, 0.0)
+def _counters(llm: Any) -> dict[str, float]:
+    """Those of the names above that the engine has."""
+    names = (DRAFTING, STEPS, DRAFTED, SKIPPED)
+    return {metric.name: metric.value for metric in llm.get_metrics() if metric.name in names}

@@ -35,7 +35,6 @@ def row(
 ) -> dict[str, Any]:
     """The figures of one configuration under one load; times in milliseconds, memory in bytes."""
     speeds = [speed(turn) for turn in turns]
-    per_step = [turn["tokens_per_step"] for turn in turns if turn["tokens_per_step"] is not None]
     memory = [turn["memory"] for turn in turns if turn.get("memory")]
     return {
         "concurrency": concurrency,
@@ -46,7 +45,7 @@ def row(
         "speedup": asdict(estimate([own / speed(other) for own, other in zip(speeds, plain, strict=True)])),
         "speedup_by_round": [own / speed(other) for own, other in zip(speeds, plain, strict=True)],
         **{measure: _percentiles(measure, turns) for measure in ("ttft", "tpot", "latency")},
-        "tokens_per_step": median(per_step) if per_step else None,
+        **{figure: _median(figure, turns) for figure in ("tokens_per_step", "nodes_per_step", "skipped")},
         "acceptance": acceptance([turn["acceptance"] for turn in turns]),
         "same_requests": min(turn["same_requests"] for turn in turns),
         "memory": max(memory) if memory else None,
@@ -75,6 +74,12 @@ def acceptance(by_round: Sequence[Sequence[float]]) -> list[float]:
     depth = max(map(len, by_round), default=0)
     padded = [[*accepted, *[0.0] * (depth - len(accepted))] for accepted in by_round]
     return [median(at_depth) for at_depth in zip(*padded, strict=True)]
+
+
+def _median(figure: str, turns: Sequence[dict[str, Any]]) -> float | None:
+    """Over the rounds that have the figure; None where none has."""
+    values = [turn[figure] for turn in turns if turn.get(figure) is not None]
+    return median(values) if values else None
 
 
 def _percentiles(measure: str, turns: Sequence[dict[str, Any]]) -> dict[str, float] | None:

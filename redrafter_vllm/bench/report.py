@@ -72,7 +72,7 @@ class Report:
 
 def grids(report: Report) -> list[Grid]:
     """All tables."""
-    return [speeds(report), times(report), acceptance(report), steps(report), memory(report)]
+    return [speeds(report), drafts(report), times(report), acceptance(report), steps(report), memory(report)]
 
 
 def speeds(report: Report) -> Grid:
@@ -96,6 +96,19 @@ def speeds(report: Report) -> Grid:
         for row in report.rows
     ]
     return Grid("Speed: medians over rounds", columns, rows, left=2)
+
+
+def drafts(report: Report) -> Grid:
+    columns = [*AT_A_TIME, "nodes\nverified", "drafts\naccepted", "steps without\na round"]
+    rows = []
+    for row in report.rows:
+        nodes, per_step, skipped = row["nodes_per_step"], row["tokens_per_step"], row["skipped"]
+        accepted = None if nodes is None or per_step is None else per_step - 1
+        share = figure(None if skipped is None else 100 * skipped, ".0f")
+        rows.append(
+            [*_labels(report, row), figure(nodes), figure(accepted), share if skipped is None else f"{share} %"]
+        )
+    return Grid("Drafts of a request's mean step", columns, rows, left=2)
 
 
 def times(report: Report) -> Grid:
@@ -145,6 +158,10 @@ def remarks(report: Report) -> list[str]:
     said.append(
         f"A speed-up is a quotient of two turns of one round, of {report.names[0]} and the other, on the same prompts, "
         "prompts included."
+    )
+    said.append(
+        "Nodes are the draft tokens that the target verifies. Where drafts would take longer than they save, adaptive "
+        "trees verify few, and before some steps draw no round at all."
     )
     said.append(
         "Same text counts the requests whose output is that of plain vLLM beside it, in the round with the fewest; "
@@ -257,7 +274,7 @@ def page(report: Report) -> str:
         for name, draw in drawings(report).items()
         if (picture := drawn(draw, (9, 4.5))) is not None
     }
-    places = {"speedup": 0, "acceptance": 2, "step-time": 3}  # in the order of `grids`
+    places = {"speedup": 0, "acceptance": 3, "step-time": 4}  # in the order of `grids`
     for index, grid in enumerate(grids(report)):
         parts.append(html_page.heading(grid.title))
         parts += [picture for name, picture in pictures.items() if places[name] == index]

@@ -42,6 +42,7 @@ VERIFICATIONS, VERIFIED_TOKENS, OWN_BY_DEPTH = (
     "vllm:redrafter_accepted_total",
 )
 DRAFTING, STEPS = "vllm:redrafter_draft_microseconds_total", "vllm:redrafter_step_microseconds_total"
+DRAFTED, SKIPPED = "vllm:spec_decode_num_draft_tokens_total", "vllm:redrafter_skipped_rounds_total"
 DEPTH_LABELS = ("depth", "position")
 
 Counts = Mapping[str, float]
@@ -90,6 +91,23 @@ def decoding(before: Counts, now: Counts) -> tuple[float | None, list[float]]:
     while accepted and not accepted[-1]:
         accepted.pop()
     return tokens / steps, accepted
+
+
+def drafts(before: Counts, now: Counts, tokens_per_step: float | None) -> dict[str, float | None]:
+    """`nodes_per_step` and `skipped` as `closed_loop.Turn.answer` has them, but steps with prompts count, too.
+
+    Args:
+        before: State of the counters when the turn began.
+        now: When it had ended.
+        tokens_per_step: What `decoding` has found.
+    """
+    since = {name: value - before.get(name, 0.0) for name, value in now.items()}
+    nodes = skipped = None
+    if tokens_per_step is not None and DRAFTED in since:
+        nodes = since[DRAFTED] * tokens_per_step / (since[GENERATED] - since[FINISHED])
+    if since.get(ITERATIONS) and SKIPPED in since:
+        skipped = since[SKIPPED] / since[ITERATIONS]
+    return {"nodes_per_step": nodes, "skipped": skipped}
 
 
 def step_time(before: Counts, now: Counts, seconds: float) -> dict[str, float]:
@@ -219,6 +237,7 @@ class ServedEngine:
             "latency": [first + sum(rest) for first, rest in zip(found["ttfts"], found["itls"], strict=True)],
             "tokens_per_step": per_step,
             "acceptance": accepted,
+            **drafts(before, now, per_step),
             "milliseconds": step_time(before, now, found["duration"]),
         }
 

@@ -19,6 +19,8 @@ def turn(name: str, concurrency: int | str, seconds: float, **others: Any) -> di
         "ttft": [0.1, 0.3],
         "latency": [1.1, 2.3],
         "tokens_per_step": 1.0,
+        "nodes_per_step": None,
+        "skipped": None,
         "acceptance": [],
         "same_requests": 2,
         "memory": 1 << 30,
@@ -32,12 +34,18 @@ def rounds() -> list[list[dict[str, Any]]]:
     for number, (plain, ours) in enumerate([(4.0, 2.0), (4.4, 2.0), (4.2, 3.5)]):
         phases = {"milliseconds": {"target: layers": 20.0, "draft": 5.0}} if number == 0 else {}
         whole = {"milliseconds": {"whole step": 20.0}} if number == 0 else {}
-        for_ours = {"tokens_per_step": 2.0 + number, "acceptance": [0.8, 0.4][: 2 - number % 2], **phases}
+        for_ours = {
+            "tokens_per_step": 2.0 + number,
+            "nodes_per_step": 5.0 - number,
+            "skipped": 0.25,
+            "acceptance": [0.8, 0.4][: 2 - number % 2],
+            **phases,
+        }
         found.append(
             [
                 turn(PLAIN, 1, plain, **whole),
                 turn(OURS, 1, ours, memory=3 << 29, **for_ours),
-                turn(NGRAM, 1, plain, same_requests=1, **whole),
+                turn(NGRAM, 1, plain, same_requests=1, nodes_per_step=1.5, **whole),
                 turn(PLAIN, 16, 1.0, **whole),
                 turn(OURS, 16, 1.25, **for_ours),
                 turn(NGRAM, 16, 1.0, **whole),

@@ -24,7 +24,7 @@ def shown(grid: tables.Grid, width: int = 80) -> list[str]:
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(6))
 def test_tables_are_complete_at_80_columns(number: int) -> None:
     grid = reports.grids(report())[number]
     lines = shown(grid)
@@ -44,6 +44,11 @@ def test_the_table_of_speeds() -> None:
 
 def test_the_other_tables() -> None:
     made = report()
+    assert reports.drafts(made).rows[:3] == [
+        ["1", PLAIN, "–", "–", "–"],
+        ["", OURS, "4.00", "2.00", "25 %"],
+        ["", NGRAM, "1.50", "0.00", "–"],
+    ]
     assert reports.times(made).rows[0] == ["1", PLAIN, "200 280 298", "100 100 100", "1700 2180 2288"]
     assert reports.acceptance(made).rows == [[PLAIN, "–", "–"], [OURS, "0.80", "0.40"], [NGRAM, "–", "–"]]
     assert reports.steps(made).rows == [

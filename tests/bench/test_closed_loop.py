@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from redrafter_vllm.bench import closed_loop
-from redrafter_vllm.bench.closed_loop import Answer, ClosedLoop, Turn, result_of
+from redrafter_vllm.bench.closed_loop import DRAFTED, SKIPPED, Answer, ClosedLoop, Turn, drafts_of, result_of
 from redrafter_vllm.bench.load import Ramp, limits
 
 
@@ -54,7 +54,7 @@ def test_requests_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["ttft"] == [1.0, 1.0, 1.0]
     assert found["latency"] == [3.0, 5.0, 2.0]
     # Behind the first tokens: 5 tokens in 2 steps, 4 in 4, 4 in 1.
-    assert found["tokens_per_step"] == pytest.approx(13 / 7)
+    assert found["tokens_per_step"] == pytest.approx(13 / 7) and found["steps"] == 7
     # Of 7 steps 3 emit more than one token, 2 more than two, 1 more than three.
     assert found["acceptance"] == pytest.approx([3 / 7, 2 / 7, 1 / 7])
     # Steps 1 and 4 compute prompts.
@@ -87,4 +87,14 @@ def test_prompts_computed_in_parts_begin_with_their_first_token(monkeypatch: pyt
 def test_without_a_second_token_there_are_no_steps() -> None:
     alone = Answer(1.0, 2.0, 2.0, [5], [1])
     found = result_of([alone], 1.0)
-    assert found["tokens_per_step"] is None and found["acceptance"] == []
+    assert found["tokens_per_step"] is None and found["acceptance"] == [] and found["steps"] == 0
+
+
+def test_what_was_drafted() -> None:
+    found = {"steps": 20, "decode_steps": 8}
+    before, now = {DRAFTED: 10.0, SKIPPED: 1.0}, {DRAFTED: 60.0, SKIPPED: 3.0}
+    assert drafts_of(found, before, now) == {"nodes_per_step": 2.5, "skipped": 0.25}
+    # Other methods have no rounds to skip, plain vLLM drafts nothing, and without a step there is no mean.
+    assert drafts_of(found, {}, {DRAFTED: 50.0}) == {"nodes_per_step": 2.5, "skipped": None}
+    assert drafts_of(found, {}, {}) == {"nodes_per_step": None, "skipped": None}
+    assert drafts_of({"steps": 0, "decode_steps": 0}, before, now) == {"nodes_per_step": None, "skipped": None}

@@ -51,9 +51,18 @@ def test_steps_acceptance_memory_and_texts() -> None:
     ours = row(1, OURS)
     assert ours["tokens_per_step"] == 3.0
     assert ours["acceptance"] == [0.8, 0.4]
+    assert ours["nodes_per_step"] == 4.0 and ours["skipped"] == 0.25
+    assert row(1, NGRAM)["nodes_per_step"] == 1.5 and row(1, NGRAM)["skipped"] is None
     assert ours["memory"] == 3 << 29
     assert ours["milliseconds"] == {"target: layers": 20.0, "draft": 5.0}
     assert row(1, NGRAM)["same_requests"] == 1 and ours["same_requests"] == 2
+
+
+def test_rounds_of_an_earlier_version_have_no_nodes() -> None:
+    old = turn(PLAIN, 1, 1.0)
+    del old["nodes_per_step"], old["skipped"]
+    [found] = rows([[old]], PLAIN)
+    assert found["nodes_per_step"] is None and found["skipped"] is None
 
 
 def test_a_round_that_does_not_reach_a_depth_accepts_nothing_there() -> None:

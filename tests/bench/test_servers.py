@@ -10,7 +10,7 @@ import pytest
 from redrafter_vllm.bench.child import ChildError
 from redrafter_vllm.bench.closed_loop import Turn
 from redrafter_vllm.bench.phases import REST
-from redrafter_vllm.bench.servers import ServedEngine, decoding, read_counts, step_time
+from redrafter_vllm.bench.servers import ServedEngine, decoding, drafts, read_counts, step_time
 
 METRICS = """
 # HELP vllm:generation_tokens_total Number of generation tokens processed.
@@ -66,6 +66,21 @@ def test_the_plugins_counters_know_the_end_of_requests() -> None:
 def test_plain_vllm_emits_one_token_a_step() -> None:
     counts = {"vllm:generation_tokens_total": 104.0, "vllm:request_success_total": 4.0}
     assert decoding({}, counts) == (1.0, [])
+
+
+def test_what_was_drafted() -> None:
+    counts = {
+        "vllm:generation_tokens_total": 104.0,
+        "vllm:request_success_total": 4.0,
+        "vllm:iteration_tokens_total_count": 40.0,
+        "vllm:spec_decode_num_draft_tokens_total": 150.0,
+        "vllm:redrafter_skipped_rounds_total": 10.0,
+    }
+    # 100 tokens behind the first ones in 50 steps.
+    assert drafts({}, counts, 2.0) == {"nodes_per_step": 3.0, "skipped": 0.25}
+    plain = {name: value for name, value in counts.items() if "redrafter" not in name and "spec" not in name}
+    assert drafts({}, plain, 1.0) == {"nodes_per_step": None, "skipped": None}
+    assert drafts(counts, counts, None) == {"nodes_per_step": None, "skipped": None}
 
 
 def test_the_time_of_a_step() -> None:

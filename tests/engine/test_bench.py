@@ -52,7 +52,10 @@ def test_the_written_files_agree(out: Path) -> None:
         assert turn["memory"] > 1 << 28
         if turn["configuration"] == PLAIN:
             assert turn["tokens_per_step"] == 1.0 and turn["acceptance"] == []
+            assert turn["nodes_per_step"] is None and turn["skipped"] is None
         else:
+            assert turn["nodes_per_step"] >= turn["tokens_per_step"] - 1
+            assert turn["skipped"] is None if turn["configuration"] == "ngram" else 0 <= turn["skipped"] < 1
             # What a step emits beside its own token are the drafts that it accepted. Adaptive steps without drafts are
             # no verifications.
             per_verification = pytest.approx(1 + sum(turn["acceptance"]))

@@ -235,6 +235,7 @@ def test_a_turn_of_the_benchmark(server: str, asset: Path, plain: Any, tmp_path:
     assert found["outputs"] == texts(plain, [plain.get_tokenizer().encode(prompt) for prompt in PROMPTS], sampling)
     assert 1 < found["tokens_per_step"] <= 5
     assert found["tokens_per_step"] == pytest.approx(1 + sum(found["acceptance"]))
+    assert found["tokens_per_step"] - 1 < found["nodes_per_step"] <= 16 and 0 <= found["skipped"] < 1
     assert all(
         0 < first < whole <= found["seconds"] for first, whole in zip(found["ttft"], found["latency"], strict=True)
     )
