@@ -11,6 +11,7 @@ class AdaptiveCounts(NamedTuple):
     skipped_rounds: int = 0
     expected_thousandths: int = 0  # accepted draft tokens that were expected, times 1000
     plain_us: int = 0  # estimated duration of these steps' tokens without drafts
+    taken_us: int = 0  # of the steps as they were, estimated in the same way
 
 
 NO_COUNTS = AdaptiveCounts()
@@ -25,8 +26,8 @@ class Record:
     nodes: int = 0
     expected: float = 0.0  # accepted draft tokens
     accepted: float | None = 0.0  # None where the step's result is still on the device
-    seconds: float = 0.0
-    plain_seconds: float = 0.0  # estimated, for the same tokens without drafts
+    seconds: float = 0.0  # estimated from steps and rounds of these sizes, drafting included
+    plain_seconds: float = 0.0  # estimated in the same way, for the same tokens without drafts
 
     def add(self, step: "Record") -> None:
         for name, value in vars(step).items():
@@ -35,10 +36,13 @@ class Record:
 
     def take_counts(self) -> AdaptiveCounts:
         """The whole part of what has been added since the last call; fractions are kept for the next one."""
-        counts = AdaptiveCounts(self.skipped_rounds, int(1e3 * self.expected), int(1e6 * self.plain_seconds))
+        counts = AdaptiveCounts(
+            self.skipped_rounds, int(1e3 * self.expected), int(1e6 * self.plain_seconds), int(1e6 * self.seconds)
+        )
         self.skipped_rounds = 0
         self.expected -= 1e-3 * counts.expected_thousandths
         self.plain_seconds -= 1e-6 * counts.plain_us
+        self.seconds -= 1e-6 * counts.taken_us
         return counts
 
     def __str__(self) -> str:

@@ -56,6 +56,7 @@ class StepCounts(NamedTuple):
     skipped_rounds: int = 0
     expected_thousandths: int = 0
     plain_us: int = 0
+    taken_us: int = 0
 
     @classmethod
     def of(cls, stats: SpecDecodingStats) -> Self:

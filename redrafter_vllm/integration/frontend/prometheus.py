@@ -27,6 +27,7 @@ COUNTERS = {
     "vllm:redrafter_skipped_rounds": "Decoding steps without a drafting round before them, as drafting did not pay.",
     "vllm:redrafter_expected_thousandths": "Accepted drafts that adaptive trees expected, times 1000.",
     "vllm:redrafter_plain_microseconds": "Estimated time for the tokens of adaptive steps without drafts.",
+    "vllm:redrafter_adaptive_microseconds": "Estimated time of these steps with their drafts, drafting included.",
 }
 ACCEPTED_HELP = "Verification steps that accepted a draft of this depth."
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many nodes a step gets on a GPU, which ones, and when rounds are left out; without a runner or a GPU."""
 
+import re
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -130,4 +131,6 @@ def test_drafting_pauses_where_less_is_expected_than_it_costs(
     counts = manager.take_counts()
     assert counts.skipped_rounds == 3 * TRIAL - drawn
     assert (counts.expected_thousandths > 1000) == pays
+    times = re.search(r"([0-9.]+) times the estimated speed", str(manager.records.unlogged))
+    assert times is not None and counts.plain_us / counts.taken_us == pytest.approx(float(times[1]), abs=0.005)
     assert "accepted," not in str(manager.records.unlogged) and "expected to be" in str(manager.records.unlogged)
