@@ -6,16 +6,18 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import pytest
 
+from redrafter_vllm.adaptive.outlook import Outlook
 from redrafter_vllm.integration.frontend.prometheus import ACCEPTED, COUNTERS
 from redrafter_vllm.integration.worker.sampler import TreeSampler
 from tests.engine.conftest import MakeEngine
-from tests.engine.generation import TREE, generate, params, random_prompts, tokens
+from tests.engine.generation import TREE, cpu_only, generate, params, random_prompts, tokens
 from tests.engine.scripted import run_both
 from tests.models import VOCAB
 from tests.paths import ROOT
@@ -212,6 +214,39 @@ def test_dashboard_can_be_imported() -> None:
         for variable in re.findall(r"\$(\w+)", " ".join(target["expr"] for target in panel["targets"])):
             assert variable in variables or variable == "__rate_interval"
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+@cpu_only
+def test_a_pause_is_counted_while_it_lasts(make_engine: MakeEngine, random_target: Path) -> None:
+    """Every step brings its own counts, though none verifies drafts, and vLLM has nothing to log of them."""
+    llm = make_engine(random_target, {**ENGINE, "adaptive": True}, **STATS)
+    (logging,) = [
+        logger.per_engine_stat_loggers[0].spec_decoding_logging
+        for logger in llm.llm_engine.logger_manager.stat_loggers
+        if hasattr(logger, "per_engine_stat_loggers")
+    ]
+    (prompt,) = random_prompts(1, VOCAB, seed=3)
+    seen: list[Counter[Any]] = []
+    with patch.object(Outlook, "skips", lambda *_: True):
+        sampling = params(temperature=0.0, ignore_eos=True, max_tokens=12)
+        llm.llm_engine.add_request("paused", {"prompt_token_ids": prompt}, sampling)
+        logging.reset()
+        while llm.llm_engine.has_unfinished_requests():
+            llm.llm_engine.step()
+            seen.append(counters(llm))
+    # The step of the prompt skips the first round, which the next step has not.
+    skipped = [values["vllm:redrafter_skipped_rounds"] - seen[0]["vllm:redrafter_skipped_rounds"] for values in seen]
+    assert skipped == [*range(12)]
+    times = [values["vllm:redrafter_step_microseconds"] for values in seen]
+    assert all(before < after for before, after in pairwise(times))
+    assert seen[-1]["vllm:spec_decode_num_drafts"] == seen[0]["vllm:spec_decode_num_drafts"]
+    # Without drafts the steps take as long as without drafts.
+    without, adaptive = (
+        seen[-1][f"vllm:redrafter_{name}_microseconds"] - seen[0][f"vllm:redrafter_{name}_microseconds"]
+        for name in ("plain", "adaptive")
+    )
+    assert without == pytest.approx(adaptive, abs=12) and adaptive > 0
+    logging.log(log_fn=lambda *_: pytest.fail("there were no verifications"))
 
 
 def test_plain_engines_export_none_of_our_metrics(make_engine: MakeEngine, random_target: Path) -> None:

@@ -9,7 +9,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from vllm.v1.spec_decode.metrics import SpecDecodingLogging, SpecDecodingStats
 
-from redrafter_vllm.integration.frontend.prometheus import RedrafterProm
+from redrafter_vllm.integration.frontend.prometheus import RedrafterProm, log_verifications
 from redrafter_vllm.integration.metrics import StepCounts
 
 
@@ -47,6 +47,21 @@ def test_vllms_log_line_does_not_change() -> None:
         # Throughputs depend on the time that has passed.
         logging.log(log_fn=lambda text, *values: lines.append((text, values[0], *values[3:])))
     assert lines[0] == lines[1]
+
+
+def test_steps_without_verifications_are_not_logged() -> None:
+    """vLLM's line divides by their number."""
+    logging, lines = SpecDecodingLogging(), list[str]()
+    observe = log_verifications(SpecDecodingLogging.observe)
+    times = SpecDecodingStats.new(4)
+    StepCounts(0, 0, 900).put_into(times)
+    observe(logging, times)
+    logging.log(log_fn=lambda text, *values: lines.append(text % values))
+    assert lines == []
+    observe(logging, stats())
+    observe(logging, times)
+    logging.log(log_fn=lambda text, *values: lines.append(text % values))
+    assert len(lines) == 1 and "Mean acceptance length: 3.00" in lines[0]
 
 
 def test_each_engine_has_its_own_labels() -> None:

@@ -41,6 +41,7 @@ OURS = {
     "AttentionImpl": ["attention/impl.py:TreeForward"],
     "Scheduler.update_draft_token_ids": ["scheduler/draft_limits.py:DraftLimits"],
     "Scheduler.make_spec_decoding_stats": ["scheduler/draft_statistics.py:DraftStatistics"],
+    "Scheduler.make_stats": ["scheduler/draft_statistics.py:DraftStatistics"],
     "Scheduler.update_from_output": [
         "scheduler/draft_statistics.py:DraftStatistics",
         "scheduler/sessions.py:Sessions",

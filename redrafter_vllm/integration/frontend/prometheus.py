@@ -87,6 +87,16 @@ def create_counters(original: Callable) -> Callable:
     return __init__
 
 
+def log_verifications(original: Callable) -> Callable:
+    """Wrap `SpecDecodingLogging.observe`, whose line divides by the number of verifications."""
+
+    def observe(self: Any, spec_decoding_stats: Any) -> None:
+        if spec_decoding_stats.num_drafts or not StepCounts.are_in(spec_decoding_stats):
+            original(self, spec_decoding_stats)
+
+    return observe
+
+
 def observe_counters(original: Callable) -> Callable:
     """Wrap `SpecDecodingProm.observe`."""
 

@@ -14,3 +14,5 @@ def install() -> None:
     counters = "vllm.v1.spec_decode.metrics:SpecDecodingProm"
     rebind_listed(f"{counters}.__init__", prometheus.create_counters)
     rebind_listed(f"{counters}.observe", prometheus.observe_counters)
+    # Can go when vLLM logs nothing of an interval without verifications.
+    rebind_listed("vllm.v1.spec_decode.metrics:SpecDecodingLogging.observe", prometheus.log_verifications)

@@ -74,8 +74,6 @@ class DraftStatistics(Scheduler):
         if self.log_stats and has_tree:
             if spec_decoding_stats is None:
                 spec_decoding_stats = SpecDecodingStats.new(self.num_spec_tokens)
-                StepCounts(0, *self._times, *self._adaptive).put_into(spec_decoding_stats)
-                self._times, self._adaptive = NO_TIME, NO_COUNTS
             counts = StepCounts.of(spec_decoding_stats)
             num_rows = self._num_rows.get(request_id, num_draft_tokens)
             counts._replace(num_slots=counts.num_slots + num_rows).put_into(spec_decoding_stats)
@@ -85,6 +83,16 @@ class DraftStatistics(Scheduler):
         of_request = self.requests[request_id].spec_decode_metrics
         self._verified[request_id] = Verification(spec_decoding_stats, of_request, has_tree, num_accepted_tokens + 1)
         return spec_decoding_stats
+
+    def make_stats(self, spec_decoding_stats: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Called at the end of every step, whose times and counts go with it, whether or not it verified drafts."""
+        if self.log_stats and (any(self._times) or any(self._adaptive)):
+            if spec_decoding_stats is None:
+                spec_decoding_stats = SpecDecodingStats.new(self.num_spec_tokens)
+            num_slots = StepCounts.of(spec_decoding_stats).num_slots
+            StepCounts(num_slots, *self._times, *self._adaptive).put_into(spec_decoding_stats)
+            self._times, self._adaptive = NO_TIME, NO_COUNTS
+        return super().make_stats(spec_decoding_stats, *args, **kwargs)
 
 
 def _correct(verification: Verification, num_sent: int) -> None:

@@ -56,6 +56,7 @@ NAMES = (
     VllmName(
         "vllm.v1.spec_decode.metrics:SpecDecodingProm.observe", Use.REBOUND, "self spec_decoding_stats engine_idx"
     ),
+    VllmName("vllm.v1.spec_decode.metrics:SpecDecodingLogging.observe", Use.REBOUND, "self spec_decoding_stats"),
     VllmName("vllm.v1.metrics.utils:create_metric_per_engine", Use.CALLED, "metric per_engine_labelvalues"),
     VllmName("vllm.config.utils:config", Use.CALLED, "cls"),
     VllmName("vllm.logger:init_logger", Use.CALLED, "name"),

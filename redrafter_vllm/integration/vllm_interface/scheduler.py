@@ -29,6 +29,11 @@ NAMES = (
         Use.OVERRIDDEN,
         "self spec_decoding_stats num_draft_tokens num_accepted_tokens num_invalid_spec_tokens request_id",
     ),
+    VllmName(
+        "vllm.v1.core.sched.scheduler:Scheduler.make_stats",
+        Use.OVERRIDDEN,
+        "self spec_decoding_stats kv_connector_stats cudagraph_stats perf_stats ec_connector_stats",
+    ),
     VllmName("vllm.v1.core.kv_cache_manager:KVCacheManager.cache_blocks", Use.CALLED, "request num_computed_tokens"),
     VllmName(
         "vllm.v1.core.sched.scheduler:Scheduler",

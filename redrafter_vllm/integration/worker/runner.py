@@ -68,8 +68,8 @@ class RedrafterRunner(GPUModelRunner):
     def sample_tokens(self, grammar_output: Any) -> Any:
         """Let the scheduler know of the step's trees."""
         output = super().sample_tokens(grammar_output)
-        if isinstance(output, AsyncOutput):
-            attach_report(output)
+        if isinstance(output, AsyncOutput) and self.speculator is not None:
+            attach_report(output, self.speculator)
         return output
 
 

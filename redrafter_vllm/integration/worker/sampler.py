@@ -16,7 +16,6 @@ from vllm.v1.worker.gpu.sample.logprob import compute_topk_scores
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
 
-from redrafter_vllm.adaptive.record import NO_COUNTS
 from redrafter_vllm.drafting.buffers import BatchDrafts
 from redrafter_vllm.drafting.verify import RowLayout, emitting_rows, invalidate, part_of, walk_drafts
 from redrafter_vllm.integration.target_support import UnsupportedTargetError
@@ -83,8 +82,6 @@ class TreeSampler:
             num_nodes=async_copy_to_np(
                 torch.stack((step.layout.num_drafts, step.drafts.valid.sum(1), drafts.valid.sum(1)))
             ),
-            times=self.speculator.timer.take(),
-            adaptive=NO_COUNTS if self.speculator.observer is None else self.speculator.observer.take_counts(),
         )
 
     def _verify(

@@ -16,12 +16,12 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 
-from redrafter_vllm.adaptive.record import AdaptiveCounts
+from redrafter_vllm.adaptive.record import NO_COUNTS, AdaptiveCounts
 from redrafter_vllm.adaptive.stored import stored_calibration
 from redrafter_vllm.adaptive.survival import SurvivalEstimator
 from redrafter_vllm.drafting.buffers import DraftRows, RoundBuffers
 from redrafter_vllm.drafting.propose import propose_trees
-from redrafter_vllm.drafting.step_timer import DraftTimer
+from redrafter_vllm.drafting.step_timer import DraftTimer, StepTimes
 from redrafter_vllm.integration.speculative_config import RedrafterSpeculativeConfig
 from redrafter_vllm.integration.worker.draft_graphs import DraftGraphs
 from redrafter_vllm.integration.worker.draft_model import DraftModel
@@ -237,6 +237,10 @@ class RedrafterSpeculator(BaseSpeculator):
                 self.observer.end_drafting(num_reqs)
             self.timer.end_step()
         return self.buffers.draft_tokens[:num_reqs]
+
+    def take_counts(self) -> tuple[StepTimes, AdaptiveCounts]:
+        """What has been counted since the last call, of steps that the device has finished."""
+        return self.timer.take(), NO_COUNTS if self.observer is None else self.observer.take_counts()
 
     def _learn(self, step: DraftStep | None, batch: InputBatch, num_sampled: Tensor) -> None:
         if self.survival is not None and step is not None and step.walk is not None and step.verified is not None:
