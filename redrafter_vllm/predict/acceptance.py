@@ -15,6 +15,7 @@ import numpy as np
 
 from redrafter_vllm.checkpoint.places import PROVENANCE_FILE, read_provenance
 from redrafter_vllm.config import DraftingConfig
+from redrafter_vllm.predict.trees import tree_text
 from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.messages import did_you_mean, shown
 
@@ -50,20 +51,32 @@ class Acceptance:
         """The greatest depth that is known."""
         return len(next(iter(self.by_depth.values())))
 
+    @property
+    def fewest_beams(self) -> int:
+        """The smallest number of beams that is known."""
+        return next(iter(self.by_depth))
+
     def at(self, beams: int) -> np.ndarray:
-        """A(`beams`, ·) [length]. Beyond the greatest known number of beams nothing is added."""
+        """A(`beams`, ·) [length]. Beyond the greatest known number of beams nothing is added.
+
+        Up to the smallest one each beam adds as much: how the shares are divided among these is not known.
+        """
         known = np.log2(list(self.by_depth))
         table = np.array(list(self.by_depth.values()), dtype=np.float64)
-        return np.array([np.interp(np.log2(beams), known, depth) for depth in table.T])
+        part = min(1.0, beams / self.fewest_beams)
+        return part * np.array([np.interp(np.log2(beams), known, depth) for depth in table.T])
 
     def nodes(self, drafting: DraftingConfig) -> np.ndarray:
         """Survival of a tree's N nodes, best first. [N]
 
-        Fewer beams than the smallest number known have its shares, so that the first node of a depth has them all.
-
         Raises:
-            AcceptanceError: The beams are longer than is known.
+            AcceptanceError: The beams are longer, or fewer, than is known.
         """
+        if drafting.beam_width < self.fewest_beams:
+            raise AcceptanceError(
+                f"{tree_text(drafting)}: acceptance is known from {self.fewest_beams} beams on ({self.source}); give "
+                f"other trees, such as --tree {self.fewest_beams}x{drafting.beam_length}"
+            )
         if drafting.beam_length > self.length:
             raise AcceptanceError(
                 f"beams of {drafting.beam_length}: acceptance is known to depth {self.length} ({self.source})"

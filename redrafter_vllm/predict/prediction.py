@@ -140,7 +140,7 @@ def _drafted(setup: Setup, tree: DraftingConfig, nodes: np.ndarray, plain: Predi
     budget = _budget(survival, batch, target + drafting, adaptive=bool(tree.adaptive))
     speed = budget.tokens / budget.seconds
     if tree.adaptive and speed <= plain.tokens_per_second:
-        # Serving draws no rounds while they do not pay (redrafter_vllm/adaptive/pause.py).
+        # Serving draws no rounds while they do not pay: adaptive/outlook.py on a CPU, adaptive/pause.py on a GPU.
         return Prediction(batch, tree, 0.0, 1.0, plain.target_ms, 0.0, plain.tokens_per_second, 1.0, plain.fits)
     return Prediction(
         batch=batch,

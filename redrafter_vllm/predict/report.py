@@ -76,6 +76,11 @@ def remarks(report: Report) -> list[str]:
         f"Drafter: {parameters / 1e6:,.0f} M parameters. Acceptance: {report.acceptance.source}.",
         "Nodes and tokens are those of one request, tokens per second those of all. Prompts are not included.",
     ]
+    if (fewest := report.acceptance.fewest_beams) > 1:
+        said.append(
+            f"Acceptance is known from {fewest} beams on, not how {fewest} divide it: all have the same part here, so "
+            "that trees cut to fewer nodes are better than predicted."
+        )
     if any(found.tree is not None and found.tree.adaptive for found in report.predictions):
         said.append(
             "Trees with ~ follow the load, and drafting stops where it does not pay, if serving adapts (serving.md)."

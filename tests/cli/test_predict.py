@@ -54,6 +54,17 @@ def test_a_table_says_that_it_is_a_prediction(capsys: pytest.CaptureFixture[str]
     assert min(speedups) >= 1 and speedups[6] < speedups[2]
 
 
+def test_an_acceptance_without_single_beams(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--target", "vicuna-7b", "--acceptance", "smollm2-mt-bench", "--batch", "1"]
+    assert main(given) == 1
+    assert capsys.readouterr().err.startswith("1x4:4: acceptance is known from 4 beams on (")
+    assert main([*given, "--tree", "4x4:16 4x4:8"]) == 0
+    printed = capsys.readouterr().out
+    # 1 + 0.63 + 0.3 + 0.14 + 0.07 of all 16 nodes, and of the first two depths.
+    assert [row[2:4] for row in rows(printed)] == [["–", "1.00"], ["16.0", "2.14"], ["8.0", "1.93"]]
+    assert "trees cut to fewer nodes are better than predicted" in " ".join(printed.split())
+
+
 def test_files_and_own_inputs(target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     gpus = tmp_path / "gpus.json"

@@ -36,7 +36,7 @@ def test_nodes_of_a_tree() -> None:
 def test_the_nodes_of_a_whole_tree_bring_what_the_beams_reach(width: int) -> None:
     for known in known_acceptance().values():
         tree = DraftingConfig(width, known.length, min(128, width * known.length))
-        if tree.num_speculative_tokens == tree.max_nodes:
+        if width >= known.fewest_beams and tree.num_speculative_tokens == tree.max_nodes:
             assert known.nodes(tree).sum() == pytest.approx(known.at(width).sum())
 
 
@@ -47,6 +47,16 @@ def test_shorter_beams_do_not_reach_the_last_depths() -> None:
 def test_longer_beams_than_known() -> None:
     with pytest.raises(AcceptanceError, match=r"beams of 3: acceptance is known to depth 2 \(test\)"):
         KNOWN.nodes(DraftingConfig(1, 3))
+
+
+def test_fewer_beams_than_known() -> None:
+    four = Acceptance({4: (0.8, 0.4)}, "test")
+    with pytest.raises(AcceptanceError, match=r"1x2:2: acceptance is known from 4 beams on \(test\); .* --tree 4x2"):
+        four.nodes(DraftingConfig(1, 2))
+    # How four beams divide their share is not known, so that none of them is better than another.
+    assert four.nodes(DraftingConfig(4, 2)) == pytest.approx([0.2] * 4 + [0.1] * 4)
+    assert four.nodes(DraftingConfig(4, 2, 3)) == pytest.approx([0.2] * 3)
+    assert four.nodes(DraftingConfig(8, 2, 16)).sum() == pytest.approx(1.2)
 
 
 def test_more_beams_than_known_add_nothing() -> None:

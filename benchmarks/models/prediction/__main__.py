@@ -17,6 +17,7 @@ from redrafter_vllm.predict.trees import parse_tree, tree_text
 
 TARGETS = ("vicuna-7b", "vicuna-13b", "llama-3-8b", "llama-3-70b")
 GPU, CONTEXT, BATCHES = "h100", 1024, (1, 4, 16, 64)
+ACCEPTANCES = (ACCEPTANCE, "smollm2")  # the paper's, and that of the committed drafter
 
 
 def tables() -> str:
@@ -27,17 +28,19 @@ def tables() -> str:
 
 
 def speedups() -> str:
-    """Predicted speed-ups of the named targets with the paper's drafter and acceptance."""
+    """Predicted speed-ups of the named targets with the paper's drafter, by each of `ACCEPTANCES`."""
     gpu, trees = known_gpus()[GPU], [parse_tree(text) for text in TREES.split()]
+    acceptances = [find_acceptance(name) for name in ACCEPTANCES]
     rows = []
     for name in TARGETS:
         shape = find_shape(name)
         parallel = smallest_parallel(gpu, shape)
         setup = Setup(gpu, parallel, shape, published_drafter(shape), CONTEXT)
-        found = predict(setup, find_acceptance(ACCEPTANCE), trees, BATCHES)
+        found = [predict(setup, acceptance, trees, BATCHES) for acceptance in acceptances]
         for tree in trees:
-            speeds = [one.speedup for one in found if one.tree == tree]
-            rows.append([f"{name} on {parallel}, {tree_text(tree)}", *(f"{speed:.2f}" for speed in speeds)])
+            speeds = [[one.speedup for one in predictions if one.tree == tree] for predictions in found]
+            cells = (" / ".join(f"{speed:.2f}" for speed in at_batch) for at_batch in zip(*speeds, strict=True))
+            rows.append([f"{name} on {parallel}, {tree_text(tree)}", *cells])
     return markdown_table(["", *BATCHES], rows) + "\n"
 
 
@@ -60,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.models.prediction",
         description="How far the cost model of redrafter predict is from published figures, as Markdown: in each cell "
-        "the prediction, the published figure and the error; in the last column the median of absolute errors.",
+        "the prediction, the published figure and the error; in the last column the median of absolute errors. Then "
+        "speed-ups predicted with the acceptance of the paper and, behind it, of the committed drafter.",
     )
     parser.parse_args(argv)
     print(f"{tables()}\n{speedups()}", end="")
