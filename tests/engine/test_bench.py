@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`redrafter bench offline` on the committed pair: engines as users have them, in processes of their own."""
+"""`redrafter bench` on the committed pair: engines and servers as users have them, in processes of their own."""
 
 import json
 from pathlib import Path
@@ -78,3 +78,36 @@ def test_the_written_files_agree(out: Path) -> None:
     assert rows[ours, 1]["tokens_per_step"] > 1.2
     assert "draft" in rows[ours, 1]["milliseconds"] and set(rows[PLAIN, 1]["milliseconds"]) == {"whole step"}
     assert (out / "report.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(600, method="signal")
+def test_servers_are_measured(tmp_path: Path, asset: Path) -> None:
+    """`redrafter bench serve` whole: two servers, vLLM's client, the report, and the same command again."""
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
+    options = f"--concurrency 2 --requests {len(PROMPTS)} --max-tokens {NEW_TOKENS} --prompt-tokens 32 --rounds 1"
+    own = ["--without-redrafter", "--config", 'ours={"method": "redrafter"}', "--data", str(prompts), "--out", str(out)]
+    command = ["serve", str(asset), *options.split(), *own, "--", "--dtype", "float32", "--enforce-eager"]
+    assert bench.main(command) == 0
+    (stored,) = (out / "rounds").iterdir()
+    plain, ours = json.loads(stored.read_text())
+    assert (plain["configuration"], ours["configuration"]) == (PLAIN, "ours")
+    # Greedy in float32: the texts of plain vLLM.
+    assert len(plain["outputs"]) == len(PROMPTS) and all(plain["outputs"])
+    assert ours["outputs"] == plain["outputs"] and ours["same_requests"] == len(PROMPTS)
+    for turn in (plain, ours):
+        assert turn["tokens"] == [NEW_TOKENS] * len(PROMPTS)
+        assert all(
+            0 < first < whole <= turn["seconds"] for first, whole in zip(turn["ttft"], turn["latency"], strict=True)
+        )
+        assert turn["memory"] > 1 << 28
+    assert plain["tokens_per_step"] == 1.0 and plain["nodes_per_step"] is None
+    assert 1 < ours["tokens_per_step"] <= 1 + ours["nodes_per_step"] and 0 <= ours["skipped"] < 1
+    rows = {row["configuration"]: row for row in json.loads((out / "results.json").read_text())["results"]}
+    assert rows["ours"]["speedup"]["median"] == pytest.approx(plain["seconds"] / ours["seconds"])
+    assert set(rows["ours"]["milliseconds"]) == {"draft", "verify", "everything else"}
+    assert (out / "report.html").read_text().startswith("<!doctype html>")
+    before = stored.stat().st_mtime_ns
+    assert bench.main(command) == 0, "all rounds are there, so that nothing starts"
+    assert stored.stat().st_mtime_ns == before
