@@ -26,6 +26,7 @@ class DemoOptions:
     prompts: int
     max_tokens: int
     temperature: float
+    rounds: int
     drafting: DraftingConfig
     inflated: bool
     out: Path
@@ -33,6 +34,8 @@ class DemoOptions:
     def __post_init__(self) -> None:
         if self.prompts < 1 or not 8 <= self.max_tokens <= MAX_MODEL_LEN // 4:
             raise ValueError(f"need at least 1 prompt and 8 to {MAX_MODEL_LEN // 4} tokens for each")
+        if self.rounds < 1:
+            raise ValueError(f"need at least 1 round, not {self.rounds}")
         if not self.temperature > 0:
             raise ValueError(f"the seeded comparison needs a temperature above 0, not {self.temperature}")
         if self.train is not None and (self.target is not None or self.drafter is not None):
@@ -77,6 +80,7 @@ def parse_args(argv: Sequence[str]) -> DemoOptions:
     parser.add_argument("--prompts", type=int, default=6, help="prompts of MT-Bench, two of them with a second turn")
     parser.add_argument("--max-tokens", type=int, default=64, help="longest answer")
     parser.add_argument("--temperature", type=float, default=0.8, help="of the seeded comparison")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each engine whose speed is measured")
     add_beams(parser)
     parser.add_argument("--nodes", type=int, help="node slots of the draft tree")
     parser.set_defaults(beam_width=BEAM_WIDTH, beam_length=BEAM_LENGTH, nodes=NODES)
@@ -96,6 +100,7 @@ def parse_args(argv: Sequence[str]) -> DemoOptions:
             prompts=args.prompts,
             max_tokens=args.max_tokens,
             temperature=args.temperature,
+            rounds=args.rounds,
             drafting=DraftingConfig(args.beam_width, args.beam_length, args.nodes),
             inflated=args.inflated,
             out=args.out.resolve(),

@@ -19,10 +19,9 @@ from benchmarks.demo.options import DemoOptions
 from benchmarks.demo.pair import Pair
 from benchmarks.demo.prompts import last_words
 from benchmarks.demo.serve import Served
-from benchmarks.demo.speed import Speed, Speeds
-from benchmarks.engines.offline import ENGINE, THREADS, EngineResult, Run
+from benchmarks.demo.speed import PLAIN, REDRAFTER, Speeds
+from benchmarks.engines.offline import ENGINE, THREADS, EngineResult
 from benchmarks.record import command
-from redrafter_vllm.bench.acceptance import acceptance_by_depth, tokens_per_step
 from redrafter_vllm.bench.compare import Comparison, compare
 from redrafter_vllm.bench.machine import hardware, versions
 from redrafter_vllm.predict.shapes import ShapeError, find_shape
@@ -61,12 +60,12 @@ class Figures:
 
 def evaluate(evidence: Evidence) -> Figures:
     """Compare answers and compute acceptance."""
-    plain, served, ours = evidence.plain, evidence.served, _shown(evidence)
+    plain, served, ours = evidence.plain, evidence.served, evidence.speeds[0].rows[REDRAFTER]
     return Figures(
         greedy=compare(plain.greedy.tokens, [answer.token_ids for answer in served.greedy]),
         seeded=compare(plain.seeded.tokens, [answer.token_ids for answer in served.seeded]),
-        tokens_per_step=tokens_per_step(ours.steps),
-        acceptance_by_depth=acceptance_by_depth(ours.counters, evidence.options.drafting.beam_length),
+        tokens_per_step=ours["tokens_per_step"],
+        acceptance_by_depth=ours["acceptance"],
     )
 
 
@@ -107,19 +106,13 @@ def as_json(evidence: Evidence, figures: Figures, argv: Sequence[str], root: Pat
 
 
 def _speeds_as_json(speeds: Speeds, root: Path) -> dict[str, Any]:
-    named = {"plain": speeds.plain, "redrafter_fixed": speeds.fixed, "redrafter": speeds.redrafter}
     return {
         "target": _short(speeds.pair.target, root),
         "parameters": _parameters(speeds.pair.target),
+        "in_turns": speeds.together,
         "speedup": speeds.speedup,
-    } | {
-        name: {
-            "runner": engine.runner,
-            "tokens_per_second": engine.run.tokens_per_second,
-            "tokens_per_step": tokens_per_step(engine.run.steps),
-        }
-        for name, engine in named.items()
-        if engine is not None
+        "speedup_by_round": speeds.speedup_by_round,
+        "engines": list(speeds.rows.values()),
     }
 
 
@@ -153,27 +146,31 @@ def _outcome_table(evidence: Evidence, figures: Figures) -> Table:
     ):
         table.add_row(f"token ids, {name}", str(comparison), style="green" if comparison.identical else "bold red")
     by_depth = "  ".join(f"{depth}: {rate:.0%}" for depth, rate in enumerate(figures.acceptance_by_depth, start=1))
-    table.add_row("steps that accept at depth, in bfloat16, fixed trees", by_depth)
+    table.add_row("steps that accept at depth, in bfloat16", by_depth)
     return table
 
 
 def _speed_table(evidence: Evidence) -> Table:
-    table = Table(title="one request at a time, greedy, bfloat16, compiled", title_justify="left")
-    for column in ("target", "engine", "runner", "tokens/step", "tokens/s", "against plain"):
-        table.add_column(column, justify="left" if column in ("target", "engine", "runner") else "right")
+    table = Table(title="one request at a time, greedy, bfloat16, compiled; medians over rounds", title_justify="left")
+    for column in ("target", "engine", "tokens/step", "tokens/s", "against plain", "by round"):
+        table.add_column(column, justify="left" if column in ("target", "engine") else "right")
     for speeds in evidence.speeds:
-        table.add_row(_label(speeds), "vLLM as installed", *_cells(speeds.plain))
-        for name, engine in ((f"{_nodes(evidence)} nodes", speeds.fixed), ("as it adapts", speeds.redrafter)):
-            if engine is None:
-                continue
-            ratio = f"{speeds.over_plain(engine):.2f} times"
-            table.add_row("", f"ReDrafter, {name}", *_cells(engine), ratio, end_section=engine is speeds.redrafter)
+        table.add_row(_label(speeds), PLAIN, *_cells(speeds.rows[PLAIN]))
+        ratio = f"{speeds.speedup:.2f} times"
+        table.add_row("", REDRAFTER, *_cells(speeds.rows[REDRAFTER]), ratio, _by_round(speeds), end_section=True)
     return table
 
 
-def _cells(measured: Speed) -> tuple[str, str, str]:
-    run = measured.run
-    return measured.runner, f"{tokens_per_step(run.steps):.2f}", f"{run.tokens_per_second:.1f}"
+def _cells(row: dict[str, Any]) -> tuple[str, str]:
+    return f"{row['tokens_per_step']:.2f}", f"{row['tokens_per_second']['median']:.1f}"
+
+
+def _by_round(speeds: Speeds) -> str:
+    """The range of the speed-ups of single rounds."""
+    if not speeds.together:
+        return "one pass each, not in turns"
+    found = speeds.speedup_by_round
+    return f"{min(found):.2f} to {max(found):.2f} in {len(found)}"
 
 
 def _label(speeds: Speeds) -> str:
@@ -188,22 +185,13 @@ def _parameters(target: Path) -> int | None:
     return None
 
 
-def _shown(evidence: Evidence) -> Run:
-    """The pass that acceptance is computed from: with drafts in every step, where it was run."""
-    speeds = evidence.speeds[0]
-    return (speeds.fixed or speeds.redrafter).run
-
-
-def _nodes(evidence: Evidence) -> int:
-    return evidence.options.drafting.num_speculative_tokens
-
-
 def print_answer(evidence: Evidence, tokenizer: Any, console: Console) -> None:
     """Print one answer: the one with the median of tokens per step."""
-    run = _shown(evidence)
-    by_saving = sorted(range(len(run.steps)), key=lambda index: len(run.steps[index]) / len(run.tokens[index]))
+    turn = evidence.speeds[0].turn_with_drafts()
+    answers: list[tuple[list[int], list[int]]] = list(zip(turn["outputs"], turn["steps"], strict=True))
+    by_saving = sorted(range(len(answers)), key=lambda index: len(answers[index][1]) / len(answers[index][0]))
     chosen = by_saving[len(by_saving) // 2]
-    tokens, steps = run.tokens[chosen], run.steps[chosen]
+    tokens, steps = answers[chosen]
     brackets = console.color_system is None
     console.print(f"\nOne answer: {len(tokens)} tokens in {len(steps)} steps. ", end="", highlight=False)
     console.print("«Accepted drafts»" if brackets else "Accepted drafts", style=ACCEPTED, end="", markup=False)

@@ -1,59 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens per second of plain vLLM and of vLLM with ReDrafter, one request at a time, greedy."""
+"""Tokens per second of plain vLLM and of vLLM with ReDrafter, one request at a time, greedy, in turns."""
 
-from collections.abc import Sequence
+import shutil
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
+from tqdm import tqdm
 
 from benchmarks.demo.options import DemoOptions
 from benchmarks.demo.pair import Pair
-from benchmarks.demo.progress import working
-from benchmarks.engines.offline import MAX_MODEL_LEN, Run
-from benchmarks.serving.speedup.engine import Turn
-from redrafter_vllm.bench.acceptance import DraftCounters
-from redrafter_vllm.bench.engine import EngineProcess, Job
-from redrafter_vllm.bench.kinds import EngineKind, as_users_run_it, with_redrafter
+from redrafter_vllm.bench.configurations import Configuration
+from redrafter_vllm.bench.figures import rows
+from redrafter_vllm.bench.fleet import Fleet, Start, start_offline
+from redrafter_vllm.bench.kinds import as_users_run_it
+from redrafter_vllm.bench.memory import GIB, gpus
+from redrafter_vllm.bench.prompts import Prompts
+from redrafter_vllm.bench.rounds import RUN_FILE, Results, Round, requests_left, run_rounds
+from redrafter_vllm.bench.settings import Plan, Settings
 
-# bfloat16 and compiled, as users run it. Only one request at a time needs cache.
-ENGINE: dict[str, Any] = {
-    "dtype": "bfloat16",
-    "max_model_len": MAX_MODEL_LEN,
-    "max_num_seqs": 1,
-    "kv_cache_memory_bytes": 1 << 28,
-    "disable_log_stats": False,
-    "skip_tokenizer_init": True,
-}
-
-
-@dataclass(frozen=True)
-class Speed:
-    """One engine's pass over all prompts, and vLLM's runner in it."""
-
-    runner: str
-    run: Run
+PLAIN, REDRAFTER = "vLLM as installed", "ReDrafter"
+ENGINE = ("--dtype", "bfloat16")  # and compiled, as users run it
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """Plain vLLM and ReDrafter on one pair, with as many nodes in every step (None: not run) and as serving chooses."""
+    """Both engines on one pair; `together` is whether they took turns, or ran one after the other, once each."""
 
     pair: Pair
-    plain: Speed
-    fixed: Speed | None
-    redrafter: Speed
+    rounds: list[Round]
+    together: bool
+
+    @cached_property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """The figures of each engine, see `redrafter_vllm.bench.figures.row`."""
+        return {row["configuration"]: row for row in rows(self.rounds, PLAIN)}
 
     @property
     def speedup(self) -> float:
-        """Of ReDrafter as it serves."""
-        return self.over_plain(self.redrafter)
+        """The median over rounds."""
+        return float(self.rows[REDRAFTER]["speedup"]["median"])
 
-    def over_plain(self, engine: Speed) -> float:
-        return engine.run.tokens_per_second / self.plain.run.tokens_per_second
+    @property
+    def speedup_by_round(self) -> list[float]:
+        by_round: list[float] = self.rows[REDRAFTER]["speedup_by_round"]
+        return by_round
+
+    def turn_with_drafts(self) -> dict[str, Any]:
+        """ReDrafter's turn of the first round, with the tokens and the steps of each request."""
+        return next(turn for turn in self.rounds[0] if turn["configuration"] == REDRAFTER)
 
 
 def measure(
@@ -62,52 +59,61 @@ def measure(
     options: DemoOptions,
     folder: Path,
     console: Console,
-    *,
-    with_fixed: bool = True,
+    start: Start = start_offline,
 ) -> Speeds:
-    """Run the engines, one after the other, so that a machine needs memory for one; their logs go to `folder`.
+    """Let both engines take turns on the same prompts; rounds and logs go to `folder`, in place of earlier ones.
 
-    `with_fixed` runs ReDrafter with the same number of nodes in every step, too.
+    Where memory does not hold both engines, each makes one pass, one after the other.
 
     Raises:
         ChildError: An engine failed.
+        ValueError: There is no room for an engine, or the target has too few positions.
     """
-    fixed = with_redrafter(options.speculative(pair.drafter, adaptive=False))
-    fixed = replace(fixed, name=f"{fixed.name}, fixed trees")
-    adaptive = with_redrafter(options.speculative(pair.drafter, adaptive=None))
-    run = partial(_measure_one, target=pair.target, prompts=prompts, options=options, folder=folder, console=console)
-    plain = run(as_users_run_it(torch.cuda.is_available()))
-    return Speeds(pair, plain, run(fixed) if with_fixed else None, run(adaptive))
+    plan = _plan(pair, prompts, options)
+    settings = plan.settings
+    console.print(_announcement(plan), highlight=False, soft_wrap=True)
+    if (folder / RUN_FILE).is_file():
+        shutil.rmtree(folder)
+    results = Results(folder)
+    results.begin({"settings": settings.described()})
+    given = Prompts([""] * len(prompts), prompts, adds_special_tokens=False)
+    bar = tqdm(total=requests_left(settings, 0), unit="request", dynamic_ncols=True)
+    # Outside of a terminal every description would stay as a line of its own.
+    with (
+        bar,
+        Fleet(plan, given, folder / "logs", start, lambda text: bar.set_description(text, bar.fp.isatty())) as fleet,
+    ):
+        run_rounds(settings, fleet, results, 0, bar)
+    return Speeds(pair, results.rounds(), plan.together)
 
 
-def _measure_one(
-    kind: EngineKind, target: Path, prompts: list[list[int]], options: DemoOptions, folder: Path, console: Console
-) -> Speed:
-    job = Job(kind.name, str(target), kind.speculative, ENGINE, prompts, options.max_tokens, kind.env)
-    log = folder / f"{kind.name.lower().replace(' ', '-')}.log"
-    with EngineProcess(job, log) as engine:
-        with working(f"{kind.name}: starting and compiling", console):
-            runner = engine.wait_until_ready()
-        turns = []
-        with working(f"{kind.name}: answering", console) as report:
-            for index in range(len(prompts)):
-                report(f"{index} of {len(prompts)} prompts")
-                turns.append(engine.take(Turn(prompts=1, first=index)))
-    speed = Speed(runner, joined(turns))
-    console.print(f"{kind.name}: {speed.run.tokens_per_second:.1f} tokens/s", highlight=False)
-    return speed
-
-
-def joined(turns: Sequence[dict[str, Any]]) -> Run:
-    """One run of several turns, as `EngineProcess.take` returns them."""
-    return Run(
-        tokens=[tokens for turn in turns for tokens in turn["tokens"]],
-        steps=[steps for turn in turns for steps in turn["steps"]],
-        seconds=sum(turn["seconds"] for turn in turns),
-        counters=_summed([DraftCounters.from_dict(turn["counters"]) for turn in turns]),
+def _plan(pair: Pair, prompts: list[list[int]], options: DemoOptions) -> Plan:
+    devices = tuple(gpus())
+    settings = Settings(
+        mode="offline",
+        target=str(pair.target),
+        configurations=(
+            Configuration(PLAIN, None, as_users_run_it(bool(devices)).env),
+            Configuration(REDRAFTER, options.speculative(pair.drafter, adaptive=None), {}),
+        ),
+        concurrency=(1,),
+        requests=len(prompts),
+        prompt_tokens=max(map(len, prompts)),
+        max_tokens=options.max_tokens,
+        rounds=options.rounds,
+        options=ENGINE,
     )
+    plan = Plan(settings, pair.target, devices)
+    # With room for one engine, every round would begin with a start.
+    return plan if plan.together else replace(plan, settings=replace(settings, rounds=1))
 
 
-def _summed(counters: Sequence[DraftCounters]) -> DraftCounters:
-    accepted = zip(*(each.accepted_at_least for each in counters), strict=True)
-    return DraftCounters(sum(each.verifications for each in counters), tuple(map(sum, accepted)))
+def _announcement(plan: Plan) -> str:
+    settings = plan.settings
+    turn = f"{settings.requests} prompts, at most {settings.max_tokens} new tokens each"
+    if plan.together:
+        return f"{settings.rounds} rounds in which both engines, side by side, take a turn: {turn}"
+    return (
+        f"an engine needs about {plan.bytes_each / GIB:.1f} GiB and {plan.free / GIB:.1f} GiB are free: the engines "
+        f"run one after the other, once each ({turn}), so the ratio also shows how fast the machine was in each pass"
+    )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each way of reading fewer drafter bytes costs in acceptance.
 
-`python -m benchmarks.serving.drafter_levers --target DIR`: the target continues held-out prompts greedily, in float32;
-then each variant of the drafter drafts along the same texts, as in `redrafter_training.evaluate`. Trimming keeps the
-most frequent tokens of the data; rounding is that of weight-only kernels, computed with torch. Bytes are those of this
+`python -m benchmarks.serving.drafter_levers --target DIR`: the target continues the prompts greedily, in float32; then
+each variant of the drafter drafts along the same texts, as in `redrafter_training.evaluate`. Trimming keeps the most
+frequent tokens of the data; rounding is that of weight-only kernels, computed with torch. Bytes are those of this
 drafter.
 """
 
@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 from benchmarks import cli
 from benchmarks.assets import load_target
 from benchmarks.models.roofline import Layout, Workload, baseline_round, round_reads
-from redrafter_training.run.evaluation import held_out_texts
+from benchmarks.serving.texts import add_prompts, parsed_prompts
 from redrafter_training.run.trimming import choose_tokens, data_frequencies, trim
 from redrafter_training.trainer.acceptance import Drafting, measure
 from redrafter_training.trim import WINDOW
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, console: Console) -> cli.Report:
     for size in args.draft_vocab_size or [full.config.output_size // 4]:
         kept = choose_tokens(full, frequencies, size)
         drafters.append((trim(full, kept.tokens), kept.coverage, kept.tokens))
-    texts = held_out_texts(target, tokenizer, prompts=args.prompts, new_tokens=args.new_tokens, seed=1)
+    texts = args.prompts.texts(target, tokenizer, window=WINDOW)
     emitted = torch.cat([text[start:] for text, start in texts])
     drafting = Drafting(args.beam_width, args.beam_length, args.beam_width * args.beam_length)
     work = Workload(DraftingConfig(args.beam_width, args.beam_length))
@@ -78,8 +78,7 @@ def run(args: argparse.Namespace, console: Console) -> cli.Report:
             console.print(drafter.config.output_size, quantization, f"{found.tokens_per_step:.3f}")
     return {
         "drafting": asdict(drafting),
-        "prompts": args.prompts,
-        "new_tokens": args.new_tokens,
+        **args.prompts.described,
         "data": args.data,
         "results": rows,
     }
@@ -87,7 +86,8 @@ def run(args: argparse.Namespace, console: Console) -> cli.Report:
 
 def print_table(report: cli.Report, console: Console) -> None:
     drafting = report["drafting"]
-    table = Table(title=f"{drafting['beam_width']} beams of {drafting['beam_length']}", title_justify="left")
+    title = f"{drafting['beam_width']} beams of {drafting['beam_length']}, prompts: {report['prompts']}"
+    table = Table(title=title, title_justify="left")
     for column in (
         "draft tokens",
         "weights",
@@ -125,14 +125,18 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         "--draft-vocab-size", type=int, nargs="+", help="tokens to keep, one row per number (None: a quarter)"
     )
     cli.add_beams(parser)
-    cli.add_prompts(parser, prompts=64, new_tokens=128)
+    add_prompts(parser, prompts=64, new_tokens=128)
     cli.add_out(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.prompts = parsed_prompts(args, parser)
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    return cli.run_benchmark(MODULE, argv, parse_args, run, print_table)
+    return cli.run_benchmark(
+        MODULE, argv, parse_args, run, print_table, name=lambda args: args.prompts.record_name("drafter-levers")
+    )
 
 
 if __name__ == "__main__":

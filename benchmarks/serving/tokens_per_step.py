@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokens per step as training simulates them and as vLLM counts them.
 
-`python -m benchmarks.serving.tokens_per_step --target DIR` continues the same held-out prompts in both ways, greedily,
-in float32, for each number of beams. Served figures come from vLLM's own speculative-decoding counters. The two may
+`python -m benchmarks.serving.tokens_per_step --target DIR` continues the same prompts in both ways, greedily, in
+float32, for each number of beams. Served figures come from vLLM's own speculative-decoding counters. The two may
 differ a little: vLLM counts all accepted drafts of a request's last verification, the simulation only emitted ones.
 """
 
@@ -21,9 +21,9 @@ from transformers import AutoTokenizer
 
 from benchmarks import cli
 from benchmarks.assets import BUILD, load_target
-from benchmarks.engines.offline import Workload, run_engine
+from benchmarks.engines.offline import MAX_MODEL_LEN, Workload, run_engine
 from benchmarks.record import RESULTS
-from redrafter_training.run.evaluation import held_out_texts
+from benchmarks.serving.texts import Prompts, add_prompts, parsed_prompts
 from redrafter_training.trainer.acceptance import Acceptance, Drafting, measure
 from redrafter_vllm.bench.acceptance import DraftCounters, acceptance_by_depth
 from redrafter_vllm.bench.compare import compare
@@ -45,10 +45,9 @@ class Options:
 
     target: Path
     drafter: Path
+    prompts: Prompts
     beam_widths: tuple[int, ...] = (1, 2, 4, 8)
     beam_length: int = 4
-    prompts: int = 64
-    new_tokens: int = 128
     out: Path = RESULTS
     drafter_quantization: str | None = None
 
@@ -56,6 +55,11 @@ class Options:
     def draftings(self) -> list[Drafting]:
         """One per number of beams, with a node budget for all their nodes."""
         return [Drafting(width, self.beam_length, width * self.beam_length) for width in self.beam_widths]
+
+    @property
+    def window(self) -> int:
+        """Tokens of a text behind which the engine has room for two trees: it cuts drafts that exceed its length."""
+        return MAX_MODEL_LEN - 2 * (1 + max(drafting.max_nodes for drafting in self.draftings))
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Served:
 def served(options: Options, drafting: Drafting, texts: Sequence[tuple[torch.Tensor, int]], console: Console) -> Served:
     """Continue the prompts with vLLM and the drafter."""
     prompts = [text[:start].tolist() for text, start in texts]
-    workload = Workload([], prompts, options.new_tokens, temperature=0.8)
+    workload = Workload([], prompts, options.prompts.new_tokens, temperature=0.8)
     speculative: dict[str, Any] = {
         "method": "redrafter",
         "model": str(options.drafter),
@@ -111,7 +115,7 @@ def run(options: Options, console: Console) -> cli.Report:
     if options.drafter_quantization is not None:
         drafter = PackedDrafter(stored, partial(rounding_linear, options.drafter_quantization))
     tokenizer = AutoTokenizer.from_pretrained(options.target)
-    texts = held_out_texts(target, tokenizer, prompts=options.prompts, new_tokens=options.new_tokens, seed=1)
+    texts = options.prompts.texts(target, tokenizer, window=options.window)
     rows = []
     for drafting in options.draftings:
         simulated = measure(target, drafter, texts, drafting)
@@ -125,8 +129,7 @@ def run(options: Options, console: Console) -> cli.Report:
             }
         )
     return {
-        "prompts": options.prompts,
-        "new_tokens": options.new_tokens,
+        **options.prompts.described,
         "drafter_quantization": options.drafter_quantization,
         "adaptive": False,  # the simulation's trees are fixed
         "results": rows,
@@ -134,7 +137,7 @@ def run(options: Options, console: Console) -> cli.Report:
 
 
 def print_table(report: cli.Report, console: Console) -> None:
-    table = Table(title="tokens per step, greedy, held-out prompts", title_justify="left")
+    table = Table(title=f"tokens per step, greedy, prompts: {report['prompts']}", title_justify="left")
     for column in ("beams", "simulated", "served", "difference", "same text", "accepted at depth, served"):
         table.add_column(column)
     for row in report["results"]:
@@ -160,7 +163,7 @@ def parse_args(argv: Sequence[str]) -> Options:
     cli.add_drafter(parser)
     parser.add_argument("--beam-width", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of beams, a row each")
     cli.add_beams(parser, width=False)
-    cli.add_prompts(parser, prompts=64, new_tokens=128)
+    add_prompts(parser, prompts=64, new_tokens=128)
     parser.add_argument("--drafter-quantization", choices=QUANTIZATIONS, help="as the serving option")
     cli.add_out(parser)
     args = parser.parse_args(argv)
@@ -169,8 +172,7 @@ def parse_args(argv: Sequence[str]) -> Options:
         drafter=resolve_drafter(args.drafter, str(args.target)),
         beam_widths=tuple(args.beam_width),
         beam_length=args.beam_length,
-        prompts=args.prompts,
-        new_tokens=args.new_tokens,
+        prompts=parsed_prompts(args, parser),
         out=args.out,
         drafter_quantization=args.drafter_quantization,
     )
@@ -178,7 +180,15 @@ def parse_args(argv: Sequence[str]) -> Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    return cli.run_benchmark(MODULE, argv, parse_args, run, print_table, passed=agreed)
+    return cli.run_benchmark(
+        MODULE,
+        argv,
+        parse_args,
+        run,
+        print_table,
+        passed=agreed,
+        name=lambda options: options.prompts.record_name("tokens-per-step"),
+    )
 
 
 if __name__ == "__main__":

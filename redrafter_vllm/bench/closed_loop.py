@@ -137,6 +137,7 @@ def result_of(answers: list[Answer], seconds: float) -> dict[str, Any]:
         "seconds": seconds,
         "outputs": [answer.tokens for answer in answers],
         "tokens": [len(answer.tokens) for answer in answers],
+        "steps": steps,
         "ttft": [answer.first - answer.started for answer in answers],
         "latency": [answer.ended - answer.started for answer in answers],
         "steps": sum(max(0, len(request) - 1) for request in steps),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demonstration's prompts, its streamed answers, and the turns that are timed."""
+"""The demonstration's prompts and its streamed answers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,8 +14,6 @@ from benchmarks.demo.options import parse_args
 from benchmarks.demo.progress import working
 from benchmarks.demo.prompts import SECOND_TURNS, choose_prompts, last_words, load_tokenizer, second_turns
 from benchmarks.demo.serve import ask, ask_all
-from benchmarks.demo.speed import joined
-from redrafter_vllm.bench.acceptance import DraftCounters
 from redrafter_vllm.prompt_sets import load_prompts
 from tests.paths import ASSET
 
@@ -112,18 +110,6 @@ def test_request_i_has_seed_i() -> None:
     assert [asked[str(prompt)]["seed"] for prompt in prompts] == [0, 1, 2]
     assert all(request["temperature"] == 0.5 and request["max_tokens"] == 9 for request in client.asked)
     assert reports[-1].endswith("10 tokens")
-
-
-def test_turns_are_joined() -> None:
-    def turn(tokens: list[int], steps: list[int], seconds: float, counters: tuple[int, list[int]]) -> dict[str, Any]:
-        named = {"verifications": counters[0], "accepted_at_least": counters[1]}
-        return {"tokens": [tokens], "steps": [steps], "seconds": seconds, "counters": named}
-
-    run = joined([turn([1, 2, 3], [1, 2], 0.5, (1, [1, 0])), turn([4, 5], [1, 1], 1.5, (1, [0, 0]))])
-    assert run.tokens == [[1, 2, 3], [4, 5]]
-    assert run.steps == [[1, 2], [1, 1]]
-    assert run.tokens_per_second == 2.5
-    assert run.counters == DraftCounters(2, (1, 0))
 
 
 def test_in_a_log_each_wait_is_one_line(tmp_path: Path) -> None:

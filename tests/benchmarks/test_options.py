@@ -37,6 +37,7 @@ def test_training_is_short_unless_asked() -> None:
         ["--prompts", "0"],
         ["--max-tokens", "4000"],
         ["--temperature", "0"],
+        ["--rounds", "0"],
         ["--target", "/nowhere"],
         ["--beam-width", "0"],
         ["--nodes", "300"],

@@ -18,7 +18,8 @@ def test_figures() -> None:
     figures = evaluate(make_evidence())
     assert figures.failures == []
     assert figures.tokens_per_step == pytest.approx((3 + 1 + 2) / 3)
-    assert figures.acceptance_by_depth == [2 / 3, 1 / 3, 0.0, 0.0]
+    # Of the three steps behind the prompts' two emit a draft and more, one a second draft.
+    assert figures.acceptance_by_depth == pytest.approx([2 / 3, 1 / 3])
 
 
 def test_keys_and_ratios() -> None:
@@ -27,17 +28,17 @@ def test_keys_and_ratios() -> None:
     assert report["identical_greedy"] is True
     assert report["identical_seeded"] is True
     assert report["tokens_per_step"] == 2.0
-    assert len(report["acceptance_by_depth"]) == 4
-    assert report["speeds"] == [
-        {
-            "target": "target",
-            "parameters": None,  # there is no such folder
-            "speedup": 2.0,
-            "plain": {"runner": "V1", "tokens_per_second": 2.0, "tokens_per_step": 1.0},
-            "redrafter_fixed": {"runner": "V2", "tokens_per_second": 4.0, "tokens_per_step": 2.0},
-            "redrafter": {"runner": "V2", "tokens_per_second": 4.0, "tokens_per_step": 2.0},
-        }
+    assert len(report["acceptance_by_depth"]) == 2
+    (speeds,) = report["speeds"]
+    # Plain vLLM emits 2 tokens a second, ReDrafter 4, 8 and 2.
+    assert (speeds["speedup"], speeds["speedup_by_round"]) == (2.0, [2.0, 4.0, 1.0])
+    assert speeds["target"] == "target" and speeds["in_turns"]
+    assert speeds["parameters"] is None  # there is no such folder
+    assert [(row["configuration"], row["tokens_per_second"]["median"]) for row in speeds["engines"]] == [
+        ("vLLM as installed", 2.0),
+        ("ReDrafter", 4.0),
     ]
+    assert [row["tokens_per_step"] for row in speeds["engines"]] == [1.0, 2.0]
     assert {"python", "torch", "vllm", "triton", "transformers", "redrafter_vllm"} <= report["versions"].keys()
     assert "unknown" not in report["versions"].values()
     assert report["prompts"] == PROMPTS
@@ -73,16 +74,21 @@ def test_tables_show_the_first_difference() -> None:
     assert "1: 67%" in text
 
 
-def test_a_gain_is_shown_without_excuses() -> None:
-    text = printed(make_evidence(seconds=2.0))
-    assert "2.00 times" in text
+def test_a_gain_is_shown_with_its_range_and_without_excuses() -> None:
+    text = printed(make_evidence(seconds=(2.0, 1.0, 4.0)))
+    assert "2.00 times" in text and "1.00 to 4.00 in 3" in text
     assert "Slower" not in text
 
 
 def test_a_loss_is_shown_and_explained() -> None:
-    text = printed(make_evidence(seconds=5.0))
+    text = printed(make_evidence(seconds=(5.0, 2.0, 8.0)))
     assert "0.80 times" in text
     assert "Slower with ReDrafter: target. On a small target, above all on a CPU, a step's further rows" in text
+
+
+def test_passes_that_were_not_in_turns_say_so() -> None:
+    text = printed(make_evidence(seconds=(2.0,), together=False))
+    assert "2.00 times" in text and "one pass each, not in turns" in text
 
 
 def test_stored_paths_are_relative() -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks.serving import structured_output
 from benchmarks.serving.structured_output import Options, mask_times
+from benchmarks.serving.texts import Prompts
 from redrafter_training.trainer.acceptance import Drafting
 
 
@@ -20,4 +21,7 @@ def test_a_text_that_violates_the_schema_is_an_error(monkeypatch: pytest.MonkeyP
 
 
 def test_chain_and_tree_have_the_same_length() -> None:
-    assert Options(Path("t"), Path("d")).draftings == {"chain": Drafting(1, 4, 4), "tree": Drafting(4, 4, 16)}
+    assert Options(Path("t"), Path("d"), Prompts(4, 8)).draftings == {
+        "chain": Drafting(1, 4, 4),
+        "tree": Drafting(4, 4, 16),
+    }

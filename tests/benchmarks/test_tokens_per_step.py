@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.serving.texts import Prompts
 from benchmarks.serving.tokens_per_step import Options, agreed, counted_tokens_per_step
 from redrafter_training.trainer.acceptance import Drafting
 from redrafter_vllm.bench.acceptance import DraftCounters
@@ -19,8 +20,9 @@ def test_a_run_without_drafts_is_an_error() -> None:
 
 
 def test_the_node_budget_holds_all_beams() -> None:
-    options = Options(Path("t"), Path("d"), beam_widths=(1, 8), beam_length=5)
+    options = Options(Path("t"), Path("d"), Prompts(4, 8), beam_widths=(1, 8), beam_length=5)
     assert options.draftings == [Drafting(1, 5, 5), Drafting(8, 5, 40)]
+    assert options.window == 1024 - 2 * 41  # two steps of a root and 40 nodes
 
 
 @pytest.mark.parametrize(
