@@ -12,9 +12,6 @@ from benchmarks.engines.offline import MAX_MODEL_LEN
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.utils.paths import user_path
 
-# On a CPU a verification costs more with every row, so most of a tree's less probable nodes do not pay there.
-BEAM_WIDTH, BEAM_LENGTH, NODES = 3, 4, 6
-
 
 @dataclass(frozen=True)
 class DemoOptions:
@@ -82,8 +79,7 @@ def parse_args(argv: Sequence[str]) -> DemoOptions:
     parser.add_argument("--temperature", type=float, default=0.8, help="of the seeded comparison")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each engine whose speed is measured")
     add_beams(parser)
-    parser.add_argument("--nodes", type=int, help="node slots of the draft tree")
-    parser.set_defaults(beam_width=BEAM_WIDTH, beam_length=BEAM_LENGTH, nodes=NODES)
+    parser.add_argument("--nodes", type=int, default=0, help="node slots of the draft tree (0: as serving chooses)")
     parser.add_argument(
         "--no-inflated",
         dest="inflated",

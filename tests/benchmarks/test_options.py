@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.demo.options import BEAM_LENGTH, BEAM_WIDTH, NODES, parse_args
+from benchmarks.demo.options import parse_args
 from benchmarks.demo.serve import serve_command
 from benchmarks.engines.offline import parse_result
 from redrafter_vllm.bench.kinds import as_users_run_it
+from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.utils.local_server import free_port
 from tests.paths import ASSET, ROOT
 
 
 def test_defaults() -> None:
     options = parse_args([])
-    assert (options.drafting.beam_width, options.drafting.beam_length) == (BEAM_WIDTH, BEAM_LENGTH)
-    assert options.drafting.num_speculative_tokens == NODES
+    assert options.drafting == DraftingConfig()  # serving's own
     assert options.train is None
     assert options.inflated
     assert options.out.is_absolute()
@@ -67,8 +67,8 @@ def test_the_server_command() -> None:
     assert json.loads(command[4]) == {
         "method": "redrafter",
         "model": "drafters/one",
-        "beam_width": BEAM_WIDTH,
-        "beam_length": BEAM_LENGTH,
+        "beam_width": 4,
+        "beam_length": 4,
         "num_speculative_tokens": 5,
         "adaptive": False,
     }
