@@ -188,7 +188,7 @@ def _parameters(target: Path) -> int | None:
 def print_answer(evidence: Evidence, tokenizer: Any, console: Console) -> None:
     """Print one answer: the one with the median of tokens per step."""
     turn = evidence.speeds[0].turn_with_drafts()
-    answers: list[tuple[list[int], list[int]]] = list(zip(turn["outputs"], turn["steps"], strict=True))
+    answers: list[tuple[list[int], list[int]]] = list(zip(turn["outputs"], turn["emitted"], strict=True))
     by_saving = sorted(range(len(answers)), key=lambda index: len(answers[index][1]) / len(answers[index][0]))
     chosen = by_saving[len(by_saving) // 2]
     tokens, steps = answers[chosen]

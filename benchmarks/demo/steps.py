@@ -17,7 +17,9 @@ from benchmarks.demo.speed import Speeds, measure
 from benchmarks.engines.offline import EngineResult, Workload, run_engine
 from redrafter_vllm.bench.kinds import plain
 
-INFLATED_PROMPTS = 3  # a step of the inflated pair takes four times as long
+# In a turn of the speed measurement, so that all rounds together take about two minutes on two cores: a step of the
+# inflated pair takes four times as long.
+TURN_PROMPTS, INFLATED_TURN_PROMPTS = 4, 2
 
 
 def gather(options: DemoOptions, console: Console) -> tuple[Evidence, Any]:
@@ -52,9 +54,9 @@ def answers_of_plain(pair: Pair, served: Served, options: DemoOptions, console: 
 def measure_speeds(pair: Pair, answers: Sequence[Answer], options: DemoOptions, console: Console) -> list[Speeds]:
     """Of the pair, and of the inflated one unless that is unwanted or impossible."""
     prompts = [answer.prompt_ids for answer in answers]
-    speeds = [measure(pair, prompts, options, options.out / "speed", console)]
+    speeds = [measure(pair, prompts[:TURN_PROMPTS], options, options.out / "speed", console)]
     inflated = inflate(pair, options.out / "inflated", console) if options.inflated else None
     if inflated is not None:
-        few = prompts[:INFLATED_PROMPTS]
+        few = prompts[:INFLATED_TURN_PROMPTS]
         speeds.append(measure(inflated, few, options, options.out / "speed-inflated", console))
     return speeds

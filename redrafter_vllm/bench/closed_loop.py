@@ -129,7 +129,7 @@ class ClosedLoop:
 
 
 def result_of(answers: list[Answer], seconds: float) -> dict[str, Any]:
-    """The figures of a turn, from what its requests received."""
+    """The figures of a turn, from what its requests received; `emitted` are the tokens of each step by request."""
     steps = [answer.steps for answer in answers]
     decoded = any(len(request) > 1 for request in steps)
     depth = max((max(request[1:], default=1) for request in steps), default=1) - 1
@@ -137,7 +137,7 @@ def result_of(answers: list[Answer], seconds: float) -> dict[str, Any]:
         "seconds": seconds,
         "outputs": [answer.tokens for answer in answers],
         "tokens": [len(answer.tokens) for answer in answers],
-        "steps": steps,
+        "emitted": steps,
         "ttft": [answer.first - answer.started for answer in answers],
         "latency": [answer.ended - answer.started for answer in answers],
         "steps": sum(max(0, len(request) - 1) for request in steps),

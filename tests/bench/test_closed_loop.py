@@ -51,7 +51,7 @@ def test_requests_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finished == [1, 2]
     assert found["seconds"] == 5.0
     assert found["tokens"] == [6, 5, 5]
-    assert found["steps"] == [[1, 2, 3], [1, 1, 1, 1, 1], [1, 4]]
+    assert found["emitted"] == [[1, 2, 3], [1, 1, 1, 1, 1], [1, 4]]
     assert found["ttft"] == [1.0, 1.0, 1.0]
     assert found["latency"] == [3.0, 5.0, 2.0]
     # Behind the first tokens: 5 tokens in 2 steps, 4 in 4, 4 in 1.

@@ -111,7 +111,7 @@ def test_engines_take_turns_side_by_side(pair: Pair, tmp_path: Path, monkeypatch
     assert found.speedup_by_round == pytest.approx([2.0, 0.5, 1.5])
     assert found.speedup == pytest.approx(1.5)
     assert found.rows[REDRAFTER]["tokens_per_second"]["median"] == pytest.approx(15.0)
-    assert found.turn_with_drafts()["steps"] == [[1, 2, 1]] * 2
+    assert found.turn_with_drafts()["emitted"] == [[1, 2, 1]] * 2
     assert "3 rounds in which both engines, side by side, take a turn: 2 prompts" in printed
 
 
