@@ -14,9 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from vllm.config.compilation import CUDAGraphMode
-from vllm.v1.worker.gpu import model_runner as model_runner_module
 from vllm.v1.worker.gpu.spec_decode import adaptive_verification
-from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
 
 from redrafter_vllm.adaptive.budget import Budget, given_budget
 from redrafter_vllm.adaptive.survival import SurvivalEstimator
@@ -54,31 +52,24 @@ def as_on_a_gpu(llm: Any, adaptive: bool | None = True) -> Iterator[None]:
 
 
 def make_manager(llm: Any) -> GpuAdaptiveTrees | None:
-    """What vLLM's runner would get for its place."""
+    """What vLLM's runner gets for its place when it has made attention groups."""
     own = runner(llm)
-    made: GpuAdaptiveTrees | None = model_runner_module.maybe_create_adaptive_verification_manager(
-        enable_adaptive_verification=False,
-        attn_groups=own.attn_groups,
-        req_states=own.req_states,
-        query_start_loc=own.input_buffers.query_start_loc,
-        num_bonus_tokens=own.model_state.num_new_sampled_tokens_per_step,
-        max_total_logits=get_max_chunk_logits(own.vocab_size),
-        vllm_config=own.vllm_config,
-    )
+    own.attn_groups = list(own.attn_groups)
+    own.adaptive_verification = None
+    made: GpuAdaptiveTrees | None = own.adaptive_verification
     return made
 
 
 @contextmanager
 def device_trees(llm: Any) -> Iterator[GpuAdaptiveTrees]:
     """The trees of `llm` adapt as on a GPU."""
-    own, speculator = runner(llm), runner(llm).speculator
+    speculator = runner(llm).speculator
     with as_on_a_gpu(llm):
         manager = make_manager(llm)
         assert isinstance(manager, GpuAdaptiveTrees)
         manager.set_cost_curves(DRAFTING, VERIFICATION)
         try:
-            with patch.object(own, "adaptive_verification", manager):
-                yield manager
+            yield manager
         finally:
             forget(llm)
             assert speculator.observer is None
@@ -88,7 +79,7 @@ def forget(llm: Any) -> None:
     """Undo what a manager's making has changed, for other tests of the same engine."""
     own, speculator = runner(llm), runner(llm).speculator
     speculator.observer = speculator.survival = speculator.draft_token_confidence_probs = None
-    speculator.is_trimmed_on_device = False
+    own.adaptive_verification, speculator.is_trimmed_on_device = None, False
     for builder in (builder for groups in own.attn_groups for group in groups for builder in group.metadata_builders):
         if isinstance(builder, TreeMetadataBuilder):
             builder.has_graphs_of_any_length = False

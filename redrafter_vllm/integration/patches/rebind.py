@@ -13,11 +13,10 @@ from redrafter_vllm.integration.vllm_interface.names import rebound
 _MARK = "_redrafter_original"
 
 
-def rebind(owner: Any, name: str, make: Callable[[Any], Any], parameters: str | None = None, added: str = "") -> None:
+def rebind(owner: Any, name: str, make: Callable[[Any], Any], parameters: str | None = None) -> None:
     """Replace `owner.name` by `make(original)`, once per process.
 
-    `parameters` are the names that the original must take, separated by spaces; None skips the check. It may take the
-    `added` ones as well.
+    `parameters` are the names that the original must take, separated by spaces; None skips the check.
 
     Raises:
         InterfaceChangedError: The name is gone or takes other parameters.
@@ -30,7 +29,7 @@ def rebind(owner: Any, name: str, make: Callable[[Any], Any], parameters: str | 
     if hasattr(function, _MARK):
         return
     names = list(inspect.signature(function).parameters)
-    if parameters is not None and names not in (parameters.split(), [*parameters.split(), *added.split()]):
+    if parameters is not None and names != parameters.split():
         raise interface_changed(place, f"has with other parameters than ({', '.join(parameters.split())})")
     replacement = functools.wraps(function)(make(function))
     setattr(replacement, _MARK, function)
@@ -51,7 +50,7 @@ def rebind_listed(target: str, make: Callable[[Any], Any]) -> None:
             owner = getattr(owner, part)
     except (ImportError, AttributeError) as error:
         raise interface_changed(target, "does not have") from error
-    rebind(owner, name, make, entry.parameters, entry.added)
+    rebind(owner, name, make, entry.parameters)
 
 
 def interface_changed(place: str, how: str) -> InterfaceChangedError:

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names by which vLLM's model runner builds what drafts and adapts; worker and runner are classes of ours."""
+"""The name by which vLLM's model runner builds what drafts; worker and runner are classes of ours."""
 
 from collections.abc import Callable
 from typing import Any
-
-from vllm.distributed.parallel_state import get_pp_group
 
 from redrafter_vllm.integration.attention.select import register_tree_attention
 from redrafter_vllm.integration.method import uses_redrafter
@@ -14,12 +12,8 @@ from redrafter_vllm.integration.target_support import check_pipeline
 
 
 def install() -> None:
-    """The runner imports them by name."""
-    runner = "vllm.v1.worker.gpu.model_runner"
-    # It knows a closed list. Can go when a method can name its speculator.
-    rebind_listed(f"{runner}:init_speculator", _init_speculator)
-    # vLLM's manager is for chains and never pauses drafting; ours derives from it. Can go when a speculator names one.
-    rebind_listed(f"{runner}:maybe_create_adaptive_verification_manager", _maybe_create_manager)
+    """The runner imports it by name, and it knows a closed list. Can go when a method can name its speculator."""
+    rebind_listed("vllm.v1.worker.gpu.model_runner:init_speculator", _init_speculator)
 
 
 def _init_speculator(original: Callable) -> Callable:
@@ -38,19 +32,3 @@ def _init_speculator(original: Callable) -> Callable:
         return RedrafterSpeculator(vllm_config, device)
 
     return init_speculator
-
-
-def _maybe_create_manager(original: Callable) -> Callable:
-    @report_start_errors
-    def maybe_create_adaptive_verification_manager(*, vllm_config: Any, **parts: Any) -> Any:
-        if not uses_redrafter(vllm_config):
-            return original(vllm_config=vllm_config, **parts)
-        from redrafter_vllm.integration.worker import gpu_adaptive_trees
-
-        # Stages of a pipeline before the last one have no trees.
-        if gpu_adaptive_trees.runs_on_host(parts["req_states"].device) or not get_pp_group().is_last_rank:
-            return None
-        taken = ("req_states", "query_start_loc", "num_bonus_tokens", "max_total_logits")
-        return gpu_adaptive_trees.create_manager(vllm_config, parts["attn_groups"], *(parts[name] for name in taken))
-
-    return maybe_create_adaptive_verification_manager

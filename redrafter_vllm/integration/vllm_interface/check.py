@@ -117,8 +117,7 @@ def problem(name: VllmName, fact: Fact) -> str | None:
         return _problem_of_call(name.parameters, fact.parameters)
     # Behind `*` the order says nothing, but a replacement by name takes what is listed all the same.
     found = [parameter.rstrip("=") for parameter in fact.parameters if parameter != "*"]
-    listed = name.parameters.split()
-    if found in (listed, [*listed, *name.added.split()]):
+    if found == name.parameters.split():
         return None
     return f"takes ({' '.join(found)}), not ({name.parameters})"
 

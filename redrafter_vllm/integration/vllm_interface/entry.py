@@ -26,7 +26,6 @@ class VllmName:
         target: `module:name` or `module:Class.method`.
         use: How it is used.
         parameters: Names separated by spaces.
-        added: Of a rebound name: further ones at the end that a newer version has, separated by spaces.
         attributes: Of a class or its instances, separated by spaces.
     """
 
@@ -34,7 +33,6 @@ class VllmName:
     use: Use
     parameters: str = ""
     attributes: str = ""
-    added: str = ""
 
     @property
     def module(self) -> str:

@@ -12,13 +12,6 @@ _MANAGER = f"{_GPU}.spec_decode.adaptive_verification:AdaptiveVerificationManage
 
 NAMES = (
     VllmName(f"{_GPU}.model_runner:init_speculator", Use.REBOUND, "vllm_config device req_states"),
-    VllmName(
-        f"{_GPU}.model_runner:maybe_create_adaptive_verification_manager",
-        Use.REBOUND,
-        "enable_adaptive_verification attn_groups req_states query_start_loc num_bonus_tokens max_total_logits "
-        "vllm_config target_layer_names additional_attn_cg_support",
-        added="copy_admitted_drafts_to_host",
-    ),
     VllmName(f"{_RUNNER}.load_model", Use.OVERRIDDEN, "self load_dummy_weights *args model **kwargs"),
     VllmName(f"{_RUNNER}.get_draft_model", Use.OVERRIDDEN, "self"),
     VllmName(f"{_RUNNER}.sample_tokens", Use.OVERRIDDEN, "self grammar_output"),
@@ -156,8 +149,13 @@ NAMES = (
         Use.USED,
         attributes="__init__ capture dispatch run_fullgraph",
     ),
+    VllmName(f"{_GPU}.input_batch:InputBuffers", Use.USED, attributes="query_start_loc"),
     VllmName(f"{_GPU}.mm.encoder_cache:EncoderCache", Use.USED),
-    VllmName(f"{_GPU}.model_states.default:DefaultModelState", Use.USED, attributes="vllm_config"),
+    VllmName(
+        f"{_GPU}.model_states.default:DefaultModelState",
+        Use.USED,
+        attributes="vllm_config num_new_sampled_tokens_per_step",
+    ),
     VllmName(f"{_GPU}.model_states.interface:ModelSpecificAttnMetadata", Use.USED),
     VllmName(
         f"{_GPU}.sample.output:SamplerOutput",
@@ -226,7 +224,8 @@ NAMES = (
     VllmName(
         _RUNNER,
         Use.USED,
-        attributes="speculator model_state is_last_pp_rank prompt_logprobs_worker max_num_reqs device model_config",
+        attributes="speculator model_state is_last_pp_rank prompt_logprobs_worker max_num_reqs device model_config "
+        "adaptive_verification attn_groups req_states input_buffers vocab_size vllm_config",
     ),
     VllmName(f"{_GPU}.model_states:resolve_model_state_cls", Use.USED),
     VllmName(f"{_GPU}.sample.prompt_logprob:PromptLogprobsWorker", Use.USED),

@@ -23,11 +23,13 @@ from vllm.v1.worker.gpu.attn_utils import (
 )
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.adaptive_verification import AdaptiveVerificationManager
+from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
 
 from redrafter_vllm.adaptive.budget import Budget, choose_budget
 from redrafter_vllm.adaptive.pause import DraftingPause
 from redrafter_vllm.adaptive.record import AdaptiveCounts, Record
 from redrafter_vllm.integration.attention.metadata import TreeMetadataBuilder
+from redrafter_vllm.integration.start_errors import report_start_errors
 from redrafter_vllm.integration.worker.adaptive_report import StepRecords, log_reason, why_nowhere
 from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 
@@ -41,15 +43,16 @@ def runs_on_host(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def create_manager(vllm_config: VllmConfig, attn_groups: list[list[Any]], *parts: Any) -> "GpuAdaptiveTrees | None":
-    """The manager of an engine on a GPU, or None where its trees do not adapt, with a line of the log that says why.
+@report_start_errors
+def create_manager(runner: Any) -> "GpuAdaptiveTrees | None":
+    """The manager of a runner whose attention groups are made, or None where its trees do not adapt.
 
-    Args:
-        vllm_config: The engine's.
-        attn_groups: vLLM's groups of attention layers, whose builders must serve queries of mixed lengths.
-        *parts: The arguments of `AdaptiveVerificationManager`.
+    On a GPU a line of the log then says why; for a CPU `adaptive_trees` decides later.
     """
-    speculator = RedrafterSpeculator.of(vllm_config)
+    # Stages of a pipeline before the last one have no trees.
+    if runs_on_host(runner.device) or not runner.is_last_pp_rank:
+        return None
+    vllm_config, attn_groups, speculator = runner.vllm_config, runner.attn_groups, runner.speculator
     adaptive = speculator.drafting.adaptive
     if adaptive is False:
         return None
@@ -61,7 +64,13 @@ def create_manager(vllm_config: VllmConfig, attn_groups: list[list[Any]], *parts
             builder.has_graphs_of_any_length = True
     if speculator.survival is None:  # vLLM allocates a cache twice, the first time to measure memory
         speculator.rank_by_survival()
-    manager = GpuAdaptiveTrees(speculator, *parts)
+    manager = GpuAdaptiveTrees(
+        speculator,
+        runner.req_states,
+        runner.input_buffers.query_start_loc,
+        runner.model_state.num_new_sampled_tokens_per_step,
+        get_max_chunk_logits(runner.vocab_size),
+    )
     speculator.observer, speculator.is_trimmed_on_device = manager, True
     return manager
 

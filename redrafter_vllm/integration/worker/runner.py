@@ -8,6 +8,7 @@ from vllm.v1.worker.cpu.model_runner import CPUModelRunner
 from vllm.v1.worker.gpu.async_utils import AsyncOutput
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
+from redrafter_vllm.integration.worker.gpu_adaptive_trees import create_manager
 from redrafter_vllm.integration.worker.model_state import RedrafterModelState
 from redrafter_vllm.integration.worker.parallel import send_embedding
 from redrafter_vllm.integration.worker.prompt_logprobs import DraftlessPromptLogprobs
@@ -18,6 +19,8 @@ class RedrafterRunner(GPUModelRunner):
     """vLLM's Model Runner V2. A stage of a pipeline that does not draft has no speculator."""
 
     prompt_logprobs_worker: Any
+    _adaptive_manager: Any = None
+    _groups_of_manager: Any = None  # the attention groups for which it was made
 
     @property
     def model(self) -> Any:
@@ -35,6 +38,21 @@ class RedrafterRunner(GPUModelRunner):
     @model.deleter
     def model(self) -> None:
         del self._target
+
+    @property
+    def adaptive_verification(self) -> Any:
+        """What chooses the drafts that a step verifies; None verifies all of them."""
+        return self._adaptive_manager
+
+    @adaptive_verification.setter
+    def adaptive_verification(self, manager: Any) -> None:
+        # vLLM sets this once it has made attention groups, to None as our speculator has no
+        # `enable_adaptive_verification`. What is set later, by the warm-up to None and back, is left as it is.
+        groups = getattr(self, "attn_groups", None)
+        if groups is not self._groups_of_manager:
+            self._groups_of_manager = groups
+            manager = create_manager(self)
+        self._adaptive_manager = manager
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
