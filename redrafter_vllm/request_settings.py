@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drafting options of a single request: `{"redrafter": {...}}` among its extra arguments."""
+"""Drafting options of a single request: `{"redrafter": {...}}` among its extra arguments.
+
+Also as a JSON string, which is what vLLM's own field for them, `vllm_xargs`, has a place for.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from redrafter_vllm.config import DraftingConfig, OptionError
+from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.messages import shown
 
 KEY = "redrafter"
@@ -49,21 +53,31 @@ def parse_request_settings(extra_args: Mapping[str, Any] | None, drafting: Draft
     given = (extra_args or {}).get(KEY)
     if given is None:
         return RequestSettings()
-    if not isinstance(given, Mapping):
-        raise OptionError(f"{KEY!r} must be an object such as {{'enabled': false}}, not {shown(given)}.")
+    settings = _from_json(given) if isinstance(given, str) else given
+    if not isinstance(settings, Mapping):
+        raise OptionError(
+            f"{KEY!r} must be an object such as {{'enabled': false}}, or one as a JSON string, not {shown(given)}."
+        )
     known = [field.name for field in fields(RequestSettings)]
-    if unknown := [name for name in given if name not in known]:
+    if unknown := [name for name in settings if name not in known]:
         raise OptionError(
             f"Unknown setting {shown(unknown[0])} in {KEY!r} of the request; known are {', '.join(known)}."
         )
-    enabled = given.get("enabled", True)
+    enabled = settings.get("enabled", True)
     if not isinstance(enabled, bool):
         raise OptionError(f"'enabled' in {KEY!r} of the request must be true or false, not {shown(enabled)}.")
     return RequestSettings(
         enabled,
-        _within(given, "beam_width", drafting.beam_width),
-        _within(given, "num_speculative_tokens", drafting.num_speculative_tokens),
+        _within(settings, "beam_width", drafting.beam_width),
+        _within(settings, "num_speculative_tokens", drafting.num_speculative_tokens),
     )
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return strict_json.loads(text)
+    except ValueError:
+        return None
 
 
 def _within(given: Mapping[str, Any], name: str, maximum: int) -> int | None:

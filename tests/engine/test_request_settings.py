@@ -2,6 +2,7 @@
 """Requests with their own, smaller drafting settings or without drafting: the same tokens, and less work."""
 
 import importlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from tests.models import VOCAB
 # The scheduler assigns slots to drafts, or to placeholders for them.
 SCHEDULING = [{"async_scheduling": False}, {"async_scheduling": True}]
 OFF: dict[str, Any] = {"enabled": False}
-SETTINGS: list[dict[str, Any] | None] = [
+SETTINGS: list[dict[str, Any] | str | None] = [
     None,
     OFF,
     {"num_speculative_tokens": 1},
@@ -30,12 +31,13 @@ SETTINGS: list[dict[str, Any] | None] = [
     {"beam_width": 2},
     {"enabled": False, "beam_width": 2, "num_speculative_tokens": 3},
     {},
+    '{"beam_width": 2, "num_speculative_tokens": 5}',
 ]
 # Maximal number of nodes, with four beams of four tokens in sixteen slots.
-MAX_NODES = [16, 0, 1, 5, 4, 8, 0, 16]
+MAX_NODES = [16, 0, 1, 5, 4, 8, 0, 16, 5]
 
 
-def requests(settings: list[dict[str, Any] | None], **options: Any) -> list[Any]:
+def requests(settings: list[dict[str, Any] | str | None], **options: Any) -> list[Any]:
     return [
         params(
             temperature=0.8 * (index % 3 == 2),
@@ -164,6 +166,9 @@ def test_preempted_requests_keep_their_settings(
     ("given", "message"),
     [
         (False, "'redrafter' must be an object"),
+        ('{"enabled": false', "'redrafter' must be an object .* or one as a JSON string, not '{\"enabled\": false'"),
+        ("null", "'redrafter' must be an object"),
+        ('{"beam_width": 5}', "beam_width=5 .* this engine takes 1 to 4"),
         ({"enable": False}, "Unknown setting 'enable' in 'redrafter' of the request; known are enabled, beam_width"),
         ({"enabled": 0}, "'enabled' in 'redrafter' of the request must be true or false, not 0"),
         ({"beam_width": 5}, "beam_width=5 .* this engine takes 1 to 4"),
@@ -200,6 +205,9 @@ def test_the_body_of_every_kind_of_request(
     given = kind.model_validate({**body, "model": "m", "redrafter": settings, "vllm_xargs": {"other": 1}})
     assert given.to_sampling_params(max_tokens, {}).extra_args == {"other": 1, "redrafter": settings}
     assert not kind.model_validate({**body, "model": "m"}).to_sampling_params(max_tokens, {}).extra_args
+    text = json.dumps(settings)  # what vLLM's own field has a place for
+    given = kind.model_validate({**body, "model": "m", "vllm_xargs": {"redrafter": text}})
+    assert given.to_sampling_params(max_tokens, {}).extra_args == {"redrafter": text}
 
 
 def test_plain_engines_do_not_read_the_settings(make_engine: MakeEngine, random_target: Path) -> None:

@@ -245,17 +245,24 @@ def test_a_turn_of_the_benchmark(server: str, asset: Path, plain: Any, tmp_path:
 def test_settings_in_the_body(server: str, asset: Path) -> None:
     client = OpenAI(base_url=f"{server}/v1", api_key="none")
 
-    def complete(redrafter: object) -> tuple[str, float]:
+    def complete(body: dict[str, object]) -> tuple[str, float]:
         before = drafting_metrics(server)["vllm:redrafter_verifications_total"]
         options = {"model": str(asset), "prompt": PROMPTS[0], "max_tokens": 30, "temperature": 0}
-        text = client.completions.create(**options, extra_body={"redrafter": redrafter}).choices[0].text
+        text = client.completions.create(**options, extra_body=body).choices[0].text
         return text, drafting_metrics(server)["vllm:redrafter_verifications_total"] - before
 
-    (text, verifications), (plain_text, none) = complete({"beam_width": 2}), complete({"enabled": False})
-    assert plain_text == text
-    assert verifications > 0 and none == 0
-    with pytest.raises(BadRequestError, match="Unknown setting 'beams' in 'redrafter'"):
-        complete({"beams": 2})
+    (text, verifications), *without = (
+        complete(body)
+        for body in (
+            {"redrafter": {"beam_width": 2}},
+            {"redrafter": {"enabled": False}},
+            {"vllm_xargs": {"redrafter": '{"enabled": false}'}},
+        )
+    )
+    assert verifications > 0 and without == [(text, 0)] * 2
+    for body in ({"redrafter": {"beams": 2}}, {"vllm_xargs": {"redrafter": '{"beams": 2}'}}):
+        with pytest.raises(BadRequestError, match="Unknown setting 'beams' in 'redrafter'"):
+            complete(body)
 
 
 def test_another_drafter_under_a_running_server(server: str, client: OpenAI, asset: Path, tmp_path: Path) -> None:

@@ -35,6 +35,13 @@ def test_extra_args(extra_args: Any) -> None:
     parse(extra_args)
 
 
+@given(damaged_json([OFF[KEY], LOWER[KEY]], KEYS))
+@example(b'{"enabled": false}')
+@example(b"[" * 100_000)
+def test_json_strings(text: bytes) -> None:
+    parse({KEY: text.decode(errors="replace")})
+
+
 @given(damaged_json([OFF, LOWER], KEYS))
 @example(to_json({KEY: [[[[{}]]]]}))
 def test_json_bodies(body: bytes) -> None:

@@ -13,7 +13,8 @@ from redrafter_vllm.request_settings import KEY, parse_request_settings
 
 def install() -> None:
     """What a request's own settings and a session's parts need on their way to the engine."""
-    # `vllm_xargs`, vLLM's own field for extra arguments, takes no nested objects. Can go when it does.
+    # The field `redrafter` of a body. vLLM's own field for extra arguments, `vllm_xargs`, takes these settings as a
+    # JSON string without a patch, but no object. Can go when it takes objects.
     openai = "vllm.entrypoints.openai"
     rebind_listed(f"{openai}.chat_completion.protocol:ChatCompletionRequest.to_sampling_params", _to_sampling_params)
     rebind_listed(f"{openai}.completion.protocol:CompletionRequest.to_sampling_params", _to_sampling_params)
