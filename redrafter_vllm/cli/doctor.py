@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 from redrafter_vllm.cli.findings import LOOKS, Finding, Level, of_pair
-from redrafter_vllm.integration.versions import UnsupportedVllmError, check_vllm_version
 from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.messages import one_line
 from redrafter_vllm.utils.paths import user_place
@@ -33,7 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--vllm",
         metavar="PLACE",
         help="instead: which of vLLM's interfaces that this package uses are as listed in: installed, newest or a "
-        "version such as 0.33.0 (whose wheel is downloaded), a wheel or a directory with vLLM's sources",
+        "version such as 0.33.0 (whose wheel is downloaded), a wheel or a directory with vLLM's sources; exits with 1 "
+        "if one is gone or has changed, or if this version of vLLM has not been tested",
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     return parser
@@ -44,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.drafter is not None and arguments.target is None:
         parser.error("--drafter needs --target: a drafter belongs to a target")
-    if arguments.vllm is not None and (arguments.target is not None or arguments.json):
-        parser.error("--vllm is a report of its own: leave out --target and --json")
+    if arguments.vllm is not None and arguments.target is not None:
+        parser.error("--vllm is a report of its own: leave out --target")
     if arguments.vllm is not None:
-        return _interface(arguments.vllm)
+        return _interface(arguments.vllm, arguments.json)
     findings = examine(arguments.target, arguments.drafter)
     if arguments.json:
         print(strict_json.dumps([asdict(finding) for finding in findings]))
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if any(finding.level is Level.PROBLEM for finding in findings) else 0
 
 
-def _interface(place: str) -> int:
+def _interface(place: str, as_json: bool) -> int:
     try:
         from redrafter_vllm.integration.vllm_interface.check import examined
     except ImportError as error:
@@ -67,12 +67,8 @@ def _interface(place: str) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(report.text(), end="")
-    try:
-        check_vllm_version(report.version)
-    except UnsupportedVllmError as error:
-        print(error)
-    return 1 if report.broken else 0
+    print(strict_json.dumps(report.as_json()) + "\n" if as_json else report.text(), end="")
+    return 0 if report.is_good else 1
 
 
 def examine(target: str | None = None, drafter: str | None = None) -> list[Finding]:

@@ -143,7 +143,7 @@ def test_this_machine_has_no_problem(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out.endswith("0 problems\n")
 
 
-@pytest.mark.parametrize("arguments", ["--drafter x", "--vllm installed --json", "--vllm installed --target x"])
+@pytest.mark.parametrize("arguments", ["--drafter x", "--vllm installed --target x"])
 def test_arguments_that_do_not_go_together(arguments: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         doctor.main(arguments.split())

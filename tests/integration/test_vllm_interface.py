@@ -2,6 +2,7 @@
 """The list of vLLM's names that the package uses: right for the installed version and for 0.33, and complete."""
 
 import ast
+import json
 import subprocess
 import zipfile
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from redrafter_vllm.integration.attention.limits import TreeLimits
 from redrafter_vllm.integration.patches import api, attention, front, install, metrics, runner
 from redrafter_vllm.integration.scheduler.redrafter_scheduler import RedrafterAsyncScheduler, RedrafterScheduler
 from redrafter_vllm.integration.vllm_interface import check
-from redrafter_vllm.integration.vllm_interface.check import facts_of, problem
+from redrafter_vllm.integration.vllm_interface.check import Report, State, Verdict, facts_of, problem, verdict
 from redrafter_vllm.integration.vllm_interface.entry import Use, VllmName
 from redrafter_vllm.integration.vllm_interface.names import VLLM_NAMES
 from redrafter_vllm.integration.vllm_interface.source import Fact, Source, open_tree
@@ -223,7 +224,9 @@ def test_changed_parameters(use: Use, parameters: str, why: str | None) -> None:
 def test_changed_names() -> None:
     used = VllmName("vllm:C", Use.USED, attributes="one two three")
     assert problem(used, Fact("class", attributes=frozenset({"two", "other"}))) == "has no one, three"
-    assert problem(used, Fact("missing")) == "is gone"
+    assert verdict(used, Fact("missing")).state is State.GONE
+    assert verdict(used, Fact("class", attributes=frozenset({"two"}))).state is State.CHANGED
+    assert verdict(used, Fact("class", attributes=frozenset({"one", "two", "three"}))).state is State.HOLDS
     assert problem(VllmName("vllm:f", Use.CALLED, "a"), Fact("class")) == "is a class now"
 
 
@@ -238,14 +241,35 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
             archive.write(file, file.relative_to(tmp_path))
     assert main(["--vllm", str(wheel)]) == 1
     out = capsys.readouterr().out
-    assert "CHANGED rebound" in out and "EngineArgs.add_cli_args: is gone" in out
-    assert "vLLM 0.99.1: 0 of" in out and "knows vLLM >=0.32,<0.34" in out
+    assert "GONE    rebound    vllm.engine.arg_utils:EngineArgs.add_cli_args\n" in out
+    assert "vLLM 0.99.1: 0 of" in out and "UNTESTED: ReDrafter serves with vLLM >=0.32,<0.34" in out
+    assert main(["--vllm", str(wheel), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["vllm"], told["is_tested"], len(told["names"])) == ("0.99.1", False, len(VLLM_NAMES))
+    assert {"state": "gone", "use": "used", "name": "vllm.config:VllmConfig", "problem": None} in told["names"]
     assert main(["--vllm", str(tmp_path / "nothing")]) == 1
     assert "neither a wheel nor a directory" in capsys.readouterr().err
     assert write([str(wheel), "--write", str(tmp_path / "facts.json")]) == 0
     assert load(tmp_path / "facts.json")[0] == "0.99.1"
     with pytest.raises(SystemExit, match="2"):
         write([])
+
+
+@pytest.mark.parametrize(
+    ("version", "state", "is_good"),
+    [
+        ("0.33.1", State.HOLDS, True),
+        ("0.33.1", State.CHANGED, False),
+        ("0.33.1", State.GONE, False),
+        ("0.34.0", State.HOLDS, False),
+        ("", State.HOLDS, True),
+    ],
+)
+def test_what_counts_as_good(version: str, state: State, is_good: bool) -> None:
+    """A version outside the range is not, even where every name holds: nobody would learn of it otherwise."""
+    report = Report(version, (Verdict(VLLM_NAMES[0], state),))
+    assert report.is_good is is_good
+    assert ("UNTESTED" in report.text()) is (version == "0.34.0")
 
 
 def test_versions_are_downloaded_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
+from redrafter_vllm.integration.versions import RANGE, is_supported
 from redrafter_vllm.integration.vllm_interface.entry import Use, VllmName
 from redrafter_vllm.integration.vllm_interface.names import VLLM_NAMES
 from redrafter_vllm.integration.vllm_interface.source import INSTALLED, Fact, Source, Tree, open_tree
@@ -23,12 +26,21 @@ from redrafter_vllm.utils.messages import one_line
 NEWEST = "newest"
 
 
+class State(StrEnum):
+    """What has become of a name."""
+
+    HOLDS = "holds"  # as listed
+    CHANGED = "CHANGED"  # other parameters, fewer attributes, or another kind of thing
+    GONE = "GONE"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Whether a name is as listed."""
 
     name: VllmName
-    problem: str | None  # what has changed
+    state: State
+    problem: str | None = None  # what has changed
 
 
 @dataclass(frozen=True)
@@ -40,17 +52,39 @@ class Report:
 
     @property
     def broken(self) -> list[Verdict]:
-        return [verdict for verdict in self.verdicts if verdict.problem is not None]
+        return [verdict for verdict in self.verdicts if verdict.state is not State.HOLDS]
+
+    @property
+    def is_tested(self) -> bool | None:
+        """Whether the version is in the range that this package serves with; None where the sources name none."""
+        return is_supported(self.version) if self.version else None
+
+    @property
+    def is_good(self) -> bool:
+        """Whether all names hold and the version is not outside the range."""
+        return not self.broken and self.is_tested is not False
 
     def text(self) -> str:
-        """A line for each name, and how many hold."""
+        """A line for each name, how many hold, and what the range of versions says."""
         lines = []
         for verdict in self.verdicts:
-            state, why = ("holds", "") if verdict.problem is None else ("CHANGED", f": {verdict.problem}")
-            lines.append(f"{state:8}{verdict.name.use:11}{verdict.name.target}{why}")
+            why = "" if verdict.problem is None else f": {verdict.problem}"
+            lines.append(f"{verdict.state:8}{verdict.name.use:11}{verdict.name.target}{why}")
         holding = len(self.verdicts) - len(self.broken)
         lines.append(f"vLLM {self.version or 'of unknown version'}: {holding} of {len(self.verdicts)} names hold")
+        if self.is_tested is None:
+            lines.append(f"ReDrafter serves with {RANGE}; these sources do not say which version they are")
+        elif not self.is_tested:
+            lines.append(f"UNTESTED: ReDrafter serves with {RANGE}, and with this version refuses to start")
         return "\n".join(lines) + "\n"
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for other programs."""
+        names = [
+            {"state": each.state.lower(), "use": each.name.use, "name": each.name.target, "problem": each.problem}
+            for each in self.verdicts
+        ]
+        return {"vllm": self.version or None, "is_tested": self.is_tested, "names": names}
 
 
 def examined(place: str) -> Report:
@@ -64,8 +98,7 @@ def examined(place: str) -> Report:
     """
     with _tree(place) as tree:
         source = Source(tree)
-        facts = facts_of(source)
-        return Report(source.version(), tuple(Verdict(name, problem(name, facts[name.target])) for name in VLLM_NAMES))
+        return Report(source.version(), tuple(verdict(name, source.fact(name.target)) for name in VLLM_NAMES))
 
 
 @contextmanager
@@ -102,6 +135,14 @@ def downloaded(version: str, folder: Path, *, progress: bool = False) -> Path:
             why = "the package index cannot be reached, or has no wheel of vLLM for this machine"
         raise ValueError(one_line(f"{wanted} cannot be downloaded: {why}"))
     return next(folder.glob("*.whl"))
+
+
+def verdict(name: VllmName, fact: Fact) -> Verdict:
+    """What has become of a name of which this is the fact."""
+    if fact.kind == "missing":
+        return Verdict(name, State.GONE)
+    why = problem(name, fact)
+    return Verdict(name, State.HOLDS if why is None else State.CHANGED, why)
 
 
 def problem(name: VllmName, fact: Fact) -> str | None:
