@@ -69,7 +69,7 @@ def site_packages(environment: Path) -> Path:
 
 def copy_environment(base: Path, copy: Path, final: Path) -> None:
     """Copy an environment so that it works as `final`, whatever it is called while it is being made."""
-    shutil.copytree(base, copy, symlinks=True, copy_function=_link)
+    shutil.copytree(base, copy, symlinks=True, copy_function=link_or_copy)
     new = str(final.absolute()).encode()
     for file in (copy / "pyvenv.cfg", *(copy / "bin").iterdir()):
         if file.is_symlink() or not file.is_file():
@@ -85,7 +85,7 @@ def copy_environment(base: Path, copy: Path, final: Path) -> None:
             file.chmod(mode)
 
 
-def _link(source: str, target: str) -> None:
+def link_or_copy(source: str, target: str) -> None:
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without hard links
@@ -104,7 +104,7 @@ def lay_over(wheel: Path, base: Path, packages: Path) -> Message:
     for file in parts:
         target = packages / file.relative_to(base)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _link(str(file), str(target))
+        link_or_copy(str(file), str(target))
     return _describe(packages)
 
 
