@@ -89,7 +89,17 @@ def run_tests(tests: Sequence[str], environment: Path, folder: Path) -> Counter[
     package = folder if (folder / "redrafter_vllm").exists() else ROOT
     assert all(file in found.stdout for file in (f"{folder}/vllm/", f"{package}/redrafter_vllm/")), found.stdout
     record = folder / "result.xml"
-    options = ["-q", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml", f"--junitxml={record}"]
+    # The project's own setting would put its package before the copy.
+    options = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        ROOT / "pyproject.toml",
+        "-o",
+        "pythonpath=",
+        f"--junitxml={record}",
+    ]
     subprocess.run([python, "-m", "pytest", *options, *tests], cwd=ROOT, env=variables)
     counts: Counter[str] = Counter()
     for case in ElementTree.parse(record).iter("testcase"):
