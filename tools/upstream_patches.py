@@ -90,17 +90,9 @@ def run_tests(tests: Sequence[str], environment: Path, folder: Path) -> Counter[
     assert all(file in found.stdout for file in (f"{folder}/vllm/", f"{package}/redrafter_vllm/")), found.stdout
     record = folder / "result.xml"
     # The project's own setting would put its package before the copy.
-    options = [
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-c",
-        ROOT / "pyproject.toml",
-        "-o",
-        "pythonpath=",
-        f"--junitxml={record}",
-    ]
-    subprocess.run([python, "-m", "pytest", *options, *tests], cwd=ROOT, env=variables)
+    options = ["-q", "-p", "no:cacheprovider", "-o", "pythonpath="]
+    files = ["-c", str(ROOT / "pyproject.toml"), f"--junitxml={record}"]
+    subprocess.run([python, "-m", "pytest", *options, *files, *tests], cwd=ROOT, env=variables)
     counts: Counter[str] = Counter()
     for case in ElementTree.parse(record).iter("testcase"):
         tags = {child.tag for child in case}
