@@ -23,10 +23,11 @@ from redrafter_vllm.cli.asking import (
     waiting_for,
 )
 from redrafter_vllm.utils.paths import PlaceError, check_file, user_path
-from redrafter_vllm.utils.program import program
+from redrafter_vllm.utils.program import COMMAND, program
 
 if TYPE_CHECKING:
     from redrafter_vllm.watch.measure import Question
+    from redrafter_vllm.watch.pair import Pair
     from redrafter_vllm.watch.race import Race
 
 MAX_TOKENS = 96
@@ -41,7 +42,15 @@ def build_parser() -> argparse.ArgumentParser:
         "the other and then shown on one clock.",
         epilog="Options after -- are passed to vllm serve, for instance: redrafter watch MODEL -- --max-model-len 2048",
     )
-    add_server(parser, "start servers for this target (default in a clone: the demonstration's pair)")
+    add_server(
+        parser,
+        "start servers for this target (default in a clone: SmolLM2-135M-Instruct, which is downloaded once, 93 MB)",
+    )
+    parser.add_argument(
+        "--small",
+        action="store_true",
+        help="instead of a MODEL: the repository's small pair, which continues Python sources and needs no download",
+    )
     parser.add_argument(
         "--plain-url", help="with --url: the server of the plain side (default: the same with drafts switched off)"
     )
@@ -89,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     if arguments.model is not None and arguments.url is not None:
         parser.error("give either a MODEL to serve or the --url of a running server")
+    if arguments.small and (arguments.model is not None or arguments.url is not None):
+        parser.error("--small is a pair of its own: give neither a MODEL nor --url")
     if arguments.plain_url is not None and arguments.url is None:
         parser.error("--plain-url needs --url, the server that drafts")
     if passed_on and arguments.url is not None:
@@ -160,18 +171,43 @@ def _what_to_serve(
     arguments: argparse.Namespace, passed_on: Sequence[str]
 ) -> tuple[str, dict[str, Any], list[str], "Question"]:
     """Target, speculative config, options of `vllm serve`, and the question."""
-    from redrafter_vllm.chat.answers import ChatError
-    from redrafter_vllm.watch.pair import demo_pair
-
     if arguments.model is not None:
         question = _question(arguments, arguments.prompt or PROMPT, arguments.text)
         return arguments.model, speculative_of(arguments), list(passed_on), question
-    pair = demo_pair()
-    if pair is None:
-        raise ChatError("name a MODEL to serve, or the --url of a running server: this is no clone, which has a pair")
+    pair = _demonstration(small=arguments.small)
     print(f"target {pair.target}\ndrafter {pair.drafter}", file=sys.stderr)
     question = _question(arguments, arguments.prompt or pair.prompt, pair.is_text or arguments.text)
     return str(pair.target), {**pair.speculative, **arguments.speculative}, [*pair.options, *passed_on], question
+
+
+def _demonstration(*, small: bool) -> "Pair":
+    """The chat pair, whose target is downloaded where it is not here yet; the small pair if wanted, or if that fails.
+
+    Raises ChatError outside a clone, which has the drafters.
+    """
+    from redrafter_vllm.chat.answers import ChatError
+    from redrafter_vllm.watch.pair import FETCH, SMOLLM2, chat_pair, fetch_chat_target, find_assets, small_pair
+
+    assets = find_assets()
+    if assets is None:
+        raise ChatError(
+            "name a MODEL to serve, or the --url of a running server, or call this in a clone of the repository, which "
+            "has a pair to show"
+        )
+    if small:
+        return small_pair(assets)
+    pair = chat_pair(assets)
+    if pair.is_here:
+        return pair
+    print(f"downloading {SMOLLM2} (93 MB), once, to {pair.target}; --small needs no download", file=sys.stderr)
+    if fetch_chat_target():
+        return pair
+    print(
+        "going on with the small pair of the repository, which continues Python sources and is too small to gain by "
+        f"drafts; for the chat model call {COMMAND} {FETCH} later",
+        file=sys.stderr,
+    )
+    return small_pair(assets)
 
 
 def _question(arguments: argparse.Namespace, prompt: str, is_text: bool) -> "Question":

