@@ -26,6 +26,7 @@ class Piece:
     """What one step of the engine emitted: accepted drafts, and the target's token behind them."""
 
     texts: tuple[str, ...]  # of each token
+    thought: str = ""  # what they begin with, where the server sets thoughts apart from the answer
 
     @property
     def drafted(self) -> str:
@@ -45,7 +46,7 @@ class Figures:
     tokens: int = 0
     steps: int = 0
     seconds: float = 0.0  # from the first piece on
-    text: str = ""
+    text: str = ""  # of the answer, without thoughts that the server sets apart
     _first: int = field(default=0, repr=False)  # tokens of the first piece, which the prompt's pass emitted
 
     def add(self, piece: Piece, seconds: float) -> None:
@@ -54,7 +55,7 @@ class Figures:
         self.tokens += len(piece.texts)
         self.steps += 1
         self.seconds = seconds
-        self.text += "".join(piece.texts)
+        self.text += "".join(piece.texts).removeprefix(piece.thought)
 
     @property
     def tokens_per_step(self) -> float | None:
@@ -123,13 +124,16 @@ class Server:
 
 def _piece(choice: Mapping[str, Any]) -> Piece | None:
     """The piece in a choice of a chunk; None for the first chunk, which has the role alone, and the last."""
-    logprobs = choice.get("logprobs") or {}
+    logprobs, thought = choice.get("logprobs") or {}, ""
     if "delta" in choice:
-        text = (choice["delta"] or {}).get("content") or ""
+        delta = choice["delta"] or {}
+        # With a reasoning parser; servers name the field in one way or the other.
+        thought = delta.get("reasoning") or delta.get("reasoning_content") or ""
+        text = thought + (delta.get("content") or "")
         tokens = [str(entry["token"]) for entry in logprobs.get("content") or []]
     else:
         text, tokens = choice.get("text") or "", list(map(str, logprobs.get("tokens") or []))
-    return Piece(divided(text, tokens)) if text or tokens else None
+    return Piece(divided(text, tokens), thought) if text or tokens else None
 
 
 def divided(text: str, tokens: Sequence[str]) -> tuple[str, ...]:

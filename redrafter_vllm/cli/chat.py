@@ -144,13 +144,16 @@ def _prompts(source: TextIO, screen: TextIO) -> Iterator[str]:
 def _answer(
     partner: Partner, said: Sequence[dict[str, str]], sampling: dict[str, Any], screen: TextIO, colour: bool
 ) -> Figures:
-    figures, since = Figures(), 0.0
+    figures, since, thinks = Figures(), 0.0, False
     mark = (ACCEPTED, PLAIN) if colour else ("«", "»")
     try:
         with closing(partner.answer(said, **sampling)) as pieces:
             for piece in pieces:
                 since = since or time.monotonic()
                 figures.add(piece, time.monotonic() - since)
+                if thinks and not piece.thought:
+                    print("\n", file=screen)  # the answer begins
+                thinks = bool(piece.thought)
                 drafted = f"{mark[0]}{piece.drafted}{mark[1]}" if piece.drafted else ""
                 print(drafted + piece.own, end="", file=screen, flush=True)
     except KeyboardInterrupt:

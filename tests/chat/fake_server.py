@@ -41,8 +41,9 @@ class _Fake(BaseHTTPRequestHandler):
         self.end_headers()
         if is_chat:
             self._event({"choices": [{"delta": {"role": "assistant", "content": ""}}]})
-        for step in self.server.answers[len(self.server.asked) - 1]:
-            self._event({"choices": [_chat_choice(step) if is_chat else _text_choice(step)]})
+        for index, step in enumerate(self.server.answers[len(self.server.asked) - 1]):
+            field = self.server.thoughts if index < self.server.num_thoughts else "content"
+            self._event({"choices": [_chat_choice(step, field) if is_chat else _text_choice(step)]})
         if "fail" in said:
             self._event({"error": {"message": "the engine died"}})
         self._event({"choices": [{"delta": {}} if is_chat else {"text": ""}]})
@@ -61,12 +62,16 @@ class _Fake(BaseHTTPRequestHandler):
 
 
 class FakeServer(ThreadingHTTPServer):
-    """`answers` in the order of requests; `other` has a function from body to response for further paths."""
+    """`answers` in the order of requests; `other` has a function from body to response for further paths.
+
+    The first `num_thoughts` steps of an answer in a chat are sent in the field `thoughts`, as by a reasoning parser.
+    """
 
     def __init__(self, answers: Sequence[Steps]) -> None:
         super().__init__(("127.0.0.1", 0), _Fake)
         self.answers, self.calls = answers, list[tuple[str, dict[str, Any]]]()
         self.other: dict[str, Any] = {}
+        self.num_thoughts, self.thoughts = 0, "reasoning"
 
     @property
     def asked(self) -> list[dict[str, Any]]:
@@ -88,9 +93,9 @@ def faking(answers: Sequence[Steps]) -> Iterator[FakeServer]:
         thread.join()
 
 
-def _chat_choice(step: Sequence[str]) -> dict[str, Any]:
+def _chat_choice(step: Sequence[str], field: str) -> dict[str, Any]:
     logprobs = {"content": [{"token": token, "logprob": -0.1} for token in step]}
-    return {"delta": {"content": "".join(step)}, "logprobs": logprobs}
+    return {"delta": {field: "".join(step)}, "logprobs": logprobs}
 
 
 def _text_choice(step: Sequence[str]) -> dict[str, Any]:

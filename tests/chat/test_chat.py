@@ -52,6 +52,15 @@ def test_two_turns(fake: FakeServer) -> None:
     assert asked["stream"] and asked["logprobs"]
 
 
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+def test_thoughts_are_shown_and_counted_but_not_sent_back(fake: FakeServer, field: str) -> None:
+    fake.num_thoughts, fake.thoughts = 2, field
+    code, shown = talk(fake, said="Why?\nSure?\n")
+    assert code == 0
+    assert shown.startswith("The« sky is» blue\n\n.\n[5 tokens in 3 steps, 2.00 tokens per step, ")
+    assert fake.asked[1]["messages"][1] == {"role": "assistant", "content": "."}
+
+
 def test_a_new_conversation_and_the_end(fake: FakeServer) -> None:
     assert talk(fake, said="Why?\n/new\nSure?\n/quit\nnever asked\n")[0] == 0
     assert [len(asked["messages"]) for asked in fake.asked] == [1, 1]
