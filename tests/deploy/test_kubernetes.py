@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifests: by Kubernetes' own schemas, and what one says of another."""
+"""The manifests: by Kubernetes' own schemas and those of custom resources, and what one says of another."""
 
 import shlex
+from copy import deepcopy
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.deploy.custom_resources import POD_MONITOR, RAY_JOB, Schema
 from tests.deploy.tools import DEPLOY
 
 VERSION = "1.33"
@@ -20,6 +22,7 @@ def documents(name: str) -> dict[str, Any]:
 
 SERVING = documents("serving.yaml")
 JOB = documents("training.yaml")["RayJob"]
+MONITOR = documents("podmonitor.yaml")["PodMonitor"]
 TEMPLATE = SERVING["Deployment"]["spec"]["template"]
 CLUSTER = JOB["spec"]["rayClusterSpec"]
 
@@ -41,6 +44,39 @@ def test_pods_of_the_training_fit_the_schema(pod: dict[str, Any]) -> None:
     validate({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}, "template": pod["template"]})
 
 
+def failures(document: dict[str, Any], schema: Schema) -> list[str]:
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed: `make setup`")
+    return [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(document)]
+
+
+def test_custom_resources_fit_their_schemas() -> None:
+    assert failures(JOB, RAY_JOB) == failures(MONITOR, POD_MONITOR) == []
+
+
+@pytest.mark.parametrize(
+    ("document", "schema", "place", "right"),
+    [
+        (JOB, RAY_JOB, ("spec",), "shutdownAfterJobFinishes"),
+        (JOB, RAY_JOB, ("spec", "rayClusterSpec"), "rayVersion"),
+        (JOB, RAY_JOB, ("spec", "rayClusterSpec", "workerGroupSpecs", 0), "maxReplicas"),
+        (MONITOR, POD_MONITOR, ("spec", "podMetricsEndpoints", 0), "interval"),
+        (MONITOR, POD_MONITOR, ("metadata",), "labels"),
+    ],
+)
+def test_a_misspelt_field_of_a_custom_resource_is_found(
+    document: dict[str, Any], schema: Schema, place: tuple[str | int, ...], right: str
+) -> None:
+    changed = deepcopy(document)
+    part: Any = changed
+    for step in place:
+        part = part[step]
+    part[f"{right}s"] = part.pop(right)
+    assert any(f"'{right}s' was unexpected" in failure for failure in failures(changed, schema))
+    part[right] = part.pop(f"{right}s")
+    part[right] = [part[right]]  # of another type
+    assert failures(changed, schema)
+
+
 def test_a_misspelt_field_is_found() -> None:
     probe = {"httpGet": {"path": "/health", "port": "http"}, "periodSecond": 5}
     container = {"name": "vllm", "image": "image", "readinessProbe": probe}
@@ -50,7 +86,7 @@ def test_a_misspelt_field_is_found() -> None:
 
 def test_the_service_and_the_monitor_select_the_pods() -> None:
     labels = TEMPLATE["metadata"]["labels"]
-    monitor = documents("podmonitor.yaml")["PodMonitor"]["spec"]
+    monitor = MONITOR["spec"]
     selections = (
         SERVING["Deployment"]["spec"]["selector"]["matchLabels"],
         SERVING["Service"]["spec"]["selector"],
