@@ -94,6 +94,7 @@ def test_vllm_is_imported_where_it_is_adapted() -> None:
     assert elsewhere == {
         "redrafter_vllm.plugin",
         "redrafter_vllm.chat.own_engine",
+        "redrafter_vllm.cli.engine_choices",
         "redrafter_vllm.bench.closed_loop",
         "redrafter_vllm.bench.engine",
         "redrafter_training.responses.vllm_engine",

@@ -57,7 +57,7 @@ def compute() -> Round:
 
     from redrafter_vllm.config import DraftingConfig
     from redrafter_vllm.drafting.propose import propose_trees
-    from redrafter_vllm.inspection.trees import Artist
+    from redrafter_vllm.inspection.artist import Artist
     from redrafter_vllm.ops.tree_verify.reference import tree_verify
 
     drafting = DraftingConfig(BEAMS, LENGTH, NODES)

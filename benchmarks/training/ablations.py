@@ -41,7 +41,7 @@ from redrafter_training.responses.transformers_engine import TransformersEngine
 from redrafter_training.run.evaluation import held_out_texts
 from redrafter_training.trainer.acceptance import Drafting, measure
 from redrafter_training.trainer.loop import build_drafter, distill
-from redrafter_training.utils.fingerprint import target_fingerprint
+from redrafter_vllm.checkpoint.fingerprint import target_fingerprint
 from redrafter_vllm.utils.atomic import atomic_file
 from redrafter_vllm.utils.paths import user_path
 

@@ -46,7 +46,7 @@ class Engine:
         try:
             self._llm = LLM.from_engine_args(EngineArgs.from_cli_args(arguments))
         except Exception as error:
-            raise ChatError(f"the engine does not start: {_reason(error)}") from None
+            raise ChatError(f"the engine does not start: {start_failure(error)}") from None
         self._asked = 0
 
     def answer(self, messages: Sequence[Message], **sampling: Any) -> Generator[Piece, None, None]:
@@ -66,7 +66,7 @@ class Engine:
             wanted = SamplingParams(**sampling, logprobs=0, output_kind=RequestOutputKind.DELTA)
             engine.add_request(name, {"prompt_token_ids": list(tokens)}, wanted)
         except Exception as error:  # jinja's, of a template; vLLM's, of a prompt that is too long
-            raise ChatError(f"the engine refuses the conversation: {_reason(error)}") from None
+            raise ChatError(f"the engine refuses the conversation: {start_failure(error)}") from None
         try:
             while engine.has_unfinished_requests():
                 for output in _step(engine):
@@ -106,8 +106,8 @@ def _piece(output: Any) -> Piece | None:
     return Piece(divided(output.text, tokens))
 
 
-def _reason(error: Exception) -> str:
-    """The sentence of an error: pydantic's have it between other lines."""
+def start_failure(error: Exception) -> str:
+    """The sentence of vLLM's error: pydantic's have it between other lines."""
     text = str(error).strip()
     if found := _PYDANTIC.search(text):
         return one_line(found.group(1))

@@ -9,15 +9,25 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
-from redrafter_vllm.cli.findings import LOOKS, Finding, Level, of_pair
+from redrafter_vllm.cli import findings, machine
+from redrafter_vllm.cli.engine_choices import of_engine
 from redrafter_vllm.utils import strict_json
+from redrafter_vllm.utils.findings import Finding, Level, has_problem, report, without_home
 from redrafter_vllm.utils.messages import one_line
 from redrafter_vllm.utils.paths import user_place
 from redrafter_vllm.utils.program import program
 
-MARKS = {Level.OK: "ok", Level.NOTE: "note", Level.PROBLEM: "PROBLEM"}
+LOOKS: dict[str, Callable[[], Iterable[Finding]]] = {
+    "packages": findings.packages,
+    "vLLM": findings.vllm,
+    "optional": findings.extras,
+    "variables": findings.variables,
+    "torch": machine.device,
+    "memory": machine.memory,
+    "disk": machine.disk,
+    "drafters": findings.drafters,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,7 +36,12 @@ def build_parser() -> argparse.ArgumentParser:
         description="Report what is installed, what will be used and why, what is missing and how to mend it; exits "
         "with 1 if something keeps ReDrafter from working.",
     )
-    parser.add_argument("--target", type=user_place, help="also look for the drafter of this folder or hub id")
+    parser.add_argument(
+        "--target",
+        type=user_place,
+        help="also look for the drafter of this folder or hub id, "
+        "say whether it fits, and what an engine would choose for both",
+    )
     parser.add_argument("--drafter", type=user_place, help="with --target: this drafter (default: where serving looks)")
     parser.add_argument(
         "--vllm",
@@ -48,12 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--vllm is a report of its own: leave out --target")
     if arguments.vllm is not None:
         return _interface(arguments.vllm, arguments.json)
-    findings = examine(arguments.target, arguments.drafter)
+    found = examine(arguments.target, arguments.drafter)
     if arguments.json:
-        print(strict_json.dumps([asdict(finding) for finding in findings]))
+        parts = ({name: without_home(text) for name, text in asdict(finding).items()} for finding in found)
+        print(strict_json.dumps(list(parts)))
     else:
-        print(report(findings), end="")
-    return 1 if any(finding.level is Level.PROBLEM for finding in findings) else 0
+        print(report(found), end="")
+    return 1 if has_problem(found) else 0
 
 
 def _interface(place: str, as_json: bool) -> int:
@@ -73,10 +89,12 @@ def _interface(place: str, as_json: bool) -> int:
 
 def examine(target: str | None = None, drafter: str | None = None) -> list[Finding]:
     """All findings about this machine, and about a target's drafter if one is named."""
-    looks = dict(LOOKS)
+    found = [finding for what, look in LOOKS.items() for finding in _guarded(what, look)]
     if target is not None:
-        looks["drafter"] = partial(of_pair, target, drafter)
-    return [finding for what, look in looks.items() for finding in _guarded(what, look)]
+        pair = list(_guarded("drafter", partial(findings.of_pair, target, drafter)))
+        # An engine would refuse a pair that does not fit with the same words.
+        found += pair if has_problem(pair) else [*pair, *_guarded("engine", partial(of_engine, target, drafter))]
+    return found
 
 
 def _guarded(what: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
@@ -85,20 +103,6 @@ def _guarded(what: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Findi
         yield from look()
     except Exception as error:
         yield Finding(Level.PROBLEM, what, one_line(f"cannot be examined: {type(error).__name__}: {error}"))
-
-
-def report(findings: Sequence[Finding]) -> str:
-    """The findings as text, remedies below them."""
-    width, home = max(len(finding.what) for finding in findings), str(Path.home())
-    lines = []
-    for finding in findings:
-        lines.append(f"{MARKS[finding.level]:<8}{finding.what:<{width}}  {finding.says}")
-        if finding.remedy:
-            lines.append(f"{'':<8}{'':<{width}}  -> {finding.remedy}")
-    problems = sum(finding.level is Level.PROBLEM for finding in findings)
-    lines.append(f"{problems} problem{'' if problems == 1 else 's'}")
-    text = "\n".join(lines) + "\n"
-    return text if home == "/" else text.replace(home, "~")
 
 
 if __name__ == "__main__":

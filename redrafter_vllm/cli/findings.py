@@ -1,44 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `redrafter doctor` looks at. Nothing here imports vLLM, which takes seconds and may be what is broken."""
+"""What `redrafter doctor` finds installed and set. Nothing here imports vLLM, which may be what is broken."""
 
 import os
 import platform
-import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
 
 from redrafter_vllm import __version__
 from redrafter_vllm.integration.versions import BEYOND, LOWEST, UnsupportedVllmError, check_vllm_version
+from redrafter_vllm.utils.findings import Finding, Level
+from redrafter_vllm.utils.messages import did_you_mean, sentence, shown
 
 PYTHONS = ((3, 11), (3, 14))  # from, below
 PLUGINS = "vllm.general_plugins"
-GIB = 1 << 30
-MIN_MEMORY = 4 * GIB  # free, for a small target and its cache
-# Names in /proc/cpuinfo, and what they bring.
-CPU_FEATURES = {"avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "avx512_vnni": "VNNI", "amx_bf16": "AMX"}
-
-
-class Level(StrEnum):
-    """How a finding concerns the user."""
-
-    OK = "ok"
-    NOTE = "note"  # works, but not as well as it could, or only in part
-    PROBLEM = "problem"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report."""
-
-    level: Level
-    what: str
-    says: str
-    remedy: str = ""
+VARIABLES = ("VLLM_", "REDRAFTER_")  # what names begin with
+# Of other programs, with a meaning for engines.
+OTHER_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CXX", "HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")
+SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+OWN_VARIABLES = (
+    "REDRAFTER_BACKEND",
+    "REDRAFTER_CHECKPOINT",
+    "REDRAFTER_CPU_ATTENTION",
+    "REDRAFTER_HOME",
+    "REDRAFTER_KERNELS",
+    "REDRAFTER_PYTHON",
+    "REDRAFTER_START_ERROR",
+)
+# What is used where it is there, by distribution or by program, and for what.
+OPTIONAL_PACKAGES = {
+    "matplotlib": "plots in reports",
+    "gguf": "redrafter fetch-smollm2",
+    "wandb": "redrafter train --wandb",
+    "mlflow-skinny": "redrafter train --mlflow",
+}
+OPTIONAL_PROGRAMS = {"chromium": "pictures of pages for the documents"}
 
 
 def installed(distribution: str) -> str | None:
@@ -121,84 +118,32 @@ def vllm() -> Iterator[Finding]:
         )
 
 
-def device() -> Iterator[Finding]:
-    """torch, the GPUs, and what follows for drafting and attention."""
-    import torch
-
-    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
-    triton = installed("triton")
-    yield Finding(Level.OK, "torch", f"{torch.__version__}, {build}; Triton {triton or 'is not installed'}")
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            yield _gpu(torch.cuda.get_device_properties(index), index)
-        yield Finding(
-            Level.OK,
-            "attention",
-            "trees on FlashAttention, else on Triton; chains on vLLM's own backend",
-        )
-        return
-    if shutil.which("nvidia-smi") is not None:
-        yield Finding(
-            Level.PROBLEM,
-            "GPU",
-            f"nvidia-smi is there, but torch ({build}) sees no GPU",
-            "install a CUDA build of torch that fits the driver, or unset CUDA_VISIBLE_DEVICES",
-        )
-    else:
-        yield Finding(Level.NOTE, "GPU", "none: engines run on the CPU, which is meant for trials")
-    yield _processor()
-    yield _attention()
+def variables() -> Iterator[Finding]:
+    """The environment variables in force, and those of ours that do not exist."""
+    found = sorted(name for name in os.environ if name.startswith(VARIABLES) or name in OTHER_VARIABLES)
+    says = ", ".join(f"{name}={_value(name)}" for name in found)
+    yield Finding(Level.OK, "variables", says or f"none of {', '.join((*VARIABLES, *OTHER_VARIABLES))} is set")
+    for name in found:
+        if name.startswith("REDRAFTER_") and name not in OWN_VARIABLES:
+            known = f"known are {', '.join(OWN_VARIABLES)}"
+            yield Finding(Level.NOTE, name, f"has no meaning{did_you_mean(name, OWN_VARIABLES)}", known)
 
 
-def _attention() -> Finding:
-    """What serves trees on a CPU."""
-    from redrafter_vllm.ops.native import compiler
-
-    others = "all others by vLLM's own kernel"
-    try:
-        command = compiler()[0]
-    except FileNotFoundError as reason:
-        return Finding(Level.NOTE, "attention", f"trees in plain torch, slower; {others}", str(reason))
-    return Finding(Level.OK, "attention", f"trees by kernels in C++, built by {command} at the first start; {others}")
+def _value(name: str) -> str:
+    value = os.environ[name]
+    return "(hidden)" if any(word in name for word in SECRETS) else value if value.isalnum() else shown(value)
 
 
-def _gpu(properties: object, index: int) -> Finding:
-    name, memory = getattr(properties, "name", "?"), getattr(properties, "total_memory", 0)
-    major, minor = getattr(properties, "major", 0), getattr(properties, "minor", 0)
-    says = f"{name}, {memory / GIB:.0f} GiB, compute capability {major}.{minor}"
-    if major < 8:
-        remedy = "kernels are compiled and tested for 8.0 to 10.0 only; use a newer GPU or a chain (beam_width 1)"
-        return Finding(Level.NOTE, f"GPU {index}", says, remedy)
-    return Finding(Level.OK, f"GPU {index}", says)
-
-
-def _processor() -> Finding:
-    text = _read("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
-    flags = re.search(r"^flags\s*: (.*)$", text, re.MULTILINE)
-    has = set(flags.group(1).split()) if flags else set()
-    features = [label for flag, label in CPU_FEATURES.items() if flag in has]
-    name = found.group(1) if found else platform.machine()
-    says = f"{name}, {os.cpu_count()} threads, {', '.join(features) or 'no AVX-512'}"
-    if not {"avx512_bf16", "amx_bf16"} & has:
-        return Finding(Level.NOTE, "processor", says, "bfloat16 is emulated here: float32 may be faster")
-    return Finding(Level.OK, "processor", says)
-
-
-def memory() -> Iterator[Finding]:
-    """Free memory of the host, and shared memory, which several processes of an engine need."""
-    found = re.search(r"^MemAvailable:\s*(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
-    if found is not None:
-        free = int(found.group(1)) << 10
-        low = free < MIN_MEMORY
-        remedy = "close other programs, or give vLLM a small cache: --kv-cache-memory-bytes" if low else ""
-        yield Finding(Level.NOTE if low else Level.OK, "memory", f"{free / GIB:.1f} GiB free", remedy)
-    shared = Path("/dev/shm")
-    if shared.is_dir():
-        free = shutil.disk_usage(shared).free
-        small = free < GIB // 2
-        remedy = "in Docker: --ipc=host or --shm-size" if small else ""
-        yield Finding(Level.NOTE if small else Level.OK, "/dev/shm", f"{free / GIB:.1f} GiB free", remedy)
+def extras() -> Iterator[Finding]:
+    """What is used where it is installed."""
+    versions = {name: installed(name) or installed(name.removesuffix("-skinny")) for name in OPTIONAL_PACKAGES}
+    here = [f"{name} {version}" for name, version in versions.items() if version is not None]
+    missing = {name: use for name, use in OPTIONAL_PACKAGES.items() if versions[name] is None}
+    here += [name for name in OPTIONAL_PROGRAMS if shutil.which(name) is not None]
+    absent = missing | {name: use for name, use in OPTIONAL_PROGRAMS.items() if name not in here}
+    says = [f"{', '.join(here)} installed"] if here else []
+    says += [f"not installed: {', '.join(f'{name} ({use})' for name, use in absent.items())}"] if absent else []
+    yield Finding(Level.OK, "optional", "; ".join(says), f"pip install {' '.join(missing)}" if missing else "")
 
 
 def drafters() -> Iterator[Finding]:
@@ -217,6 +162,7 @@ def of_pair(target: str, drafter: str | None) -> Iterator[Finding]:
     from redrafter_vllm.checkpoint.errors import CheckpointError
     from redrafter_vllm.checkpoint.io import check_checkpoint
     from redrafter_vllm.checkpoint.locate import DrafterNotFoundError, resolve_drafter
+    from redrafter_vllm.inspection.fit import fit
 
     try:
         folder = resolve_drafter(drafter, target)
@@ -224,41 +170,8 @@ def of_pair(target: str, drafter: str | None) -> Iterator[Finding]:
     except (DrafterNotFoundError, CheckpointError) as error:
         yield Finding(Level.PROBLEM, "drafter", str(error))
         return
-    vocabulary = f"{shape.output_size:,} of {shape.vocab_size:,} tokens"
-    says = f"{folder}: hidden size {shape.hidden_size}, exit_dim {shape.exit_dim}, drafts {vocabulary}"
-    yield Finding(Level.OK, "drafter", says)
-    yield from _fits(target, shape.hidden_size, shape.vocab_size)
-
-
-def _fits(target: str, hidden_size: int, vocab_size: int) -> Iterator[Finding]:
-    from transformers import AutoConfig
-
+    yield Finding(Level.OK, "drafter", f"{folder}: hidden size {shape.hidden_size}, exit_dim {shape.exit_dim}")
     try:
-        text = AutoConfig.from_pretrained(target).get_text_config()
+        yield from fit(folder, target)
     except (OSError, ValueError) as error:
-        yield Finding(Level.PROBLEM, "target", f"its configuration cannot be read: {str(error).splitlines()[0]}")
-        return
-    says = f"{target}: {text.model_type}, hidden size {text.hidden_size}, {text.vocab_size:,} tokens"
-    if (text.hidden_size, text.vocab_size) == (hidden_size, vocab_size):
-        yield Finding(Level.OK, "target", says)
-    elif text.hidden_size != hidden_size or vocab_size > text.vocab_size:
-        remedy = "use the drafter that was trained for this target, or train one: redrafter train"
-        yield Finding(Level.PROBLEM, "target", f"{says}: the drafter does not fit", remedy)
-    else:
-        yield Finding(Level.NOTE, "target", f"{says}: the drafter lacks the last {text.vocab_size - vocab_size} tokens")
-
-
-def _read(file: str) -> str:
-    try:
-        return Path(file).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-LOOKS: dict[str, Callable[[], Iterable[Finding]]] = {
-    "packages": packages,
-    "vLLM": vllm,
-    "torch": device,
-    "memory": memory,
-    "drafters": drafters,
-}
+        yield Finding(Level.PROBLEM, "target", f"{target} cannot be read: {sentence(error)}")

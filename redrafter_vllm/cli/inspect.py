@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`redrafter inspect DRAFTER`: what a drafter is, and with `--tree PROMPT` the trees that it draws."""
+"""`redrafter inspect DRAFTER`: what a drafter is, whether it fits a target, and with `--tree PROMPT` its trees."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from redrafter_vllm.checkpoint.locate import WORD
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.utils.messages import sentence
 from redrafter_vllm.utils.paths import check_file, user_path, user_place
@@ -16,12 +18,20 @@ MAX_TOKENS = 24
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program("redrafter_vllm.cli.inspect"),
-        description="Show what a drafter is, and with --tree the draft trees for a prompt, step by step, with the "
-        "drafter's probabilities and what the target accepts (greedily, in float32, on the CPU).",
+        description="Show what a drafter is, with --target whether it fits, and with --tree the draft trees for a "
+        "prompt, step by step, with the drafter's probabilities, the survival that serving expects, and what the "
+        "target says at each token (greedily, in float32, on the CPU). Exits with 1 where the drafter does not fit.",
     )
-    parser.add_argument("drafter", metavar="DRAFTER", type=user_path, help="folder of the drafter")
-    parser.add_argument("--tree", metavar="PROMPT", help="draw the trees for this prompt; needs --target")
-    parser.add_argument("--target", type=user_place, help="folder or hub id of the target")
+    parser.add_argument(
+        "drafter",
+        metavar="DRAFTER",
+        type=user_place,
+        help=f"folder or hub id of the drafter; with --target also the word {WORD}: the one that serving finds",
+    )
+    parser.add_argument(
+        "--target", type=user_place, help="folder or hub id of a target: does the drafter fit it? Its files are read"
+    )
+    parser.add_argument("--tree", metavar="PROMPT", help="with --target: draw the trees for this prompt")
     parser.add_argument("--html", type=user_path, help="with --tree: write a page with the trees to this file")
     parser.add_argument("--overwrite", action="store_true", help="with --html: replace the file")
     parser.add_argument("--plain", action="store_true", help="with --tree: the prompt is plain text, not a chat turn")
@@ -35,8 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    if (arguments.tree is None) != (arguments.target is None):
-        parser.error("--tree and --target need each other: a tree is drawn from a target's hidden state")
+    if arguments.target is None and arguments.tree is not None:
+        parser.error("--tree needs --target: a tree is drawn from a target's hidden state")
+    if arguments.target is None and arguments.drafter == WORD:
+        parser.error(f"{WORD} stands for the drafter of a target: add --target MODEL, or name the drafter")
     if arguments.html is not None and arguments.tree is None:
         parser.error("--html needs --tree")
     if arguments.max_tokens < 2:
@@ -53,32 +65,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _inspect(arguments: argparse.Namespace, drafting: DraftingConfig) -> int:
     # Imported here, since --help must not wait for torch.
+    from redrafter_vllm.checkpoint.locate import resolve_drafter
     from redrafter_vllm.inspection.facts import read_facts
+    from redrafter_vllm.inspection.fit import fit
+    from redrafter_vllm.utils.findings import has_problem, report
 
     if arguments.html is not None:
         check_file(arguments.html, overwrite=arguments.overwrite)
-    facts = read_facts(arguments.drafter, drafting)
+    folder = resolve_drafter(arguments.drafter, arguments.target or "")
+    facts = read_facts(folder, drafting)
     width = max(map(len, facts))
     for label, text in facts.items():
         print(f"{label:<{width}}  {text}")
+    if arguments.target is None:
+        return 0
+    findings = list(fit(folder, arguments.target))
+    print(f"\nfor the target {arguments.target}:\n{report(findings)}", end="")
+    if has_problem(findings):
+        return 1
     if arguments.tree is not None:
-        _draw(arguments, drafting, facts)
+        _draw(arguments, folder, drafting, facts | {f"target's {found.what}": found.says for found in findings})
     return 0
 
 
-def _draw(arguments: argparse.Namespace, drafting: DraftingConfig, facts: dict[str, str]) -> None:
+def _draw(arguments: argparse.Namespace, folder: Path, drafting: DraftingConfig, facts: dict[str, str]) -> None:
+    from redrafter_vllm.inspection.artist import Artist
     from redrafter_vllm.inspection.as_html import trees_page
     from redrafter_vllm.inspection.as_text import trees_text
-    from redrafter_vllm.inspection.trees import Artist
     from redrafter_vllm.utils.atomic import write_text
 
-    artist = Artist(arguments.target, arguments.drafter, drafting)
+    artist = Artist(arguments.target, folder, drafting)
     prompt = artist.encode(arguments.tree, chat=artist.has_chat_template and not arguments.plain)
-    steps = artist.draw(prompt, arguments.max_tokens)
+    drawing = artist.draw(prompt, arguments.max_tokens)
     print()
-    print(trees_text(steps, colour=sys.stdout.isatty()), end="")
+    print(trees_text(drawing, colour=sys.stdout.isatty()), end="")
     if arguments.html is not None:
-        write_text(arguments.html, trees_page(arguments.tree, facts, steps))
+        write_text(arguments.html, trees_page(arguments.tree, facts, drawing))
         print(arguments.html)
 
 

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from redrafter_vllm.checkpoint.card import MEGABYTE, size_rows
+from redrafter_vllm.checkpoint.card import MEGABYTE, card_metadata, size_rows
 from redrafter_vllm.checkpoint.config import DrafterConfig, tensor_shapes
 from redrafter_vllm.checkpoint.files import CONFIG_FILE, read_json
 from redrafter_vllm.checkpoint.io import check_checkpoint
@@ -51,7 +51,7 @@ def _provenance(folder: Path) -> dict[str, str]:
         for label, keys in (
             ("target", ("target",)),
             ("target's weights", ("target_content", "weights")),
-            ("command", ("command",)),
+            ("trained by", ("command",)),
             ("trained on", ("data", "data")),
         ):
             found: Any = report
@@ -60,7 +60,10 @@ def _provenance(folder: Path) -> dict[str, str]:
             if found:
                 facts[label] = str(found)
         facts |= _held_out(report.get("held_out"))
-    facts["card"] = CARD_FILE if (folder / CARD_FILE).is_file() else "none"
+    has_card = (folder / CARD_FILE).is_file()
+    if "target" not in facts and isinstance(base := card_metadata(folder).get("base_model"), str):
+        facts["target"] = f"{base}, by the card"
+    facts["card"] = CARD_FILE if has_card else "none (redrafter evaluate --card writes one)"
     return facts
 
 

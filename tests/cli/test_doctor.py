@@ -2,6 +2,8 @@
 """`redrafter doctor`: what it finds on machines that lack something, and on this one."""
 
 import json
+import os
+import re
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from redrafter_vllm.cli import doctor, findings
-from redrafter_vllm.cli.findings import Finding, Level
+from redrafter_vllm.cli import doctor, findings, machine
+from redrafter_vllm.cli.engine_choices import of_engine
+from redrafter_vllm.utils.findings import Finding, Level
 from tests.models import save_random_drafter, save_random_llama
+from tests.paths import ROOT
 
 
 def levels(found: list[Finding]) -> dict[str, Level]:
@@ -81,15 +85,104 @@ def test_without_the_training_package(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_processors(file: str, level: Level, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(findings, "_read", lambda path: file)
-    found = findings._processor()
+    monkeypatch.setattr(machine, "_read", lambda path: file)
+    found = machine._processor()
     assert found.level is level and words in found.says
 
 
 def test_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(findings, "_read", lambda path: "MemTotal: 9 kB\nMemAvailable:     1048576 kB\n")
-    (found, *_) = findings.memory()
+    monkeypatch.setattr(machine, "_read", lambda path: "MemTotal: 9 kB\nMemAvailable:     1048576 kB\n")
+    (found, *_) = machine.memory()
     assert found.level is Level.NOTE and "1.0 GiB" in found.says and "--kv-cache-memory-bytes" in found.remedy
+
+
+def test_little_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("REDRAFTER_HOME", str(tmp_path / "new"))
+    monkeypatch.setattr(machine, "free_space", lambda folder: 1 << 30 if folder == tmp_path / "new" else 3 << 30)
+    low, enough = machine.disk()
+    assert low.level is Level.NOTE and f"1.0 GiB free at {tmp_path}" in low.says and "REDRAFTER_HOME" in low.remedy
+    assert enough.level is Level.OK and not enough.remedy
+
+
+def test_a_file_where_drafters_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("REDRAFTER_HOME", str(tmp_path / "file" / "home"))
+    (found, _) = machine.disk()
+    assert found.level is Level.PROBLEM and "REDRAFTER_HOME" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("files", "major", "level", "says"),
+    [
+        (("_vllm_fa2_C.abi3.so", "_vllm_fa3_C.abi3.so"), 9, Level.OK, "on FlashAttention (_vllm_fa2_C, _vllm_fa3_C)"),
+        (("_vllm_fa2_C.abi3.so",), 7, Level.NOTE, "on Triton: FlashAttention needs compute capability 8.0"),
+        ((), 9, Level.NOTE, "on Triton: vLLM has no extension"),
+    ],
+)
+def test_attention_of_a_gpu(
+    files: tuple[str, ...], major: int, level: Level, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "vllm_flash_attn").mkdir()
+    for name in files:
+        (tmp_path / "vllm_flash_attn" / name).touch()
+    monkeypatch.setattr(machine, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
+    found = machine._gpu_attention(major)
+    assert found.level is level and says in found.says
+
+
+@pytest.mark.parametrize(
+    ("script", "version"), [("echo 570.86.15; echo 570.86.15", "570.86.15"), ("echo none; exit 9", None), ("", None)]
+)
+def test_the_driver(script: str, version: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine._driver() == version
+    program.unlink()
+    assert machine._driver() is None
+
+
+def test_a_driver_that_torch_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: name)
+    monkeypatch.setattr(machine, "_driver", lambda: "470.1")
+    found = {finding.what: finding for finding in machine.device()}
+    assert found["GPU"].level is Level.PROBLEM and "its driver is 470.1" in found["GPU"].says
+
+
+def test_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(findings.VARIABLES) or name in findings.OTHER_VARIABLES:
+            monkeypatch.delenv(name)
+    (none,) = findings.variables()
+    assert none.level is Level.OK and "none of VLLM_, REDRAFTER_" in none.says
+    monkeypatch.setenv("VLLM_API_KEY", "very-secret")
+    monkeypatch.setenv("REDRAFTER_KERNELS", "1")
+    monkeypatch.setenv("REDRAFTER_CHEKPOINT", "/drafters/mine")
+    in_force, unknown = findings.variables()
+    assert in_force.says == "REDRAFTER_CHEKPOINT='/drafters/mine', REDRAFTER_KERNELS=1, VLLM_API_KEY=(hidden)"
+    assert unknown.level is Level.NOTE and unknown.what == "REDRAFTER_CHEKPOINT"
+    assert "did you mean 'REDRAFTER_CHECKPOINT'?" in unknown.says
+
+
+def test_all_of_our_variables_are_known() -> None:
+    folders = (ROOT / "redrafter_vllm", ROOT / "training", ROOT / "tools")
+    sources = [path.read_text(encoding="utf-8") for folder in folders for path in folder.rglob("*.py")]
+    named = {name for source in sources for name in re.findall(r"REDRAFTER_[A-Z][A-Z_]*[A-Z]", source)}
+    assert named == set(findings.OWN_VARIABLES)
+
+
+def test_optional_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"gguf": "0.17", "mlflow": "3.1"})
+    monkeypatch.setenv("PATH", "/nowhere")
+    (found,) = findings.extras()
+    assert found.says == (
+        "gguf 0.17, mlflow-skinny 3.1 installed; not installed: matplotlib (plots in reports), wandb (redrafter train "
+        "--wandb), chromium (pictures of pages for the documents)"
+    )
+    assert found.remedy == "pip install matplotlib wandb"
 
 
 def test_what_cannot_be_examined_is_a_problem() -> None:
@@ -108,16 +201,25 @@ def pair(tmp_path: Path) -> Path:
 
 
 def test_a_pair_that_fits(pair: Path) -> None:
-    assert levels(list(findings.of_pair(str(pair), None))) == {"drafter": Level.OK, "target": Level.OK}
+    assert levels(list(findings.of_pair(str(pair), None))) == {
+        "drafter": Level.OK,
+        "hidden size": Level.OK,
+        "vocabulary": Level.OK,
+        "target": Level.NOTE,
+    }
 
 
 def test_pairs_that_do_not_fit(pair: Path, tmp_path: Path) -> None:
     save_random_drafter(tmp_path / "other", hidden_size=48)
-    (drafter, target) = findings.of_pair(str(pair), str(tmp_path / "other"))
-    assert drafter.level is Level.OK
-    assert target.level is Level.PROBLEM and "does not fit" in target.says and "train" in target.remedy
+    found = {finding.what: finding for finding in findings.of_pair(str(pair), str(tmp_path / "other"))}
+    assert found["drafter"].level is Level.OK
+    size = found["hidden size"]
+    assert size.level is Level.PROBLEM and "does not fit" in size.says and "train" in size.remedy
     (missing,) = findings.of_pair(str(pair), str(tmp_path / "nothing"))
     assert missing.level is Level.PROBLEM
+    (tmp_path / "empty").mkdir()
+    (_, target) = findings.of_pair(str(tmp_path / "empty"), str(pair / "redrafter"))
+    assert target.level is Level.PROBLEM and "cannot be read" in target.says
 
 
 def test_the_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -133,9 +235,9 @@ def test_the_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     assert lines[1].startswith("PROBLEM vLLM") and lines[2].strip() == "-> install it"
     assert lines[3] == "1 problem"
     assert doctor.main(["--json"]) == 1
-    assert json.loads(capsys.readouterr().out)[1] == {
-        "level": "problem", "what": "vLLM", "says": "not installed", "remedy": "install it"
-    }  # fmt: skip
+    drafters, vllm = json.loads(capsys.readouterr().out)
+    assert drafters["says"] == "~/drafters"
+    assert vllm == {"level": "problem", "what": "vLLM", "says": "not installed", "remedy": "install it"}
 
 
 def test_this_machine_has_no_problem(capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,3 +249,29 @@ def test_this_machine_has_no_problem(capsys: pytest.CaptureFixture[str]) -> None
 def test_arguments_that_do_not_go_together(arguments: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         doctor.main(arguments.split())
+
+
+@pytest.mark.engine
+def test_what_an_engine_would_choose(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By vLLM's configuration for this machine; on a CPU drafter weights in bfloat16 are timed as a start does."""
+    from redrafter_vllm.integration.worker import weight_choice
+
+    seconds = iter((2.0, 1.0))
+    monkeypatch.setattr(weight_choice, "_seconds", lambda drafter, beam_width: next(seconds))
+    config = json.loads((pair / "config.json").read_text())
+    (pair / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    found = {finding.what: finding for finding in of_engine(str(pair), None)}
+    assert set(levels(list(found.values())).values()) == {Level.OK}
+    assert found["engine"].says.startswith("bfloat16 on ") and "at most 16 nodes" in found["engine"].says
+    assert "it has no calibration" in found["adaptive trees"].says
+    if "on cpu" in found["engine"].says:
+        assert found["drafter weights"].says == "in INT8, measured here to be faster"
+
+
+@pytest.mark.engine
+def test_an_engine_that_would_not_start(pair: Path) -> None:
+    config = json.loads((pair / "config.json").read_text())
+    mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 64}
+    (pair / "config.json").write_text(json.dumps(config | mistral))
+    (problem,) = of_engine(str(pair), None)
+    assert problem.level is Level.PROBLEM and "would not start" in problem.says and "sliding" in problem.says

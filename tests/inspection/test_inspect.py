@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`redrafter inspect`: facts, trees and their texts on the committed pair and on hand-made steps."""
 
+import json
+import math
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,13 +12,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.models.roofline import Layout, Workload, round_reads
+from redrafter_vllm.checkpoint import locate
 from redrafter_vllm.checkpoint.config import DrafterConfig
 from redrafter_vllm.cli.inspect import main
 from redrafter_vllm.config import DraftingConfig
+from redrafter_vllm.inspection.artist import Artist
 from redrafter_vllm.inspection.as_html import trees_page
 from redrafter_vllm.inspection.as_text import trees_text
 from redrafter_vllm.inspection.facts import bytes_per_round
-from redrafter_vllm.inspection.trees import Artist, Node, Step, tokens_per_step
+from redrafter_vllm.inspection.trees import Choice, Drawing, Node, Step
 from tests.models import save_random_drafter
 from tests.paths import ROOT
 
@@ -23,28 +28,50 @@ TARGET = ROOT / "tests" / "assets" / "stdlib-llama"
 DRAFTER = TARGET / "redrafter"
 PROMPT = "def test_read(self):\n    with open("
 
+END = Choice(" end", 0.5)
 STEPS = [
     Step(
         "a<b",
+        Choice(" x", 0.8),
         (
-            Node(" x", -1, 0.5, 0.5, True),
-            Node(" y", -1, 0.25, 0.25, False),
-            Node("\n", 0, 0.5, 0.25, True),
-            Node(" z", 0, 0.1, 0.05, False),
+            Node(" x", -1, 0.5, 0.45, 0.8, Choice("\n", 0.6), True),
+            Node(" y", -1, 0.25, 0.2, 0.1, Choice(" w", 1.0), False),
+            Node("\n", 0, 0.5, 0.2, 0.6, END, True),
+            Node(" z", 0, 0.1, 0.05, 0.01, Choice(" y", 0.3), False),
         ),
         " end",
     ),
-    Step(" end", (Node(" q", -1, 0.9, 0.9, False),), None),
+    Step(" end", Choice(" fin", 0.7), (Node(" q", -1, 0.9, 0.9, 0.123, END, False),), None),
 ]
+DRAWING = Drawing(STEPS, "calibrated, slope 0.80")
+
+TEXT = """\
+step 1: 2 accepted  drafter  survival  target  says then
+'a<b'                                          ' x' 80%
+├─ ' x' ✓               50%     45.0%     80%  '\\n' 60%
+│  ├─ '\\n' ✓            50%     20.0%     60%  ' end' 50%
+│  └─ ' z'              10%      5.0%      1%  ' y' 30%
+└─ ' y'                 25%     20.0%     10%  ' w' 100%
+the target goes on with ' end'
+
+step 2: 0 accepted  drafter  survival  target  says then
+' end'                                         ' fin' 70%
+└─ ' q'                 90%     90.0%     12%  ' end' 50%
+the end
+
+drafter    the drafter's probability for the token after the one above it
+survival   that it and all above it are accepted, as serving expects at first: calibrated, slope 0.80
+target     the target's probability for the token after the one above it
+says then  what the target says after the token, and how probable it finds that
+1.50 tokens per step in 2 steps
+"""
 
 
 def test_text_by_hand() -> None:
-    assert trees_text(STEPS, colour=False) == (
-        "step 1: 2 accepted\n'a<b'\n├─ ' x' 50% ✓\n│  ├─ '\\n' 50% ✓\n│  └─ ' z' 10%\n└─ ' y' 25%\n"
-        "the target goes on with ' end'\n\nstep 2: 0 accepted\n' end'\n└─ ' q' 90%\nthe end\n\n"
-        "1.50 tokens per step in 2 steps\n"
-    )
-    assert "\033[1;32m' x' 50% ✓\033[0m" in trees_text(STEPS, colour=True)
+    assert trees_text(DRAWING, colour=False) == TEXT
+    coloured = trees_text(DRAWING, colour=True)
+    assert "├─ \033[1;32m' x' ✓\033[0m               50%" in coloured
+    assert coloured.replace("\033[1;32m", "").replace("\033[0m", "") == TEXT
 
 
 class Page(HTMLParser):
@@ -71,12 +98,18 @@ class Page(HTMLParser):
 
 def test_page_by_hand() -> None:
     page = Page()
-    page.feed(trees_page("<why>", {"drafter": "a & b"}, STEPS))
+    page.feed(trees_page("<why>", {"drafter": "a & b"}, DRAWING))
     assert page.open == [] and page.of("h1") == ["<why>"] and page.of("td") == ["drafter", "a & b"]
     assert page.of("token root") == ["a<b", " end"]
     assert page.of("token") == [" x", "↵", " z", " y", " q"]
     assert page.of("mark") == [" x", "\n"]
-    assert page.of("figure")[1] == "50%, path 25.0%"
+    # The first of each kind is the legend's.
+    assert page.of("drafter") == ["drafter", "50%", "50%", "10%", "25%", "90%"]
+    assert page.of("survival") == ["survival", "45.0%", "20.0%", "5.0%", "20.0%", "90.0%"]
+    assert page.of("target") == ["target", "80%", "60%", "1%", "10%", "12%"]
+    says = ["→  x 80%", "→ ↵ 60%", "→  end 50%", "→  y 30%", "→  w 100%", "→  fin 70%", "→  end 50%"]
+    assert page.of("says") == ["→ token", *says]
+    assert any("calibrated, slope 0.80" in text for text in page.of("dd"))
     assert page.of("h2")[:2] == ["Step 1: 2 accepted, then ' end'", "Step 2: 0 accepted, the end"]
 
 
@@ -102,7 +135,8 @@ def artist() -> Artist:
 def test_the_steps_spell_the_targets_answer(artist: Artist) -> None:
     """Roots and accepted drafts are what the target generates by itself, and every tree is one."""
     prompt = artist.encode(PROMPT, chat=False)
-    steps = artist.draw(prompt, 24)
+    drawing = artist.draw(prompt, 24)
+    steps = drawing.steps
     tokenizer = AutoTokenizer.from_pretrained(TARGET)
     model = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.float32)
     answer = model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0, len(prompt) :]
@@ -110,12 +144,79 @@ def test_the_steps_spell_the_targets_answer(artist: Artist) -> None:
     assert [step.next_root for step in steps[:-1]] == [step.root for step in steps[1:]]
     last = [] if steps[-1].next_root is None else [steps[-1].next_root]
     assert spelt + last == [tokenizer.decode([token]) for token in answer.tolist()]
-    assert tokens_per_step(steps) == (len(answer) - 1) / len(steps) > 1.3
+    assert drawing.tokens_per_step == (len(answer) - 1) / len(steps) > 1.3
     for step in steps:
         assert 4 <= len(step.nodes) <= 12
+        assert all(-1 <= node.parent < index for index, node in enumerate(step.nodes))
+        assert sum(step.nodes[child].drafter for child in step.children(-1)) <= 1 + 1e-5
+
+
+def test_what_the_target_says_at_every_node(artist: Artist, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a pass over each node's whole text, without a cache."""
+    monkeypatch.setattr(artist, "_text", str)  # so that steps hold token ids
+    text = artist.encode(PROMPT, chat=False)
+    rejected = 0
+    for step in artist.draw(text, 9).steps:
+        text = [*text, int(step.root)]
         for index, node in enumerate(step.nodes):
-            assert -1 <= node.parent < index and 0 < node.reached <= node.probability + 1e-6 <= 1 + 2e-6
-        assert sum(step.nodes[child].probability for child in step.children(-1)) <= 1 + 1e-5
+            path: list[int] = []
+            while index >= 0:
+                path.insert(0, int(step.nodes[index].text))
+                index = step.nodes[index].parent
+            with torch.inference_mode():
+                before, after = artist.model(torch.tensor([text + path])).logits[0, -2:].softmax(-1)
+            assert node.target == pytest.approx(float(before[path[-1]]), abs=1e-5)
+            assert (node.says.text, node.says.probability) == (
+                str(int(after.argmax())),
+                pytest.approx(float(after.max()), abs=1e-5),
+            )
+            rejected += not node.accepted
+        text += [int(node.text) for node in step.nodes if node.accepted]
+    assert rejected > 20
+
+
+def expected_survival(step: Step, index: int, slope: float, intercepts: tuple[float, ...]) -> float:
+    """The product of the odds' logistic over the path, from the probabilities that are shown."""
+    if index < 0:
+        return 1.0
+    node, depth, above = step.nodes[index], 0, step.nodes[index].parent
+    while above >= 0:
+        depth, above = depth + 1, step.nodes[above].parent
+    odds = max(min(math.log(node.drafter / max(1 - node.drafter, 1e-9)), 10), -10)
+    own = 1 / (1 + math.exp(-(slope * odds + intercepts[min(depth, len(intercepts) - 1)])))
+    return own * expected_survival(step, node.parent, slope, intercepts)
+
+
+@pytest.mark.parametrize("stored", [None, (0.5, (-0.2, -0.9))], ids=str)
+def test_survival_is_as_calibrated(stored: tuple[float, tuple[float, ...]] | None, tmp_path: Path) -> None:
+    drafter = Path(shutil.copytree(DRAFTER, tmp_path / "drafter"))
+    if stored is not None:
+        calibration = {"slope": stored[0], "intercepts": list(stored[1])}
+        (drafter / "training.json").write_text(json.dumps({"calibration": calibration}))
+    artist = Artist(str(TARGET), drafter, DraftingConfig(3, 4))
+    drawing = artist.draw(artist.encode(PROMPT, chat=False), 9)
+    assert drawing.calibration == (
+        "the drafter's probability of the whole path, as its training has stored no calibration"
+        if stored is None
+        else "calibrated by the drafter's training (log-odds times 0.50, -0.20, -0.90 by depth)"
+    )
+    for step in drawing.steps:
+        for index, node in enumerate(step.nodes):
+            wanted = expected_survival(step, index, *(stored or (1.0, (0.0,))))
+            assert node.survival == pytest.approx(wanted, abs=1e-3)
+
+
+def test_an_answer_ends_with_its_end_token(artist: Artist, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = artist.encode(PROMPT, chat=False)
+    text = artist.model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0].tolist()
+    answer = text[len(prompt) :]
+    last = next(place for place in range(6, 24) if answer[place] not in answer[:place])
+    monkeypatch.setattr(artist.model.generation_config, "eos_token_id", [answer[last]])
+    steps = artist.draw(prompt, 24).steps
+    assert sum(step.accepted + (step.next_root is not None) for step in steps) == last
+    monkeypatch.setattr(artist.model.generation_config, "eos_token_id", answer[0])
+    with pytest.raises(ValueError, match="ends its answer before the second token"):
+        artist.draw(prompt, 24)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,7 +242,12 @@ def test_facts_alone(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--tree", "x"], ["--target", "x"], ["--html", "x"], ["--tree", "x", "--target", "y", "--max-tokens", "1"]],
+    [
+        ["--tree", "x"],
+        ["--html", "x"],
+        ["--html", "x", "--target", "y"],
+        ["--tree", "x", "--target", "y", "--max-tokens", "1"],
+    ],
     ids=" ".join,
 )
 def test_arguments_that_do_not_go_together(arguments: list[str]) -> None:
@@ -149,12 +255,28 @@ def test_arguments_that_do_not_go_together(arguments: list[str]) -> None:
         main([str(DRAFTER), *arguments])
 
 
+def test_the_word_needs_a_target(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["redrafter"])
+    assert "add --target MODEL" in capsys.readouterr().err
+    assert main(["redrafter", "--target", str(TARGET)]) == 0
+    shown = capsys.readouterr().out
+    assert str(DRAFTER) in shown and "hidden size  256 in both" in shown and shown.endswith("0 problems\n")
+
+
+def test_a_drafter_of_the_hub(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(locate, "_download", lambda repo_id: {"org/drafter": DRAFTER}[repo_id])
+    assert main(["org/drafter"]) == 0
+    assert "exit_dim 512" in capsys.readouterr().out
+
+
 def test_what_is_no_drafter_or_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 1
     assert str(tmp_path) in capsys.readouterr().err
     save_random_drafter(tmp_path / "other")
     assert main([str(tmp_path / "other"), "--tree", PROMPT, "--target", str(TARGET)]) == 1
-    assert "hidden size" in capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert "PROBLEM hidden size" in shown and "step 1" not in shown
     given = ["--tree", PROMPT, "--target", str(TARGET), "--html", str(tmp_path)]
     assert main([str(DRAFTER), *given]) == 1
     assert "is a folder" in capsys.readouterr().err

@@ -137,9 +137,9 @@ def _diagnose(
     """Prints the findings about a shape with its acceptance; `greedy` are responses at temperature 0."""
     from redrafter_training.run.diagnosis import Measured, coverage, diagnose
     from redrafter_training.trainer.acceptance import measure
-    from redrafter_training.utils.fingerprint import target_fingerprint
+    from redrafter_vllm.checkpoint.fingerprint import target_fingerprint
     from redrafter_vllm.checkpoint.places import read_provenance
-    from redrafter_vllm.cli.doctor import report
+    from redrafter_vllm.utils.findings import report
 
     shape, acceptance = measured
     at_zero = measure(target, drafter, greedy, shape) if greedy is not None else None

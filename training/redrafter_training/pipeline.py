@@ -98,8 +98,8 @@ def _parsed(name: str, arguments: Sequence[str]) -> Any:
 def _main(pipeline: Pipeline, target: str, arguments: Mapping[str, Sequence[str]], parsed: Mapping[str, Any]) -> int:
     # Imported here, since --help must not wait for torch and transformers.
     from redrafter_training.run.steps import FinishedSteps, Step, run_step, run_steps
-    from redrafter_training.utils.fingerprint import target_fingerprint
     from redrafter_training.utils.folder_lock import locked
+    from redrafter_vllm.checkpoint.fingerprint import target_fingerprint
     from redrafter_vllm.utils.paths import check_writable, user_place
 
     out = pipeline.out

@@ -10,7 +10,7 @@ import torch
 from redrafter_training.evaluate import main
 from redrafter_training.run.diagnosis import Measured, coverage, diagnose
 from redrafter_training.trainer.acceptance import Acceptance, Drafting
-from redrafter_vllm.cli.findings import Finding, Level
+from redrafter_vllm.utils.findings import Finding, Level
 from tests.paths import ASSET
 
 TARGET = {"weights": "w", "tokenizer": "t", "generation": "g"}

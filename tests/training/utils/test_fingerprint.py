@@ -16,7 +16,7 @@ from redrafter_training.config.recipe import Budget, DistillConfig
 from redrafter_training.data.chat_templates import template_fingerprint
 from redrafter_training.data.prepare import examples_file
 from redrafter_training.run.inputs import input_fingerprints
-from redrafter_training.utils.fingerprint import (
+from redrafter_vllm.checkpoint.fingerprint import (
     target_fingerprint,
     tokenizer_fingerprint,
     weights_fingerprint,

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from redrafter_training.data.rendering import ChatTemplate
 from redrafter_training.data.report import DataError
-from redrafter_training.utils.fingerprint import file_digest
+from redrafter_vllm.checkpoint.fingerprint import file_digest
 from redrafter_vllm.utils.messages import sentence
 
 VICUNA = "vicuna"

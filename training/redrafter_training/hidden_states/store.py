@@ -24,7 +24,7 @@ from torch import Tensor
 
 from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.target.lm_head import LogitRule, TargetHead
-from redrafter_training.utils.fingerprint import differences
+from redrafter_training.utils.differences import differences
 from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.atomic import atomic_file
 

@@ -29,9 +29,9 @@ from redrafter_training.target.loading import target_dtype
 from redrafter_training.target.model import DeferredTarget, Target, TargetModel, TargetOutputs
 from redrafter_training.target.precision import mixed_precision, resolved
 from redrafter_training.target.properties import load_config
-from redrafter_training.utils.fingerprint import weights_fingerprint
 from redrafter_training.utils.folder_lock import locked
 from redrafter_training.utils.memory import readable
+from redrafter_vllm.checkpoint.fingerprint import weights_fingerprint
 from redrafter_vllm.utils.atomic import remove_unfinished
 from redrafter_vllm.utils.paths import free_space
 

@@ -20,7 +20,7 @@ from redrafter_training.data.tokenize import Example
 from redrafter_training.responses.records import TaskResult
 from redrafter_training.responses.repetition import repetition_start
 from redrafter_training.responses.store import ResponseStore, is_response_folder, vocabulary_fingerprint
-from redrafter_training.utils.fingerprint import differences
+from redrafter_training.utils.differences import differences
 
 TOO_LONG = "prompt fills the window"
 NO_RESPONSE = "without a response"

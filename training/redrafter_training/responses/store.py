@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from redrafter_training.data.report import DataError
 from redrafter_training.responses.records import TaskResult
-from redrafter_training.utils.fingerprint import differences
+from redrafter_training.utils.differences import differences
 from redrafter_training.utils.folder_lock import LOCK, locked
 from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.atomic import is_unfinished, remove_unfinished, write_text

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, isin
 
 from redrafter_training.trainer.acceptance import Acceptance, Drafting
-from redrafter_vllm.cli.findings import Finding, Level
+from redrafter_vllm.inspection.fit import trained_for
+from redrafter_vllm.utils.findings import Finding, Level
 
 # Below these shares a cause is named. They tell a cause from noise, and are no measure of a good drafter.
 MIN_OF_HELD_OUT = 0.75  # accepted draft tokens per step, of those on the training's held-out texts
@@ -38,7 +39,7 @@ def diagnose(training: Mapping[str, Any], target: Mapping[str, str], measured: M
     rate, shape = measured.acceptance.tokens_per_step, measured.drafting
     of = f"{shape.beam_width} beams of {shape.beam_length}"
     yield Finding(Level.OK, "tokens per step", f"{rate:.2f} in {measured.acceptance.steps} steps, {of}; 1 is no gain")
-    yield from _same_target(training, target)
+    yield trained_for(training, target, differing=Level.PROBLEM)
     yield from _length(training, shape)
     yield from _text(training, measured)
     if measured.greedy is not None:
@@ -46,20 +47,6 @@ def diagnose(training: Mapping[str, Any], target: Mapping[str, str], measured: M
     if measured.coverage is not None:
         yield from _vocabulary(measured.coverage)
     yield from _overfitting(training)
-
-
-def _same_target(training: Mapping[str, Any], target: Mapping[str, str]) -> Iterator[Finding]:
-    known = training.get("target_content")
-    if not isinstance(known, Mapping):
-        yield Finding(Level.NOTE, "target", "the drafter does not say which weights it was trained for")
-        return
-    differing = [part for part in ("weights", "tokenizer") if part in known and known[part] != target.get(part)]
-    if not differing:
-        yield Finding(Level.OK, "target", "the one that the drafter was trained for")
-        return
-    what = " and ".join("tokenizer or chat template" if part == "tokenizer" else part for part in differing)
-    remedy = "serve the target that it was trained for, or train with this one: redrafter train --init-from"
-    yield Finding(Level.PROBLEM, "target", f"other {what} than the drafter was trained for", remedy)
 
 
 def _length(training: Mapping[str, Any], shape: Drafting) -> Iterator[Finding]:

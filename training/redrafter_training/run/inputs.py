@@ -11,7 +11,7 @@ from redrafter_training.data.python_corpus import corpus_root, is_source_code, s
 from redrafter_training.data.records import load_rows, read_records
 from redrafter_training.data.report import DataError
 from redrafter_training.responses.store import is_response_folder
-from redrafter_training.utils.fingerprint import (
+from redrafter_vllm.checkpoint.fingerprint import (
     file_digest,
     files_fingerprint,
     folder_fingerprint,

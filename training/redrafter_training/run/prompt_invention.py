@@ -15,9 +15,10 @@ from redrafter_training.responses.config import PromptJob
 from redrafter_training.responses.invention import Beginnings, Invented, Prompt, PromptInventor, Rejected
 from redrafter_training.responses.openings import load_openings
 from redrafter_training.responses.vllm_engine import load_tokenizer, make_engine
-from redrafter_training.utils.fingerprint import differences, target_fingerprint
+from redrafter_training.utils.differences import differences
 from redrafter_training.utils.folder_lock import locked_file
 from redrafter_training.utils.provenance import provenance
+from redrafter_vllm.checkpoint.fingerprint import target_fingerprint
 from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.atomic import write_text
 

@@ -19,8 +19,8 @@ from redrafter_training.responses.store import ResponseStore, vocabulary_fingerp
 from redrafter_training.responses.vllm_engine import load_tokenizer, make_generator
 from redrafter_training.run.data_summary import ignored_files
 from redrafter_training.run.prompt_invention import invention_facts
-from redrafter_training.utils.fingerprint import target_fingerprint
 from redrafter_training.utils.provenance import provenance
+from redrafter_vllm.checkpoint.fingerprint import target_fingerprint
 
 
 @dataclass

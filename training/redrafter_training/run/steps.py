@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from redrafter_training.utils.command import SIGNALS
-from redrafter_training.utils.fingerprint import files_fingerprint
+from redrafter_vllm.checkpoint.fingerprint import files_fingerprint
 from redrafter_vllm.utils import strict_json
 from redrafter_vllm.utils.atomic import write_text
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from redrafter_training.distributed.context import TrainContext
 from redrafter_training.trainer.optimizer import SplitOptimizer
-from redrafter_training.utils.fingerprint import differences
+from redrafter_training.utils.differences import differences
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.utils import strict_json
 

@@ -7,13 +7,12 @@ target on the hub is identified by its commit, which determines the content of a
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from transformers import PretrainedConfig
+from tqdm import tqdm
 
 WEIGHTS = ("config.json", "*.safetensors", "*.bin", "*.index.json", "*.py")
 TOKENIZER = (
@@ -29,6 +28,7 @@ TOKENIZER = (
 GENERATION = ("generation_config.json",)
 DIGITS = 32
 READERS = 4  # files hashed at once
+COMMIT = "commit"  # begins the fingerprint of a target on the hub
 
 
 def weights_fingerprint(target: str) -> str:
@@ -61,11 +61,20 @@ def folder_fingerprint(folder: Path, patterns: Iterable[str]) -> str:
 def files_fingerprint(files: Iterable[Path], root: Path) -> str:
     """Fingerprint of the content of files, in order, and of their names below `root`."""
     files = [path for path in files if path.is_file()]
+    sizes = [path.stat().st_size for path in files]
     digest = hashlib.sha256()
-    with ThreadPoolExecutor(READERS) as readers:
-        for path, content in zip(files, readers.map(file_digest, files), strict=True):
+    with ThreadPoolExecutor(READERS) as readers, _reading(sum(sizes)) as progress:
+        for path, size, content in zip(files, sizes, readers.map(file_digest, files), strict=True):
             digest.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
+            progress.update(size)
     return digest.hexdigest()[:DIGITS]
+
+
+def _reading(size: int) -> "tqdm[None]":
+    """A progress bar at a terminal, where reading takes more than moments."""
+    return tqdm(
+        total=size, desc="reading files to compare", unit="B", unit_scale=True, delay=2, leave=False, disable=None
+    )
 
 
 def file_digest(path: Path) -> str:
@@ -80,22 +89,12 @@ def _digest(path: Path, size: int, modified: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`key: old -> new` for every leaf that differs."""
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            found.append(f"{prefix}{key}: {before} -> {after}")
-    return found
-
-
 def _fingerprint(target: str, patterns: Iterable[str]) -> str:
     folder = Path(target).expanduser()
     if not folder.is_dir():
+        from transformers import PretrainedConfig
+
         # The plain file is read, so that a model with its own code needs no --trust-remote-code here.
         described, _ = PretrainedConfig.get_config_dict(target)
-        return f"commit {described.get('_commit_hash')} of {target}"
+        return f"{COMMIT} {described.get('_commit_hash')} of {target}"
     return folder_fingerprint(folder, patterns)
