@@ -33,7 +33,6 @@ class _Tree:
 
     tokens: list[int]  # [N]
     parents: list[int]  # [N]
-    depths: list[int]  # [N]
     reached: list[float]  # [N], the drafter's probability of the whole path
     survival: list[float]  # [N]
 
@@ -131,7 +130,7 @@ class Artist:
         tree = DraftTree.from_beams(beams, self.drafting.num_speculative_tokens, None, log_survival)
         count = int(tree.num_nodes[0])
         reached = beams.log_probs.flatten(1).gather(1, tree.beams).exp()
-        parts = (tree.tokens, tree.parents, tree.depths, reached, tree.log_probs.exp())
+        parts = (tree.tokens, tree.parents, reached, tree.log_probs.exp())
         return _Tree(*(part[0, :count].tolist() for part in parts))
 
     def _step(self, tree: _Tree, root: int, log_probs: Tensor, path: Collection[int], emitted: Sequence[int]) -> Step:
