@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from redrafter_vllm.chat.own_engine import _reason, _step
+from redrafter_vllm.chat.own_engine import _step, start_failure
 from redrafter_vllm.cli import chat
 
 PYDANTIC = """1 validation error for RedrafterSpeculativeConfig
@@ -49,7 +49,7 @@ def test_a_step_that_fails_gives_interrupts_back() -> None:
     ],
 )
 def test_the_sentence_of_an_error(error: Exception, sentence: str) -> None:
-    assert _reason(error) == sentence
+    assert start_failure(error) == sentence
 
 
 def test_it_needs_a_model(capsys: pytest.CaptureFixture[str]) -> None:
