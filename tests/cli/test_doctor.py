@@ -251,27 +251,29 @@ def test_arguments_that_do_not_go_together(arguments: str) -> None:
         doctor.main(arguments.split())
 
 
-@pytest.mark.engine
-def test_what_an_engine_would_choose(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By vLLM's configuration for this machine; on a CPU drafter weights in bfloat16 are timed as a start does."""
-    from redrafter_vllm.integration.worker import weight_choice
+def configure(pair: Path, **changes: object) -> None:
+    file = pair / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
-    seconds = iter((2.0, 1.0))
-    monkeypatch.setattr(weight_choice, "_seconds", lambda drafter, beam_width: next(seconds))
-    config = json.loads((pair / "config.json").read_text())
-    (pair / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_an_engine_would_choose(dtype: str, pair: Path) -> None:
+    """By vLLM's configuration for this machine."""
+    configure(pair, dtype=dtype)
     found = {finding.what: finding for finding in of_engine(str(pair), None)}
     assert set(levels(list(found.values())).values()) == {Level.OK}
-    assert found["engine"].says.startswith("bfloat16 on ") and "at most 16 nodes" in found["engine"].says
+    assert found["engine"].says.startswith(f"{dtype} on ") and "at most 16 nodes" in found["engine"].says
     assert "it has no calibration" in found["adaptive trees"].says
-    if "on cpu" in found["engine"].says:
-        assert found["drafter weights"].says == "in INT8, measured here to be faster"
+    measured = dtype == "bfloat16" and "on cpu" in found["engine"].says
+    assert ("measures to be faster" in found["drafter weights"].says) is measured
+    (pair / "redrafter" / "training.json").write_text(json.dumps({"calibration": {"slope": 0.5, "intercepts": [0.1]}}))
+    calibrated = {finding.what: finding for finding in of_engine(str(pair), None)}
+    assert "yes, from the calibration" in calibrated["adaptive trees"].says
 
 
-@pytest.mark.engine
+@pytest.mark.slow
 def test_an_engine_that_would_not_start(pair: Path) -> None:
-    config = json.loads((pair / "config.json").read_text())
-    mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 64}
-    (pair / "config.json").write_text(json.dumps(config | mistral))
+    configure(pair, model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=64)
     (problem,) = of_engine(str(pair), None)
     assert problem.level is Level.PROBLEM and "would not start" in problem.says and "sliding" in problem.says
