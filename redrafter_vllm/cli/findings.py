@@ -138,12 +138,15 @@ def extras() -> Iterator[Finding]:
     """What is used where it is installed."""
     versions = {name: installed(name) or installed(name.removesuffix("-skinny")) for name in OPTIONAL_PACKAGES}
     here = [f"{name} {version}" for name, version in versions.items() if version is not None]
-    missing = {name: use for name, use in OPTIONAL_PACKAGES.items() if versions[name] is None}
-    here += [name for name in OPTIONAL_PROGRAMS if shutil.which(name) is not None]
-    absent = missing | {name: use for name, use in OPTIONAL_PROGRAMS.items() if name not in here}
+    absent = {name: use for name, use in OPTIONAL_PACKAGES.items() if versions[name] is None}
+    for name, use in OPTIONAL_PROGRAMS.items():
+        if shutil.which(name) is None:
+            absent[name] = use
+        else:
+            here.append(name)
     says = [f"{', '.join(here)} installed"] if here else []
     says += [f"not installed: {', '.join(f'{name} ({use})' for name, use in absent.items())}"] if absent else []
-    yield Finding(Level.OK, "optional", "; ".join(says), f"pip install {' '.join(missing)}" if missing else "")
+    yield Finding(Level.OK, "optional", "; ".join(says))
 
 
 def drafters() -> Iterator[Finding]:
