@@ -206,5 +206,5 @@ def _described(calibration: Coefficients | None) -> str:
     if calibration is None:
         return "the drafter's probability of the whole path, as its training has stored no calibration"
     intercepts = ", ".join(f"{value:+.2f}" for value in calibration.intercepts)
-    by_depth = f", {intercepts} by depth" if intercepts else ""
+    by_depth = f", plus {intercepts} by depth" if intercepts else ""
     return f"calibrated by the drafter's training (log-odds times {calibration.slope:.2f}{by_depth})"

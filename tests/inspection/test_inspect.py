@@ -198,7 +198,7 @@ def test_survival_is_as_calibrated(stored: tuple[float, tuple[float, ...]] | Non
     assert drawing.calibration == (
         "the drafter's probability of the whole path, as its training has stored no calibration"
         if stored is None
-        else "calibrated by the drafter's training (log-odds times 0.50, -0.20, -0.90 by depth)"
+        else "calibrated by the drafter's training (log-odds times 0.50, plus -0.20, -0.90 by depth)"
     )
     for step in drawing.steps:
         for index, node in enumerate(step.nodes):
