@@ -255,8 +255,8 @@ def configure(pair: Path, **changes: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.process
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_what_an_engine_would_choose(dtype: str, pair: Path) -> None:
     """By vLLM's configuration for this machine."""
     configure(pair, dtype=dtype)
@@ -271,7 +271,7 @@ def test_what_an_engine_would_choose(dtype: str, pair: Path) -> None:
     assert "yes, from the calibration" in calibrated["adaptive trees"].says
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_an_engine_that_would_not_start(pair: Path) -> None:
     configure(pair, model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=64)
     (problem,) = of_engine(str(pair), None)
