@@ -50,6 +50,8 @@ class DraftingConfig:
         adaptive: Choose the nodes of each step by how likely they are to be accepted and by how long steps take, at
             most N of each request, and leave rounds out while they do not pay. None does so where it can be done
             (docs/serving.md); False verifies N nodes in every step.
+        prompt_lookup: Let trees also have what followed the last time that the text's last tokens occurred, in the
+            request's prompt or answer. Without effect on chains.
     """
 
     beam_width: int = 4
@@ -59,6 +61,7 @@ class DraftingConfig:
     drafter_quantization: str | None = None
     project_embedding: bool = False
     adaptive: bool | None = None
+    prompt_lookup: bool = True
 
     def __post_init__(self) -> None:
         _check_int("beam_width", self.beam_width, 1, MAX_BEAM_WIDTH)
@@ -74,8 +77,9 @@ class DraftingConfig:
                 f"drafter_quantization={shown(self.drafter_quantization)} is unknown; it must be null, "
                 f"'none', {' or '.join(map(repr, QUANTIZATIONS))}."
             )
-        if not isinstance(self.project_embedding, bool):
-            raise OptionError(f"project_embedding must be true or false, not {shown(self.project_embedding)}.")
+        for name in ("project_embedding", "prompt_lookup"):
+            if not isinstance(given := getattr(self, name), bool):
+                raise OptionError(f"{name} must be true or false, not {shown(given)}.")
         if self.adaptive is not None and not isinstance(self.adaptive, bool):
             raise OptionError(f"adaptive must be true, false or null, not {shown(self.adaptive)}.")
 
@@ -83,6 +87,11 @@ class DraftingConfig:
     def max_nodes(self) -> int:
         """The beams of all steps, each of which can be a node."""
         return self.beam_width * self.beam_length
+
+    @property
+    def copies_text(self) -> bool:
+        """Whether trees also get copies of the text; beside a chain these would be branches."""
+        return self.prompt_lookup and not self.is_chain
 
     @property
     def is_chain(self) -> bool:

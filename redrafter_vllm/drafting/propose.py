@@ -9,6 +9,7 @@ from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.drafting.beam_search import Beams, beam_search
 from redrafter_vllm.drafting.tree import DraftTree
 from redrafter_vllm.model.interface import DrafterInterface
+from redrafter_vllm.ops.graft_copies import Texts, graft_copies
 
 
 def propose_trees(
@@ -20,6 +21,7 @@ def propose_trees(
     config: DraftingConfig,
     rank: Callable[[Beams], Tensor] | None = None,
     beam_steps: int | None = None,
+    texts: tuple[Texts, Tensor] | None = None,
 ) -> DraftTree:
     """Beam-search from the roots and pack the beams.
 
@@ -36,6 +38,8 @@ def propose_trees(
         config: Beam width and length, node slots, renormalisation.
         rank: Log-probabilities [B, T, W] that rank the beams instead of the drafter's; see `DraftTree.from_beams`.
         beam_steps: Drafts fewer tokens on each beam than the config says.
+        texts: What the requests have said so far, and the row of each [B] int64: trees also get copies of it. None,
+            and with the config's `prompt_lookup` off or a single beam: the drafter's beams alone.
     """
     beams = beam_search(
         drafter,
@@ -46,4 +50,6 @@ def propose_trees(
         beam_length=beam_steps or config.beam_length,
         logits_top_k=config.logits_top_k,
     )
+    if texts is not None and config.copies_text:
+        beams = Beams(*graft_copies(beams.tokens, beams.parents, beams.log_probs, *texts))
     return DraftTree.from_beams(beams, config.num_speculative_tokens, beam_limit, None if rank is None else rank(beams))

@@ -50,6 +50,8 @@ class Walker:
     def _walk(self, text: Text, trees: Sequence[DraftingConfig]) -> list[list[int]]:
         prompt, response = text
         ids = torch.tensor([*prompt, *response], device=self.target.device)
-        shapes = [Drafting(tree.beam_width, tree.beam_length, tree.num_speculative_tokens) for tree in trees]
+        shapes = [
+            Drafting(tree.beam_width, tree.beam_length, tree.num_speculative_tokens, tree.copies_text) for tree in trees
+        ]
         counted = counted_steps_of_each(self.target, self.drafter, ids, len(prompt), shapes)
         return [emitted_by_step(steps.accepted, len(response)) for steps in counted]

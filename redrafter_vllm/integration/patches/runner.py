@@ -29,6 +29,6 @@ def _init_speculator(original: Callable) -> Callable:
         )
         if not vllm_config.speculative_config.drafting.is_chain:
             register_tree_attention()
-        return RedrafterSpeculator(vllm_config, device)
+        return RedrafterSpeculator(vllm_config, device, req_states)
 
     return init_speculator

@@ -19,6 +19,7 @@ from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 from redrafter_vllm.adaptive.record import NO_COUNTS, AdaptiveCounts
 from redrafter_vllm.adaptive.stored import stored_calibration
 from redrafter_vllm.adaptive.survival import SurvivalEstimator
+from redrafter_vllm.config import MAX_BEAM_WIDTH
 from redrafter_vllm.drafting.buffers import DraftRows, RoundBuffers
 from redrafter_vllm.drafting.propose import propose_trees
 from redrafter_vllm.drafting.step_timer import DraftTimer, StepTimes
@@ -39,6 +40,7 @@ from redrafter_vllm.integration.worker.step import DraftStep
 from redrafter_vllm.integration.worker.weight_choice import with_faster_weights
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.ops.draft_round import RoundSource
+from redrafter_vllm.ops.graft_copies import Texts
 
 
 class StepObserver(Protocol):
@@ -73,7 +75,7 @@ class RedrafterSpeculator(BaseSpeculator):
     # The runner builds speculator and model state separately, from nothing in common but the configuration.
     _built: ClassVar["WeakValueDictionary[int, RedrafterSpeculator]"] = WeakValueDictionary()
 
-    def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, req_states: Any) -> None:
         spec = vllm_config.speculative_config
         assert isinstance(spec, RedrafterSpeculativeConfig)
         self.vllm_config, self.device = vllm_config, device
@@ -86,6 +88,8 @@ class RedrafterSpeculator(BaseSpeculator):
         self.rows = DraftRows(max_num_reqs, max_nodes, device)
         hidden_size, dtype = self.drafter.config.hidden_size, vllm_config.model_config.dtype
         self.buffers = RoundBuffers(max_num_reqs, max_nodes, hidden_size, dtype, device)
+        # Of fixed address. The runner appends what a step has sampled before it asks for the next trees.
+        self.texts = Texts(req_states.all_token_ids.gpu, req_states.total_len.gpu)
         # vLLM finds it by its type, to free graphs that it has recorded only to measure their memory.
         self.graphs: DraftGraphs | None = None
         # On the host: a round that no request of the batch wants is skipped.
@@ -110,6 +114,8 @@ class RedrafterSpeculator(BaseSpeculator):
 
     def open_row(self, row: int, beam_limit: int, node_limit: int) -> None:
         """Assign a row to a new request, whose trees keep to these limits."""
+        if beam_limit == self.drafting.beam_width:
+            beam_limit = MAX_BEAM_WIDTH + 1  # copies of the text, too, which are a beam of their own
         self.rows.open(row, beam_limit=beam_limit, node_limit=node_limit)
         if self.survival is not None:
             self.survival.open(row)
@@ -275,7 +281,8 @@ class RedrafterSpeculator(BaseSpeculator):
         if survival is not None:
             rank = partial(survival.rank, rows=inputs.rows)
         given = inputs.context, inputs.roots, inputs.beam_limit, self.drafting
-        tree = propose_trees(self.drafter, self.embedding, *given, rank, beam_steps)
+        texts = self.texts, inputs.rows
+        tree = propose_trees(self.drafter, self.embedding, *given, rank, beam_steps, texts)
         if survival is not None:
             assert self.draft_token_confidence_probs is not None
             survival.store(inputs.rows, tree, inputs.node_budget, self.draft_token_confidence_probs[:size])

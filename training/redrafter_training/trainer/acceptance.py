@@ -17,6 +17,7 @@ from redrafter_vllm.config import MAX_BEAM_LENGTH, MAX_BEAM_WIDTH
 from redrafter_vllm.drafting.beam_search import Beams, beam_search
 from redrafter_vllm.drafting.tree import DraftTree
 from redrafter_vllm.model.interface import DrafterInterface
+from redrafter_vllm.ops.graft_copies import Texts, graft_copies
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Drafting:
     beam_width: int = 4
     beam_length: int = 4
     max_nodes: int = 16
+    prompt_lookup: bool = False  # also copies of the text, as in serving: see `ops.graft_copies`
 
     def __post_init__(self) -> None:
         if min(self.beam_width, self.beam_length, self.max_nodes) < 1:
@@ -91,6 +93,11 @@ def drafted_everywhere(
         beam_width=drafting.beam_width,
         beam_length=drafting.beam_length,
     )
+    if drafting.prompt_lookup:
+        # Each root's text ends with it.
+        ends = torch.arange(start + 1, len(text) + 1, device=text.device)
+        so_far = Texts(text.expand(len(roots), -1), ends), torch.arange(len(roots), device=text.device)
+        beams = Beams(*graft_copies(beams.tokens, beams.parents, beams.log_probs, *so_far))
     # Past the end of the text nothing can be accepted: no token has id -1.
     padded = torch.cat([text[start + 1 :], text.new_full((drafting.beam_length,), -1)])
     return beams, padded.unfold(0, drafting.beam_length, 1)[: len(roots)]

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain-torch prompt lookup beside a beam search: a copied continuation becomes one more beam of every step.
+
+Text repeats itself: answers quote their question, code its names, lists their form. A drafter without memory of the
+text cannot know what comes then, and a look at the text can (prompt lookup, as vLLM's `ngram`). In one tree each finds
+what the other one misses.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SHORTEST, LONGEST = 2, 8  # tokens that have to be the same before a copy, and as many as are compared
+
+
+class Texts(NamedTuple):
+    """The texts of the requests, by persistent row, each up to its root."""
+
+    tokens: Tensor  # [R, L]
+    lengths: Tensor  # [R]
+
+
+def graft_copies(
+    tokens: Tensor, parents: Tensor, log_probs: Tensor, texts: Texts, rows: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The beams of a search, and a copied continuation as beam W of every step.
+
+    The copy is what followed the latest of the places where most of the last tokens, at most LONGEST, occurred before;
+    there is none where fewer than SHORTEST did. A copy that runs into the text's end goes on with its own tokens.
+    Where the copy's first tokens are a beam of their own, that beam stands for them, and its probability, with those of
+    the beams that continue it, is raised to the copy's.
+
+    Of copies behind m equal tokens, about one in m is wrong (docs/dev/log.md), and a copy that has been right lies
+    behind one more equal token: so d copied tokens are all right with probability (m − 1) / (m − 1 + d).
+
+    Args:
+        tokens, parents, log_probs: [B, T, W] as in `Beams`.
+        texts: Of R rows.
+        rows: [B] int64, each request's row; one that is R or above has no text.
+
+    Returns:
+        The three with shape [B, T, W + 1]. The last beam of a step in which there is no copy, or in which a beam stands
+        for it, has log-probability −inf.
+    """
+    batch, length, width = tokens.shape
+    copies, matched = copied_tokens(texts, rows, length)
+    has_copy = matched >= SHORTEST
+    beam_W = torch.arange(width, device=tokens.device)
+    # The beam that stands for the copy so far, and by how much the beams of the step before have been raised.
+    stands_B, raised_BW = torch.zeros_like(rows), torch.zeros_like(log_probs[:, 0])
+    grafted_tokens, grafted_parents, grafted_log_probs = [], [], []
+    for step in range(length):
+        copy_B = copies[:, step]
+        parent_BW, own_BW = parents[:, step], log_probs[:, step]
+        above_BW = raised_BW.gather(1, parent_BW) if step else raised_BW
+        score_BW = own_BW + above_BW
+        is_copy_BW = (tokens[:, step] == copy_B[:, None]) & has_copy[:, None]
+        if step:
+            is_copy_BW &= parent_BW == stands_B[:, None]
+        log_prob_B = torch.log((matched - 1) / (matched + step)).to(own_BW.dtype)
+        score_BW = torch.where(is_copy_BW, torch.fmax(score_BW, log_prob_B[:, None]), score_BW)
+        is_beam_B = is_copy_BW.any(1)
+        alone_B = torch.where(has_copy & ~is_beam_B, log_prob_B, -torch.inf)
+        grafted_tokens.append(torch.cat([tokens[:, step], copy_B[:, None]], 1))
+        grafted_parents.append(torch.cat([parent_BW, stands_B[:, None]], 1))
+        grafted_log_probs.append(torch.cat([score_BW, alone_B[:, None]], 1))
+        raised_BW = score_BW - own_BW
+        stands_B = torch.where(is_beam_B, (is_copy_BW * beam_W).amax(1), width)
+    return torch.stack(grafted_tokens, 1), torch.stack(grafted_parents, 1), torch.stack(grafted_log_probs, 1)
+
+
+def copied_tokens(texts: Texts, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """What followed the last tokens of each text before, [B, count] int64, and how many tokens were equal, [B] int64.
+
+    A text without two equal tokens in succession at any place before has token 0 throughout and 0 or 1 equal tokens.
+    """
+    num_rows = texts.tokens.shape[0]
+    row_B = rows.clamp(max=num_rows - 1)
+    length_B = texts.lengths[row_B].long() * (rows < num_rows)
+    # The longest text is known on the host where the tensors are; on a GPU the kernel runs.
+    longest = max(1, int(length_B.max())) if len(rows) else 1
+    text_BL = texts.tokens[row_B, :longest].long()
+    place_L = torch.arange(longest, device=rows.device)
+    end_B1 = length_B[:, None] - 1
+    is_equal_BL = place_L < end_B1
+    matched_BL = torch.zeros_like(text_BL)
+    for back in range(min(LONGEST, longest)):
+        last_B1 = text_BL.gather(1, (end_B1 - back).clamp(min=0))
+        is_equal_BL[:, back:] &= text_BL[:, : longest - back] == last_B1
+        is_equal_BL[:, :back] = False
+        matched_BL += is_equal_BL
+    # The most equal tokens, and of those places the last one.
+    best_B1 = (matched_BL * longest + place_L).argmax(1, keepdim=True)
+    matched_B = matched_BL.gather(1, best_B1)[:, 0]
+    period_B1 = (end_B1 - best_B1).clamp(min=1)
+    source_BT = best_B1 + 1 + torch.arange(count, device=rows.device) % period_B1
+    copies_BT = text_BL.gather(1, source_BT.clamp(max=longest - 1))
+    return copies_BT.masked_fill((matched_B < SHORTEST)[:, None], 0), matched_B

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copies of the text beside a search's beams: by hand, and the kernel against the reference."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from redrafter_vllm.drafting.beam_search import Beams
+from redrafter_vllm.drafting.tree import DraftTree
+from redrafter_vllm.ops.graft_copies import Texts, reference
+from tests.ops.devices import DEVICE, runs_kernels
+
+A, B, C, D, E = range(10, 15)
+
+
+def texts(*rows: list[int], length: int = 40) -> Texts:
+    tokens = torch.full((len(rows), length), 99, dtype=torch.int32)  # beyond a text stands what was there before
+    for row, text in enumerate(rows):
+        tokens[row, : len(text)] = torch.tensor(text)
+    return Texts(tokens, torch.tensor([len(text) for text in rows], dtype=torch.int32))
+
+
+def copied(text: list[int], count: int = 4) -> tuple[list[int], int]:
+    tokens, matched = reference.copied_tokens(texts(text), torch.tensor([0]), count)
+    return tokens[0].tolist(), int(matched)
+
+
+def test_the_most_equal_tokens_win_and_of_those_the_latest() -> None:
+    # "B C" occurs twice, the later time behind another token; "A B C" once, and then came D.
+    assert copied([A, B, C, D, E, B, C, E, E, A, B, C]) == ([D, E, B, C], 3)
+    # Both times two tokens are equal: the later one counts.
+    assert copied([A, B, C, D, D, B, C, E, D, E, B, C]) == ([E, D, E, B], 2)
+
+
+def test_a_copy_that_runs_into_the_end_repeats_itself() -> None:
+    assert copied([E, A, B, A, B], 5) == ([A, B, A, B, A], 2)
+    assert copied([A] * 5, 3) == ([A, A, A], 4)
+
+
+def test_no_more_than_eight_equal_tokens_are_told_apart() -> None:
+    twelve = list(range(20, 32))
+    assert copied([*twelve, D, *twelve]) == ([D, 20, 21, 22], 8)
+
+
+@pytest.mark.parametrize("text", [[], [A], [A, B], [A, B, C, D], [A, B, C, A]])
+def test_no_copy_without_two_equal_tokens(text: list[int]) -> None:
+    tokens, matched = copied(text)
+    assert tokens == [0] * 4 and matched < reference.SHORTEST
+
+
+def test_the_text_of_another_request_is_not_looked_at() -> None:
+    tokens, matched = reference.copied_tokens(texts([A, B, C, A, B], [D, E, D, E]), torch.tensor([1, 0, 2, 7]), 2)
+    assert tokens.tolist() == [[D, E], [C, A], [0, 0], [0, 0]]
+    assert matched[:2].tolist() == [2, 2] and (matched[2:] < 2).all()
+
+
+def beams(*steps: list[tuple[int, int, float]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For each step its beams: token, parent, probability."""
+    tokens = torch.tensor([[[beam[0] for beam in step] for step in steps]])
+    parents = torch.tensor([[[beam[1] for beam in step] for step in steps]])
+    log_probs = torch.tensor([[[beam[2] for beam in step] for step in steps]]).log()
+    return tokens, parents, log_probs
+
+
+def tree(found: tuple[torch.Tensor, ...], max_nodes: int) -> list[tuple[int, int, float]]:
+    """Token, parent and probability of each node."""
+    made = DraftTree.from_beams(Beams(*found), max_nodes)
+    values = made.tokens[0].tolist(), made.parents[0].tolist(), made.log_probs[0].exp().tolist()
+    return [(token, parent, round(p, 4)) for token, parent, p in zip(*values, strict=True)]
+
+
+# Three equal tokens, A B C, and then D E B: the copy is right with probability 2/3, 2/4, 2/5.
+TEXT = [A, B, C, D, E, B, A, B, C]
+
+
+def test_a_copy_that_no_beam_has_is_a_branch() -> None:
+    found = reference.graft_copies(
+        *beams([(A, 0, 0.5), (B, 0, 0.25)], [(A, 0, 0.3), (C, 1, 0.2)]), texts(TEXT), torch.tensor([0])
+    )
+    assert tree(found, 6) == [(D, -1, 0.6667), (A, -1, 0.5), (E, 0, 0.5), (A, 1, 0.3), (B, -1, 0.25), (C, 4, 0.2)]
+
+
+def test_a_beam_that_is_the_copy_stands_for_it_and_lifts_what_continues_it() -> None:
+    found = reference.graft_copies(
+        *beams(
+            [(A, 0, 0.5), (D, 0, 0.25)],
+            [(B, 0, 0.4), (C, 1, 0.1)],
+            [(B, 0, 0.3), (A, 1, 0.05)],
+        ),
+        texts(TEXT),
+        torch.tensor([0]),
+    )
+    # D rises from 0.25 to 2/3, and C and A behind it by the same factor, 8/3; E is no beam and becomes a branch of D.
+    assert tree(found, 8) == [
+        (D, -1, 0.6667),
+        (A, -1, 0.5),
+        (E, 0, 0.5),
+        (B, 1, 0.4),
+        (B, 2, 0.4),
+        (B, 3, 0.3),
+        (C, 0, 0.2667),
+        (A, 6, 0.1333),
+    ]
+
+
+def test_a_surer_beam_keeps_its_probability() -> None:
+    found = reference.graft_copies(*beams([(D, 0, 0.9), (A, 0, 0.05)]), texts(TEXT), torch.tensor([0]))
+    assert tree(found, 2) == [(D, -1, 0.9), (A, -1, 0.05)]
+
+
+def test_without_a_copy_beams_stay_as_they_are() -> None:
+    given = beams([(A, 0, 0.5), (B, 0, 0.25)], [(A, 0, 0.3), (C, 1, 0.2)])
+    found = reference.graft_copies(*given, texts([A, B, C]), torch.tensor([0]))
+    for mine, before in zip(found, given, strict=True):
+        assert torch.equal(mine[..., :2], before)
+    assert found[2][..., 2].tolist() == [[-math.inf, -math.inf]]
+
+
+def test_limited_trees_have_no_copies() -> None:
+    found = reference.graft_copies(
+        *beams([(A, 0, 0.5), (B, 0, 0.25)], [(A, 0, 0.3), (C, 1, 0.2)]), texts(TEXT), torch.tensor([0])
+    )
+    made = DraftTree.from_beams(Beams(*found), 6, torch.tensor([1]))
+    assert made.num_nodes.tolist() == [2] and made.tokens[0, :2].tolist() == [A, A]
+
+
+@runs_kernels
+@pytest.mark.parametrize("size", [(1, 1, 2), (3, 4, 4), (2, 6, 5), (4, 3, 16)], ids=str)
+@pytest.mark.parametrize("length", [3, 60, 1500])
+def test_the_kernel(size: tuple[int, int, int], length: int) -> None:
+    from redrafter_vllm.ops.graft_copies import kernel
+
+    rng = random.Random(length + size[0])
+    generator = torch.Generator().manual_seed(length + size[2])
+    batch, steps, width = size
+    # Few different tokens, so that beams, copies and texts meet often.
+    rows = [[rng.randrange(3) for _ in range(rng.randrange(length + 1))] for _ in range(batch)]
+    given = texts(*rows, length=length)
+    # Beams of a step are distinct: no two have both a token and a parent in common.
+    pairs = torch.stack([torch.randperm(4 * width, generator=generator)[:width] for _ in range(batch * steps)])
+    tokens, parents = (pairs % 4).view(size), (pairs // 4).view(size)
+    log_probs = torch.randn(size, generator=generator) - 2
+    log_probs[0, 0, 0] = -math.inf
+    row = torch.tensor([rng.randrange(batch + 2) for _ in range(batch)])
+    arguments = [x.to(DEVICE) for x in (tokens, parents, log_probs)]
+    own = Texts(*(x.to(DEVICE) for x in given)), row.to(DEVICE)
+    wanted, found = reference.graft_copies(*arguments, *own), kernel.graft_copies(*arguments, *own)
+    assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1])
+    torch.testing.assert_close(found[2], wanted[2], equal_nan=True)
