@@ -30,6 +30,8 @@ class RedrafterSpeculativeConfig(SpeculativeConfig):
     """Keep the embedding's product with the drafter's W."""
     adaptive: bool | None = None
     """Let trees adapt to load and confidence."""
+    prompt_lookup: bool = True
+    """Let trees also have copies of the text."""
 
     def __post_init__(self) -> None:
         # As with n-gram drafting there is no second model for vLLM to load: the drafter holds no KV cache.
@@ -47,6 +49,7 @@ class RedrafterSpeculativeConfig(SpeculativeConfig):
             drafter_quantization=self.drafter_quantization,
             project_embedding=self.project_embedding,
             adaptive=self.adaptive,
+            prompt_lookup=self.prompt_lookup,
         )
 
     def __repr__(self) -> str:

@@ -47,8 +47,9 @@ def make_engine() -> MakeEngine:
             seed=0,
         )
         if speculative is not None and speculative.get("method", "redrafter") == "redrafter":
-            # A pause of drafting would hide what a test is about, and random drafters earn one.
-            speculative = {"adaptive": False, **speculative}
+            # A pause of drafting would hide what a test is about, and random drafters earn one; so would copies of the
+            # text, which are accepted where a drafter's tokens are not.
+            speculative = {"adaptive": False, "prompt_lookup": False, **speculative}
         key = json.dumps([str(model), speculative, options, cpu_kernels.chosen()], sort_keys=True, default=str)
         if key not in _ENGINES:
             with keep_async_scheduling() if options.get("async_scheduling") else nullcontext():

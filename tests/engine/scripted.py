@@ -90,6 +90,7 @@ def trees_around(
         config: Any,
         rank: Any = None,
         beam_steps: int | None = None,
+        texts: Any = None,
     ) -> DraftTree:
         length = beam_steps or config.beam_length
         shape = (len(rows), config.num_speculative_tokens)

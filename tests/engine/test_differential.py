@@ -58,7 +58,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {**TREE, "num_speculative_tokens_per_batch_size": FEWER_NODES, "project_embedding": True},
         {"async_scheduling": True},
     ),
-    "adaptive": ({**TREE, "adaptive": True}, {}),
+    "adaptive": ({**TREE, "adaptive": True, "prompt_lookup": True}, {}),
     "chains": (CHAIN, {"async_scheduling": True, "attention_backend": "CUSTOM"}),
 }
 

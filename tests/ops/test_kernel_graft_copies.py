@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copies of the text beside a search's beams: by hand, and the kernel against the reference."""
+"""Copies of the text beside a search's beams: by hand, and both kernels against the reference."""
 
 import math
 import random
@@ -9,8 +9,9 @@ import torch
 
 from redrafter_vllm.drafting.beam_search import Beams
 from redrafter_vllm.drafting.tree import DraftTree
-from redrafter_vllm.ops.graft_copies import Texts, reference
+from redrafter_vllm.ops.graft_copies import Texts, native, reference
 from tests.ops.devices import DEVICE, runs_kernels
+from tests.ops.native import needs_compiler
 
 A, B, C, D, E = range(10, 15)
 
@@ -126,26 +127,53 @@ def test_limited_trees_have_no_copies() -> None:
     assert made.num_nodes.tolist() == [2] and made.tokens[0, :2].tolist() == [A, A]
 
 
-@runs_kernels
-@pytest.mark.parametrize("size", [(1, 1, 2), (3, 4, 4), (2, 6, 5), (4, 3, 16)], ids=str)
-@pytest.mark.parametrize("length", [3, 60, 1500])
-def test_the_kernel(size: tuple[int, int, int], length: int) -> None:
-    from redrafter_vllm.ops.graft_copies import kernel
+SIZES = [(1, 1, 2), (3, 4, 4), (2, 6, 5), (4, 3, 16), (9, 2, 3)]
+LENGTHS = [1, 3, 60, 1500]
 
+
+def arguments(
+    size: tuple[int, int, int], length: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Texts, torch.Tensor]:
+    """Few different tokens, so that beams, copies and texts meet often."""
     rng = random.Random(length + size[0])
     generator = torch.Generator().manual_seed(length + size[2])
     batch, steps, width = size
-    # Few different tokens, so that beams, copies and texts meet often.
     rows = [[rng.randrange(3) for _ in range(rng.randrange(length + 1))] for _ in range(batch)]
-    given = texts(*rows, length=length)
     # Beams of a step are distinct: no two have both a token and a parent in common.
     pairs = torch.stack([torch.randperm(4 * width, generator=generator)[:width] for _ in range(batch * steps)])
     tokens, parents = (pairs % 4).view(size), (pairs // 4).view(size)
     log_probs = torch.randn(size, generator=generator) - 2
     log_probs[0, 0, 0] = -math.inf
     row = torch.tensor([rng.randrange(batch + 2) for _ in range(batch)])
-    arguments = [x.to(DEVICE) for x in (tokens, parents, log_probs)]
-    own = Texts(*(x.to(DEVICE) for x in given)), row.to(DEVICE)
-    wanted, found = reference.graft_copies(*arguments, *own), kernel.graft_copies(*arguments, *own)
+    return tokens, parents, log_probs, texts(*rows, length=length), row
+
+
+def check(found: tuple[torch.Tensor, ...], wanted: tuple[torch.Tensor, ...]) -> None:
     assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1])
     torch.testing.assert_close(found[2], wanted[2], equal_nan=True)
+
+
+@runs_kernels
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_the_kernel(size: tuple[int, int, int], length: int) -> None:
+    from redrafter_vllm.ops.graft_copies import kernel
+
+    *beams, own, row = arguments(size, length)
+    given = *(x.to(DEVICE) for x in beams), Texts(*(x.to(DEVICE) for x in own)), row.to(DEVICE)
+    check(kernel.graft_copies(*given), reference.graft_copies(*given))
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", [(0, 3, 4), *SIZES], ids=str)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_the_native_kernel(size: tuple[int, int, int], length: int) -> None:
+    if size[0] == 0:
+        given = *(torch.zeros(size, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.float32)), texts([A])
+        assert native.graft_copies(*given, torch.zeros(0, dtype=torch.int64))[0].shape == (0, 3, 5)
+        return
+    given = arguments(size, length)
+    assert native.supports(*given)
+    check(native.graft_copies(*given), reference.graft_copies(*given))
+    wide = Texts(given[3].tokens.long(), given[3].lengths)
+    assert not native.supports(*given[:3], wide, given[4])

@@ -67,6 +67,7 @@ def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeCon
         drafter_quantization=drafting.drafter_quantization,
         project_embedding=drafting.project_embedding,
         adaptive=drafting.adaptive,
+        prompt_lookup=drafting.prompt_lookup,
         num_speculative_tokens_per_batch_size=schedule,
         **engine,
     )

@@ -43,7 +43,7 @@ def graft_copies(
         The three with shape [B, T, W + 1]. The last beam of a step in which there is no copy, or in which a beam stands
         for it, has log-probability −inf.
     """
-    batch, length, width = tokens.shape
+    length, width = tokens.shape[1:]
     copies, matched = copied_tokens(texts, rows, length)
     has_copy = matched >= SHORTEST
     beam_W = torch.arange(width, device=tokens.device)
