@@ -16,7 +16,7 @@ from tests.ops.native import needs_compiler
 A, B, C, D, E = range(10, 15)
 
 
-def texts(*rows: list[int], length: int = 40) -> Texts:
+def texts(*rows: list[int], length: int = 100) -> Texts:
     tokens = torch.full((len(rows), length), 99, dtype=torch.int32)  # beyond a text stands what was there before
     for row, text in enumerate(rows):
         tokens[row, : len(text)] = torch.tensor(text)
@@ -40,9 +40,9 @@ def test_a_copy_that_runs_into_the_end_repeats_itself() -> None:
     assert copied([A] * 5, 3) == ([A, A, A], 4)
 
 
-def test_no_more_than_eight_equal_tokens_are_told_apart() -> None:
-    twelve = list(range(20, 32))
-    assert copied([*twelve, D, *twelve]) == ([D, 20, 21, 22], 8)
+def test_no_more_than_32_equal_tokens_are_told_apart() -> None:
+    many = list(range(20, 60))
+    assert copied([*many, D, *many]) == ([D, 20, 21, 22], 32)
 
 
 @pytest.mark.parametrize("text", [[], [A], [A, B], [A, B, C, D], [A, B, C, A]])

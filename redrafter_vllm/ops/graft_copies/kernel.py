@@ -82,12 +82,15 @@ def _graft_kernel(
         place_L = start + tl.arange(0, BLOCK_L)
         is_equal_L = place_L < end
         matched_L = tl.zeros((BLOCK_L,), tl.int32)
-        for back in tl.static_range(LONGEST):
+        back = 0
+        # Few places agree in more than some tokens, and most blocks are done after two.
+        while (back < LONGEST) & (tl.max(is_equal_L.to(tl.int32)) > 0):
             last = tl.load(text_ptr + (end - back) * text_stride, mask=end >= back, other=-1)
             is_inside_L = is_equal_L & (place_L >= back)
             token_L = tl.load(text_ptr + (place_L - back) * text_stride, mask=is_inside_L, other=-2)
             is_equal_L = is_inside_L & (token_L == last)
             matched_L += is_equal_L.to(tl.int32)
+            back += 1
         key_L = tl.where(place_L < end, matched_L.to(tl.int64) * (1 << 32) + place_L, -1)
         best = tl.maximum(best, tl.max(key_L))
     matched = tl.where(best >= 0, best >> 32, 0).to(tl.int32)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SHORTEST, LONGEST = 2, 8  # tokens that have to be the same before a copy, and as many as are compared
+SHORTEST, LONGEST = 2, 32  # tokens that have to be the same before a copy, and as many as are compared
 
 
 class Texts(NamedTuple):
@@ -86,6 +86,8 @@ def copied_tokens(texts: Texts, rows: Tensor, count: int) -> tuple[Tensor, Tenso
     is_equal_BL = place_L < end_B1
     matched_BL = torch.zeros_like(text_BL)
     for back in range(min(LONGEST, longest)):
+        if back >= SHORTEST and not is_equal_BL.any():
+            break
         last_B1 = text_BL.gather(1, (end_B1 - back).clamp(min=0))
         is_equal_BL[:, back:] &= text_BL[:, : longest - back] == last_B1
         is_equal_BL[:, :back] = False
