@@ -39,7 +39,7 @@ def tree_list(text: str) -> tuple[DraftingConfig, ...]:
 
 def tree_text(tree: DraftingConfig) -> str:
     """What `parse_tree` reads as this tree."""
-    behind = ("+" if tree.prompt_lookup else "") + ("~" if tree.adaptive else "")
+    behind = ("+" if tree.copies_text else "") + ("~" if tree.adaptive else "")
     return f"{tree.beam_width}x{tree.beam_length}:{tree.num_speculative_tokens}{behind}"
 
 

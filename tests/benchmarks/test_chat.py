@@ -101,12 +101,14 @@ def test_passes_are_joined_in_the_questions_order() -> None:
 @pytest.mark.parametrize(
     ("text", "expected", "name"),
     [
-        ("4x4", DraftingConfig(4, 4, 16, adaptive=False), "4x4, 16 nodes"),
-        ("8x4", DraftingConfig(8, 4, 16, adaptive=False), "8x4, 16 nodes"),
-        ("8x4:32", DraftingConfig(8, 4, 32, adaptive=False), "8x4, 32 nodes"),
-        ("1x3", DraftingConfig(1, 3, 3, adaptive=False), "1x3, 3 nodes"),
-        ("4x4~", DraftingConfig(4, 4, 16, adaptive=True), "4x4, up to 16 nodes"),
-        ("8x4:32~", DraftingConfig(8, 4, 32, adaptive=True), "8x4, up to 32 nodes"),
+        ("4x4", DraftingConfig(4, 4, 16, adaptive=False, prompt_lookup=False), "4x4, 16 nodes"),
+        ("8x4", DraftingConfig(8, 4, 16, adaptive=False, prompt_lookup=False), "8x4, 16 nodes"),
+        ("8x4:32", DraftingConfig(8, 4, 32, adaptive=False, prompt_lookup=False), "8x4, 32 nodes"),
+        ("1x3", DraftingConfig(1, 3, 3, adaptive=False, prompt_lookup=False), "1x3, 3 nodes"),
+        ("4x4~", DraftingConfig(4, 4, 16, adaptive=True, prompt_lookup=False), "4x4, up to 16 nodes"),
+        ("8x4:32~", DraftingConfig(8, 4, 32, adaptive=True, prompt_lookup=False), "8x4, up to 32 nodes"),
+        ("4x4+", DraftingConfig(4, 4, 16, adaptive=False), "4x4, 16 nodes, copies"),
+        ("4x4:7+~", DraftingConfig(4, 4, 7, adaptive=True), "4x4, up to 7 nodes, copies"),
     ],
 )
 def test_trees(text: str, expected: DraftingConfig, name: str) -> None:
@@ -114,7 +116,9 @@ def test_trees(text: str, expected: DraftingConfig, name: str) -> None:
     assert tree_name(expected) == name
 
 
-@pytest.mark.parametrize("text", ["", "4", "4x", "x4", "4x4:", "4x4:~", "~4x4", "4x4:a", "4 x 4", "-1x4", "99x4"])
+@pytest.mark.parametrize(
+    "text", ["", "4", "4x", "x4", "4x4:", "4x4:~", "~4x4", "4x4:a", "4x4~+", "4 x 4", "-1x4", "99x4"]
+)
 def test_what_is_no_tree(text: str) -> None:
     with pytest.raises(ValueError, match=r"is no tree|beam_width"):
         parse_tree(text)
@@ -150,6 +154,7 @@ def test_runner_v1_computes_whole_prompts_on_a_cpu() -> None:
         "beam_length": 4,
         "num_speculative_tokens": 16,
         "project_embedding": False,
+        "prompt_lookup": True,
     }
 
 
@@ -264,14 +269,14 @@ def test_options_from_the_command_line(tmp_path: Path) -> None:
     given = ["--target", str(ASSET), "--trees", "1x3 2x2:3", "--lookup", "1", "2", "--window", "300"]
     parsed = parse_args([*given, "--peers", "--prompts", str(prompts), "--questions", "0", "--eager"])
     assert parsed.serving.trees == (
-        DraftingConfig(1, 3, 3, adaptive=False),
-        DraftingConfig(2, 2, 3, adaptive=False),
+        DraftingConfig(1, 3, 3, adaptive=False, prompt_lookup=False),
+        DraftingConfig(2, 2, 3, adaptive=False, prompt_lookup=False),
     )
     assert (parsed.serving.lookup, parsed.serving.window, parsed.serving.dtype) == ((1, 2), 300, "bfloat16")
     assert (parsed.peers, parsed.name, parsed.serving.drafter) == ((), "chat-mine", ASSET / "redrafter")
     strict = parse_args(["--target", str(ASSET), "--identity"])
     assert (strict.serving.dtype, strict.name) == ("float32", "chat-identity-mt-bench")
-    assert strict.serving.trees == (DraftingConfig(4, 4, 16, adaptive=False),)
+    assert strict.serving.trees == (DraftingConfig(4, 4, 16, adaptive=False, prompt_lookup=False),)
 
 
 @pytest.mark.parametrize(

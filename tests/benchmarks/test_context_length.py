@@ -119,7 +119,9 @@ def test_table_and_files(tmp_path: Path) -> None:
 
 def test_options_from_the_command_line() -> None:
     parsed = parse_args(["--target", str(ASSET), "--lengths", "64", "128", "--max-tokens", "32", "--served"])
-    assert parsed.serving.window == 128 + 32 and parsed.serving.trees == (DraftingConfig(4, 4, 16, adaptive=False),)
+    assert parsed.serving.window == 128 + 32 and parsed.serving.trees == (
+        DraftingConfig(4, 4, 16, adaptive=False, prompt_lookup=False),
+    )
     assert parsed.served and not parsed.check
 
 

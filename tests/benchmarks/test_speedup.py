@@ -226,8 +226,8 @@ def test_several_trees_and_a_chat_from_the_command_line() -> None:
     flags = ["--trees", "1x3 3x4:6", "--drafter-quantization", "int8", "--chat", "mt-bench"]
     parsed = parse_args(["--target", str(ASSET), *flags])
     assert parsed.drafting == {
-        "1x3, 3 nodes": DraftingConfig(1, 3, 3, drafter_quantization="int8", adaptive=False),
-        "3x4, 6 nodes": DraftingConfig(3, 4, 6, drafter_quantization="int8", adaptive=False),
+        "1x3, 3 nodes": DraftingConfig(1, 3, 3, drafter_quantization="int8", adaptive=False, prompt_lookup=False),
+        "3x4, 6 nodes": DraftingConfig(3, 4, 6, drafter_quantization="int8", adaptive=False, prompt_lookup=False),
     }
     assert parsed.chat == "mt-bench"
     with pytest.raises(SystemExit):
