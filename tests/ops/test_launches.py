@@ -17,6 +17,7 @@ from redrafter_vllm.drafting.propose import propose_trees
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.model.packed import PackedDrafter
 from redrafter_vllm.ops import dispatch
+from redrafter_vllm.ops.graft_copies import Texts
 from redrafter_vllm.ops.tree_verify import Walk
 from tests.tools.cpu_support.interpreted import needs_interpreter
 
@@ -80,7 +81,16 @@ def test_of_a_round(project: bool, launches: Launches) -> None:
     search = dict.fromkeys(("_tile_kernel", "_beam_kernel", "_request_kernel", "_grow_kernel"), STEPS)
     once = {"cat": 1, "zeros_like": 1, "_build_kernel": 1, "_store_kernel": 1}
     assert dict(launches.count) == products | recurrence | head | search | once
+    # Copies of the text are one more.
+    texts = Texts(torch.zeros(1, 8, dtype=torch.int32), torch.tensor([5], dtype=torch.int32)), buffers.inputs.rows
+    launches.count.clear()
+    with launches:
+        propose_trees(drafter, inputs, *buffers.inputs[:2], buffers.inputs.beam_limit, drafting, texts=texts)
+    assert dict(launches.count) == products | recurrence | head | search | {
+        **dict.fromkeys(("cat", "zeros_like", "_build_kernel", "_graft_kernel"), 1)
+    }
     # Where trees adapt, a round has two more, and a verification one.
+    launches.count.clear()
     survival, confidences = SurvivalEstimator(1, 6, STEPS, torch.device("cpu")), torch.zeros(1, 6)
     launches.count.clear()
     with launches:
