@@ -22,6 +22,7 @@ from redrafter_vllm.utils.paths import PlaceError, check_writable
 
 TAGS = ["speculative-decoding", "redrafter", "vllm"]
 MEGABYTE = 10**6
+TARGET = "TARGET"  # in commands, for a folder whose place nobody else has
 HUB_TIMEOUT = 10  # seconds
 RESULTS = "Results"
 _LICENSE_KEYS = ("license", "license_name", "license_link")
@@ -37,6 +38,12 @@ class CardTarget:
     base_model: str
     license: Mapping[str, Any] = field(default_factory=dict)  # keys of the hub's metadata
     fingerprint: str | None = None  # of its weights
+    on_hub: bool = True  # whether `base_model` is a name on the hub
+
+    @property
+    def place(self) -> str:
+        """What stands for the target in a command that others can type."""
+        return self.base_model if self.on_hub else TARGET
 
 
 def describe_target(target: str, fingerprint: str | None = None) -> CardTarget:
@@ -51,7 +58,9 @@ def describe_target(target: str, fingerprint: str | None = None) -> CardTarget:
     metadata = card_metadata(folder) if local else _hub_metadata(target)
     base = metadata.get("base_model") if metadata.get("base_model_relation") in _SAME_MODEL else None
     licence = {key: value for key in _LICENSE_KEYS if isinstance(value := metadata.get(key), str)}
-    return CardTarget(name, base if local and isinstance(base, str) else name, licence, fingerprint)
+    if local and isinstance(base, str):
+        return CardTarget(name, base, licence, fingerprint)
+    return CardTarget(name, name, licence, fingerprint, on_hub=not local)
 
 
 def place_name(place: str) -> str:
@@ -105,13 +114,14 @@ def write_card(
         **(dict(target.license) if target else {}),
     )
     name = target.name if target else "its target"
+    place = target.place if target else TARGET
     parts = [
         f"# Recurrent drafter for {name}",
         f"{origin} {_ABOUT.format(target=name)}".strip(),
         _sizes(folder, target),
-        _USE.format(target=target.name if target else "TARGET"),
+        _USE.format(target=place, places=_places(target)),
         *(f"## {heading}\n\n{text}" for heading, text in (sections or {}).items()),
-        _LIMITS.format(target=target.name if target else "TARGET"),
+        _LIMITS.format(target=place),
     ]
     write_text(folder / CARD_FILE, f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join([*parts, CARD_MARK]) + "\n")
 
@@ -126,6 +136,8 @@ def check_card_place(folder: Path) -> None:
 def add_results(folder: Path, key: str, text: str) -> None:
     """Adds `text` to the results in the card of `folder`, in place of an earlier one with the same `key`.
 
+    A first one comes before the limits, the others come behind it.
+
     The remaining card stays as it is, changes by hand included. A folder without a card gets one that names no target.
     """
     card = folder / CARD_FILE
@@ -139,8 +151,18 @@ def add_results(folder: Path, key: str, text: str) -> None:
         content = earlier.sub(lambda _: block, content, count=1)
     else:
         heading = "" if f"\n## {RESULTS}\n" in content else f"## {RESULTS}\n\n"
-        content = f"{content.rstrip()}\n\n{heading}{block}\n"
+        place = _place_of_results(content)
+        parts = (content[:place].rstrip(), f"{heading}{block}", content[place:].strip())
+        content = "\n\n".join(part for part in parts if part) + "\n"
     write_text(card, content)
+
+
+def _place_of_results(content: str) -> int:
+    """Where the next results go: behind earlier ones, else before the limits, else at the end."""
+    if earlier := list(re.finditer(f"<!-- end of {RESULTS.lower()}: .*? -->", content)):
+        return earlier[-1].end()
+    limits = content.find("\n## Limits\n")
+    return len(content) if limits < 0 else limits
 
 
 def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
@@ -152,6 +174,13 @@ def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -
 
 def _cell(value: object) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _places(target: CardTarget | None) -> str:
+    """What the capital words in the commands stand for."""
+    if target and target.on_hub:
+        return "this folder as DIR"
+    return f"this folder as DIR and {target.name if target else 'the target'}'s folder as {TARGET}"
 
 
 def _sizes(folder: Path, target: CardTarget | None) -> str:
@@ -192,7 +221,7 @@ It proposes tokens that {target} verifies, several at a time, so that the target
 _USE = """\
 ## Use
 
-With the plugin redrafter-vllm for vLLM, and this folder as DIR:
+With the plugin redrafter-vllm for vLLM, and {places}:
 
 ```
 vllm serve {target} --speculative-model DIR
@@ -206,4 +235,4 @@ _LIMITS = """\
 - What the target generates is unaffected: drafts change the speed, not the distribution of the text.
 - How many drafts are accepted depends on how much the text resembles the training data. On text of another kind or
   language, and at higher temperatures, there may be no gain: measure it on prompts of your own with
-  `python -m redrafter_training.evaluate --target {target} --drafter DIR --prompts FILE`."""
+  `redrafter evaluate --target {target} --drafter DIR --prompts FILE`."""

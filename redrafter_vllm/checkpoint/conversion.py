@@ -41,7 +41,10 @@ def _card_target(source: Path) -> CardTarget | None:
     if checkpoint.read_config(source)[1]:
         return describe_target(str(source))
     named = card_metadata(source).get("base_model")
-    return replace(describe_target(str(source)), name=named, base_model=named) if isinstance(named, str) else None
+    if not isinstance(named, str):
+        return None
+    # A name of two parts is one on the hub; the card of a drafter for a target in a folder has the folder's name.
+    return replace(describe_target(str(source)), name=named, base_model=named, on_hub="/" in named)
 
 
 def _load_pickle(source: Path) -> tuple[DrafterConfig, dict[str, Tensor]]:

@@ -50,7 +50,7 @@ def test_what_the_hub_and_a_reader_learn(drafter: Path, tmp_path: Path) -> None:
     assert "| fingerprint of its weights | `0123abcd` |" in card.text and "hidden size 6" in card.text
     size = (drafter / "model.safetensors").stat().st_size
     assert f"| weights | {size / 10**6:.1f} MB, float32 |" in card.text
-    assert "all 11 tokens" in card.text and "vllm serve chat-7b --speculative-model DIR" in card.text
+    assert "all 11 tokens" in card.text and "vllm serve acme/chat-7b --speculative-model DIR" in card.text
     assert "Made by hand." in card.text and "\n## Data\n\nSome.\n" in card.text and "\n## Limits\n" in card.text
     assert str(tmp_path) not in str(card)
 
@@ -72,7 +72,7 @@ def test_loading_ignores_the_card(drafter: Path) -> None:
 def test_targets_are_named_without_their_path(tmp_path: Path) -> None:
     save_random_llama(tmp_path / "models" / "small")
     target = tmp_path / "models" / "small"
-    assert describe_target(str(target)) == CardTarget("small", "small")
+    assert describe_target(str(target)) == CardTarget("small", "small", on_hub=False)
     (target / "README.md").write_text(LICENSED)
     assert describe_target(f"{target}/", "ab") == CardTarget("small", "acme/small", {"license": "mit"}, "ab")
     # A fine-tuned model is another one than that which it was trained from.
@@ -80,19 +80,34 @@ def test_targets_are_named_without_their_path(tmp_path: Path) -> None:
     assert describe_target(str(target)).base_model == "small"
     for broken in ("---\nlicense: [mit\n---\n", "---\n- a\n---\n", "no metadata", "---\nlicense: {a: 1}\n---\n"):
         (target / "README.md").write_text(broken)
-        assert describe_target(str(target)) == CardTarget("small", "small")
+        assert describe_target(str(target)) == CardTarget("small", "small", on_hub=False)
+
+
+def test_commands_name_what_can_be_served(drafter: Path, tmp_path: Path) -> None:
+    """The name of a folder is found nowhere else: the reader puts its place there."""
+    card = drafter / "README.md"
+    write_card(drafter, CardTarget("small", "small", on_hub=False))
+    assert "this folder as DIR and small's folder as TARGET" in card.read_text()
+    assert "vllm serve TARGET --speculative-model DIR" in card.read_text()
+    assert "redrafter evaluate --target TARGET --drafter DIR" in card.read_text()
+    write_card(drafter, CardTarget("small", "acme/small"))
+    assert "for vLLM, and this folder as DIR:" in card.read_text()
+    assert "redrafter evaluate --target acme/small --drafter DIR" in card.read_text()
+    write_card(drafter, None)
+    assert "this folder as DIR and the target's folder as TARGET" in card.read_text()
 
 
 def test_results_are_replaced_by_those_of_the_same_kind(drafter: Path) -> None:
     write_card(drafter, None)
     card = drafter / "README.md"
     card.write_text(card.read_text().replace("## Limits", "My own words.\n\n## Limits"))
-    before = card.read_text()
+    before, limits = card.read_text().split("## Limits")
     add_results(drafter, "mt-bench", "first \\1")
     add_results(drafter, "spec-bench", "second")
     text = card.read_text()
-    assert text.startswith(before) and text.count("\n## Results\n") == 1
-    assert text.index("first \\1") < text.index("second")
+    assert text.startswith(f"{before}## Results\n\n") and text.count("\n## Results\n") == 1
+    assert text.endswith(f"\n\n## Limits{limits}")
+    assert text.index("first \\1") < text.index("second") < text.index("## Limits")
     add_results(drafter, "mt-bench", "third")
     assert card.read_text() == text.replace("first \\1", "third")
 
@@ -101,6 +116,10 @@ def test_results_without_a_card(drafter: Path) -> None:
     add_results(drafter, "mt-bench", "first")
     text = (drafter / "README.md").read_text()
     assert "## Limits" in text and "## Results" in text and "first" in text
+    (drafter / "README.md").write_text("My own card.\n")
+    add_results(drafter, "mt-bench", "first")
+    text = (drafter / "README.md").read_text()
+    assert text.startswith("My own card.\n\n## Results\n\n") and text.endswith("-->\n") and "first" in text
 
 
 def test_the_card_of_a_target_is_not_touched(drafter: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def _main(args: argparse.Namespace, parser: argparse.ArgumentParser, _: Interrup
     from redrafter_training.run.prompt_evaluation import ALL
     from redrafter_training.target.model import TargetModel
     from redrafter_training.target.properties import read_facts
-    from redrafter_training.trainer.acceptance import Drafting, measure
+    from redrafter_training.trainer.acceptance import Drafting, measure_each
     from redrafter_training.trainer.metrics import depth_figures
     from redrafter_vllm.checkpoint.card import check_card_place
     from redrafter_vllm.checkpoint.locate import resolve_drafter
@@ -104,16 +104,16 @@ def _main(args: argparse.Namespace, parser: argparse.ArgumentParser, _: Interrup
     answer = partial(_continue_files if on_files else _answer_prompts, args, target, tokenizer, facts.longest)
     answered = answer(args.temperature)
     if on_files:
-        measured = []
-        for shape in drafting:
-            measured.append((shape, {ALL: measure(target, drafter, answered, shape)}))
-            print(strict_json.dumps(asdict(shape) | asdict(measured[-1][1][ALL])))
+        figures = measure_each(target, drafter, answered, drafting, quiet=False)
+        measured = [(shape, {ALL: acceptance}) for shape, acceptance in zip(drafting, figures, strict=True)]
+        for shape, groups in measured:
+            print(strict_json.dumps(asdict(shape) | asdict(groups[ALL])))
     else:
         measured = _by_category(args, target, drafter, answered, drafting)
         if args.reliability is not None:
             _draw_reliability(args, folder, target, drafter, answered, drafting[-1])
     if args.card:
-        _write_results(args, folder, measured)
+        _write_results(args, folder, measured, len(answered))
     if on_files:
         length = int(min(WINDOW, facts.longest))
         windows = held_out_windows(tokenizer, args.windows, length=length, corpus=args.corpus)
@@ -213,11 +213,10 @@ def _by_category(
     """Prints one line per shape of the draft; returns the shapes with their figures by group."""
     from redrafter_training.run.prompt_evaluation import acceptance_by_category
 
-    measured = []
-    for shape in drafting:
-        figures = acceptance_by_category(target, drafter, answered, shape)
-        measured.append((shape, figures))
-        by_group = {group: asdict(acceptance) for group, acceptance in figures.items()}
+    figures = acceptance_by_category(target, drafter, answered, drafting, quiet=False)
+    measured = list(zip(drafting, figures, strict=True))
+    for shape, groups in measured:
+        by_group = {group: asdict(acceptance) for group, acceptance in groups.items()}
         print(strict_json.dumps(asdict(shape) | {"prompts": args.prompts} | by_group))
     return measured
 
@@ -243,14 +242,22 @@ def _draw_reliability(
     print(strict_json.dumps({"calibration_error": errors, "nodes": len(estimates.is_accepted)}))
 
 
-def _write_results(args: argparse.Namespace, folder: Path, measured: Sequence[tuple[Any, dict[str, Any]]]) -> None:
-    from redrafter_training.run.prompt_evaluation import results_text
+def _write_results(
+    args: argparse.Namespace, folder: Path, measured: Sequence[tuple[Any, dict[str, Any]]], texts: int
+) -> None:
+    from redrafter_training.run.prompt_evaluation import ALL, results_text
+    from redrafter_training.trainer.card import write_training_card
     from redrafter_vllm.checkpoint.card import add_results, place_name
+    from redrafter_vllm.checkpoint.places import CARD_FILE, read_provenance
 
+    if not (folder / CARD_FILE).is_file():
+        write_training_card(folder, read_provenance(folder) | {"target": args.target})
     prompts = f"{args.prompts} held-out source files" if args.prompts.isdigit() else place_name(args.prompts)
     sampling = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
     title = f"{prompts}, {sampling}, up to {args.new_tokens} new tokens"
-    add_results(folder, title, f"{title}:\n\n{results_text(measured)}")
+    counted = measured[0][1][ALL].tokens
+    said = f"{title}; {texts:,} responses of the target with {counted:,} tokens behind their first ones, float32."
+    add_results(folder, title, f"{said}\n\n{results_text(measured)}")
 
 
 if __name__ == "__main__":

@@ -229,7 +229,7 @@ def test_the_drafter_is_exported_even_if_its_evaluation_fails(
         raise IndexError("index out of range in self")
 
     with monkeypatch.context() as patched:
-        patched.setattr("redrafter_training.run.evaluation.measure", fail)
+        patched.setattr("redrafter_training.run.evaluation.measure_each", fail)
         assert main(command) == 1
     assert (
         "is complete, but its tokens per step could not be measured (IndexError: index out of"

@@ -4,9 +4,11 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from redrafter_training.data.chat_templates import resolve_chat_template
@@ -73,20 +75,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+class Reader(TargetModel):
+    """Counts the texts that the target reads."""
+
+    def __init__(self, target: TargetModel) -> None:
+        super().__init__(target.model)
+        self.reads = 0
+
+    def hidden(self, *args: Any, **options: Any) -> Tensor:
+        self.reads += 1
+        return super().hidden(*args, **options)
+
+
 def test_figures_of_groups_add_up(folder: Path) -> None:
     target = TargetModel(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
     drafter = random_drafter(vocab_size=len(TOKENIZER), hidden_size=HIDDEN, exit_dim=2 * HIDDEN)
     template = resolve_chat_template(TOKENIZER, None)
     answered, _ = answer_prompts(TransformersEngine(target, 2), TOKENIZER, template, PROMPTS, new_tokens=20, window=500)
-    shape = Drafting(8, 2, 16)
-    figures = acceptance_by_category(target, drafter, answered, shape)
-    assert list(figures) == ["all", "cake", "tea", "turn 1", "turn 2"]
-    assert figures["all"] == measure(target, drafter, [(a.text, a.start) for a in answered], shape)
-    assert figures["tea"] == measure(
-        target, drafter, [(a.text, a.start) for a in answered if a.category == "tea"], shape
-    )
-    for one, other in (("steps", "steps"), ("tokens", "tokens")):
-        assert getattr(figures["turn 1"], one) + getattr(figures["turn 2"], one) == getattr(figures["all"], other)
+    shapes = [Drafting(8, 2, 16), Drafting(1, 3, 3)]
+    reader = Reader(target)
+    found = acceptance_by_category(reader, drafter, answered, shapes)
+    assert reader.reads == len(answered), "once for both shapes"
+    for shape, figures in zip(shapes, found, strict=True):
+        assert list(figures) == ["all", "turn 1", "turn 2", "cake", "tea"]
+        assert figures["all"] == measure(target, drafter, [(a.text, a.start) for a in answered], shape)
+        assert figures["tea"] == measure(
+            target, drafter, [(a.text, a.start) for a in answered if a.category == "tea"], shape
+        )
+        for name in ("steps", "tokens"):
+            assert getattr(figures["turn 1"], name) + getattr(figures["turn 2"], name) == getattr(figures["all"], name)
 
 
 def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +120,8 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert not (folder / "redrafter" / "README.md").exists()
     assert main([*arguments, "--prompts", str(path), "--card"]) == 0
     card = (folder / "redrafter" / "README.md").read_text()
-    assert "mine.jsonl, greedy, up to 12 new tokens:" in card and str(tmp_path) not in card
+    counted = f"6 responses of the target with {chain['all']['tokens']:,} tokens behind their first ones, float32.\n"
+    assert f"\nmine.jsonl, greedy, up to 12 new tokens; {counted}" in card and str(tmp_path) not in card
     tea = [f"{row['tea']['tokens_per_step']:.2f}" for row in (chain, tree)]
     assert f"| tea | {tea[0]} | {tea[1]} |" in card and "| prompts | 1 x 2 in 2 | 4 x 2 in 8 |" in card
     first = chain["all"]["acceptance_by_depth"]

@@ -32,6 +32,7 @@ REPORT: dict[str, Any] = {
         "commands": ["python -m redrafter_training.invent --count 9", "python -m redrafter_training.respond"],
         "training": 5000,
         "learned_tokens": 1500000,
+        "looping": 2100,
         "held_out_prompts": 250,
         "draft_vocabulary_coverage": 0.9876,
     },
@@ -59,6 +60,7 @@ def test_the_report_as_a_card(tmp_path: Path) -> None:
         "| texts to train on | 5,000 |",
         "| tokens of the target's answers in them, which carry the loss | 1,500,000 |",
         "| prompts or documents held out | 250 |",
+        "| texts cut where the answer repeats itself | 2,100 |",
         "| tokens within the draft vocabulary | 98.76% |",
         "| steps | 2,000 |",
         "| tokens seen | at most 16,384,000, 8,192 a step |",
@@ -69,10 +71,17 @@ def test_the_report_as_a_card(tmp_path: Path) -> None:
     ):
         assert said in text
     assert "tokens per step |" not in text
+    assert "vllm serve TARGET --speculative-model DIR" in text and "chat's folder as TARGET" in text
     figures = {"tokens_per_step": 2.5, "acceptance_by_depth": [0.75, 0.5], "steps": 8, "tokens": 20}
     update_report(tmp_path / "out", REPORT | {"held_out": {"4x2": figures}})
     assert "| 4x2 | 2.50 | 75% | 50% |" in card.read_text()
     assert json.loads((tmp_path / "out" / "training.json").read_text())["held_out"]["4x2"] == figures
+
+
+def test_a_loss_with_distances_of_hidden_states_has_no_unit(tmp_path: Path) -> None:
+    weighted = REPORT["config"] | {"loss": {"labels": "target", "hidden_weight": 30.0}}
+    export(Drafter(CONFIG), tmp_path / "out", REPORT | {"config": weighted})
+    assert "| training loss at the end | 1.250 |" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_results_belong_to_the_weights(tmp_path: Path) -> None:
@@ -105,7 +114,7 @@ def test_the_cards_of_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture
     text = (out / "README.md").read_text()
     assert card_metadata(out)["license"] == "psf-2.0" and card_metadata(out)["base_model"] == "small-llama"
     assert report["target_content"]["weights"] in text and "| source | chats.json |" in text
-    assert "On held-out prompts, greedy, simulated" in text and "| steps | 2 |" in text
+    assert "of the kind that it was trained on, greedy, simulated" in text and "| steps | 2 |" in text
     assert f"{report['data']['learned_tokens']:,} |" in text and report["data"]["learned_tokens"] > 50
     outside = text.replace(report["command"], "")
     assert str(tmp_path) not in outside

@@ -16,7 +16,7 @@ from redrafter_training.responses.engine import continue_prompts
 from redrafter_training.responses.transformers_engine import TransformersEngine
 from redrafter_training.target.model import TargetModel
 from redrafter_training.target.properties import facts_of
-from redrafter_training.trainer.acceptance import Drafting, measure
+from redrafter_training.trainer.acceptance import Drafting, measure_each
 from redrafter_training.trainer.calibration import calibrate
 from redrafter_vllm.adaptive.survival import Coefficients
 from redrafter_vllm.model.drafter import Drafter
@@ -44,7 +44,8 @@ def held_out_figures(
     continued = continue_prompts(TransformersEngine(target), chosen, new_tokens)
     texts = [(text.to(target.device), len(prompt)) for text, prompt in zip(continued, chosen, strict=True)]
     shapes = [Drafting(width, beam_length, width * beam_length) for width in (1, 4)]
-    accepted = {f"{s.beam_width}x{s.beam_length}": asdict(measure(target, rounded, texts, s)) for s in shapes}
+    figures = measure_each(target, rounded, texts, shapes)
+    accepted = {f"{s.beam_width}x{s.beam_length}": asdict(of) for s, of in zip(shapes, figures, strict=True)}
     return HeldOutFigures(accepted, calibrate(target, rounded, texts, shapes[-1]))
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation on chat prompts: the target answers them turn by turn, and tokens per step are counted by category."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from redrafter_training.data.conversations import Turn
 from redrafter_training.data.rendering import ChatTemplate
 from redrafter_training.responses.engine import Completion, Engine, Request
 from redrafter_training.target.model import TargetModel
-from redrafter_training.trainer.acceptance import Acceptance, CountedSteps, Drafting, counted_steps, summarise
+from redrafter_training.trainer.acceptance import Acceptance, Drafting, counted_steps, summarise
 from redrafter_vllm.checkpoint.card import markdown_table
 from redrafter_vllm.model.interface import DrafterInterface
 from redrafter_vllm.prompt_sets import EvaluationPrompt
@@ -76,20 +75,43 @@ def _text(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> str:
 
 
 def acceptance_by_category(
-    target: TargetModel, drafter: DrafterInterface, answered: Sequence[AnsweredPrompt], drafting: Drafting
-) -> dict[str, Acceptance]:
-    """Acceptance over all responses (`all`), by category, and by turn (`turn 1`, `turn 2`).
+    target: TargetModel,
+    drafter: DrafterInterface,
+    answered: Sequence[AnsweredPrompt],
+    draftings: Sequence[Drafting],
+    *,
+    quiet: bool = True,
+) -> list[dict[str, Acceptance]]:
+    """For each shape, acceptance over all responses (`all`), by turn (`turn 1`, `turn 2`) and by category.
+
+    The target reads each response once, whatever the number of shapes. `quiet` shows no progress bar.
 
     Raises:
         ValueError: no response has two tokens.
     """
-    counted: defaultdict[str, list[CountedSteps]] = defaultdict(list)
-    for response in answered:
-        steps = counted_steps(target, drafter, response.text.to(target.device), response.start, drafting)
-        for group in {ALL, response.category, f"turn {response.turn + 1}"} - {""}:
-            counted[group].append(steps)
-    groups = {group: texts for group, texts in counted.items() if group == ALL or any(t.accepted for t in texts)}
-    return {group: summarise(groups[group], drafting) for group in sorted(groups)}
+    texts = [(response.text, response.start) for response in answered]
+    counted = counted_steps(target, drafter, texts, draftings, quiet=quiet)
+    # Whether a response has steps does not depend on the shape.
+    has_steps = [bool(steps.accepted) for steps in counted[0]]
+    groups = {
+        group: members
+        for group, members in _groups(answered).items()
+        if group == ALL or any(has_steps[member] for member in members)
+    }
+    return [
+        {group: summarise([steps[member] for member in members], drafting) for group, members in groups.items()}
+        for steps, drafting in zip(counted, draftings, strict=True)
+    ]
+
+
+def _groups(answered: Sequence[AnsweredPrompt]) -> dict[str, list[int]]:
+    """The places in `answered` of all responses, of each turn and of each category, in the order of a report."""
+    places = range(len(answered))
+    turns = sorted({response.turn for response in answered})
+    categories = sorted({response.category for response in answered} - {""})
+    groups = {ALL: list(places)}
+    groups |= {f"turn {turn + 1}": [at for at in places if answered[at].turn == turn] for turn in turns}
+    return groups | {name: [at for at in places if answered[at].category == name] for name in categories}
 
 
 def results_text(measured: Sequence[tuple[Drafting, Mapping[str, Acceptance]]]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from redrafter_training.target.model import TargetModel
 from redrafter_vllm.config import MAX_BEAM_LENGTH, MAX_BEAM_WIDTH
@@ -124,7 +125,20 @@ def measure(
     Raises:
         ValueError: no text has a continuation of at least two tokens.
     """
-    return summarise([counted_steps(target, drafter, text, start, drafting) for text, start in texts], drafting)
+    return measure_each(target, drafter, texts, [drafting])[0]
+
+
+def measure_each(
+    target: TargetModel,
+    drafter: DrafterInterface,
+    texts: Sequence[tuple[Tensor, int]],
+    draftings: Sequence[Drafting],
+    *,
+    quiet: bool = True,
+) -> list[Acceptance]:
+    """`measure` of several shapes; the target reads each text once. `quiet` shows no progress bar."""
+    counted = counted_steps(target, drafter, texts, draftings, quiet=quiet)
+    return [summarise(steps, drafting) for steps, drafting in zip(counted, draftings, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -136,16 +150,28 @@ class CountedSteps:
 
 
 def counted_steps(
-    target: TargetModel, drafter: DrafterInterface, text: Tensor, start: int, drafting: Drafting
-) -> CountedSteps:
-    """The steps for `text` [n] behind its prompt of `start` tokens; none where fewer than two tokens follow it."""
-    return counted_steps_of_each(target, drafter, text, start, [drafting])[0]
+    target: TargetModel,
+    drafter: DrafterInterface,
+    texts: Sequence[tuple[Tensor, int]],
+    draftings: Sequence[Drafting],
+    *,
+    quiet: bool = True,
+) -> list[list[CountedSteps]]:
+    """For each shape the steps of each text; arguments as those of `measure_each`."""
+    by_text = [
+        counted_steps_of_each(target, drafter, text.to(target.device), start, draftings)
+        for text, start in tqdm(texts, desc="tokens per step", unit="text", disable=quiet)
+    ]
+    return [[steps[shape] for steps in by_text] for shape in range(len(draftings))]
 
 
 def counted_steps_of_each(
     target: TargetModel, drafter: DrafterInterface, text: Tensor, start: int, draftings: Sequence[Drafting]
 ) -> list[CountedSteps]:
-    """`counted_steps` of several shapes, from one pass of the target."""
+    """For each shape the steps for `text` [n] behind its prompt of `start` tokens, from one pass of the target.
+
+    There are none where fewer than two tokens follow the prompt.
+    """
     if len(text) - start < 2:
         return [CountedSteps([], 0) for _ in draftings]
     hidden = target.hidden(text[None])[0]
