@@ -271,7 +271,7 @@ def _report(results: "Results", run: dict[str, Any], plain: str) -> None:
     for path in written:
         print(path)
     if not any(path.suffix == ".png" for path in written):
-        print("no plots: matplotlib is not installed (pip install 'redrafter-vllm[bench]')")
+        print("no plots: matplotlib is not installed (pip install matplotlib)")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from importlib import metadata
 from redrafter_vllm import __version__
 from redrafter_vllm.integration.versions import BEYOND, LOWEST, UnsupportedVllmError, check_vllm_version
 from redrafter_vllm.utils.findings import Finding, Level
+from redrafter_vllm.utils.install import install_plugin, install_training, install_vllm
 from redrafter_vllm.utils.messages import did_you_mean, sentence, shown
 
 PYTHONS = ((3, 11), (3, 14))  # from, below
@@ -59,7 +60,7 @@ def packages() -> Iterator[Finding]:
             Level.NOTE,
             "redrafter-training",
             "not installed: serving works, training does not",
-            "pip install redrafter-training, or in a clone: pip install ./training",
+            install_training(),
         )
     else:
         ray = installed("ray")
@@ -76,7 +77,7 @@ def vllm() -> Iterator[Finding]:
             Level.PROBLEM,
             "vLLM",
             "not installed",
-            "on an NVIDIA GPU pip install 'redrafter-vllm[cuda]'; without one, in a clone: make setup",
+            install_vllm(),
         )
         return
     says = " and ".join(f"{name} {version}" for name, version in builds.items())
@@ -101,7 +102,7 @@ def vllm() -> Iterator[Finding]:
             Level.PROBLEM,
             "plugin",
             "vLLM does not find it: the package is imported but not installed",
-            "pip install redrafter-vllm, or in a clone: pip install .",
+            install_plugin(),
         )
     elif wanted is not None and "redrafter" not in wanted.split(","):
         yield Finding(

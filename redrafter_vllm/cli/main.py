@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from redrafter_vllm import __version__
 from redrafter_vllm.cli.commands import COMMANDS, GROUPS
+from redrafter_vllm.utils.install import install_training
 from redrafter_vllm.utils.messages import did_you_mean, shown
 from redrafter_vllm.utils.program import COMMAND
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = COMMANDS[name]
     if not command.is_installed:
         print(
-            f"{COMMAND} {name} is part of the training package, which is not installed: pip install redrafter-training",
+            f"{COMMAND} {name} is part of the training package, which is not installed: {install_training()}",
             file=sys.stderr,
         )
         return 1

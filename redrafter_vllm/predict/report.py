@@ -113,7 +113,7 @@ def write_plot(report: Report, file: Path) -> None:
     """Speed-up by batch size. Raises ValueError without matplotlib."""
     drawing = drawn(lambda axes: _draw(report, axes))
     if drawing is None:
-        raise ValueError("a plot needs matplotlib: pip install 'redrafter-vllm[bench]'")
+        raise ValueError("a plot needs matplotlib: pip install matplotlib")
     with atomic_file(file) as temporary:
         drawing.savefig(temporary, format="png", dpi=120)
 

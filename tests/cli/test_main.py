@@ -83,7 +83,7 @@ def test_without_the_training_package(monkeypatch: pytest.MonkeyPatch, capsys: p
     find = commands.find_spec
     monkeypatch.setattr(commands, "find_spec", lambda name: None if name == "redrafter_training" else find(name))
     assert main(["train"]) == 1
-    assert "pip install redrafter-training" in capsys.readouterr().err
+    assert "pip install ./training" in capsys.readouterr().err
     assert COMMANDS["doctor"].is_installed
 
 

@@ -85,7 +85,7 @@ def _is_complete(folder: Path) -> bool:
 
 def _require_gguf() -> None:
     if find_spec("gguf") is None:
-        raise FetchError("reading GGUF needs the package gguf: pip install 'redrafter-training[smollm2]'")
+        raise FetchError("reading GGUF needs the package gguf: pip install gguf")
 
 
 def _download(scratch: Path) -> Path:

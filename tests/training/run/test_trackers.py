@@ -35,7 +35,7 @@ def job_in(tmp_path: Path, *names: str) -> Job:
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_missing_library(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(TrackerError, match=rf"--{name} needs a library .*pip install 'redrafter-training\[{name}\]'"):
+    with pytest.raises(TrackerError, match=rf"--{name} needs a library .*pip install './training\[{name}\]'"):
         check_trackers(job_in(tmp_path, name))
     check_trackers(job_in(tmp_path))
 

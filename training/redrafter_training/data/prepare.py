@@ -14,6 +14,7 @@ from redrafter_training.data.conversations import load_conversations
 from redrafter_training.data.report import DataReport
 from redrafter_training.data.tokenize import Example, ExampleEncoder, encode_all
 from redrafter_training.target.properties import read_facts
+from redrafter_vllm.utils.install import install_training
 
 FORMAT = 3  # version of the file of examples
 LARGE = 256 << 20  # bytes of a file that take one process minutes to tokenise
@@ -56,7 +57,7 @@ def prepare_examples(job: Job, window: int, inputs: Mapping[str, Any]) -> None:
     except ImportError as problem:
         if job.ingest == "auto":
             return
-        raise ValueError(f"--ingest ray needs Ray: pip install redrafter-training ({problem})") from None
+        raise ValueError(f"--ingest ray needs Ray: {install_training()} ({problem})") from None
     job = job.absolute()
     with session():
         choice = {"config": job.data_config, "split": job.data_split}

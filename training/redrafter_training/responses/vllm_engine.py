@@ -24,6 +24,7 @@ from redrafter_training.target.properties import (
     read_facts,
 )
 from redrafter_training.utils.memory import free_memory
+from redrafter_vllm.utils.install import install_vllm
 
 # On a CPU vLLM would take nearly all of the memory, and compiling takes longer than a small piece of work.
 MAX_KV_CACHE = 4 << 30  # bytes
@@ -158,9 +159,7 @@ def load_tokenizer(job: EngineSettings, length: int, key: str) -> PreTrainedToke
         DataError: vLLM is not installed, the target cannot be loaded, or it takes fewer tokens.
     """
     if not has_vllm():
-        raise DataError(
-            "responses are generated with vLLM: pip install 'redrafter-vllm[cuda]', or see README for a CPU"
-        )
+        raise DataError(f"responses are generated with vLLM, which is not installed: {install_vllm()}")
     try:
         config = load_config(job.target, trust_remote_code=job.trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(job.target, trust_remote_code=job.trust_remote_code)

@@ -21,6 +21,7 @@ from redrafter_training.run.data_summary import ignored_files
 from redrafter_training.run.prompt_invention import invention_facts
 from redrafter_training.utils.provenance import provenance
 from redrafter_vllm.checkpoint.fingerprint import target_fingerprint
+from redrafter_vllm.utils.install import install_training
 
 
 @dataclass
@@ -128,7 +129,7 @@ def _generated(job: ResponseJob, pending: list[Shard]) -> Iterator[tuple[int, li
     try:
         from redrafter_training.distributed.ray_train import connect, has_gpus
     except ImportError as problem:
-        raise DataError(f"several workers need Ray: pip install redrafter-training ({problem})") from None
+        raise DataError(f"several workers need Ray: {install_training()} ({problem})") from None
     connect(job.ray_address, num_cpus=job.num_workers)
     on_cuda = job.device == "cuda" or (job.device == "auto" and has_gpus(job.num_workers * job.gpus_per_worker))
     crew = Crew(job.num_workers, job.gpus_per_worker if on_cuda else 0, job.max_failures)

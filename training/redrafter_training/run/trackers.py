@@ -17,6 +17,7 @@ from typing import Any
 from redrafter_training.config.job import Job
 from redrafter_training.trainer.tensorboard import Recorder, finite
 from redrafter_vllm.utils.atomic import write_text
+from redrafter_vllm.utils.install import install_training
 from redrafter_vllm.utils.messages import sentence
 
 RUNS_FILE = "trackers.json"
@@ -96,7 +97,7 @@ def library(name: str) -> Any:
 
     Raises TrackerError where it is missing, or something else has its name.
     """
-    install = f"pip install 'redrafter-training[{name}]'"
+    install = install_training(name)
     try:
         module = import_module(name)
     except ImportError as problem:

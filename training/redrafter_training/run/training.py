@@ -42,6 +42,7 @@ from redrafter_training.utils.run_folder import KEYS_FILE, held, run_name
 from redrafter_vllm.checkpoint.io import check_against_target
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.utils.atomic import write_text
+from redrafter_vllm.utils.install import install_training
 
 
 def train_worker(
@@ -198,7 +199,7 @@ def _launch(
     try:
         from redrafter_training.distributed.ray_train import Fleet, call_on_ray, connect, has_gpus, run_on_ray
     except ImportError as problem:
-        raise ValueError(f"several workers need Ray: pip install redrafter-training ({problem})") from None
+        raise ValueError(f"several workers need Ray: {install_training()} ({problem})") from None
     connect(job.ray_address, num_cpus=job.workers[1])
     _prepare(job, config, inputs)
     use_gpu = job.device == "cuda" or (job.device == "auto" and has_gpus(job.workers[0] * job.target_gpus))
