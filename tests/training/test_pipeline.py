@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """One file of keys for all commands: what each of them gets, what is refused before any work, and what is run again."""
 
+import json
 import os
 import signal
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from redrafter_training.pipeline import main, recipe_file, section_arguments
 from redrafter_training.responses.config import PromptJob, ResponseJob
 from redrafter_training.run import steps as running
 from redrafter_training.run.steps import FinishedSteps, Step, run_step, run_steps
+from tests.paths import ROOT
 
 RECIPE = """\
 target: acme/chat
@@ -95,7 +97,27 @@ def test_the_shipped_recipe() -> None:
     assert (config.window, config.drafter_width(576), config.draft_vocab_size) == (1024, 576, 8192)
     assert config.loss == replace(RECIPES["standard"].loss, hidden_weight=30)
     assert parse_keys(ResponseJob, "x", "y", given["respond"]).window == config.window
+    evaluate = build_parser().parse_args(given["evaluate"])
+    assert (evaluate.prompts, evaluate.new_tokens, evaluate.beam_width) == ("mt-bench", 256, [1, 2, 4, 8])
     assert recipe_file("no-such-recipe") == Path("no-such-recipe")
+
+
+def test_the_shipped_recipe_makes_a_drafter_like_the_committed_one() -> None:
+    """With as much data of both kinds, and the same training."""
+    made = json.loads((ROOT / "tests/assets/smollm2-135m-instruct/redrafter/training.json").read_text("utf-8"))
+    keys = parse_keys(Pipeline, "x", "y", ["--config", str(recipe_file("smollm2-135m-instruct")), "--out", "o"])
+    given = section_arguments(keys, "t")
+    invent = parse_keys(PromptJob, "x", "y", given["invent"])
+    # docs/dev/log.md: of its 11,008 prompts 4,608 began with given words.
+    assert made["data"]["distinct_prompts"] == 11008
+    assert invent.count == pytest.approx(11008, rel=0.01)
+    assert (invent.openings, invent.opening_share) == ("general", pytest.approx(4608 / 11008, abs=0.005))
+    respond = parse_keys(ResponseJob, "x", "y", given["respond"])
+    assert list(respond.temperatures) == made["data"]["regenerated"]["temperatures"] and respond.count is None
+    config = json.loads(json.dumps(asdict(parse(given["train"])[1])))
+    stored = made["config"]
+    assert config["budget"]["max_steps"] == stored.pop("budget")["max_steps"]
+    assert {key: config[key] for key in stored} == stored
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def as_gguf(model: LlamaForCausalLM, path: Path) -> bytes:
 
 
 @pytest.mark.process
-def test_the_model_is_converted_and_served_as_it_is(
+def test_a_small_model_of_that_form_is_converted_and_put_in_place(
     shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny_model()
