@@ -41,6 +41,7 @@ README = {
     'target     "Why is the sky blue?"': "excerpt",
     "pip install '.[cuda]'": "needs: a network",
     "vllm serve MODEL": "test: tests/engine/test_serve.py::test_completions_are_those_of_plain_vllm",
+    "redrafter fetch-smollm2": "needs: a network, minutes",
     "redrafter pipeline": "needs: hours",
     "redrafter train --target MODEL": "needs: a model",
     "redrafter watch": "needs: a model, minutes",
