@@ -250,8 +250,8 @@ def _write_results(
     from redrafter_vllm.checkpoint.card import add_results, place_name
     from redrafter_vllm.checkpoint.places import CARD_FILE, read_provenance
 
-    if not (folder / CARD_FILE).is_file():
-        write_training_card(folder, read_provenance(folder) | {"target": args.target})
+    if not (folder / CARD_FILE).is_file() and (report := read_provenance(folder)):
+        write_training_card(folder, report | {"target": args.target})
     prompts = f"{args.prompts} held-out source files" if args.prompts.isdigit() else place_name(args.prompts)
     sampling = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
     title = f"{prompts}, {sampling}, up to {args.new_tokens} new tokens"

@@ -120,12 +120,18 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert not (folder / "redrafter" / "README.md").exists()
     assert main([*arguments, "--prompts", str(path), "--card"]) == 0
     card = (folder / "redrafter" / "README.md").read_text()
-    counted = f"6 responses of the target with {chain['all']['tokens']:,} tokens behind their first ones, float32.\n"
+    counted = f"7 responses of the target with {chain['all']['tokens']:,} tokens behind their first ones, float32.\n"
     assert f"\nmine.jsonl, greedy, up to 12 new tokens; {counted}" in card and str(tmp_path) not in card
     tea = [f"{row['tea']['tokens_per_step']:.2f}" for row in (chain, tree)]
     assert f"| tea | {tea[0]} | {tea[1]} |" in card and "| prompts | 1 x 2 in 2 | 4 x 2 in 8 |" in card
     first = chain["all"]["acceptance_by_depth"]
     assert f"| 1 x 2 in 2 | {first[0]:.0%} | {first[1]:.0%} |" in card
+    assert "| target | unknown," in card, "nothing says where this drafter comes from"
+    (folder / "redrafter" / "README.md").unlink()
+    (folder / "redrafter" / "training.json").write_text('{"steps": 77, "target": "elsewhere"}')
+    assert main([*arguments, "--prompts", str(path), "--card"]) == 0
+    card = (folder / "redrafter" / "README.md").read_text()
+    assert "| steps | 77 |" in card and "# Recurrent drafter for target\n" in card and "\n## Results\n" in card
     capsys.readouterr()
     assert main([*arguments, "--prompts", "mt-bank"]) == 1
     assert "neither mt-bench nor spec-bench nor a readable file" in capsys.readouterr().err
