@@ -104,8 +104,8 @@ def _main(args: argparse.Namespace, parser: argparse.ArgumentParser, _: Interrup
     answer = partial(_continue_files if on_files else _answer_prompts, args, target, tokenizer, facts.longest)
     answered = answer(args.temperature)
     if on_files:
-        figures = measure_each(target, drafter, answered, drafting, quiet=False)
-        measured = [(shape, {ALL: acceptance}) for shape, acceptance in zip(drafting, figures, strict=True)]
+        overall = measure_each(target, drafter, answered, drafting, quiet=False)
+        measured = [(shape, {ALL: acceptance}) for shape, acceptance in zip(drafting, overall, strict=True)]
         for shape, groups in measured:
             print(strict_json.dumps(asdict(shape) | asdict(groups[ALL])))
     else:
