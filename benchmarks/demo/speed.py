@@ -60,18 +60,23 @@ def measure(
     folder: Path,
     console: Console,
     start: Start = start_offline,
+    *,
+    engine_bytes: int = 0,
 ) -> Speeds:
     """Let both engines take turns on the same prompts; rounds and logs go to `folder`, in place of earlier ones.
 
     Where memory does not hold both engines, each makes one pass, one after the other.
 
+    Args:
+        engine_bytes: Memory that an engine needs, where that is more than is estimated from its files.
+
     Raises:
         ChildError: An engine failed.
         ValueError: There is no room for an engine, or the target has too few positions.
     """
-    plan = _plan(pair, prompts, options)
+    plan = _plan(pair, prompts, options, engine_bytes)
     settings = plan.settings
-    console.print(_announcement(plan), highlight=False, soft_wrap=True)
+    console.print(_announcement(plan, max(engine_bytes, plan.bytes_each)), highlight=False, soft_wrap=True)
     if (folder / RUN_FILE).is_file():
         shutil.rmtree(folder)
     results = Results(folder)
@@ -87,7 +92,7 @@ def measure(
     return Speeds(pair, results.rounds(), plan.together)
 
 
-def _plan(pair: Pair, prompts: list[list[int]], options: DemoOptions) -> Plan:
+def _plan(pair: Pair, prompts: list[list[int]], options: DemoOptions, engine_bytes: int) -> Plan:
     devices = tuple(gpus())
     settings = Settings(
         mode="offline",
@@ -104,16 +109,18 @@ def _plan(pair: Pair, prompts: list[list[int]], options: DemoOptions) -> Plan:
         options=ENGINE,
     )
     plan = Plan(settings, pair.target, devices)
+    if plan.together and len(settings.configurations) * engine_bytes <= plan.free:
+        return plan
     # With room for one engine, every round would begin with a start.
-    return plan if plan.together else replace(plan, settings=replace(settings, rounds=1))
+    return replace(plan, settings=replace(settings, rounds=1, one_at_a_time=True))
 
 
-def _announcement(plan: Plan) -> str:
+def _announcement(plan: Plan, each: int) -> str:
     settings = plan.settings
     turn = f"{settings.requests} prompts, at most {settings.max_tokens} new tokens each"
     if plan.together:
         return f"{settings.rounds} rounds in which both engines, side by side, take a turn: {turn}"
     return (
-        f"an engine needs about {plan.bytes_each / GIB:.1f} GiB and {plan.free / GIB:.1f} GiB are free: the engines "
+        f"an engine needs about {each / GIB:.1f} GiB and {plan.free / GIB:.1f} GiB are free: the engines "
         f"run one after the other, once each ({turn}), so the ratio also shows how fast the machine was in each pass"
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.demo.inflated import inflate
+from benchmarks.demo.inflated import MEMORY_NEEDED, inflate
 from benchmarks.demo.options import DemoOptions
 from benchmarks.demo.pair import Pair, obtain_pair
 from benchmarks.demo.prompts import choose_prompts, load_tokenizer
@@ -58,5 +58,6 @@ def measure_speeds(pair: Pair, answers: Sequence[Answer], options: DemoOptions, 
     inflated = inflate(pair, options.out / "inflated", console) if options.inflated else None
     if inflated is not None:
         few = prompts[:INFLATED_TURN_PROMPTS]
-        speeds.append(measure(inflated, few, options, options.out / "speed-inflated", console))
+        folder = options.out / "speed-inflated"
+        speeds.append(measure(inflated, few, options, folder, console, engine_bytes=MEMORY_NEEDED))
     return speeds

@@ -129,6 +129,20 @@ def test_where_memory_is_short_each_makes_one_pass(pair: Pair, tmp_path: Path, m
 
 
 @pytest.mark.usefixtures("no_gpu")
+def test_a_known_need_counts_where_it_is_more_than_is_estimated(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_free_memory(monkeypatch, 9 * GIB)
+    for needed, together in ((4 * GIB, True), (5 * GIB, False)):
+        machine = Machine()
+        console = Console(width=300, record=True, file=io.StringIO())
+        folder = tmp_path / "speed"
+        found = measure(pair, PROMPTS, options(tmp_path), folder, console, machine.start, engine_bytes=needed)
+        assert found.together is together and len(found.rounds) == (3 if together else 1)
+    assert "an engine needs about 5.0 GiB and 9.0 GiB are free" in console.export_text()
+
+
+@pytest.mark.usefixtures("no_gpu")
 def test_without_room_for_an_engine_nothing_starts(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_free_memory(monkeypatch, GIB)
     machine = Machine()
