@@ -63,6 +63,7 @@ class AdaptiveTrees:
         self.pauses: defaultdict[int, DraftingPause] = defaultdict(DraftingPause)
         self._num_reqs = 0  # of the step that has ended last
         self._budget: Budget | None = None  # of the step that is being prepared
+        self._num_others = self._num_emitting = 0  # of that step: rows that are no nodes, and requests that emit
         self._cu_num_logits: np.ndarray | None = None
         self._began: float | None = None
         # When the target's last step ended, where its round began; and when all of the last step did.
@@ -86,8 +87,9 @@ class AdaptiveTrees:
         num_drafts = np.array([len(draft_tokens.get(req_id, ())) for req_id in req_ids])
         num_others = num_tokens - num_drafts
         is_emitting = states.num_computed_tokens_np[rows] + num_others >= states.prefill_len.np[rows]
-        self._budget = self._choose(rows, num_drafts, int(num_others.sum()), int(is_emitting.sum()))
-        return int(num_others.sum() + self._budget.num_nodes.sum())
+        self._num_others, self._num_emitting = int(num_others.sum()), int(is_emitting.sum())
+        self._budget = self._choose(rows, num_drafts, self._num_others, self._num_emitting)
+        return self._num_others + int(self._budget.num_nodes.sum())
 
     def _choose(self, rows: np.ndarray, num_drafts: np.ndarray, num_others: int, num_emitting: int) -> Budget:
         speculator, num_reqs = self.speculator, len(rows)
@@ -155,21 +157,28 @@ class AdaptiveTrees:
         began, self._began, self._verified, self._ended = self._began, None, now, now
         budget, self._budget = self._budget, None
         self._num_reqs = batch.num_reqs
-        if began is None or batch.has_prefill:
+        if began is None or (batch.has_prefill and budget is None):
             return
         num_reqs, num_rows = batch.num_reqs, batch.num_tokens
-        # All requests had been in the step before, so that the engine was not idle between the two.
-        self.costs.observe_between(num_reqs, self._between, is_drawn=self._is_drawn)
-        self.costs.observe_verification(num_rows, num_reqs, now - began)
-        seconds = self.costs.verification(num_reqs, num_rows, num_reqs).tolist()
+        num_others, num_emitting = (num_reqs, num_reqs) if budget is None else (self._num_others, self._num_emitting)
+        if not batch.has_prefill:
+            # All requests had been in the step before, so that the engine was not idle between the two.
+            self.costs.observe_between(num_reqs, self._between, is_drawn=self._is_drawn)
+            self.costs.observe_verification(num_rows, num_reqs, now - began)
+        # A step with prompts says what came of its nodes, too. But its duration corrects no costs: a prompt's rows are
+        # not sampled from, and attend to more than nodes do.
+        seconds = self.costs.verification(num_others, num_rows, num_reqs).tolist()
         plain = seconds[0] + self.costs.between(num_reqs, is_drawn=False)
         taken = seconds[-1] + self.costs.between(num_reqs, is_drawn=self._is_drawn)
         tokens = float(num_sampled.sum())
         if self._is_drawn:
             taken += self.costs.drafting(num_reqs, self.beam_steps)
-            self._pause.judge(tokens, taken, num_reqs, plain)
-        if num_rows > num_reqs and budget is not None:
-            self.outlook.grade((budget.tokens - num_reqs) / self.outlook.trust, tokens - num_reqs)
+            if num_emitting > 0:
+                self._pause.judge(tokens, taken, num_emitting, plain)
+        if num_rows > num_others and budget is not None:
+            self.outlook.grade((budget.tokens - num_emitting) / self.outlook.trust, tokens - num_emitting)
+        if batch.has_prefill:
+            return
         self.records.add(
             Record(
                 steps=1,

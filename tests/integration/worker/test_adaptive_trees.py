@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from redrafter_vllm.adaptive.budget import Budget
 from redrafter_vllm.adaptive.costs import MeasuredCosts
 from redrafter_vllm.integration.worker import adaptive_trees
 
@@ -119,3 +120,39 @@ def test_broken_promises_make_budgets_smaller(
     trees.outlook.grade(100.0, accepted)
     budget = trees._choose(np.array([0]), np.array([1]), 1, 1)
     assert budget.num_nodes.tolist() == [num_nodes]
+
+
+PROMPT = 40  # rows
+
+
+def end_step_with_a_prompt(trees: adaptive_trees.AdaptiveTrees, accepted: int) -> None:
+    """A step with 4 requests of one node each, expected to be accepted, beside a part of a fifth one's prompt."""
+    trees._budget = Budget(np.array([1, 1, 1, 1, 0]), 8.0, 1.0)
+    trees._num_others, trees._num_emitting, trees._is_drawn = 4 + PROMPT, 4, True
+    trees.begin_step()
+    batch: Any = SimpleNamespace(has_prefill=True, num_reqs=5, num_tokens=8 + PROMPT)
+    trees.end_verification(batch, torch.tensor([2] * accepted + [1] * (4 - accepted) + [0]))
+
+
+@pytest.mark.parametrize(("accepted", "pays"), [(4, True), (0, False)])
+def test_steps_with_prompts_tell_whether_drafting_pays(
+    trees: adaptive_trees.AdaptiveTrees, accepted: int, pays: bool
+) -> None:
+    """4 tokens in 54 s beside the prompt, or 8 in 63 s; where all fail, 4 in 63 s. Costs stay as they are."""
+    before = trees.costs.verification(1, 16, 1).tolist(), trees.costs.between(5, is_drawn=True)
+    for _ in range(200):
+        end_step_with_a_prompt(trees, accepted)
+    assert trees.outlook.trust == 1.0 if pays else trees.outlook.trust < 0.1
+    assert trees.pauses[(5).bit_length()].is_paused != pays
+    assert (trees.costs.verification(1, 16, 1).tolist(), trees.costs.between(5, is_drawn=True)) == before
+    assert not trees.costs.has_seen_plain(5) and trees.records.unlogged.steps == 0
+
+
+def test_a_step_with_prompts_alone_judges_nothing(trees: adaptive_trees.AdaptiveTrees) -> None:
+    trees._is_drawn = True
+    trees.begin_step()
+    trees.end_verification(
+        SimpleNamespace(has_prefill=True, num_reqs=1, num_tokens=PROMPT),  # type: ignore[arg-type]
+        torch.tensor([0]),
+    )
+    assert not trees.pauses and trees.outlook.trust == 1.0
