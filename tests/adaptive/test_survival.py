@@ -3,10 +3,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from redrafter_vllm import Beams, DraftTree
+from redrafter_vllm.adaptive.budget import choose_budget
 from redrafter_vllm.adaptive.survival import REFIT_INTERVAL, Coefficients, SurvivalEstimator
 from redrafter_vllm.drafting.buffers import BatchDrafts
 from redrafter_vllm.ops.survival import log_odds_given_parent
@@ -138,6 +140,33 @@ def test_a_request_that_differs_gets_an_offset_and_its_row_forgets_it() -> None:
     assert estimator.offsets[:15].abs().max() < 0.8
     estimator.open(15)
     assert estimator.offsets[15] == 0
+
+
+def test_a_request_without_nodes_is_tried_again_as_its_offset_decays() -> None:
+    """One token of log-odds 0.405, offset −2, and a node that pays from a survival of 0.25 on: from −1.504 on.
+
+    Each round takes a hundredth of the offset away; 2 · 0.99ⁿ falls below 1.504 with n = 29. Then the node is verified:
+    if it fails, the offset is at −1.544, and it is tried again after 3 or 4 rounds. If it is accepted, it stays.
+    """
+    beams = beams_of(([0.6], [0]))
+    seconds = np.array([4.0, 5.0])  # 1 token in 4 s, or 1 and the node's survival in 5 s
+    empty, rows = torch.zeros(0), torch.tensor([0])
+    budgets: dict[int, list[int]] = {}
+    for accepted in (-1, 0):
+        estimator = SurvivalEstimator(1, 1, 1, CPU)
+        estimator.offsets[0] = -2.0
+        budgets[accepted] = []
+        for _ in range(40):
+            tree = DraftTree.from_beams(beams, 1, None, estimator.rank(beams, rows))
+            estimator.store(rows, tree, torch.tensor([1]), torch.empty(1, 1))
+            survival = estimator.log_survival[:1].exp().numpy()
+            nodes = int(choose_budget(survival, 1, seconds).num_nodes[0])
+            budgets[accepted].append(nodes)
+            if nodes:
+                drafts = BatchDrafts(tree.tokens, tree.parents, tree.depths, empty, torch.tensor([[True]]))
+                estimator.grade(rows, drafts, Walk(empty, torch.tensor([[accepted]]), empty, empty))
+    assert budgets[0] == [0] * 28 + [1] * 12
+    assert budgets[-1] == [0] * 28 + [1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 1, 0]
 
 
 def test_only_children_of_accepted_nodes_with_a_row_are_graded() -> None:

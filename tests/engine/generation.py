@@ -77,3 +77,8 @@ def runner(llm: Any) -> Any:
 def scheduler(llm: Any) -> Any:
     """The scheduler of an in-process engine."""
     return core(llm).scheduler
+
+
+def request_name(states: Any, row: int) -> str:
+    """The name that a client gave to the request in a row of the runner's states; vLLM appends a part of its own."""
+    return str(states.index_to_req_id[row]).rsplit("-", 1)[0]

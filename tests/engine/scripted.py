@@ -72,14 +72,7 @@ def trees_around(
 ) -> Iterator[list[int]]:
     """Like `scripted_trees`; `continuation(row, known)` returns the tokens that follow those known, by row."""
     rng = random.Random(seed)
-    states = runner(llm).req_states
     drawn: list[int] = []
-    rows: list[int] = []
-    propose = RedrafterSpeculator.propose
-
-    def remember(self: RedrafterSpeculator, input_batch: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        rows[:] = input_batch.idx_mapping.tolist()
-        return propose(self, input_batch, *args, **kwargs)
 
     def draw(
         drafter: Any,
@@ -93,18 +86,18 @@ def trees_around(
         texts: Any = None,
     ) -> DraftTree:
         length = beam_steps or config.beam_length
-        shape = (len(rows), config.num_speculative_tokens)
+        known_tokens = known()
+        shape = (len(known_tokens), config.num_speculative_tokens)
         tree = DraftTree(
             tokens=torch.zeros(shape, dtype=torch.long),
             parents=torch.full(shape, -1),
             depths=torch.zeros(shape, dtype=torch.long),
             log_probs=torch.full(shape, -torch.inf),
             beams=torch.zeros(shape, dtype=torch.long),
-            num_nodes=torch.zeros(len(rows), dtype=torch.long),
+            num_nodes=torch.zeros(len(known_tokens), dtype=torch.long),
         )
-        for index, row in enumerate(rows):
-            known = states.all_token_ids.gpu[row, : states.total_len.gpu[row]].tolist()
-            truth = continuation(row, known)
+        for index, (row, text) in enumerate(known_tokens):
+            truth = continuation(row, text)
             if beam_limit[index] == 1:
                 own = random_chain(rng, truth, length, embedding.shape[0])
                 nodes = own, list(range(-1, length - 1)), list(range(1, length + 1))
@@ -118,8 +111,23 @@ def trees_around(
             drawn.append(count)
         return tree
 
-    with patch.object(RedrafterSpeculator, "propose", remember), patch.object(speculator_module, "propose_trees", draw):
+    with texts_of_rounds(llm) as known, patch.object(speculator_module, "propose_trees", draw):
         yield drawn
+
+
+@contextmanager
+def texts_of_rounds(llm: Any) -> Iterator[Callable[[], list[tuple[int, list[int]]]]]:
+    """Yields a function that returns, within a round, the row of each request and all its tokens so far."""
+    states = runner(llm).req_states
+    rows: list[int] = []
+    propose = RedrafterSpeculator.propose
+
+    def remember(self: RedrafterSpeculator, input_batch: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        rows[:] = input_batch.idx_mapping.tolist()
+        return propose(self, input_batch, *args, **kwargs)
+
+    with patch.object(RedrafterSpeculator, "propose", remember):
+        yield lambda: [(row, states.all_token_ids.gpu[row, : states.total_len.gpu[row]].tolist()) for row in rows]
 
 
 def truths_of(prompts: Sequence[list[int]], outputs: Sequence[Any]) -> dict[tuple[int, ...], list[int]]:

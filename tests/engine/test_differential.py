@@ -33,7 +33,7 @@ from tests.engine.differential.leaks import leaks, watched_rows
 from tests.engine.differential.stream import Stream, run_stream
 from tests.engine.differential.swaps import Swaps, own_trees_in_between
 from tests.engine.differential.target import save_byte_target
-from tests.engine.generation import CHAIN, TREE, allow_tree_attention, cpu_only, runner
+from tests.engine.generation import CHAIN, TREE, allow_tree_attention, cpu_only, request_name, runner
 from tests.engine.row_invariant import row_invariant
 from tests.engine.scripted import trees_around
 from tests.engine.sessions import run_sessions, truths
@@ -166,7 +166,7 @@ def truthful_trees(llm: Any, cases: list[Case], expected: dict[str, Any]) -> Any
     sessions = {case.name: truths({case.name: case.parts}, expected) for case in cases if case.more}
 
     def continuation(row: int, known: list[int]) -> list[int]:
-        name, index = states.index_to_req_id[row].rsplit("-", 1)[0], 0
+        name, index = request_name(states, row), 0
         if name in sessions:
             return sessions[name][tuple(known[: states.prompt_len.np[row]])][len(known) :]
         if name not in expected:

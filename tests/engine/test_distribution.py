@@ -6,8 +6,11 @@ conditional distribution: the mass of all more probable tokens plus a random par
 ordered by probability because wrong acceptance rules favour probable tokens.) The oracle is a transformers forward pass
 over the finished sequences. A chi-square test over 20 equal bins follows, separately for each position in the step.
 
-Power: with the acceptance rule `min(1, p/q)` instead of the walk the same test rejects with a fifth of the tokens;
-the last test repeats that.
+Where trees adapt, the nodes of a step are another thing that may go wrong: a budget that depended on what the target
+draws in the same step would select tokens by their value.
+
+Power: with the acceptance rule `min(1, p/q)` instead of the walk, and with budgets that look at the draw, the same test
+rejects with a fifth of the tokens; the last two tests repeat that.
 """
 
 from collections import defaultdict
@@ -27,8 +30,9 @@ from transformers import AutoModelForCausalLM
 from redrafter_vllm.integration.worker import sampler as sampler_module
 from redrafter_vllm.integration.worker import speculator as speculator_module
 from redrafter_vllm.ops.tree_verify import Walk
+from tests.engine.budgets import peeking_budgets, random_budgets
 from tests.engine.conftest import MakeEngine
-from tests.engine.generation import params
+from tests.engine.generation import cpu_only, params
 from tests.models import save_random_drafter, save_random_llama
 
 NARROW_VOCAB = 6
@@ -38,6 +42,10 @@ BINS = 10
 # With four positions per step the probability of a false alarm is 4e-4, and the run is seeded.
 REJECT_BELOW = 1e-4
 SPECULATIVE = {"method": "redrafter", "beam_width": 6, "beam_length": 3, "num_speculative_tokens": 18}
+MAX_POSITION = 3  # the last beam's token, and the target's own behind it
+DEEP = 2  # from this position on tokens are tested together where trees adapt, which reach the last one rarely
+ADAPTIVE = {**SPECULATIVE, "adaptive": True}
+SIZE = {"max_num_seqs": 64, "max_num_batched_tokens": 1024}
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +56,12 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def sample_sequences(llm: Any, count: int) -> tuple[Tensor, np.ndarray]:
+def sample_sequences(llm: Any, count: int, *, is_seeded: bool = False) -> tuple[Tensor, np.ndarray]:
     """`count` sampled sequences [count, LENGTH] and, for each token, its position in the step that emitted it."""
     engine = llm.llm_engine
-    sampling = params(temperature=1.0, ignore_eos=True, max_tokens=LENGTH)
     for index in range(count):
+        seed = {"seed": index} if is_seeded else {}
+        sampling = params(temperature=1.0, ignore_eos=True, max_tokens=LENGTH, **seed)
         engine.add_request(str(index), {"prompt_token_ids": PROMPT}, sampling)
     tokens = np.zeros((count, LENGTH), dtype=np.int64)
     positions = np.full((count, LENGTH), -1)
@@ -77,11 +86,11 @@ def uniform_values(target: Path, tokens: Tensor, rng: np.random.Generator) -> np
     return more_probable.numpy() + own[:, :, 0].numpy() * rng.random(tokens.shape)
 
 
-def p_values(values: np.ndarray, positions: np.ndarray) -> dict[int, tuple[int, float]]:
-    """Number of tokens and p-value per position in the step."""
+def p_values(values: np.ndarray, positions: np.ndarray, last: int = MAX_POSITION) -> dict[int, tuple[int, float]]:
+    """Number of tokens and p-value per position in the step, for all positions from `last` on together."""
     results = {}
-    for position in range(SPECULATIVE["beam_length"] + 1):  # type: ignore[operator]
-        chosen = values[positions == position]
+    for position in range(last + 1):
+        chosen = values[np.minimum(positions, last) == position]
         counts, _ = np.histogram(chosen, bins=BINS, range=(0.0, 1.0))
         assert counts.sum() > 20 * BINS
         results[position] = (len(chosen), float(chisquare(counts).pvalue))
@@ -89,12 +98,50 @@ def p_values(values: np.ndarray, positions: np.ndarray) -> dict[int, tuple[int, 
 
 
 def test_every_position_follows_the_target(make_engine: MakeEngine, narrow: Path) -> None:
-    llm = make_engine(narrow, SPECULATIVE, max_num_seqs=64, max_num_batched_tokens=1024)
+    llm = make_engine(narrow, SPECULATIVE, **SIZE)
     tokens, positions = sample_sequences(llm, 880)
     assert tokens.numel() >= 100_000
     results = p_values(uniform_values(narrow, tokens, np.random.default_rng(0)), positions)
     print("tokens and p-value by position in the step:", results)
     assert min(p for _, p in results.values()) > REJECT_BELOW
+
+
+@cpu_only
+def test_every_position_follows_the_target_with_budgets_that_change(make_engine: MakeEngine, narrow: Path) -> None:
+    """Any budget and any number of beam steps, in every step others."""
+    llm = make_engine(narrow, ADAPTIVE, **SIZE)
+    with random_budgets(0) as chosen:
+        tokens, positions = sample_sequences(llm, 880)
+    assert len(set(chosen)) > 100 and 0 in chosen
+    results = p_values(uniform_values(narrow, tokens, np.random.default_rng(0)), positions, DEEP)
+    print("any budgets, tokens and p-value by position in the step:", results)
+    assert min(p for _, p in results.values()) > REJECT_BELOW
+
+
+@cpu_only
+def test_budgets_that_look_at_the_draw_are_rejected(make_engine: MakeEngine, narrow: Path) -> None:
+    """A node is left out where the draw below it will be one of the probable tokens, so that the next step emits it.
+
+    The draw is truly known: vLLM draws from a request's seed and the position in the text, so the same requests in a
+    run with other budgets show it. For the same reason such a budget cannot change the text itself, only which tokens
+    stand at which position of a step; an engine with new noise in every step would emit another distribution.
+    """
+    llm = make_engine(narrow, ADAPTIVE, **SIZE)
+    with random_budgets(1):
+        draws, positions = sample_sequences(llm, 176, is_seeded=True)
+    values = uniform_values(narrow, draws, np.random.default_rng(0))
+    assert min(p for _, p in p_values(values, positions, DEEP).values()) > REJECT_BELOW
+
+    with peeking_budgets(draws.numpy(), values < 0.5, len(PROMPT)) as left_out:
+        tokens, positions = sample_sequences(llm, 176, is_seeded=True)
+    assert len(left_out) > 1000
+    values = uniform_values(narrow, tokens, np.random.default_rng(0))
+    results = p_values(values, positions, DEEP)
+    print("with budgets that look at the draw:", results)
+    assert min(p for _, p in results.values()) < 1e-12
+    # As rounding differs with the rows of a step, a few sequences may take another way.
+    assert (tokens == draws).all(1).float().mean() > 0.95
+    assert chisquare(np.histogram(values, bins=BINS, range=(0.0, 1.0))[0]).pvalue > REJECT_BELOW
 
 
 @contextmanager
@@ -156,7 +203,7 @@ def ratio_acceptance() -> Iterator[None]:
 
 
 def test_ratio_acceptance_is_rejected(make_engine: MakeEngine, narrow: Path) -> None:
-    llm = make_engine(narrow, SPECULATIVE, max_num_seqs=64, max_num_batched_tokens=1024)
+    llm = make_engine(narrow, SPECULATIVE, **SIZE)
     with ratio_acceptance():
         tokens, positions = sample_sequences(llm, 176)
     results = p_values(uniform_values(narrow, tokens, np.random.default_rng(0)), positions)
