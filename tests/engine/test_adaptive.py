@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trees that adapt on a CPU: the tokens of plain vLLM for any budget, and less work where drafts fail."""
 
+import logging
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 
+from redrafter_vllm.adaptive.costs import MeasuredCosts
 from redrafter_vllm.adaptive.outlook import Outlook
 from redrafter_vllm.adaptive.pause import DraftingPause
-from redrafter_vllm.integration.worker import adaptive_report
+from redrafter_vllm.integration.worker import adaptive_report, adaptive_trees
 from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
-from tests.engine.budgets import random_budgets
+from tests.engine.budgets import chosen_budgets, random_budgets
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import CHAIN, TREE, cpu_only, generate, params, random_prompts, runner, tokens
 from tests.models import VOCAB
@@ -19,6 +21,7 @@ from tests.models import VOCAB
 pytestmark = cpu_only
 
 ADAPTIVE = {**TREE, "adaptive": True}
+FREE_ROWS = MeasuredCosts([(1, 0.02), (128, 0.02)], 0.0, [(1, 0.001), (8, 0.001)])
 KINDS: list[dict[str, Any]] = [
     {},
     {"temperature": 0.8},
@@ -123,19 +126,70 @@ def test_requests_without_drafts_say_nothing_about_drafting(make_engine: MakeEng
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"),
+    ("options", "engine", "reason"),
     [
-        ({"num_speculative_tokens_per_batch_size": [[1, 1024, 3]]}, "num_speculative_tokens_per_batch_size"),
-        ({"adaptive": False}, None),
+        ({"num_speculative_tokens_per_batch_size": [[1, 1024, 3]]}, {}, "num_speculative_tokens_per_batch_size"),
+        ({}, {"enable_lora": True, "max_loras": 1, "max_lora_rank": 8}, "vLLM"),
+        ({"adaptive": False}, {}, None),
     ],
+    ids=["schedule", "LoRA", "switched off"],
 )
 def test_what_is_in_force_is_logged(
     make_engine: MakeEngine,
     random_target: Path,
     options: dict[str, Any],
+    engine: dict[str, Any],
     reason: str | None,
 ) -> None:
     with patch.object(adaptive_report.logger, "log") as log:
-        llm = make_engine(random_target, {**TREE, "beam_length": 5, "adaptive": None, **options})
+        llm = make_engine(random_target, {**TREE, "beam_length": 5, "adaptive": None, **options}, **engine)
     assert runner(llm).adaptive_verification is None
     assert [str(call.args[2]).split()[0] for call in log.call_args_list] == ([] if reason is None else [reason])
+
+
+REASONS: dict[str, tuple[str, str, Any]] = {
+    "several workers": ("parallel_config", "world_size", 2),
+    "vLLM names the adapter": ("", "lora_config", object()),
+    "num_speculative_tokens_per_batch_size": (
+        "speculative_config",
+        "num_speculative_tokens_per_batch_size",
+        [[1, 8, 3]],
+    ),
+}
+
+
+@pytest.mark.parametrize("adaptive", [None, True, False])
+@pytest.mark.parametrize("reason", REASONS)
+def test_where_trees_do_not_adapt_the_log_says_why(
+    make_engine: MakeEngine, random_target: Path, reason: str, adaptive: bool | None
+) -> None:
+    """A warning where the user has asked for it; a schedule and `adaptive` work together."""
+    own = runner(make_engine(random_target, TREE))
+    part, name, value = REASONS[reason]
+    config = own.vllm_config
+    with (
+        patch.object(config.speculative_config, "adaptive", adaptive),
+        patch.object(getattr(config, part) if part else config, name, value),
+        patch.object(adaptive_trees, "measure_costs", lambda *_: FREE_ROWS),
+        patch.object(adaptive_report.logger, "log") as log,
+        patch.object(own, "adaptive_verification", None),
+        patch.object(own.speculator, "observer", None),
+        patch.object(own.speculator, "survival", None),
+        patch.object(own.speculator, "draft_token_confidence_probs", None),
+    ):
+        adaptive_trees.adapt_trees(own)
+        is_in_force = own.adaptive_verification is not None
+        assert is_in_force == (own.speculator.observer is not None)
+    assert is_in_force == (adaptive is True and "per_batch_size" in reason)
+    said = [(call.args[0], str(call.args[2]).startswith(reason)) for call in log.call_args_list]
+    is_silent = adaptive is False or is_in_force
+    assert said == ([] if is_silent else [(logging.INFO if adaptive is None else logging.WARNING, True)])
+
+
+def test_a_schedule_limits_trees_that_adapt(make_engine: MakeEngine, asset: Path) -> None:
+    prompts = random_prompts(len(requests()), 2048, seed=9)
+    wanted = generate(make_engine(asset), prompts, requests())
+    llm = make_engine(asset, {**ADAPTIVE, "num_speculative_tokens_per_batch_size": [[1, 1024, 3]]})
+    with chosen_budgets(llm, FREE_ROWS) as chosen:
+        assert_same(generate(llm, prompts, requests()), wanted)
+    assert max(nodes for step in chosen for nodes in step.values()) == 3
