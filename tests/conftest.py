@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import logging
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -20,6 +21,17 @@ def vllm_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
     with caplog.at_level(logging.WARNING, logger="vllm"):
         yield caplog
+
+
+@pytest.fixture(autouse=True)
+def current_environment() -> Iterator[None]:
+    """Let vLLM read its environment variables anew after each test.
+
+    The first engine of a process fixes all of them as they are at its start; one test's would hold for all others.
+    """
+    yield
+    if (envs := sys.modules.get("vllm.envs")) is not None:
+        envs.disable_envs_cache()
 
 
 def pytest_report_header() -> list[str]:

@@ -27,7 +27,7 @@ def of_engine(target: str, drafter: str | None) -> Iterator[Finding]:
     if find_spec("vllm") is None:  # which is a finding of its own
         return
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # the findings say what matters
-    from vllm import EngineArgs
+    from vllm.engine.arg_utils import EngineArgs
 
     speculative = {"method": WORD, "model": drafter or WORD}
     try:

@@ -47,6 +47,7 @@ def equally_sure_chains(llm: Any, truths: dict[tuple[int, ...], list[int]], fail
         config: Any,
         rank: Any,
         beam_steps: int | None = None,
+        texts: Any = None,
     ) -> DraftTree:
         length, chains = beam_steps or config.beam_length, []
         for _, text in known():

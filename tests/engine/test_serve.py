@@ -72,7 +72,7 @@ def server(asset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     own += ["--structured-outputs-config", json.dumps(GRAMMARS), *engine_trees.OPTIONS]
     command = [Path(sys.executable).with_name("vllm"), "serve", asset, "--speculative-model", "redrafter"]
     # Drafting that adapts would pause with so small a target.
-    command += ["--speculative-config", json.dumps({"adaptive": False})]
+    command += ["--speculative-config", json.dumps({"adaptive": False, "prompt_lookup": False})]
     environment = {key: value for key, value in os.environ.items() if key != "VLLM_ENABLE_V1_MULTIPROCESSING"}
     environment["VLLM_SERVER_DEV_MODE"] = "1"  # with it a server has /collective_rpc
     with log.open("w") as sink:

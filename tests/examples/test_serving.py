@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     options = f"--host {HOST} --port {port} --dtype float32 --max-model-len 256 --max-num-seqs 8 --enforce-eager"
     # One front end instead of one for each replica: it costs a core ten seconds to start.
     options += f" --kv-cache-memory-bytes {1 << 26} --api-server-count 1"
-    fixed = ["--speculative-config", json.dumps({"adaptive": False})]  # steps are counted
+    fixed = ["--speculative-config", json.dumps({"adaptive": False, "prompt_lookup": False})]  # steps are counted
     given = command("two_replicas.sh", ASSET, *options.split(), *fixed, "--chat-template", TEMPLATE)
     started = time.monotonic()
     variables = {**ENVIRONMENT, "VLLM_SERVER_DEV_MODE": "1"}

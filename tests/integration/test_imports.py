@@ -67,10 +67,10 @@ def test_integration_folders_import_only_those_below() -> None:
 
 
 def test_only_the_plugin_imports_integration() -> None:
-    """And the doctor its lists of versions and names, which import nothing of vLLM."""
+    """And the doctor its lists of versions and names, which import nothing of vLLM, and why trees do not adapt."""
     used = {module: {other for other in others if other.startswith(NAME)} for module, others in IMPORTS.items()}
     outside = {module: others for module, others in used.items() if others and not module.startswith(NAME)}
-    lists = (f"{NAME}.versions", f"{NAME}.vllm_interface")
+    lists = (f"{NAME}.versions", f"{NAME}.vllm_interface", f"{NAME}.worker.adaptive_report")
     assert "redrafter_vllm.plugin" in outside
     for module in outside.keys() - {"redrafter_vllm.plugin"}:
         assert module.startswith("redrafter_vllm.cli."), module

@@ -114,7 +114,7 @@ class RedrafterSpeculator(BaseSpeculator):
 
     def open_row(self, row: int, beam_limit: int, node_limit: int) -> None:
         """Assign a row to a new request, whose trees keep to these limits."""
-        if beam_limit == self.drafting.beam_width:
+        if self.drafting.copies_text and beam_limit == self.drafting.beam_width:
             beam_limit = MAX_BEAM_WIDTH + 1  # copies of the text, too, which are a beam of their own
         self.rows.open(row, beam_limit=beam_limit, node_limit=node_limit)
         if self.survival is not None:
