@@ -43,7 +43,7 @@ def engine(**options: Any) -> Iterator[Any]:
 
     if (speculative := options.get("speculative_config")) is not None:
         # Both one worker and several draw every tree; they are compared.
-        options["speculative_config"] = {"adaptive": False, **speculative}
+        options["speculative_config"] = {"adaptive": False, "prompt_lookup": False, **speculative}
     llm = LLM(**{**OPTIONS, **options})
     try:
         yield llm

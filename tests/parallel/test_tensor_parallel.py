@@ -23,9 +23,7 @@ def test_tokens_are_those_of_plain_vllm_and_drafts_those_of_one_worker(
     wrong = save_drafter_like(served, tmp_path / "wrong", num_draft_layers=3)
     with engine(tensor_parallel_size=2, distributed_executor_backend="mp") as llm:
         expected = run(llm, prompts)
-    with engine(
-        tensor_parallel_size=2, distributed_executor_backend="mp", speculative_config={**TREE, "prompt_lookup": False}
-    ) as llm:
+    with engine(tensor_parallel_size=2, distributed_executor_backend="mp", speculative_config=TREE) as llm:
         trees = run(llm, prompts)
         llm.collective_rpc("reload_drafter", args=(str(untrained),))
         with pytest.raises(Exception, match="num_draft_layers 3 instead of 2"):
