@@ -93,6 +93,7 @@ def test_all_apply_together(copy: Path) -> None:
         compile(file.read_text(), str(file), "exec")
 
 
+@pytest.mark.process  # ruff's
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.stem)
 def test_each_is_a_mail_and_keeps_to_the_linters_rules(checkout: Path, patch: Path) -> None:
     """As `git am` takes it: a commit with a subject and the text that vLLM asks for with a pull request."""
