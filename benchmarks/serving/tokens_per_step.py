@@ -84,6 +84,7 @@ def served(options: Options, drafting: Drafting, texts: Sequence[tuple[torch.Ten
         "num_speculative_tokens": drafting.max_nodes,
         "drafter_quantization": options.drafter_quantization,
         "adaptive": False,  # the simulation's trees are fixed
+        "prompt_lookup": drafting.prompt_lookup,
     }
     folder = BUILD / "tokens-per-step" / f"{drafting.beam_width}x{drafting.beam_length}"
     run = run_engine(with_redrafter(speculative), options.target, workload, folder, console).greedy
@@ -132,6 +133,7 @@ def run(options: Options, console: Console) -> cli.Report:
         **options.prompts.described,
         "drafter_quantization": options.drafter_quantization,
         "adaptive": False,  # the simulation's trees are fixed
+        "prompt_lookup": drafting.prompt_lookup,
         "results": rows,
     }
 
