@@ -7,8 +7,8 @@ drafter at its word. A node survives if it and all nodes above it are accepted, 
 ranking nodes by survival keeps every prefix of the list a tree.
 
 The shared coefficients are fitted as in vLLM's `OnlineAcceptanceEstimator`: damped Newton steps on the graded nodes of
-many steps. A node is graded where its parent was accepted and it had a row; which nodes had one depends on the estimate
-alone, never on what the target says, so that the grades of a step are not a biased sample.
+many steps. A node is graded where its parent was accepted and it had a row; which nodes had one follows from estimates,
+costs and earlier steps, never from what the target says in this one, so that its grades are not a biased sample.
 
 Plain torch, fixed shapes, no host synchronisation; every rank of a parallel target computes the same.
 """

@@ -3,11 +3,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from redrafter_vllm.model.interface import DrafterInterface
+from redrafter_vllm.ops.graft_copies import Texts, graft_copies
 from redrafter_vllm.ops.grow_beams import BeamHistory, grow_beams
 
 
@@ -34,6 +36,13 @@ class Beams:
             path.insert(0, tokens_BW.gather(1, beam_BW))
             beam_BW = parents_BW.gather(1, beam_BW)
         return torch.stack(path, -1)
+
+    def with_copies(self, texts: Texts, rows: Tensor) -> Self:
+        """These beams and one more, W + 1, which copies each request's text: see `ops.graft_copies`.
+
+        `rows` [B] int64 are the requests' rows of `texts`.
+        """
+        return type(self)(*graft_copies(self.tokens, self.parents, self.log_probs, texts, rows))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.drafting.beam_search import Beams, beam_search
 from redrafter_vllm.drafting.tree import DraftTree
 from redrafter_vllm.model.interface import DrafterInterface
-from redrafter_vllm.ops.graft_copies import Texts, graft_copies
+from redrafter_vllm.ops.graft_copies import Texts
 
 
 def propose_trees(
@@ -51,5 +51,5 @@ def propose_trees(
         logits_top_k=config.logits_top_k,
     )
     if texts is not None and config.copies_text:
-        beams = Beams(*graft_copies(beams.tokens, beams.parents, beams.log_probs, *texts))
+        beams = beams.with_copies(*texts)
     return DraftTree.from_beams(beams, config.num_speculative_tokens, beam_limit, None if rank is None else rank(beams))

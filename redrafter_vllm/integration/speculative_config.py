@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The speculative configuration of method `redrafter`, which vLLM's configuration carries through its processes."""
 
+from dataclasses import fields
 from typing import Literal
 
 from pydantic import Field
@@ -41,16 +42,7 @@ class RedrafterSpeculativeConfig(SpeculativeConfig):
     @property
     def drafting(self) -> DraftingConfig:
         """The drafting options as one checked value."""
-        return DraftingConfig(
-            beam_width=self.beam_width,
-            beam_length=self.beam_length,
-            num_speculative_tokens=self.num_speculative_tokens,
-            logits_top_k=self.logits_top_k,
-            drafter_quantization=self.drafter_quantization,
-            project_embedding=self.project_embedding,
-            adaptive=self.adaptive,
-            prompt_lookup=self.prompt_lookup,
-        )
+        return DraftingConfig(**{field.name: getattr(self, field.name) for field in fields(DraftingConfig)})
 
     def __repr__(self) -> str:
         return f"RedrafterSpeculativeConfig(checkpoint={self.checkpoint!r}, drafting={self.drafting})"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the speculative configuration of method `redrafter` from the user's options, after checking everything."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,7 @@ def build_speculative_config(options: dict[str, Any]) -> RedrafterSpeculativeCon
     return RedrafterSpeculativeConfig(
         model=str(checkpoint),
         checkpoint=str(checkpoint),
-        beam_width=drafting.beam_width,
-        beam_length=drafting.beam_length,
-        num_speculative_tokens=drafting.num_speculative_tokens,
-        logits_top_k=drafting.logits_top_k,
-        drafter_quantization=drafting.drafter_quantization,
-        project_embedding=drafting.project_embedding,
-        adaptive=drafting.adaptive,
-        prompt_lookup=drafting.prompt_lookup,
+        **asdict(drafting),
         num_speculative_tokens_per_batch_size=schedule,
         **engine,
     )

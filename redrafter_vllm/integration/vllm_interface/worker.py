@@ -208,7 +208,7 @@ NAMES = (
     VllmName(
         f"{_GPU}.states:RequestState",
         Use.USED,
-        attributes="prefill_len req_id_to_index num_computed_tokens_np",
+        attributes="prefill_len req_id_to_index num_computed_tokens_np all_token_ids total_len prompt_len",
     ),
     VllmName("vllm.model_executor.layers.linear:UnquantizedLinearMethod", Use.USED),
     VllmName("vllm.model_executor.layers.quantization.compressed_tensors:schemes", Use.USED),

@@ -31,8 +31,9 @@ def graft_copies(
     Where the copy's first tokens are a beam of their own, that beam stands for them, and its probability, with those of
     the beams that continue it, is raised to the copy's.
 
-    Of copies behind m equal tokens, about one in m is wrong (docs/dev/log.md), and a copy that has been right lies
-    behind one more equal token: so d copied tokens are all right with probability (m − 1) / (m − 1 + d).
+    A copy behind m equal tokens is taken to be right with probability 1 − 1/m, which is near what was counted on one
+    target's answers (docs/dev/log.md). One that was right lies behind one more equal token: so d copied tokens are all
+    right with probability (m − 1) / (m − 1 + d).
 
     Args:
         tokens, parents, log_probs: [B, T, W] as in `Beams`.

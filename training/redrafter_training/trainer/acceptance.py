@@ -18,7 +18,7 @@ from redrafter_vllm.config import MAX_BEAM_LENGTH, MAX_BEAM_WIDTH
 from redrafter_vllm.drafting.beam_search import Beams, beam_search
 from redrafter_vllm.drafting.tree import DraftTree
 from redrafter_vllm.model.interface import DrafterInterface
-from redrafter_vllm.ops.graft_copies import Texts, graft_copies
+from redrafter_vllm.ops.graft_copies import Texts
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def drafted_everywhere(
     if drafting.prompt_lookup:
         # Each root's text ends with it.
         ends = torch.arange(start + 1, len(text) + 1, device=text.device)
-        so_far = Texts(text.expand(len(roots), -1), ends), torch.arange(len(roots), device=text.device)
-        beams = Beams(*graft_copies(beams.tokens, beams.parents, beams.log_probs, *so_far))
+        so_far = Texts(text.expand(len(roots), -1), ends)
+        beams = beams.with_copies(so_far, torch.arange(len(roots), device=text.device))
     # Past the end of the text nothing can be accepted: no token has id -1.
     padded = torch.cat([text[start + 1 :], text.new_full((drafting.beam_length,), -1)])
     return beams, padded.unfold(0, drafting.beam_length, 1)[: len(roots)]
