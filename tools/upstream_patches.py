@@ -32,7 +32,7 @@ SUBJECTS = {
     "01_method_registry": (f"{_ENGINE}plugin.py", f"{_INTEGRATION}frontend"),
     "02_startup_errors": (f"{_ENGINE}errors.py", f"{_INTEGRATION}test_start_errors.py"),
     "03_received_tokens": (f"{_ENGINE}received.py", f"{_ENGINE}metrics.py"),
-    "04_speculator_statistics": (f"{_ENGINE}metrics.py", f"{_INTEGRATION}test_metrics_transport.py"),
+    "04_speculator_statistics": (f"{_ENGINE}metrics.py", f"{_ENGINE}received.py"),
     "05_sampling_params_of_a_method": (f"{_ENGINE}sampling.py", f"{_ENGINE}request_settings.py"),
     "06_nested_xargs": (f"{_ENGINE}request_settings.py",),
     "07_attention_choice": (f"{_ENGINE}cpu_attention.py", f"{_INTEGRATION}attention"),
