@@ -30,7 +30,7 @@ _ENGINE, _INTEGRATION = "tests/engine/test_", "tests/integration/"
 # Beside the tests of identity: what the lines that a patch changes do for us.
 SUBJECTS = {
     "01_method_registry": (f"{_ENGINE}plugin.py", f"{_INTEGRATION}frontend"),
-    "02_startup_errors": (f"{_ENGINE}errors.py", f"{_INTEGRATION}test_start_errors.py"),
+    "02_startup_errors": (f"{_ENGINE}errors.py", f"{_INTEGRATION}test_start_errors_of_engines.py"),
     "03_received_tokens": (f"{_ENGINE}received.py", f"{_ENGINE}metrics.py"),
     "04_speculator_statistics": (f"{_ENGINE}metrics.py", f"{_ENGINE}received.py"),
     "05_sampling_params_of_a_method": (f"{_ENGINE}sampling.py", f"{_ENGINE}request_settings.py"),
@@ -44,6 +44,18 @@ SUBJECTS = {
     "13_method_recognition": (f"{_ENGINE}plugin.py", f"{_INTEGRATION}frontend"),
 }
 IDENTITY = f"{_ENGINE}identity.py"
+_OPTIONS = f"{_INTEGRATION}frontend/test_start_messages.py::test_options"
+_LEFT_TO_VLLM = ("options0", "options1", "options2", "options10", "options12", "redrafter")
+_ARRIVAL = f"{_ENGINE}plugin.py::test_a_configuration_that_arrives_in_a_process_installs_the_patches"
+# Beginnings of the names of tests of what a reduced package does no more.
+LOST = {
+    # vLLM changes dashes in names of options, which it takes for strings. A registered method is not a rebinding.
+    "01_method_registry": (f"{_OPTIONS}[options10-", _ARRIVAL),
+    # The field `redrafter` beside `vllm_xargs`.
+    "06_nested_xargs": (f"{_ENGINE}request_settings.py::test_the_body_of_every_kind_of_request",),
+    # Misspelt methods, and options that are no object, get vLLM's errors.
+    "13_method_recognition": (*(f"{_OPTIONS}[{case}-" for case in _LEFT_TO_VLLM), _ARRIVAL),
+}
 
 
 def needed(patch: Path) -> list[Path]:
@@ -119,9 +131,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tests = options.tests or [IDENTITY, *SUBJECTS[options.patch]]
     with tempfile.TemporaryDirectory(prefix="redrafter-upstream-") as folder:
         patched(FOLDER / f"{options.patch}.patch", options.environment.absolute(), Path(folder))
-        kind = "reduced package" if reduced(options.patch, Path(folder)) else "package as it is"
+        is_reduced = reduced(options.patch, Path(folder))
+        kind = "reduced package" if is_reduced else "package as it is"
+        left_out = [f"--deselect={test}" for test in LOST.get(options.patch, ()) if is_reduced]
         own = [str(file) for file in (Path(folder) / "tests").rglob("test_*.py")]
-        runs = [run_tests(each, options.environment.absolute(), Path(folder)) for each in (own, tests)]
+        runs = [run_tests(each, options.environment.absolute(), Path(folder)) for each in (own, [*tests, *left_out])]
     for whose, counts in zip(("its own tests", f"{kind}, {' '.join(tests)}"), runs, strict=True):
         said = ", ".join(f"{counts[what]} {what}" for what in ("passed", "failed", "skipped") if counts[what])
         print(f"{options.patch}: {said} ({whose})")

@@ -187,27 +187,45 @@ def test_errors_come_before_the_engine(make_engine: MakeEngine, random_target: P
     assert scheduler(tree).get_num_unfinished_requests() == 0
 
 
-@pytest.mark.parametrize(
-    ("place", "body", "max_tokens"),
+KINDS = pytest.mark.parametrize(
+    ("place", "body"),
     [
-        ("completion.protocol:CompletionRequest", {"prompt": "x"}, 5),
-        ("chat_completion.protocol:ChatCompletionRequest", {"messages": [{"role": "user", "content": "x"}]}, 5),
-        ("responses.protocol:ResponsesRequest", {"input": "x"}, 5),
+        ("completion.protocol:CompletionRequest", {"prompt": "x"}),
+        ("chat_completion.protocol:ChatCompletionRequest", {"messages": [{"role": "user", "content": "x"}]}),
+        ("responses.protocol:ResponsesRequest", {"input": "x"}),
     ],
 )
+
+
+def kind_of_request(place: str) -> Any:
+    module, name = place.split(":")
+    return getattr(importlib.import_module(f"vllm.entrypoints.openai.{module}"), name)
+
+
+@KINDS
 def test_the_body_of_every_kind_of_request(
-    make_engine: MakeEngine, random_target: Path, place: str, body: dict[str, Any], max_tokens: int
+    make_engine: MakeEngine, random_target: Path, place: str, body: dict[str, Any]
 ) -> None:
     make_engine(random_target, TREE)
-    module, name = place.split(":")
-    kind = getattr(importlib.import_module(f"vllm.entrypoints.openai.{module}"), name)
+    kind = kind_of_request(place)
     settings = {"enabled": False, "beam_width": 2}
     given = kind.model_validate({**body, "model": "m", "redrafter": settings, "vllm_xargs": {"other": 1}})
-    assert given.to_sampling_params(max_tokens, {}).extra_args == {"other": 1, "redrafter": settings}
-    assert not kind.model_validate({**body, "model": "m"}).to_sampling_params(max_tokens, {}).extra_args
-    text = json.dumps(settings)  # what vLLM's own field has a place for
-    given = kind.model_validate({**body, "model": "m", "vllm_xargs": {"redrafter": text}})
-    assert given.to_sampling_params(max_tokens, {}).extra_args == {"redrafter": text}
+    assert given.to_sampling_params(5, {}).extra_args == {"other": 1, "redrafter": settings}
+    assert not kind.model_validate({**body, "model": "m"}).to_sampling_params(5, {}).extra_args
+
+
+@KINDS
+def test_vllms_own_field_of_every_kind_of_request(
+    make_engine: MakeEngine, random_target: Path, place: str, body: dict[str, Any]
+) -> None:
+    """It takes a JSON string; an object only with patch 06 of docs/design/upstream."""
+    make_engine(random_target, TREE)
+    kind = kind_of_request(place)
+    settings = {"enabled": False, "beam_width": 2}
+    takes_objects = "Any" in str(kind.model_fields["vllm_xargs"].annotation)
+    for own in (json.dumps(settings), settings) if takes_objects else (json.dumps(settings),):
+        given = kind.model_validate({**body, "model": "m", "vllm_xargs": {"redrafter": own}})
+        assert given.to_sampling_params(5, {}).extra_args == {"redrafter": own}
 
 
 def test_plain_engines_do_not_read_the_settings(make_engine: MakeEngine, random_target: Path) -> None:

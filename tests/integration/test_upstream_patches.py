@@ -14,7 +14,7 @@ from redrafter_vllm.integration.vllm_interface.entry import Use
 from redrafter_vllm.integration.vllm_interface.names import VLLM_NAMES
 from redrafter_vllm.integration.vllm_interface.source import open_tree
 from tests.paths import ROOT
-from tools.upstream_patches import FOLDER, IDENTITY, SUBJECTS, apply, needed, patched, reduced
+from tools.upstream_patches import FOLDER, IDENTITY, LOST, SUBJECTS, apply, needed, patched, reduced
 
 PATCHES = sorted(FOLDER.glob("*.patch"))
 VERSION = "0.33.0"
@@ -126,6 +126,11 @@ def test_the_document_names_each_patch_and_each_rebinding() -> None:
 def test_the_subjects_of_patches_are_tests_that_exist() -> None:
     for tests in SUBJECTS.values():
         assert all((ROOT / place).exists() for place in (IDENTITY, *tests)), tests
+    for patch, tests in LOST.items():
+        assert (FOLDER / "package" / f"{patch}.patch").exists()
+        for file, _, name in (test.partition("::") for test in tests):
+            assert file.startswith(SUBJECTS[patch])
+            assert f"def {name.partition('[')[0]}(" in (ROOT / file).read_text(), name
 
 
 def test_a_patched_copy_leaves_the_environment_as_it_is(tmp_path: Path) -> None:
