@@ -94,6 +94,11 @@ class DraftingConfig:
         return self.prompt_lookup and not self.is_chain
 
     @property
+    def max_depth(self) -> int:
+        """The most draft tokens that one step can accept: a beam's, or those of a tree that is one copy of the text."""
+        return self.num_speculative_tokens if self.copies_text else self.beam_length
+
+    @property
     def is_chain(self) -> bool:
         """One beam: candidates are a plain chain, for which no tree attention is needed."""
         return self.beam_width == 1

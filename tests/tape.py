@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
@@ -69,11 +70,14 @@ def tapes_for_graphs() -> Iterator[None]:
     from vllm.platforms import current_platform
     from vllm.v1.worker.gpu import cudagraph_utils
 
-    from redrafter_vllm.ops.beam_step import native
+    from redrafter_vllm.ops import beam_step, graft_copies, prefix_tree
 
     replaced = [
         # A tape records torch's operations: a kernel in C++ would write memory that no replay writes again.
-        (native, "supports", lambda *_, **__: False),
+        *(
+            (import_module(f"{op.__name__}.native"), "supports", lambda *_, **__: False)
+            for op in (beam_step, graft_copies, prefix_tree)
+        ),
         (cudagraph_utils, "graph_capture", lambda **_: nullcontext()),
         (cudagraph_utils, "capture_pool", lambda pool, _: nullcontext(pool)),
         (cudagraph_utils.CudaGraphManager, "_capture_stream", lambda *_: None),

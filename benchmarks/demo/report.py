@@ -26,6 +26,8 @@ from redrafter_vllm.bench.compare import Comparison, compare
 from redrafter_vllm.bench.machine import hardware, versions
 from redrafter_vllm.predict.shapes import ShapeError, find_shape
 
+DEPTHS = 8  # that are printed: copies of the text may be longer
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -145,7 +147,8 @@ def _outcome_table(evidence: Evidence, figures: Figures) -> Table:
         (f"seeded, temperature {evidence.options.temperature}", figures.seeded),
     ):
         table.add_row(f"token ids, {name}", str(comparison), style="green" if comparison.identical else "bold red")
-    by_depth = "  ".join(f"{depth}: {rate:.0%}" for depth, rate in enumerate(figures.acceptance_by_depth, start=1))
+    shown = enumerate(figures.acceptance_by_depth[:DEPTHS], start=1)
+    by_depth = "  ".join(f"{depth}: {rate:.0%}" for depth, rate in shown)
     table.add_row("steps that accept at depth, in bfloat16", by_depth)
     return table
 

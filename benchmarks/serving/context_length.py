@@ -168,7 +168,7 @@ def rows_of(
             "tokens_per_step": value,
             "standard_error": standard_error(steps[length]),
             "relative": value / shortest,
-            "acceptance_by_depth": acceptance_of_steps(steps[length], tree.beam_length),
+            "acceptance_by_depth": acceptance_of_steps(steps[length], tree.max_depth),
             "steps": sum(len(request) - 1 for request in steps[length]),
         }
         for length, value in values.items()

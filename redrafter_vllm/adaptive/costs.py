@@ -18,14 +18,18 @@ class MeasuredCosts:
     per_request: float  # further time of the target's step for each request
     drafting: Sequence[tuple[int, float]]  # (requests, a round for them), requests ascending
     first_beam_step: Sequence[tuple[int, float]] = ()  # the same for rounds of one beam step; none if all are whole
+    copies_alone: Sequence[tuple[int, float]] = ()  # and for those without any, which copy the text; none if none do
     beam_length: int = 1  # beam steps of a whole round
 
     def __str__(self) -> str:
         rows = ", ".join(f"{rows}: {1e3 * seconds:.1f}" for rows, seconds in self.verification)
         rounds = ", ".join(f"{requests}: {1e3 * seconds:.1f}" for requests, seconds in self.drafting)
-        first = ", ".join(f"{1e3 * seconds:.1f}" for _, seconds in self.first_beam_step)
-        of_one = f" (of one beam step: {first})" if first else ""
-        return f"target, ms by rows: {rows}; drafting, ms by requests: {rounds}{of_one}"
+        shorter = "".join(
+            f" ({name}: {', '.join(f'{1e3 * seconds:.1f}' for _, seconds in measured)})"
+            for name, measured in (("of one beam step", self.first_beam_step), ("copies alone", self.copies_alone))
+            if measured
+        )
+        return f"target, ms by rows: {rows}; drafting, ms by requests: {rounds}{shorter}"
 
 
 class StepCosts:
@@ -39,10 +43,9 @@ class StepCosts:
     def __init__(self, measured: MeasuredCosts, max_rows: int, max_requests: int) -> None:
         self._rows = _by_size(measured.verification, max_rows)
         self._rounds = _by_size(measured.drafting, max_requests)
-        first = _by_size(measured.first_beam_step or measured.drafting, max_requests)
         self.beam_length = measured.beam_length
-        # Of a round's time, what each beam step beyond the first takes.
-        self._further = np.clip(1 - first / self._rounds, 0, 1) / max(self.beam_length - 1, 1)
+        self.fewest_beam_steps = 0 if measured.copies_alone else 1
+        self._shares = _shares(measured, self._rounds)
         self._per_request = measured.per_request
         self._row_factors = _Factors(max_rows)
         self._plain_factors = _Factors(max_requests)
@@ -112,8 +115,7 @@ class StepCosts:
         return min(max(num_requests, 1), len(self._rounds) - 1)
 
     def _expected_round(self, size: int, beam_steps: int | None) -> float:
-        left_out = 0 if beam_steps is None else self.beam_length - beam_steps
-        return float(self._rounds[size] * (1 - self._further[size] * left_out))
+        return float(self._rounds[size] * (1 if beam_steps is None else self._shares[beam_steps, size]))
 
 
 class _Factors:
@@ -153,6 +155,18 @@ class _Factors:
 
     def _place(self, size: int) -> int:
         return int(np.abs(self._sizes - size).argmin())
+
+
+def _shares(measured: MeasuredCosts, whole: np.ndarray) -> np.ndarray:
+    """Of a whole round's time, what one of 0 to T beam steps takes, by requests; each beyond the first takes as long.
+
+    [T + 1, sizes]; `whole` [sizes] are the seconds of whole rounds.
+    """
+    sizes = len(whole) - 1
+    first = np.clip(_by_size(measured.first_beam_step or measured.drafting, sizes) / whole, 0, 1)
+    none = np.clip(_by_size(measured.copies_alone or measured.drafting, sizes) / whole, 0, first)
+    further = np.arange(measured.beam_length)[:, None] / max(measured.beam_length - 1, 1)
+    return np.concatenate([none[None], first + further * (1 - first)])
 
 
 def _steps_up_to(limit: int) -> np.ndarray:

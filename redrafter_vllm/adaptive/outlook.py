@@ -48,7 +48,7 @@ class Outlook:
     def __init__(self, costs: StepCosts, max_nodes: int) -> None:
         self._costs = costs
         self._survival = np.zeros((KEPT, max_nodes))
-        self._depths = np.zeros((KEPT, max_nodes), dtype=np.int64)
+        self._beam_steps = np.zeros((KEPT, max_nodes), dtype=np.int64)
         self._num_trees = 0  # ever remembered
         self._promised = self._accepted = 0.0  # tokens beyond one for each request, the last steps weighing most
         # By requests: what is expected, and the steps left before it is too old.
@@ -57,16 +57,16 @@ class Outlook:
         self._is_trial = False  # the round that may begin now
         self._drawn = 0  # rounds, some of them short
 
-    def remember(self, survival: np.ndarray, depths: np.ndarray) -> None:
+    def remember(self, survival: np.ndarray, beam_steps: np.ndarray) -> None:
         """Trees of a step, drawn by a whole round.
 
         Args:
             survival: [B, N] probability that each node is accepted, falling along each row, 0 beyond the last.
-            depths: [B, N] 1 under the root.
+            beam_steps: [B, N] that each node took: its depth, or 0 where it is a copy of the text.
         """
-        for tree in zip(survival, depths, strict=True):
+        for tree in zip(survival, beam_steps, strict=True):
             place = self._num_trees % KEPT
-            self._survival[place], self._depths[place] = tree
+            self._survival[place], self._beam_steps[place] = tree
             self._num_trees += 1
 
     def grade(self, promised: float, accepted: float) -> None:
@@ -127,22 +127,23 @@ class Outlook:
         num_known = min(self._num_trees, KEPT)
         # Batches of successive trees, from the beginning again where there are not enough.
         batches = np.arange(-(-num_known // num_requests) * num_requests).reshape(-1, num_requests) % num_known
-        survival, depths = (x[batches].reshape(len(batches), -1) for x in (self._survival, self._depths))
+        survival, steps_of = (x[batches].reshape(len(batches), -1) for x in (self._survival, self._beam_steps))
         survival = self.trust * survival
         costs = self._costs
         target = costs.verification(num_requests, num_requests + survival.shape[1], num_requests)
         plain = num_requests / (target[0] + costs.between(num_requests, is_drawn=False))
         seconds = target + costs.between(num_requests, is_drawn=True)
+        choices = range(costs.fewest_beam_steps, length + 1)
         speeds = [
             _speed(
-                np.where(depths <= steps, survival, 0.0),
+                np.where(steps_of <= steps, survival, 0.0),
                 num_requests,
                 seconds + self._round(num_requests, steps),
             )
-            for steps in range(1, length + 1)
+            for steps in choices
         ]
         best = int(np.argmax(speeds))
-        return Expectation(speeds[best] / plain, best + 1)
+        return Expectation(speeds[best] / plain, choices[best])
 
     def _round(self, num_requests: int, beam_steps: int) -> float:
         """Seconds of a round of so many beam steps, on average with those that are whole."""

@@ -3,8 +3,9 @@
 
 A node is accepted, given that its parent is, with probability σ(slope · x + intercept of its depth + offset of its
 request), where x is the log-odds log(p / (1 − p)) of the drafter's probability p. Slope 1 and intercepts 0 take the
-drafter at its word. A node survives if it and all nodes above it are accepted, so it never survives its parent, and
-ranking nodes by survival keeps every prefix of the list a tree.
+drafter at its word. A copy of the text has another origin: its odds are those that the rule of `ops.graft_copies` gives
+it, with an intercept of their own, the same at all depths. A node survives if it and all nodes above it are accepted,
+so it never survives its parent, and ranking nodes by survival keeps every prefix of the list a tree.
 
 The shared coefficients are fitted as in vLLM's `OnlineAcceptanceEstimator`: damped Newton steps on the graded nodes of
 many steps. A node is graded where its parent was accepted and it had a row; which nodes had one follows from estimates,
@@ -53,11 +54,19 @@ class SurvivalEstimator:
     """
 
     def __init__(
-        self, max_num_reqs: int, max_nodes: int, length: int, device: torch.device, start: Coefficients | None = None
+        self,
+        max_num_reqs: int,
+        max_nodes: int,
+        length: int,
+        device: torch.device,
+        start: Coefficients | None = None,
+        *,
+        copies: bool = False,
     ) -> None:
         start = start or Coefficients()
+        intercepts = start.at_depths(length) + [0.0] * copies
         self.slope = torch.full((1,), start.slope, dtype=torch.float32, device=device)
-        self.intercepts = torch.tensor(start.at_depths(length), dtype=torch.float32, device=device)
+        self.intercepts = torch.tensor(intercepts, dtype=torch.float32, device=device)
         self.offsets = torch.zeros(max_num_reqs + 1, dtype=torch.float32, device=device)
         nodes = (max_num_reqs + 1, max_nodes)
         self.log_survival = torch.full(nodes, -torch.inf, dtype=torch.float32, device=device)
@@ -65,9 +74,11 @@ class SurvivalEstimator:
             self.slope,
             self.intercepts,
             self.offsets,
+            kinds=torch.zeros(nodes, dtype=torch.int64, device=device),
             log_odds=torch.zeros(nodes, dtype=torch.float32, device=device),
             log_survival=self.log_survival,
-            sums=torch.zeros(max_num_reqs + 1, NUM_SUMS, length, dtype=torch.float32, device=device),
+            sums=torch.zeros(max_num_reqs + 1, NUM_SUMS, len(intercepts), dtype=torch.float32, device=device),
+            copies=copies,
         )
         self._drawn = torch.zeros(0)  # log-odds [B, T, W] of the round that is being drawn
         self._ungraded = 0  # steps since the last fit
@@ -93,10 +104,15 @@ class SurvivalEstimator:
 
     def grade(self, rows: Tensor, drafts: BatchDrafts, walk: Walk) -> None:
         """Learn from the accepted paths of one step's trees; `rows` [B] are the requests'."""
-        grade_nodes(self.estimates, rows, drafts.parents, drafts.depths, drafts.valid, walk.path)
+        grade_nodes(self.estimates, rows, drafts.parents, drafts.valid, walk.path)
         self._ungraded += 1
         if self._ungraded >= REFIT_INTERVAL:
             self._fit()
+
+    def beam_steps(self, rows: Tensor) -> Tensor:
+        """The beam steps that each node of the stored trees took, 0 for a copy of the text. [B, N]"""
+        kinds = self.estimates.kinds[rows]
+        return torch.where(kinds == len(self.intercepts) - 1, 0, kinds + 1) if self.estimates.copies else kinds + 1
 
     def _fit(self) -> None:
         """One damped Newton step on the sums so far, which start anew."""

@@ -19,7 +19,7 @@ class Beams:
 
     tokens: Tensor  # [B, T, W] int64, the last token of each beam
     parents: Tensor  # [B, T, W] int64, the beam of the step before that each one continues; any at the first step
-    log_probs: Tensor  # [B, T, W] fp32, of all of the beam's tokens given the root
+    log_probs: Tensor  # [B, T, W] fp32, of all of the beam's tokens given the root; −inf where there is no beam
 
     def __post_init__(self) -> None:
         shapes = [list(tensor.shape) for tensor in (self.tokens, self.parents, self.log_probs)]
@@ -37,12 +37,13 @@ class Beams:
             beam_BW = parents_BW.gather(1, beam_BW)
         return torch.stack(path, -1)
 
-    def with_copies(self, texts: Texts, rows: Tensor) -> Self:
-        """These beams and one more, W + 1, which copies each request's text: see `ops.graft_copies`.
+    def with_copies(self, texts: Texts, rows: Tensor, length: int, beam_limit: Tensor | None = None) -> Self:
+        """These beams and one more, W + 1, of `length` steps, which copies each request's text: see `ops.graft_copies`.
 
-        `rows` [B] int64 are the requests' rows of `texts`.
+        `rows` [B] int64 are the requests' rows of `texts`; `beam_limit` [B] int64 leaves copies out where it is W or
+        below.
         """
-        return type(self)(*graft_copies(self.tokens, self.parents, self.log_probs, texts, rows))
+        return type(self)(*graft_copies(self.tokens, self.parents, self.log_probs, texts, rows, length, beam_limit))
 
 
 @torch.no_grad()
@@ -69,7 +70,7 @@ def beam_search(
         context: The target's last hidden state, [B, H]; B may be 0.
         root_tokens: The tokens that the target has sampled, [B], not counted in `beam_length`.
         beam_width: W, beams kept at every step.
-        beam_length: T, tokens drafted on each.
+        beam_length: T, tokens drafted on each; may be 0.
         logits_top_k: Renormalises over each beam's highest logits, ties of the last included, as Apple's
             implementation does with 50. The first linear layer is then not split, because sums in another order would
             move large logits by more than parity with it allows.
@@ -116,8 +117,8 @@ def _check(
     logits_top_k: int | None,
 ) -> None:
     hidden, vocab = drafter.config.hidden_size, drafter.config.vocab_size
-    if beam_width < 1 or beam_length < 1:
-        raise ValueError(f"beam_width and beam_length must be at least 1, not {beam_width} and {beam_length}")
+    if beam_width < 1 or beam_length < 0:
+        raise ValueError(f"beam_width must be at least 1 and beam_length 0, not {beam_width} and {beam_length}")
     if beam_width > drafter.config.output_size:
         trimmed = "" if drafter.config.draft_vocab_size is None else "draft "
         raise ValueError(

@@ -37,7 +37,8 @@ def propose_trees(
             of earlier tokens.
         config: Beam width and length, node slots, renormalisation.
         rank: Log-probabilities [B, T, W] that rank the beams instead of the drafter's; see `DraftTree.from_beams`.
-        beam_steps: Drafts fewer tokens on each beam than the config says.
+        beam_steps: Drafts fewer tokens on each beam than the config says; with 0 the drafter does not run, and trees
+            have copies alone.
         texts: What the requests have said so far, and the row of each [B] int64: trees also get copies of it. None,
             and with the config's `prompt_lookup` off or a single beam: the drafter's beams alone.
     """
@@ -47,9 +48,9 @@ def propose_trees(
         context,
         root_tokens,
         beam_width=config.beam_width,
-        beam_length=beam_steps or config.beam_length,
+        beam_length=config.beam_length if beam_steps is None else beam_steps,
         logits_top_k=config.logits_top_k,
     )
     if texts is not None and config.copies_text:
-        beams = beams.with_copies(*texts)
+        beams = beams.with_copies(*texts, config.max_depth, beam_limit)
     return DraftTree.from_beams(beams, config.num_speculative_tokens, beam_limit, None if rank is None else rank(beams))

@@ -90,6 +90,15 @@ def test_rounds_of_fewer_beam_steps() -> None:
     assert [costs.drafting(1, steps) for steps in (1, 5)] == pytest.approx([0.0024, 0.004], rel=1e-3)
 
 
+def test_rounds_of_copies_alone() -> None:
+    """They are measured: 0.5 ms, where the first of 5 beam steps takes 0.7 ms more, and the others 0.2 ms each."""
+    rounds = [(1, 0.002)], [(1, 0.0012)], [(1, 0.0005)]
+    costs = StepCosts(MeasuredCosts(MEASURED.verification, 0.0, *rounds, beam_length=5), 8, 1)
+    assert costs.fewest_beam_steps == 0
+    assert [costs.drafting(1, steps) for steps in (0, 1, 2, 5)] == pytest.approx([0.0005, 0.0012, 0.0014, 0.002])
+    assert StepCosts(MEASURED, 8, 1).fewest_beam_steps == 1
+
+
 def test_steps_without_drafts_have_factors_of_their_own() -> None:
     """They say nothing of steps with drafts, unless there is nothing else."""
     costs = StepCosts(MEASURED, max_rows=20, max_requests=8)

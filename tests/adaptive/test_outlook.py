@@ -23,9 +23,9 @@ def costs_of(row: float, drafting: float = 1.0) -> StepCosts:
     return StepCosts(measured, 400, 16)
 
 
-def remember(outlook: Outlook, *trees: list[float], depths: list[int] | None = None) -> None:
-    """Trees by their nodes' survival; all nodes are under the root unless depths are given."""
-    outlook.remember(np.array(trees), np.broadcast_to(depths or 1, (len(trees), len(trees[0]))))
+def remember(outlook: Outlook, *trees: list[float], beam_steps: list[int] | None = None) -> None:
+    """Trees by their nodes' survival; all nodes took one beam step unless others are given."""
+    outlook.remember(np.array(trees), np.broadcast_to(beam_steps or 1, (len(trees), len(trees[0]))))
 
 
 def test_nothing_is_expected_before_a_tree_is_known() -> None:
@@ -112,7 +112,7 @@ def test_many_requests_get_shorter_rounds() -> None:
     """
     outlook = short_rounds(0.5, 1.5)
     assert outlook.beam_steps(1) == 3  # before anything is known
-    remember(outlook, [0.9, 0.8, 0.7], depths=[1, 2, 3])
+    remember(outlook, [0.9, 0.8, 0.7], beam_steps=[1, 2, 3])
     assert outlook.gain(1) == pytest.approx(3.4 / 14.5 * 10)
     assert outlook.gain(16) == pytest.approx(1.9 / 50 * 25)
     assert (outlook.beam_steps(1), outlook.beam_steps(16)) == (3, 1)
@@ -121,20 +121,43 @@ def test_many_requests_get_shorter_rounds() -> None:
 def test_siblings_of_the_first_step_are_kept() -> None:
     """Depths count, not places: the second node is the root's other child."""
     outlook = short_rounds(0.0, 16.0)
-    remember(outlook, [0.5, 0.4, 0.3], depths=[1, 1, 2])
+    remember(outlook, [0.5, 0.4, 0.3], beam_steps=[1, 1, 2])
     assert outlook.gain(1) == pytest.approx(1.9 / 13 * 10)
     assert outlook.beam_steps(1) == 1
+
+
+def test_copies_of_the_text_take_no_beam_step() -> None:
+    """A copy of survival 0.9 and 0.8, and a beam of 0.7; a round without beam steps takes 0.1 s a request.
+
+    One request: 3.4 tokens in 10 + 3 + 1.5 s are most. 16 requests: 16 · 2.7 in 25 + 32 + 1.6 s, with the beam 16 · 3.4
+    in 25 + 48 + 8 s; of the second copies, too, the step is slower than with the first alone: 16 · 1.9 in 25 + 16 s.
+    """
+    measured = MeasuredCosts(
+        [(1, 10.0), (101, 110.0)],
+        0.0,
+        [(1, 1.5), (16, 24.0)],
+        [(1, 0.5), (16, 8.0)],
+        [(1, 0.1), (16, 1.6)],
+        beam_length=3,
+    )
+    outlook = Outlook(StepCosts(measured, 400, 16), 3)
+    remember(outlook, [0.9, 0.8, 0.7], beam_steps=[0, 0, 3])
+    outlook.gain(1), outlook.gain(16)
+    assert (outlook.beam_steps(1), outlook.beam_steps(16)) == (3, 0)
+    short = 1.6 + (24 - 1.6) / WHOLE_ROUND
+    tokens, seconds = 16 * np.array([1.9, 2.7]), np.array([25 + 16, 25 + 32]) + short
+    assert outlook.gain(16) == pytest.approx((tokens / seconds).max() * 25 / 16)
 
 
 def test_some_rounds_are_whole() -> None:
     """Those of a trial, too, as nothing else would show that whole ones pay again."""
     outlook = short_rounds(0.5, 1.5)
-    remember(outlook, [0.9, 0.8, 0.7], depths=[1, 2, 3])
+    remember(outlook, [0.9, 0.8, 0.7], beam_steps=[1, 2, 3])
     assert (outlook.gain(1) > 1) and (outlook.gain(16) < 1)
     assert [outlook.draws(1) for _ in range(WHOLE_ROUND)] == [3] * WHOLE_ROUND
     assert [outlook.draws(16) for _ in range(WHOLE_ROUND)] == [1] * (WHOLE_ROUND - 1) + [3]
     outlook = short_rounds(2.0, 6.0)
-    remember(outlook, [0.9, 0.8, 0.7], depths=[1, 2, 3])
+    remember(outlook, [0.9, 0.8, 0.7], beam_steps=[1, 2, 3])
     assert all(outlook.skips(16) for _ in range(FIRST_SKIP))
     assert not outlook.skips(16) and outlook.draws(16) == 3
 

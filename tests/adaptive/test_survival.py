@@ -62,13 +62,12 @@ def test_slope_intercepts_and_offset_by_hand() -> None:
     torch.testing.assert_close(survival, torch.tensor([first, second]))
 
 
-def test_certain_and_impossible_tokens_stay_finite() -> None:
-    beams = Beams(
-        torch.tensor([[[1, 2]]]), torch.zeros(1, 1, 2, dtype=torch.int64), torch.tensor([[[0.0, -torch.inf]]])
-    )
-    survival = SurvivalEstimator(1, 2, 1, CPU).rank(beams, torch.tensor([0]))
-    assert survival.isfinite().all()
-    assert survival[0, 0, 0] > survival[0, 0, 1]
+def test_certain_and_nearly_impossible_tokens_stay_finite_and_no_beam_has_no_chance() -> None:
+    log_probs = torch.tensor([[[0.0, -1e30, -torch.inf]]])
+    beams = Beams(torch.tensor([[[1, 2, 3]]]), torch.zeros(1, 1, 3, dtype=torch.int64), log_probs)
+    survival = SurvivalEstimator(1, 3, 1, CPU).rank(beams, torch.tensor([0]))[0, 0]
+    assert survival[:2].isfinite().all()
+    assert survival[0] > survival[1] > survival[2] == -torch.inf
 
 
 def test_the_order_by_survival_keeps_every_prefix_a_tree() -> None:

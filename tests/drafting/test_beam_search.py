@@ -148,7 +148,7 @@ def test_chain_rows_hold_the_best_beam_only() -> None:
     [
         ({"beam_width": 12}, "vocabulary has only 11"),
         ({"beam_width": 0}, "at least 1"),
-        ({"beam_length": 0}, "at least 1"),
+        ({"beam_length": -1}, "at least 1"),
         ({"logits_top_k": 2}, "logits_top_k is 2"),
         ({"context": torch.zeros(2, 5)}, "context must be"),
         ({"root_tokens": torch.zeros(3, dtype=torch.long)}, "context must be"),

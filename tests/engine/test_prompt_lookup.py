@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from redrafter_vllm.integration.worker.adaptive_report import StepRecords
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import CHAIN, TREE, generate, params, runner, tokens
 from tests.engine.test_identity import emitted_per_step
@@ -50,6 +51,16 @@ def test_a_drafter_that_knows_nothing_goes_on_with_what_was_said(
     without, mean_without = emitted(make_engine(asset, {**ignorant, "prompt_lookup": False}), prompts, sampling)
     assert answers == without == expected
     assert mean_without < 1.2 and mean > 2
+
+
+def test_copies_are_longer_than_beams(
+    make_engine: MakeEngine, asset: Path, prompts: Any, ignorant: dict[str, Any]
+) -> None:
+    llm = make_engine(asset, ignorant)
+    drafting = runner(llm).speculator.drafting
+    with emitted_per_step() as counts:
+        generate(llm, prompts, params(temperature=0.0, max_tokens=96))
+    assert 1 + drafting.beam_length < max(counts) <= 1 + drafting.num_speculative_tokens
 
 
 @pytest.mark.parametrize(
@@ -97,3 +108,23 @@ def test_adaptive_trees_take_copies(
     generate(llm, prompts, sampling)
     found = runner(llm).adaptive_verification.records.unlogged
     assert found.accepted > found.steps  # more than one draft token a step
+
+
+def test_rounds_of_copies_alone(
+    make_engine: MakeEngine,
+    asset: Path,
+    plain: Any,
+    prompts: Any,
+    ignorant: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Under load the drafter may not pay where copies do."""
+    llm = make_engine(asset, {**ignorant, "adaptive": True})
+    trees = runner(llm).adaptive_verification
+    assert trees.costs.fewest_beam_steps == 0
+    monkeypatch.setattr(trees.outlook, "draws", lambda num_requests: 0)
+    monkeypatch.setattr(trees, "records", StepRecords())
+    sampling = params(temperature=0.0, max_tokens=200)
+    expected = tokens(generate(plain, prompts, sampling))
+    assert tokens(generate(llm, prompts, sampling)) == expected
+    assert trees.records.unlogged.accepted > 0

@@ -76,23 +76,39 @@ def tree(found: tuple[torch.Tensor, ...], max_nodes: int) -> list[tuple[int, int
 TEXT = [A, B, C, D, E, B, A, B, C]
 
 
+def grafted(given: tuple[torch.Tensor, ...], text: list[int], length: int) -> tuple[torch.Tensor, ...]:
+    return reference.graft_copies(*given, texts(text), torch.tensor([0]), length)
+
+
 def test_a_copy_that_no_beam_has_is_a_branch() -> None:
-    found = reference.graft_copies(
-        *beams([(A, 0, 0.5), (B, 0, 0.25)], [(A, 0, 0.3), (C, 1, 0.2)]), texts(TEXT), torch.tensor([0])
-    )
+    found = grafted(beams([(A, 0, 0.5), (B, 0, 0.25)], [(A, 0, 0.3), (C, 1, 0.2)]), TEXT, 2)
     assert tree(found, 6) == [(D, -1, 0.6667), (A, -1, 0.5), (E, 0, 0.5), (A, 1, 0.3), (B, -1, 0.25), (C, 4, 0.2)]
 
 
-def test_a_beam_that_is_the_copy_stands_for_it_and_lifts_what_continues_it() -> None:
-    found = reference.graft_copies(
-        *beams(
+def test_a_copy_may_be_longer_than_the_beams() -> None:
+    found = grafted(beams([(A, 0, 0.5), (B, 0, 0.3)]), TEXT, 3)
+    assert found[2][0, 1:, :2].tolist() == [[-math.inf] * 2] * 2
+    assert tree(found, 9)[:5] == [(D, -1, 0.6667), (A, -1, 0.5), (E, 0, 0.5), (B, 2, 0.4), (B, -1, 0.3)]
+    assert DraftTree.from_beams(Beams(*found), 9).num_nodes.tolist() == [5]
+
+
+def test_a_copy_without_any_beam() -> None:
+    empty = torch.zeros(1, 0, 4, dtype=torch.int64)
+    found = grafted((empty, empty, empty.float()), TEXT, 3)
+    assert tree(found, 3) == [(D, -1, 0.6667), (E, 0, 0.5), (B, 1, 0.4)]
+
+
+def test_the_copy_stands_for_a_beam_that_says_the_same_and_lifts_what_continues_it() -> None:
+    found = grafted(
+        beams(
             [(A, 0, 0.5), (D, 0, 0.25)],
             [(B, 0, 0.4), (C, 1, 0.1)],
             [(B, 0, 0.3), (A, 1, 0.05)],
         ),
-        texts(TEXT),
-        torch.tensor([0]),
+        TEXT,
+        3,
     )
+    assert found[2][0, 0, 1] == -math.inf
     # D rises from 0.25 to 2/3, and C and A behind it by the same factor, 8/3; E is no beam and becomes a branch of D.
     assert tree(found, 8) == [
         (D, -1, 0.6667),
@@ -107,45 +123,49 @@ def test_a_beam_that_is_the_copy_stands_for_it_and_lifts_what_continues_it() -> 
 
 
 def test_a_surer_beam_keeps_its_probability() -> None:
-    found = reference.graft_copies(*beams([(D, 0, 0.9), (A, 0, 0.05)]), texts(TEXT), torch.tensor([0]))
+    found = grafted(beams([(D, 0, 0.9), (A, 0, 0.05)]), TEXT, 1)
     assert tree(found, 2) == [(D, -1, 0.9), (A, -1, 0.05)]
 
 
 def test_without_a_copy_beams_stay_as_they_are() -> None:
     given = beams([(A, 0, 0.5), (B, 0, 0.25)], [(A, 0, 0.3), (C, 1, 0.2)])
-    found = reference.graft_copies(*given, texts([A, B, C]), torch.tensor([0]))
+    found = grafted(given, [A, B, C], 2)
     for mine, before in zip(found, given, strict=True):
         assert torch.equal(mine[..., :2], before)
     assert found[2][..., 2].tolist() == [[-math.inf, -math.inf]]
 
 
 def test_limited_trees_have_no_copies() -> None:
-    found = reference.graft_copies(
-        *beams([(A, 0, 0.5), (B, 0, 0.25)], [(A, 0, 0.3), (C, 1, 0.2)]), texts(TEXT), torch.tensor([0])
-    )
-    made = DraftTree.from_beams(Beams(*found), 6, torch.tensor([1]))
-    assert made.num_nodes.tolist() == [2] and made.tokens[0, :2].tolist() == [A, A]
+    given = beams([(A, 0, 0.5), (D, 0, 0.25)], [(A, 0, 0.3), (E, 1, 0.2)])
+    for limit, tokens in ((1, [A, A]), (2, [A, A, D, E])):
+        limits = torch.tensor([limit])
+        found = reference.graft_copies(*given, texts(TEXT), torch.tensor([0]), 4, limits)
+        made = DraftTree.from_beams(Beams(*found), 6, limits)
+        assert made.tokens[0, : int(made.num_nodes)].tolist() == tokens
 
 
-SIZES = [(1, 1, 2), (3, 4, 4), (2, 6, 5), (4, 3, 16), (9, 2, 3)]
+SIZES = [(2, 0, 3), (1, 1, 2), (3, 4, 4), (2, 6, 5), (4, 3, 16), (9, 2, 3)]
 LENGTHS = [1, 3, 60, 1500]
 
 
 def arguments(
     size: tuple[int, int, int], length: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Texts, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Texts, torch.Tensor, int, torch.Tensor]:
     """Few different tokens, so that beams, copies and texts meet often."""
     rng = random.Random(length + size[0])
     generator = torch.Generator().manual_seed(length + size[2])
     batch, steps, width = size
     rows = [[rng.randrange(3) for _ in range(rng.randrange(length + 1))] for _ in range(batch)]
-    # Beams of a step are distinct: no two have both a token and a parent in common.
-    pairs = torch.stack([torch.randperm(4 * width, generator=generator)[:width] for _ in range(batch * steps)])
-    tokens, parents = (pairs % 4).view(size), (pairs // 4).view(size)
+    # Beams of a step are distinct: no two have both a token and a parent in common, or in the first step a token.
+    pairs = [torch.randperm(4 * width, generator=generator)[:width] for _ in range(batch * steps)]
+    pair = torch.cat([torch.zeros(0, dtype=torch.int64), *pairs]).view(size)
+    tokens, parents = pair % 4, pair // 4
+    tokens[:, :1] = pair[:, :1]
     log_probs = torch.randn(size, generator=generator) - 2
-    log_probs[0, 0, 0] = -math.inf
+    log_probs[0, :1, 0] = -math.inf
     row = torch.tensor([rng.randrange(batch + 2) for _ in range(batch)])
-    return tokens, parents, log_probs, texts(*rows, length=length), row
+    limits = torch.tensor([rng.choice((1, width, width + 1, 65)) for _ in range(batch)])
+    return tokens, parents, log_probs, texts(*rows, length=length), row, max(1, steps + rng.randrange(5)), limits
 
 
 def check(found: tuple[torch.Tensor, ...], wanted: tuple[torch.Tensor, ...]) -> None:
@@ -159,9 +179,10 @@ def check(found: tuple[torch.Tensor, ...], wanted: tuple[torch.Tensor, ...]) -> 
 def test_the_kernel(size: tuple[int, int, int], length: int) -> None:
     from redrafter_vllm.ops.graft_copies import kernel
 
-    *beams, own, row = arguments(size, length)
-    given = *(x.to(DEVICE) for x in beams), Texts(*(x.to(DEVICE) for x in own)), row.to(DEVICE)
+    *beams, own, row, count, limits = arguments(size, length)
+    given = *(x.to(DEVICE) for x in beams), Texts(*(x.to(DEVICE) for x in own)), row.to(DEVICE), count
     check(kernel.graft_copies(*given), reference.graft_copies(*given))
+    check(kernel.graft_copies(*given, limits.to(DEVICE)), reference.graft_copies(*given, limits.to(DEVICE)))
 
 
 @needs_compiler
@@ -170,10 +191,11 @@ def test_the_kernel(size: tuple[int, int, int], length: int) -> None:
 def test_the_native_kernel(size: tuple[int, int, int], length: int) -> None:
     if size[0] == 0:
         given = *(torch.zeros(size, dtype=dtype) for dtype in (torch.int64, torch.int64, torch.float32)), texts([A])
-        assert native.graft_copies(*given, torch.zeros(0, dtype=torch.int64))[0].shape == (0, 3, 5)
+        assert native.graft_copies(*given, torch.zeros(0, dtype=torch.int64), 6)[0].shape == (0, 6, 5)
         return
-    given = arguments(size, length)
-    assert native.supports(*given)
-    check(native.graft_copies(*given), reference.graft_copies(*given))
+    *given, limits = arguments(size, length)
+    for each in (given, [*given, limits]):
+        assert native.supports(*each)
+        check(native.graft_copies(*each), reference.graft_copies(*each))
     wide = Texts(given[3].tokens.long(), given[3].lengths)
-    assert not native.supports(*given[:3], wide, given[4])
+    assert not native.supports(*given[:3], wide, *given[4:])

@@ -6,11 +6,10 @@ import random
 import pytest
 import torch
 
-from redrafter_vllm.ops.prefix_tree import reference
+from redrafter_vllm.ops.prefix_tree import native, reference
 from tests.ops.devices import DEVICE, assert_equal, poisoned, runs_kernels
 
 pytestmark = runs_kernels
-
 
 Beams = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # tokens, parents, scores: [B, T, W]
 
@@ -25,6 +24,9 @@ def check(beams: Beams, max_nodes: int, beam_limit: torch.Tensor | None = None) 
     for mine, theirs, again in zip(out, wanted, made, strict=True):
         assert_equal(mine, theirs)
         assert_equal(again, theirs)
+    if DEVICE == "cpu" and native.supports(*beams, max_nodes, beam_limit):
+        for mine, theirs in zip(native.prefix_tree(*beams, max_nodes, beam_limit), wanted, strict=True):
+            assert_equal(mine, theirs)
     return wanted
 
 
@@ -37,6 +39,8 @@ def check_mask(parents: torch.Tensor, num_nodes: torch.Tensor) -> None:
     kernel.ancestor_mask_into(out, parents, num_nodes)
     assert_equal(out, wanted)
     assert_equal(kernel.ancestor_mask(parents, num_nodes), wanted)
+    if DEVICE == "cpu" and native.supports(parents, num_nodes):
+        assert_equal(native.ancestor_mask(parents, num_nodes), wanted)
 
 
 def random_beams(size: tuple[int, int, int], seed: int) -> Beams:

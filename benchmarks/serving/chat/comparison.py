@@ -128,7 +128,7 @@ class Comparison:
     def rows(self) -> list[dict[str, Any]]:
         """Figures by temperature and method; each of ReDrafter's fixed trees simulated, then served."""
         walked = self._walked()
-        depth = max(tree.beam_length for tree in self.serving.trees)
+        depth = max(tree.max_depth for tree in self.serving.trees)
         found = []
         for temperature in self.options.temperatures:
             for method in (self.plain, *self.peers, *self.ours):

@@ -14,15 +14,17 @@ from benchmarks.serving.chat.questions import ALL
 from redrafter_vllm.bench.tables import Grid, figure, plot
 from redrafter_vllm.utils.atomic import write_text
 
+DEPTHS = 8  # columns of acceptance: copies of the text may be longer
+
 
 def grids(report: cli.Report) -> list[Grid]:
     """A table for each temperature: tokens per step by group, acceptance by depth, tokens per second."""
     config = report["config"]
-    depth = max(tree["beam_length"] for tree in config["trees"])
+    depth = min(DEPTHS, max((len(row["acceptance_by_depth"]) for row in report["results"]), default=0))
     columns = ["method", *report["groups"], *(f"depth {d}" for d in range(1, depth + 1)), "tokens/s"]
     made = []
     for temperature in config["temperatures"]:
-        rows = [cells(row, report["groups"]) for row in report["results"] if row["temperature"] == temperature]
+        rows = [cells(row, report["groups"], depth) for row in report["results"] if row["temperature"] == temperature]
         rows += [[name, *["–"] * (len(columns) - 1)] for name in report["failed"]]
         title = (
             f"{config['prompts']}, {heat(temperature)}: tokens per step of {report['requests']['all']} requests of at "
@@ -33,12 +35,13 @@ def grids(report: cli.Report) -> list[Grid]:
     return made
 
 
-def cells(row: dict[str, Any], groups: Sequence[str]) -> list[str]:
-    """One row of a table."""
+def cells(row: dict[str, Any], groups: Sequence[str], depth: int) -> list[str]:
+    """One row of a table, with acceptance down to `depth`."""
+    accepted = [*row["acceptance_by_depth"], *[None] * depth][:depth]
     return [
         row["method"],
         *(figure(row["tokens_per_step"][group]) for group in groups),
-        *(figure(value) for value in row["acceptance_by_depth"]),
+        *(figure(value) for value in accepted),
         figure(row["tokens_per_second"], ".1f"),
     ]
 

@@ -81,7 +81,7 @@ def create_counters(original: Callable) -> Callable:
         original(self, speculative_config, labelnames, per_engine_labelvalues, is_diffusion)
         if is_ours(speculative_config):
             self.redrafter = RedrafterProm(
-                self._counter_cls, speculative_config.beam_length, labelnames, per_engine_labelvalues
+                self._counter_cls, speculative_config.drafting.max_depth, labelnames, per_engine_labelvalues
             )
 
     return __init__

@@ -99,7 +99,8 @@ class AdaptiveTrees:
         survival = speculator.survival.log_survival[index].exp().numpy()
         survival = np.where(np.arange(survival.shape[1]) < num_nodes[:, None], survival, 0.0)
         if self.beam_steps == self.costs.beam_length:
-            self.outlook.remember(survival[num_nodes > 0], speculator.rows.depths[index].numpy()[num_nodes > 0])
+            beam_steps = speculator.survival.beam_steps(index).numpy()
+            self.outlook.remember(survival[num_nodes > 0], beam_steps[num_nodes > 0])
         most = num_others + int(num_nodes.sum())
         survival = self.outlook.trust * survival
         next_round = self.costs.drafting(num_reqs, self.outlook.beam_steps(num_reqs))

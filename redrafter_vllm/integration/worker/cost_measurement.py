@@ -31,11 +31,14 @@ def measure_costs(runner: Any, speculator: RedrafterSpeculator) -> MeasuredCosts
         with_attention = _shortest(lambda: runner._dummy_run(few))
         without = _shortest(lambda: runner._dummy_run(few, skip_attn=True, is_profile=True))
     max_requests, beam_length = min(runner.max_num_reqs, MAX_MEASURED), speculator.drafting.beam_length
-    drafting, first_beam_step = (
-        _by_size(partial(speculator.run_idle_round, beam_steps=steps), max_requests) for steps in (beam_length, 1)
+    drafting, first_beam_step, copies_alone = (
+        _by_size(partial(speculator.run_idle_round, beam_steps=steps), max_requests)
+        if steps or speculator.drafting.copies_text
+        else []
+        for steps in (beam_length, 1, 0)
     )
     per_request = max(with_attention - without, 0.0) / few
-    return MeasuredCosts(verification, per_request, drafting, first_beam_step, beam_length)
+    return MeasuredCosts(verification, per_request, drafting, first_beam_step, copies_alone, beam_length)
 
 
 def _by_size(run: Callable[[int], None], limit: int) -> list[tuple[int, float]]:

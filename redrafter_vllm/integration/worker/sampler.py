@@ -47,7 +47,7 @@ class TreeSampler:
                 )
         self.sampler = sampler
         self.speculator = speculator
-        self.max_depth = speculator.drafting.beam_length
+        self.max_depth = speculator.drafting.max_depth
         self.scope = follow_paths(sampler, speculator.rows)
 
     def __call__(

@@ -132,6 +132,7 @@ class RedrafterSpeculator(BaseSpeculator):
             drafting.beam_length,
             self.device,
             stored_calibration(Path(self.vllm_config.speculative_config.checkpoint)),
+            copies=drafting.copies_text,
         )
 
     def bind_target(self, model: nn.Module) -> None:

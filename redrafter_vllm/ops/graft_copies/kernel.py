@@ -14,10 +14,16 @@ _BLOCK = 1024  # tokens of a text that are compared at once
 
 
 def graft_copies(
-    tokens: Tensor, parents: Tensor, log_probs: Tensor, texts: Texts, rows: Tensor
+    tokens: Tensor,
+    parents: Tensor,
+    log_probs: Tensor,
+    texts: Texts,
+    rows: Tensor,
+    length: int,
+    beam_limit: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `reference.graft_copies`. Tensors of the beams that are not contiguous are copied."""
-    batch, length, width = tokens.shape
+    batch, steps, width = tokens.shape
     shape = (batch, length, width + 1)
     grafted = tokens.new_empty(shape), parents.new_empty(shape), log_probs.new_empty(shape)
     if batch == 0:
@@ -29,6 +35,7 @@ def graft_copies(
         texts.tokens,
         texts.lengths,
         rows,
+        beam_limit,
         # By how much each beam of the step before was raised; written and read by the same program only.
         torch.empty(batch, width, dtype=torch.float32, device=tokens.device),
         *grafted,
@@ -36,6 +43,7 @@ def graft_copies(
         texts.lengths.stride(0),
         texts.tokens.shape[0],
         width,
+        steps,
         length,
         SHORTEST=SHORTEST,
         LONGEST=LONGEST,
@@ -48,21 +56,23 @@ def graft_copies(
 
 @triton.jit
 def _graft_kernel(
-    tokens_ptr,  # [B, T, W] int64
-    parents_ptr,  # [B, T, W] int64
-    log_probs_ptr,  # [B, T, W] fp32
+    tokens_ptr,  # [B, S, W] int64
+    parents_ptr,  # [B, S, W] int64
+    log_probs_ptr,  # [B, S, W] fp32
     text_ptr,  # [R, L]
     lengths_ptr,  # [R]
     rows_ptr,  # [B] int64
+    beam_limit_ptr,  # [B] int64; None: no tree is limited
     raised_ptr,  # [B, W] fp32
-    grafted_tokens_ptr,  # [B, T, W + 1] int64
-    grafted_parents_ptr,  # [B, T, W + 1] int64
-    grafted_log_probs_ptr,  # [B, T, W + 1] fp32
+    grafted_tokens_ptr,  # [B, L, W + 1] int64
+    grafted_parents_ptr,  # [B, L, W + 1] int64
+    grafted_log_probs_ptr,  # [B, L, W + 1] fp32
     text_row_stride,
     text_stride,
     lengths_stride,
     num_rows,
     width,
+    steps,
     length,
     SHORTEST: tl.constexpr,
     LONGEST: tl.constexpr,
@@ -72,6 +82,8 @@ def _graft_kernel(
     req = tl.program_id(0).to(tl.int64)
     row = tl.load(rows_ptr + req)
     has_text = row < num_rows
+    if beam_limit_ptr is not None:
+        has_text = has_text & (tl.load(beam_limit_ptr + req) > width)
     row = tl.where(has_text, row, 0)
     text_ptr += row * text_row_stride
     end = tl.where(has_text, tl.load(lengths_ptr + row * lengths_stride).to(tl.int32), 0) - 1
@@ -99,38 +111,44 @@ def _graft_kernel(
     period = tl.maximum(tl.where(has_copy, end - found, 1), 1)
 
     beam_W = tl.arange(0, BLOCK_W)
-    exists_W = beam_W < width
-    beams = req * length * width
+    inside_W = beam_W < width
+    beams = req * steps * width
     grafted = req * length * (width + 1)
     raised_ptr += req * width
-    tl.store(raised_ptr + beam_W, tl.zeros((BLOCK_W,), tl.float32), mask=exists_W)
-    stands = tl.zeros((), tl.int64)
+    tl.store(raised_ptr + beam_W, tl.zeros((BLOCK_W,), tl.float32), mask=inside_W)
+    same = tl.full((), -1, tl.int64)
     for step in range(length):
         tl.debug_barrier()
         source = found + 1 + step % period
         copy = tl.load(text_ptr + source * text_stride, mask=has_copy, other=0).to(tl.int64)
-        flat_W = beams + step * width + beam_W
-        token_W = tl.load(tokens_ptr + flat_W, mask=exists_W, other=-1)
-        parent_W = tl.load(parents_ptr + flat_W, mask=exists_W, other=0)
-        own_W = tl.load(log_probs_ptr + flat_W, mask=exists_W, other=float("-inf"))
-        above_W = tl.load(raised_ptr + tl.where(step > 0, parent_W, beam_W), mask=exists_W, other=0.0)
-        score_W = own_W + above_W
-        is_copy_W = exists_W & has_copy & (token_W == copy) & ((step == 0) | (parent_W == stands))
         log_prob = tl.log((matched - 1).to(tl.float32) / (matched + step).to(tl.float32))
-        score_W = tl.where(is_copy_W & ((score_W < log_prob) | (score_W != score_W)), log_prob, score_W)
-        is_beam = tl.max(is_copy_W.to(tl.int32)) > 0
+        drafted_W = inside_W & (step < steps)
+        flat_W = beams + step * width + beam_W
+        token_W = tl.load(tokens_ptr + flat_W, mask=drafted_W, other=0)
+        parent_W = tl.load(parents_ptr + flat_W, mask=drafted_W, other=0)
+        parent_W = tl.where(drafted_W, parent_W, beam_W)
+        own_W = tl.load(log_probs_ptr + flat_W, mask=drafted_W, other=float("-inf"))
+        above_W = tl.load(raised_ptr + tl.where(step > 0, parent_W, beam_W), mask=drafted_W, other=0.0)
+        score_W = own_W + above_W
+        exists_W = drafted_W & (own_W != float("-inf"))
+        below_copy_W = exists_W & ((step == 0) | (parent_W == same))
+        is_copy_W = below_copy_W & has_copy & (token_W == copy)
+        # A beam whose probability is not a number says nothing.
+        beside = tl.max(tl.where(is_copy_W & (score_W == score_W), score_W, float("-inf")))
+        log_prob = tl.maximum(log_prob, beside)
         tl.debug_barrier()
-        tl.store(raised_ptr + beam_W, score_W - own_W, mask=exists_W)
+        raised_W = tl.where(is_copy_W, log_prob, score_W) - own_W
+        tl.store(raised_ptr + beam_W, tl.where(exists_W, raised_W, 0.0), mask=inside_W)
+        same = tl.max(tl.where(is_copy_W, beam_W, -1)).to(tl.int64)
 
         out_W = grafted + step * (width + 1) + beam_W
-        tl.store(grafted_tokens_ptr + out_W, token_W, mask=exists_W)
-        tl.store(grafted_parents_ptr + out_W, parent_W, mask=exists_W)
-        tl.store(grafted_log_probs_ptr + out_W, score_W, mask=exists_W)
+        tl.store(grafted_tokens_ptr + out_W, token_W, mask=inside_W)
+        tl.store(grafted_parents_ptr + out_W, tl.where(below_copy_W & (step > 0), width, parent_W), mask=inside_W)
+        tl.store(grafted_log_probs_ptr + out_W, tl.where(is_copy_W, float("-inf"), score_W), mask=inside_W)
         last_beam = grafted + step * (width + 1) + width
         tl.store(grafted_tokens_ptr + last_beam, copy)
-        tl.store(grafted_parents_ptr + last_beam, stands)
-        tl.store(grafted_log_probs_ptr + last_beam, tl.where(has_copy & (is_beam == 0), log_prob, float("-inf")))
-        stands = tl.where(is_beam, tl.max(tl.where(is_copy_W, beam_W, -1)).to(tl.int64), width)
+        tl.store(grafted_parents_ptr + last_beam, width)
+        tl.store(grafted_log_probs_ptr + last_beam, tl.where(has_copy, log_prob, float("-inf")))
 
 
 def variants() -> list[Variant]:
@@ -142,7 +160,7 @@ def _variant(name: str, width: int) -> Variant:
     types = {argument: "*i64" for argument in _graft_kernel.arg_names if argument.endswith("_ptr")}
     types |= dict.fromkeys(("log_probs_ptr", "grafted_log_probs_ptr", "raised_ptr"), "*fp32")
     types |= dict.fromkeys(("text_ptr", "lengths_ptr"), "*i32")
-    types |= dict.fromkeys(("text_row_stride", "num_rows", "width", "length"), "i32")
+    types |= dict.fromkeys(("text_row_stride", "num_rows", "width", "steps", "length"), "i32")
     constants = {
         "text_stride": 1,
         "lengths_stride": 1,

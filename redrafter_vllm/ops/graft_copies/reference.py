@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 SHORTEST, LONGEST = 2, 32  # tokens that have to be the same before a copy, and as many as are compared
 
@@ -22,52 +23,65 @@ class Texts(NamedTuple):
 
 
 def graft_copies(
-    tokens: Tensor, parents: Tensor, log_probs: Tensor, texts: Texts, rows: Tensor
+    tokens: Tensor,
+    parents: Tensor,
+    log_probs: Tensor,
+    texts: Texts,
+    rows: Tensor,
+    length: int,
+    beam_limit: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The beams of a search, and a copied continuation as beam W of every step.
+    """The beams of a search, and a copied continuation of up to `length` tokens as beam W of every step.
 
     The copy is what followed the latest of the places where most of the last tokens, at most LONGEST, occurred before;
     there is none where fewer than SHORTEST did. A copy that runs into the text's end goes on with its own tokens.
-    Where the copy's first tokens are a beam of their own, that beam stands for them, and its probability, with those of
-    the beams that continue it, is raised to the copy's.
+    Where a beam says the same as the copy, the copy stands for both, with the higher probability of the two; beams that
+    continue that one then continue the copy, and their probabilities rise by the same factor.
 
     A copy behind m equal tokens is taken to be right with probability 1 − 1/m, which is near what was counted on one
     target's answers (docs/dev/log.md). One that was right lies behind one more equal token: so d copied tokens are all
     right with probability (m − 1) / (m − 1 + d).
 
     Args:
-        tokens, parents, log_probs: [B, T, W] as in `Beams`.
+        tokens, parents, log_probs: [B, S, W] as in `Beams`; S may be 0.
         texts: Of R rows.
         rows: [B] int64, each request's row; one that is R or above has no text.
+        length: L, at least S. A copy costs no beam step, so it may be longer than the beams.
+        beam_limit: [B] int64. A request whose trees may have no more than W beams gets no copy, as that is one more.
 
     Returns:
-        The three with shape [B, T, W + 1]. The last beam of a step in which there is no copy, or in which a beam stands
-        for it, has log-probability −inf.
+        The three with shape [B, L, W + 1]. Where there is no beam or copy, the log-probability is −inf: a beam that is
+        the copy, all beams of the steps from S on, and the copy where the text has none.
     """
-    length, width = tokens.shape[1:]
+    steps, width = tokens.shape[1:]
     copies, matched = copied_tokens(texts, rows, length)
     has_copy = matched >= SHORTEST
+    if beam_limit is not None:
+        has_copy &= beam_limit > width
     beam_W = torch.arange(width, device=tokens.device)
-    # The beam that stands for the copy so far, and by how much the beams of the step before have been raised.
-    stands_B, raised_BW = torch.zeros_like(rows), torch.zeros_like(log_probs[:, 0])
+    more = (0, 0, 0, length - steps)
+    tokens, log_probs = pad(tokens, more), pad(log_probs, more, value=-torch.inf)
+    parents = torch.cat([parents, beam_W.expand(len(rows), length - steps, width)], 1)
+    # The beam that is the copy so far, and by how much the beams of the step before have been raised.
+    same_B, raised_BW = torch.full_like(rows, -1), torch.zeros_like(log_probs[:, 0])
     grafted_tokens, grafted_parents, grafted_log_probs = [], [], []
     for step in range(length):
-        copy_B = copies[:, step]
-        parent_BW, own_BW = parents[:, step], log_probs[:, step]
-        above_BW = raised_BW.gather(1, parent_BW) if step else raised_BW
-        score_BW = own_BW + above_BW
-        is_copy_BW = (tokens[:, step] == copy_B[:, None]) & has_copy[:, None]
+        copy_B = copies[:, step].masked_fill(~has_copy, 0)
+        log_prob_B = torch.log((matched - 1) / (matched + step)).to(log_probs.dtype)
+        token_BW, parent_BW, own_BW = tokens[:, step], parents[:, step], log_probs[:, step]
+        score_BW = own_BW + (raised_BW.gather(1, parent_BW) if step else 0)
+        exists_BW = own_BW != -torch.inf
+        below_copy_BW = exists_BW & (parent_BW == same_B[:, None]) if step else exists_BW
+        is_copy_BW = below_copy_BW & (token_BW == copy_B[:, None]) & has_copy[:, None]
+        log_prob_B = torch.fmax(log_prob_B, score_BW.masked_fill(~is_copy_BW, -torch.inf).amax(1))
+        raised_BW = torch.where(exists_BW, torch.where(is_copy_BW, log_prob_B[:, None], score_BW) - own_BW, 0)
+        same_B = torch.where(is_copy_BW.any(1), (is_copy_BW * beam_W).amax(1), -1)
         if step:
-            is_copy_BW &= parent_BW == stands_B[:, None]
-        log_prob_B = torch.log((matched - 1) / (matched + step)).to(own_BW.dtype)
-        score_BW = torch.where(is_copy_BW, torch.fmax(score_BW, log_prob_B[:, None]), score_BW)
-        is_beam_B = is_copy_BW.any(1)
-        alone_B = torch.where(has_copy & ~is_beam_B, log_prob_B, -torch.inf)
-        grafted_tokens.append(torch.cat([tokens[:, step], copy_B[:, None]], 1))
-        grafted_parents.append(torch.cat([parent_BW, stands_B[:, None]], 1))
-        grafted_log_probs.append(torch.cat([score_BW, alone_B[:, None]], 1))
-        raised_BW = score_BW - own_BW
-        stands_B = torch.where(is_beam_B, (is_copy_BW * beam_W).amax(1), width)
+            parent_BW = torch.where(below_copy_BW, width, parent_BW)
+        score_BW = score_BW.masked_fill(is_copy_BW, -torch.inf)
+        grafted_tokens.append(torch.cat([token_BW, copy_B[:, None]], 1))
+        grafted_parents.append(torch.cat([parent_BW, torch.full_like(copy_B, width)[:, None]], 1))
+        grafted_log_probs.append(torch.cat([score_BW, log_prob_B.where(has_copy, -torch.inf)[:, None]], 1))
     return torch.stack(grafted_tokens, 1), torch.stack(grafted_parents, 1), torch.stack(grafted_log_probs, 1)
 
 

@@ -165,10 +165,10 @@ def _build_kernel(
             above_W = tl.full((BLOCK_W,), 3.4028234663852886e38, tl.float32)
         score_W = tl.load(scores_ptr + flat_W, mask=exists_W, other=0.0).to(tl.float32)
         defined_W = tl.where(score_W == score_W, score_W, lowest)
-        falling_W = tl.minimum(tl.maximum(defined_W, lowest), above_W)
-        is_node_W = exists_W
+        falling_W = tl.minimum(defined_W, above_W)
+        is_node_W = exists_W & (falling_W >= lowest)
         if beam_limit_ptr is not None:
-            is_node_W = tl.load(places_ptr + flat_W, mask=exists_W, other=0) > 0
+            is_node_W &= tl.load(places_ptr + flat_W, mask=exists_W, other=0) > 0
         tl.store(keys_ptr + flat_W, tl.where(is_node_W, falling_W, float("-inf")), mask=exists_W)
         num_kept += tl.sum(is_node_W.to(tl.int32))
 

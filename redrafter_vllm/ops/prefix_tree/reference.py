@@ -13,7 +13,7 @@ def prefix_tree(
 
     `tokens`, `parents` and `scores` [B, T, W] are the last token of each beam, the beam of the step before that it
     continues, and what it is ranked by, the logarithm of a probability. The beams of a step must be distinct: each is
-    one node.
+    one node, except one of score −inf, which is none.
 
     Returns tokens, parents, depths (int64), scores (fp32) and beams (int64), each [B, max_nodes], and num_nodes [B]
     (int64). Nodes are in order of descending score, equal ones by depth, then by beam. A parent never has a lower score
@@ -26,9 +26,9 @@ def prefix_tree(
     """
     length, width = tokens.shape[1:]
     score_BM = _falling(scores, parents).flatten(1)
-    is_node_BM = torch.ones_like(score_BM, dtype=torch.bool)
+    is_node_BM = score_BM > -torch.inf
     if beam_limit is not None:
-        is_node_BM = _of_the_best(parents, beam_limit).flatten(1)
+        is_node_BM &= _of_the_best(parents, beam_limit).flatten(1)
 
     # Flattened step by step, so that a stable sort leaves equal scores in order of depth, then of beam.
     order_BM = score_BM.masked_fill(~is_node_BM, -torch.inf).sort(dim=-1, descending=True, stable=True).indices
@@ -56,8 +56,11 @@ def prefix_tree(
 
 
 def _falling(scores: Tensor, parents: Tensor) -> Tensor:
-    """`scores` [B, T, W], finite, and lowered where one is above its parent's, so that a parent never ranks lower."""
-    scores = scores.nan_to_num(nan=torch.finfo(torch.float32).min)
+    """`scores` [B, T, W], lowered where one is above its parent's, so that a parent never ranks lower.
+
+    They are finite or −inf.
+    """
+    scores = scores.nan_to_num(nan=torch.finfo(torch.float32).min, neginf=-torch.inf)
     falling = [scores[:, 0]]
     for step in range(1, scores.shape[1]):
         falling.append(torch.minimum(scores[:, step], falling[-1].gather(1, parents[:, step])))

@@ -33,6 +33,8 @@ def rank_beams(estimates: Estimates, log_probs: Tensor, parents: Tensor, rows: T
             log_survival,
             length,
             width,
+            len(estimates.intercepts),
+            COPIES=estimates.copies,
             BLOCK_W=triton.next_power_of_2(width),
             num_warps=1,
         )
@@ -60,11 +62,14 @@ def keep_tree(
             node_budget,
             rows,
             estimates.offsets,
+            estimates.kinds,
             estimates.log_odds,
             estimates.log_survival,
             confidences,
-            drawn.shape[1] * drawn.shape[2],
+            *drawn.shape[1:],
             capacity,
+            len(estimates.intercepts),
+            COPIES=estimates.copies,
             BLOCK_N=triton.next_power_of_2(capacity),
             num_warps=1,
         )
@@ -74,7 +79,6 @@ def grade_nodes(
     estimates: Estimates,
     rows: Tensor,  # [B]
     parents: Tensor,  # [B, N]
-    depths: Tensor,  # [B, N]
     valid: Tensor,  # [B, N] bool
     path: Tensor,  # [B, T]
 ) -> None:
@@ -84,15 +88,16 @@ def grade_nodes(
         _grade_kernel[(batch,)](
             rows,
             parents,
-            depths,
             valid.view(torch.uint8),
             path,
+            estimates.kinds,
             estimates.log_odds,
             estimates.log_survival,
             estimates.offsets,
             estimates.sums,
             capacity,
             path.shape[1],
+            estimates.sums.shape[2],
             BLOCK_N=triton.next_power_of_2(capacity),
             num_warps=1,
         )
@@ -118,12 +123,14 @@ def _rank_kernel(
     parents_ptr,  # [B, T, W]
     rows_ptr,  # [B]
     slope_ptr,  # [1]
-    intercepts_ptr,  # [T]
+    intercepts_ptr,  # [K]
     offsets_ptr,  # [P]
     log_odds_ptr,  # [B, T, W]
     log_survival_ptr,  # [B, T, W]
     length,
     width,
+    num_kinds,
+    COPIES: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
     """The beams of one step of one request, each climbing to its root: no program reads what another writes."""
@@ -136,19 +143,23 @@ def _rank_kernel(
     offset = tl.load(offsets_ptr + tl.load(rows_ptr + req)) * _DECAY
     here_W = beam_W
     survival_W = tl.zeros([BLOCK_W], tl.float32)
+    exists_W = inside_W
     for climbed in range(step + 1):
         depth = step - climbed
         at_W = first + depth * width + here_W
         log_prob_W = tl.load(log_probs_ptr + at_W, mask=inside_W, other=0.0)
+        exists_W &= log_prob_W != float("-inf")
+        is_copy_W = (here_W == width - 1) & COPIES
         here_W = tl.load(parents_ptr + at_W, mask=inside_W, other=0).to(tl.int32)
         has_above_W = inside_W & (depth > 0)
         above_W = tl.load(log_probs_ptr + first + (depth - 1) * width + here_W, mask=has_above_W, other=0.0)
         x_W = _log_odds(log_prob_W - above_W)
         if climbed == 0:
             tl.store(log_odds_ptr + out_W, x_W, mask=inside_W)
-        score_W = slope * x_W + tl.load(intercepts_ptr + depth) + offset
+        kind_W = tl.where(is_copy_W, num_kinds - 1, tl.minimum(depth, num_kinds - 1 - COPIES))
+        score_W = tl.where(is_copy_W, x_W, slope * x_W) + tl.load(intercepts_ptr + kind_W) + offset
         survival_W += tl.minimum(score_W, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(score_W)))
-    tl.store(log_survival_ptr + out_W, survival_W, mask=inside_W)
+    tl.store(log_survival_ptr + out_W, tl.where(exists_W, survival_W, float("-inf")), mask=inside_W)
 
 
 @triton.jit
@@ -160,11 +171,15 @@ def _keep_kernel(
     node_budget_ptr,  # [B]
     rows_ptr,  # [B]
     offsets_ptr,  # [P]
+    kinds_ptr,  # [P, N]
     kept_log_odds_ptr,  # [P, N]
     kept_survival_ptr,  # [P, N]
     confidences_ptr,  # [B, N]
-    num_beams,
+    length,
+    width,
     capacity,
+    num_kinds,
+    COPIES: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     req = tl.program_id(0).to(tl.int64)
@@ -173,7 +188,11 @@ def _keep_kernel(
     inside_N = node_N < capacity
     from_N, to_N = req * capacity + node_N, row * capacity + node_N
     beam_N = tl.load(beams_ptr + from_N, mask=inside_N, other=0)
-    x_N = tl.load(drawn_ptr + req * num_beams + beam_N, mask=inside_N, other=0.0)
+    x_N = tl.load(drawn_ptr + req * length * width + beam_N, mask=inside_N, other=0.0)
+    is_copy_N = (beam_N % width == width - 1) & COPIES
+    kind_N = tl.where(is_copy_N, num_kinds - 1, tl.minimum(beam_N // width, num_kinds - 1 - COPIES))
+    x_N = tl.where(is_copy_N, 0.0, x_N)
+    tl.store(kinds_ptr + to_N, kind_N, mask=inside_N)
     survival_N = tl.load(survival_ptr + from_N, mask=inside_N, other=-float("inf"))
     tl.store(kept_log_odds_ptr + to_N, x_N, mask=inside_N)
     tl.store(kept_survival_ptr + to_N, survival_N, mask=inside_N)
@@ -191,15 +210,16 @@ def _keep_kernel(
 def _grade_kernel(
     rows_ptr,  # [B]
     parents_ptr,  # [B, N]
-    depths_ptr,  # [B, N]
     valid_ptr,  # [B, N] uint8
     path_ptr,  # [B, T]
+    kinds_ptr,  # [P, N]
     log_odds_ptr,  # [P, N]
     log_survival_ptr,  # [P, N]
     offsets_ptr,  # [P]
-    sums_ptr,  # [P, NUM_SUMS, T]
+    sums_ptr,  # [P, NUM_SUMS, K]
     capacity,
     length,
+    num_kinds,
     BLOCK_N: tl.constexpr,
 ):
     req = tl.program_id(0).to(tl.int64)
@@ -207,7 +227,6 @@ def _grade_kernel(
     node_N = tl.arange(0, BLOCK_N)
     inside_N = node_N < capacity
     parent_N = tl.load(parents_ptr + req * capacity + node_N, mask=inside_N, other=-1)
-    depth_N = tl.load(depths_ptr + req * capacity + node_N, mask=inside_N, other=0)
     valid_N = tl.load(valid_ptr + req * capacity + node_N, mask=inside_N, other=0) != 0
     is_accepted_N = node_N < 0
     is_below_N = parent_N < 0
@@ -227,19 +246,18 @@ def _grade_kernel(
     tl.store(offsets_ptr + row, tl.load(offsets_ptr + row) + _RATE * tl.sum(residual_N, axis=0))
 
     x_N = tl.load(log_odds_ptr + row * capacity + node_N, mask=inside_N, other=0.0)
-    own_ptr = sums_ptr + row * _NUM_SUMS * length
-    for step in range(length):
-        is_here_N = depth_N == step + 1
-        if step == 0:
-            is_here_N = is_here_N | (depth_N < 1)
+    kind_N = tl.load(kinds_ptr + row * capacity + node_N, mask=inside_N, other=-1)
+    own_ptr = sums_ptr + row * _NUM_SUMS * num_kinds
+    for kind in range(num_kinds):
+        is_here_N = kind_N == kind
         own_weight_N = tl.where(is_here_N, weight_N, 0.0)
         own_residual_N = tl.where(is_here_N, residual_N, 0.0)
-        _add(own_ptr + step, tl.sum(own_weight_N * x_N * x_N, axis=0))
-        _add(own_ptr + length + step, tl.sum(own_weight_N * x_N, axis=0))
-        _add(own_ptr + 2 * length + step, tl.sum(own_weight_N, axis=0))
-        _add(own_ptr + 3 * length + step, tl.sum(own_residual_N * x_N, axis=0))
-        _add(own_ptr + 4 * length + step, tl.sum(own_residual_N, axis=0))
-        _add(own_ptr + 5 * length + step, tl.sum(tl.where(is_here_N & is_graded_N, 1.0, 0.0), axis=0))
+        _add(own_ptr + kind, tl.sum(own_weight_N * x_N * x_N, axis=0))
+        _add(own_ptr + num_kinds + kind, tl.sum(own_weight_N * x_N, axis=0))
+        _add(own_ptr + 2 * num_kinds + kind, tl.sum(own_weight_N, axis=0))
+        _add(own_ptr + 3 * num_kinds + kind, tl.sum(own_residual_N * x_N, axis=0))
+        _add(own_ptr + 4 * num_kinds + kind, tl.sum(own_residual_N, axis=0))
+        _add(own_ptr + 5 * num_kinds + kind, tl.sum(tl.where(is_here_N & is_graded_N, 1.0, 0.0), axis=0))
 
 
 @triton.jit
@@ -250,17 +268,17 @@ def _add(place_ptr, value):
 def variants() -> list[Variant]:
     """Compiled ahead of time in the tests: few and many beams, small and full trees."""
     return [
-        _variant("rank_w4", _rank_kernel, {"BLOCK_W": 4}),
-        _variant("rank_w64", _rank_kernel, {"BLOCK_W": 64}),
-        _variant("keep_n16", _keep_kernel, {"BLOCK_N": 16}),
-        _variant("keep_n128", _keep_kernel, {"BLOCK_N": 128}),
+        _variant("rank_w4", _rank_kernel, {"COPIES": False, "BLOCK_W": 4}),
+        _variant("rank_w64", _rank_kernel, {"COPIES": True, "BLOCK_W": 64}),
+        _variant("keep_n16", _keep_kernel, {"COPIES": True, "BLOCK_N": 16}),
+        _variant("keep_n128", _keep_kernel, {"COPIES": False, "BLOCK_N": 128}),
         _variant("grade_n16", _grade_kernel, {"BLOCK_N": 16}),
         _variant("grade_n128", _grade_kernel, {"BLOCK_N": 128}),
     ]
 
 
-def _variant(name: str, kernel: triton.JITFunction, constants: dict[str, int]) -> Variant:
-    integers = ("parents_ptr", "rows_ptr", "beams_ptr", "num_nodes_ptr", "node_budget_ptr", "depths_ptr", "path_ptr")
+def _variant(name: str, kernel: triton.JITFunction, constants: dict[str, int | bool]) -> Variant:
+    integers = ("parents_ptr", "rows_ptr", "beams_ptr", "num_nodes_ptr", "node_budget_ptr", "kinds_ptr", "path_ptr")
     types = {
         argument: ("*i64" if argument in integers else "*fp32") if argument.endswith("_ptr") else "i32"
         for argument in kernel.arg_names

@@ -17,9 +17,9 @@ OFFSET_DECAY = 0.99  # of an offset, by round: what a request did long ago is fo
 
 
 class Sums(NamedTuple):
-    """Sums over graded nodes, by depth [T]: of the Hessian's entries, of the gradient's, and their number.
+    """Sums over graded nodes, by kind [K]: of the Hessian's entries, of the gradient's, and their number.
 
-    The design row of a node is (x, 1 at its depth), so the Hessian is an arrowhead: one entry for the slope, one for
+    The design row of a node is (x, 1 at its kind), so the Hessian is an arrowhead: one entry for the slope, one for
     each intercept, and one for each intercept with the slope.
     """
 
@@ -35,14 +35,20 @@ NUM_SUMS = len(Sums._fields)
 
 
 class Estimates(NamedTuple):
-    """Coefficients, and by persistent row (P of them) what was estimated of its tree; all fp32."""
+    """Coefficients, and by persistent row (P of them) what was estimated of its tree; fp32 but for the kinds.
+
+    A node's kind is its depth − 1. With `copies` the last beam of every step copies the text, and all such nodes are of
+    the last kind; what the drafter's odds are multiplied by says nothing about theirs, so their slope is 1.
+    """
 
     slope: Tensor  # [1]
-    intercepts: Tensor  # [T]
+    intercepts: Tensor  # [K], by kind
     offsets: Tensor  # [P]
-    log_odds: Tensor  # [P, N] of the stored tree's nodes
+    kinds: Tensor  # [P, N] int64, of the stored tree's nodes
+    log_odds: Tensor  # [P, N], what the slope is multiplied by: 0 for a copy
     log_survival: Tensor  # [P, N]
-    sums: Tensor  # [P, NUM_SUMS, T] over the row's graded nodes since the last fit, as in `Sums`
+    sums: Tensor  # [P, NUM_SUMS, K] over the row's graded nodes since the last fit, as in `Sums`
+    copies: bool = False
 
 
 def rank_beams(estimates: Estimates, log_probs: Tensor, parents: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,21 +56,34 @@ def rank_beams(estimates: Estimates, log_probs: Tensor, parents: Tensor, rows: T
 
     Args:
         estimates: Read.
-        log_probs: [B, T, W] fp32, the drafter's, of whole beams.
+        log_probs: [B, T, W] fp32, the drafter's, of whole beams; −inf where there is none.
         parents: [B, T, W] int64, the beam of the step before.
         rows: [B] int64, the requests' rows.
 
     Returns:
-        Two tensors [B, T, W] fp32; a beam never survives its parent.
+        Two tensors [B, T, W] fp32; a beam never survives its parent. The log-survival of none is −inf.
     """
     log_odds = log_odds_given_parent(log_probs, parents)
-    intercepts = estimates.intercepts[: log_probs.shape[1]]  # a round may have fewer steps than there are depths
-    bias_BT1 = (intercepts + OFFSET_DECAY * estimates.offsets[rows, None])[..., None]
-    own = logsigmoid(estimates.slope * log_odds + bias_BT1)
+    kind_TW = kinds_of_beams(estimates, log_probs.shape[1], log_probs.shape[2])
+    slope_W = estimates.slope.repeat(log_probs.shape[2])
+    if estimates.copies:
+        slope_W[-1] = 1
+    bias_BTW = estimates.intercepts[kind_TW] + OFFSET_DECAY * estimates.offsets[rows, None, None]
+    own = logsigmoid(slope_W * log_odds + bias_BTW).masked_fill(log_probs == -torch.inf, -torch.inf)
     survival = [own[:, 0]]
     for step in range(1, own.shape[1]):
         survival.append(own[:, step] + survival[-1].gather(1, parents[:, step]))
     return log_odds, torch.stack(survival, 1)
+
+
+def kinds_of_beams(estimates: Estimates, length: int, width: int) -> Tensor:
+    """The kind of a node of each beam, [T, W] int64. Beyond the last depth there are only copies."""
+    kind_T = torch.arange(length, device=estimates.slope.device)
+    num_kinds = len(estimates.intercepts)
+    if not estimates.copies:
+        return kind_T.clamp(max=num_kinds - 1)[:, None].expand(length, width)
+    kind_T1 = kind_T.clamp(max=num_kinds - 2)[:, None]
+    return torch.cat([kind_T1.expand(length, width - 1), torch.full_like(kind_T1, num_kinds - 1)], 1)
 
 
 def log_odds_given_parent(log_probs: Tensor, parents: Tensor) -> Tensor:
@@ -100,7 +119,11 @@ def keep_tree(
             0 where there is no node: vLLM multiplies these along a row, and gets survivals that never rise.
     """
     estimates.offsets[rows] *= OFFSET_DECAY
-    estimates.log_odds[rows] = drawn.flatten(1).gather(1, beams)
+    kind_M = kinds_of_beams(estimates, *drawn.shape[1:]).flatten()
+    estimates.kinds[rows] = kinds = kind_M[beams]
+    log_odds = drawn.flatten(1).gather(1, beams)
+    is_copy = kinds == (len(estimates.intercepts) - 1 if estimates.copies else -1)
+    estimates.log_odds[rows] = log_odds.masked_fill(is_copy, 0)
     estimates.log_survival[rows] = log_survival
     before = torch.cat([torch.zeros_like(log_survival[:, :1]), log_survival[:, :-1]], 1)
     is_node = torch.arange(beams.shape[1], device=beams.device) < torch.minimum(num_nodes, node_budget)[:, None]
@@ -108,9 +131,7 @@ def keep_tree(
     confidences.copy_(ratio.where(is_node, 0))
 
 
-def grade_nodes(
-    estimates: Estimates, rows: Tensor, parents: Tensor, depths: Tensor, valid: Tensor, path: Tensor
-) -> None:
+def grade_nodes(estimates: Estimates, rows: Tensor, parents: Tensor, valid: Tensor, path: Tensor) -> None:
     """Add the nodes of one step's trees to their rows' sums, and move the rows' offsets.
 
     A node is graded where its parent was accepted and it had a row.
@@ -119,7 +140,6 @@ def grade_nodes(
         estimates: `sums` and `offsets` are written, at `rows`.
         rows: [B] int64, all different.
         parents: [B, N] int64, −1 under the root.
-        depths: [B, N] int64, 1 under the root.
         valid: [B, N] bool, whether the node was verified.
         path: [B, T] int64, the accepted nodes, then −1.
     """
@@ -148,6 +168,5 @@ def grade_nodes(
         intercept_gradient=residual_BN,
         graded=is_graded_BN.float(),
     )
-    length = estimates.sums.shape[2]
-    is_at_BNT = one_hot((depths - 1).clamp(0, length - 1), length).float()
-    estimates.sums[rows] += torch.einsum("kbn,bnt->bkt", torch.stack(terms), is_at_BNT)
+    is_of_BNK = one_hot(estimates.kinds[rows], estimates.sums.shape[2]).float()
+    estimates.sums[rows] += torch.einsum("sbn,bnk->bsk", torch.stack(terms), is_of_BNK)

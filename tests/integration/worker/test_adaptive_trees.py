@@ -114,8 +114,10 @@ def test_broken_promises_make_budgets_smaller(
     trees: adaptive_trees.AdaptiveTrees, accepted: float, num_nodes: int
 ) -> None:
     """A node of survival 0.1: 1.1 tokens in 13 s, next round included, or 1 in 12 s. With 0.05 it does not pay."""
-    trees.speculator.survival = SimpleNamespace(log_survival=torch.tensor([[0.1, 0.0, 0.0]]).log())  # type: ignore
-    trees.speculator.rows = SimpleNamespace(num_nodes=torch.tensor([1]), depths=torch.tensor([[1, 0, 0]]))  # type: ignore
+    log_survival, beam_steps = torch.tensor([[0.1, 0.0, 0.0]]).log(), torch.tensor([[1, 0, 0]])
+    survival: Any = SimpleNamespace(log_survival=log_survival, beam_steps=lambda rows: beam_steps)
+    trees.speculator.survival = survival
+    trees.speculator.rows = SimpleNamespace(num_nodes=torch.tensor([1]))  # type: ignore[assignment]
     trees.costs.observe_verification(1, 1, 11.0)
     trees.outlook.grade(100.0, accepted)
     budget = trees._choose(np.array([0]), np.array([1]), 1, 1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from redrafter_training.target.model import TargetModel
-from redrafter_vllm.config import MAX_BEAM_LENGTH, MAX_BEAM_WIDTH
+from redrafter_vllm.config import MAX_BEAM_LENGTH, MAX_BEAM_WIDTH, MAX_NODES, DraftingConfig
 from redrafter_vllm.drafting.beam_search import Beams, beam_search
 from redrafter_vllm.drafting.tree import DraftTree
 from redrafter_vllm.model.interface import DrafterInterface
@@ -38,6 +38,12 @@ class Drafting:
                 f"beam_width must be at most {MAX_BEAM_WIDTH} and beam_length at most {MAX_BEAM_LENGTH}, as in "
                 f"serving, got {self.beam_width} and {self.beam_length}"
             )
+
+    @property
+    def max_depth(self) -> int:
+        """The most draft tokens that a step can accept: more than `beam_length` where copies of the text are longer."""
+        shape = self.beam_width, self.beam_length, min(self.max_nodes, MAX_NODES)
+        return DraftingConfig(*shape, prompt_lookup=self.prompt_lookup).max_depth
 
 
 @dataclass(frozen=True)
@@ -98,10 +104,11 @@ def drafted_everywhere(
         # Each root's text ends with it.
         ends = torch.arange(start + 1, len(text) + 1, device=text.device)
         so_far = Texts(text.expand(len(roots), -1), ends)
-        beams = beams.with_copies(so_far, torch.arange(len(roots), device=text.device))
+        rows = torch.arange(len(roots), device=text.device)
+        beams = beams.with_copies(so_far, rows, drafting.max_depth)
     # Past the end of the text nothing can be accepted: no token has id -1.
-    padded = torch.cat([text[start + 1 :], text.new_full((drafting.beam_length,), -1)])
-    return beams, padded.unfold(0, drafting.beam_length, 1)[: len(roots)]
+    padded = torch.cat([text[start + 1 :], text.new_full((drafting.max_depth,), -1)])
+    return beams, padded.unfold(0, drafting.max_depth, 1)[: len(roots)]
 
 
 def count_steps(accepted: Sequence[int]) -> list[int]:
@@ -189,5 +196,5 @@ def summarise(texts: Sequence[CountedSteps], drafting: Drafting) -> Acceptance:
     if not made:
         raise ValueError("no text to measure on")
     emitted = sum(text.tokens for text in texts)
-    by_depth = tuple(sum(a >= d for a in made) / len(made) for d in range(1, drafting.beam_length + 1))
+    by_depth = tuple(sum(a >= d for a in made) / len(made) for d in range(1, drafting.max_depth + 1))
     return Acceptance(emitted / len(made), by_depth, len(made), emitted)

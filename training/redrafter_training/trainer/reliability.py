@@ -50,7 +50,8 @@ def estimate_steps(
 
     Each text is a prompt with its continuation [n], and the prompt's length. `start` are the stored coefficients.
     """
-    estimator = SurvivalEstimator(1, drafting.max_nodes, drafting.beam_length, target.device, start)
+    sizes = 1, drafting.max_nodes, drafting.beam_length
+    estimator = SurvivalEstimator(*sizes, target.device, start, copies=drafting.prompt_lookup)
     rows = torch.zeros(1, dtype=torch.int64, device=target.device)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for text, prompt_length in texts:
@@ -62,7 +63,7 @@ def estimate_steps(
             own = beams.log_probs.flatten(1).gather(1, tree.beams)
             count = int(tree.num_nodes)
             found.append((own[0, :count].exp(), tree.log_probs[0, :count].exp(), is_accepted[0, :count]))
-            estimator.grade(rows, *_verified(tree, is_accepted, drafting.beam_length))
+            estimator.grade(rows, *_verified(tree, is_accepted, drafting.max_depth))
     drafter_own, adapted, accepted = (torch.cat(column) for column in zip(*found, strict=True))
     return Estimates(drafter_own, adapted, accepted)
 
@@ -85,9 +86,9 @@ def _steps(
         root += 1 + int((tree.depths * graded_nodes(tree, futures[own])[1]).amax())
 
 
-def _verified(tree: DraftTree, is_accepted: Tensor, length: int) -> tuple[BatchDrafts, Walk]:
+def _verified(tree: DraftTree, is_accepted: Tensor, max_depth: int) -> tuple[BatchDrafts, Walk]:
     """A step that verifies the whole tree, as serving would describe it."""
-    path = torch.full((1, length), -1, dtype=torch.int64, device=tree.tokens.device)
+    path = torch.full((1, max_depth), -1, dtype=torch.int64, device=tree.tokens.device)
     nodes = is_accepted[0].nonzero()[:, 0]
     path[0, tree.depths[0, nodes] - 1] = nodes
     valid = torch.arange(tree.tokens.shape[1], device=path.device) < tree.num_nodes[:, None]
