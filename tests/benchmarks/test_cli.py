@@ -27,6 +27,7 @@ COMMANDS = (
     "serving.structured_output",
     "serving.tokens_per_step",
     "training.ablations",
+    "training.chat_recipes",
     "training.packing",
     "training.ray_workers",
     "training.training_step",
