@@ -59,7 +59,8 @@ def add_serving(parser: argparse.ArgumentParser, *, trees: Sequence[str], batch:
         "--trees",
         type=tree_list,
         metavar="TREES",
-        help=f"BEAMSxLENGTH or BEAMSxLENGTH:NODES in one argument, ~ behind one: adaptive; default {' '.join(trees)!r}",
+        help="BEAMSxLENGTH or BEAMSxLENGTH:NODES in one argument, + behind one: with copies of the text, ~ at its end: "
+        f"adaptive; default {' '.join(trees)!r}",
     )
     parser.add_argument("--batch", type=int, default=batch, help="requests at a time")
     parser.add_argument("--dtype", choices=DTYPES, help="default bfloat16, for comparisons of tokens float32")

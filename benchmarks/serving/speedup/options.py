@@ -170,8 +170,8 @@ def parse_args(argv: Sequence[str]) -> Options:
         type=tree_list,
         default=(),
         metavar="TREES",
-        help="instead of one tree several ways to draft, BEAMSxLENGTH or BEAMSxLENGTH:NODES, in one argument; ~ behind "
-        "one: adaptive",
+        help="instead of one tree several ways to draft, BEAMSxLENGTH or BEAMSxLENGTH:NODES, in one argument; + behind "
+        "one: with copies of the text, ~ at its end: adaptive",
     )
     cli.add_prompts(parser, prompts=8, new_tokens=64)
     parser.add_argument(

@@ -101,9 +101,9 @@ def drafted_everywhere(
         beam_length=drafting.beam_length,
     )
     if drafting.prompt_lookup:
-        # Each root's text ends with it.
-        ends = torch.arange(start + 1, len(text) + 1, device=text.device)
-        so_far = Texts(text.expand(len(roots), -1), ends)
+        # Each root's text ends with it. As in serving, int32, for which a CPU has a kernel.
+        ends = torch.arange(start + 1, len(text) + 1, dtype=torch.int32, device=text.device)
+        so_far = Texts(text.int().expand(len(roots), -1), ends)
         rows = torch.arange(len(roots), device=text.device)
         beams = beams.with_copies(so_far, rows, drafting.max_depth)
     # Past the end of the text nothing can be accepted: no token has id -1.
