@@ -41,6 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--beam-length", type=int, default=4, help="draft tokens per beam, the root not counted")
     parser.add_argument("--max-nodes", type=int, help="nodes per tree (default: all that the beams hold)")
     parser.add_argument(
+        "--copies", action="store_true", help="trees also have copies of the text, as in serving; not those of one beam"
+    )
+    parser.add_argument(
         "--prompts",
         default="64",
         help="a number of prompts from held-out source files, or chat prompts: mt-bench, spec-bench, or a file of "
@@ -89,7 +92,10 @@ def _main(args: argparse.Namespace, parser: argparse.ArgumentParser, _: Interrup
     try:
         facts = read_facts(args.target, **trusted)
         facts.check_length(args.new_tokens + 1, "--new-tokens and a prompt")
-        drafting = [Drafting(w, args.beam_length, args.max_nodes or w * args.beam_length) for w in args.beam_width]
+        drafting = [
+            Drafting(w, args.beam_length, args.max_nodes or w * args.beam_length, args.copies and w > 1)
+            for w in args.beam_width
+        ]
     except ValueError as problem:
         parser.error(str(problem))
     folder = resolve_drafter(args.drafter, args.target)
@@ -254,7 +260,8 @@ def _write_results(
         write_training_card(folder, report | {"target": args.target})
     prompts = f"{args.prompts} held-out source files" if args.prompts.isdigit() else place_name(args.prompts)
     sampling = "greedy" if args.temperature == 0 else f"temperature {args.temperature:g}"
-    title = f"{prompts}, {sampling}, up to {args.new_tokens} new tokens"
+    copies = ", with copies of the text" if args.copies else ""
+    title = f"{prompts}, {sampling}, up to {args.new_tokens} new tokens{copies}"
     counted = measured[0][1][ALL].tokens
     said = f"{title}; {texts:,} responses of the target with {counted:,} tokens behind their first ones, float32."
     add_results(folder, title, f"{said}\n\n{results_text(measured)}")

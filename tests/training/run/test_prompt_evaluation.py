@@ -133,5 +133,15 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     card = (folder / "redrafter" / "README.md").read_text()
     assert "| steps | 77 |" in card and "# Recurrent drafter for target\n" in card and "\n## Results\n" in card
     capsys.readouterr()
+    assert main([*arguments, "--prompts", str(path), "--card", "--copies"]) == 0
+    without, copies = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert without["all"] == chain["all"] and not without["prompt_lookup"] and copies["prompt_lookup"]
+    assert copies["all"]["tokens"] == tree["all"]["tokens"]
+    assert copies["all"]["tokens_per_step"] >= tree["all"]["tokens_per_step"]
+    assert len(copies["all"]["acceptance_by_depth"]) == 8, "as long as the tree has nodes"
+    card = (folder / "redrafter" / "README.md").read_text()
+    assert "\nmine.jsonl, greedy, up to 12 new tokens; " in card
+    assert "\nmine.jsonl, greedy, up to 12 new tokens, with copies of the text; " in card
+    assert f"| 1 x 2 in 2 | {first[0]:.0%} | {first[1]:.0%} | – | – |" in card
     assert main([*arguments, "--prompts", "mt-bank"]) == 1
     assert "neither mt-bench nor spec-bench nor a readable file" in capsys.readouterr().err

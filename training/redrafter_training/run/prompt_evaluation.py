@@ -18,6 +18,7 @@ from redrafter_vllm.model.interface import DrafterInterface
 from redrafter_vllm.prompt_sets import EvaluationPrompt
 
 ALL = "all"
+DEPTHS = 8  # columns of a card's table: copies of the text may be longer
 
 
 @dataclass(frozen=True)
@@ -117,14 +118,14 @@ def _groups(answered: Sequence[AnsweredPrompt]) -> dict[str, list[int]]:
 def results_text(measured: Sequence[tuple[Drafting, Mapping[str, Acceptance]]]) -> str:
     """Tables for a drafter's card: tokens per step by group, and over all responses what was accepted by depth."""
     shapes = [f"{s.beam_width} x {s.beam_length} in {s.max_nodes}" for s, _ in measured]
+    depths = range(1, 1 + min(DEPTHS, max(shape.max_depth for shape, _ in measured)))
     groups = [
         (group, *(f"{figures[group].tokens_per_step:.2f}" for _, figures in measured)) for group in measured[0][1]
     ]
     by_depth = [
-        (shape, *(f"{rate:.0%}" for rate in figures[ALL].acceptance_by_depth))
-        for shape, (_, figures) in zip(shapes, measured, strict=True)
+        (shape, *(f"{rates[depth - 1]:.0%}" if depth <= len(rates) else "–" for depth in depths))
+        for shape, rates in zip(shapes, (figures[ALL].acceptance_by_depth for _, figures in measured), strict=True)
     ]
-    depths = range(1, len(by_depth[0]))
     return "\n\n".join(
         (
             "Tokens per step of the target, simulated, by beams x length in nodes (1 is no gain):",
