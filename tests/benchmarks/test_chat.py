@@ -247,10 +247,12 @@ def test_tables_and_files(tmp_path: Path) -> None:
     written = report.store(found, tmp_path / "chat.json")
     assert [path.name for path in written] == ["chat.md", "chat.png"] and all(path.stat().st_size for path in written)
     lines = written[0].read_text().splitlines()
-    assert "| method | all | turn 1 | tea | depth 1 | depth 2 | tokens/s |" in lines
-    assert "| ReDrafter, served | 2.00 | 2.00 | – | 0.50 | 0.25 | 12.3 |" in lines
-    assert "| ReDrafter, simulated | 1.00 | 1.00 | – | 0.50 | 0.25 | – |" in lines
-    assert lines.count("| suffix decoding | – | – | – | – | – | – |") == 2
+    methods = "vLLM as installed | ReDrafter, served | prompt lookup, 4 tokens | suffix decoding"
+    assert lines.count(f"| prompts | {methods} |") == 1
+    assert "| all | 1.00 | 2.00 | 1.60 | – |" in lines and "| tea | – | – | – | – |" in lines
+    assert "| method | 1 | 2 | tokens/s |" in lines
+    assert "| ReDrafter, served | 0.50 | 0.25 | 12.3 |" in lines
+    assert "| ReDrafter, simulated | 0.50 | 0.25 | – |" in lines
     assert "- suffix decoding has no figures: the package is not installed" in lines
 
 

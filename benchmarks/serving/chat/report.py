@@ -14,36 +14,41 @@ from benchmarks.serving.chat.questions import ALL
 from redrafter_vllm.bench.tables import Grid, figure, plot
 from redrafter_vllm.utils.atomic import write_text
 
+SERVED = "ReDrafter, served, "  # before the name of a tree
 DEPTHS = 8  # columns of acceptance: copies of the text may be longer
 
 
 def grids(report: cli.Report) -> list[Grid]:
-    """A table for each temperature: tokens per step by group, acceptance by depth, tokens per second."""
+    """For each temperature two tables: served tokens per step by group, and acceptance by depth with tokens/s."""
     config = report["config"]
     depth = min(DEPTHS, max((len(row["acceptance_by_depth"]) for row in report["results"]), default=0))
-    columns = ["method", *report["groups"], *(f"depth {d}" for d in range(1, depth + 1)), "tokens/s"]
     made = []
     for temperature in config["temperatures"]:
-        rows = [cells(row, report["groups"], depth) for row in report["results"] if row["temperature"] == temperature]
-        rows += [[name, *["–"] * (len(columns) - 1)] for name in report["failed"]]
+        rows = [row for row in report["results"] if row["temperature"] == temperature]
+        served = [row for row in rows if not row["simulated"]]
+        asked = f"{config['prompts']}, {heat(temperature)}, {report['requests']['all']} requests"
+        by_group = [
+            [group, *(figure(row["tokens_per_step"][group]) for row in served), *["–"] * len(report["failed"])]
+            for group in report["groups"]
+        ]
+        columns = ["prompts", *(row["method"].removeprefix(SERVED) for row in served), *report["failed"]]
+        made.append(
+            Grid(f"{asked} of at most {config['max_tokens']} tokens: tokens per step, served", columns, by_group)
+        )
         title = (
-            f"{config['prompts']}, {heat(temperature)}: tokens per step of {report['requests']['all']} requests of at "
-            f"most {config['max_tokens']} tokens, acceptance by depth, tokens/s at batch {config['batch']} in "
+            f"{asked}: share of the steps that accept a draft of a depth; tokens/s at batch {config['batch']} in "
             f"{config['dtype']}"
         )
-        made.append(Grid(title, columns, rows))
+        by_depth = [
+            [
+                row["method"],
+                *(figure(value) for value in [*row["acceptance_by_depth"], *[None] * depth][:depth]),
+                figure(row["tokens_per_second"], ".1f"),
+            ]
+            for row in rows
+        ]
+        made.append(Grid(title, ["method", *map(str, range(1, depth + 1)), "tokens/s"], by_depth))
     return made
-
-
-def cells(row: dict[str, Any], groups: Sequence[str], depth: int) -> list[str]:
-    """One row of a table, with acceptance down to `depth`."""
-    accepted = [*row["acceptance_by_depth"], *[None] * depth][:depth]
-    return [
-        row["method"],
-        *(figure(row["tokens_per_step"][group]) for group in groups),
-        *(figure(value) for value in accepted),
-        figure(row["tokens_per_second"], ".1f"),
-    ]
 
 
 def heat(temperature: float) -> str:
