@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables of the comparison, in a terminal, as Markdown and as a plot."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
