@@ -24,7 +24,7 @@ def check(beams: Beams, max_nodes: int, beam_limit: torch.Tensor | None = None) 
     for mine, theirs, again in zip(out, wanted, made, strict=True):
         assert_equal(mine, theirs)
         assert_equal(again, theirs)
-    if DEVICE == "cpu" and native.supports(*beams, max_nodes, beam_limit):
+    if DEVICE.type == "cpu" and native.supports(*beams, max_nodes, beam_limit):
         for mine, theirs in zip(native.prefix_tree(*beams, max_nodes, beam_limit), wanted, strict=True):
             assert_equal(mine, theirs)
     return wanted
@@ -39,7 +39,7 @@ def check_mask(parents: torch.Tensor, num_nodes: torch.Tensor) -> None:
     kernel.ancestor_mask_into(out, parents, num_nodes)
     assert_equal(out, wanted)
     assert_equal(kernel.ancestor_mask(parents, num_nodes), wanted)
-    if DEVICE == "cpu" and native.supports(parents, num_nodes):
+    if DEVICE.type == "cpu" and native.supports(parents, num_nodes):
         assert_equal(native.ancestor_mask(parents, num_nodes), wanted)
 
 
@@ -93,6 +93,20 @@ def test_infinite_and_undefined_scores() -> None:
     for max_nodes in (1, 5, 12, 20):
         check((tokens, parents, scores), max_nodes)
         check((tokens, parents, scores), max_nodes, torch.tensor([2], device=DEVICE))
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="of the kernel for CPUs")
+def test_another_default_type() -> None:
+    """While a model in bfloat16 loads, tensors are made in bfloat16: with scores of half the size memory broke."""
+    beams = random_beams((2, 4, 5), 0)
+    wanted = reference.prefix_tree(*beams, 9)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = native.prefix_tree(*beams, 9)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert_equal(mine, theirs)
 
 
 def test_strides() -> None:

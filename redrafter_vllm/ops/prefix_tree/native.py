@@ -24,7 +24,7 @@ def prefix_tree(
     shape = batch, max_nodes
     integers = [torch.empty(shape, dtype=torch.int64) for _ in range(4)]
     node_tokens, node_parents, depths, beams = integers
-    node_scores, num_nodes = torch.empty(shape), torch.empty(batch, dtype=torch.int64)
+    node_scores, num_nodes = torch.empty(shape, dtype=torch.float32), torch.empty(batch, dtype=torch.int64)
     made = node_tokens, node_parents, depths, node_scores, beams, num_nodes
     given = [x.contiguous() for x in (tokens, parents, scores)]
     beam_limit = None if beam_limit is None else beam_limit.contiguous()
