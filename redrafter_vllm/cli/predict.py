@@ -124,11 +124,16 @@ def _report(arguments: argparse.Namespace) -> "Report":
     from redrafter_vllm.predict.prediction import Setup, predict, smallest_parallel
     from redrafter_vllm.predict.report import Report
     from redrafter_vllm.predict.shapes import drafter_config, find_shape, published_drafter
-    from redrafter_vllm.predict.trees import parse_tree
+    from redrafter_vllm.predict.trees import parse_tree, tree_text
 
     if (wrong := next((batch for batch in arguments.batch if not 1 <= batch <= MAX_BATCH), None)) is not None:
         raise ValueError(f"--batch {wrong} is out of range: it must be between 1 and {MAX_BATCH}")
     trees = [parse_tree(text) for given in arguments.tree for text in given.split()]
+    if (copying := next((tree for tree in trees if tree.copies_text), None)) is not None:
+        raise ValueError(
+            f"--tree {tree_text(copying)}: what copies of the text bring depends on the text, and is not predicted: leave "
+            "the + out"
+        )
     gpu = find_gpu(arguments.gpu, known_gpus(tuple(arguments.gpus)))
     shape = find_shape(arguments.target)
     if arguments.drafter is None:

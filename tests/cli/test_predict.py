@@ -122,6 +122,7 @@ def test_the_list_of_inputs(capsys: pytest.CaptureFixture[str]) -> None:
         (["--target", "llama-3-70b", "--tensor-parallel", "1"], "need 147 GB, 1 of these GPUs have 72"),
         (["--tree", "4x"], "'4x' is no tree"),
         (["--tree", "4x4:900"], "num_speculative_tokens=900 is out of range"),
+        (["--tree", "4x4:16+~"], "--tree 4x4:16+~: what copies of the text bring depends on the text, and is not"),
         (["--tree", "1x5"], "beams of 5: acceptance is known to depth 4"),
         (["--batch", "0"], "--batch 0 is out of range: it must be between 1 and 4096"),
         (["--context", "-1"], "at least 0 tokens, not -1"),
