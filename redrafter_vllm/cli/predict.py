@@ -131,8 +131,8 @@ def _report(arguments: argparse.Namespace) -> "Report":
     trees = [parse_tree(text) for given in arguments.tree for text in given.split()]
     if (copying := next((tree for tree in trees if tree.copies_text), None)) is not None:
         raise ValueError(
-            f"--tree {tree_text(copying)}: what copies of the text bring depends on the text, and is not predicted: leave "
-            "the + out"
+            f"--tree {tree_text(copying)}: what copies of the text bring depends on the text, and is not predicted; "
+            "leave the + out"
         )
     gpu = find_gpu(arguments.gpu, known_gpus(tuple(arguments.gpus)))
     shape = find_shape(arguments.target)
