@@ -24,9 +24,8 @@ from benchmarks.engines.offline import ENGINE, THREADS, EngineResult
 from benchmarks.record import command
 from redrafter_vllm.bench.compare import Comparison, compare
 from redrafter_vllm.bench.machine import hardware, versions
+from redrafter_vllm.bench.tables import DEPTHS
 from redrafter_vllm.predict.shapes import ShapeError, find_shape
-
-DEPTHS = 8  # that are printed: copies of the text may be longer
 
 
 @dataclass(frozen=True)

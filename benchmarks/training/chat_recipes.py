@@ -160,7 +160,7 @@ class Bench:
     def config(self, recipe: Recipe, seed: int) -> DistillConfig:
         return self.options.config(recipe, seed, self.hidden_size)
 
-    def feed(self, recipe: Recipe, seed: int, *, quiet: bool = True) -> Feed:
+    def feed(self, recipe: Recipe, seed: int) -> Feed:
         job, config = self.job(recipe), self.config(recipe, seed)
         context = LocalContext()
         settings = FeedSettings.of(job, config, target=self.content)

@@ -8,11 +8,10 @@ from typing import Any
 
 from redrafter_vllm.bench.memory import GIB
 from redrafter_vllm.bench.statistics import CONFIDENCE
-from redrafter_vllm.bench.tables import Grid, drawn, figure
+from redrafter_vllm.bench.tables import DEPTHS, Grid, drawn, figure
 from redrafter_vllm.utils import html_page, strict_json
 from redrafter_vllm.utils.atomic import atomic_file, write_text
 
-DEPTHS = 7  # columns of the table of acceptance
 PLAIN_COLOUR, COLOURS = "#5b6577", ("#1f77b4", "#2ca02c", "#d62728", "#9467bd", "#ff7f0e", "#17becf", "#8c564b")
 AT_A_TIME = ["at a\ntime", "configuration"]
 MEASURES = {"ttft": "first\ntoken", "tpot": "each further\ntoken", "latency": "whole\nrequest"}

@@ -10,6 +10,8 @@ from rich.table import Table
 
 from redrafter_vllm.checkpoint.card import markdown_table
 
+DEPTHS = 7  # columns of acceptance by depth that fit a terminal: copies of the text may be longer
+
 
 @dataclass(frozen=True)
 class Grid:

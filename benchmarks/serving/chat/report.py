@@ -10,11 +10,10 @@ from benchmarks import cli
 from benchmarks.serving.chat.comparison import AGREEMENT
 from benchmarks.serving.chat.methods import LOOKUP
 from benchmarks.serving.chat.questions import ALL
-from redrafter_vllm.bench.tables import Grid, figure, plot
+from redrafter_vllm.bench.tables import DEPTHS, Grid, figure, plot
 from redrafter_vllm.utils.atomic import write_text
 
 SERVED = "ReDrafter, served, "  # before the name of a tree
-DEPTHS = 8  # columns of acceptance: copies of the text may be longer
 
 
 def grids(report: cli.Report) -> list[Grid]:

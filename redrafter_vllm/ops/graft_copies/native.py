@@ -13,17 +13,11 @@ _SOURCE = Path(__file__).with_suffix(".cpp")
 
 
 def supports(
-    tokens: Tensor,
-    parents: Tensor,
-    log_probs: Tensor,
-    texts: Texts,
-    rows: Tensor,
-    length: int,
-    beam_limit: Tensor | None = None,
+    tokens: Tensor, parents: Tensor, log_probs: Tensor, texts: Texts, rows: Tensor, *rest: Tensor | int | None
 ) -> bool:
+    integers = tokens, parents, rows, *(x for x in rest if isinstance(x, Tensor))
     return (
-        all(x.dtype == torch.int64 for x in (tokens, parents, rows))
-        and (beam_limit is None or beam_limit.dtype == torch.int64)
+        all(x.dtype == torch.int64 for x in integers)
         and log_probs.dtype == torch.float32
         and all(x.dtype == torch.int32 and x.stride(-1) == 1 for x in texts)
         and library(_SOURCE) is not None

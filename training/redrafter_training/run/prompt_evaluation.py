@@ -13,12 +13,12 @@ from redrafter_training.data.rendering import ChatTemplate
 from redrafter_training.responses.engine import Completion, Engine, Request
 from redrafter_training.target.model import TargetModel
 from redrafter_training.trainer.acceptance import Acceptance, Drafting, counted_steps, summarise
+from redrafter_vllm.bench.tables import DEPTHS
 from redrafter_vllm.checkpoint.card import markdown_table
 from redrafter_vllm.model.interface import DrafterInterface
 from redrafter_vllm.prompt_sets import EvaluationPrompt
 
 ALL = "all"
-DEPTHS = 8  # columns of a card's table: copies of the text may be longer
 
 
 @dataclass(frozen=True)
