@@ -112,7 +112,7 @@ class SurvivalEstimator:
     def beam_steps(self, rows: Tensor) -> Tensor:
         """The beam steps that each node of the stored trees took, 0 for a copy of the text. [B, N]"""
         kinds = self.estimates.kinds[rows]
-        return torch.where(kinds == len(self.intercepts) - 1, 0, kinds + 1) if self.estimates.copies else kinds + 1
+        return torch.where(kinds == self.estimates.copy_kind, 0, kinds + 1)
 
     def _fit(self) -> None:
         """One damped Newton step on the sums so far, which start anew."""

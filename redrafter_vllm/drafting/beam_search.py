@@ -70,7 +70,7 @@ def beam_search(
         context: The target's last hidden state, [B, H]; B may be 0.
         root_tokens: The tokens that the target has sampled, [B], not counted in `beam_length`.
         beam_width: W, beams kept at every step.
-        beam_length: T, tokens drafted on each; may be 0.
+        beam_length: T, tokens drafted on each; with 0 the drafter does not run.
         logits_top_k: Renormalises over each beam's highest logits, ties of the last included, as Apple's
             implementation does with 50. The first linear layer is then not split, because sums in another order would
             move large logits by more than parity with it allows.
@@ -78,16 +78,18 @@ def beam_search(
     Raises ValueError for impossible shapes, lengths or widths.
     """
     _check(drafter, embedding, context, root_tokens, beam_width, beam_length, logits_top_k)
+    shape = root_tokens.shape[0], beam_length, beam_width
+    history = BeamHistory(
+        scores=context.new_empty(shape, dtype=torch.float32),
+        parents=context.new_empty(shape, dtype=torch.int64),
+        tokens=context.new_empty(shape, dtype=torch.int64),
+    )
+    if beam_length == 0:
+        return Beams(history.tokens, history.parents, history.scores)
     dtype = drafter.dtype
     context_BH = context.to(dtype)
     share_BS = drafter.context_share(context_BH)
 
-    shape = root_tokens.shape[0], beam_length, beam_width
-    history = BeamHistory(
-        scores=share_BS.new_empty(shape, dtype=torch.float32),
-        parents=share_BS.new_empty(shape, dtype=torch.int64),
-        tokens=share_BS.new_empty(shape, dtype=torch.int64),
-    )
     # At first all beams are the root, for which one state is enough; from then on there are W.
     last_BW = root_tokens.long().unsqueeze(1)
     state_BWH = drafter.initial_state(context_BH).unsqueeze(1)

@@ -170,6 +170,15 @@ def test_bad_arguments(changes: dict, message: str) -> None:
         beam_search(drafter, **arguments | changes)
 
 
+def test_no_beam_step_is_no_work_of_the_drafter(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = random_drafter()
+    embedding, context, roots = inputs(drafter, 3)
+    for name in ("context_share", "initial_state", "advance", "logits"):
+        monkeypatch.setattr(drafter, name, None)
+    beams = beam_search(drafter, embedding, context, roots, beam_width=4, beam_length=0)
+    assert beams.tokens.shape == beams.parents.shape == beams.log_probs.shape == (3, 0, 4)
+
+
 def test_beams_of_unequal_shapes() -> None:
     with pytest.raises(ValueError, match="one shape"):
         Beams(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), torch.zeros(1, 2, 2))

@@ -50,6 +50,11 @@ class Estimates(NamedTuple):
     sums: Tensor  # [P, NUM_SUMS, K] over the row's graded nodes since the last fit, as in `Sums`
     copies: bool = False
 
+    @property
+    def copy_kind(self) -> int:
+        """The kind of copies of the text; −1, which no node has, without them."""
+        return len(self.intercepts) - 1 if self.copies else -1
+
 
 def rank_beams(estimates: Estimates, log_probs: Tensor, parents: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """The log-odds of every beam's last token given the beam it continues, and the log-survival of every beam.
@@ -78,12 +83,12 @@ def rank_beams(estimates: Estimates, log_probs: Tensor, parents: Tensor, rows: T
 
 def kinds_of_beams(estimates: Estimates, length: int, width: int) -> Tensor:
     """The kind of a node of each beam, [T, W] int64. Beyond the last depth there are only copies."""
-    kind_T = torch.arange(length, device=estimates.slope.device)
-    num_kinds = len(estimates.intercepts)
-    if not estimates.copies:
-        return kind_T.clamp(max=num_kinds - 1)[:, None].expand(length, width)
-    kind_T1 = kind_T.clamp(max=num_kinds - 2)[:, None]
-    return torch.cat([kind_T1.expand(length, width - 1), torch.full_like(kind_T1, num_kinds - 1)], 1)
+    deepest = len(estimates.intercepts) - 1 - estimates.copies
+    kind_T1 = torch.arange(length, device=estimates.slope.device).clamp(max=deepest)[:, None]
+    kind_TW = kind_T1.repeat(1, width)
+    if estimates.copies:
+        kind_TW[:, -1] = estimates.copy_kind
+    return kind_TW
 
 
 def log_odds_given_parent(log_probs: Tensor, parents: Tensor) -> Tensor:
@@ -122,8 +127,7 @@ def keep_tree(
     kind_M = kinds_of_beams(estimates, *drawn.shape[1:]).flatten()
     estimates.kinds[rows] = kinds = kind_M[beams]
     log_odds = drawn.flatten(1).gather(1, beams)
-    is_copy = kinds == (len(estimates.intercepts) - 1 if estimates.copies else -1)
-    estimates.log_odds[rows] = log_odds.masked_fill(is_copy, 0)
+    estimates.log_odds[rows] = log_odds.masked_fill(kinds == estimates.copy_kind, 0)
     estimates.log_survival[rows] = log_survival
     before = torch.cat([torch.zeros_like(log_survival[:, :1]), log_survival[:, :-1]], 1)
     is_node = torch.arange(beams.shape[1], device=beams.device) < torch.minimum(num_nodes, node_budget)[:, None]
