@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from redrafter_vllm.adaptive.budget import saved_steps
 from redrafter_vllm.adaptive.costs import StepCosts
 from redrafter_vllm.adaptive.pause import TRIAL
 
@@ -17,14 +18,14 @@ PRIOR = 8.0  # tokens that count as promised and accepted before any step
 # Steps without a round; then some are drawn for trial, as texts change, and the next skip is twice as long.
 FIRST_SKIP = 32
 LONGEST_SKIP = 512
-WORTHWHILE = 1.03  # the gain from which on rounds are drawn, as it is an estimate
+WORTHWHILE = 1.05  # the gain from which on rounds are drawn: it is estimated, and a batch ends with its slowest request
 WHOLE_ROUND = 16  # one round out of so many has all beam steps, as only its trees tell what these would bring
 
 
 class Expectation(NamedTuple):
     """What the rounds of the best number of beam steps bring."""
 
-    gain: float  # tokens per second with drafts over those without
+    gain: float  # a request's tokens per second with drafts over those without
     beam_steps: int
 
 
@@ -107,7 +108,7 @@ class Outlook:
         return self._costs.beam_length if is_whole else self.beam_steps(num_requests)
 
     def gain(self, num_requests: int) -> float:
-        """Tokens per second with drafts over those without, in a step of so many requests; WORTHWHILE if unknown."""
+        """A request's tokens per second with drafts over those without, among so many; WORTHWHILE if unknown."""
         expectation, steps_left = self._expected.get(num_requests, (None, 0))
         if expectation is None or steps_left == 0:
             # What few trees say does not hold for long.
@@ -127,23 +128,22 @@ class Outlook:
         num_known = min(self._num_trees, KEPT)
         # Batches of successive trees, from the beginning again where there are not enough.
         batches = np.arange(-(-num_known // num_requests) * num_requests).reshape(-1, num_requests) % num_known
-        survival, steps_of = (x[batches].reshape(len(batches), -1) for x in (self._survival, self._beam_steps))
-        survival = self.trust * survival
-        costs = self._costs
-        target = costs.verification(num_requests, num_requests + survival.shape[1], num_requests)
-        plain = num_requests / (target[0] + costs.between(num_requests, is_drawn=False))
+        survival, costs = self.trust * self._survival, self._costs
+        target = costs.verification(num_requests, num_requests + num_requests * survival.shape[1], num_requests)
+        plain = target[0] + costs.between(num_requests, is_drawn=False)
         seconds = target + costs.between(num_requests, is_drawn=True)
         choices = range(costs.fewest_beam_steps, length + 1)
-        speeds = [
-            _speed(
-                np.where(steps_of <= steps, survival, 0.0),
+        gains = [
+            plain
+            * _speed(
+                saved_steps(np.where(self._beam_steps <= steps, survival, 0.0))[batches].reshape(len(batches), -1),
                 num_requests,
                 seconds + self._round(num_requests, steps),
             )
             for steps in choices
         ]
-        best = int(np.argmax(speeds))
-        return Expectation(speeds[best] / plain, choices[best])
+        best = int(np.argmax(gains))
+        return Expectation(gains[best], choices[best])
 
     def _round(self, num_requests: int, beam_steps: int) -> float:
         """Seconds of a round of so many beam steps, on average with those that are whole."""
@@ -151,15 +151,17 @@ class Outlook:
         return short + (whole - short) / WHOLE_ROUND
 
 
-def _speed(survival: np.ndarray, num_requests: int, seconds: np.ndarray) -> float:
-    """Tokens per second of batches, each with the nodes that pay.
+def _speed(saved: np.ndarray, num_requests: int, seconds: np.ndarray) -> float:
+    """Tokens per second of a request in batches, each with the nodes that pay.
+
+    What a step brings is the harmonic mean of its requests' tokens, as `budget` minimises the mean time per token.
 
     Args:
-        survival: [batches, M] of all nodes of each batch.
+        saved: [batches, M] by all nodes of each batch; see `budget.saved_steps`.
         num_requests: Of a batch; each emits one token without drafts.
         seconds: [1 + M] of a step with 0 to M nodes.
     """
-    ranked = -np.sort(-survival, axis=1)
-    tokens = num_requests + np.pad(ranked.cumsum(1), ((0, 0), (1, 0)))
+    ranked = -np.sort(-saved, axis=1)
+    tokens = num_requests / (num_requests - np.pad(ranked.cumsum(1), ((0, 0), (1, 0))))
     best = np.argmax(tokens / seconds, axis=1)
     return float(np.take_along_axis(tokens, best[:, None], 1).sum() / seconds[best].sum())

@@ -96,7 +96,7 @@ class SurvivalEstimator:
     def store(self, rows: Tensor, tree: DraftTree, node_budget: Tensor, confidences: Tensor) -> None:
         """Keep what was estimated for the trees of the beams that `rank` has ranked last, until they are graded.
 
-        `node_budget` [B] limits the nodes; `confidences` [B, N] gets survivals as vLLM's manager wants them: see
+        `node_budget` [B] limits the nodes; `confidences` [B, N] gets what vLLM's manager admits nodes by: see
         `ops.survival.keep_tree`.
         """
         own = tree.beams, tree.log_probs, tree.num_nodes

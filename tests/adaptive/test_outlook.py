@@ -70,6 +70,18 @@ def test_sure_and_unsure_trees_are_told_apart() -> None:
     assert outlook.gain(1) == pytest.approx((2 + 1) / (16.1 + 10.1) * 10)
 
 
+def test_requests_that_repeat_themselves_do_not_decide_for_all() -> None:
+    """One of 8 has 4 sure nodes. Steps of 8 take 17 s, and 1 s more for each node; a round takes 0.8 s.
+
+    The 12 tokens of all four nodes in 21.8 s are 1.17 times 8 in 17 s. But seven requests would be a fifth slower: the
+    harmonic mean of the requests' tokens is 8 / 7.5 with one node, 8 / 7.33 with two, and no node is best.
+    """
+    outlook = Outlook(costs_of(1.0, drafting=0.1), 4)
+    remember(outlook, [1.0] * 4, *[[0.0] * 4] * 7)
+    assert outlook.gain(8) == pytest.approx(max(8 / 7.5 * 17 / 18.8, 17 / 17.8))
+    assert outlook.skips(8)
+
+
 def test_old_trees_are_forgotten() -> None:
     outlook = Outlook(costs_of(1.0), 1)
     remember(outlook, *[[0.9]] * KEPT)
@@ -162,9 +174,9 @@ def test_some_rounds_are_whole() -> None:
     assert not outlook.skips(16) and outlook.draws(16) == 3
 
 
-@pytest.mark.parametrize(("survival", "is_drawn"), [(0.32, False), (0.36, True)])
+@pytest.mark.parametrize(("survival", "is_drawn"), [(0.34, False), (0.38, True)])
 def test_a_gain_must_be_worth_its_uncertainty(survival: float, is_drawn: bool) -> None:
-    """1.32 or 1.36 tokens in 13 s, of which one without drafts takes 10 s: gains of 1.015 and 1.046."""
+    """1.34 or 1.38 tokens in 13 s, of which one without drafts takes 10 s: gains of 1.031 and 1.062."""
     outlook = Outlook(costs_of(2.0), 1)
     remember(outlook, [survival])
     assert outlook.gain(1) == pytest.approx((1 + survival) / 13 * 10)

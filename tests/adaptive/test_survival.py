@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from redrafter_vllm import Beams, DraftTree
-from redrafter_vllm.adaptive.budget import choose_budget
+from redrafter_vllm.adaptive.budget import choose_budget, survival_of
 from redrafter_vllm.adaptive.survival import REFIT_INTERVAL, Coefficients, SurvivalEstimator
 from redrafter_vllm.drafting.buffers import BatchDrafts
 from redrafter_vllm.ops.survival import log_odds_given_parent
@@ -178,8 +178,12 @@ def test_only_children_of_accepted_nodes_with_a_row_are_graded() -> None:
     assert tree.parents.tolist() == [[-1, -1, 0, 1]]
     confidences = torch.full((1, 4), torch.nan)
     estimator.store(rows, tree, torch.tensor([3]), confidences)
-    # Products along the list are the survivals; the last node is beyond the budget.
-    torch.testing.assert_close(confidences.cumprod(1), torch.tensor([[0.6, 0.3, 0.3, 0.0]]))
+    # 1, 1.6, 1.9 and 2.2 tokens a step; products along the list are the steps per token that each node saves, as
+    # shares of 1/2. The last node is beyond the budget.
+    saved = torch.tensor([[1 - 1 / 1.6, 1 / 1.6 - 1 / 1.9, 1 / 1.9 - 1 / 2.2, 0.0]])
+    torch.testing.assert_close(0.5 * confidences.cumprod(1), saved)
+    survival = survival_of(0.5 * confidences.cumprod(1).double().numpy())
+    assert survival == pytest.approx(np.array([[0.6, 0.3, 0.3, 0.0]]), abs=1e-6)
     empty = torch.zeros(0)
     walk = Walk(empty, torch.tensor([[0, -1]]), empty, empty)
     valid = torch.tensor([[True, False, True, True]])

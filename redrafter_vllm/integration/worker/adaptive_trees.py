@@ -28,7 +28,8 @@ from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
 
-TRIAL_INTERVAL = 4  # steps between two of sizes that have not been seen; each is tried once
+TRIAL_INTERVAL = 4  # steps between two of sizes that have not been seen
+TRIED_BEYOND = 2  # such a size has at most so many times the nodes that seem to pay
 PLAIN_INTERVAL = 64  # steps between two without drafts, with which all others are compared
 
 
@@ -70,6 +71,9 @@ class AdaptiveTrees:
         self._verified = self._ended = time.perf_counter()
         self._between = 0.0  # seconds from there to the step that runs now
         self._until_trial, self._until_plain = TRIAL_INTERVAL, PLAIN_INTERVAL  # steps
+        # Rows that a step has had. The first step with so many takes up to a fifth longer, as matrix products are
+        # prepared for each number of rows.
+        self._prepared_rows: set[int] = set()
         # Of the round before the step: whether trees were drawn, or were wanted and did not pay; and its beam steps.
         self._is_drawn = self._is_paused = False
         self.beam_steps = self.costs.beam_length
@@ -106,19 +110,22 @@ class AdaptiveTrees:
         next_round = self.costs.drafting(num_reqs, self.outlook.beam_steps(num_reqs))
         target = self.costs.verification(num_others, most, num_reqs)
         seconds = target + self.costs.between(num_reqs, is_drawn=self._is_drawn) + next_round
-        if num_others == num_reqs and (to_try := self._to_try(num_reqs, most)) is not None:
-            return given_budget(survival, num_emitting, seconds, to_try)
-        return choose_budget(survival, num_emitting, seconds)
+        budget = choose_budget(survival, num_emitting, seconds)
+        if num_others == num_reqs:
+            limit = min(most, num_reqs + TRIED_BEYOND * int(budget.num_nodes.sum()))
+            if (to_try := self._to_try(num_reqs, limit)) is not None:
+                return given_budget(survival, num_emitting, seconds, to_try)
+        return budget
 
-    def _to_try(self, num_reqs: int, most: int) -> int | None:
-        """Nodes of a step that is to show how long such a one takes; None where it may have any, up to `most` rows."""
+    def _to_try(self, num_reqs: int, limit: int) -> int | None:
+        """Nodes of a step that is to show how long such a one takes; None where it may have any, up to `limit` rows."""
         self._until_trial, self._until_plain = self._until_trial - 1, self._until_plain - 1
         if self._until_plain <= 0 or not self.costs.has_seen_plain(num_reqs):
             self._until_plain = PLAIN_INTERVAL
             return 0
         if self._until_trial <= 0:
             self._until_trial = TRIAL_INTERVAL
-            rows = self.costs.unseen(num_reqs + 1, most)
+            rows = self.costs.unseen(num_reqs + 1, limit)
             return None if rows is None else rows - num_reqs
         return None
 
@@ -165,7 +172,9 @@ class AdaptiveTrees:
         if not batch.has_prefill:
             # All requests had been in the step before, so that the engine was not idle between the two.
             self.costs.observe_between(num_reqs, self._between, is_drawn=self._is_drawn)
-            self.costs.observe_verification(num_rows, num_reqs, now - began)
+            if num_rows in self._prepared_rows:
+                self.costs.observe_verification(num_rows, num_reqs, now - began)
+            self._prepared_rows.add(num_rows)
         # A step with prompts says what came of its nodes, too. But its duration corrects no costs: a prompt's rows are
         # not sampled from, and attend to more than nodes do.
         seconds = self.costs.verification(num_others, num_rows, num_reqs).tolist()

@@ -25,7 +25,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.adaptive_verification import AdaptiveVerificationManager
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
 
-from redrafter_vllm.adaptive.budget import Budget, choose_budget
+from redrafter_vllm.adaptive.budget import Budget, choose_budget, survival_of
 from redrafter_vllm.adaptive.pause import DraftingPause
 from redrafter_vllm.adaptive.record import AdaptiveCounts, Record
 from redrafter_vllm.integration.attention.metadata import TreeMetadataBuilder
@@ -147,7 +147,7 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
         confidences = self._stale_confidences[self._stale_idx].np[rows]
         if (has_drafts := num_drafts > 0).any():
             self._usual += NEW_REQUEST_RATE * (confidences[has_drafts].mean(0) - self._usual)
-        survival = np.cumprod(confidences, axis=1, dtype=np.float64)
+        survival = survival_of(0.5 * np.cumprod(confidences, axis=1, dtype=np.float64))
         survival[np.arange(survival.shape[1]) >= num_drafts[:, None]] = 0
         return choose_budget(survival, num_emitting, seconds + drafting)
 

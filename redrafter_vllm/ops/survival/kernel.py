@@ -197,12 +197,17 @@ def _keep_kernel(
     tl.store(kept_log_odds_ptr + to_N, x_N, mask=inside_N)
     tl.store(kept_survival_ptr + to_N, survival_N, mask=inside_N)
 
-    before_N = tl.load(survival_ptr + from_N - 1, mask=inside_N & (node_N > 0), other=0.0)
     count = tl.minimum(tl.load(num_nodes_ptr + req), tl.load(node_budget_ptr + req))
-    difference_N = survival_N - before_N
-    ratio_N = tl.exp(tl.minimum(difference_N, 0.0))
-    is_node_N = (node_N < count) & (difference_N == difference_N)
-    tl.store(confidences_ptr + from_N, tl.where(is_node_N, ratio_N, 0.0), mask=inside_N)
+    is_node_N = node_N < count
+    has_before_N = is_node_N & (node_N > 0)
+    own_N = tl.where(is_node_N, tl.exp(survival_N), 0.0)
+    before_N = tl.exp(tl.load(survival_ptr + from_N - 1, mask=has_before_N, other=-float("inf")))
+    tokens_N = 1.0 + tl.cumsum(own_N, axis=0)
+    above_N = tokens_N - own_N
+    saved_N = own_N / (tokens_N * above_N)
+    saved_before_N = tl.where(has_before_N, before_N / (above_N * (above_N - before_N)), 0.5)
+    ratio_N = tl.where(saved_before_N > 0.0, tl.minimum(saved_N / saved_before_N, 1.0), 0.0)
+    tl.store(confidences_ptr + from_N, ratio_N, mask=inside_N)
     tl.store(offsets_ptr + row, tl.load(offsets_ptr + row) * _DECAY)
 
 

@@ -120,8 +120,10 @@ def keep_tree(
         num_nodes: [B] int64, of each tree.
         node_budget: [B] int64, nodes that the next step may verify.
         rows: [B] int64.
-        confidences: [B, N] fp32. Gets each node's survival over that of the node before it in the list, at most 1, and
-            0 where there is no node: vLLM multiplies these along a row, and gets survivals that never rise.
+        confidences: [B, N] fp32. vLLM multiplies these along a row and admits the nodes with the largest products. So
+            each is what a node saves over what the node before it in the list saves, at most 1, and 0 where there is
+            no node. What it saves are steps per token of its request, as a share of 1/2: what a first node saves that
+            is certain.
     """
     estimates.offsets[rows] *= OFFSET_DECAY
     kind_M = kinds_of_beams(estimates, *drawn.shape[1:]).flatten()
@@ -129,10 +131,12 @@ def keep_tree(
     log_odds = drawn.flatten(1).gather(1, beams)
     estimates.log_odds[rows] = log_odds.masked_fill(kinds == estimates.copy_kind, 0)
     estimates.log_survival[rows] = log_survival
-    before = torch.cat([torch.zeros_like(log_survival[:, :1]), log_survival[:, :-1]], 1)
     is_node = torch.arange(beams.shape[1], device=beams.device) < torch.minimum(num_nodes, node_budget)[:, None]
-    ratio = (log_survival - before).clamp(max=0).exp().nan_to_num(nan=0.0)
-    confidences.copy_(ratio.where(is_node, 0))
+    survival = log_survival.exp().where(is_node, 0)
+    tokens = 1 + survival.cumsum(1)
+    saved = survival / (tokens * (tokens - survival))
+    before = torch.cat([torch.full_like(saved[:, :1], 0.5), saved[:, :-1]], 1)
+    confidences.copy_((saved / before).nan_to_num(nan=0.0).clamp(max=1))
 
 
 def grade_nodes(estimates: Estimates, rows: Tensor, parents: Tensor, valid: Tensor, path: Tensor) -> None:

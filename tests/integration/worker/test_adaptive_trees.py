@@ -71,13 +71,13 @@ class Clock:
         return self.now
 
 
-@pytest.mark.parametrize(("between", "is_drawn"), [(11.5, False), (12.5, True)])
+@pytest.mark.parametrize(("between", "is_drawn"), [(13.0, False), (14.0, True)])
 def test_what_the_engine_does_between_two_steps_counts(
     trees: adaptive_trees.AdaptiveTrees, monkeypatch: pytest.MonkeyPatch, between: float, is_drawn: bool
 ) -> None:
     """Of 16 requests: 30.4 tokens in 58 s or 16 in 26 s, and in either case the time to the next step.
 
-    The gain is 1.025 with 11.5 s of it, and 1.037 with 12.5 s.
+    The gain is 1.044 with 13 s of it, and 1.056 with 14 s.
 
     The wait before a prompt does not count, as there was nothing to do, nor does the round.
     """
@@ -109,15 +109,49 @@ def test_steps_without_drafts_are_tried_at_every_load_and_now_and_then(trees: ad
     assert trees._to_try(16, 64) == 0  # another load
 
 
+def stored_tree(trees: adaptive_trees.AdaptiveTrees, *survival: float) -> None:
+    """One request's tree that awaits verification, of nodes with this survival."""
+    beam_steps = torch.ones(1, 3, dtype=torch.int64)
+    padded = torch.tensor([[*survival, *[0.0] * (3 - len(survival))]])
+    trees.speculator.survival = SimpleNamespace(  # type: ignore[assignment]
+        log_survival=padded.log(), beam_steps=lambda rows: beam_steps
+    )
+    trees.speculator.rows = SimpleNamespace(num_nodes=torch.tensor([len(survival)]))  # type: ignore[assignment]
+
+
+def test_sizes_that_cannot_pay_are_not_tried(trees: adaptive_trees.AdaptiveTrees) -> None:
+    """One node pays, 1.9 tokens in 13 s: two are tried, and three, which take longer still, never."""
+    stored_tree(trees, 0.9, 0.01, 0.01)
+    tried = set()
+    for _ in range(4 * adaptive_trees.TRIAL_INTERVAL):
+        nodes = int(trees._choose(np.array([0]), np.array([3]), 1, 1).num_nodes[0])
+        trees.costs.observe_verification(1 + nodes, 1, 11.0 + nodes)
+        tried.add(nodes)
+    assert tried == {0, 1, 2}
+
+
+def test_the_first_step_of_a_number_of_rows_corrects_no_costs(
+    trees: adaptive_trees.AdaptiveTrees, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its products are prepared; the second one has no other reason to take twice as long as was measured."""
+    clock = Clock()
+    monkeypatch.setattr(adaptive_trees, "time", clock)
+    for expected in (13.0, 26.0):
+        trees.begin_step()
+        clock.now += 26.0
+        trees.end_verification(
+            SimpleNamespace(has_prefill=False, num_reqs=1, num_tokens=3),  # type: ignore[arg-type]
+            torch.tensor([1]),
+        )
+        assert trees.costs.verification(3, 3, 1)[0] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(("accepted", "num_nodes"), [(100.0, 1), (40.0, 0)])
 def test_broken_promises_make_budgets_smaller(
     trees: adaptive_trees.AdaptiveTrees, accepted: float, num_nodes: int
 ) -> None:
     """A node of survival 0.1: 1.1 tokens in 13 s, next round included, or 1 in 12 s. With 0.05 it does not pay."""
-    log_survival, beam_steps = torch.tensor([[0.1, 0.0, 0.0]]).log(), torch.tensor([[1, 0, 0]])
-    survival: Any = SimpleNamespace(log_survival=log_survival, beam_steps=lambda rows: beam_steps)
-    trees.speculator.survival = survival
-    trees.speculator.rows = SimpleNamespace(num_nodes=torch.tensor([1]))  # type: ignore[assignment]
+    stored_tree(trees, 0.1)
     trees.costs.observe_verification(1, 1, 11.0)
     trees.outlook.grade(100.0, accepted)
     budget = trees._choose(np.array([0]), np.array([1]), 1, 1)
