@@ -53,8 +53,12 @@ def saved_steps(survival: np.ndarray) -> np.ndarray:
 
 
 def survival_of(saved: np.ndarray) -> np.ndarray:
-    """The survival of nodes that save so many steps per token: the inverse of `saved_steps`. [B, N]"""
-    tokens = np.pad(1 / (1 - saved.cumsum(1)), ((0, 0), (1, 0)), constant_values=1.0)
+    """The survival of nodes that save so many steps per token: the inverse of `saved_steps`. [B, N]
+
+    Means of several trees may save more than any tree does; then the nodes are certain.
+    """
+    most = 1 - 1 / np.arange(2, 2 + saved.shape[1])
+    tokens = np.pad(1 / (1 - np.minimum(saved.cumsum(1), most)), ((0, 0), (1, 0)), constant_values=1.0)
     survival: np.ndarray = np.diff(tokens)
     return survival
 

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from redrafter_vllm.adaptive.budget import choose_budget, given_budget
+from redrafter_vllm.adaptive.budget import choose_budget, given_budget, saved_steps, survival_of
 
 
 def least_time(survival: np.ndarray, seconds: np.ndarray) -> float:
@@ -56,6 +56,15 @@ def test_a_given_number_of_nodes_are_the_best_ones() -> None:
     assert chosen.num_nodes.tolist() == [2, 1]
     assert chosen.tokens == pytest.approx(4.0) and chosen.seconds == 4.0
     assert given_budget(survival, 2, np.arange(1.0, 7.0), 50).num_nodes.tolist() == [2, 3]
+
+
+def test_survival_and_saved_steps_are_each_others_inverse() -> None:
+    """1, 1.5, 1.75 and 1.75 tokens per step; what no tree saves is taken for certain nodes."""
+    survival = np.array([[0.5, 0.25, 0.0]])
+    saved = np.array([[1 - 1 / 1.5, 1 / 1.5 - 1 / 1.75, 0.0]])
+    assert saved_steps(survival) == pytest.approx(saved)
+    assert survival_of(saved) == pytest.approx(survival)
+    assert survival_of(np.array([[0.5, 0.45, 0.4]])) == pytest.approx(np.ones((1, 3)))
 
 
 def test_a_batch_without_nodes() -> None:

@@ -25,8 +25,8 @@ pytestmark = cpu_only
 SURE = 0.6  # the drafter's probability of each of its tokens, right or wrong
 GOOD = 2  # tokens of each chain that are right
 FAILING = 80  # tokens of the failing request before its text becomes predictable
-# With two requests a node pays where it is accepted more often than about one time in four.
-COSTS = MeasuredCosts([(1, 0.02), (33, 0.084)], 0.0, [(1, 0.001), (2, 0.0015)])
+# With two requests a first node pays where it is accepted more often than about one time in ten.
+COSTS = MeasuredCosts([(1, 0.02), (33, 0.052)], 0.0, [(1, 0.001), (2, 0.0015)])
 
 
 @contextmanager
@@ -86,6 +86,6 @@ def test_its_nodes_leave_the_budget_and_come_back(make_engine: MakeEngine, rando
     print("nodes while it fails, and later:", while_failing.mean(0), later.mean(0))
     assert len(while_failing) > 30 and len(later) > 8
     # What is left of it is a node now and then, which shows when its text has become predictable.
-    assert while_failing[:, 0].mean() > 3 > 1 > while_failing[:, 1].mean()
+    assert while_failing[:, 0].mean() > 0.75 * GOOD > 1 > while_failing[:, 1].mean()
     assert (while_failing[:, 1] == 0).any()
     assert later[:, 0].mean() > 3 and later[:, 1].mean() > 3
