@@ -169,6 +169,9 @@ def test_peers_run_on_vllm_as_installed() -> None:
     assert suffix.kind.speculative == {"method": "suffix"} and suffix.learns and not lookup.learns
     assert lookup.kind.env == suffix.kind.env == serving().plain().kind.env
     assert lookup.missing is None
+    # vLLM's CPU build leaves their logits undefined at a temperature.
+    assert lookup.greedy_alone and suffix.greedy_alone and not serving().plain().greedy_alone
+    assert not any(peer.greedy_alone for peer in serving(device="cuda").peers(["lookup", "suffix"]))
     absent = Method("x", plain(), package="no-such-package")
     assert absent.missing == "the package no-such-package, which vLLM needs for it, is not installed"
 
@@ -211,6 +214,7 @@ def example(simulated: float, *, heated: float = 2.0) -> dict[str, Any]:
         "left_out": 2,
         "runners": {},
         "failed": {"suffix decoding": "the package is not installed\nand more"},
+        "greedy_alone": [],
         "results": rows,
         "agreement": agreement(rows, [tree]),
     }
@@ -244,6 +248,8 @@ def test_tables_and_files(tmp_path: Path) -> None:
     assert "2 turns are left out" in shown and "prompt lookup" not in shown
     found["results"].append(row("prompt lookup, 4 tokens", None, 1.6))
     assert "2x2, 4 nodes, greedy: 1.25 times the tokens per step of prompt lookup" in report.remarks(found)
+    found["greedy_alone"] = ["prompt lookup, 4 tokens"]
+    assert any(said.startswith("prompt lookup, 4 tokens, at a temperature, has no") for said in report.remarks(found))
     written = report.store(found, tmp_path / "chat.json")
     assert [path.name for path in written] == ["chat.md", "chat.png"] and all(path.stat().st_size for path in written)
     lines = written[0].read_text().splitlines()

@@ -45,6 +45,9 @@ def run(options: Options) -> cli.Report:
         "left_out": asked.left_out,
         "runners": comparison.runners,
         "failed": comparison.failed,
+        "greedy_alone": [
+            method.name for method in comparison.peers if method.greedy_alone and any(options.temperatures)
+        ],
         "results": rows,
         "agreement": agreement(rows, [tree_name(tree) for tree in options.serving.trees if not tree.adaptive]),
     }
@@ -109,7 +112,9 @@ class Comparison:
         if method.missing is not None:
             self.failed[method.name] = method.missing
             return
-        temperatures = self.options.temperatures
+        temperatures = [each for each in self.options.temperatures if not each or not method.greedy_alone]
+        if not temperatures:
+            return
         try:
             found: Outcomes = {}
             for group in [[each] for each in temperatures] if method.learns else [temperatures]:

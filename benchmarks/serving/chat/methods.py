@@ -30,6 +30,7 @@ class Method:
     tree: DraftingConfig | None = None  # ReDrafter's
     package: str | None = None  # that vLLM needs for it
     learns: bool = False  # an engine drafts from the responses of earlier requests
+    greedy_alone: bool = False  # its figures at a temperature would say nothing
 
     @property
     def missing(self) -> str | None:
@@ -70,8 +71,12 @@ class Serving:
         return Method(kind.name, kind)
 
     def peers(self, words: Sequence[str]) -> list[Method]:
-        """vLLM's own ways to draft without a drafter, on vLLM as installed."""
-        installed = self.plain().kind
+        """vLLM's own ways to draft without a drafter, on vLLM as installed.
+
+        On a CPU greedily alone: there vLLM 0.32 divides their logits by memory that was never written instead
+        of the temperature, as the kernel that repeats it for draft tokens does not copy its result back.
+        """
+        installed, on_cpu = self.plain().kind, self.device == "cpu"
         lookup = {
             "method": "ngram",
             "num_speculative_tokens": LOOKUP_TOKENS,
@@ -79,12 +84,15 @@ class Serving:
             "prompt_lookup_max": self.lookup[1],
         }
         found = {
-            "lookup": Method(f"{LOOKUP}, {LOOKUP_TOKENS} tokens", replace(installed, speculative=lookup)),
+            "lookup": Method(
+                f"{LOOKUP}, {LOOKUP_TOKENS} tokens", replace(installed, speculative=lookup), greedy_alone=on_cpu
+            ),
             "suffix": Method(
                 SUFFIX,
                 replace(installed, speculative={"method": "suffix"}),
                 package="arctic-inference",
                 learns=True,
+                greedy_alone=on_cpu,
             ),
         }
         return [found[word] for word in words]
