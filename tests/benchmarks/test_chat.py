@@ -2,19 +2,23 @@
 """The comparison on chat prompts: definitions, tables, agreement, options. Engines are in tests/engine."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from benchmarks.serving.chat import __main__ as command
-from benchmarks.serving.chat import identity, report
-from benchmarks.serving.chat.comparison import AGREEMENT, agreed, agreement, figures_of
+from benchmarks.serving.chat import comparison, identity, report
+from benchmarks.serving.chat.comparison import AGREEMENT, Comparison, agreed, agreement, figures_of
 from benchmarks.serving.chat.methods import Method, Outcome, Serving
-from benchmarks.serving.chat.options import parse_args
-from benchmarks.serving.chat.questions import Question, chosen_prompts, first_turns, group_names, passes_of
+from benchmarks.serving.chat.options import Options, parse_args
+from benchmarks.serving.chat.questions import Asked, Question, chosen_prompts, first_turns, group_names, passes_of
 from redrafter_vllm.bench.compare import compare
 from redrafter_vllm.bench.kinds import plain
 from redrafter_vllm.config import DraftingConfig
@@ -169,11 +173,37 @@ def test_peers_run_on_vllm_as_installed() -> None:
     assert suffix.kind.speculative == {"method": "suffix"} and suffix.learns and not lookup.learns
     assert lookup.kind.env == suffix.kind.env == serving().plain().kind.env
     assert lookup.missing is None
-    # vLLM's CPU build leaves their logits undefined at a temperature.
-    assert lookup.greedy_alone and suffix.greedy_alone and not serving().plain().greedy_alone
-    assert not any(peer.greedy_alone for peer in serving(device="cuda").peers(["lookup", "suffix"]))
     absent = Method("x", plain(), package="no-such-package")
     assert absent.missing == "the package no-such-package, which vLLM needs for it, is not installed"
+
+
+@pytest.mark.parametrize(("device", "asked"), [("cpu", [0.0]), ("cuda", [0.0, 0.7])])
+def test_peers_are_asked_greedily_alone_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, asked: list[float]
+) -> None:
+    """vLLM's CPU build leaves their logits undefined at a temperature; without a greedy request no engine starts."""
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    made = Comparison(Options(serving(device=device), peers=("lookup",), questions=1, chat_template=str(template)))
+    made.asked = Asked(QUESTIONS, [], 0)
+    engines: list[Method] = []
+
+    @contextmanager
+    def started(serving: Serving, method: Method, *_: Any) -> Iterator[Any]:
+        engines.append(method)
+        yield SimpleNamespace(runner="V1")
+
+    monkeypatch.setattr(comparison, "started", started)
+    monkeypatch.setattr(made, "_take", lambda engine, temperature: temperature)
+    (lookup,) = made.peers
+    made.measure(lookup)
+    assert made.outcomes[lookup.name] == {temperature: temperature for temperature in asked}
+    assert engines == [lookup] and (made.greedy_alone == {}) == (device == "cuda")
+    made.options = replace(made.options, temperatures=(0.7,))
+    made.outcomes.clear()
+    made.measure(lookup)
+    assert list(made.outcomes) == ([] if device == "cpu" else [lookup.name])
+    assert len(engines) == (1 if device == "cpu" else 2)
 
 
 def row(method: str, tree: str | None, value: float, *, simulated: bool = False, temperature: float = 0.0) -> Any:
@@ -214,7 +244,7 @@ def example(simulated: float, *, heated: float = 2.0) -> dict[str, Any]:
         "left_out": 2,
         "runners": {},
         "failed": {"suffix decoding": "the package is not installed\nand more"},
-        "greedy_alone": [],
+        "greedy_alone": {},
         "results": rows,
         "agreement": agreement(rows, [tree]),
     }
@@ -248,8 +278,8 @@ def test_tables_and_files(tmp_path: Path) -> None:
     assert "2 turns are left out" in shown and "prompt lookup" not in shown
     found["results"].append(row("prompt lookup, 4 tokens", None, 1.6))
     assert "2x2, 4 nodes, greedy: 1.25 times the tokens per step of prompt lookup" in report.remarks(found)
-    found["greedy_alone"] = ["prompt lookup, 4 tokens"]
-    assert any(said.startswith("prompt lookup, 4 tokens, at a temperature, has no") for said in report.remarks(found))
+    found["greedy_alone"] = {"prompt lookup, 4 tokens": "why"}
+    assert "prompt lookup, 4 tokens, at a temperature, has no figures: why" in report.remarks(found)
     written = report.store(found, tmp_path / "chat.json")
     assert [path.name for path in written] == ["chat.md", "chat.png"] and all(path.stat().st_size for path in written)
     lines = written[0].read_text().splitlines()

@@ -45,9 +45,7 @@ def run(options: Options) -> cli.Report:
         "left_out": asked.left_out,
         "runners": comparison.runners,
         "failed": comparison.failed,
-        "greedy_alone": [
-            method.name for method in comparison.peers if method.greedy_alone and any(options.temperatures)
-        ],
+        "greedy_alone": comparison.greedy_alone,
         "results": rows,
         "agreement": agreement(rows, [tree_name(tree) for tree in options.serving.trees if not tree.adaptive]),
     }
@@ -79,6 +77,7 @@ class Comparison:
         self.outcomes: dict[str, Outcomes] = {}
         self.runners: dict[str, str] = {}
         self.failed: dict[str, str] = {}
+        self.greedy_alone: dict[str, str] = {}  # why, of methods that were asked at no temperature
 
     def ask_plain(self) -> Asked:
         """Start plain vLLM, ask all turns greedily, and run them at the other temperatures."""
@@ -113,6 +112,8 @@ class Comparison:
             self.failed[method.name] = method.missing
             return
         temperatures = [each for each in self.options.temperatures if not each or not method.greedy_alone]
+        if len(temperatures) < len(self.options.temperatures):
+            self.greedy_alone[method.name] = str(method.greedy_alone)
         if not temperatures:
             return
         try:

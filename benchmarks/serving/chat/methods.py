@@ -18,6 +18,7 @@ PLAIN, LOOKUP, SUFFIX = "vLLM as installed", "prompt lookup", "suffix decoding"
 PEERS = {"lookup": LOOKUP, "suffix": SUFFIX}  # by the words of the command line
 DTYPES = ("bfloat16", "float32", "float16")
 LOOKUP_TOKENS = 4
+UNDEFINED_LOGITS = "vLLM's CPU build leaves its logits undefined there"
 STEP_TOKENS = 4096  # computed at most in one step, unless one prompt has more
 
 
@@ -30,7 +31,7 @@ class Method:
     tree: DraftingConfig | None = None  # ReDrafter's
     package: str | None = None  # that vLLM needs for it
     learns: bool = False  # an engine drafts from the responses of earlier requests
-    greedy_alone: bool = False  # its figures at a temperature would say nothing
+    greedy_alone: str | None = None  # why its figures at a temperature would say nothing
 
     @property
     def missing(self) -> str | None:
@@ -73,10 +74,11 @@ class Serving:
     def peers(self, words: Sequence[str]) -> list[Method]:
         """vLLM's own ways to draft without a drafter, on vLLM as installed.
 
-        On a CPU greedily alone: there vLLM 0.32 divides their logits by memory that was never written instead
-        of the temperature, as the kernel that repeats it for draft tokens does not copy its result back.
+        On a CPU greedily alone: there vLLM 0.32 divides their logits by memory that was never written instead of the
+        temperature, as the kernel that repeats it for draft tokens does not copy its result back.
         """
-        installed, on_cpu = self.plain().kind, self.device == "cpu"
+        installed = self.plain().kind
+        greedy_alone = UNDEFINED_LOGITS if self.device == "cpu" else None
         lookup = {
             "method": "ngram",
             "num_speculative_tokens": LOOKUP_TOKENS,
@@ -85,14 +87,14 @@ class Serving:
         }
         found = {
             "lookup": Method(
-                f"{LOOKUP}, {LOOKUP_TOKENS} tokens", replace(installed, speculative=lookup), greedy_alone=on_cpu
+                f"{LOOKUP}, {LOOKUP_TOKENS} tokens", replace(installed, speculative=lookup), greedy_alone=greedy_alone
             ),
             "suffix": Method(
                 SUFFIX,
                 replace(installed, speculative={"method": "suffix"}),
                 package="arctic-inference",
                 learns=True,
-                greedy_alone=on_cpu,
+                greedy_alone=greedy_alone,
             ),
         }
         return [found[word] for word in words]

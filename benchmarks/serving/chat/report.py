@@ -70,10 +70,7 @@ def remarks(report: cli.Report) -> list[str]:
                 f"{row['tree']}, {heat(row['temperature'])}: {ratio:.2f} times the tokens per step of prompt lookup"
             )
     said += [f"{name} has no figures: {reason}" for name, reason in report["failed"].items()]
-    said += [
-        f"{name}, at a temperature, has no figures: vLLM's CPU build leaves its logits undefined there"
-        for name in report["greedy_alone"]
-    ]
+    said += [f"{name}, at a temperature, has no figures: {reason}" for name, reason in report["greedy_alone"].items()]
     if report["left_out"]:
         said.append(f"{report['left_out']} turns are left out: with their response they are longer than the window")
     return said

@@ -32,6 +32,7 @@ from redrafter_vllm.integration.attention.metadata import TreeMetadataBuilder
 from redrafter_vllm.integration.start_errors import report_start_errors
 from redrafter_vllm.integration.worker.adaptive_report import StepRecords, log_reason, why_nowhere
 from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
+from redrafter_vllm.ops.survival import MOST_SAVED
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
 
@@ -147,7 +148,7 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
         confidences = self._stale_confidences[self._stale_idx].np[rows]
         if (has_drafts := num_drafts > 0).any():
             self._usual += NEW_REQUEST_RATE * (confidences[has_drafts].mean(0) - self._usual)
-        survival = survival_of(0.5 * np.cumprod(confidences, axis=1, dtype=np.float64))
+        survival = survival_of(MOST_SAVED * np.cumprod(confidences, axis=1, dtype=np.float64))
         survival[np.arange(survival.shape[1]) >= num_drafts[:, None]] = 0
         return choose_budget(survival, num_emitting, seconds + drafting)
 

@@ -3,9 +3,18 @@
 
 from redrafter_vllm.ops.dispatch import dispatch
 from redrafter_vllm.ops.survival import reference
-from redrafter_vllm.ops.survival.reference import NUM_SUMS, Estimates, Sums, log_odds_given_parent
+from redrafter_vllm.ops.survival.reference import MOST_SAVED, NUM_SUMS, Estimates, Sums, log_odds_given_parent
 
-__all__ = ["NUM_SUMS", "Estimates", "Sums", "grade_nodes", "keep_tree", "log_odds_given_parent", "rank_beams"]
+__all__ = [
+    "MOST_SAVED",
+    "NUM_SUMS",
+    "Estimates",
+    "Sums",
+    "grade_nodes",
+    "keep_tree",
+    "log_odds_given_parent",
+    "rank_beams",
+]
 
 rank_beams = dispatch(reference.rank_beams)
 keep_tree = dispatch(reference.keep_tree)

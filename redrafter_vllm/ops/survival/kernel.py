@@ -12,6 +12,7 @@ from redrafter_vllm.ops.survival.reference import NUM_SUMS, Estimates
 from redrafter_vllm.ops.variant import Variant
 
 _MAX_LOG_ODDS = tl.constexpr(reference.MAX_LOG_ODDS)
+_MOST_SAVED = tl.constexpr(reference.MOST_SAVED)
 _RATE = tl.constexpr(reference.OFFSET_RATE)
 _DECAY = tl.constexpr(reference.OFFSET_DECAY)
 _NUM_SUMS = tl.constexpr(NUM_SUMS)
@@ -205,7 +206,7 @@ def _keep_kernel(
     tokens_N = 1.0 + tl.cumsum(own_N, axis=0)
     above_N = tokens_N - own_N
     saved_N = own_N / (tokens_N * above_N)
-    saved_before_N = tl.where(has_before_N, before_N / (above_N * (above_N - before_N)), 0.5)
+    saved_before_N = tl.where(has_before_N, before_N / (above_N * (above_N - before_N)), _MOST_SAVED)
     ratio_N = tl.where(saved_before_N > 0.0, tl.minimum(saved_N / saved_before_N, 1.0), 0.0)
     tl.store(confidences_ptr + from_N, ratio_N, mask=inside_N)
     tl.store(offsets_ptr + row, tl.load(offsets_ptr + row) * _DECAY)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, one_hot
 
+MOST_SAVED = 0.5  # steps per token of a request, by one node: by a first one that is certain
 MAX_LOG_ODDS = 10.0  # a drafter that is surer than this is not told from one that is this sure
 OFFSET_RATE = 0.2  # of a request's offset, by accepted node more than was expected
 OFFSET_DECAY = 0.99  # of an offset, by round: what a request did long ago is forgotten
@@ -122,8 +123,7 @@ def keep_tree(
         rows: [B] int64.
         confidences: [B, N] fp32. vLLM multiplies these along a row and admits the nodes with the largest products. So
             each is what a node saves over what the node before it in the list saves, at most 1, and 0 where there is
-            no node. What it saves are steps per token of its request, as a share of 1/2: what a first node saves that
-            is certain.
+            no node. What it saves are steps per token of its request, as a share of `MOST_SAVED`.
     """
     estimates.offsets[rows] *= OFFSET_DECAY
     kind_M = kinds_of_beams(estimates, *drawn.shape[1:]).flatten()
@@ -135,7 +135,7 @@ def keep_tree(
     survival = log_survival.exp().where(is_node, 0)
     tokens = 1 + survival.cumsum(1)
     saved = survival / (tokens * (tokens - survival))
-    before = torch.cat([torch.full_like(saved[:, :1], 0.5), saved[:, :-1]], 1)
+    before = torch.cat([torch.full_like(saved[:, :1], MOST_SAVED), saved[:, :-1]], 1)
     confidences.copy_((saved / before).nan_to_num(nan=0.0).clamp(max=1))
 
 
