@@ -8,7 +8,7 @@ from pathlib import Path
 
 from redrafter_vllm.chat.answers import ChatError
 from redrafter_vllm.watch.pair import Pair, chat_pair
-from tools.pictures import pages
+from tools.pictures import diagrams, pages
 from tools.pictures.errors import PictureError
 from tools.pictures.live import dashboard
 from tools.site.__main__ import SiteError
@@ -22,6 +22,8 @@ PICTURES: dict[str, Callable[[Pair, Path], None]] = {
     "training.png": pages.training,
     "dashboard.png": dashboard,
     "watch.gif": pages.comparison,
+    "reliability_greedy.png": diagrams.reliability_greedy,
+    "reliability_sampled.png": diagrams.reliability_sampled,
 }
 NAMES = {Path(file).stem: file for file in PICTURES}
 
@@ -29,7 +31,7 @@ NAMES = {Path(file).stem: file for file in PICTURES}
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tools.pictures",
-        description="Make the pictures of docs/assets by running what they show: half an hour on two cores. Needs "
+        description="Make the pictures of docs/assets by running what they show: 40 minutes on two cores. Needs "
         "SmolLM2-135M-Instruct (redrafter fetch-smollm2), chromium, and for the dashboard prometheus.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)} (default: all)")
