@@ -13,7 +13,7 @@ import pytest
 
 from redrafter_vllm.cli.doctor import main
 from redrafter_vllm.integration.attention.limits import TreeLimits
-from redrafter_vllm.integration.patches import api, attention, front, install, metrics, runner
+from redrafter_vllm.integration.patches import api, attention, front, install, metrics, products, runner
 from redrafter_vllm.integration.scheduler.redrafter_scheduler import RedrafterAsyncScheduler, RedrafterScheduler
 from redrafter_vllm.integration.vllm_interface import check
 from redrafter_vllm.integration.vllm_interface.check import Report, State, Verdict, facts_of, problem, verdict
@@ -111,7 +111,7 @@ def test_no_unlisted_name_is_imported() -> None:
 def test_all_listed_rebindings_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Except those of platforms: a machine has one of them."""
     installed: list[str] = []
-    for module in (api, attention, front, metrics, runner):
+    for module in (api, attention, front, metrics, products, runner):
         monkeypatch.setattr(module, "rebind_listed", lambda target, make: installed.append(target))
     install.install_recognition()
     install.install_all()

@@ -24,7 +24,7 @@ def install_all() -> None:
         InterfaceChangedError: vLLM has changed where a patch is installed.
     """
     # Imported here: they load most of vLLM, and every process of vLLM loads the plugin.
-    from redrafter_vllm.integration.patches import api, attention, metrics, runner
+    from redrafter_vllm.integration.patches import api, attention, metrics, products, runner
     from redrafter_vllm.integration.speculative_config import RedrafterSpeculativeConfig
 
     runner.install()
@@ -32,6 +32,7 @@ def install_all() -> None:
     front.install()
     api.install()
     metrics.install()
+    products.install()
     copyreg.pickle(RedrafterSpeculativeConfig, _pickled)
     logging.getLogger("vllm.config.scheduler").addFilter(_is_news)
 

@@ -12,6 +12,7 @@ _MANAGER = f"{_GPU}.spec_decode.adaptive_verification:AdaptiveVerificationManage
 
 NAMES = (
     VllmName(f"{_GPU}.model_runner:init_speculator", Use.REBOUND, "vllm_config device req_states"),
+    VllmName("vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm", Use.REBOUND, "layer remove_weight"),
     VllmName(f"{_RUNNER}.load_model", Use.OVERRIDDEN, "self load_dummy_weights *args model **kwargs"),
     VllmName(f"{_RUNNER}.get_draft_model", Use.OVERRIDDEN, "self"),
     VllmName(f"{_RUNNER}.sample_tokens", Use.OVERRIDDEN, "self grammar_output"),
@@ -100,6 +101,7 @@ NAMES = (
     VllmName(f"{_GPU}.spec_decode.rejection_sampler:get_max_chunk_logits", Use.CALLED, "vocab_size"),
     VllmName(f"{_GPU}.async_utils:async_copy_to_np", Use.CALLED, "x"),
     VllmName("vllm.config:set_current_vllm_config", Use.CALLED, "vllm_config"),
+    VllmName("vllm.config:get_current_vllm_config_or_none", Use.CALLED, ""),
     VllmName("vllm.utils.torch_utils:set_default_torch_dtype", Use.CALLED, "dtype"),
     VllmName("vllm.utils.torch_utils:set_random_seed", Use.CALLED, "seed data_parallel_index"),
     VllmName("vllm.distributed.parallel_state:get_tp_group", Use.CALLED),

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The products of a target's unquantised layers on a CPU, which are made for one row or for many."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from vllm.config import get_current_vllm_config_or_none
+from vllm.logger import init_logger
+from vllm.platforms import current_platform
+
+from redrafter_vllm.integration.method import uses_redrafter
+from redrafter_vllm.integration.patches.rebind import rebind_listed
+from redrafter_vllm.ops import packed_linear
+
+logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
+
+
+def install() -> None:
+    """vLLM's list of kernels is closed. Can go when a plugin can add one, or oneDNN multiplies few rows as fast."""
+    if current_platform.is_cpu():
+        rebind_listed("vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm", _dispatch)
+
+
+def _dispatch(original: Callable) -> Callable:
+    def dispatch_cpu_unquantized_gemm(layer: Any, remove_weight: bool) -> None:
+        config = get_current_vllm_config_or_none()
+        has_own_kernels = current_platform.is_zen_cpu()  # those of AMD's library, where it is installed
+        if config is None or not uses_redrafter(config) or has_own_kernels or not packed_linear.supports(layer.weight):
+            original(layer, remove_weight)
+            return
+        _pack(layer, remove_weight)
+        logger.info_once(
+            "ReDrafter: bfloat16 weights are packed; a product of up to 14 rows takes about as long as of one"
+        )
+
+    return dispatch_cpu_unquantized_gemm
+
+
+def _pack(layer: Any, remove_weight: bool) -> None:
+    size, packed = layer.weight.shape[0], packed_linear.pack(layer.weight)
+    if remove_weight:
+        layer.weight = nn.Parameter(packed, requires_grad=False)
+        layer.cpu_linear = lambda x, weight, bias: packed_linear.linear(x, weight, bias, size)
+    else:  # an embedding's rows are still read
+
+        def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return packed_linear.linear(x, packed, bias, size)
+
+        layer.cpu_linear = linear

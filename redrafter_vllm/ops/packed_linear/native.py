@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Launches the C++ kernel for products with packed weights."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from redrafter_vllm.ops.native import function, library
+
+Product = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
+
+_SOURCE = Path(__file__).with_suffix(".cpp")
+
+
+def supports(weight: Tensor) -> bool:
+    """Whether a weight [N, K] can be packed, and this processor then multiplies few rows faster than with oneDNN.
+
+    Processors with AMX have larger instructions, which oneDNN uses.
+    """
+    is_packable = weight.dim() == 2 and weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0
+    return is_packable and weight.is_cpu and _has_instructions() and library(_SOURCE) is not None
+
+
+@cache
+def _has_instructions() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+
+
+def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, size: int) -> Tensor:
+    panels, pairs, _, _ = packed.shape
+    rows = x.reshape(-1, 2 * pairs)
+    if rows.stride(1) != 1:
+        rows = rows.contiguous()
+    assert rows.dtype == packed.dtype == torch.bfloat16 and packed.is_contiguous() and size <= 32 * panels
+    assert bias is None or (bias.dtype == torch.bfloat16 and bias.shape == (size,) and bias.is_contiguous())
+    result = rows.new_empty(rows.shape[0], size)
+    kernel()(
+        rows.data_ptr(),
+        packed.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        result.data_ptr(),
+        rows.shape[0],
+        rows.stride(0),
+        pairs,
+        size,
+    )
+    return result.view(*x.shape[:-1], size)
+
+
+@cache
+def kernel() -> Callable[..., None]:
+    """The function of the source; its operands are addresses and sizes."""
+    return function(_SOURCE, "packed_linear", "aaaaiiii")

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a target's layers are multiplied on a CPU: packed in bfloat16 engines with a drafter, and in no other one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from vllm.model_executor.layers.linear import LinearBase
+
+from redrafter_vllm.ops import packed_linear
+from tests.engine.conftest import MakeEngine
+from tests.engine.generation import CHAIN, TREE, cpu_only, params, random_prompts, runner
+from tests.engine.scripted import run_both, same_clear_choices
+from tests.engine.test_targets import FAMILIES, save
+from tests.models import VOCAB, save_random_drafter
+
+pytestmark = [
+    cpu_only,
+    pytest.mark.skipif(
+        not packed_linear.supports(torch.zeros(32, 2, dtype=torch.bfloat16)),
+        reason="this processor has no bfloat16 instructions, or AMX, or no compiler is installed",
+    ),
+]
+BF16 = {"dtype": "bfloat16"}
+
+
+def are_packed(llm: Any) -> list[bool]:
+    """Of the layers of the target: whether their weights are panels of [pairs, 32, 2]."""
+    layers = [layer for layer in runner(llm).model.modules() if isinstance(layer, LinearBase)]
+    assert len(layers) >= 8
+    return [layer.weight.dim() == 4 and layer.weight.shape[2:] == (32, 2) for layer in layers]
+
+
+def test_engines_of_one_process(make_engine: MakeEngine, random_target: Path) -> None:
+    """Before, beside and after one with a drafter plain engines are vLLM's own."""
+    assert not any(are_packed(make_engine(random_target, **BF16)))
+    assert all(are_packed(make_engine(random_target, TREE, **BF16)))
+    assert all(are_packed(make_engine(random_target, CHAIN, **BF16)))
+    assert not any(are_packed(make_engine(random_target, max_num_seqs=3, **BF16)))
+    assert not any(are_packed(make_engine(random_target, TREE)))  # float32
+
+
+@pytest.mark.parametrize("options", [{}, {"enforce_eager": False}], ids=["eager", "compiled"])
+def test_layers_with_a_bias(make_engine: MakeEngine, tmp_path: Path, options: dict[str, Any]) -> None:
+    """As plain vLLM says, where its choice is clear: the number of rows changes what its products are rounded to."""
+    target = save(FAMILIES["qwen2"], tmp_path / "target")
+    save_random_drafter(target / "redrafter", hidden_size=128)
+    plain, tree = make_engine(target, **BF16), make_engine(target, TREE, **BF16, **options)
+    sampling = params(temperature=0.0, ignore_eos=True, max_tokens=32, logprobs=2)
+    assert same_clear_choices(*run_both(plain, tree, random_prompts(8, VOCAB, longest=120), sampling)) > 100
