@@ -30,24 +30,26 @@ def _has_instructions() -> bool:
 
 
 def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, size: int) -> Tensor:
-    panels, pairs, _, _ = packed.shape
-    rows = x.reshape(-1, 2 * pairs)
-    if rows.stride(1) != 1:
-        rows = rows.contiguous()
-    assert rows.dtype == packed.dtype == torch.bfloat16 and packed.is_contiguous() and size <= 32 * panels
+    if x.dim() != 2:  # a step has hundreds of products: they are spared what they do not need
+        return packed_linear(x.reshape(-1, x.shape[-1]), packed, bias, size).view(*x.shape[:-1], size)
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    num_rows, pairs = x.shape[0], packed.shape[1]
+    assert x.dtype == packed.dtype == torch.bfloat16 and packed.is_contiguous()
+    assert x.shape[1] == 2 * pairs and size <= 32 * packed.shape[0]
     assert bias is None or (bias.dtype == torch.bfloat16 and bias.shape == (size,) and bias.is_contiguous())
-    result = rows.new_empty(rows.shape[0], size)
+    result = x.new_empty(num_rows, size)
     kernel()(
-        rows.data_ptr(),
+        x.data_ptr(),
         packed.data_ptr(),
         None if bias is None else bias.data_ptr(),
         result.data_ptr(),
-        rows.shape[0],
-        rows.stride(0),
+        num_rows,
+        x.stride(0),
         pairs,
         size,
     )
-    return result.view(*x.shape[:-1], size)
+    return result
 
 
 @cache
