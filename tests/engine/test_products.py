@@ -8,6 +8,7 @@ import pytest
 import torch
 from vllm.model_executor.layers.linear import LinearBase
 
+from redrafter_vllm.integration.patches import products
 from redrafter_vllm.ops import packed_linear
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import CHAIN, TREE, cpu_only, params, random_prompts, runner
@@ -39,6 +40,14 @@ def test_engines_of_one_process(make_engine: MakeEngine, random_target: Path) ->
     assert all(are_packed(make_engine(random_target, CHAIN, **BF16)))
     assert not any(are_packed(make_engine(random_target, max_num_seqs=3, **BF16)))
     assert not any(are_packed(make_engine(random_target, TREE)))  # float32
+
+
+def test_the_switch(make_engine: MakeEngine, random_target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(products.SWITCH, "vllm")
+    assert not any(are_packed(make_engine(random_target, TREE, max_num_seqs=3, **BF16)))
+    monkeypatch.setenv(products.SWITCH, "onednn")
+    with pytest.raises(ValueError, match="REDRAFTER_CPU_PRODUCTS is 'onednn'; it can be packed or vllm"):
+        make_engine(random_target, TREE, max_num_seqs=4, **BF16)
 
 
 @pytest.mark.parametrize("options", [{}, {"enforce_eager": False}], ids=["eager", "compiled"])

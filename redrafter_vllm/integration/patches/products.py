@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The products of a target's unquantised layers on a CPU, which are made for one row or for many."""
+"""The products of a target's unquantised layers on a CPU, of which vLLM's kernels are made for one row or for many."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,15 @@ from vllm.platforms import current_platform
 
 from redrafter_vllm.integration.method import uses_redrafter
 from redrafter_vllm.integration.patches.rebind import rebind_listed
+from redrafter_vllm.integration.start_errors import report_start_errors
+from redrafter_vllm.integration.target_support import UnsupportedTargetError
 from redrafter_vllm.ops import packed_linear
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
+
+# To find out what packed weights gain, or whether they are the cause of something: `vllm` leaves all to vLLM.
+SWITCH = "REDRAFTER_CPU_PRODUCTS"
+_CHOICES = ("packed", "vllm")
 
 
 def install() -> None:
@@ -23,18 +30,26 @@ def install() -> None:
 
 
 def _dispatch(original: Callable) -> Callable:
+    @report_start_errors
     def dispatch_cpu_unquantized_gemm(layer: Any, remove_weight: bool) -> None:
         config = get_current_vllm_config_or_none()
-        has_own_kernels = current_platform.is_zen_cpu()  # those of AMD's library, where it is installed
-        if config is None or not uses_redrafter(config) or has_own_kernels or not packed_linear.supports(layer.weight):
+        if config is None or not uses_redrafter(config) or not _is_packed(layer.weight):
             original(layer, remove_weight)
             return
         _pack(layer, remove_weight)
         logger.info_once(
-            "ReDrafter: bfloat16 weights are packed; a product of up to 14 rows takes about as long as of one"
+            "ReDrafter: bfloat16 weights are packed, so that products of a few rows take as long as of one"
         )
 
     return dispatch_cpu_unquantized_gemm
+
+
+def _is_packed(weight: Tensor) -> bool:
+    wanted = os.environ.get(SWITCH, "packed")
+    if wanted not in _CHOICES:
+        raise UnsupportedTargetError(f"{SWITCH} is {wanted!r}; it can be {' or '.join(_CHOICES)}.")
+    has_own_kernels = current_platform.is_zen_cpu()  # those of AMD's library, where it is installed
+    return wanted == "packed" and not has_own_kernels and packed_linear.supports(weight)
 
 
 def _pack(layer: Any, remove_weight: bool) -> None:
@@ -43,8 +58,4 @@ def _pack(layer: Any, remove_weight: bool) -> None:
         layer.weight = nn.Parameter(packed, requires_grad=False)
         layer.cpu_linear = lambda x, weight, bias: packed_linear.linear(x, weight, bias, size)
     else:  # an embedding's rows are still read
-
-        def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            return packed_linear.linear(x, packed, bias, size)
-
-        layer.cpu_linear = linear
+        layer.cpu_linear = lambda x, weight, bias: packed_linear.linear(x, packed, bias, size)

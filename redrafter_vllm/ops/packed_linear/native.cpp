@@ -18,7 +18,7 @@ constexpr int LANES = 16;  // outputs of one vector
 constexpr int PANEL = 2 * LANES;  // outputs whose weights lie together
 constexpr int PAIR = PANEL * 2;  // numbers of a panel for two inputs: two cache lines
 constexpr int MOST_ROWS = 14;  // whose sums fit the registers, 2 vectors each
-constexpr int AHEAD = 4096;  // bytes between what is multiplied and what is fetched
+constexpr int AHEAD = 8192;  // bytes between what is multiplied and what is fetched
 
 struct Operands {
   const uint16_t* x;  // [rows, 2 * pairs]
