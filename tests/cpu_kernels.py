@@ -6,6 +6,7 @@ SGLang; everywhere else with oneDNN's. They differ in what they take. A build fo
 as well, and they run without AMX; where there is no such build, functions with the same requirements replace them.
 """
 
+import os
 import runpy
 import sys
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ def linear_kernels(choice: str) -> Iterator[None]:
     try:
         _chosen = choice
         with (
+            patch.dict(os.environ, REDRAFTER_CPU_PRODUCTS="vllm"),  # ours would take the place of either
             patch.object(utils, "check_cpu_sgl_kernel", check_cpu_sgl_kernel),
             patch.object(cpu, "check_cpu_sgl_kernel", check_cpu_sgl_kernel),
         ):

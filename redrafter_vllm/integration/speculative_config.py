@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The speculative configuration of method `redrafter`, which vLLM's configuration carries through its processes."""
 
+import os
 from dataclasses import fields
 from typing import Literal
 
@@ -9,6 +10,7 @@ from vllm.config import SpeculativeConfig
 from vllm.config.utils import config
 
 from redrafter_vllm.config import DraftingConfig
+from redrafter_vllm.integration.patches.products import SWITCH
 
 
 @config
@@ -43,6 +45,10 @@ class RedrafterSpeculativeConfig(SpeculativeConfig):
     def drafting(self) -> DraftingConfig:
         """The drafting options as one checked value."""
         return DraftingConfig(**{field.name: getattr(self, field.name) for field in fields(DraftingConfig)})
+
+    def compute_hash(self) -> str:
+        """Names compiled graphs that are kept: on a CPU those of our engines call other products than vLLM's do."""
+        return f"redrafter-{os.environ.get(SWITCH)}-{super().compute_hash()}"
 
     def __repr__(self) -> str:
         return f"RedrafterSpeculativeConfig(checkpoint={self.checkpoint!r}, drafting={self.drafting})"

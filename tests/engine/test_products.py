@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from vllm.config import SpeculativeConfig
 from vllm.model_executor.layers.linear import LinearBase
 
 from redrafter_vllm.integration.patches import products
@@ -58,3 +59,18 @@ def test_layers_with_a_bias(make_engine: MakeEngine, tmp_path: Path, options: di
     plain, tree = make_engine(target, **BF16), make_engine(target, TREE, **BF16, **options)
     sampling = params(temperature=0.0, ignore_eos=True, max_tokens=32, logprobs=2)
     assert same_clear_choices(*run_both(plain, tree, random_prompts(8, VOCAB, longest=120), sampling)) > 100
+
+
+def test_compiled_graphs_are_kept_apart(
+    make_engine: MakeEngine, random_target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM finds a kept graph by a hash, which is the same for its own methods that draft chains."""
+    config = runner(make_engine(random_target, TREE, **BF16)).vllm_config
+    own = config.compute_hash()
+    assert config.compute_hash() == own
+    with monkeypatch.context() as change:
+        change.setenv(products.SWITCH, "vllm")
+        assert config.compute_hash() != own
+    with monkeypatch.context() as change:
+        change.setattr(type(config.speculative_config), "compute_hash", SpeculativeConfig.compute_hash)
+        assert config.compute_hash() != own

@@ -30,6 +30,7 @@ from tools.check_vllm_interface import main as write
 
 FIXTURE = Path(__file__).with_name("vllm_interface_0_33.json")
 OURS = {
+    "SpeculativeConfig.compute_hash": ["speculative_config.py:RedrafterSpeculativeConfig"],
     "DefaultModelState": ["worker/model_state.py:RedrafterModelState"],
     "ModelSpecificAttnMetadata": ["worker/model_state.py:TreeAttnMetadata"],
     "BaseSpeculator": ["worker/speculator.py:RedrafterSpeculator"],

@@ -58,6 +58,7 @@ NAMES = (
     ),
     VllmName("vllm.v1.spec_decode.metrics:SpecDecodingLogging.observe", Use.REBOUND, "self spec_decoding_stats"),
     VllmName("vllm.v1.metrics.utils:create_metric_per_engine", Use.CALLED, "metric per_engine_labelvalues"),
+    VllmName("vllm.config:SpeculativeConfig.compute_hash", Use.OVERRIDDEN, "self"),
     VllmName("vllm.config.utils:config", Use.CALLED, "cls"),
     VllmName("vllm.logger:init_logger", Use.CALLED, "name"),
     VllmName("vllm.v1.engine.detokenizer:IncrementalDetokenizer.num_output_tokens", Use.CALLED),
