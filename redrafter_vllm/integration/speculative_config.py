@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The speculative configuration of method `redrafter`, which vLLM's configuration carries through its processes."""
 
-import os
 from dataclasses import fields
 from typing import Literal
 
@@ -10,7 +9,6 @@ from vllm.config import SpeculativeConfig
 from vllm.config.utils import config
 
 from redrafter_vllm.config import DraftingConfig
-from redrafter_vllm.integration.patches.products import SWITCH
 
 
 @config
@@ -46,9 +44,11 @@ class RedrafterSpeculativeConfig(SpeculativeConfig):
         """The drafting options as one checked value."""
         return DraftingConfig(**{field.name: getattr(self, field.name) for field in fields(DraftingConfig)})
 
-    def compute_hash(self) -> str:
-        """Names compiled graphs that are kept: on a CPU those of our engines call other products than vLLM's do."""
-        return f"redrafter-{os.environ.get(SWITCH)}-{super().compute_hash()}"
-
     def __repr__(self) -> str:
         return f"RedrafterSpeculativeConfig(checkpoint={self.checkpoint!r}, drafting={self.drafting})"
+
+    def compute_hash(self) -> str:
+        """Names compiled graphs that are kept: on a CPU those of our engines call other products than vLLM's do."""
+        from redrafter_vllm.integration.method import wanted_products
+
+        return f"redrafter-{wanted_products()}-{super().compute_hash()}"

@@ -9,7 +9,7 @@ import torch
 from vllm.config import SpeculativeConfig
 from vllm.model_executor.layers.linear import LinearBase
 
-from redrafter_vllm.integration.patches import products
+from redrafter_vllm.integration.method import PRODUCTS_SWITCH
 from redrafter_vllm.ops import packed_linear
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import CHAIN, TREE, cpu_only, params, random_prompts, runner
@@ -44,9 +44,9 @@ def test_engines_of_one_process(make_engine: MakeEngine, random_target: Path) ->
 
 
 def test_the_switch(make_engine: MakeEngine, random_target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(products.SWITCH, "vllm")
+    monkeypatch.setenv(PRODUCTS_SWITCH, "vllm")
     assert not any(are_packed(make_engine(random_target, TREE, max_num_seqs=3, **BF16)))
-    monkeypatch.setenv(products.SWITCH, "onednn")
+    monkeypatch.setenv(PRODUCTS_SWITCH, "onednn")
     with pytest.raises(ValueError, match="REDRAFTER_CPU_PRODUCTS is 'onednn'; it can be packed or vllm"):
         make_engine(random_target, TREE, max_num_seqs=4, **BF16)
 
@@ -69,7 +69,7 @@ def test_compiled_graphs_are_kept_apart(
     own = config.compute_hash()
     assert config.compute_hash() == own
     with monkeypatch.context() as change:
-        change.setenv(products.SWITCH, "vllm")
+        change.setenv(PRODUCTS_SWITCH, "vllm")
         assert config.compute_hash() != own
     with monkeypatch.context() as change:
         change.setattr(type(config.speculative_config), "compute_hash", SpeculativeConfig.compute_hash)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The products of a target's unquantised layers on a CPU, of which vLLM's kernels are made for one row or for many."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ from vllm.config import get_current_vllm_config_or_none
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
-from redrafter_vllm.integration.method import uses_redrafter
+from redrafter_vllm.integration.method import PRODUCTS_SWITCH, uses_redrafter, wanted_products
 from redrafter_vllm.integration.patches.rebind import rebind_listed
 from redrafter_vllm.integration.start_errors import report_start_errors
 from redrafter_vllm.integration.target_support import UnsupportedTargetError
@@ -18,8 +17,6 @@ from redrafter_vllm.ops import packed_linear
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
 
-# To find out what packed weights gain, or whether they are the cause of something: `vllm` leaves all to vLLM.
-SWITCH = "REDRAFTER_CPU_PRODUCTS"
 _CHOICES = ("packed", "vllm")
 
 
@@ -45,9 +42,9 @@ def _dispatch(original: Callable) -> Callable:
 
 
 def _is_packed(weight: Tensor) -> bool:
-    wanted = os.environ.get(SWITCH, "packed")
+    wanted = wanted_products()
     if wanted not in _CHOICES:
-        raise UnsupportedTargetError(f"{SWITCH} is {wanted!r}; it can be {' or '.join(_CHOICES)}.")
+        raise UnsupportedTargetError(f"{PRODUCTS_SWITCH} is {wanted!r}; it can be {' or '.join(_CHOICES)}.")
     has_own_kernels = current_platform.is_zen_cpu()  # those of AMD's library, where it is installed
     return wanted == "packed" and not has_own_kernels and packed_linear.supports(weight)
 
