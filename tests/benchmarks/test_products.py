@@ -6,14 +6,10 @@ import pytest
 import torch
 
 from benchmarks.models import products
-from redrafter_vllm.ops import packed_linear
 from redrafter_vllm.predict.shapes import LlamaShape
+from tests.ops.native import needs_packed_linear
 
 SIZES = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
-needs_kernel = pytest.mark.skipif(
-    not packed_linear.supports(torch.zeros(32, 2, dtype=torch.bfloat16)),
-    reason="this processor has no bfloat16 instructions, or AMX, or no compiler is installed",
-)
 
 
 def test_what_a_layer_multiplies() -> None:
@@ -22,7 +18,7 @@ def test_what_a_layer_multiplies() -> None:
     assert products.products_of_a_layer(shape) == [(128, 64), (64, 64), (192, 64), (64, 96)]
 
 
-@needs_kernel
+@needs_packed_linear
 def test_a_small_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(products, "LEAST_BYTES", 1 << 18)
     config = tmp_path / "config.json"
@@ -37,7 +33,7 @@ def test_a_small_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert "times as fast" in capsys.readouterr().out
 
 
-@needs_kernel
+@needs_packed_linear
 def test_a_wrong_product_is_not_timed() -> None:
     weight = torch.randn(32, 16).bfloat16()
     with pytest.raises(ValueError, match=r"packed: a product of \(32, 16\) is off by"):

@@ -5,24 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from vllm.config import SpeculativeConfig
 from vllm.model_executor.layers.linear import LinearBase
 
 from redrafter_vllm.integration.method import PRODUCTS_SWITCH
-from redrafter_vllm.ops import packed_linear
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import CHAIN, TREE, cpu_only, params, random_prompts, runner
 from tests.engine.scripted import run_both, same_clear_choices
 from tests.engine.test_targets import FAMILIES, save
 from tests.models import VOCAB, save_random_drafter
+from tests.ops.native import needs_packed_linear
 
 pytestmark = [
     cpu_only,
-    pytest.mark.skipif(
-        not packed_linear.supports(torch.zeros(32, 2, dtype=torch.bfloat16)),
-        reason="this processor has no bfloat16 instructions, or AMX, or no compiler is installed",
-    ),
+    needs_packed_linear,
 ]
 BF16 = {"dtype": "bfloat16"}
 
@@ -41,6 +37,11 @@ def test_engines_of_one_process(make_engine: MakeEngine, random_target: Path) ->
     assert all(are_packed(make_engine(random_target, CHAIN, **BF16)))
     assert not any(are_packed(make_engine(random_target, max_num_seqs=3, **BF16)))
     assert not any(are_packed(make_engine(random_target, TREE)))  # float32
+
+
+def test_the_drafter_is_packed(make_engine: MakeEngine, random_target: Path) -> None:
+    drafter = runner(make_engine(random_target, TREE, **BF16)).speculator.drafter
+    assert drafter._output_linear.layer.weight.shape[2:] == (32, 2)
 
 
 def test_the_switch(make_engine: MakeEngine, random_target: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,14 +7,11 @@ from torch import Tensor
 
 from redrafter_vllm.ops import packed_linear
 from redrafter_vllm.ops.packed_linear import native, reference
+from tests.ops.native import needs_packed_linear
 
-needs_kernel = pytest.mark.skipif(
-    not native.supports(torch.zeros(32, 2, dtype=torch.bfloat16)),
-    reason="this processor has no bfloat16 instructions, or AMX, or no compiler is installed",
-)
 PRODUCTS = [
     pytest.param(reference.packed_linear, id="torch"),
-    pytest.param(packed_linear.linear, id="native", marks=needs_kernel),
+    pytest.param(packed_linear.linear, id="native", marks=needs_packed_linear),
 ]
 ROWS = (1, 2, 13, 14, 15, 28, 31, 70)  # one tile, several equal ones, and unequal ones
 
@@ -68,7 +65,7 @@ def test_any_leading_shape(linear: native.Product) -> None:
     assert torch.equal(linear(x[:1].expand(5, 16), packed, None, 40), flat[:1].expand(5, 40))
 
 
-@needs_kernel
+@needs_packed_linear
 def test_a_rows_bits_do_not_depend_on_the_rows_beside_it() -> None:
     x, weight, bias = operands(70, 250, 514)
     packed = packed_linear.pack(weight)
@@ -77,7 +74,7 @@ def test_a_rows_bits_do_not_depend_on_the_rows_beside_it() -> None:
         assert torch.equal(packed_linear.linear(x[:rows], packed, bias, 250), alone[:rows])
 
 
-@needs_kernel
+@needs_packed_linear
 @pytest.mark.parametrize("threads", [1, 2, 3, 7, 40])
 def test_any_number_of_threads(threads: int) -> None:
     """Outputs are shared by halves of a panel; with 40 threads some get nothing."""
@@ -91,7 +88,7 @@ def test_any_number_of_threads(threads: int) -> None:
         torch.set_num_threads(before)
 
 
-@needs_kernel
+@needs_packed_linear
 def test_nothing_but_the_result_is_written() -> None:
     """Also where the last panel has fewer outputs than a vector."""
     x, weight, _ = operands(15, 37, 10)
@@ -101,7 +98,7 @@ def test_nothing_but_the_result_is_written() -> None:
     assert memory.isnan().sum(1).tolist() == [37, *[0] * 15, 37]
 
 
-@needs_kernel
+@needs_packed_linear
 def test_infinite_and_missing_numbers_stay() -> None:
     x, weight, _ = operands(3, 32, 4)
     x[1, 2], x[2, 0] = torch.inf, torch.nan
@@ -109,7 +106,7 @@ def test_infinite_and_missing_numbers_stay() -> None:
     assert found[0].isfinite().all() and found[1].isposinf().all() and found[2].isnan().all()
 
 
-@needs_kernel
+@needs_packed_linear
 def test_torch_knows_the_op() -> None:
     """Its schema, its result's shape, and compiled with a number of rows that is not fixed."""
     x, weight, bias = operands(5, 40, 16)
@@ -133,11 +130,8 @@ def test_weights_that_stay_with_vllm(weight: Tensor) -> None:
     assert not native.supports(weight)
 
 
-def test_processors_that_stay_with_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = torch.zeros(32, 4, dtype=torch.bfloat16)
-    for bf16, amx in ((False, False), (True, True)):
-        native._has_instructions.cache_clear()
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda bf16=bf16: bf16)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
-        assert not native.supports(weight)
-    native._has_instructions.cache_clear()
+@pytest.mark.parametrize(("bf16", "amx"), [(False, False), (True, True)])
+def test_processors_that_stay_with_vllm(bf16: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert not native.supports(torch.zeros(32, 4, dtype=torch.bfloat16))

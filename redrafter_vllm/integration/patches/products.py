@@ -52,6 +52,7 @@ def _is_packed(weight: Tensor) -> bool:
 def _pack(layer: Any, remove_weight: bool) -> None:
     size, packed = layer.weight.shape[0], packed_linear.pack(layer.weight)
     if remove_weight:
+        # As a parameter of the layer it is an input of compiled graphs, which keep no tensors.
         layer.weight = nn.Parameter(packed, requires_grad=False)
         layer.cpu_linear = lambda x, weight, bias: packed_linear.linear(x, weight, bias, size)
     else:  # an embedding's rows are still read

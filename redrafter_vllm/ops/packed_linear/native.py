@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from redrafter_vllm.ops.native import function, library
+from redrafter_vllm.ops.packed_linear.reference import PANEL
 
 Product = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
 
@@ -20,13 +21,9 @@ def supports(weight: Tensor) -> bool:
 
     Processors with AMX have larger instructions, which oneDNN uses.
     """
-    is_packable = weight.dim() == 2 and weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0
-    return is_packable and weight.is_cpu and _has_instructions() and library(_SOURCE) is not None
-
-
-@cache
-def _has_instructions() -> bool:
-    return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+    is_packable = weight.is_cpu and weight.dim() == 2 and weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0
+    has_instructions = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+    return is_packable and has_instructions and library(_SOURCE) is not None
 
 
 def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, size: int) -> Tensor:
@@ -36,7 +33,7 @@ def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, size: int) -> 
         x = x.contiguous()
     num_rows, pairs = x.shape[0], packed.shape[1]
     assert x.dtype == packed.dtype == torch.bfloat16 and packed.is_contiguous()
-    assert x.shape[1] == 2 * pairs and size <= 32 * packed.shape[0]
+    assert x.shape[1] == 2 * pairs and size <= PANEL * packed.shape[0]
     assert bias is None or (bias.dtype == torch.bfloat16 and bias.shape == (size,) and bias.is_contiguous())
     result = x.new_empty(num_rows, size)
     kernel()(
