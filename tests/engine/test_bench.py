@@ -55,12 +55,12 @@ def test_the_written_files_agree(out: Path) -> None:
             assert turn["nodes_per_step"] is None and turn["skipped"] is None
         else:
             assert turn["nodes_per_step"] >= turn["tokens_per_step"] - 1
-            assert turn["skipped"] is None if turn["configuration"] == "ngram" else 0 <= turn["skipped"] < 1
+            assert turn["skipped"] is None if turn["configuration"] == "ngram" else 0 <= turn["skipped"] <= 1
             # What a step emits beside its own token are the drafts that it accepted. Adaptive steps without drafts are
-            # no verifications.
+            # no verifications, and where the machine is busy with other work all steps of a turn may be such.
             per_verification = pytest.approx(1 + sum(turn["acceptance"]))
             if turn["configuration"] == "ReDrafter adaptive":
-                assert 1 < turn["tokens_per_step"] <= per_verification.expected + 1e-9
+                assert 1 <= turn["tokens_per_step"] <= per_verification.expected + 1e-9
             else:
                 assert turn["tokens_per_step"] == per_verification
     rows = {(row["configuration"], row["concurrency"]): row for row in results["results"]}
@@ -87,7 +87,8 @@ def test_servers_are_measured(tmp_path: Path, asset: Path) -> None:
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
     options = f"--concurrency 2 --requests {len(PROMPTS)} --max-tokens {NEW_TOKENS} --prompt-tokens 32 --rounds 1"
-    own = ["--without-redrafter", "--config", 'ours={"method": "redrafter"}', "--data", str(prompts), "--out", str(out)]
+    fixed = 'ours={"method": "redrafter", "adaptive": false}'
+    own = ["--without-redrafter", "--config", fixed, "--data", str(prompts), "--out", str(out)]
     command = ["serve", str(asset), *options.split(), *own, "--", "--dtype", "float32", "--enforce-eager"]
     assert bench.main(command) == 0
     (stored,) = (out / "rounds").iterdir()
@@ -103,7 +104,7 @@ def test_servers_are_measured(tmp_path: Path, asset: Path) -> None:
         )
         assert turn["memory"] > 1 << 28
     assert plain["tokens_per_step"] == 1.0 and plain["nodes_per_step"] is None
-    assert 1 < ours["tokens_per_step"] <= 1 + ours["nodes_per_step"] and 0 <= ours["skipped"] < 1
+    assert 1.2 < ours["tokens_per_step"] <= 1 + ours["nodes_per_step"] and ours["skipped"] == 0
     rows = {row["configuration"]: row for row in json.loads((out / "results.json").read_text())["results"]}
     assert rows["ours"]["speedup"]["median"] == pytest.approx(plain["seconds"] / ours["seconds"])
     assert set(rows["ours"]["milliseconds"]) == {"draft", "verify", "everything else"}
