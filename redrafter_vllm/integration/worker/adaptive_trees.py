@@ -28,7 +28,7 @@ from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
 
-TRIAL_INTERVAL = 4  # steps between two of sizes that have not been seen
+TRIAL_INTERVAL = 2  # steps between two of sizes that few steps have had
 TRIED_BEYOND = 2  # such a size has at most so many times the nodes that seem to pay
 PLAIN_INTERVAL = 64  # steps between two without drafts, with which all others are compared
 
@@ -98,13 +98,13 @@ class AdaptiveTrees:
     def _choose(self, rows: np.ndarray, num_drafts: np.ndarray, num_others: int, num_emitting: int) -> Budget:
         speculator, num_reqs = self.speculator, len(rows)
         assert speculator.survival is not None
-        index = torch.from_numpy(rows)
-        num_nodes = np.minimum(speculator.rows.num_nodes[index].numpy(), num_drafts)
-        survival = speculator.survival.log_survival[index].exp().numpy()
+        num_nodes = np.minimum(speculator.rows.num_nodes.numpy()[rows], num_drafts)
+        survival = np.exp(speculator.survival.log_survival.numpy()[rows])
         survival = np.where(np.arange(survival.shape[1]) < num_nodes[:, None], survival, 0.0)
         if self.beam_steps == self.costs.beam_length:
-            beam_steps = speculator.survival.beam_steps(index).numpy()
-            self.outlook.remember(survival[num_nodes > 0], beam_steps[num_nodes > 0])
+            has_tree = num_nodes > 0
+            beam_steps = speculator.survival.beam_steps(torch.from_numpy(rows[has_tree])).numpy()
+            self.outlook.remember(survival[has_tree], beam_steps)
         most = num_others + int(num_nodes.sum())
         survival = self.outlook.trust * survival
         next_round = self.costs.drafting(num_reqs, self.outlook.beam_steps(num_reqs))
@@ -125,7 +125,7 @@ class AdaptiveTrees:
             return 0
         if self._until_trial <= 0:
             self._until_trial = TRIAL_INTERVAL
-            rows = self.costs.unseen(num_reqs + 1, limit)
+            rows = self.costs.rarely_seen(num_reqs + 1, limit)
             return None if rows is None else rows - num_reqs
         return None
 

@@ -101,11 +101,13 @@ def test_steps_without_drafts_are_tried_at_every_load_and_now_and_then(trees: ad
     trees.costs.observe_verification(1, 1, 11.0)
     trees.costs.observe_verification(3, 1, 13.0)
     tried = [trees._to_try(1, 4) for _ in range(4)]
-    assert tried == [None, None, 1, None]  # nodes of the first size with drafts that was not seen
-    for rows in (2, 4):
+    assert tried == [1, None, 1, None]  # nodes of the first size with drafts that few steps have had
+    for rows in (2, 4, 2, 4):
         trees.costs.observe_verification(rows, 1, 10.0 + rows)
+    assert trees._to_try(1, 4) == 2  # the step of three rows was the only one
+    trees.costs.observe_verification(3, 1, 13.0)
     tried = [trees._to_try(1, 4) for _ in range(2 * adaptive_trees.PLAIN_INTERVAL)]
-    assert [step for step, nodes in enumerate(tried) if nodes == 0] == [59, 59 + adaptive_trees.PLAIN_INTERVAL]
+    assert [step for step, nodes in enumerate(tried) if nodes == 0] == [58, 58 + adaptive_trees.PLAIN_INTERVAL]
     assert trees._to_try(16, 64) == 0  # another load
 
 
