@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="with --tree: tokens of the answer")
     parser.add_argument("--beam-width", type=int, default=4, help="beams")
     parser.add_argument("--beam-length", type=int, default=4, help="draft tokens per beam, the root not counted")
+    parser.add_argument("--no-copies", action="store_true", help="trees of the drafter's beams alone, not of the text")
     parser.add_argument("--nodes", type=int, default=0, help="nodes of a tree (default: as serving chooses)")
     return parser
 
@@ -54,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.max_tokens < 2:
         parser.error(f"--max-tokens must be at least 2, not {arguments.max_tokens}: the first comes with the prompt")
     try:
-        drafting = DraftingConfig(arguments.beam_width, arguments.beam_length, arguments.nodes)
+        drafting = DraftingConfig(
+            arguments.beam_width, arguments.beam_length, arguments.nodes, prompt_lookup=not arguments.no_copies
+        )
         return _inspect(arguments, drafting)
     except ValueError as error:  # of options, of the checkpoint, of a target that it does not fit
         print(error, file=sys.stderr)

@@ -23,6 +23,8 @@ from redrafter_vllm.drafting.tree import DraftTree
 from redrafter_vllm.inspection.fit import MAX_VOCAB_PADDING
 from redrafter_vllm.inspection.trees import Choice, Drawing, Node, Step
 from redrafter_vllm.model.drafter import Drafter
+from redrafter_vllm.ops.graft_copies import Texts
+from redrafter_vllm.ops.survival import log_odds_given_parent
 
 ROOT = -1  # the parent of the nodes under the root
 
@@ -33,7 +35,7 @@ class _Tree:
 
     tokens: list[int]  # [N]
     parents: list[int]  # [N]
-    reached: list[float]  # [N], the drafter's probability of the whole path
+    drafter: list[float | None]  # [N], as in `Node`
     survival: list[float]  # [N]
 
     def path(self, node: int) -> list[int]:
@@ -75,7 +77,9 @@ class Artist:
         self.drafting = drafting
         self.calibration = stored_calibration(drafter)
         nodes, length = drafting.num_speculative_tokens, drafting.beam_length
-        self._survival = SurvivalEstimator(1, nodes, length, torch.device("cpu"), self.calibration)
+        self._survival = SurvivalEstimator(
+            1, nodes, length, torch.device("cpu"), self.calibration, copies=drafting.copies_text
+        )
 
     def encode(self, prompt: str, *, chat: bool) -> list[int]:
         """Token ids of `prompt`, as a user's turn in the target's chat template if `chat`."""
@@ -98,9 +102,10 @@ class Artist:
         ends, text = self._end_tokens(), _Text(self.model)
         hidden, logits = text.read(prompt)
         root, room = int(logits[-1].argmax()), max_tokens - 1
+        so_far = [*prompt, root]
         steps: list[Step] = []
         while room > 0 and root not in ends:
-            tree = self._tree(hidden[-1], root)
+            tree = self._tree(hidden[-1], so_far)
             log_probs = text.verified(root, tree).log_softmax(-1)
             choices = log_probs.argmax(-1).tolist()
             path = tree.walk(choices)
@@ -108,6 +113,7 @@ class Artist:
             steps.append(self._step(tree, root, log_probs, path[: len(emitted)], emitted))
             hidden, _ = text.read([root, *(tree.tokens[node] for node in path)])
             root, room = emitted[-1], room - len(emitted)
+            so_far += emitted
         if not steps:
             raise ValueError("the target ends its answer before the second token: nothing is drafted for this prompt")
         return Drawing(steps, _described(self.calibration))
@@ -116,22 +122,31 @@ class Artist:
         found = self.model.generation_config.eos_token_id
         return set() if found is None else {found} if isinstance(found, int) else set(found)
 
-    def _tree(self, context: Tensor, root: int) -> _Tree:
-        """What serving draws where trees adapt: the nodes that are likeliest to survive."""
-        beams = beam_search(
+    def _tree(self, context: Tensor, text: Sequence[int]) -> _Tree:
+        """The nodes that are likeliest to survive, as where serving adapts its trees; the text ends with the root."""
+        row = torch.tensor([0])
+        own = beam_search(
             self.drafter,
             self.model.get_input_embeddings().weight,
             context[None],
-            torch.tensor([root]),
+            torch.tensor([text[-1]]),
             beam_width=self.drafting.beam_width,
             beam_length=self.drafting.beam_length,
         )
-        log_survival = self._survival.rank(beams, torch.tensor([0]))
-        tree = DraftTree.from_beams(beams, self.drafting.num_speculative_tokens, None, log_survival)
-        count = int(tree.num_nodes[0])
-        reached = beams.log_probs.flatten(1).gather(1, tree.beams).exp()
-        parts = (tree.tokens, tree.parents, reached, tree.log_probs.exp())
-        return _Tree(*(part[0, :count].tolist() for part in parts))
+        beams = own
+        if self.drafting.copies_text:
+            texts = Texts(torch.tensor([list(text)], dtype=torch.int32), torch.tensor([len(text)], dtype=torch.int32))
+            beams = own.with_copies(texts, row, self.drafting.max_depth)
+        tree = DraftTree.from_beams(beams, self.drafting.num_speculative_tokens, None, self._survival.rank(beams, row))
+        count, width = int(tree.num_nodes[0]), beams.tokens.shape[2]
+        step, beam = tree.beams[0, :count] // width, tree.beams[0, :count] % width
+        given_parent = log_odds_given_parent(own.log_probs, own.parents)[0].sigmoid().tolist()
+        drafter = [
+            given_parent[at][which] if which < self.drafting.beam_width else None
+            for at, which in zip(step.tolist(), beam.tolist(), strict=True)
+        ]
+        tokens, parents = (part[0, :count].tolist() for part in (tree.tokens, tree.parents))
+        return _Tree(tokens, parents, drafter, tree.log_probs[0, :count].exp().tolist())
 
     def _step(self, tree: _Tree, root: int, log_probs: Tensor, path: Collection[int], emitted: Sequence[int]) -> Step:
         said = [
@@ -140,13 +155,9 @@ class Artist:
         ]
         nodes: list[Node] = []
         for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
-            above = tree.reached[parent] if parent >= 0 else 1.0
-            drafter = min(tree.reached[node] / above, 1.0) if above > 0 else 0.0
             target = float(log_probs[1 + parent, token].exp())
-            accepted = node in path
-            nodes.append(
-                Node(self._text(token), parent, drafter, tree.survival[node], target, said[1 + node], accepted)
-            )
+            own = tree.drafter[node], tree.survival[node]
+            nodes.append(Node(self._text(token), parent, *own, target, said[1 + node], node in path))
         next_root = self._text(emitted[-1]) if len(emitted) > len(path) else None
         return Step(self._text(root), said[0], tuple(nodes), next_root)
 

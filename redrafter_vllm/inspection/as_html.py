@@ -32,7 +32,8 @@ _LEGEND = """
 <p class="note">Each step starts from the last token of the text, which is dark. Below it is its draft tree: what the
 target says is green where it was drafted. At each token are, in this order,</p>
 <dl class="legend">
-<dt><span class="drafter">drafter</span></dt><dd>the drafter's probability for the token after the one above it;</dd>
+<dt><span class="drafter">drafter</span></dt><dd>the drafter's probability for the token after the one above it;
+<em>copy</em>: the text has said it before, behind the same tokens;</dd>
 <dt><span class="survival">survival</span></dt><dd>also as the bar: the probability that the token and all above it are
 accepted, as serving expects at first: {calibration};</dd>
 <dt><span class="target">target</span></dt><dd>the target's probability for the token after the one above it;</dd>
@@ -88,7 +89,7 @@ def _below(step: Step, parent: int) -> str:
 def _figures(node: Node) -> str:
     """In the order and the colours of the legend."""
     figures = (
-        ("drafter", f"{node.drafter:.0%}"),
+        ("drafter", "copy" if node.drafter is None else f"{node.drafter:.0%}"),
         ("survival", f"{node.survival:.1%}"),
         ("target", f"{node.target:.0%}"),
     )

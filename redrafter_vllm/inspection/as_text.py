@@ -17,7 +17,7 @@ def trees_text(drawing: Drawing, *, colour: bool) -> str:
     for number, step in enumerate(drawing.steps, 1):
         lines += [*_step(number, step, colour), ""]
     lines += [
-        "drafter    the drafter's probability for the token after the one above it",
+        "drafter    the drafter's probability for the token after the one above it, or that it is copied from the text",
         f"survival   that it and all above it are accepted, as serving expects at first: {drawing.calibration}",
         "target     the target's probability for the token after the one above it",
         "says then  what the target says after the token, and how probable it finds that",
@@ -42,7 +42,8 @@ def _step(number: int, step: Step, colour: bool) -> Iterator[str]:
 
 
 def _figures(node: Node) -> str:
-    return f"{node.drafter:>7.0%}  {node.survival:>8.1%}  {node.target:>6.0%}  {_said(node.says)}"
+    drafter = "copy" if node.drafter is None else f"{node.drafter:.0%}"
+    return f"{drafter:>7}  {node.survival:>8.1%}  {node.target:>6.0%}  {_said(node.says)}"
 
 
 def _said(choice: Choice) -> str:

@@ -19,7 +19,7 @@ class Node:
 
     text: str
     parent: int  # −1 under the root
-    drafter: float  # the drafter's probability for it after its parent
+    drafter: float | None  # the drafter's probability for it after its parent; None for a copy of the text
     survival: float  # as serving estimates it: the probability that it and all tokens above it are accepted
     target: float  # the target's probability for it after its parent
     says: Choice  # what the target emits after it, also where it is not accepted

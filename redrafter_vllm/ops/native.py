@@ -33,7 +33,12 @@ def library(source: Path) -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(_built(source)))
     except (OSError, subprocess.SubprocessError) as error:
-        logger.warning("ReDrafter: plain torch instead of the faster %s/%s: %s", source.parent.name, source.name, error)
+        logger.warning(
+            "ReDrafter: slower operations take the place of %s/%s, which cannot be built: %s",
+            source.parent.name,
+            source.name,
+            error,
+        )
         return None
 
 

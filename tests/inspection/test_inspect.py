@@ -4,6 +4,7 @@
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -41,7 +42,7 @@ STEPS = [
         ),
         " end",
     ),
-    Step(" end", Choice(" fin", 0.7), (Node(" q", -1, 0.9, 0.9, 0.123, END, False),), None),
+    Step(" end", Choice(" fin", 0.7), (Node(" q", -1, None, 0.9, 0.123, END, False),), None),
 ]
 DRAWING = Drawing(STEPS, "calibrated, slope 0.80")
 
@@ -56,10 +57,10 @@ the target goes on with ' end'
 
 step 2: 0 accepted  drafter  survival  target  says then
 ' end'                                         ' fin' 70%
-└─ ' q'                 90%     90.0%     12%  ' end' 50%
+└─ ' q'                copy     90.0%     12%  ' end' 50%
 the end
 
-drafter    the drafter's probability for the token after the one above it
+drafter    the drafter's probability for the token after the one above it, or that it is copied from the text
 survival   that it and all above it are accepted, as serving expects at first: calibrated, slope 0.80
 target     the target's probability for the token after the one above it
 says then  what the target says after the token, and how probable it finds that
@@ -104,7 +105,7 @@ def test_page_by_hand() -> None:
     assert page.of("token") == [" x", "↵", " z", " y", " q"]
     assert page.of("mark") == [" x", "\n"]
     # The first of each kind is the legend's.
-    assert page.of("drafter") == ["drafter", "50%", "50%", "10%", "25%", "90%"]
+    assert page.of("drafter") == ["drafter", "50%", "50%", "10%", "25%", "copy"]
     assert page.of("survival") == ["survival", "45.0%", "20.0%", "5.0%", "20.0%", "90.0%"]
     assert page.of("target") == ["target", "80%", "60%", "1%", "10%", "12%"]
     says = ["→  x 80%", "→ ↵ 60%", "→  end 50%", "→  y 30%", "→  w 100%", "→  fin 70%", "→  end 50%"]
@@ -129,7 +130,21 @@ def test_bytes_of_a_round_are_those_of_the_roofline(shape: tuple[int, int]) -> N
 
 @pytest.fixture(scope="module")
 def artist() -> Artist:
-    return Artist(str(TARGET), DRAFTER, DraftingConfig(3, 4))
+    return Artist(str(TARGET), DRAFTER, DraftingConfig(3, 4, prompt_lookup=False))
+
+
+def spelt(steps: Sequence[Step]) -> list[str]:
+    """The answer, from the roots and the accepted drafts."""
+    texts = [text for step in steps for text in (step.root, *(node.text for node in step.nodes if node.accepted))]
+    return texts if steps[-1].next_root is None else [*texts, steps[-1].next_root]
+
+
+def generated(prompt: list[int], count: int) -> list[str]:
+    """The answer that transformers generates."""
+    tokenizer = AutoTokenizer.from_pretrained(TARGET)
+    model = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.float32)
+    answer = model.generate(torch.tensor([prompt]), max_new_tokens=count, do_sample=False)[0, len(prompt) :]
+    return [tokenizer.decode([token]) for token in answer.tolist()]
 
 
 def test_the_steps_spell_the_targets_answer(artist: Artist) -> None:
@@ -137,18 +152,53 @@ def test_the_steps_spell_the_targets_answer(artist: Artist) -> None:
     prompt = artist.encode(PROMPT, chat=False)
     drawing = artist.draw(prompt, 24)
     steps = drawing.steps
-    tokenizer = AutoTokenizer.from_pretrained(TARGET)
-    model = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.float32)
-    answer = model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0, len(prompt) :]
-    spelt = [text for step in steps for text in (step.root, *(node.text for node in step.nodes if node.accepted))]
+    answer = generated(prompt, 24)
+    assert spelt(steps) == answer
     assert [step.next_root for step in steps[:-1]] == [step.root for step in steps[1:]]
-    last = [] if steps[-1].next_root is None else [steps[-1].next_root]
-    assert spelt + last == [tokenizer.decode([token]) for token in answer.tolist()]
     assert drawing.tokens_per_step == (len(answer) - 1) / len(steps) > 1.3
     for step in steps:
         assert 4 <= len(step.nodes) <= 12
         assert all(-1 <= node.parent < index for index, node in enumerate(step.nodes))
-        assert sum(step.nodes[child].drafter for child in step.children(-1)) <= 1 + 1e-5
+        assert sum(step.nodes[child].drafter or 0.0 for child in step.children(-1)) <= 1 + 1e-5
+
+
+def copy_of(step: Step) -> list[str]:
+    """The tokens that a step's tree copies from the text."""
+    path: list[str] = []
+    last = -1
+    for index, node in enumerate(step.nodes):
+        if node.drafter is None:
+            assert node.parent == last  # one chain from the root on
+            path, last = [*path, node.text], index
+    return path
+
+
+def expected_copy(text: Sequence[str], count: int) -> list[str]:
+    """What followed the latest of the places where most of the last tokens, 2 to 32, were the same."""
+    end, most, place = len(text) - 1, 2, None
+    for other in range(end):
+        same = 0
+        while same < 32 and same <= other and text[other - same] == text[end - same]:
+            same += 1
+        if same >= most:
+            most, place = same, other
+    return [] if place is None else [text[place + 1 + step % (end - place)] for step in range(count)]
+
+
+def test_trees_have_copies_of_the_text_as_in_serving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a text that says everything three times."""
+    artist = Artist(str(TARGET), DRAFTER, DraftingConfig(3, 4))
+    prompt = 3 * artist.encode(PROMPT, chat=False)
+    assert spelt(artist.draw(prompt, 24).steps) == generated(prompt, 24)
+    monkeypatch.setattr(artist, "_text", str)  # so that steps hold token ids
+    text, accepted = list(map(str, prompt)), 0
+    for step in artist.draw(prompt, 24).steps:
+        text.append(step.root)
+        copy = copy_of(step)
+        assert copy == expected_copy(text, len(copy))
+        text += [node.text for node in step.nodes if node.accepted]
+        accepted += sum(node.accepted for node in step.nodes if node.drafter is None)
+    assert accepted > 3
 
 
 def test_what_the_target_says_at_every_node(artist: Artist, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +232,7 @@ def expected_survival(step: Step, index: int, slope: float, intercepts: tuple[fl
     node, depth, above = step.nodes[index], 0, step.nodes[index].parent
     while above >= 0:
         depth, above = depth + 1, step.nodes[above].parent
+    assert node.drafter is not None
     odds = max(min(math.log(node.drafter / max(1 - node.drafter, 1e-9)), 10), -10)
     own = 1 / (1 + math.exp(-(slope * odds + intercepts[min(depth, len(intercepts) - 1)])))
     return own * expected_survival(step, node.parent, slope, intercepts)
@@ -193,7 +244,7 @@ def test_survival_is_as_calibrated(stored: tuple[float, tuple[float, ...]] | Non
     if stored is not None:
         calibration = {"slope": stored[0], "intercepts": list(stored[1])}
         (drafter / "training.json").write_text(json.dumps({"calibration": calibration}))
-    artist = Artist(str(TARGET), drafter, DraftingConfig(3, 4))
+    artist = Artist(str(TARGET), drafter, DraftingConfig(3, 4, prompt_lookup=False))
     drawing = artist.draw(artist.encode(PROMPT, chat=False), 9)
     assert drawing.calibration == (
         "the drafter's probability of the whole path, as its training has stored no calibration"

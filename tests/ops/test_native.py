@@ -81,5 +81,5 @@ def test_a_home_that_cannot_be_written_to(
     monkeypatch.setenv("REDRAFTER_HOME", os.fspath(tmp_path / "file"))
     native.library.cache_clear()
     assert native.library(source(tmp_path, 1)) is None
-    assert "plain torch instead of the faster op/native.cpp" in vllm_log.text
+    assert "slower operations take the place of op/native.cpp" in vllm_log.text
     native.library.cache_clear()
