@@ -7,12 +7,20 @@ import numpy as np
 import pytest
 import torch
 
+from redrafter_cpu.standins import gumbel
 from tests.tools.cpu_support.interpreted import assert_same_bits, both_ways, needs_interpreter, vllm_gpu
 
 pytestmark = needs_interpreter
 
 REQUESTS = 7
-SIZES = [(1, 5), (3, 512), (4, 1024), (5, 1025), (2, 9001)]  # rows, vocabulary: either side of the kernels' blocks
+SIZES = [
+    (1, 5),
+    (3, 512),
+    (4, 1024),
+    (5, 1025),
+    (2, 9001),
+    (3, 49_152),
+]  # rows, vocabulary: either side of the kernels' blocks
 
 
 def logits_of(rows: int, vocab: int, seed: int = 0) -> torch.Tensor:
@@ -74,8 +82,8 @@ def test_gumbel_sample_caches_logits(per_token: bool, dtype: torch.dtype) -> Non
     assert_same_bits(sampled, module.gumbel_sample(logits, idx, temperatures, seeds, *rest))
 
 
-def test_gumbel_scratch_is_equal() -> None:
-    """The noise itself, before the winner is taken: the block maxima."""
+def test_the_greatest_noise_has_equal_bits() -> None:
+    """The noise itself: of a row of equal logits, in the block that has the winner."""
     module = vllm_gpu("sample.gumbel")
     rows, vocab, blocks = 4, 5000, 5
     for fp64 in (False, True):
@@ -93,8 +101,33 @@ def test_gumbel_scratch_is_equal() -> None:
                 USE_FP64=fp64,
                 PER_TOKEN_COL=False,
             )
-            outputs.append((local_argmax, local_max))
+            winner = local_max.argmax(1, keepdim=True)
+            outputs.append((local_max.gather(1, winner), local_argmax.gather(1, winner)))
         assert_same_bits(*outputs)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 4.0, 60.0, 1e6])
+@pytest.mark.parametrize("mean", [0.0, -1e4, 3e7])
+def test_tokens_without_a_logarithm_lose_nothing(spread: float, mean: float) -> None:
+    """Against the noise of all tokens, for logits that differ by nothing up to far more than any noise."""
+    rng = np.random.default_rng(0)
+    rows, vocab = 100, 20_000
+    logits = rng.normal(mean, spread, (rows, vocab)).astype(np.float32)
+    for row in range(rows):
+        logits[row, rng.integers(vocab, size=row)] = -np.inf
+    stream = rng.integers(2**63, size=rows), np.arange(rows)
+    scores = logits + gumbel._noise32(gumbel._hash32(*stream, vocab, domain=0))
+    tokens, values = gumbel._noised_argmax(logits, np.arange(rows), np.ones(rows, dtype=np.float32), *stream)
+    assert np.array_equal(tokens, scores.argmax(1)) and np.array_equal(values, scores.max(1))
+
+
+@pytest.mark.parametrize("top", [np.inf, -np.inf])
+def test_rows_without_a_finite_greatest_logit(top: float) -> None:
+    logits = np.full((1, 3000), -np.inf, dtype=np.float32)
+    logits[0, 7] = logits[0, 2000] = top
+    one = np.ones(1, dtype=np.float32)
+    tokens, values = gumbel._noised_argmax(logits, np.array([0]), one, np.array([1]), np.array([2]))
+    assert tokens.tolist() == [7 if top > 0 else 0] and values.tolist() == [top]
 
 
 @pytest.mark.parametrize(("rows", "vocab"), SIZES)

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stand-ins for `vllm.v1.worker.gpu.sample.gumbel`: temperature and Gumbel-max sampling.
 
-Same bits as the interpreted kernels: MurmurHash3 (x86, 32 bits) of (seed, position, token), turned into uniform numbers
-and Gumbel noise in the order of operations, and at the precision, that vLLM's kernel prescribes.
+Same tokens as the interpreted kernels: MurmurHash3 (x86, 32 bits) of (seed, position, token), turned into uniform
+numbers and Gumbel noise in the order of operations, and at the precision, that vLLM prescribes. Logarithms are taken
+only for the tokens that can win, by a bound on their noise.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -17,8 +19,9 @@ from redrafter_cpu.arrays import Array, load, view
 
 _DRAFT_SALT = 1 << 30
 _HIGH_DOMAIN = 0x9E3779B9
-_CHUNK = 1 << 16  # elements of noise at once: the intermediate arrays then stay in the cache
 _U32 = np.uint32
+_RARE = 1024  # one of so many tokens has a large noise: above _USUAL, as the noise of u is below -log(u)
+_USUAL = math.log(_RARE)
 
 
 def temperature(
@@ -67,12 +70,19 @@ def gumbel_sample(
     *,
     seed_by_column: bool = False,
 ) -> Any:
-    """The greatest noised logit of each block of the vocabulary, and its token.
+    """The greatest noised logit of a row and its token, in the block of the vocabulary that has it; others get none.
+
+    The launcher takes the greatest of all blocks and the first of equal ones.
 
     With `seed_by_column`, as vLLM 0.33 does, a row that is cached in column c draws the noise of (seed xor c * 2^32).
     """
     logits = load(logits_ptr)
-    if logits.dtype != np.float32 or bool(np.isnan(logits).any()):
+    if logits.dtype != np.float32:
+        return NotImplemented
+    rows = np.arange(logits.shape[0])
+    tokens = logits.argmax(axis=1)  # the first that is no number, where there is one
+    values = logits[rows, tokens].astype(np.float64 if USE_FP64 else np.float32)
+    if np.isnan(values).any():
         return NotImplemented
     requests = view(expanded_idx_mapping_ptr).astype(np.int64)
     temperatures = np.where(requests >= 0, load(temp_ptr)[requests], np.float32(0.0)).astype(np.float32)
@@ -83,20 +93,74 @@ def gumbel_sample(
         if seed_by_column:
             seeds = seeds ^ (columns << 32)
 
-    dtype = np.float64 if USE_FP64 else np.float32
-    scores = np.full((logits.shape[0], grid[1] * BLOCK_SIZE), -np.inf, dtype=dtype)
-    scores[:, :vocab_size] = logits
-    noisy = np.flatnonzero(temperatures)
     positions = view(pos_ptr).astype(np.int64) + (_DRAFT_SALT if IS_DRAFTING else 0)
-    step = max(1, _CHUNK // vocab_size)
-    for rows in (noisy[i : i + step] for i in range(0, len(noisy), step)):
-        chosen = logits[rows]
-        if APPLY_TEMPERATURE:
-            chosen = chosen / temperatures[rows, None]
-        noise = gumbel_noise(seeds[rows], positions[rows], vocab_size, fp64=USE_FP64)
-        scores[rows, :vocab_size] = chosen.astype(dtype, copy=False) + noise
-    _reduce_blocks(scores.reshape(logits.shape[0], grid[1], BLOCK_SIZE), view(local_argmax_ptr), view(local_max_ptr))
+    noisy = np.flatnonzero(temperatures)
+    find = _noised_argmax64 if USE_FP64 else _noised_argmax
+    divisors = temperatures[noisy] if APPLY_TEMPERATURE else np.ones(len(noisy), dtype=np.float32)
+    tokens[noisy], values[noisy] = find(logits, noisy, divisors, seeds[noisy], positions[noisy])
+    maximum, blocks = view(local_max_ptr), tokens // BLOCK_SIZE
+    view(local_argmax_ptr)[...] = 0
+    maximum[...] = -np.inf
+    view(local_argmax_ptr)[rows, blocks] = tokens
+    maximum[rows, blocks] = values
     return None
+
+
+def _noised_argmax(logits: Array, rows: Array, divisors: Array, seeds: Array, positions: Array) -> tuple[Array, Array]:
+    """Of each of `rows` of `logits` `[R, V]`, divided: the token of the greatest noised logit, and that; float32."""
+    prefixes, pairs = _prefixes(seeds, positions, domain=0), zip(rows.tolist(), divisors, strict=True)
+    found = [
+        _candidates(logits[row] / divisor if divisor != 1 else logits[row], prefix)
+        for (row, divisor), prefix in zip(pairs, prefixes, strict=True)
+    ]
+    if not found:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+    tokens, chosen, random = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    scores = chosen + _noise32(random)
+    ends = np.cumsum([len(own) for own, _, _ in found])
+    winners, greatest = [], []
+    for own_tokens, own in zip(np.split(tokens, ends[:-1]), np.split(scores, ends[:-1]), strict=True):
+        greatest.append(own.max())
+        winners.append(own_tokens[own == greatest[-1]].min())  # the first of equal ones
+    return np.array(winners), np.array(greatest)
+
+
+def _candidates(logits: Array, prefix: np.uint32) -> tuple[Array, Array, Array]:
+    """Tokens of a row `[V]` of which one has the greatest noised logit, with their logits and hashes.
+
+    These are the tokens with a large noise, whose hash is small, and those whose logit is so large that with a usual
+    noise they could reach the first ones' score. Both are few, and the others' logarithms are not needed.
+    """
+    best = int(logits.argmax())
+    top = float(logits[best])
+    if not math.isfinite(top):
+        best_one = np.array([best])
+        return best_one, logits[best_one], np.zeros(1, dtype=_U32)
+    random = _hash_row(prefix, len(logits))
+    rare = _places(random < _U32(2**32 // _RARE))
+    # The noise of a small u is just below -log(u), and the least of all noises is -2.82.
+    reached = logits[rare] - np.log((random[rare] + 0.5) * 2.0**-32)
+    least = max(top - 2.82, float(reached.max(initial=-np.inf)) - 0.001)
+    # What rounding in float32 may add to a score, or take from one, several times over.
+    least -= 0.01 + 2.0**-20 * (abs(top) + abs(least))
+    tokens = np.concatenate([rare, _places(logits >= np.float32(least - _USUAL))])
+    return tokens, logits[tokens], random[tokens]
+
+
+def _places(mask: Array) -> Array:
+    """Where a mask `[V]` is true: `np.flatnonzero`, in a third of the time where little is."""
+    octets = np.packbits(mask)
+    some = np.flatnonzero(octets != 0)
+    which, bit = np.nonzero(np.unpackbits(octets[some, None], axis=1))
+    return some[which] * 8 + bit
+
+
+def _noised_argmax64(
+    logits: Array, rows: Array, divisors: Array, seeds: Array, positions: Array
+) -> tuple[Array, Array]:
+    """The same with noise in float64, of all tokens."""
+    scores = logits[rows] / divisors[:, None] + gumbel_noise64(seeds, positions, logits.shape[1])
+    return scores.argmax(axis=1), scores.max(axis=1)
 
 
 def _columns(columns: torch.Tensor | None, rows: int) -> Array:
@@ -115,22 +179,11 @@ def _cache_logits(
             cache[request, int(columns[row]), :vocab_size] = source[row]
 
 
-def _reduce_blocks(scores: Array, argmax: Array, maximum: Array) -> None:
-    """Write the winner of each block of `scores` `[R, blocks, block]`; the first of equals wins."""
-    _, blocks, width = scores.shape
-    winner = scores.argmax(axis=-1)
-    argmax[...] = winner + np.arange(blocks, dtype=np.int64) * width
-    maximum[...] = np.take_along_axis(scores, winner[..., None], axis=-1)[..., 0]
-
-
-def gumbel_noise(seeds: Array, positions: Array, vocab_size: int, *, fp64: bool = False) -> Array:
-    """Noise `[R, V]` of the streams `(seeds [R], positions [R])`, float32 or float64."""
+def gumbel_noise64(seeds: Array, positions: Array, vocab_size: int) -> Array:
+    """Noise `[R, V]` float64 of the streams `(seeds [R], positions [R])`."""
     low = _hash32(seeds, positions, vocab_size, domain=0)
-    if not fp64:
-        return _noise32(low)
     high = _hash32(seeds, positions, vocab_size, domain=_HIGH_DOMAIN)
-    uniform = _uniform64(low, high)
-    return -np.log(-np.log(uniform))
+    return -np.log(-np.log(_uniform64(low, high)))
 
 
 def _noise32(random: Array) -> Array:
@@ -169,28 +222,42 @@ def _uniform64(low: Array, high: Array) -> Array:
 
 def _hash32(seeds: Array, positions: Array, vocab_size: int, *, domain: int) -> Array:
     """`[R, V]` hashes: the request's prefix, then the token as the last word."""
+    rows = [_hash_row(prefix, vocab_size).copy() for prefix in _prefixes(seeds, positions, domain=domain)]
+    return np.stack(rows) if rows else np.zeros((0, vocab_size), dtype=_U32)
+
+
+def _prefixes(seeds: Array, positions: Array, *, domain: int) -> Array:
+    """`[R]` hashes before the last word, rotated as the token's share is."""
     prefix = np.full(len(seeds), domain, dtype=_U32)
     for word in (seeds, seeds >> 32, positions):
         prefix = _mix(prefix, _scramble((word & 0xFFFFFFFF).astype(_U32)))
-    h = prefix[:, None] ^ _scrambled_tokens(vocab_size)
-    h = _rotate(h, 13)
+    return _rotate(prefix, 13)
+
+
+def _hash_row(prefix: np.uint32, vocab_size: int) -> Array:
+    """`[V]` hashes of one request and position, in memory that the next call overwrites."""
+    h, shifted = _scratch(vocab_size)
+    # Bits that are rotated and then combined are the same as bits that are combined and then rotated.
+    np.bitwise_xor(_rotated_tokens(vocab_size), prefix, out=h)
     h *= _U32(5)
     h += _U32(0xE6546B64)
-    return _finish(h)
+    h ^= _U32(16)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, None)):
+        np.right_shift(h, _U32(shift), out=shifted)
+        h ^= shifted
+        if factor is not None:
+            h *= _U32(factor)
+    return h
+
+
+@lru_cache(maxsize=8)
+def _scratch(vocab_size: int) -> tuple[Array, Array]:
+    """Memory for a row's hashes: such arrays are large enough that each new one costs as much as computing with it."""
+    return np.empty(vocab_size, dtype=_U32), np.empty(vocab_size, dtype=_U32)
 
 
 def _mix(h: Array, key: Array) -> Array:
     return _rotate(h ^ key, 13) * _U32(5) + _U32(0xE6546B64)
-
-
-def _finish(h: Array) -> Array:
-    h ^= _U32(16)
-    h ^= h >> _U32(16)
-    h *= _U32(0x85EBCA6B)
-    h ^= h >> _U32(13)
-    h *= _U32(0xC2B2AE35)
-    h ^= h >> _U32(16)
-    return h
 
 
 def _scramble(key: Array) -> Array:
@@ -204,6 +271,6 @@ def _rotate(value: Array, shift: int) -> Array:
 
 
 @lru_cache(maxsize=8)
-def _scrambled_tokens(vocab_size: int) -> Array:
+def _rotated_tokens(vocab_size: int) -> Array:
     """The token's share of the hash, the same for every request and position."""
-    return _scramble(np.arange(vocab_size, dtype=_U32))
+    return _rotate(_scramble(np.arange(vocab_size, dtype=_U32)), 13)
