@@ -85,10 +85,6 @@ class StepCosts:
         """The smallest number of rows from `first` to `last` that few steps with drafts, of about that size, had."""
         return self._row_factors.rarely_seen(first, min(last, len(self._rows) - 1))
 
-    def has_seen_plain(self, num_requests: int) -> bool:
-        """Whether there has been a step without drafts for about so many requests."""
-        return self._plain_factors.has_seen(self._bounded(num_requests))
-
     def observe_verification(self, rows: int, num_requests: int, seconds: float) -> None:
         """A step of the target has taken this long; with one row for each request it had no drafts."""
         size = min(max(rows, 1), len(self._rows) - 1)

@@ -123,9 +123,7 @@ def test_steps_without_drafts_have_factors_of_their_own() -> None:
     """They say nothing of steps with drafts, unless there is nothing else."""
     costs = StepCosts(MEASURED, max_rows=20, max_requests=8)
     before = costs.verification(4, 8, 4)
-    assert not costs.has_seen_plain(4)
     costs.observe_verification(4, 4, before[0] * 1.5)
-    assert costs.has_seen_plain(4) and not costs.has_seen_plain(8)
     assert (costs.verification(4, 8, 4) / before).tolist() == pytest.approx([1.5] * 5)
     costs.observe_verification(6, 4, before[2] * 2)
     assert (costs.verification(4, 8, 4) / before).tolist() == pytest.approx([1.5] + [2] * 4)

@@ -30,7 +30,9 @@ logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its ow
 
 TRIAL_INTERVAL = 2  # steps between two of sizes that few steps have had
 TRIED_BEYOND = 2  # such a size has at most so many times the nodes that seem to pay
-PLAIN_INTERVAL = 64  # steps between two without drafts, with which all others are compared
+# Steps between two runs without rounds, with which all others are compared, and the length of a run. A step after a
+# round does not count as such a one even if it verifies nothing: it finds the drafter in the caches.
+PLAIN_INTERVAL, PLAIN_RUN = 256, 3
 
 
 def adapt_trees(runner: Any) -> None:
@@ -71,6 +73,8 @@ class AdaptiveTrees:
         self._verified = self._ended = time.perf_counter()
         self._between = 0.0  # seconds from there to the step that runs now
         self._until_trial, self._until_plain = TRIAL_INTERVAL, PLAIN_INTERVAL  # steps
+        self._plain_left = 0  # steps of a run without rounds
+        self._measured_loads: set[int] = set()  # loads within factors of 2 that have had such a run
         # Rows that a step has had. The first step with so many takes up to a fifth longer, as matrix products are
         # prepared for each number of rows.
         self._prepared_rows: set[int] = set()
@@ -119,10 +123,7 @@ class AdaptiveTrees:
 
     def _to_try(self, num_reqs: int, limit: int) -> int | None:
         """Nodes of a step that is to show how long such a one takes; None where it may have any, up to `limit` rows."""
-        self._until_trial, self._until_plain = self._until_trial - 1, self._until_plain - 1
-        if self._until_plain <= 0 or not self.costs.has_seen_plain(num_reqs):
-            self._until_plain = PLAIN_INTERVAL
-            return 0
+        self._until_trial -= 1
         if self._until_trial <= 0:
             self._until_trial = TRIAL_INTERVAL
             rows = self.costs.rarely_seen(num_reqs + 1, limit)
@@ -172,7 +173,7 @@ class AdaptiveTrees:
         if not batch.has_prefill:
             # All requests had been in the step before, so that the engine was not idle between the two.
             self.costs.observe_between(num_reqs, self._between, is_drawn=self._is_drawn)
-            if num_rows in self._prepared_rows:
+            if num_rows in self._prepared_rows and not (num_rows == num_reqs and self._is_drawn):
                 self.costs.observe_verification(num_rows, num_reqs, now - began)
             self._prepared_rows.add(num_rows)
         # A step with prompts says what came of its nodes, too. But its duration corrects no costs: a prompt's rows are
@@ -207,11 +208,24 @@ class AdaptiveTrees:
 
     def begins_round(self, is_wanted: bool) -> bool:
         """Whether a round is drawn after this step; it is not where no request of the batch wants one."""
+        is_wanted = is_wanted and not self._measures_plain()
         self._is_paused = is_wanted and self._is_better_without()
         self._is_drawn = is_wanted and not self._is_paused
         if self._is_drawn:
             self.beam_steps = self.outlook.draws(self._num_reqs)
         return self._is_drawn
+
+    def _measures_plain(self) -> bool:
+        """Whether no round is drawn now, so that the next step shows how long one takes without."""
+        self._until_plain -= 1
+        load = self._num_reqs.bit_length()
+        if self._until_plain <= 0 or load not in self._measured_loads:
+            self._measured_loads.add(load)
+            self._until_plain, self._plain_left = PLAIN_INTERVAL, PLAIN_RUN
+        if self._plain_left == 0:
+            return False
+        self._plain_left -= 1
+        return True
 
     def _is_better_without(self) -> bool:
         if self._pause.is_paused:
