@@ -38,7 +38,8 @@ class StepCosts:
 
     What was measured at the start lacks the length of the context and whatever else the machine does. So for some sizes
     there is a factor, which follows the real steps of about that size; between them and beyond it is interpolated.
-    Steps without drafts have factors of their own, as all that drafting brings is compared with them. What a round
+    Steps that no round went before have factors of their own: all that drafting brings is compared with them, and they
+    do not find the drafter in the caches. What a round
     takes beyond its measurement is a time instead: most of it is the engine's own work around a round, which is the
     same for short and for long ones.
     """
@@ -56,16 +57,18 @@ class StepCosts:
         self._between = _Learned(max_requests, 0.0), _Learned(max_requests, 0.0)
 
     def verification(self, first: int, last: int, num_requests: int) -> np.ndarray:
-        """Seconds of the target's step, with `first` to `last` rows. [last - first + 1]"""
+        """Seconds of the target's step after a round, with `first` to `last` rows. [last - first + 1]"""
         rows = np.clip(np.arange(first, last + 1), 1, len(self._rows) - 1)
-        factors = self._row_factors.of(rows)
-        if self._plain_factors.is_known:
-            plain = self._plain_factors.of(self._bounded(num_requests))
-            if not self._row_factors.is_known:
-                factors = np.broadcast_to(plain, rows.shape)
-            elif first <= num_requests <= last:
-                factors[num_requests - first] = plain
+        known = self._row_factors.is_known or not self._plain_factors.is_known
+        factors = self._row_factors.of(rows) if known else self._plain_factors.of(self._bounded(num_requests))
         return _rising((self._rows[rows] + self._per_request * num_requests) * factors)
+
+    def plain(self, num_requests: int) -> float:
+        """Seconds of the target's step that no round went before, and which has no drafts."""
+        size = self._bounded(num_requests)
+        known = self._plain_factors.is_known or not self._row_factors.is_known
+        factor = self._plain_factors.of(size) if known else self._row_factors.of(num_requests)
+        return float(self._measured_step(num_requests, num_requests) * factor)
 
     def drafting(self, num_requests: int, beam_steps: int | None = None) -> float:
         """Seconds of a drafting round, whole unless its beam steps are given."""
@@ -86,13 +89,19 @@ class StepCosts:
         return self._row_factors.rarely_seen(first, min(last, len(self._rows) - 1))
 
     def observe_verification(self, rows: int, num_requests: int, seconds: float) -> None:
-        """A step of the target has taken this long; with one row for each request it had no drafts."""
-        size = min(max(rows, 1), len(self._rows) - 1)
-        measured = float(self._rows[size] + self._per_request * num_requests)
-        factors = self._row_factors
-        if rows == num_requests:
-            factors, size = self._plain_factors, self._bounded(num_requests)
+        """A step of the target after a round has taken this long."""
+        self._observe_step(self._row_factors, min(max(rows, 1), len(self._rows) - 1), rows, num_requests, seconds)
+
+    def observe_plain(self, num_requests: int, seconds: float) -> None:
+        """A step of the target without drafts, which no round went before, has taken this long."""
+        self._observe_step(self._plain_factors, self._bounded(num_requests), num_requests, num_requests, seconds)
+
+    def _observe_step(self, factors: "_Learned", size: int, rows: int, num_requests: int, seconds: float) -> None:
+        measured = self._measured_step(rows, num_requests)
         factors.observe(size, _within(seconds, measured * float(factors.of(size))) / measured)
+
+    def _measured_step(self, rows: int, num_requests: int) -> float:
+        return float(self._rows[min(max(rows, 1), len(self._rows) - 1)] + self._per_request * num_requests)
 
     def observe_drafting(self, num_requests: int, seconds: float, beam_steps: int | None = None) -> None:
         """A drafting round has taken this long, whole unless its beam steps are given."""

@@ -130,7 +130,7 @@ class Outlook:
         batches = np.arange(-(-num_known // num_requests) * num_requests).reshape(-1, num_requests) % num_known
         survival, costs = self.trust * self._survival, self._costs
         target = costs.verification(num_requests, num_requests + num_requests * survival.shape[1], num_requests)
-        plain = target[0] + costs.between(num_requests, is_drawn=False)
+        plain = costs.plain(num_requests) + costs.between(num_requests, is_drawn=False)
         seconds = target + costs.between(num_requests, is_drawn=True)
         choices = range(costs.fewest_beam_steps, length + 1)
         gains = [

@@ -119,12 +119,18 @@ def test_rounds_of_copies_alone() -> None:
     assert StepCosts(MEASURED, 8, 1).fewest_beam_steps == 1
 
 
-def test_steps_without_drafts_have_factors_of_their_own() -> None:
-    """They say nothing of steps with drafts, unless there is nothing else."""
+def test_steps_without_drafting_have_factors_of_their_own() -> None:
+    """They say nothing of steps after rounds, and those nothing of them, unless there is nothing else."""
     costs = StepCosts(MEASURED, max_rows=20, max_requests=8)
-    before = costs.verification(4, 8, 4)
-    costs.observe_verification(4, 4, before[0] * 1.5)
+    before, plain = costs.verification(4, 8, 4), costs.plain(4)
+    assert plain == before[0] == pytest.approx(0.020)
+    costs.observe_plain(4, plain * 1.5)
+    assert costs.plain(4) == pytest.approx(plain * 1.5)
     assert (costs.verification(4, 8, 4) / before).tolist() == pytest.approx([1.5] * 5)
     costs.observe_verification(6, 4, before[2] * 2)
-    assert (costs.verification(4, 8, 4) / before).tolist() == pytest.approx([1.5] + [2] * 4)
+    assert (costs.verification(4, 8, 4) / before).tolist() == pytest.approx([2] * 5)
+    assert costs.plain(4) == pytest.approx(plain * 1.5)
     assert costs.rarely_seen(5, 8) == 5
+    other = StepCosts(MEASURED, max_rows=20, max_requests=8)
+    other.observe_verification(6, 4, before[2] * 2)
+    assert other.plain(4) == pytest.approx(plain * 2)

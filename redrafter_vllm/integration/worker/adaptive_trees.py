@@ -173,14 +173,17 @@ class AdaptiveTrees:
         if not batch.has_prefill:
             # All requests had been in the step before, so that the engine was not idle between the two.
             self.costs.observe_between(num_reqs, self._between, is_drawn=self._is_drawn)
-            if num_rows in self._prepared_rows and not (num_rows == num_reqs and self._is_drawn):
+            if num_rows in self._prepared_rows and self._is_drawn:
                 self.costs.observe_verification(num_rows, num_reqs, now - began)
+            elif num_rows in self._prepared_rows and num_rows == num_reqs:
+                self.costs.observe_plain(num_reqs, now - began)
             self._prepared_rows.add(num_rows)
         # A step with prompts says what came of its nodes, too. But its duration corrects no costs: a prompt's rows are
         # not sampled from, and attend to more than nodes do.
-        seconds = self.costs.verification(num_others, num_rows, num_reqs).tolist()
-        plain = seconds[0] + self.costs.between(num_reqs, is_drawn=False)
-        taken = seconds[-1] + self.costs.between(num_reqs, is_drawn=self._is_drawn)
+        after_round = self.costs.verification(num_others, num_rows, num_reqs).tolist()
+        without = after_round[0] if batch.has_prefill else self.costs.plain(num_reqs)
+        plain = without + self.costs.between(num_reqs, is_drawn=False)
+        taken = (after_round[-1] if self._is_drawn else without) + self.costs.between(num_reqs, is_drawn=self._is_drawn)
         tokens = float(num_sampled.sum())
         if self._is_drawn:
             taken += self.costs.drafting(num_reqs, self.beam_steps)

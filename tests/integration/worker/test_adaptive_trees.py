@@ -123,19 +123,20 @@ def test_no_rounds_are_drawn_for_some_steps_at_every_load_and_now_and_then(trees
     assert trees.records.unlogged.skipped_rounds == 0  # they are not left out because they would not pay
 
 
-@pytest.mark.parametrize("is_drawn", [False, True])
 def test_a_step_after_a_round_is_none_without_drafting(
-    trees: adaptive_trees.AdaptiveTrees, monkeypatch: pytest.MonkeyPatch, is_drawn: bool
+    trees: adaptive_trees.AdaptiveTrees, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even one that verifies nothing: the drafter's weights have taken the place of the target's in the caches."""
     clock = Clock()
     monkeypatch.setattr(adaptive_trees, "time", clock)
-    trees._is_drawn = is_drawn
-    for _ in range(2):
-        trees.begin_step()
-        clock.now += 22.0
-        end_step(trees, 1, is_timed=False)
-    assert trees.costs.verification(1, 1, 1)[0] == pytest.approx(11.0 if is_drawn else 22.0)
+    for is_drawn, seconds in ((False, 15.0), (True, 22.0)):
+        trees._is_drawn = is_drawn
+        for _ in range(2):
+            trees.begin_step()
+            clock.now += seconds
+            end_step(trees, 1, is_timed=False)
+    assert trees.costs.plain(1) == pytest.approx(15.0)
+    assert trees.costs.verification(1, 1, 1)[0] == pytest.approx(22.0)
 
 
 def stored_tree(trees: adaptive_trees.AdaptiveTrees, *survival: float) -> None:
@@ -165,6 +166,7 @@ def test_the_first_step_of_a_number_of_rows_corrects_no_costs(
     """Its products are prepared; the second one has no other reason to take twice as long as was measured."""
     clock = Clock()
     monkeypatch.setattr(adaptive_trees, "time", clock)
+    trees._is_drawn = True
     for expected in (13.0, 26.0):
         trees.begin_step()
         clock.now += 26.0
