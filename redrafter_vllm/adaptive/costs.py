@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LEARNING_RATE = 0.05  # of a correction by one step, of which there have been many; the first ones are averaged
-FEW = 2  # steps of a size, as one alone may have been disturbed
+LEARNING_RATE = 0.05  # of a correction by one step
 MAX_SURPRISE = 2.0  # a step that took longer than this times what was expected, or shorter than its inverse, is cut
 
 
@@ -38,135 +37,136 @@ class StepCosts:
 
     What was measured at the start lacks the length of the context and whatever else the machine does. So for some sizes
     there is a factor, which follows the real steps of about that size; between them and beyond it is interpolated.
-    Steps that no round went before have factors of their own: all that drafting brings is compared with them, and they
-    do not find the drafter in the caches. What a round
-    takes beyond its measurement is a time instead: most of it is the engine's own work around a round, which is the
-    same for short and for long ones.
+    Steps without drafts have factors of their own, as all that drafting brings is compared with them.
     """
 
     def __init__(self, measured: MeasuredCosts, max_rows: int, max_requests: int) -> None:
         self._rows = _by_size(measured.verification, max_rows)
-        self._rounds = _rounds(measured, max_requests)
+        self._rounds = _by_size(measured.drafting, max_requests)
         self.beam_length = measured.beam_length
         self.fewest_beam_steps = 0 if measured.copies_alone else 1
+        self._shares = _shares(measured, self._rounds)
         self._per_request = measured.per_request
-        self._row_factors = _Learned(max_rows, 1.0)
-        self._plain_factors = _Learned(max_requests, 1.0)
-        self._further = _Learned(max_requests, 0.0)  # seconds of a round
-        # Seconds from a step to the next one, without and with a round between them.
-        self._between = _Learned(max_requests, 0.0), _Learned(max_requests, 0.0)
+        self._row_factors = _Factors(max_rows)
+        self._plain_factors = _Factors(max_requests)
+        self._round_factors = _Factors(max_requests)
+        # By whether trees were drawn, and by requests within factors of 2.
+        self._between = np.full((2, max_requests.bit_length() + 1), np.nan)
 
     def verification(self, first: int, last: int, num_requests: int) -> np.ndarray:
-        """Seconds of the target's step after a round, with `first` to `last` rows. [last - first + 1]"""
+        """Seconds of the target's step, with `first` to `last` rows. [last - first + 1]"""
         rows = np.clip(np.arange(first, last + 1), 1, len(self._rows) - 1)
-        known = self._row_factors.is_known or not self._plain_factors.is_known
-        factors = self._row_factors.of(rows) if known else self._plain_factors.of(self._bounded(num_requests))
+        factors = self._row_factors.of(rows)
+        if self._plain_factors.is_known:
+            plain = self._plain_factors.of(np.array([self._bounded(num_requests)]))
+            if not self._row_factors.is_known:
+                factors = np.broadcast_to(plain, rows.shape)
+            elif first <= num_requests <= last:
+                factors[num_requests - first] = plain[0]
         return _rising((self._rows[rows] + self._per_request * num_requests) * factors)
-
-    def plain(self, num_requests: int) -> float:
-        """Seconds of the target's step that no round went before, and which has no drafts."""
-        size = self._bounded(num_requests)
-        known = self._plain_factors.is_known or not self._row_factors.is_known
-        factor = self._plain_factors.of(size) if known else self._row_factors.of(num_requests)
-        return float(self._measured_step(num_requests, num_requests) * factor)
 
     def drafting(self, num_requests: int, beam_steps: int | None = None) -> float:
         """Seconds of a drafting round, whole unless its beam steps are given."""
-        size, steps = self._bounded(num_requests), self.beam_length if beam_steps is None else beam_steps
-        measured = float(self._rounds[steps, size])
-        return max(measured + float(self._further.of(size)), measured / MAX_SURPRISE)
+        size = self._bounded(num_requests)
+        return float(self._expected_round(size, beam_steps) * self._round_factors.of(np.array([size]))[0])
 
     def between(self, num_requests: int, *, is_drawn: bool) -> float:
         """Seconds from the end of a step to the target's next one; 0 as long as none has been seen.
 
         More tokens per step save some of them, but after a round the engine has trees to schedule as well.
         """
-        known = self._between[is_drawn if self._between[is_drawn].is_known else not is_drawn]
-        return float(known.of(self._bounded(num_requests)))
+        for known in (self._between[int(is_drawn)], self._between[int(not is_drawn)]):
+            if len(seen := np.flatnonzero(~np.isnan(known))):
+                return float(np.interp(num_requests.bit_length(), seen, known[seen]))
+        return 0.0
 
-    def rarely_seen(self, first: int, last: int) -> int | None:
-        """The smallest number of rows from `first` to `last` that few steps with drafts, of about that size, had."""
-        return self._row_factors.rarely_seen(first, min(last, len(self._rows) - 1))
+    def unseen(self, first: int, last: int) -> int | None:
+        """The smallest number of rows from `first` to `last` that no step with drafts, of about that size, has had."""
+        return self._row_factors.unseen(first, min(last, len(self._rows) - 1))
+
+    def has_seen_plain(self, num_requests: int) -> bool:
+        """Whether there has been a step without drafts for about so many requests."""
+        return self._plain_factors.has_seen(self._bounded(num_requests))
 
     def observe_verification(self, rows: int, num_requests: int, seconds: float) -> None:
-        """A step of the target after a round has taken this long."""
-        self._observe_step(self._row_factors, min(max(rows, 1), len(self._rows) - 1), rows, num_requests, seconds)
-
-    def observe_plain(self, num_requests: int, seconds: float) -> None:
-        """A step of the target without drafts, which no round went before, has taken this long."""
-        self._observe_step(self._plain_factors, self._bounded(num_requests), num_requests, num_requests, seconds)
-
-    def _observe_step(self, factors: "_Learned", size: int, rows: int, num_requests: int, seconds: float) -> None:
-        measured = self._measured_step(rows, num_requests)
-        factors.observe(size, _within(seconds, measured * float(factors.of(size))) / measured)
-
-    def _measured_step(self, rows: int, num_requests: int) -> float:
-        return float(self._rows[min(max(rows, 1), len(self._rows) - 1)] + self._per_request * num_requests)
+        """A step of the target has taken this long; with one row for each request it had no drafts."""
+        size = min(max(rows, 1), len(self._rows) - 1)
+        factor = seconds / (self._rows[size] + self._per_request * num_requests)
+        if rows == num_requests:
+            self._plain_factors.observe(self._bounded(num_requests), factor)
+        else:
+            self._row_factors.observe(size, factor)
 
     def observe_drafting(self, num_requests: int, seconds: float, beam_steps: int | None = None) -> None:
         """A drafting round has taken this long, whole unless its beam steps are given."""
-        size, steps = self._bounded(num_requests), self.beam_length if beam_steps is None else beam_steps
-        seconds = _within(seconds, self.drafting(size, steps))
-        self._further.observe(size, seconds - float(self._rounds[steps, size]))
+        size = self._bounded(num_requests)
+        self._round_factors.observe(size, seconds / self._expected_round(size, beam_steps))
 
     def observe_between(self, num_requests: int, seconds: float, *, is_drawn: bool) -> None:
         """So long after the end of a step, and of a round, the target's next one has begun, for the same requests."""
-        known, size = self._between[is_drawn], self._bounded(num_requests)
-        known.observe(size, _within(seconds, float(known.of(size))) if known.has_seen(size) else seconds)
+        place = int(is_drawn), min(num_requests.bit_length(), self._between.shape[1] - 1)
+        known = self._between[place]
+        # Whatever comes between makes it longer, never shorter.
+        self._between[place] = (
+            seconds if np.isnan(known) else known + LEARNING_RATE * (min(seconds, MAX_SURPRISE * known) - known)
+        )
 
     def _bounded(self, num_requests: int) -> int:
-        return min(max(num_requests, 1), self._rounds.shape[1] - 1)
+        return min(max(num_requests, 1), len(self._rounds) - 1)
+
+    def _expected_round(self, size: int, beam_steps: int | None) -> float:
+        return float(self._rounds[size] * (1 if beam_steps is None else self._shares[beam_steps, size]))
 
 
-class _Learned:
-    """A correction by size; sizes share one with those within about a quarter of them."""
+class _Factors:
+    """Measured over expected, by size; sizes share a factor with those within about a quarter of them."""
 
-    def __init__(self, max_size: int, unknown: float) -> None:
+    def __init__(self, max_size: int) -> None:
         self._sizes = _steps_up_to(max_size)
-        self._values = np.zeros(len(self._sizes))
-        self._observed = np.zeros(len(self._sizes), dtype=np.int64)  # how often
-        self._known = np.array([1]), np.array([unknown])  # sizes, and their values
-        self.is_known = False  # whether any size has been observed
+        self._factors = np.full(len(self._sizes), np.nan)
+        self._table = np.ones(max_size + 1)
 
-    def of(self, sizes: np.ndarray | int) -> np.ndarray:
-        return np.interp(sizes, *self._known)
+    @property
+    def is_known(self) -> bool:
+        """Whether any size has been observed."""
+        return bool((~np.isnan(self._factors)).any())
+
+    def of(self, sizes: np.ndarray) -> np.ndarray:
+        return self._table[sizes]
 
     def has_seen(self, size: int) -> bool:
-        """Whether there is a value that `size` shares."""
-        return bool(self._observed[self._place(size)])
+        """Whether there is a factor that `size` shares."""
+        return not np.isnan(self._factors[self._place(size)])
 
-    def rarely_seen(self, first: int, last: int) -> int | None:
-        """The smallest size from `first` to `last` whose own value says little."""
-        own = (first <= self._sizes) & (self._sizes <= last) & (self._observed < FEW)
+    def unseen(self, first: int, last: int) -> int | None:
+        """The smallest size from `first` to `last` that has no factor of its own."""
+        own = (first <= self._sizes) & (self._sizes <= last) & np.isnan(self._factors)
         return int(self._sizes[own][0]) if own.any() else None
 
-    def observe(self, size: int, value: float) -> None:
+    def observe(self, size: int, factor: float) -> None:
         place = self._place(size)
-        self._observed[place] += 1
-        self._values[place] += max(1 / self._observed[place], LEARNING_RATE) * (value - self._values[place])
-        seen = self._observed > 0
-        self._known = self._sizes[seen], self._values[seen]
-        self.is_known = True
+        is_first = np.isnan(self._factors[place])
+        known = self._table[size] if is_first else self._factors[place]
+        factor = min(max(factor, known / MAX_SURPRISE), known * MAX_SURPRISE)
+        # The first step of a size counts in full: it is all that is known of it.
+        self._factors[place] = factor if is_first else known + LEARNING_RATE * (factor - known)
+        seen = ~np.isnan(self._factors)
+        self._table = np.interp(np.arange(len(self._table)), self._sizes[seen], self._factors[seen])
 
     def _place(self, size: int) -> int:
         return int(np.abs(self._sizes - size).argmin())
 
 
-def _within(seconds: float, expected: float) -> float:
-    """A duration, cut where it surprises."""
-    return min(max(seconds, expected / MAX_SURPRISE), expected * MAX_SURPRISE)
+def _shares(measured: MeasuredCosts, whole: np.ndarray) -> np.ndarray:
+    """Of a whole round's time, what one of 0 to T beam steps takes, by requests; each beyond the first takes as long.
 
-
-def _rounds(measured: MeasuredCosts, max_requests: int) -> np.ndarray:
-    """Seconds of rounds of 0 to T beam steps, by requests; each step beyond the first takes as long.
-
-    [T + 1, 1 + max_requests]
+    [T + 1, sizes]; `whole` [sizes] are the seconds of whole rounds.
     """
-    whole = _by_size(measured.drafting, max_requests)
-    first = np.minimum(_by_size(measured.first_beam_step or measured.drafting, max_requests), whole)
-    none = np.minimum(_by_size(measured.copies_alone or measured.drafting, max_requests), first)
+    sizes = len(whole) - 1
+    first = np.clip(_by_size(measured.first_beam_step or measured.drafting, sizes) / whole, 0, 1)
+    none = np.clip(_by_size(measured.copies_alone or measured.drafting, sizes) / whole, 0, first)
     further = np.arange(measured.beam_length)[:, None] / max(measured.beam_length - 1, 1)
-    return np.concatenate([none[None], first + further * (whole - first)])
+    return np.concatenate([none[None], first + further * (1 - first)])
 
 
 def _steps_up_to(limit: int) -> np.ndarray:

@@ -18,8 +18,8 @@ from redrafter_vllm.bench.settings import Plan
 
 WARM_UP_TOKENS = 8  # of each request, where only the first steps of a batch size take longer
 # Steps after which trees that adapt know a load. In the first ones the sizes of a step that may pay are tried: of sizes
-# up to 16 nodes for each request there are at most 16 (adaptive/costs.py), each is tried twice, and each second step
-# tries one. `MEMORY` is how many steps a judgement of drafting looks back on.
+# up to 16 nodes for each request there are at most 16 (adaptive/costs.py), and each fourth step tries one. `MEMORY` is
+# how many steps a judgement of drafting looks back on.
 TRIED_STEPS = 64
 ADAPTIVE_WARM_UP_STEPS = TRIED_STEPS + MEMORY
 TICK = 1.0  # seconds

@@ -135,10 +135,10 @@ def test_what_is_done_is_told() -> None:
 
 @pytest.mark.parametrize("requests", [1, 2, 3, 5, 8, 16, 32, 64])
 def test_every_size_is_tried_within_the_first_steps(requests: int) -> None:
-    """Of steps with up to 16 nodes for each request; one of `TRIAL_INTERVAL` steps tries a size that few have had."""
+    """Of steps with up to 16 nodes for each request; one of `TRIAL_INTERVAL` steps tries a new size."""
     costs = StepCosts(MeasuredCosts([(1, 0.01), (128, 0.1)], 0.0, [(1, 0.01)]), 64 * 17, 64)
     trials = 0
-    while (rows := costs.rarely_seen(requests + 1, 17 * requests)) is not None:
+    while (rows := costs.unseen(requests + 1, 17 * requests)) is not None:
         costs.observe_verification(rows, requests, 0.02)
         trials += 1
     assert 0 < TRIAL_INTERVAL * trials <= TRIED_STEPS
