@@ -13,14 +13,8 @@ from tests.tools.cpu_support.interpreted import assert_same_bits, both_ways, nee
 pytestmark = needs_interpreter
 
 REQUESTS = 7
-SIZES = [
-    (1, 5),
-    (3, 512),
-    (4, 1024),
-    (5, 1025),
-    (2, 9001),
-    (3, 49_152),
-]  # rows, vocabulary: either side of the kernels' blocks
+# Rows, vocabulary: either side of the kernels' blocks.
+SIZES = [(1, 5), (3, 512), (4, 1024), (5, 1025), (2, 9001), (3, 49_152)]
 
 
 def logits_of(rows: int, vocab: int, seed: int = 0) -> torch.Tensor:

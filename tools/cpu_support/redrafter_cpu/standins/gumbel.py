@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -95,26 +96,23 @@ def gumbel_sample(
 
     positions = view(pos_ptr).astype(np.int64) + (_DRAFT_SALT if IS_DRAFTING else 0)
     noisy = np.flatnonzero(temperatures)
-    find = _noised_argmax64 if USE_FP64 else _noised_argmax
-    divisors = temperatures[noisy] if APPLY_TEMPERATURE else np.ones(len(noisy), dtype=np.float32)
-    tokens[noisy], values[noisy] = find(logits, noisy, divisors, seeds[noisy], positions[noisy])
-    maximum, blocks = view(local_max_ptr), tokens // BLOCK_SIZE
-    view(local_argmax_ptr)[...] = 0
-    maximum[...] = -np.inf
-    view(local_argmax_ptr)[rows, blocks] = tokens
-    maximum[rows, blocks] = values
+    if len(noisy):
+        find = _noised_argmax64 if USE_FP64 else _noised_argmax
+        divisors = temperatures[noisy] if APPLY_TEMPERATURE else np.ones(len(noisy), dtype=np.float32)
+        tokens[noisy], values[noisy] = find(logits, noisy, divisors, seeds[noisy], positions[noisy])
+    argmax, maximum, blocks = view(local_argmax_ptr), view(local_max_ptr), tokens // BLOCK_SIZE
+    argmax[...], maximum[...] = 0, -np.inf
+    argmax[rows, blocks], maximum[rows, blocks] = tokens, values
     return None
 
 
 def _noised_argmax(logits: Array, rows: Array, divisors: Array, seeds: Array, positions: Array) -> tuple[Array, Array]:
     """Of each of `rows` of `logits` `[R, V]`, divided: the token of the greatest noised logit, and that; float32."""
-    prefixes, pairs = _prefixes(seeds, positions, domain=0), zip(rows.tolist(), divisors, strict=True)
+    prefixes = _prefixes(seeds, positions, domain=0)
     found = [
         _candidates(logits[row] / divisor if divisor != 1 else logits[row], prefix)
-        for (row, divisor), prefix in zip(pairs, prefixes, strict=True)
+        for row, divisor, prefix in zip(rows, divisors, prefixes, strict=True)
     ]
-    if not found:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
     tokens, chosen, random = (np.concatenate(parts) for parts in zip(*found, strict=True))
     scores = chosen + _noise32(random)
     ends = np.cumsum([len(own) for own, _, _ in found])
@@ -222,8 +220,7 @@ def _uniform64(low: Array, high: Array) -> Array:
 
 def _hash32(seeds: Array, positions: Array, vocab_size: int, *, domain: int) -> Array:
     """`[R, V]` hashes: the request's prefix, then the token as the last word."""
-    rows = [_hash_row(prefix, vocab_size).copy() for prefix in _prefixes(seeds, positions, domain=domain)]
-    return np.stack(rows) if rows else np.zeros((0, vocab_size), dtype=_U32)
+    return np.stack([_hash_row(prefix, vocab_size).copy() for prefix in _prefixes(seeds, positions, domain=domain)])
 
 
 def _prefixes(seeds: Array, positions: Array, *, domain: int) -> Array:
@@ -235,8 +232,8 @@ def _prefixes(seeds: Array, positions: Array, *, domain: int) -> Array:
 
 
 def _hash_row(prefix: np.uint32, vocab_size: int) -> Array:
-    """`[V]` hashes of one request and position, in memory that the next call overwrites."""
-    h, shifted = _scratch(vocab_size)
+    """`[V]` hashes of one request and position, in memory that the thread's next call overwrites."""
+    h, shifted = _scratch(vocab_size, get_ident())
     # Bits that are rotated and then combined are the same as bits that are combined and then rotated.
     np.bitwise_xor(_rotated_tokens(vocab_size), prefix, out=h)
     h *= _U32(5)
@@ -251,8 +248,11 @@ def _hash_row(prefix: np.uint32, vocab_size: int) -> Array:
 
 
 @lru_cache(maxsize=8)
-def _scratch(vocab_size: int) -> tuple[Array, Array]:
-    """Memory for a row's hashes: such arrays are large enough that each new one costs as much as computing with it."""
+def _scratch(vocab_size: int, thread: int) -> tuple[Array, Array]:
+    """Memory for a row's hashes: such arrays are large enough that each new one costs as much as computing with it.
+
+    Each thread has its own, as numpy lets others run meanwhile and a process may have several engines.
+    """
     return np.empty(vocab_size, dtype=_U32), np.empty(vocab_size, dtype=_U32)
 
 
