@@ -155,7 +155,9 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
 @pytest.mark.slow
 def test_wandb_offline(offline: Any, tmp_path: Path) -> None:
     named = two_starts(tmp_path, "wandb")
-    files = sorted((tmp_path / "wandb").glob(f"offline-run-*/run-{named['run']}.wandb"))
+    found = (tmp_path / "wandb").glob(f"offline-run-*/run-{named['run']}.wandb")
+    # Folders are named by the second; a further one of the same second has the first one's name and a number.
+    files = sorted(found, key=lambda file: file.parent.name)
     assert len(files) == 3  # one for each start, and one for the result: `wandb sync` puts them together by their id
     first, second, result = (file.read_bytes() for file in files)
     for content, key in ((first, b"train/gradient_norm"), (second, b"held_out/redrafter1_kl"), (result, b"4x4")):
