@@ -47,8 +47,8 @@ def saved_steps(survival: np.ndarray) -> np.ndarray:
     Args:
         survival: [B, N] probability that each node is accepted.
     """
-    tokens = np.pad(1 + survival.cumsum(1), ((0, 0), (1, 0)), constant_values=1.0)
-    saved: np.ndarray = survival / (tokens[:, :-1] * tokens[:, 1:])
+    tokens = 1 + survival.cumsum(1)
+    saved: np.ndarray = survival / (tokens * (tokens - survival))
     return saved
 
 

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LEARNING_RATE = 0.05  # of a correction by one step
+LEARNING_RATE = 0.05  # of a correction by one step, once there have been many
+FORGOTTEN = 0.01  # of what is known of all sizes, by every step: the context grows, other work comes and goes
+FORGOTTEN_WEIGHT = 0.1  # of steps; a size of which less is left counts as unseen
+NEIGHBOURS = 0.15  # logarithm of the ratio of two sizes at which one counts 1/e for the other
 MAX_SURPRISE = 2.0  # a step that took longer than this times what was expected, or shorter than its inverse, is cut
 
 
@@ -37,38 +40,42 @@ class StepCosts:
 
     What was measured at the start lacks the length of the context and whatever else the machine does. So for some sizes
     there is a factor, which follows the real steps of about that size; between them and beyond it is interpolated.
-    Steps without drafts have factors of their own, as all that drafting brings is compared with them.
+    Steps that no round went before have factors of their own: all that drafting brings is compared with them, and they
+    do not find the drafter's weights in the place of the target's in the caches. What a round takes beyond its
+    measurement is a time instead: most of it is the engine's own work around a round, which is the same for short and
+    for long ones.
     """
 
     def __init__(self, measured: MeasuredCosts, max_rows: int, max_requests: int) -> None:
         self._rows = _by_size(measured.verification, max_rows)
-        self._rounds = _by_size(measured.drafting, max_requests)
+        self._rounds = _rounds(measured, max_requests)
         self.beam_length = measured.beam_length
         self.fewest_beam_steps = 0 if measured.copies_alone else 1
-        self._shares = _shares(measured, self._rounds)
         self._per_request = measured.per_request
-        self._row_factors = _Factors(max_rows)
-        self._plain_factors = _Factors(max_requests)
-        self._round_factors = _Factors(max_requests)
+        self._row_factors = _Corrections(max_rows, unknown=1.0)
+        self._plain_factors = _Corrections(max_requests, unknown=1.0)
+        self._round_extras = _Corrections(max_requests, unknown=0.0)  # seconds
         # By whether trees were drawn, and by requests within factors of 2.
         self._between = np.full((2, max_requests.bit_length() + 1), np.nan)
 
     def verification(self, first: int, last: int, num_requests: int) -> np.ndarray:
-        """Seconds of the target's step, with `first` to `last` rows. [last - first + 1]"""
+        """Seconds of the target's step after a round, with `first` to `last` rows. [last - first + 1]"""
         rows = np.clip(np.arange(first, last + 1), 1, len(self._rows) - 1)
-        factors = self._row_factors.of(rows)
-        if self._plain_factors.is_known:
-            plain = self._plain_factors.of(np.array([self._bounded(num_requests)]))
-            if not self._row_factors.is_known:
-                factors = np.broadcast_to(plain, rows.shape)
-            elif first <= num_requests <= last:
-                factors[num_requests - first] = plain[0]
+        is_known = self._row_factors.is_known or not self._plain_factors.is_known
+        factors = self._row_factors.table[rows] if is_known else self._plain_factors.of(self._bounded(num_requests))
         return _rising((self._rows[rows] + self._per_request * num_requests) * factors)
+
+    def plain(self, num_requests: int) -> float:
+        """Seconds of the target's step that no round went before, and which has no drafts."""
+        is_known = self._plain_factors.is_known or not self._row_factors.is_known
+        plain, rows = self._plain_factors.of(self._bounded(num_requests)), self._bounded_rows(num_requests)
+        return self._measured_step(num_requests, num_requests) * (plain if is_known else self._row_factors.of(rows))
 
     def drafting(self, num_requests: int, beam_steps: int | None = None) -> float:
         """Seconds of a drafting round, whole unless its beam steps are given."""
         size = self._bounded(num_requests)
-        return float(self._expected_round(size, beam_steps) * self._round_factors.of(np.array([size]))[0])
+        measured = self._measured_round(size, beam_steps)
+        return max(measured + self._round_extras.of(size), measured / MAX_SURPRISE)
 
     def between(self, num_requests: int, *, is_drawn: bool) -> float:
         """Seconds from the end of a step to the target's next one; 0 as long as none has been seen.
@@ -84,23 +91,23 @@ class StepCosts:
         """The smallest number of rows from `first` to `last` that no step with drafts, of about that size, has had."""
         return self._row_factors.unseen(first, min(last, len(self._rows) - 1))
 
-    def has_seen_plain(self, num_requests: int) -> bool:
-        """Whether there has been a step without drafts for about so many requests."""
-        return self._plain_factors.has_seen(self._bounded(num_requests))
-
     def observe_verification(self, rows: int, num_requests: int, seconds: float) -> None:
-        """A step of the target has taken this long; with one row for each request it had no drafts."""
-        size = min(max(rows, 1), len(self._rows) - 1)
-        factor = seconds / (self._rows[size] + self._per_request * num_requests)
-        if rows == num_requests:
-            self._plain_factors.observe(self._bounded(num_requests), factor)
-        else:
-            self._row_factors.observe(size, factor)
+        """A step of the target after a round has taken this long."""
+        self._observe_step(self._row_factors, self._bounded_rows(rows), rows, num_requests, seconds)
+
+    def observe_plain(self, num_requests: int, seconds: float) -> None:
+        """A step of the target without drafts, which no round went before, has taken this long."""
+        self._observe_step(self._plain_factors, self._bounded(num_requests), num_requests, num_requests, seconds)
+
+    def _observe_step(self, factors: "_Corrections", size: int, rows: int, num_requests: int, seconds: float) -> None:
+        measured = self._measured_step(rows, num_requests)
+        factors.observe(size, _within(seconds, measured * factors.of(size)) / measured)
 
     def observe_drafting(self, num_requests: int, seconds: float, beam_steps: int | None = None) -> None:
         """A drafting round has taken this long, whole unless its beam steps are given."""
         size = self._bounded(num_requests)
-        self._round_factors.observe(size, seconds / self._expected_round(size, beam_steps))
+        seconds = _within(seconds, self.drafting(size, beam_steps))
+        self._round_extras.observe(size, seconds - self._measured_round(size, beam_steps))
 
     def observe_between(self, num_requests: int, seconds: float, *, is_drawn: bool) -> None:
         """So long after the end of a step, and of a round, the target's next one has begun, for the same requests."""
@@ -111,62 +118,75 @@ class StepCosts:
             seconds if np.isnan(known) else known + LEARNING_RATE * (min(seconds, MAX_SURPRISE * known) - known)
         )
 
+    def _measured_step(self, rows: int, num_requests: int) -> float:
+        return float(self._rows[self._bounded_rows(rows)] + self._per_request * num_requests)
+
+    def _bounded_rows(self, rows: int) -> int:
+        return min(max(rows, 1), len(self._rows) - 1)
+
     def _bounded(self, num_requests: int) -> int:
-        return min(max(num_requests, 1), len(self._rounds) - 1)
+        return min(max(num_requests, 1), self._rounds.shape[1] - 1)
 
-    def _expected_round(self, size: int, beam_steps: int | None) -> float:
-        return float(self._rounds[size] * (1 if beam_steps is None else self._shares[beam_steps, size]))
+    def _measured_round(self, size: int, beam_steps: int | None) -> float:
+        return float(self._rounds[self.beam_length if beam_steps is None else beam_steps, size])
 
 
-class _Factors:
-    """Measured over expected, by size; sizes share a factor with those within about a quarter of them."""
+class _Corrections:
+    """What the measurements at the start are corrected by, by size: an average of the steps of about that size.
 
-    def __init__(self, max_size: int) -> None:
+    A size of which little is known, or nothing new, has the correction of its neighbours. If each had its own, a larger
+    one would by chance seem as cheap as the one below it, and would be chosen for ever, as nothing more is learned of a
+    size that is not chosen.
+    """
+
+    def __init__(self, max_size: int, unknown: float) -> None:
         self._sizes = _steps_up_to(max_size)
-        self._factors = np.full(len(self._sizes), np.nan)
-        self._table = np.ones(max_size + 1)
+        logarithms = np.log(self._sizes)
+        self._likeness = np.exp(-np.abs(logarithms[:, None] - logarithms) / NEIGHBOURS)
+        self._weights = np.zeros(len(self._sizes))  # of steps; the last ones weigh most
+        self._sums = np.zeros(len(self._sizes))
+        self.table = np.full(max_size + 1, unknown)  # of all sizes
 
     @property
     def is_known(self) -> bool:
         """Whether any size has been observed."""
-        return bool((~np.isnan(self._factors)).any())
+        return bool(self._weights.any())
 
-    def of(self, sizes: np.ndarray) -> np.ndarray:
-        return self._table[sizes]
-
-    def has_seen(self, size: int) -> bool:
-        """Whether there is a factor that `size` shares."""
-        return not np.isnan(self._factors[self._place(size)])
+    def of(self, size: int) -> float:
+        return float(self.table[size])
 
     def unseen(self, first: int, last: int) -> int | None:
-        """The smallest size from `first` to `last` that has no factor of its own."""
-        own = (first <= self._sizes) & (self._sizes <= last) & np.isnan(self._factors)
+        """The smallest size from `first` to `last` of which no step has been observed, or only long ago."""
+        own = (first <= self._sizes) & (self._sizes <= last) & (self._weights < FORGOTTEN_WEIGHT)
         return int(self._sizes[own][0]) if own.any() else None
 
-    def observe(self, size: int, factor: float) -> None:
+    def observe(self, size: int, value: float) -> None:
         place = self._place(size)
-        is_first = np.isnan(self._factors[place])
-        known = self._table[size] if is_first else self._factors[place]
-        factor = min(max(factor, known / MAX_SURPRISE), known * MAX_SURPRISE)
-        # The first step of a size counts in full: it is all that is known of it.
-        self._factors[place] = factor if is_first else known + LEARNING_RATE * (factor - known)
-        seen = ~np.isnan(self._factors)
-        self._table = np.interp(np.arange(len(self._table)), self._sizes[seen], self._factors[seen])
+        for known, new in ((self._weights, 1.0), (self._sums, value)):
+            known *= 1 - FORGOTTEN
+            known[place] = (1 - LEARNING_RATE) * known[place] + new
+        values = (self._likeness @ self._sums) / (self._likeness @ self._weights)
+        self.table = np.interp(np.arange(len(self.table)), self._sizes, values)
 
     def _place(self, size: int) -> int:
         return int(np.abs(self._sizes - size).argmin())
 
 
-def _shares(measured: MeasuredCosts, whole: np.ndarray) -> np.ndarray:
-    """Of a whole round's time, what one of 0 to T beam steps takes, by requests; each beyond the first takes as long.
+def _within(seconds: float, expected: float) -> float:
+    """A duration, cut where it surprises."""
+    return min(max(seconds, expected / MAX_SURPRISE), expected * MAX_SURPRISE)
 
-    [T + 1, sizes]; `whole` [sizes] are the seconds of whole rounds.
+
+def _rounds(measured: MeasuredCosts, max_requests: int) -> np.ndarray:
+    """Seconds of rounds of 0 to T beam steps, by requests; each step beyond the first takes as long.
+
+    [T + 1, 1 + max_requests]
     """
-    sizes = len(whole) - 1
-    first = np.clip(_by_size(measured.first_beam_step or measured.drafting, sizes) / whole, 0, 1)
-    none = np.clip(_by_size(measured.copies_alone or measured.drafting, sizes) / whole, 0, first)
+    whole = _by_size(measured.drafting, max_requests)
+    first = np.minimum(_by_size(measured.first_beam_step or measured.drafting, max_requests), whole)
+    none = np.minimum(_by_size(measured.copies_alone or measured.drafting, max_requests), first)
     further = np.arange(measured.beam_length)[:, None] / max(measured.beam_length - 1, 1)
-    return np.concatenate([none[None], first + further * (1 - first)])
+    return np.concatenate([none[None], first + further * (whole - first)])
 
 
 def _steps_up_to(limit: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from redrafter_vllm.adaptive.pause import TRIAL
 
 KEPT = 128  # trees that are remembered
 MEMORY = 128  # steps whose promises are compared with what came of them
-VALID = 32  # steps before it is computed again
+VALID = 32  # steps before it is computed again, or fewer, as many as there were trees
 PRIOR = 8.0  # tokens that count as promised and accepted before any step
 # Steps without a round; then some are drawn for trial, as texts change, and the next skip is twice as long.
 FIRST_SKIP = 32
@@ -112,7 +112,7 @@ class Outlook:
         expectation, steps_left = self._expected.get(num_requests, (None, 0))
         if expectation is None or steps_left == 0:
             # What few trees say does not hold for long.
-            expectation, steps_left = self._expect(num_requests), VALID if self._num_trees >= KEPT else 1
+            expectation, steps_left = self._expect(num_requests), min(max(self._num_trees, 1), VALID)
         self._expected[num_requests] = expectation, steps_left - 1
         return expectation.gain
 
@@ -130,7 +130,7 @@ class Outlook:
         batches = np.arange(-(-num_known // num_requests) * num_requests).reshape(-1, num_requests) % num_known
         survival, costs = self.trust * self._survival, self._costs
         target = costs.verification(num_requests, num_requests + num_requests * survival.shape[1], num_requests)
-        plain = target[0] + costs.between(num_requests, is_drawn=False)
+        plain = costs.plain(num_requests) + costs.between(num_requests, is_drawn=False)
         seconds = target + costs.between(num_requests, is_drawn=True)
         choices = range(costs.fewest_beam_steps, length + 1)
         gains = [

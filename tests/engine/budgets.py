@@ -97,11 +97,11 @@ def _budgets(choose: Callable[[AdaptiveTrees, np.ndarray, np.ndarray], np.ndarra
 
 
 @contextmanager
-def chosen_budgets(llm: Any, costs: MeasuredCosts, seed: int = 0) -> Iterator[list[Nodes]]:
+def chosen_budgets(llm: Any, costs: MeasuredCosts, seed: int = 0, spread: float = 1.25) -> Iterator[list[Nodes]]:
     """A policy that knows nothing yet chooses budgets, on a machine with these costs instead of this one.
 
-    Every duration varies by chance, so that costs and budgets change from step to step. They are the same in every run
-    of a test.
+    Every duration varies by chance, by up to a factor of `spread`, so that costs and budgets change from step to step.
+    They are the same in every run of a test.
 
     Yields the budgets, by step and by request, of those that had a tree.
     """
@@ -118,11 +118,11 @@ def chosen_budgets(llm: Any, costs: MeasuredCosts, seed: int = 0) -> Iterator[li
         return budget
 
     def end_verification(self: AdaptiveTrees, batch: Any, num_sampled: Tensor) -> None:
-        clock.now += rng.uniform(0.8, 1.25) * float(np.interp(batch.num_tokens, *verification))
+        clock.now += rng.uniform(1 / spread, spread) * float(np.interp(batch.num_tokens, *verification))
         ended(self, batch, num_sampled)
 
     def end_drafting(self: AdaptiveTrees, num_reqs: int) -> None:
-        clock.now += rng.uniform(0.8, 1.25) * float(np.interp(num_reqs, *drafting))
+        clock.now += rng.uniform(1 / spread, spread) * float(np.interp(num_reqs, *drafting))
         drafted(self, num_reqs)
 
     own = runner(llm)

@@ -73,7 +73,7 @@ def test_chosen_budgets_give_the_tokens_of_plain_vllm(make_engine: MakeEngine, a
     assert observer is runner(llm).speculator.observer
     # Both have learned: from the walks, and from the clock.
     assert survival.num_fits or survival.estimates.sums.abs().sum() > 0
-    assert observer.costs.has_seen_plain(8)
+    assert observer.costs.between(8, is_drawn=True) > 0
 
 
 @pytest.mark.parametrize("beam_steps", [1, 3])

@@ -25,8 +25,9 @@ pytestmark = cpu_only
 SURE = 0.6  # the drafter's probability of each of its tokens, right or wrong
 GOOD = 2  # tokens of each chain that are right
 FAILING = 80  # tokens of the failing request before its text becomes predictable
-# With two requests a first node pays where it is accepted more often than about one time in ten.
-COSTS = MeasuredCosts([(1, 0.02), (33, 0.052)], 0.0, [(1, 0.001), (2, 0.0015)])
+# A request whose nodes all fail is expected to have about one in eight accepted, as its past is forgotten step by step.
+# Beside another one that emits three tokens in a step, a first node has to be accepted one time in five to pay.
+COSTS = MeasuredCosts([(1, 0.02), (33, 0.148)], 0.0, [(1, 0.001), (2, 0.0015)])
 
 
 @contextmanager
@@ -74,7 +75,7 @@ def test_its_nodes_leave_the_budget_and_come_back(make_engine: MakeEngine, rando
     llm = make_engine(random_target, {**TREE, "adaptive": True})
     with (
         equally_sure_chains(llm, truths_of(prompts, expected), prompts[1]) as lengths,
-        chosen_budgets(llm, COSTS) as chosen,
+        chosen_budgets(llm, COSTS, spread=1.05) as chosen,
     ):
         outputs = generate(llm, prompts, sampling)
     assert tokens(outputs) == tokens(expected)
@@ -86,6 +87,5 @@ def test_its_nodes_leave_the_budget_and_come_back(make_engine: MakeEngine, rando
     print("nodes while it fails, and later:", while_failing.mean(0), later.mean(0))
     assert len(while_failing) > 30 and len(later) > 8
     # What is left of it is a node now and then, which shows when its text has become predictable.
-    assert while_failing[:, 0].mean() > 0.75 * GOOD > 1 > while_failing[:, 1].mean()
-    assert (while_failing[:, 1] == 0).any()
-    assert later[:, 0].mean() > 3 and later[:, 1].mean() > 3
+    assert while_failing[:, 0].mean() > 1 > 0.6 > while_failing[:, 1].mean()
+    assert later.min(1).mean() > 0.75 * GOOD

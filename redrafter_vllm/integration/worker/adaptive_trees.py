@@ -30,7 +30,9 @@ logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its ow
 
 TRIAL_INTERVAL = 4  # steps between two of sizes that have not been seen
 TRIED_BEYOND = 2  # such a size has at most so many times the nodes that seem to pay
-PLAIN_INTERVAL = 64  # steps between two without drafts, with which all others are compared
+# Steps between two runs without rounds, with which all others are compared, and the length of a run. A step after a
+# round is none of these even if it verifies nothing: it finds the drafter's weights in the caches.
+PLAIN_INTERVAL, PLAIN_RUN = 256, 3
 
 
 def adapt_trees(runner: Any) -> None:
@@ -71,6 +73,8 @@ class AdaptiveTrees:
         self._verified = self._ended = time.perf_counter()
         self._between = 0.0  # seconds from there to the step that runs now
         self._until_trial, self._until_plain = TRIAL_INTERVAL, PLAIN_INTERVAL  # steps
+        self._plain_left = 0  # steps of a run without rounds
+        self._measured_loads: set[int] = set()  # loads within factors of 2 that have had such a run
         # Rows that a step has had. The first step with so many takes up to a fifth longer, as matrix products are
         # prepared for each number of rows.
         self._prepared_rows: set[int] = set()
@@ -98,13 +102,13 @@ class AdaptiveTrees:
     def _choose(self, rows: np.ndarray, num_drafts: np.ndarray, num_others: int, num_emitting: int) -> Budget:
         speculator, num_reqs = self.speculator, len(rows)
         assert speculator.survival is not None
-        index = torch.from_numpy(rows)
-        num_nodes = np.minimum(speculator.rows.num_nodes[index].numpy(), num_drafts)
-        survival = speculator.survival.log_survival[index].exp().numpy()
+        num_nodes = np.minimum(speculator.rows.num_nodes.numpy()[rows], num_drafts)
+        survival = np.exp(speculator.survival.log_survival.numpy()[rows])
         survival = np.where(np.arange(survival.shape[1]) < num_nodes[:, None], survival, 0.0)
         if self.beam_steps == self.costs.beam_length:
-            beam_steps = speculator.survival.beam_steps(index).numpy()
-            self.outlook.remember(survival[num_nodes > 0], beam_steps[num_nodes > 0])
+            has_tree = num_nodes > 0
+            beam_steps = speculator.survival.beam_steps(torch.from_numpy(rows[has_tree])).numpy()
+            self.outlook.remember(survival[has_tree], beam_steps)
         most = num_others + int(num_nodes.sum())
         survival = self.outlook.trust * survival
         next_round = self.costs.drafting(num_reqs, self.outlook.beam_steps(num_reqs))
@@ -119,10 +123,7 @@ class AdaptiveTrees:
 
     def _to_try(self, num_reqs: int, limit: int) -> int | None:
         """Nodes of a step that is to show how long such a one takes; None where it may have any, up to `limit` rows."""
-        self._until_trial, self._until_plain = self._until_trial - 1, self._until_plain - 1
-        if self._until_plain <= 0 or not self.costs.has_seen_plain(num_reqs):
-            self._until_plain = PLAIN_INTERVAL
-            return 0
+        self._until_trial -= 1
         if self._until_trial <= 0:
             self._until_trial = TRIAL_INTERVAL
             rows = self.costs.unseen(num_reqs + 1, limit)
@@ -172,14 +173,17 @@ class AdaptiveTrees:
         if not batch.has_prefill:
             # All requests had been in the step before, so that the engine was not idle between the two.
             self.costs.observe_between(num_reqs, self._between, is_drawn=self._is_drawn)
-            if num_rows in self._prepared_rows:
+            if num_rows in self._prepared_rows and self._is_drawn:
                 self.costs.observe_verification(num_rows, num_reqs, now - began)
+            elif num_rows in self._prepared_rows and num_rows == num_reqs:
+                self.costs.observe_plain(num_reqs, now - began)
             self._prepared_rows.add(num_rows)
         # A step with prompts says what came of its nodes, too. But its duration corrects no costs: a prompt's rows are
         # not sampled from, and attend to more than nodes do.
-        seconds = self.costs.verification(num_others, num_rows, num_reqs).tolist()
-        plain = seconds[0] + self.costs.between(num_reqs, is_drawn=False)
-        taken = seconds[-1] + self.costs.between(num_reqs, is_drawn=self._is_drawn)
+        after_round = self.costs.verification(num_others, num_rows, num_reqs).tolist()
+        without = after_round[0] if batch.has_prefill else self.costs.plain(num_reqs)
+        plain = without + self.costs.between(num_reqs, is_drawn=False)
+        taken = (after_round[-1] if self._is_drawn else without) + self.costs.between(num_reqs, is_drawn=self._is_drawn)
         tokens = float(num_sampled.sum())
         if self._is_drawn:
             taken += self.costs.drafting(num_reqs, self.beam_steps)
@@ -207,11 +211,24 @@ class AdaptiveTrees:
 
     def begins_round(self, is_wanted: bool) -> bool:
         """Whether a round is drawn after this step; it is not where no request of the batch wants one."""
+        is_wanted = is_wanted and not self._measures_plain()
         self._is_paused = is_wanted and self._is_better_without()
         self._is_drawn = is_wanted and not self._is_paused
         if self._is_drawn:
             self.beam_steps = self.outlook.draws(self._num_reqs)
         return self._is_drawn
+
+    def _measures_plain(self) -> bool:
+        """Whether no round is drawn now, so that the next step shows how long one takes without."""
+        self._until_plain -= 1
+        load = self._num_reqs.bit_length()
+        if self._until_plain <= 0 or load not in self._measured_loads:
+            self._measured_loads.add(load)
+            self._until_plain, self._plain_left = PLAIN_INTERVAL, PLAIN_RUN
+        if self._plain_left == 0:
+            return False
+        self._plain_left -= 1
+        return True
 
     def _is_better_without(self) -> bool:
         if self._pause.is_paused:

@@ -20,7 +20,9 @@ def trees(monkeypatch: pytest.MonkeyPatch) -> adaptive_trees.AdaptiveTrees:
     monkeypatch.setattr(adaptive_trees, "measure_costs", lambda runner, speculator: costs)
     runner: Any = SimpleNamespace(max_num_reqs=16, max_num_tokens=64, decode_query_len=4)
     speculator: Any = SimpleNamespace(drafting=SimpleNamespace(num_speculative_tokens=3))
-    return adaptive_trees.AdaptiveTrees(runner, speculator)
+    found = adaptive_trees.AdaptiveTrees(runner, speculator)
+    found._measured_loads = set(range(10))  # as if steps without rounds were known at all of them
+    return found
 
 
 def end_step(trees: adaptive_trees.AdaptiveTrees, num_reqs: int, num_nodes: int = 0, *, is_timed: bool = True) -> None:
@@ -96,17 +98,43 @@ def test_what_the_engine_does_between_two_steps_counts(
     assert trees.begins_round(True) == is_drawn
 
 
-def test_steps_without_drafts_are_tried_at_every_load_and_now_and_then(trees: adaptive_trees.AdaptiveTrees) -> None:
-    assert trees._to_try(1, 4) == 0
-    trees.costs.observe_verification(1, 1, 11.0)
+def test_sizes_that_no_step_has_had_are_tried(trees: adaptive_trees.AdaptiveTrees) -> None:
     trees.costs.observe_verification(3, 1, 13.0)
     tried = [trees._to_try(1, 4) for _ in range(4)]
-    assert tried == [None, None, 1, None]  # nodes of the first size with drafts that was not seen
+    assert tried == [None, None, None, 1]  # nodes of the smallest such size
     for rows in (2, 4):
         trees.costs.observe_verification(rows, 1, 10.0 + rows)
-    tried = [trees._to_try(1, 4) for _ in range(2 * adaptive_trees.PLAIN_INTERVAL)]
-    assert [step for step, nodes in enumerate(tried) if nodes == 0] == [59, 59 + adaptive_trees.PLAIN_INTERVAL]
-    assert trees._to_try(16, 64) == 0  # another load
+    assert {trees._to_try(1, 4) for _ in range(20)} == {None}
+
+
+def test_no_rounds_are_drawn_for_some_steps_at_every_load_and_now_and_then(trees: adaptive_trees.AdaptiveTrees) -> None:
+    trees._measured_loads = set()
+    interval, run = adaptive_trees.PLAIN_INTERVAL, adaptive_trees.PLAIN_RUN
+    end_step(trees, 1, is_timed=False)
+    drawn = [trees.begins_round(True) for _ in range(2 * interval)]
+    assert [step for step, is_drawn in enumerate(drawn) if not is_drawn] == [
+        *range(run),
+        *range(interval, interval + run),
+    ]
+    end_step(trees, 4, is_timed=False)
+    assert [trees.begins_round(True) for _ in range(run + 1)] == [False] * run + [True]
+    assert trees.records.unlogged.skipped_rounds == 0  # they are not left out because they would not pay
+
+
+def test_a_step_after_a_round_is_none_without_drafting(
+    trees: adaptive_trees.AdaptiveTrees, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even one that verifies nothing: the drafter's weights have taken the place of the target's in the caches."""
+    clock = Clock()
+    monkeypatch.setattr(adaptive_trees, "time", clock)
+    for is_drawn, seconds in ((False, 15.0), (True, 22.0)):
+        trees._is_drawn = is_drawn
+        for _ in range(2):
+            trees.begin_step()
+            clock.now += seconds
+            end_step(trees, 1, is_timed=False)
+    assert trees.costs.plain(1) == pytest.approx(15.0)
+    assert trees.costs.verification(1, 1, 1)[0] == pytest.approx(22.0)
 
 
 def stored_tree(trees: adaptive_trees.AdaptiveTrees, *survival: float) -> None:
@@ -127,7 +155,7 @@ def test_sizes_that_cannot_pay_are_not_tried(trees: adaptive_trees.AdaptiveTrees
         nodes = int(trees._choose(np.array([0]), np.array([3]), 1, 1).num_nodes[0])
         trees.costs.observe_verification(1 + nodes, 1, 11.0 + nodes)
         tried.add(nodes)
-    assert tried == {0, 1, 2}
+    assert tried == {1, 2}
 
 
 def test_the_first_step_of_a_number_of_rows_corrects_no_costs(
@@ -136,6 +164,7 @@ def test_the_first_step_of_a_number_of_rows_corrects_no_costs(
     """Its products are prepared; the second one has no other reason to take twice as long as was measured."""
     clock = Clock()
     monkeypatch.setattr(adaptive_trees, "time", clock)
+    trees._is_drawn = True
     for expected in (13.0, 26.0):
         trees.begin_step()
         clock.now += 26.0
@@ -181,7 +210,7 @@ def test_steps_with_prompts_tell_whether_drafting_pays(
     assert trees.outlook.trust == 1.0 if pays else trees.outlook.trust < 0.1
     assert trees.pauses[(5).bit_length()].is_paused != pays
     assert (trees.costs.verification(1, 16, 1).tolist(), trees.costs.between(5, is_drawn=True)) == before
-    assert not trees.costs.has_seen_plain(5) and trees.records.unlogged.steps == 0
+    assert trees.records.unlogged.steps == 0
 
 
 def test_a_step_with_prompts_alone_judges_nothing(trees: adaptive_trees.AdaptiveTrees) -> None:
