@@ -2,17 +2,30 @@
 """Estimates of nodes: by hand, and kernels against references."""
 
 import math
+from importlib import import_module
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
 from redrafter_vllm.ops.survival import NUM_SUMS, Estimates, Sums, reference
-from tests.ops.devices import DEVICE, assert_equal, poisoned, runs_kernels
+from tests.ops.devices import DEVICE, HAS_GPU, assert_equal, poisoned, runs_kernels
+from tests.ops.native import needs_compiler
 from tests.ops.poison import poison_empty
 
 # Requests, beams, steps, nodes, rows.
 SIZES = [(1, 1, 1, 1, 2), (3, 4, 4, 16, 5), (2, 5, 3, 7, 9), (4, 33, 2, 66, 4), (2, 3, 12, 36, 3), (0, 4, 4, 16, 3)]
+
+
+@pytest.fixture(
+    params=[pytest.param("kernel", marks=runs_kernels), pytest.param("native", marks=needs_compiler)], name="kernel"
+)
+def fixture_kernel(request: pytest.FixtureRequest) -> ModuleType:
+    """The kernels in Triton, and those in C++ where tensors are on a CPU."""
+    if request.param == "native" and HAS_GPU:
+        pytest.skip("tensors are on the GPU")
+    return import_module(f"redrafter_vllm.ops.survival.{request.param}")
 
 
 class Round:
@@ -71,12 +84,11 @@ def assert_close(mine: Estimates, wanted: Estimates) -> None:
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@runs_kernels
 @pytest.mark.parametrize("copies", [False, True])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_ranking(size: tuple[int, int, int, int, int], copies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from redrafter_vllm.ops.survival import kernel
-
+def test_ranking(
+    kernel: ModuleType, size: tuple[int, int, int, int, int], copies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn = Round(*size, copies=copies)
     arguments = drawn.log_probs, drawn.parents, drawn.rows
     estimates = drawn.copied()
@@ -91,18 +103,16 @@ def test_ranking(size: tuple[int, int, int, int, int], copies: bool, monkeypatch
         assert (mine[1][:, step] <= mine[1][:, step - 1].gather(1, drawn.parents[:, step])).all()
 
 
-@runs_kernels
 @pytest.mark.parametrize("copies", [False, True])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_keeping(size: tuple[int, int, int, int, int], copies: bool) -> None:
-    """Survivals that fall along a tree, and slots of minus infinity behind it."""
-    from redrafter_vllm.ops.survival import kernel
-
+def test_keeping(kernel: ModuleType, size: tuple[int, int, int, int, int], copies: bool) -> None:
+    """Survivals that fall along a tree, slots of minus infinity behind it, and a request more that was ranked alone."""
     drawn = Round(*size, copies=copies)
     log_odds, survival = reference.rank_beams(drawn.estimates, drawn.log_probs, drawn.parents, drawn.rows)
     survival = survival.flatten(1).gather(1, drawn.beams).sort(1, descending=True).values
     behind = torch.arange(size[3], device=DEVICE) >= drawn.num_nodes[:, None]
     survival = survival.masked_fill(behind, -torch.inf)
+    log_odds = torch.cat([log_odds, log_odds.new_full((1, *log_odds.shape[1:]), math.nan)])
     kept = log_odds, drawn.beams, survival, drawn.num_nodes, drawn.node_budget, drawn.rows
     mine, wanted = drawn.copied(), drawn.copied()
     found, expected = (poisoned(size[0], size[3], dtype=torch.float32) for _ in range(2))
@@ -113,11 +123,8 @@ def test_keeping(size: tuple[int, int, int, int, int], copies: bool) -> None:
     assert (found <= 1).all() and (found.cumprod(1).diff(dim=1) <= 0).all()
 
 
-@runs_kernels
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_grading(size: tuple[int, int, int, int, int]) -> None:
-    from redrafter_vllm.ops.survival import kernel
-
+def test_grading(kernel: ModuleType, size: tuple[int, int, int, int, int]) -> None:
     drawn = Round(*size)
     drawn.estimates.log_survival[:, size[3] // 2 + 1 :] = -torch.inf
     step = drawn.rows, drawn.node_parents, drawn.valid, drawn.path

@@ -115,7 +115,7 @@ def keep_tree(
 
     Args:
         estimates: Written, at `rows`. Several requests may have the same row if it is never graded.
-        drawn: [B, T, W] log-odds of the round's beams.
+        drawn: [B or more, T, W] log-odds of the round's beams; rows beyond B are not read.
         beams: [B, N] int64, step · W + the beam of that step, of every node.
         log_survival: [B, N] of the nodes.
         num_nodes: [B] int64, of each tree.
