@@ -16,6 +16,8 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from redrafter_vllm.checkpoint.locate import home
 from redrafter_vllm.utils.atomic import atomic_file
 
@@ -28,10 +30,14 @@ _TIME_LIMIT = 120  # seconds
 
 
 @cache
-def library(source: Path) -> ctypes.CDLL | None:
-    """The library of a C++ source, or None, with a line in the log, where it cannot be built."""
+def library(source: Path, *, uses_torch: bool = False) -> ctypes.CDLL | None:
+    """The library of a C++ source, or None, with a line in the log, where it cannot be built.
+
+    One that `uses_torch` is built with its headers, those of its stable interface, and registers operators when it is
+    loaded.
+    """
     try:
-        return ctypes.CDLL(str(_built(source)))
+        return ctypes.CDLL(str(_built(source, uses_torch)))
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning(
             "ReDrafter: slower operations take the place of %s/%s, which cannot be built: %s",
@@ -53,21 +59,24 @@ def function(source: Path, name: str, arguments: str) -> Callable[..., None]:
     return kernel
 
 
-def _built(source: Path) -> Path:
+def _built(source: Path, uses_torch: bool) -> Path:
     """Path of the library, named by what it depends on; it is built if it is not there.
 
     Raises:
         OSError: There is no compiler, or the library cannot be written.
         subprocess.SubprocessError: The compiler fails, or takes too long.
     """
-    command = [*compiler(), *_FLAGS, *_flags_of_processor(), f"-I{_HEADER.parent}"]
-    texts = [file.read_text(encoding="utf-8") for file in (source, _HEADER)]
-    identity = "\n".join([*texts, *command[:-1], _version(command[0]), _processor()])
-    name = f"{source.parent.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+    command = [*compiler(), *_FLAGS, *_flags_of_processor()]
+    # Sources of a folder may include each other.
+    texts = [file.read_text(encoding="utf-8") for file in (*sorted(source.parent.glob("*.cpp")), _HEADER)]
+    parts = [source.name, *texts, *command, _version(command[0]), _processor(), torch.__version__ * uses_torch]
+    places = [f"-I{_HEADER.parent}", *(_flags_of_torch() if uses_torch else [])]
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    name = f"{source.parent.name}-{digest[:16]}.so"
     path = home() / "native" / name
     if not path.exists():
         with atomic_file(path) as temporary:
-            _run([*command, str(source), "-o", str(temporary)])
+            _run([*command, str(source), *places, "-o", str(temporary)])
     return path
 
 
@@ -90,6 +99,11 @@ def compiler() -> list[str]:
 def _flags_of_processor() -> list[str]:
     # Compilers prefer vectors of 256 bits where those of 512 once lowered the clock.
     return ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
+
+
+def _flags_of_torch() -> list[str]:
+    folder = Path(torch.__file__).parent
+    return ["-isystem", str(folder / "include"), f"-L{folder / 'lib'}", "-ltorch_cpu"]
 
 
 def _version(compiler: str) -> str:

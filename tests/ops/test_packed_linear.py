@@ -11,7 +11,8 @@ from tests.ops.native import needs_packed_linear
 
 PRODUCTS = [
     pytest.param(reference.packed_linear, id="torch"),
-    pytest.param(packed_linear.linear, id="native", marks=needs_packed_linear),
+    pytest.param(native.packed_linear, id="native", marks=needs_packed_linear),
+    pytest.param(packed_linear.linear, id="operator", marks=needs_packed_linear),
 ]
 ROWS = (1, 2, 13, 14, 15, 28, 31, 70)  # one tile, several equal ones, and unequal ones
 

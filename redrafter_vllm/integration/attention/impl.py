@@ -66,10 +66,13 @@ class TreeForward:
             return output.fill_(0)
         if output_scale is not None or output_block_scale is not None:
             raise NotImplementedError("tree attention does not quantise its output")
-        count = attn_metadata.num_tree_tokens
-        if attn_metadata.causal is not None:
+        count, causal = attn_metadata.num_tree_tokens, attn_metadata.causal
+        if count == 0 and causal is not None:  # views of each layer would take 1 % of a small target's step
+            super().forward(layer, query, key, value, kv_cache, causal, output)  # type: ignore[misc]
+            return output
+        if causal is not None:
             super().forward(  # type: ignore[misc]
-                layer, query[count:], key[count:], value[count:], kv_cache, attn_metadata.causal, output[count:]
+                layer, query[count:], key[count:], value[count:], kv_cache, causal, output[count:]
             )
         if attn_metadata.trees is not None:
             self.attend_trees(layer, query[:count], kv_cache, attn_metadata, output[:count])

@@ -103,6 +103,8 @@ class AdaptiveTrees:
         speculator, num_reqs = self.speculator, len(rows)
         assert speculator.survival is not None
         num_nodes = np.minimum(speculator.rows.num_nodes.numpy()[rows], num_drafts)
+        if not num_nodes.any():
+            return Budget(num_nodes, float(num_emitting), 0.0)
         survival = np.exp(speculator.survival.log_survival.numpy()[rows])
         survival = np.where(np.arange(survival.shape[1]) < num_nodes[:, None], survival, 0.0)
         if self.beam_steps == self.costs.beam_length:
@@ -180,10 +182,7 @@ class AdaptiveTrees:
             self._prepared_rows.add(num_rows)
         # A step with prompts says what came of its nodes, too. But its duration corrects no costs: a prompt's rows are
         # not sampled from, and attend to more than nodes do.
-        after_round = self.costs.verification(num_others, num_rows, num_reqs).tolist()
-        without = after_round[0] if batch.has_prefill else self.costs.plain(num_reqs)
-        plain = without + self.costs.between(num_reqs, is_drawn=False)
-        taken = (after_round[-1] if self._is_drawn else without) + self.costs.between(num_reqs, is_drawn=self._is_drawn)
+        plain, taken = self._seconds(batch, num_others)
         tokens = float(num_sampled.sum())
         if self._is_drawn:
             taken += self.costs.drafting(num_reqs, self.beam_steps)
@@ -204,6 +203,18 @@ class AdaptiveTrees:
                 plain_seconds=plain * tokens / num_reqs,
             )
         )
+
+    def _seconds(self, batch: InputBatch, num_others: int) -> tuple[float, float]:
+        """What a step of this size takes without any drafting, and what the step that has ended has taken."""
+        num_reqs, costs = batch.num_reqs, self.costs
+        between = costs.between(num_reqs, is_drawn=False)
+        if not self._is_drawn and not batch.has_prefill:
+            plain = costs.plain(num_reqs) + between
+            return plain, plain
+        after_round = costs.verification(num_others, batch.num_tokens, num_reqs)
+        plain = float(after_round[0]) if batch.has_prefill else costs.plain(num_reqs)
+        taken = float(after_round[-1]) if self._is_drawn else plain
+        return plain + between, taken + costs.between(num_reqs, is_drawn=self._is_drawn)
 
     def take_counts(self) -> AdaptiveCounts:
         """What has been counted since the last call."""

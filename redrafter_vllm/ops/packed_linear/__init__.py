@@ -5,7 +5,8 @@ The weights are read once for up to 14 rows, and fetched ahead while the product
 is what limits, these rows take about as long as one and drafts cost little to verify: oneDNN's products, which vLLM
 uses, take 1.0 to 1.2 times as long for 6 rows as for one, and 1.3 to 1.7 times for 14.
 
-`linear` is known to torch as `redrafter::packed_linear`, so that compiled graphs call it.
+`linear` is known to torch as `redrafter::packed_linear`, so that compiled graphs call it, once `supports` has been asked
+on this processor.
 """
 
 import torch
@@ -18,12 +19,8 @@ __all__ = ["linear", "pack", "supports"]
 
 supports = native.supports
 
-_library = torch.library.Library("redrafter", "FRAGMENT")
-_library.define("packed_linear(Tensor x, Tensor packed, Tensor? bias, int size) -> Tensor")
-_library.impl("packed_linear", native.packed_linear, "CPU")
 
-
-@torch.library.register_fake("redrafter::packed_linear", lib=_library)
+@torch.library.register_fake("redrafter::packed_linear", lib=native.OPERATORS)
 def _shape(x: Tensor, packed: Tensor, bias: Tensor | None, size: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], size)
 

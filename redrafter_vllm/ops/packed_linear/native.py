@@ -14,6 +14,10 @@ from redrafter_vllm.ops.packed_linear.reference import PANEL
 Product = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
+_OPERATOR = _SOURCE.with_name("torch_op.cpp")
+
+OPERATORS = torch.library.Library("redrafter", "FRAGMENT")
+OPERATORS.define("packed_linear(Tensor x, Tensor packed, Tensor? bias, int size) -> Tensor")
 
 
 def supports(weight: Tensor) -> bool:
@@ -23,7 +27,18 @@ def supports(weight: Tensor) -> bool:
     """
     is_packable = weight.is_cpu and weight.dim() == 2 and weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0
     has_instructions = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
-    return is_packable and has_instructions and library(_SOURCE) is not None
+    return is_packable and has_instructions and register()
+
+
+@cache
+def register() -> bool:
+    """Give torch's operator its implementation: the one in C++, or, where that cannot be built, the function below."""
+    if library(_OPERATOR, uses_torch=True) is not None:
+        return True
+    if library(_SOURCE) is None:
+        return False
+    OPERATORS.impl("packed_linear", packed_linear, "CPU")
+    return True
 
 
 def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None, size: int) -> Tensor:
