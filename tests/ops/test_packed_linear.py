@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Products with packed weights: the layout by hand, and the kernel against exact products."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -114,6 +119,46 @@ def test_torch_knows_the_op() -> None:
     packed = packed_linear.pack(weight)
     torch.library.opcheck(torch.ops.redrafter.packed_linear.default, (x, packed, bias, 40))
     torch.library.opcheck(torch.ops.redrafter.packed_linear.default, (x.view(1, 5, 16), packed, None, 40))
+
+
+@needs_packed_linear
+def test_what_the_operator_refuses() -> None:
+    x, weight, bias = operands(5, 40, 16)
+    packed = packed_linear.pack(weight)
+    for given, words in (
+        ((x.float(), packed, bias, 40), "takes bfloat16"),
+        ((x, packed.transpose(0, 1), bias, 40), "as `pack` returns them"),
+        ((x[:, 1:], packed, bias, 40), "sizes do not agree"),
+        ((x, packed, bias, 65), "sizes do not agree"),
+        ((x, packed, bias[1:], 40), "bias has another type or size"),
+        ((x, packed, bias.float(), 40), "bias has another type or size"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            packed_linear.linear(*given)
+
+
+WITHOUT_HEADERS = """
+import torch
+from redrafter_vllm.ops import native, packed_linear
+from redrafter_vllm.ops.packed_linear import reference
+native._flags_of_torch = lambda: []
+x, weight = torch.randn(3, 64).bfloat16(), torch.randn(32, 64).bfloat16()
+assert packed_linear.supports(weight)
+packed = packed_linear.pack(weight)
+expected = reference.packed_linear(x, packed, None, 32)
+torch.testing.assert_close(packed_linear.linear(x, packed, None, 32), expected, rtol=0.02, atol=0.02)
+"""
+
+
+@needs_packed_linear
+def test_without_torchs_headers_calls_go_through_python(tmp_path: Path) -> None:
+    environment = os.environ | {"REDRAFTER_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_HEADERS], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "slower operations take the place of packed_linear/torch_op.cpp" in done.stderr
+    assert len([*(tmp_path / "native").iterdir()]) == 1
 
 
 @pytest.mark.parametrize(

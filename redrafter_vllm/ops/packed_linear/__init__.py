@@ -5,8 +5,8 @@ The weights are read once for up to 14 rows, and fetched ahead while the product
 is what limits, these rows take about as long as one and drafts cost little to verify: oneDNN's products, which vLLM
 uses, take 1.0 to 1.2 times as long for 6 rows as for one, and 1.3 to 1.7 times for 14.
 
-`linear` is known to torch as `redrafter::packed_linear`, so that compiled graphs call it, once `supports` has been asked
-on this processor.
+`linear` is known to torch as `redrafter::packed_linear`, so that compiled graphs call it. It can be called once
+`supports` has said yes.
 """
 
 import torch
