@@ -150,6 +150,7 @@ torch.testing.assert_close(packed_linear.linear(x, packed, None, 32), expected, 
 """
 
 
+@pytest.mark.process
 @needs_packed_linear
 def test_without_torchs_headers_calls_go_through_python(tmp_path: Path) -> None:
     environment = os.environ | {"REDRAFTER_HOME": str(tmp_path)}
