@@ -67,9 +67,11 @@ class StepCosts:
 
     def plain(self, num_requests: int) -> float:
         """Seconds of the target's step that no round went before, and which has no drafts."""
-        is_known = self._plain_factors.is_known or not self._row_factors.is_known
-        plain, rows = self._plain_factors.of(self._bounded(num_requests)), self._bounded_rows(num_requests)
-        return self._measured_step(num_requests, num_requests) * (plain if is_known else self._row_factors.of(rows))
+        if self._plain_factors.is_known or not self._row_factors.is_known:
+            factor = self._plain_factors.of(self._bounded(num_requests))
+        else:
+            factor = self._row_factors.of(self._bounded_rows(num_requests))
+        return self._measured_step(num_requests, num_requests) * factor
 
     def drafting(self, num_requests: int, beam_steps: int | None = None) -> float:
         """Seconds of a drafting round, whole unless its beam steps are given."""

@@ -60,6 +60,19 @@ def test_one_slow_step_says_little() -> None:
     assert float(costs.verification(4, 4, 1)[0]) < 1.1 * usual
 
 
+def test_what_is_old_is_forgotten() -> None:
+    """A size that was slow long ago is tried again, and until then has the factor of its neighbours."""
+    costs = StepCosts(MEASURED, max_rows=20, max_requests=8)
+    measured = costs.verification(1, 20, 1)
+    for _ in range(20):
+        costs.observe_verification(12, 1, 1.9 * measured[11])
+    assert costs.unseen(12, 12) is None
+    for _ in range(600):
+        costs.observe_verification(10, 1, measured[9])
+    assert costs.unseen(12, 12) == 12
+    assert float(costs.verification(12, 12, 1)[0]) == pytest.approx(measured[11], rel=0.03)
+
+
 def test_sizes_beyond_the_largest_cost_as_much_as_it() -> None:
     costs = StepCosts(MEASURED, max_rows=8, max_requests=4)
     assert costs.verification(8, 9, 1).tolist() == pytest.approx([0.025, 0.025])
@@ -102,7 +115,7 @@ def test_what_rounds_take_beyond_their_measurement_is_a_time_and_no_factor() -> 
 
 
 def test_what_is_known_of_a_size_holds_for_its_neighbours() -> None:
-    """All steps take twice as long as measured, one of them by chance a third more: its size hardly seems dearer."""
+    """All steps take half as long again as measured, one by chance twice as long: its size hardly seems dearer."""
     costs = StepCosts(MEASURED, max_rows=20, max_requests=8)
     measured = costs.verification(1, 20, 1)
     for _ in range(10):

@@ -67,13 +67,11 @@ class TreeForward:
         if output_scale is not None or output_block_scale is not None:
             raise NotImplementedError("tree attention does not quantise its output")
         count, causal = attn_metadata.num_tree_tokens, attn_metadata.causal
-        if count == 0 and causal is not None:  # views of each layer would take 1 % of a small target's step
-            super().forward(layer, query, key, value, kv_cache, causal, output)  # type: ignore[misc]
-            return output
         if causal is not None:
-            super().forward(  # type: ignore[misc]
-                layer, query[count:], key[count:], value[count:], kv_cache, causal, output[count:]
-            )
+            rest = query, key, value, output
+            if count > 0:  # views in each layer would take 1 % of a small target's step
+                rest = query[count:], key[count:], value[count:], output[count:]
+            super().forward(layer, *rest[:3], kv_cache, causal, rest[3])  # type: ignore[misc]
         if attn_metadata.trees is not None:
             self.attend_trees(layer, query[:count], kv_cache, attn_metadata, output[:count])
         return output

@@ -103,7 +103,7 @@ class AdaptiveTrees:
         speculator, num_reqs = self.speculator, len(rows)
         assert speculator.survival is not None
         num_nodes = np.minimum(speculator.rows.num_nodes.numpy()[rows], num_drafts)
-        if not num_nodes.any():
+        if not num_nodes.any():  # there is nothing to choose; nobody reads the seconds
             return Budget(num_nodes, float(num_emitting), 0.0)
         survival = np.exp(speculator.survival.log_survival.numpy()[rows])
         survival = np.where(np.arange(survival.shape[1]) < num_nodes[:, None], survival, 0.0)

@@ -22,7 +22,7 @@ Tensor packed_linear_op(const Tensor& given, const Tensor& packed, const std::op
   const int64_t inputs = given.size(given.dim() - 1), pairs = packed.size(1);
   STD_TORCH_CHECK(given.scalar_type() == ScalarType::BFloat16 && packed.scalar_type() == ScalarType::BFloat16 &&
                       packed.is_contiguous(), "packed_linear takes bfloat16 and weights as `pack` returns them");
-  STD_TORCH_CHECK(inputs == 2 * pairs && size <= PANEL * packed.size(0), "packed_linear: the sizes do not agree");
+  STD_TORCH_CHECK(inputs == 2 * pairs && inputs > 0 && size <= PANEL * packed.size(0), "packed_linear: the sizes do not agree");
   STD_TORCH_CHECK(!bias || (bias->scalar_type() == ScalarType::BFloat16 && bias->numel() == size &&
                             bias->is_contiguous()), "packed_linear: the bias has another type or size");
   const Tensor x = given.dim() == 2 && given.stride(1) == 1
@@ -31,8 +31,8 @@ Tensor packed_linear_op(const Tensor& given, const Tensor& packed, const std::op
   std::vector<int64_t> shape(given.sizes().begin(), given.sizes().end());
   shape.back() = size;
   Tensor result = torch::stable::new_empty(given, shape);
-  packed_linear(bits(x), bits(packed), bias ? bits(*bias) : nullptr, const_cast<uint16_t*>(bits(result)), x.size(0),
-                x.stride(0), pairs, size);
+  packed_linear(bits(x), bits(packed), bias ? bits(*bias) : nullptr, static_cast<uint16_t*>(result.data_ptr()),
+                x.size(0), x.stride(0), pairs, size);
   return result;
 }
 
