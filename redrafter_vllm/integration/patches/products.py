@@ -14,10 +14,12 @@ from redrafter_vllm.integration.patches.rebind import rebind_listed
 from redrafter_vllm.integration.start_errors import report_start_errors
 from redrafter_vllm.integration.target_support import UnsupportedTargetError
 from redrafter_vllm.ops import packed_linear
+from redrafter_vllm.utils.huge_pages import HugePages
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
 
 _CHOICES = ("packed", "vllm")
+_HUGE_PAGES = HugePages()
 
 
 def install() -> None:
@@ -50,10 +52,14 @@ def _is_packed(weight: Tensor) -> bool:
 
 
 def _pack(layer: Any, remove_weight: bool) -> None:
-    size, packed = layer.weight.shape[0], packed_linear.pack(layer.weight)
+    size, packed = layer.weight.shape[0], _on_huge_pages(packed_linear.pack(layer.weight))
     if remove_weight:
         # As a parameter of the layer it is an input of compiled graphs, which keep no tensors.
         layer.weight = nn.Parameter(packed, requires_grad=False)
         layer.cpu_linear = lambda x, weight, bias: packed_linear.linear(x, weight, bias, size)
     else:  # an embedding's rows are still read
         layer.cpu_linear = lambda x, weight, bias: packed_linear.linear(x, packed, bias, size)
+
+
+def _on_huge_pages(packed: Tensor) -> Tensor:
+    return _HUGE_PAGES.empty(*packed.shape, dtype=packed.dtype).copy_(packed)

@@ -8,6 +8,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 
 from redrafter_vllm.integration.start_errors import report_start_errors
 from redrafter_vllm.integration.worker.gpu import RedrafterWorker
+from redrafter_vllm.utils.huge_pages import move_heap
 
 
 class RedrafterCpuWorker(RedrafterWorker, CPUWorker):
@@ -33,6 +34,7 @@ class RedrafterCpuWorker(RedrafterWorker, CPUWorker):
         from redrafter_vllm.integration.worker.adaptive_trees import adapt_trees
 
         times = super().compile_or_warm_up_model()  # vLLM 0.33 runs artificial requests, from which nothing is learned
+        move_heap()
         adapt_trees(self.model_runner)
         # As vLLM's worker does at the end, so that nothing before has an effect.
         set_random_seed(self.model_config.seed, self.parallel_config.data_parallel_index)
