@@ -2,8 +2,9 @@
 """Time of a target's matrix products by rows, vLLM's and packed: `python -m benchmarks.models.products`.
 
 What a step over so many rows multiplies, layer after layer, on a CPU in bfloat16. Weights are random: the time does not
-depend on them. They are more than the processor's caches hold, or the layers are repeated until they are. Both kinds
-take turns, pass by pass, as memory is faster in some minutes than in others.
+depend on them. They are more than the processor's caches hold, or the layers are repeated until they are. Packed
+weights are also measured as an engine has them, on huge pages. All kinds take turns, pass by pass, as memory is faster
+in some minutes than in others.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from torch import Tensor
 from benchmarks import cli
 from redrafter_vllm.ops import packed_linear
 from redrafter_vllm.predict.shapes import LlamaShape, find_shape
+from redrafter_vllm.utils.huge_pages import HugePages
 
 MODULE = "benchmarks.models.products"
 ROWS = (1, 2, 4, 6, 8, 12, 14, 16, 24, 32, 64, 256)
@@ -47,8 +49,10 @@ def by_vllm(weight: Tensor) -> Product:
     return lambda x: multiply(x, weight, None)
 
 
-def by_packed(weight: Tensor) -> Product:
+def by_packed(weight: Tensor, pages: HugePages | None = None) -> Product:
     packed, size = packed_linear.pack(weight), weight.shape[0]
+    if pages is not None:
+        packed = pages.copy(packed)
     return lambda x: packed_linear.linear(x, packed, None, size)
 
 
@@ -76,7 +80,12 @@ def run(args: argparse.Namespace, console: Console) -> cli.Report:
     layer_bytes = 2 * sum(outputs * inputs for outputs, inputs in sizes)
     layers = -(-LEAST_BYTES // layer_bytes)
     weights = [(torch.randn(size) * size[1] ** -0.5).bfloat16() for _ in range(layers) for size in sizes]
-    ways = {"vLLM": [by_vllm(each) for each in weights], "packed": [by_packed(each) for each in weights]}
+    pages = HugePages()
+    ways = {
+        "vLLM": [by_vllm(each) for each in weights],
+        "packed": [by_packed(each) for each in weights],
+        "served": [by_packed(each, pages) for each in weights],
+    }
     checked(ways, weights)
     results: list[dict[str, Any]] = []
     for rows in args.rows:
@@ -98,12 +107,12 @@ def run(args: argparse.Namespace, console: Console) -> cli.Report:
 def print_table(report: cli.Report, console: Console) -> None:
     title = f"{report['shape']}: products of {report['layers']} layers, {report['bytes'] / 1e9:.2f} GB of weights"
     table = Table(title=f"{title}, {report['threads']} threads", title_justify="left")
-    for column in ("rows", "vLLM, ms", "packed, ms", "times as fast", "packed, GB/s"):
+    for column in ("rows", "vLLM, ms", "packed, ms", "on huge pages, ms", "times as fast", "GB/s"):
         table.add_column(column, justify="right")
     for row in report["results"]:
-        rate = report["bytes"] / row["packed"] / 1e9
-        times = (f"{1e3 * row['vLLM']:.1f}", f"{1e3 * row['packed']:.1f}", f"{row['vLLM'] / row['packed']:.2f}")
-        table.add_row(str(row["rows"]), *times, f"{rate:.0f}")
+        milliseconds = [f"{1e3 * row[name]:.1f}" for name in ("vLLM", "packed", "served")]
+        factor, rate = row["vLLM"] / row["served"], report["bytes"] / row["served"] / 1e9
+        table.add_row(str(row["rows"]), *milliseconds, f"{factor:.2f}", f"{rate:.0f}")
     console.print(table)
 
 

@@ -10,7 +10,6 @@ there are none, memory stays as it is.
 import ctypes
 import mmap
 from contextlib import suppress
-from math import prod
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ _MAPPINGS = Path("/proc/self/maps")
 
 
 class HugePages:
-    """Hands out tensors that lie one behind the other, as many weights are smaller than a page.
+    """Memory on huge pages for tensors that lie one behind the other, as many weights are smaller than a page.
 
     A mapping is given back when its last tensor is gone; only the newest one is also held here.
     """
@@ -33,14 +32,14 @@ class HugePages:
     def __init__(self) -> None:
         self._free = torch.empty(0, dtype=torch.uint8)
 
-    def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """A tensor on the CPU, not filled."""
-        size = prod(shape) * dtype.itemsize
+    def copy(self, tensor: Tensor) -> Tensor:
+        """A contiguous copy of a tensor on the CPU."""
+        size = tensor.numel() * tensor.itemsize
         taken = size + -size % _LINE
         if taken > len(self._free):
             self._free = _map(max(_MAPPING, taken + -taken % PAGE))
         place, self._free = self._free[:size], self._free[taken:]
-        return place.view(dtype).view(shape)
+        return place.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 def _map(size: int) -> Tensor:

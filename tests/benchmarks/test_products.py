@@ -29,7 +29,7 @@ def test_a_small_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     report = json.loads(file.read_text())
     assert report["bytes"] == 3 * 2 * (128 * 64 + 64 * 64 + 192 * 64 + 64 * 96)
     assert [row["rows"] for row in report["results"]] == [1, 9]
-    assert all(row["vLLM"] > 0 and row["packed"] > 0 for row in report["results"])
+    assert all(min(row["vLLM"], row["packed"], row["served"]) > 0 for row in report["results"])
     assert "times as fast" in capsys.readouterr().out
 
 

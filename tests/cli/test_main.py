@@ -30,6 +30,24 @@ def test_help_imports_nothing_slow() -> None:
     assert not loaded & {"torch", "vllm", "transformers", "numpy", "redrafter_training", "jsonargparse"}
 
 
+EVERY_HELP = """
+import contextlib, io, sys
+from redrafter_vllm.cli.commands import COMMANDS
+from redrafter_vllm.cli.main import main
+slow = {"torch", "vllm", "transformers", "datasets", "ray", "matplotlib"}
+for name in COMMANDS:
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as shown:
+        main([name, "--help"])
+    assert shown.getvalue().startswith(f"usage: redrafter {name} "), name
+    assert not slow & set(sys.modules), (name, slow & set(sys.modules))
+"""
+
+
+@pytest.mark.process
+def test_no_commands_help_imports_anything_slow() -> None:
+    subprocess.run([sys.executable, "-c", EVERY_HELP], check=True)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_shows_its_own_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -13,6 +13,7 @@ from tests.engine.conftest import MakeEngine
 from tests.engine.generation import CHAIN, TREE, cpu_only, params, random_prompts, runner
 from tests.engine.scripted import run_both, same_clear_choices
 from tests.engine.test_targets import FAMILIES, save
+from tests.mappings import asks_for_huge_pages, needs_linux
 from tests.models import VOCAB, save_random_drafter
 from tests.ops.native import needs_packed_linear
 
@@ -42,6 +43,13 @@ def test_engines_of_one_process(make_engine: MakeEngine, random_target: Path) ->
 def test_the_drafter_is_packed(make_engine: MakeEngine, random_target: Path) -> None:
     drafter = runner(make_engine(random_target, TREE, **BF16)).speculator.drafter
     assert drafter._output_linear.layer.weight.shape[2:] == (32, 2)
+
+
+@needs_linux
+def test_packed_weights_lie_on_huge_pages(make_engine: MakeEngine, random_target: Path) -> None:
+    model = runner(make_engine(random_target, TREE, **BF16)).model
+    layers = [layer for layer in model.modules() if isinstance(layer, LinearBase)]
+    assert layers and all(asks_for_huge_pages(layer.weight.data_ptr()) for layer in layers)
 
 
 def test_the_switch(make_engine: MakeEngine, random_target: Path, monkeypatch: pytest.MonkeyPatch) -> None:

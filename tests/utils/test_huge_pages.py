@@ -2,8 +2,6 @@
 """Huge pages: what Linux says of the memory that tensors and the heap lie in."""
 
 import gc
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,65 +9,43 @@ import torch
 
 from redrafter_vllm.utils import huge_pages
 from redrafter_vllm.utils.huge_pages import PAGE, HugePages, move_heap
-
-needs_linux = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's account of memory")
-MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) .*$")
+from tests.mappings import asks_for_huge_pages, kilobytes_on_huge_pages, mappings, needs_linux
 
 
-def mappings() -> Iterator[tuple[int, int, str]]:
-    """Start, end and account of each mapping."""
-    start = end = 0
-    lines: list[str] = []
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if found := MAPPING.match(line):
-            if lines:
-                yield start, end, "\n".join(lines)
-            start, end, lines = int(found[1], 16), int(found[2], 16), []
-        lines.append(line)
-    yield start, end, "\n".join(lines)
+def test_copies() -> None:
+    """Of any size, also larger than a mapping or empty; what is written to one does not reach another."""
+    pages, generator = HugePages(), torch.Generator().manual_seed(0)
+    shapes = [(3, 5), (7,), (2, 3, 4), (1,), (0, 4), (70, 1 << 20), (5,)]
+    tensors = [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
+    copies = [pages.copy(tensor) for tensor in tensors]
+    for copy, tensor in zip(copies, tensors, strict=True):
+        assert torch.equal(copy, tensor) and copy.dtype == tensor.dtype
+        assert copy.is_contiguous() and copy.data_ptr() % 64 == 0
+    for copy in copies:
+        copy.fill_(0)
+        assert all(torch.equal(a, b) or not a.any() for a, b in zip(copies, tensors, strict=True))
 
 
-def account(address: int) -> str:
-    return next(lines for start, end, lines in mappings() if start <= address < end)
-
-
-def kilobytes_on_huge_pages(lines: str) -> int:
-    found = re.search(r"AnonHugePages: +(\d+) kB", lines)
-    return int(found[1]) if found else 0
-
-
-def test_tensors_keep_apart_what_they_hold() -> None:
-    pages = HugePages()
-    shapes = [(3, 5), (7,), (2, 3, 4), (1,), (0, 4), (1000, 100)]
-    tensors = [pages.empty(*shape, dtype=torch.bfloat16).fill_(n) for n, shape in enumerate(shapes)]
-    for n, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True)):
-        assert tensor.shape == shape and tensor.dtype == torch.bfloat16 and tensor.is_contiguous()
-        assert tensor.numel() == 0 or (tensor == n).all()
-        assert tensor.data_ptr() % 64 == 0
-
-
-def test_tensors_larger_than_a_mapping() -> None:
-    pages = HugePages()
-    small = pages.empty(10, dtype=torch.uint8).fill_(1)
-    large = pages.empty(70 << 20, dtype=torch.uint8).fill_(2)
-    behind = pages.empty(10, dtype=torch.uint8).fill_(3)
-    assert small.unique().tolist() == [1] and large.unique().tolist() == [2] and behind.unique().tolist() == [3]
+def test_a_copy_of_a_view() -> None:
+    tensor = torch.arange(12, dtype=torch.int32).view(3, 4)
+    copy = HugePages().copy(tensor.t()[1:])
+    assert copy.is_contiguous() and copy.tolist() == [[1, 5, 9], [2, 6, 10], [3, 7, 11]]
 
 
 @needs_linux
-def test_tensors_lie_where_huge_pages_were_asked_for() -> None:
-    tensor = HugePages().empty(4 * PAGE, dtype=torch.uint8).fill_(1)
-    flags = re.search(r"^VmFlags: (.*)$", account(tensor.data_ptr()), re.MULTILINE)
-    assert flags is not None and "hg" in flags[1].split()
+def test_copies_lie_where_huge_pages_were_asked_for() -> None:
+    copy = HugePages().copy(torch.ones(4 * PAGE, dtype=torch.uint8))
+    assert asks_for_huge_pages(copy.data_ptr())
+    assert not asks_for_huge_pages(torch.ones(4 * PAGE, dtype=torch.uint8).data_ptr())
 
 
 @needs_linux
 def test_memory_is_given_back_with_its_last_tensor() -> None:
-    pages = HugePages()
-    tensors = [pages.empty(70 << 20, dtype=torch.uint8) for _ in range(2)]
-    address = tensors[0].data_ptr()
+    pages, large = HugePages(), torch.ones(70 << 20, dtype=torch.uint8)
+    copies = [pages.copy(large) for _ in range(2)]
+    address = copies[0].data_ptr()
     assert any(start <= address < end for start, end, _ in mappings())
-    del tensors, pages
+    del copies, pages
     gc.collect()
     assert not any(start <= address < end for start, end, _ in mappings())
 

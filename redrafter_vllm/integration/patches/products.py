@@ -52,14 +52,10 @@ def _is_packed(weight: Tensor) -> bool:
 
 
 def _pack(layer: Any, remove_weight: bool) -> None:
-    size, packed = layer.weight.shape[0], _on_huge_pages(packed_linear.pack(layer.weight))
+    size, packed = layer.weight.shape[0], _HUGE_PAGES.copy(packed_linear.pack(layer.weight))
     if remove_weight:
         # As a parameter of the layer it is an input of compiled graphs, which keep no tensors.
         layer.weight = nn.Parameter(packed, requires_grad=False)
         layer.cpu_linear = lambda x, weight, bias: packed_linear.linear(x, weight, bias, size)
     else:  # an embedding's rows are still read
         layer.cpu_linear = lambda x, weight, bias: packed_linear.linear(x, packed, bias, size)
-
-
-def _on_huge_pages(packed: Tensor) -> Tensor:
-    return _HUGE_PAGES.empty(*packed.shape, dtype=packed.dtype).copy_(packed)
