@@ -11,6 +11,9 @@ _ACCOUNT = Path("/proc/self/smaps")
 _START = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ", re.MULTILINE)
 
 needs_linux = pytest.mark.skipif(not _ACCOUNT.exists(), reason="needs Linux's account of memory")
+needs_huge_pages = pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists(), reason="needs a Linux with huge pages"
+)
 
 
 def mappings() -> Iterator[tuple[int, int, str]]:

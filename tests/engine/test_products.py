@@ -9,11 +9,12 @@ from vllm.config import SpeculativeConfig
 from vllm.model_executor.layers.linear import LinearBase
 
 from redrafter_vllm.integration.method import PRODUCTS_SWITCH
+from redrafter_vllm.integration.worker import adaptive_trees, cpu
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import CHAIN, TREE, cpu_only, params, random_prompts, runner
 from tests.engine.scripted import run_both, same_clear_choices
 from tests.engine.test_targets import FAMILIES, save
-from tests.mappings import asks_for_huge_pages, needs_linux
+from tests.mappings import asks_for_huge_pages, needs_huge_pages
 from tests.models import VOCAB, save_random_drafter
 from tests.ops.native import needs_packed_linear
 
@@ -45,7 +46,18 @@ def test_the_drafter_is_packed(make_engine: MakeEngine, random_target: Path) -> 
     assert drafter._output_linear.layer.weight.shape[2:] == (32, 2)
 
 
-@needs_linux
+def test_the_heap_is_moved_before_costs_are_measured(
+    make_engine: MakeEngine, random_target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    measure = adaptive_trees.adapt_trees
+    monkeypatch.setattr(cpu, "move_heap", lambda: done.append("moved"))
+    monkeypatch.setattr(adaptive_trees, "adapt_trees", lambda runner: (done.append("measured"), measure(runner)))
+    make_engine(random_target, TREE, max_num_seqs=5, **BF16)
+    assert done == ["moved", "measured"]
+
+
+@needs_huge_pages
 def test_packed_weights_lie_on_huge_pages(make_engine: MakeEngine, random_target: Path) -> None:
     model = runner(make_engine(random_target, TREE, **BF16)).model
     layers = [layer for layer in model.modules() if isinstance(layer, LinearBase)]

@@ -19,7 +19,7 @@ from redrafter_vllm.utils.huge_pages import HugePages
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
 
 _CHOICES = ("packed", "vllm")
-_HUGE_PAGES = HugePages()
+_HUGE_PAGES = HugePages()  # of all engines of the process
 
 
 def install() -> None:
