@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long a step takes, by its rows and requests: measured at the start, corrected by every step that follows."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-LEARNING_RATE = 0.05  # of a correction by one step, once there have been many
+LEARNING_RATE = 0.02  # of a correction by one step, once there have been many
+PACE_RATE = 0.1  # of the machine's pace by one step of a size that is known
 FORGOTTEN = 0.01  # of what is known of all sizes, by every step: the context grows, other work comes and goes
 FORGOTTEN_WEIGHT = 0.1  # of steps; a size of which less is left counts as unseen
 NEIGHBOURS = 0.15  # logarithm of the ratio of two sizes at which one counts 1/e for the other
@@ -44,6 +46,10 @@ class StepCosts:
     do not find the drafter's weights in the place of the target's in the caches. What a round takes beyond its
     measurement is a time instead: most of it is the engine's own work around a round, which is the same for short and
     for long ones.
+
+    Other work comes and goes within seconds, and with it the time of all steps alike, while some sizes are seen once in
+    a minute: if each followed only its own steps, a size seen when the machine was slow would seem dear until then. So
+    the factors are relative to a pace of the machine, which follows every step, whatever its size.
     """
 
     def __init__(self, measured: MeasuredCosts, max_rows: int, max_requests: int) -> None:
@@ -52,9 +58,11 @@ class StepCosts:
         self.beam_length = measured.beam_length
         self.fewest_beam_steps = 0 if measured.copies_alone else 1
         self._per_request = measured.per_request
-        self._row_factors = _Corrections(max_rows, unknown=1.0)
-        self._plain_factors = _Corrections(max_requests, unknown=1.0)
-        self._round_extras = _Corrections(max_requests, unknown=0.0)  # seconds
+        # Factors are averaged as logarithms: what the pace takes of a step, its size does not, and neither drifts.
+        self._pace = 0.0  # the target's steps of late over what was known of steps of their sizes
+        self._row_factors = _Corrections(max_rows)
+        self._plain_factors = _Corrections(max_requests)
+        self._round_extras = _Corrections(max_requests)  # seconds
         # By whether trees were drawn, and by requests within factors of 2.
         self._between = np.full((2, max_requests.bit_length() + 1), np.nan)
 
@@ -63,15 +71,21 @@ class StepCosts:
         rows = np.clip(np.arange(first, last + 1), 1, len(self._rows) - 1)
         is_known = self._row_factors.is_known or not self._plain_factors.is_known
         factors = self._row_factors.table[rows] if is_known else self._plain_factors.of(self._bounded(num_requests))
-        return _rising((self._rows[rows] + self._per_request * num_requests) * factors)
+        return _rising((self._rows[rows] + self._per_request * num_requests) * np.exp(self._pace + factors))
 
     def plain(self, num_requests: int) -> float:
-        """Seconds of the target's step that no round went before, and which has no drafts."""
-        if self._plain_factors.is_known or not self._row_factors.is_known:
-            factor = self._plain_factors.of(self._bounded(num_requests))
-        else:
-            factor = self._row_factors.of(self._bounded_rows(num_requests))
-        return self._measured_step(num_requests, num_requests) * factor
+        """Seconds of the target's step that no round went before, and which has no drafts.
+
+        At most those of a step of as many rows after a round: it does the same work, and finds the caches as it left
+        them. So when the machine was slow in the few such steps that are seen, drafting does not seem to gain by it.
+        """
+        after_round = self._row_factors.of(self._bounded_rows(num_requests))
+        own = self._plain_factors.of(self._bounded(num_requests))
+        if not self._plain_factors.is_known:
+            own = after_round
+        elif self._row_factors.is_known:
+            own = min(own, after_round)
+        return self._measured_step(num_requests, num_requests) * math.exp(self._pace + own)
 
     def drafting(self, num_requests: int, beam_steps: int | None = None) -> float:
         """Seconds of a drafting round, whole unless its beam steps are given."""
@@ -102,8 +116,12 @@ class StepCosts:
         self._observe_step(self._plain_factors, self._bounded(num_requests), num_requests, num_requests, seconds)
 
     def _observe_step(self, factors: "_Corrections", size: int, rows: int, num_requests: int, seconds: float) -> None:
-        measured = self._measured_step(rows, num_requests)
-        factors.observe(size, _within(seconds, measured * factors.of(size)) / measured)
+        expected = self._measured_step(rows, num_requests) * math.exp(self._pace + factors.of(size))
+        surprise = math.log(_within(seconds, expected) / expected)
+        # The first step of a size tells how long it takes at this pace, later ones tell more and more of the pace.
+        num_steps = factors.num_steps(size)
+        factors.observe(size, factors.of(size) + surprise)
+        self._pace += PACE_RATE * num_steps / (num_steps + 1) * surprise
 
     def observe_drafting(self, num_requests: int, seconds: float, beam_steps: int | None = None) -> None:
         """A drafting round has taken this long, whole unless its beam steps are given."""
@@ -141,13 +159,13 @@ class _Corrections:
     size that is not chosen.
     """
 
-    def __init__(self, max_size: int, unknown: float) -> None:
+    def __init__(self, max_size: int) -> None:
         self._sizes = _steps_up_to(max_size)
         logarithms = np.log(self._sizes)
         self._likeness = np.exp(-np.abs(logarithms[:, None] - logarithms) / NEIGHBOURS)
         self._weights = np.zeros(len(self._sizes))  # of steps; the last ones weigh most
         self._sums = np.zeros(len(self._sizes))
-        self.table = np.full(max_size + 1, unknown)  # of all sizes
+        self.table = np.zeros(max_size + 1)  # of all sizes
 
     @property
     def is_known(self) -> bool:
@@ -161,6 +179,10 @@ class _Corrections:
         """The smallest size from `first` to `last` of which no step has been observed, or only long ago."""
         own = (first <= self._sizes) & (self._sizes <= last) & (self._weights < FORGOTTEN_WEIGHT)
         return int(self._sizes[own][0]) if own.any() else None
+
+    def num_steps(self, size: int) -> float:
+        """Steps of about that size which its correction is an average of; 0 if there have been none."""
+        return float(self._likeness[self._place(size)] @ self._weights)
 
     def observe(self, size: int, value: float) -> None:
         place = self._place(size)
