@@ -41,7 +41,7 @@ def test_images_copy_what_the_context_has(image: Path) -> None:
     """.dockerignore leaves everything out but what it names."""
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     kept = [line[1:] for line in lines if line.startswith("!")]
-    sources = re.findall(r"^COPY (.+) \S+$", image.read_text(encoding="utf-8"), re.MULTILINE)
+    sources = re.findall(r"^COPY (?!--from=)(.+) \S+$", image.read_text(encoding="utf-8"), re.MULTILINE)
     copied = [name for words in sources for name in words.split()]
     assert copied and lines[lines.index("*") - 1].startswith("#")
     for name in copied:
@@ -62,7 +62,7 @@ def test_images_have_supported_versions() -> None:
 
 
 @pytest.mark.process
-def test_compose_serves_the_small_pair_with_the_dashboard() -> None:
+def test_compose_serves_the_chat_model_with_the_dashboard() -> None:
     services = composed(COMPOSE)
     assert services.keys() == {"serving", "prometheus", "grafana"}
     assert services["serving"]["build"]["dockerfile"] == "deploy/Dockerfile.cpu"
