@@ -57,6 +57,7 @@ class StepCounts(NamedTuple):
     expected_thousandths: int = 0
     plain_us: int = 0
     taken_us: int = 0
+    passed_us: int = 0
 
     @classmethod
     def of(cls, stats: SpecDecodingStats) -> Self:

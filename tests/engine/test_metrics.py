@@ -3,6 +3,7 @@
 
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -232,9 +233,11 @@ def test_a_pause_is_counted_while_it_lasts(make_engine: MakeEngine, random_targe
         sampling = params(temperature=0.0, ignore_eos=True, max_tokens=12)
         llm.llm_engine.add_request("paused", {"prompt_token_ids": prompt}, sampling)
         logging.reset()
+        began = time.perf_counter()
         while llm.llm_engine.has_unfinished_requests():
             llm.llm_engine.step()
             seen.append(counters(llm))
+        ended = time.perf_counter()
     # The step of the prompt skips the first round, which the next step has not.
     skipped = [values["vllm:redrafter_skipped_rounds"] - seen[0]["vllm:redrafter_skipped_rounds"] for values in seen]
     assert skipped == [*range(12)]
@@ -247,6 +250,9 @@ def test_a_pause_is_counted_while_it_lasts(make_engine: MakeEngine, random_targe
         for name in ("plain", "adaptive")
     )
     assert without == pytest.approx(adaptive, abs=12) and adaptive > 0
+    # All that these steps took is counted, with what the engine does between them, and nothing beside.
+    by_the_clock = seen[-1]["vllm:redrafter_passed_microseconds"] - seen[0]["vllm:redrafter_passed_microseconds"]
+    assert times[-1] - times[0] < by_the_clock < 1e6 * (ended - began)
     logging.log(log_fn=lambda *_: pytest.fail("there were no verifications"))
 
 

@@ -32,9 +32,9 @@ def test_counts_arrive() -> None:
     received = sent(stats())
     assert StepCounts.of(received) == StepCounts(num_slots=4, draft_us=70, step_us=900)
     assert received.num_draft_tokens_per_pos[:4] == [1, 1, 1, 0]
-    StepCounts(9, 8, 7, 6, 5, 4, 3).put_into(received)
-    assert StepCounts.of(received) == (9, 8, 7, 6, 5, 4, 3) and len(received.num_draft_tokens_per_pos) == 4 + 7
-    assert StepCounts.of(SpecDecodingStats.new(4)) == (0, 0, 0, 0, 0, 0, 0)
+    StepCounts(9, 8, 7, 6, 5, 4, 3, 2).put_into(received)
+    assert StepCounts.of(received) == (9, 8, 7, 6, 5, 4, 3, 2) and len(received.num_draft_tokens_per_pos) == 4 + 8
+    assert StepCounts.of(SpecDecodingStats.new(4)) == (0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def test_vllms_log_line_does_not_change() -> None:

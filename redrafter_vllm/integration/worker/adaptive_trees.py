@@ -165,6 +165,7 @@ class AdaptiveTrees:
     def end_verification(self, batch: InputBatch, num_sampled: Tensor) -> None:
         """The target's step has ended; learns from it how long such a step takes, and whether drafting pays."""
         now = time.perf_counter()
+        passed = now - self._verified
         began, self._began, self._verified, self._ended = self._began, None, now, now
         budget, self._budget = self._budget, None
         self._num_reqs = batch.num_reqs
@@ -201,6 +202,7 @@ class AdaptiveTrees:
                 accepted=tokens - num_reqs,
                 seconds=taken,
                 plain_seconds=plain * tokens / num_reqs,
+                passed_seconds=passed,
             )
         )
 

@@ -8,7 +8,7 @@ import pytest
 from redrafter_vllm.adaptive.record import Record
 from redrafter_vllm.integration.worker import adaptive_report
 
-STEP = Record(steps=1, nodes=3, expected=1.5, accepted=2.0, seconds=0.5, plain_seconds=0.6)
+STEP = Record(steps=1, nodes=3, expected=1.5, accepted=2.0, seconds=0.5, plain_seconds=0.6, passed_seconds=0.8)
 
 
 class Clock:
@@ -35,7 +35,7 @@ def test_once_a_minute_the_log_says_what_came_of_the_steps(clock: Clock) -> None
             records.add(STEP)
         assert not lines
         clock.now = 60.0
-        records.add(Record(steps=1, skipped_rounds=1, seconds=0.5, plain_seconds=0.6))
+        records.add(Record(steps=1, skipped_rounds=1, seconds=0.5, plain_seconds=0.6, passed_seconds=0.6))
         assert len(lines) == 1
         for clock.now in (60.1, 119.9):
             records.add(STEP)
@@ -44,7 +44,7 @@ def test_once_a_minute_the_log_says_what_came_of_the_steps(clock: Clock) -> None
         records.add(STEP)
     assert lines[0] == (
         "ReDrafter: 4 steps, 1 of them without drafts, as drafting paused; 2.2 nodes per step, 1.50 accepted, "
-        "1.12 expected to be; 1.20 times the estimated speed without drafts"
+        "1.12 expected to be; 1.20 times the estimated speed without drafts, 0.80 times by the clock"
     )
     assert lines[1].startswith("ReDrafter: 3 steps, 0 of them without drafts")
     # The counters have all of it, whether it was logged or not.

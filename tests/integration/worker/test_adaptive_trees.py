@@ -96,6 +96,8 @@ def test_what_the_engine_does_between_two_steps_counts(
         trees.end_drafting(16)
     assert trees.costs.between(16, is_drawn=True) == pytest.approx(between)
     assert trees.begins_round(True) == is_drawn
+    # By the clock the round, too, is in each of the two steps that only decode.
+    assert trees.take_counts().passed_us == pytest.approx(2 * (16 + between + 26) * 1e6, abs=1)
 
 
 def test_sizes_that_no_step_has_had_are_tried(trees: adaptive_trees.AdaptiveTrees) -> None:
