@@ -33,6 +33,7 @@ OWN_VARIABLES = (
 # What is used where it is there, by distribution or by program, and for what.
 OPTIONAL_PACKAGES = {
     "matplotlib": "plots in reports",
+    "accelerate": "redrafter fetch-smollm2, quantised targets of redrafter train",
     "gguf": "redrafter fetch-smollm2",
     "wandb": "redrafter train --wandb",
     "mlflow-skinny": "redrafter train --mlflow",

@@ -179,8 +179,9 @@ def test_optional_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     (found,) = findings.extras()
     assert found.says == (
-        "gguf 0.17, mlflow-skinny 3.1 installed; not installed: matplotlib (plots in reports), wandb (redrafter train "
-        "--wandb), chromium (pictures of pages for the documents)"
+        "gguf 0.17, mlflow-skinny 3.1 installed; not installed: matplotlib (plots in reports), accelerate (redrafter "
+        "fetch-smollm2, quantised targets of redrafter train), wandb (redrafter train --wandb), chromium (pictures of "
+        "pages for the documents)"
     )
 
 

@@ -25,7 +25,9 @@ from tests.paths import ASSET, ROOT
 
 QUESTION = "a loop"
 REPLICAS = ("0", "1")
-ADAPTIVE = re.compile("redrafter_(plain_microseconds|adaptive_microseconds|passed_microseconds|expected_thousandths|skipped_rounds)")
+ADAPTIVE = re.compile(
+    "redrafter_(plain_microseconds|adaptive_microseconds|passed_microseconds|expected_thousandths|skipped_rounds)"
+)
 START_SECONDS = 500.0
 
 

