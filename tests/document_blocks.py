@@ -39,6 +39,7 @@ WHOLE_PAGE = re.compile(r"^<!-- all blocks need: ([^\n]*) -->$", re.MULTILINE)
 # README's blocks have no comments: what would stand there, by the beginning of the block.
 README = {
     'target     "Why is the sky blue?"': "excerpt",
+    "make setup": "needs: a network, minutes",
     "pip install '.[cuda]'": "needs: a network",
     "vllm serve MODEL": "test: tests/engine/test_serve.py::test_completions_are_those_of_plain_vllm",
     "redrafter fetch-smollm2": "needs: a network, minutes",

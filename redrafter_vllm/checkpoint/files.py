@@ -131,7 +131,7 @@ def weight_files(directory: Path) -> list[Path]:
     if pickles := [file.name for file in pickle_files(directory)]:
         raise PickleCheckpointError(
             f"{directory} holds its weights as a pickle ({listed(pickles)}), which may run code when read: if you "
-            f"trust it, convert it with `python -m redrafter_vllm.checkpoint.convert {directory} DST --allow-pickle`."
+            f"trust it, convert it with `redrafter convert {directory} DST --allow-pickle`."
         )
     raise CheckpointNotFoundError(f"{directory} holds no {WEIGHTS_FILE}: export or copy the drafter's weights there.")
 

@@ -89,7 +89,7 @@ def _look_up(target: str) -> Path:
         looked_at.append(f"{place} (holds no {CONFIG_FILE})" if place.is_dir() else str(place))
     raise DrafterNotFoundError(
         f"No ReDrafter checkpoint for {target!r}; looked at {', '.join(looked_at)}. Train one with "
-        f"`python -m redrafter_training --target {target} --data DATA`, or pass its directory or hub id instead of the "
+        f"`redrafter train --target {target} --data DATA`, or pass its directory or hub id instead of the "
         "word 'redrafter'."
     )
 

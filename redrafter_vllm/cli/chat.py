@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`redrafter chat MODEL`, or `redrafter chat --url URL`: a conversation, accepted drafts in colour.
+"""`redrafter chat [MODEL]`, or `redrafter chat --url URL`: a conversation, accepted drafts in colour.
 
-MODEL is served by a `vllm serve` of its own, or with `--in-process` by an engine in this process.
+MODEL is served by a `vllm serve` of its own, or with `--in-process` by an engine in this process. In a clone of the
+repository it may be left out: SmolLM2 then answers, which is downloaded once.
 
 Prompts come from standard input when it is no terminal: one line is one turn.
 """
@@ -42,10 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
         f"{QUIT} or Ctrl-D ends.",
         epilog="Options after -- are passed to vLLM, for instance: redrafter chat MODEL -- --max-model-len 2048",
     )
-    add_server(parser)
-    parser.add_argument(
-        "--in-process", action="store_true", help="with MODEL: run the engine in this process, without a server"
-    )
+    add_server(parser, "start a server for this target (default: in a clone, SmolLM2-135M-Instruct with its drafter)")
+    parser.add_argument("--in-process", action="store_true", help="run the engine in this process, without a server")
     add_sampling(parser)
     parser.add_argument(
         "--no-colour", action="store_true", help="mark accepted drafts with «»; also without a terminal"
@@ -57,12 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     own, passed_on = divided(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     arguments = parser.parse_args(own)
-    if (arguments.model is None) == (arguments.url is None):
+    if arguments.model is not None and arguments.url is not None:
         parser.error("give either a MODEL to serve or the --url of a running server")
-    if passed_on and arguments.model is None:
-        parser.error("options behind -- are for vllm serve, which is started only with a MODEL")
-    if arguments.in_process and arguments.model is None:
-        parser.error("--in-process needs a MODEL: a server at --url has its own engine")
+    if passed_on and arguments.url is not None:
+        parser.error("options behind -- are for vllm serve, which is not started with --url")
+    if arguments.in_process and arguments.url is not None:
+        parser.error("--in-process cannot be had with --url: that server has its own engine")
     try:
         with ExitStack() as stack:
             return converse(_partner(arguments, passed_on, stack), arguments, sys.stdin, sys.stdout)
@@ -82,17 +81,38 @@ class Partner(Protocol):
 
 def _partner(arguments: argparse.Namespace, passed_on: Sequence[str], stack: ExitStack) -> Partner:
     """Starts what has to be started; `stack` ends it."""
+    if arguments.url is not None:
+        return Server(arguments.url, os.environ.get("OPENAI_API_KEY"))
+    served = _what_to_serve(arguments, passed_on)
     if arguments.in_process:
         from redrafter_vllm.chat.own_engine import Engine  # imports vLLM when it starts
 
         with counted("the engine"):
-            return Engine(arguments.model, speculative_of(arguments), passed_on)
-    url = arguments.url
-    if url is None:
-        server = serving(arguments.model, speculative_of(arguments), passed_on, partial(waiting_for, "vllm serve"))
-        url = stack.enter_context(server)
-        end_of_waiting()
+            return Engine(*served)
+    url = stack.enter_context(serving(*served, partial(waiting_for, "vllm serve")))
+    end_of_waiting()
     return Server(url, os.environ.get("OPENAI_API_KEY"))
+
+
+def _what_to_serve(
+    arguments: argparse.Namespace, passed_on: Sequence[str]
+) -> tuple[str, dict[str, Any], Sequence[str]]:
+    """Target, speculative config and options of `vllm serve`. Raises ChatError where there is nothing to serve."""
+    if arguments.model is not None:
+        return arguments.model, speculative_of(arguments), passed_on
+    from redrafter_vllm.watch.pair import chat_pair, find_assets, is_ready
+
+    assets = find_assets()
+    if assets is None:
+        raise ChatError(
+            "name a MODEL to serve, or the --url of a running server, or call this in a clone of the repository, which "
+            "has the drafter of a chat model"
+        )
+    pair = chat_pair(assets)
+    if not is_ready(pair):
+        raise ChatError("without it, name a MODEL to serve, or the --url of a running server")
+    print(f"target {pair.target}\ndrafter {pair.drafter}", file=sys.stderr)
+    return str(pair.target), {**pair.speculative, **arguments.speculative}, [*pair.options, *passed_on]
 
 
 def converse(partner: Partner, arguments: argparse.Namespace, source: TextIO, screen: TextIO) -> int:

@@ -149,7 +149,10 @@ def extras() -> Iterator[Finding]:
             here.append(name)
     says = [f"{', '.join(here)} installed"] if here else []
     says += [f"not installed: {', '.join(f'{name} ({use})' for name, use in absent.items())}"] if absent else []
-    yield Finding(Level.OK, "optional", "; ".join(says))
+    packages = [name for name in absent if name in OPTIONAL_PACKAGES]
+    remedies = [f"pip install {' '.join(packages)}"] if packages else []
+    remedies += [f"apt install {name}" for name in absent if name in OPTIONAL_PROGRAMS]
+    yield Finding(Level.OK, "optional", "; ".join(says), f"where wanted: {'; '.join(remedies)}" if remedies else "")
 
 
 def drafters() -> Iterator[Finding]:

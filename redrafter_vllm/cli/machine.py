@@ -30,8 +30,8 @@ def device() -> Iterator[Finding]:
     import torch
 
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
-    triton = installed("triton")
-    yield Finding(Level.OK, "torch", f"{torch.__version__}, {build}; Triton {triton or 'is not installed'}")
+    yield Finding(Level.OK, "torch", f"{torch.__version__}, {build}")
+    yield _triton()
     if torch.cuda.is_available():
         properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         yield from (_gpu(each, index) for index, each in enumerate(properties))
@@ -51,6 +51,18 @@ def device() -> Iterator[Finding]:
         yield Finding(Level.NOTE, "GPU", "none: engines run on the CPU, which is meant for trials")
     yield _processor()
     yield _cpu_attention()
+
+
+def _triton() -> Finding:
+    """What trees are verified with, as vLLM's older runner has no place for them."""
+    if (version := installed("triton")) is not None:
+        return Finding(Level.OK, "Triton", version)
+    return Finding(
+        Level.PROBLEM,
+        "Triton",
+        "not installed: vLLM's runner V2, which verifies trees, needs it",
+        "on an NVIDIA GPU: pip install triton; without one, in a clone: make setup",
+    )
 
 
 def _driver() -> str | None:

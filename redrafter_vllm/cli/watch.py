@@ -186,7 +186,7 @@ def _demonstration(*, small: bool) -> "Pair":
     Raises ChatError outside a clone, which has the drafters.
     """
     from redrafter_vllm.chat.answers import ChatError
-    from redrafter_vllm.watch.pair import FETCH, SMOLLM2, chat_pair, fetch_chat_target, find_assets, small_pair
+    from redrafter_vllm.watch.pair import FETCH, chat_pair, find_assets, is_ready, small_pair
 
     assets = find_assets()
     if assets is None:
@@ -197,10 +197,7 @@ def _demonstration(*, small: bool) -> "Pair":
     if small:
         return small_pair(assets)
     pair = chat_pair(assets)
-    if pair.is_here:
-        return pair
-    print(f"downloading {SMOLLM2} (93 MB), once, to {pair.target}; --small needs no download", file=sys.stderr)
-    if fetch_chat_target():
+    if is_ready(pair, "; --small needs no download"):
         return pair
     print(
         "going on with the small pair of the repository, which continues Python sources and is too small to gain by "

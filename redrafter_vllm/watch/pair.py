@@ -71,6 +71,14 @@ def small_pair(assets: Path) -> Pair:
     )
 
 
+def is_ready(pair: Pair, instead: str = "") -> bool:
+    """Whether the chat pair is here, or has been downloaded now; `instead` ends the line that announces it."""
+    if pair.is_here:
+        return True
+    print(f"downloading {SMOLLM2} (93 MB), once, to {pair.target}{instead}", file=sys.stderr)
+    return fetch_chat_target()
+
+
 def fetch_chat_target() -> bool:
     """Download SmolLM2 to where `chat_pair` expects it; the command shows its progress, or says why it fails."""
     command = [sys.executable, "-m", "redrafter_vllm", FETCH]

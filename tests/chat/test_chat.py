@@ -6,6 +6,7 @@ import sys
 from collections.abc import Generator, Iterator
 from io import StringIO
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from redrafter_vllm.chat import own_server
 from redrafter_vllm.chat.answers import ChatError, Figures, Piece, Server
 from redrafter_vllm.cli import chat
 from redrafter_vllm.utils.local_server import is_healthy
+from redrafter_vllm.watch import pair
 from tests.chat.fake_server import FakeServer, faking
 
 ANSWERS = [[["The"], [" sky", " is", " blue"], ["."]], [["Yes"], [", really"]]]
@@ -153,10 +155,48 @@ def test_figures_by_hand() -> None:
     assert Figures().tokens_per_step is None and Figures().tokens_per_second is None
 
 
-@pytest.mark.parametrize("arguments", [[], ["m", "--url", "u"], ["--url", "u", "--", "--max-model-len", "5"]], ids=str)
+@pytest.mark.parametrize("arguments", [["m", "--url", "u"], ["--url", "u", "--", "--max-model-len", "5"]], ids=str)
 def test_arguments_that_do_not_go_together(arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         chat.main(arguments)
+
+
+@pytest.fixture
+def chat_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that the chat model is downloaded to, empty."""
+    monkeypatch.setenv("REDRAFTER_HOME", str(tmp_path))
+    return tmp_path / "targets" / pair.SMOLLM2
+
+
+def test_the_chat_model_answers_where_none_is_named(
+    chat_target: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands: list[str] = []
+
+    def run(command: list[str], **_: object) -> CompletedProcess[str]:
+        commands.append(command[-1])
+        return CompletedProcess(command, 0)
+
+    monkeypatch.setattr(pair.subprocess, "run", run)
+    given = chat.build_parser().parse_args(["--speculative", '{"beam_width": 2}'])
+    target, speculative, options = chat._what_to_serve(given, ["--max-model-len", "512"])
+    assert target == str(chat_target) and commands == ["fetch-smollm2"]
+    assert speculative["model"].endswith("smollm2-135m-instruct/redrafter") and speculative["beam_width"] == 2
+    assert options[-2:] == ["--max-model-len", "512"] and "--max-num-seqs" in options
+    assert "downloading SmolLM2-135M-Instruct" in capsys.readouterr().err
+
+
+def test_where_there_is_no_chat_model(
+    chat_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The small pair is no chat model, so that it cannot take its place."""
+    monkeypatch.setattr(pair.subprocess, "run", lambda command, **_: CompletedProcess(command, 1))
+    assert chat.main([]) == 1
+    assert "name a MODEL to serve, or the --url of a running server" in capsys.readouterr().err
+    monkeypatch.setattr(pair, "__file__", str(tmp_path / "site-packages" / "redrafter_vllm" / "watch" / "pair.py"))
+    monkeypatch.chdir(tmp_path)
+    assert chat.main(["--in-process"]) == 1
+    assert "in a clone of the repository" in capsys.readouterr().err
 
 
 SCRIPT = """

@@ -52,7 +52,7 @@ def test_the_sentence_of_an_error(error: Exception, sentence: str) -> None:
     assert start_failure(error) == sentence
 
 
-def test_it_needs_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_running_server_has_its_own_engine(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         chat.main(["--url", "http://localhost:1", "--in-process"])
-    assert "--in-process needs a MODEL" in capsys.readouterr().err
+    assert "--in-process cannot be had with --url" in capsys.readouterr().err

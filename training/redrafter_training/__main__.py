@@ -46,7 +46,7 @@ def _main(job: Job, config: DistillConfig, recipe: str, keys: str, interruption:
     if report.unmeasured is not None:
         print(
             f"the drafter in {job.out_dir} is complete, but its tokens per step could not be measured "
-            f"({report.unmeasured}): run python -m redrafter_training.evaluate, or train with --evaluate false",
+            f"({report.unmeasured}): run redrafter evaluate, or train with --evaluate false",
             file=sys.stderr,
         )
     if report.not_pushed is not None:

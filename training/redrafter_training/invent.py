@@ -34,7 +34,7 @@ def _main(job: PromptJob) -> int:
     print(found)
     if len(found.prompts) < job.count:
         print(f"{len(found.prompts)} of {job.count} prompts: the target invents little that is new", file=sys.stderr)
-    respond = f"python -m redrafter_training.respond --target {job.target} --data {job.out} --out DIR"
+    respond = f"redrafter respond --target {job.target} --data {job.out} --out DIR"
     print(f"generate responses with: {respond}")
     return 0
 

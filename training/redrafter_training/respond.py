@@ -31,9 +31,7 @@ def _main(job: ResponseJob) -> int:
     from redrafter_training.run.response_generation import generate_responses
 
     print(generate_responses(job))
-    print(
-        f"train on them with: python -m redrafter_training --target {job.target} --data {job.out} --window {job.window}"
-    )
+    print(f"train on them with: redrafter train --target {job.target} --data {job.out} --window {job.window}")
     return 0
 
 

@@ -18,10 +18,10 @@ class Pipeline:
         out: folder for all results: prompts.jsonl, responses/, drafter/, evaluation.jsonl.
         target: folder or hub name of the target (default: what fetch brings).
         fetch: smollm2 fetches SmolLM2-135M-Instruct as the target, unless target is given.
-        invent: keys of redrafter_training.invent, or nothing where respond or train has data.
-        respond: keys of redrafter_training.respond, or nothing where train has data.
-        train: keys of redrafter_training; a relative hidden_cache is a folder in out.
-        evaluate: keys of redrafter_training.evaluate; its results go into the drafter's card, too.
+        invent: keys of `redrafter invent`, or nothing where respond or train has data.
+        respond: keys of `redrafter respond`, or nothing where train has data.
+        train: keys of `redrafter train`; a relative hidden_cache is a folder in out.
+        evaluate: keys of `redrafter evaluate`; its results go into the drafter's card, too.
         dry_run: print the commands and stop.
     """
 

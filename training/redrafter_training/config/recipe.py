@@ -152,7 +152,7 @@ class ResponseConfig(ResponseSettings):
     Attributes:
         count: maximum number of responses; prompts are distinct, and none gets two greedy responses.
         batch_size: responses generated at once.
-        folders: folders of `redrafter_training.respond`, all of whose responses are used instead of generating any.
+        folders: folders of `redrafter respond`, all of whose responses are used instead of generating any.
         any_target: accept folders from another target with the same vocabulary.
     """
 

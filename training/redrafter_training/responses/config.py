@@ -49,11 +49,11 @@ class EngineSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptJob(EngineSettings):
-    """Options of `redrafter_training.invent`: prompts that the target writes itself.
+    """Options of `redrafter invent`: prompts that the target writes itself.
 
     Attributes:
         target: folder or hub name of the target, a chat model.
-        out: file for the prompts, one JSON object per line; give it to redrafter_training.respond as --data.
+        out: file for the prompts, one JSON object per line; give it to `redrafter respond` as --data.
         count: prompts to keep.
         temperature: sampling temperature; lower ones invent the same prompts again and again.
         max_prompt: maximum number of tokens of a prompt; longer ones are left out.
@@ -101,7 +101,7 @@ class PromptJob(EngineSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseJob(ResponseSettings, EngineSettings):
-    """Options of `redrafter_training.respond`: responses of the target to the prompts of some data.
+    """Options of `redrafter respond`: responses of the target to the prompts of some data.
 
     Attributes:
         target: folder or hub name of the target.

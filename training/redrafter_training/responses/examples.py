@@ -121,9 +121,7 @@ def folder_responses(
     texts: list[Example] = []
     for folder in config.folders:
         if not is_response_folder(folder):
-            raise DataError(
-                f"{folder}: not a folder of responses; python -m redrafter_training.respond --out {folder} makes one"
-            )
+            raise DataError(f"{folder}: not a folder of responses; redrafter respond --out {folder} makes one")
         loaded = load_responses(
             Path(folder),
             tokenizer,

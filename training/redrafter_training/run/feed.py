@@ -110,7 +110,7 @@ def source_code_feed(
     if config.response_fraction and (tokens := sum(map(len, responses))) < 2 * config.window:
         raise DataError(
             f"the target's own {len(responses)} texts have {tokens} tokens, less than two windows of {config.window}: "
-            "generate more (--responses.count, or --count of redrafter_training.respond)"
+            "generate more (--responses.count, or --count of redrafter respond)"
         )
     measured = [
         torch.tensor(tokenizer(prompt)["input_ids"])
