@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 96
 PROMPT = "Why is the sky blue?"
+SLOWED = ", slowed by reading its trees"  # with --live: the figures are below what it can do
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,6 +56,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--plain-url", help="with --url: the server of the plain side (default: the same with drafts switched off)"
     )
     parser.add_argument("--prompt", help=f"what both are asked (default: {PROMPT})")
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="draw the trees while the answer streams, too, where there is a terminal; reading them slows the side with "
+        "drafts",
+    )
     parser.add_argument("--text", action="store_true", help="the prompt is a text to be continued, not a chat turn")
     add_sampling(parser, MAX_TOKENS)
     parser.add_argument(
@@ -139,10 +146,11 @@ def _attached(arguments: argparse.Namespace, console: Any) -> "Race":
     plain = drafting if arguments.plain_url is None else _server(arguments.plain_url)
     title = "plain: the same server, drafts off" if plain is drafting else f"plain: {arguments.plain_url}"
     question = _question(arguments, arguments.prompt or PROMPT, arguments.text)
-    race = Race(question.prompt, Recording(title), Recording(f"ReDrafter: {arguments.url}"))
+    live = arguments.live and console.is_terminal
+    race = Race(question.prompt, Recording(title), Recording(f"ReDrafter: {arguments.url}{SLOWED * live}"))
     with measuring(race, console) as drawing:
         measure_plain(plain, question, race.plain, drawing("1 of 2: measuring plain decoding"))
-        measure(drafting, question, race.drafted, drawing("2 of 2: measuring ReDrafter"))
+        measure(drafting, question, race.drafted, drawing("2 of 2: measuring ReDrafter"), live=live)
     return race
 
 
@@ -156,14 +164,15 @@ def _started(arguments: argparse.Namespace, passed_on: Sequence[str], console: A
     from redrafter_vllm.watch.replay import measuring
 
     target, speculative, options, question = _what_to_serve(arguments, passed_on)
-    race = Race(question.prompt, Recording("plain vLLM"), Recording("vLLM with ReDrafter"))
+    live = arguments.live and console.is_terminal
+    race = Race(question.prompt, Recording("plain vLLM"), Recording(f"vLLM with ReDrafter{SLOWED * live}"))
     start = partial(serving, target, None, options, partial(waiting_for, "plain vLLM, 1 of 2"))
     with start() as url, measuring(race, console) as drawing:
         measure_plain(_server(url), question, race.plain, drawing("1 of 2: measuring plain vLLM"))
     options += engine_trees.OPTIONS
     start = partial(serving, target, speculative, options, partial(waiting_for, "vLLM with ReDrafter, 2 of 2"))
     with start(engine_trees.ENVIRONMENT) as url, measuring(race, console) as drawing:
-        measure(_server(url), question, race.drafted, drawing("2 of 2: measuring vLLM with ReDrafter"))
+        measure(_server(url), question, race.drafted, drawing("2 of 2: measuring vLLM with ReDrafter"), live=live)
     return race
 
 

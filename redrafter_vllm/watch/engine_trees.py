@@ -3,7 +3,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from redrafter_vllm.chat.answers import ChatError, Server
 from redrafter_vllm.watch.recording import VerifiedTree
@@ -18,20 +18,38 @@ NOT_REPORTED = (
 NOT_MATCHED = "The trees that this server reports do not fit the tokens that it sent."
 
 
-def start_recording(server: Server) -> bool:
-    """Whether the server records its trees from now on."""
-    try:
-        _call(server, "start_tree_recording")
-    except ChatError:
-        return False
-    return True
+class TreeReader:
+    """The trees of a request that a server records, in the order of its steps, as far as they have been read."""
 
+    def __init__(self, server: Server, request_id: str) -> None:
+        """`request_id` is what the client calls the request."""
+        self.trees: list[VerifiedTree] = []
+        self._server, self._request_id = server, request_id
+        self._texts: dict[int, str] = {}  # of tokens
 
-def stop_recording(server: Server, request_id: str) -> list[VerifiedTree]:
-    """The trees of a request in the order of its steps; `request_id` is what the client called it."""
-    every: list[Mapping[str, Any]] = next((found for found in _call(server, "stop_tree_recording") if found), [])
-    own = [tree for tree in every if request_id in tree["request"]]
-    return as_texts(own, _texts(server, own))
+    @classmethod
+    def start(cls, server: Server, request_id: str) -> Self | None:
+        """Lets the server record its trees; None if it does not."""
+        try:
+            _call(server, "start_tree_recording")
+        except ChatError:
+            return None
+        return cls(server, request_id)
+
+    def read(self) -> None:
+        """Reads what has been recorded since the last time; recording goes on."""
+        self._add(_call(self._server, "read_tree_recording"))
+
+    def stop(self) -> None:
+        """Ends the recording, and reads the rest."""
+        self._add(_call(self._server, "stop_tree_recording"))
+
+    def _add(self, found: Sequence[Sequence[Mapping[str, Any]] | None]) -> None:
+        """What each worker has returned: the same, or nothing."""
+        own = [tree for tree in next(filter(None, found), ()) if self._request_id in tree["request"]]
+        for token in sorted({token for tree in own for token in tree["tokens"]} - self._texts.keys()):
+            self._texts[token] = _text(self._server, token)
+        self.trees += as_texts(own, self._texts)
 
 
 def as_texts(trees: Sequence[Mapping[str, Any]], texts: Mapping[int, str]) -> list[VerifiedTree]:
@@ -47,12 +65,9 @@ def as_texts(trees: Sequence[Mapping[str, Any]], texts: Mapping[int, str]) -> li
     ]
 
 
-def _texts(server: Server, trees: Sequence[Mapping[str, Any]]) -> dict[int, str]:
-    found: dict[int, str] = {}
-    for token in sorted({token for tree in trees for token in tree["tokens"]}):
-        with server.request("/detokenize", {"model": server.model, "tokens": [token]}) as response:
-            found[token] = str(json.load(response)["prompt"])
-    return found
+def _text(server: Server, token: int) -> str:
+    with server.request("/detokenize", {"model": server.model, "tokens": [token]}) as response:
+        return str(json.load(response)["prompt"])
 
 
 def _call(server: Server, method: str) -> list[Any]:

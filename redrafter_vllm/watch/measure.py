@@ -10,7 +10,7 @@ from typing import Any
 
 from redrafter_vllm.chat.answers import ChatError, Message, Piece, Server
 from redrafter_vllm.watch import engine_trees
-from redrafter_vllm.watch.recording import Recording, Step, with_trees
+from redrafter_vllm.watch.recording import Recording, Step, steps_so_far, with_trees
 
 WARM_UP_TOKENS = 8
 DRAFTS_OFF = {"redrafter": {"enabled": False}}
@@ -38,7 +38,9 @@ def measure_plain(server: Server, question: Question, recording: Recording, watc
     _stream(server, question, recording, watching, DRAFTS_OFF, one_by_one=True)
 
 
-def measure(server: Server, question: Question, recording: Recording, watching: Callable[[], None]) -> None:
+def measure(
+    server: Server, question: Question, recording: Recording, watching: Callable[[], None], *, live: bool = False
+) -> None:
     """Record an answer with drafts, and the trees if the server reports them.
 
     Args:
@@ -46,19 +48,28 @@ def measure(server: Server, question: Question, recording: Recording, watching: 
         question: Prompt and sampling.
         recording: Gets the steps as they arrive, and again with their trees at the end.
         watching: Called several times a second meanwhile.
+        live: Trees are read before each of these calls, which takes the server some time, and not only at the end.
 
     Raises ChatError where the server refuses or ends the answer.
     """
     name = uuid.uuid4().hex
-    reports = engine_trees.start_recording(server)
+    reader = engine_trees.TreeReader.start(server, name)
+
+    def reading() -> None:
+        if reader is not None:
+            reader.read()
+            recording.joined = steps_so_far(recording.steps, reader.trees)
+        watching()
+
     try:
-        _stream(server, question, recording, watching, {"request_id": name}, one_by_one=False)
+        _stream(server, question, recording, reading if live else watching, {"request_id": name}, one_by_one=False)
     finally:
-        trees = engine_trees.stop_recording(server, name) if reports else []
-    joined = with_trees(recording.steps, trees) if reports else None
+        if reader is not None:
+            reader.stop()
+    joined = None if reader is None else with_trees(recording.steps, reader.trees)
     if joined is not None:
         recording.steps = joined
-    recording.no_trees = "" if joined else engine_trees.NOT_MATCHED if reports else engine_trees.NOT_REPORTED
+    recording.no_trees = "" if joined else engine_trees.NOT_MATCHED if reader else engine_trees.NOT_REPORTED
 
 
 def _stream(

@@ -47,6 +47,7 @@ class Recording:
     steps: list[Step] = field(default_factory=list)
     ended: bool = False
     no_trees: str = ""  # why no step has a tree
+    joined: list[Step] = field(default_factory=list)  # with their trees, where these are read while it streams
 
     def until(self, seconds: float = math.inf) -> list[Step]:
         """The steps that had ended by then."""
@@ -90,13 +91,32 @@ def with_trees(steps: Sequence[Step], verified: Sequence[VerifiedTree]) -> list[
     Returns:
         None where the numbers of tokens do not fit.
     """
-    texts = [text for step in steps for text in step.texts]
-    arrived = [step.seconds for step in steps for _ in step.texts]
-    trees = [tree for tree in verified if tree.num_emitted > 0][1:]
-    ends = list(accumulate((tree.num_emitted for tree in trees), initial=1))
-    surplus = sum(end >= len(texts) for end in ends) - 1  # steps behind the one with the last token
+    num_texts = sum(len(step.texts) for step in steps)
+    trees, ends = _decoding(verified)
+    surplus = sum(end >= num_texts for end in ends) - 1  # steps behind the one with the last token
     if not 0 <= surplus <= UNRECEIVED_STEPS:
         return None
+    return _joined(steps, trees, ends)
+
+
+def steps_so_far(steps: Sequence[Step], verified: Sequence[VerifiedTree]) -> list[Step]:
+    """The same of an answer that still streams: the steps of which both tokens and tree have come."""
+    steps = list(steps)  # more may arrive meanwhile
+    num_texts = sum(len(step.texts) for step in steps)
+    trees, ends = _decoding(verified)
+    num_complete = sum(end <= num_texts for end in ends[1:])
+    return _joined(steps, trees[:num_complete], ends[: num_complete + 1]) if steps else []
+
+
+def _decoding(verified: Sequence[VerifiedTree]) -> tuple[list[VerifiedTree], list[int]]:
+    """The trees behind the prompt's, and how many tokens there are before each and at the end."""
+    trees = [tree for tree in verified if tree.num_emitted > 0][1:]
+    return trees, list(accumulate((tree.num_emitted for tree in trees), initial=1))
+
+
+def _joined(steps: Sequence[Step], trees: Sequence[VerifiedTree], ends: Sequence[int]) -> list[Step]:
+    texts = [text for step in steps for text in step.texts]
+    arrived = [step.seconds for step in steps for _ in step.texts]
     found = [Step(arrived[0], tuple(texts[:1]))]
     for begin, end, tree in zip(ends, ends[1:], trees, strict=False):
         if begin >= len(texts):

@@ -97,7 +97,7 @@ class View:
         return text
 
     def _tree(self, recording: Recording, seconds: float, width: int, height: int) -> Panel:
-        steps = recording.until(seconds)
+        steps = recording.until(seconds) if recording.ended else recording.joined
         number, tree = len(steps), steps[-1].tree if steps else None
         title = "draft tree"
         if tree is not None:
@@ -144,7 +144,7 @@ def _no_tree(recording: Recording, number: int) -> str:
     if not recording.steps:
         return "waiting"
     if not recording.ended:
-        return "The trees come with the replay, so that reading them does not slow the measured steps."
+        return "The trees come with the replay, as reading them slows the measured steps; --live reads them meanwhile."
     return recording.no_trees or ("The first step is the prompt's: it verifies nothing." if number else "")
 
 

@@ -43,6 +43,24 @@ def test_trees_spell_the_tokens(make_engine: MakeEngine, asset: Path, temperatur
     assert accepted > len(outputs)
 
 
+def test_trees_are_read_while_they_are_recorded(make_engine: MakeEngine, asset: Path) -> None:
+    """Each is read once, and none is lost between two reads."""
+    prompt = AutoTokenizer.from_pretrained(asset).encode(TEXTS[0])
+    llm = make_engine(asset, TREE)
+    recording = recording_of(llm)
+    assert recording.read_tree_recording() == []
+    recording.start_tree_recording()
+    llm.llm_engine.add_request("watched", {"prompt_token_ids": prompt}, params(max_tokens=24, temperature=0.0))
+    parts, outputs = list[list[RecordedTree]](), list[Any]()
+    while llm.llm_engine.has_unfinished_requests():
+        outputs += llm.llm_engine.step()
+        parts.append(recording.read_tree_recording())
+    trees = [tree for part in [*parts, recording.stop_tree_recording()] for tree in part]
+    assert sum(bool(part) for part in parts) > 3
+    assert follow(trees, list(outputs[-1].outputs[0].token_ids)) > 1
+    assert recording.read_tree_recording() == []
+
+
 def follow(trees: list[RecordedTree], emitted: list[int]) -> int:
     """Walks through the emitted tokens, tree by tree; the number of accepted drafts."""
     place, accepted = -1, 0  # place of the last token so far, the root of the next tree

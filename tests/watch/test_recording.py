@@ -4,7 +4,7 @@
 import pytest
 
 from redrafter_vllm.watch.race import Race
-from redrafter_vllm.watch.recording import Recording, Step, VerifiedTree, shared_tokens, with_trees
+from redrafter_vllm.watch.recording import Recording, Step, VerifiedTree, shared_tokens, steps_so_far, with_trees
 from tests.watch.stories import LAST_TREE, TREE, race
 
 # Two steps, of two tokens and of one, that arrived together at 0.5 s.
@@ -42,6 +42,23 @@ def test_a_step_in_which_no_node_paid_is_a_step() -> None:
     assert steps is not None
     assert [step.texts for step in steps] == [("a",), ("b",), ("c", "d"), ("e",)]
     assert [step.num_drafts for step in steps] == [0, 0, 1, 0]
+
+
+def test_steps_of_which_both_tokens_and_tree_have_come() -> None:
+    """Of the stream `a`, `bcd`, `e`, with trees that emit two tokens, one and three."""
+    shown = [
+        [step.texts for step in steps_so_far(ARRIVED[:arrived], [PROMPT, FIRST, SECOND, THIRD][:read])]
+        for arrived, read in ((0, 4), (1, 0), (1, 2), (2, 2), (2, 4), (3, 1))
+    ]
+    assert shown == [
+        [],
+        [("a",)],
+        [("a",)],  # the tree came first
+        [("a",), ("b", "c")],  # the tokens came first
+        [("a",), ("b", "c"), ("d",)],
+        [("a",)],
+    ]
+    assert steps_so_far(ARRIVED, [PROMPT, FIRST, SECOND])[-1] == with_trees(ARRIVED, [PROMPT, FIRST, SECOND, THIRD])[2]
 
 
 @pytest.mark.parametrize("trees", [[], [FIRST], [FIRST, SECOND], [FIRST, THIRD, SECOND, SECOND, SECOND, SECOND]])

@@ -2,6 +2,7 @@
 """What stands on the screen at a moment of a hand-made comparison."""
 
 import io
+import math
 
 import pytest
 from rich.console import Console
@@ -53,6 +54,15 @@ def columns(shown: list[str]) -> tuple[list[str], ...]:
         [line[start + 2 : start + width - 2].rstrip() for line in inner]
         for start, width in zip(starts, widths, strict=True)
     )
+
+
+def test_while_it_streams_the_last_tree_that_was_read_is_drawn() -> None:
+    story = race()
+    story.drafted.ended = False
+    assert "--live" in "".join(columns(lines_at(story, math.inf))[2])
+    story.drafted.joined = story.drafted.steps[:2]
+    shown = lines_at(story, math.inf)
+    assert "step 2: 2 of 6 drafts accepted" in shown[2] and "├─ ' sky' ✓" in columns(shown)[2]
 
 
 def test_at_the_end_both_are_marked_as_done() -> None:

@@ -74,6 +74,29 @@ def test_what_is_asked_and_recorded(fake: FakeServer) -> None:
     ]
 
 
+def test_trees_may_be_read_while_the_answer_streams(fake: FakeServer) -> None:
+    """What has been read is not read again at the end, and the texts of its tokens are not asked for again."""
+    report_trees(fake)
+    every = fake.other["/collective_rpc"]
+    reads: list[str] = []
+
+    def answer(call: dict[str, Any]) -> dict[str, Any]:
+        reads.append(call["method"])
+        is_first = reads.count("read_tree_recording") == 1 and call["method"] == "read_tree_recording"
+        return every({"method": "stop_tree_recording"}) if is_first else {"results": [None, []]}
+
+    fake.other["/collective_rpc"] = answer
+    fake.answers = [WARM_UP, DRAFTED]
+    drafted, joined = Recording("drafted"), list[int]()
+    question = Question("Why?", False, [], {})
+    measure(Server(fake.url), question, drafted, lambda: joined.append(len(drafted.joined)), live=True)
+    assert reads[0] == "start_tree_recording" and reads[-1] == "stop_tree_recording" and len(reads) > 2
+    # The last call comes behind the last token.
+    assert joined[-1] == 2 and drafted.joined == drafted.steps
+    assert drafted.steps[1].tree is not None and drafted.steps[1].tree.path == (0, 2) and not drafted.no_trees
+    assert [path for path, _ in fake.calls].count("/detokenize") == 3
+
+
 def test_a_text_is_continued_and_a_server_may_report_no_trees(fake: FakeServer) -> None:
     question = Question("def f(", True, [], {"max_tokens": 9})
     plain, drafted = Recording("plain"), Recording("drafted")

@@ -2,8 +2,8 @@
 """Draft trees of a running engine, for whoever watches it.
 
 `vllm serve … --worker-extension-cls redrafter_vllm.integration.worker.tree_recorder.TreeRecording` gives the workers
-two methods, which vLLM calls by name (`/collective_rpc`, `LLM.collective_rpc`). A server without the option has none of
-this, and one with it records nothing until it is asked to.
+three methods, which vLLM calls by name (`/collective_rpc`, `LLM.collective_rpc`). A server without the option has none
+of this, and one with it records nothing until it is asked to.
 """
 
 from dataclasses import dataclass
@@ -97,6 +97,11 @@ class TreeRecorder:
             **kwargs,
         )
 
+    def take(self) -> list[RecordedTree]:
+        """The trees since the last call, in the order of steps; waits for the device."""
+        steps, self.steps = self.steps, []
+        return [tree for step in steps for tree in step.trees()]
+
     def _drafts(self) -> _Drafts | None:
         step = self.speculator.step
         if step is None or step.drafts is None or step.walk is None:
@@ -124,10 +129,19 @@ class TreeRecording:
         # On the object: its class stays as it is, for every engine of the process.
         speculator.__dict__["propose"] = TreeRecorder(speculator)
 
+    def read_tree_recording(self) -> list[RecordedTree]:
+        """The trees since the start or the last call, in the order of steps; waits for the device."""
+        recorder = self._recorder()
+        return [] if recorder is None else recorder.take()
+
     def stop_tree_recording(self) -> list[RecordedTree]:
-        """The trees since the start in the order of steps, none if nothing was recorded; waits for the device."""
-        recorder = vars(self.model_runner.speculator or object).get("propose")
-        if not isinstance(recorder, TreeRecorder):
+        """The trees that have not been read, in the order of steps; waits for the device."""
+        recorder = self._recorder()
+        if recorder is None:
             return []
         del recorder.speculator.__dict__["propose"]
-        return [tree for step in recorder.steps for tree in step.trees()]
+        return recorder.take()
+
+    def _recorder(self) -> TreeRecorder | None:
+        found = vars(self.model_runner.speculator or object).get("propose")
+        return found if isinstance(found, TreeRecorder) else None
