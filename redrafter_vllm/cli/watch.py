@@ -59,8 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--live",
         action="store_true",
-        help="draw the trees while the answer streams, too, where there is a terminal; reading them slows the side with "
-        "drafts",
+        help="draw the trees also while the answer streams; reading them slows the side with drafts",
     )
     parser.add_argument("--text", action="store_true", help="the prompt is a text to be continued, not a chat turn")
     add_sampling(parser, MAX_TOKENS)
