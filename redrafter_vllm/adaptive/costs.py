@@ -7,9 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LEARNING_RATE = 0.02  # of a correction by one step, once there have been many
+LEARNING_RATE = 0.05  # of a time by one round, once there have been many
+SIZE_RATE = 0.02  # of a size's factor by one step, which is relative to the pace
 PACE_RATE = 0.1  # of the machine's pace by one step of a size that is known
-FORGOTTEN = 0.01  # of what is known of all sizes, by every step: the context grows, other work comes and goes
+FORGOTTEN = 0.01  # of what is known of all sizes, by every step of the same kind: the context grows
+# Of what is known of steps after rounds by one without, and the other way round. What makes one kind dearer is at first
+# taken for the pace, and so for both: fresh steps of the other kind, which are few, have to outweigh its old ones.
+FORGOTTEN_OF_OTHERS = 0.003
 FORGOTTEN_WEIGHT = 0.1  # of steps; a size of which less is left counts as unseen
 NEIGHBOURS = 0.15  # logarithm of the ratio of two sizes at which one counts 1/e for the other
 MAX_SURPRISE = 2.0  # a step that took longer than this times what was expected, or shorter than its inverse, is cut
@@ -60,9 +64,9 @@ class StepCosts:
         self._per_request = measured.per_request
         # Factors are averaged as logarithms: what the pace takes of a step, its size does not, and neither drifts.
         self._pace = 0.0  # the target's steps of late over what was known of steps of their sizes
-        self._row_factors = _Corrections(max_rows)
-        self._plain_factors = _Corrections(max_requests)
-        self._round_extras = _Corrections(max_requests)  # seconds
+        self._row_factors = _Corrections(max_rows, SIZE_RATE)
+        self._plain_factors = _Corrections(max_requests, SIZE_RATE)
+        self._round_extras = _Corrections(max_requests, LEARNING_RATE)  # seconds
         # By whether trees were drawn, and by requests within factors of 2.
         self._between = np.full((2, max_requests.bit_length() + 1), np.nan)
 
@@ -110,10 +114,12 @@ class StepCosts:
     def observe_verification(self, rows: int, num_requests: int, seconds: float) -> None:
         """A step of the target after a round has taken this long."""
         self._observe_step(self._row_factors, self._bounded_rows(rows), rows, num_requests, seconds)
+        self._plain_factors.forget(FORGOTTEN_OF_OTHERS)
 
     def observe_plain(self, num_requests: int, seconds: float) -> None:
         """A step of the target without drafts, which no round went before, has taken this long."""
         self._observe_step(self._plain_factors, self._bounded(num_requests), num_requests, num_requests, seconds)
+        self._row_factors.forget(FORGOTTEN_OF_OTHERS)
 
     def _observe_step(self, factors: "_Corrections", size: int, rows: int, num_requests: int, seconds: float) -> None:
         expected = self._measured_step(rows, num_requests) * math.exp(self._pace + factors.of(size))
@@ -159,7 +165,8 @@ class _Corrections:
     size that is not chosen.
     """
 
-    def __init__(self, max_size: int) -> None:
+    def __init__(self, max_size: int, rate: float) -> None:
+        self._rate = rate
         self._sizes = _steps_up_to(max_size)
         logarithms = np.log(self._sizes)
         self._likeness = np.exp(-np.abs(logarithms[:, None] - logarithms) / NEIGHBOURS)
@@ -186,11 +193,16 @@ class _Corrections:
 
     def observe(self, size: int, value: float) -> None:
         place = self._place(size)
+        self.forget(FORGOTTEN)
         for known, new in ((self._weights, 1.0), (self._sums, value)):
-            known *= 1 - FORGOTTEN
-            known[place] = (1 - LEARNING_RATE) * known[place] + new
+            known[place] = (1 - self._rate) * known[place] + new
         values = (self._likeness @ self._sums) / (self._likeness @ self._weights)
         self.table = np.interp(np.arange(len(self.table)), self._sizes, values)
+
+    def forget(self, share: float) -> None:
+        """Later steps count for more; what is believed now stays."""
+        self._weights *= 1 - share
+        self._sums *= 1 - share
 
     def _place(self, size: int) -> int:
         return int(np.abs(self._sizes - size).argmin())

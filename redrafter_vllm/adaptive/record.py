@@ -12,7 +12,7 @@ class AdaptiveCounts(NamedTuple):
     expected_thousandths: int = 0  # accepted draft tokens that were expected, times 1000
     plain_us: int = 0  # estimated duration of these steps' tokens without drafts
     taken_us: int = 0  # of the steps as they were, estimated in the same way
-    passed_us: int = 0  # by the clock while these steps ran
+    passed_us: int = 0  # by the clock while these steps ran; 0 on a GPU
 
 
 NO_COUNTS = AdaptiveCounts()
@@ -29,7 +29,8 @@ class Record:
     accepted: float | None = 0.0  # None where the step's result is still on the device
     seconds: float = 0.0  # estimated from steps and rounds of these sizes, drafting included
     plain_seconds: float = 0.0  # estimated in the same way, for the same tokens without drafts
-    passed_seconds: float = 0.0  # by the clock, from the end of the target's step before to the end of this one
+    # By the clock, from the end of the target's step before to the end of this one; 0 where the host does not know.
+    passed_seconds: float = 0.0
 
     def add(self, step: "Record") -> None:
         for name, value in vars(step).items():
@@ -48,12 +49,14 @@ class Record:
         return counts
 
     def __str__(self) -> str:
-        if self.steps == 0 or self.seconds == 0 or self.passed_seconds == 0:
+        if self.steps == 0 or self.seconds == 0:
             return "no step that only decoded"
         accepted = "" if self.accepted is None else f"{self.accepted / self.steps:.2f} accepted, "
+        passed = self.passed_seconds
+        by_the_clock = f", {self.plain_seconds / passed:.2f} times by the clock" if passed else ""
         return (
             f"{self.steps} steps, {self.skipped_rounds} of them without drafts, as drafting paused; "
             f"{self.nodes / self.steps:.1f} nodes per step, {accepted}"
             f"{self.expected / self.steps:.2f} expected to be; {self.plain_seconds / self.seconds:.2f} times the "
-            f"estimated speed without drafts, {self.plain_seconds / self.passed_seconds:.2f} times by the clock"
+            f"estimated speed without drafts{by_the_clock}"
         )

@@ -13,13 +13,14 @@ from typing import Any
 from redrafter_vllm.utils.paths import user_place
 
 MAX_TOKENS = 512
+DRAFTER = "redrafter"  # the one that belongs to the target
 
 
 def add_server(parser: argparse.ArgumentParser, model_help: str = "start a server for this target") -> None:
     """MODEL, --url, --drafter and --speculative."""
     parser.add_argument("model", nargs="?", metavar="MODEL", type=user_place, help=model_help)
     parser.add_argument("--url", help="attach to a running server, for instance http://localhost:8000")
-    parser.add_argument("--drafter", type=user_place, default="redrafter", help="with MODEL: folder or hub id")
+    parser.add_argument("--drafter", type=user_place, default=DRAFTER, help="with MODEL: folder or hub id")
     parser.add_argument(
         "--speculative", type=_json_object, default={}, metavar="JSON", help="with MODEL: further drafting options"
     )

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from redrafter_vllm.cli.asking import (
+    DRAFTER,
     add_sampling,
     add_server,
     begin_of,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 96
 PROMPT = "Why is the sky blue?"
-SLOWED = ", slowed by reading its trees"  # with --live: the figures are below what it can do
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--live",
         action="store_true",
-        help="draw the trees also while the answer streams; reading them slows the side with drafts",
+        help="at a terminal: draw the trees while the answer streams, too; reading them slows the side with drafts",
     )
     parser.add_argument("--text", action="store_true", help="the prompt is a text to be continued, not a chat turn")
     add_sampling(parser, MAX_TOKENS)
@@ -104,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
     if arguments.model is not None and arguments.url is not None:
         parser.error("give either a MODEL to serve or the --url of a running server")
+    if arguments.model is None and arguments.drafter != DRAFTER:
+        parser.error("--drafter needs a MODEL, the target that it drafts for")
     if arguments.small and (arguments.model is not None or arguments.url is not None):
         parser.error("--small is a pair of its own: give neither a MODEL nor --url")
     if arguments.plain_url is not None and arguments.url is None:
@@ -146,7 +148,7 @@ def _attached(arguments: argparse.Namespace, console: Any) -> "Race":
     title = "plain: the same server, drafts off" if plain is drafting else f"plain: {arguments.plain_url}"
     question = _question(arguments, arguments.prompt or PROMPT, arguments.text)
     live = arguments.live and console.is_terminal
-    race = Race(question.prompt, Recording(title), Recording(f"ReDrafter: {arguments.url}{SLOWED * live}"))
+    race = Race(question.prompt, Recording(title), Recording(f"ReDrafter: {arguments.url}"))
     with measuring(race, console) as drawing:
         measure_plain(plain, question, race.plain, drawing("1 of 2: measuring plain decoding"))
         measure(drafting, question, race.drafted, drawing("2 of 2: measuring ReDrafter"), live=live)
@@ -164,7 +166,7 @@ def _started(arguments: argparse.Namespace, passed_on: Sequence[str], console: A
 
     target, speculative, options, question = _what_to_serve(arguments, passed_on)
     live = arguments.live and console.is_terminal
-    race = Race(question.prompt, Recording("plain vLLM"), Recording(f"vLLM with ReDrafter{SLOWED * live}"))
+    race = Race(question.prompt, Recording("plain vLLM"), Recording("vLLM with ReDrafter"))
     start = partial(serving, target, None, options, partial(waiting_for, "plain vLLM, 1 of 2"))
     with start() as url, measuring(race, console) as drawing:
         measure_plain(_server(url), question, race.plain, drawing("1 of 2: measuring plain vLLM"))

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from redrafter_vllm.chat.answers import ChatError, Message, Piece, Server
@@ -13,6 +14,7 @@ from redrafter_vllm.watch import engine_trees
 from redrafter_vllm.watch.recording import Recording, Step, steps_so_far, with_trees
 
 WARM_UP_TOKENS = 8
+SLOWED = ", slowed by reading its trees"  # behind the title: the figures are below what it can do
 DRAFTS_OFF = {"redrafter": {"enabled": False}}
 
 
@@ -54,22 +56,25 @@ def measure(
     """
     name = uuid.uuid4().hex
     reader = engine_trees.TreeReader.start(server, name)
-
-    def reading() -> None:
-        if reader is not None:
-            reader.read()
-            recording.joined = steps_so_far(recording.steps, reader.trees)
-        watching()
-
+    if live and reader is not None:
+        recording.title += SLOWED
+        watching = partial(_read_and_watch, reader, recording, watching)
     try:
-        _stream(server, question, recording, reading if live else watching, {"request_id": name}, one_by_one=False)
+        _stream(server, question, recording, watching, {"request_id": name}, one_by_one=False)
     finally:
         if reader is not None:
             reader.stop()
     joined = None if reader is None else with_trees(recording.steps, reader.trees)
     if joined is not None:
         recording.steps = joined
+    recording.joined = []
     recording.no_trees = "" if joined else engine_trees.NOT_MATCHED if reader else engine_trees.NOT_REPORTED
+
+
+def _read_and_watch(reader: engine_trees.TreeReader, recording: Recording, watching: Callable[[], None]) -> None:
+    reader.read()
+    recording.joined = steps_so_far(recording.steps, reader.trees)
+    watching()
 
 
 def _stream(

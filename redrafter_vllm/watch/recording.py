@@ -47,7 +47,7 @@ class Recording:
     steps: list[Step] = field(default_factory=list)
     ended: bool = False
     no_trees: str = ""  # why no step has a tree
-    joined: list[Step] = field(default_factory=list)  # with their trees, where these are read while it streams
+    joined: list[Step] = field(default_factory=list)  # with their trees, while these are read as it streams
 
     def until(self, seconds: float = math.inf) -> list[Step]:
         """The steps that had ended by then."""

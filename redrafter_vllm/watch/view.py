@@ -97,7 +97,7 @@ class View:
         return text
 
     def _tree(self, recording: Recording, seconds: float, width: int, height: int) -> Panel:
-        steps = recording.until(seconds) if recording.ended else recording.joined
+        steps = recording.joined or recording.until(seconds)
         number, tree = len(steps), steps[-1].tree if steps else None
         title = "draft tree"
         if tree is not None:
@@ -145,7 +145,8 @@ def _no_tree(recording: Recording, number: int) -> str:
         return "waiting"
     if not recording.ended:
         return "The trees come with the replay, as reading them slows the measured steps; --live reads them meanwhile."
-    return recording.no_trees or ("The first step is the prompt's: it verifies nothing." if number else "")
+    first = "The first step is the prompt's: it verifies nothing."
+    return recording.no_trees or (first if number == 1 else "The trees are being read." if number else "")
 
 
 def _fitting(tree: Tree, height: int) -> set[int]:

@@ -155,7 +155,9 @@ def test_figures_by_hand() -> None:
     assert Figures().tokens_per_step is None and Figures().tokens_per_second is None
 
 
-@pytest.mark.parametrize("arguments", [["m", "--url", "u"], ["--url", "u", "--", "--max-model-len", "5"]], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [["m", "--url", "u"], ["--drafter", "d"], ["--url", "u", "--", "--max-model-len", "5"]], ids=str
+)
 def test_arguments_that_do_not_go_together(arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         chat.main(arguments)

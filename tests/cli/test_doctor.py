@@ -155,6 +155,7 @@ def test_a_driver_that_torch_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(("version", "level"), [("3.5.0", Level.OK), (None, Level.PROBLEM)])
 def test_without_triton_there_is_no_serving(version: str | None, level: Level, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "installed", {"triton": version}.get)
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
     found = {finding.what: finding for finding in machine.device()}["Triton"]
     assert found.level is level and bool(found.remedy) == (version is None)
 

@@ -53,7 +53,7 @@ def test_no_drafter_registered(make_engine: MakeEngine, random_target: Path, tmp
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "config.json").write_bytes((random_target / "config.json").read_bytes())
-    with pytest.raises(ValueError, match=r"No ReDrafter checkpoint for .*bare.*python -m redrafter_training"):
+    with pytest.raises(ValueError, match=r"No ReDrafter checkpoint for .*bare.*redrafter train "):
         make_engine(bare, TREE)
 
 

@@ -26,7 +26,8 @@ from redrafter_vllm.bench.servers import ServedEngine
 from redrafter_vllm.chat.answers import Server
 from redrafter_vllm.integration.frontend.prometheus import ACCEPTED, COUNTERS
 from redrafter_vllm.utils.local_server import free_port
-from redrafter_vllm.watch import engine_trees
+from redrafter_vllm.watch.engine_trees import OPTIONS as RECORDING
+from redrafter_vllm.watch.engine_trees import TreeReader
 from redrafter_vllm.watch.measure import Question, measure, measure_plain
 from redrafter_vllm.watch.recording import Recording
 from tests.engine.chat import TEMPLATE, chat_prompts, texts
@@ -69,7 +70,7 @@ def server(asset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     port, log = free_port(), tmp_path_factory.mktemp("serve") / "log"
     options = "--dtype float32 --max-model-len 256 --max-num-seqs 8 --enforce-eager --kv-cache-memory-bytes 67108864"
     own = ["--chat-template", TEMPLATE, "--override-generation-config", json.dumps(DEFAULTS)]
-    own += ["--structured-outputs-config", json.dumps(GRAMMARS), *engine_trees.OPTIONS]
+    own += ["--structured-outputs-config", json.dumps(GRAMMARS), *RECORDING]
     command = [Path(sys.executable).with_name("vllm"), "serve", asset, "--speculative-model", "redrafter"]
     # Drafting that adapts would pause with so small a target.
     command += ["--speculative-config", json.dumps({"adaptive": False, "prompt_lookup": False})]
@@ -314,16 +315,20 @@ def test_watching(server: str, is_text: bool) -> None:
         step.texts[-1] for step in drafted.steps[:-1]
     ]
     # What one request recorded is not kept for the next.
-    assert engine_trees.stop_recording(Server(server), "") == []
+    reader = TreeReader(Server(server), "")
+    reader.stop()
+    assert reader.trees == []
 
 
 def test_reported_trees_spell_the_answer(server: str) -> None:
     """Texts of the nodes as the server decodes them, against the stream's."""
-    assert engine_trees.start_recording(Server(server))
+    reader = TreeReader.start(Server(server), "watched")
+    assert reader is not None
     question = Question(PROMPTS[0], True, [], {"max_tokens": 24, "temperature": 0, "request_id": "watched"})
     texts = [text for piece in question.ask(Server(server)) for text in piece.texts]
+    reader.stop()
     place = 0
-    for tree in engine_trees.stop_recording(Server(server), "watched"):
+    for tree in reader.trees:
         accepted = [tree.nodes[node] for node in tree.path]
         assert texts[place : place + len(accepted)] == accepted[: len(texts) - place]
         place += tree.num_emitted

@@ -13,7 +13,7 @@ from redrafter_vllm.chat.answers import ChatError, Server
 from redrafter_vllm.cli import watch
 from redrafter_vllm.watch import engine_trees, pair
 from redrafter_vllm.watch.measure import Question, measure, measure_plain
-from redrafter_vllm.watch.recording import Recording
+from redrafter_vllm.watch.recording import Recording, Step
 from tests.chat.fake_server import FakeServer, faking
 from tests.paths import ROOT
 
@@ -78,21 +78,23 @@ def test_trees_may_be_read_while_the_answer_streams(fake: FakeServer) -> None:
     """What has been read is not read again at the end, and the texts of its tokens are not asked for again."""
     report_trees(fake)
     every = fake.other["/collective_rpc"]
-    reads: list[str] = []
+    reads, given = list[str](), list[bool]()
 
     def answer(call: dict[str, Any]) -> dict[str, Any]:
         reads.append(call["method"])
-        is_first = reads.count("read_tree_recording") == 1 and call["method"] == "read_tree_recording"
-        return every({"method": "stop_tree_recording"}) if is_first else {"results": [None, []]}
+        is_new = call["method"] == "read_tree_recording" and len(fake.asked) == 2 and not given
+        given.extend([True] * is_new)
+        return every({"method": "stop_tree_recording"}) if is_new else {"results": [None, []]}
 
     fake.other["/collective_rpc"] = answer
     fake.answers = [WARM_UP, DRAFTED]
-    drafted, joined = Recording("drafted"), list[int]()
+    drafted, joined = Recording("drafted"), list[list[Step]]()
     question = Question("Why?", False, [], {})
-    measure(Server(fake.url), question, drafted, lambda: joined.append(len(drafted.joined)), live=True)
+    measure(Server(fake.url), question, drafted, lambda: joined.append(drafted.joined), live=True)
     assert reads[0] == "start_tree_recording" and reads[-1] == "stop_tree_recording" and len(reads) > 2
     # The last call comes behind the last token.
-    assert joined[-1] == 2 and drafted.joined == drafted.steps
+    assert joined[-1] == drafted.steps and not drafted.joined
+    assert drafted.title == "drafted, slowed by reading its trees"
     assert drafted.steps[1].tree is not None and drafted.steps[1].tree.path == (0, 2) and not drafted.no_trees
     assert [path for path, _ in fake.calls].count("/detokenize") == 3
 
@@ -158,6 +160,7 @@ def test_mistakes_are_sentences(fake: FakeServer, tmp_path: Path, capsys: pytest
     [
         ["m", "--url", "u"],
         ["--plain-url", "u"],
+        ["--drafter", "d"],
         ["--url", "u", "--", "--max-model-len", "5"],
         ["--url", "u", "--max-tokens", "1"],
         ["--url", "u", "--small"],

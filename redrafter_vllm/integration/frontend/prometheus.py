@@ -28,7 +28,7 @@ COUNTERS = {
     "vllm:redrafter_expected_thousandths": "Accepted drafts that adaptive trees expected, times 1000.",
     "vllm:redrafter_plain_microseconds": "Estimated time for the tokens of adaptive steps without drafts.",
     "vllm:redrafter_adaptive_microseconds": "Estimated time of these steps with their drafts, drafting included.",
-    "vllm:redrafter_passed_microseconds": "Time that passed by the clock while these steps ran.",
+    "vllm:redrafter_passed_microseconds": "Time that passed by the clock while these steps ran; on a CPU.",
 }
 ACCEPTED_HELP = "Verification steps that accepted a draft of this depth."
 

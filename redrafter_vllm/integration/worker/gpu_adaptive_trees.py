@@ -10,7 +10,6 @@ All ranks of a parallel target decide the same: from estimates that are the same
 vLLM sends from the first rank. Nothing depends on when a result arrives.
 """
 
-import time
 from typing import Any
 
 import numpy as np
@@ -113,7 +112,6 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
         self._new_rows: list[int] = []
         # Of the round before the step: whether trees were drawn, or were wanted and did not pay.
         self._is_drawn = self._is_paused = False
-        self._verified = time.perf_counter()  # when the host had the last step's verification behind it
         self.records = StepRecords()
 
     def add_request(self, req_idx: int) -> None:
@@ -174,9 +172,6 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
     def end_verification(self, batch: InputBatch, num_sampled: Tensor) -> None:
         """The target's step has ended; judges by what was expected of it, as its result is not on the host yet."""
         budget, self._budget = self._budget, None
-        # The host waits for results, so that from step to step as much time passes on it as on the device.
-        now = time.perf_counter()
-        passed, self._verified = now - self._verified, now
         if batch.has_prefill or self.cost_tables is None:
             return
         num_reqs = batch.num_reqs
@@ -195,7 +190,6 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
                 accepted=None,
                 seconds=taken,
                 plain_seconds=plain * tokens / num_reqs,
-                passed_seconds=passed,
             )
         )
 

@@ -2,7 +2,6 @@
 """How many nodes a step gets on a GPU, which ones, and when rounds are left out; without a runner or a GPU."""
 
 import re
-import time
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -117,7 +116,6 @@ def test_drafting_pauses_where_less_is_expected_than_it_costs(
 ) -> None:
     manager.set_cost_curves([(1, 0.5)], [(1, 1.0), (2, 1.1), (5, 1.2), (16, 3.0)])
     manager.add_request(0)
-    began = manager._verified
     batch: Any = SimpleNamespace(has_prefill=False, num_reqs=1)
     drawn = 0
     for _ in range(3 * TRIAL):
@@ -135,5 +133,5 @@ def test_drafting_pauses_where_less_is_expected_than_it_costs(
     assert (counts.expected_thousandths > 1000) == pays
     times = re.search(r"([0-9.]+) times the estimated speed", str(manager.records.unlogged))
     assert times is not None and counts.plain_us / counts.taken_us == pytest.approx(float(times[1]), abs=0.005)
-    assert 0 < counts.passed_us < 1e6 * (time.perf_counter() - began)
+    assert counts.passed_us == 0 and "by the clock" not in str(manager.records.unlogged)
     assert "accepted," not in str(manager.records.unlogged) and "expected to be" in str(manager.records.unlogged)
