@@ -106,7 +106,8 @@ class View:
                 title = f"step {number}: no draft was worth its time"
             body = self._drawn(tree, steps[-1], width - FRAME, height - 2)
         else:
-            body = Text(_no_tree(recording, number), style=QUIET)
+            reason = Text(_no_tree(recording, number), style=QUIET).wrap(self.console, width - FRAME)
+            body = Text("\n", no_wrap=True).join(reason[: height - 2])
         return Panel(body, title=title, box=ROUNDED, border_style=QUIET, width=width, height=height)
 
     def _drawn(self, tree: Tree, step: Step, width: int, height: int) -> Text:
