@@ -61,7 +61,9 @@ def test_while_it_streams_the_last_tree_that_was_read_is_drawn() -> None:
     story.drafted.steps = [Step(step.seconds, step.texts) for step in race().drafted.steps]
     story.drafted.ended = False
     said = " ".join(line for line in columns(lines_at(story, math.inf))[2] if line)
-    assert said == "The trees come with the replay, as reading them slows the measured steps; --live reads them meanwhile."
+    assert (
+        said == "The trees come with the replay, as reading them slows the measured steps; --live reads them meanwhile."
+    )
     story.drafted.joined = race().drafted.steps[:2]
     shown = lines_at(story, math.inf)
     assert "step 2: 2 of 6 drafts accepted" in shown[2] and "├─ ' sky' ✓" in columns(shown)[2]

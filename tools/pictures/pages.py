@@ -22,6 +22,7 @@ WORK = ROOT / "build" / "pictures"  # what the pictured pages were made of
 MODELS = ROOT / "tests" / "assets"
 SMALL = MODELS / "stdlib-llama"
 PROMPT = "Why is the sky blue?"
+SHOWN = "How do I make a cup of tea?"
 
 
 def front_page(pair: Pair, picture: Path) -> None:
@@ -68,8 +69,8 @@ def training(pair: Pair, picture: Path) -> None:
 
 
 def comparison(pair: Pair, picture: Path) -> None:
-    """What `redrafter watch` replays. In float32 both sides say the same: no near tie is rounded to the other side."""
-    redrafter("watch", "--overwrite", "--export", str(picture), "--", "--dtype", "float32")
+    """What `redrafter watch` replays, of an answer in which no near tie is rounded to the other side in bfloat16."""
+    redrafter("watch", "--prompt", SHOWN, "--overwrite", "--export", str(picture))
 
 
 def redrafter(*given: str) -> None:
