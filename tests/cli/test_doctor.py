@@ -269,7 +269,14 @@ def configure(pair: Path, **changes: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
+@pytest.fixture
+def quiet_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command sets for its process must not stay in this one: later engines would not log."""
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+
+
 @pytest.mark.process
+@pytest.mark.usefixtures("quiet_vllm")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_what_an_engine_would_choose(dtype: str, pair: Path) -> None:
     """By vLLM's configuration for this machine."""
@@ -286,6 +293,7 @@ def test_what_an_engine_would_choose(dtype: str, pair: Path) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("quiet_vllm")
 def test_an_engine_that_would_not_start(pair: Path) -> None:
     configure(pair, model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=64)
     (problem,) = of_engine(str(pair), None)
