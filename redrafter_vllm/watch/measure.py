@@ -14,7 +14,7 @@ from redrafter_vllm.watch import engine_trees
 from redrafter_vllm.watch.recording import Recording, Step, steps_so_far, with_trees
 
 WARM_UP_TOKENS = 8
-SLOWED = ", slowed by reading its trees"  # behind the title: the figures are below what it can do
+SLOWED = ", slowed by --live"  # behind the title: the figures are below what it can do
 DRAFTS_OFF = {"redrafter": {"enabled": False}}
 
 

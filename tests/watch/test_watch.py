@@ -94,7 +94,7 @@ def test_trees_may_be_read_while_the_answer_streams(fake: FakeServer) -> None:
     assert reads[0] == "start_tree_recording" and reads[-1] == "stop_tree_recording" and len(reads) > 2
     # The last call comes behind the last token.
     assert joined[-1] == drafted.steps and not drafted.joined
-    assert drafted.title == "drafted, slowed by reading its trees"
+    assert drafted.title == "drafted, slowed by --live"
     assert drafted.steps[1].tree is not None and drafted.steps[1].tree.path == (0, 2) and not drafted.no_trees
     assert [path for path, _ in fake.calls].count("/detokenize") == 3
 
