@@ -83,13 +83,10 @@ class StepCosts:
         At most those of a step of as many rows after a round: it does the same work, and finds the caches as it left
         them. So when the machine was slow in the few such steps that are seen, drafting does not seem to gain by it.
         """
-        after_round = self._row_factors.of(self._bounded_rows(num_requests))
-        own = self._plain_factors.of(self._bounded(num_requests))
-        if not self._plain_factors.is_known:
-            own = after_round
-        elif self._row_factors.is_known:
-            own = min(own, after_round)
-        return self._measured_step(num_requests, num_requests) * math.exp(self._pace + own)
+        own = self._plain_factors, self._bounded(num_requests)
+        after_round = self._row_factors, self._bounded_rows(num_requests)
+        factor = min((known.of(size) for known, size in (own, after_round) if known.is_known), default=0.0)
+        return self._measured_step(num_requests, num_requests) * math.exp(self._pace + factor)
 
     def drafting(self, num_requests: int, beam_steps: int | None = None) -> float:
         """Seconds of a drafting round, whole unless its beam steps are given."""

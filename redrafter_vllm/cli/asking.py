@@ -26,6 +26,16 @@ def add_server(parser: argparse.ArgumentParser, model_help: str = "start a serve
     )
 
 
+def check_server(parser: argparse.ArgumentParser, arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
+    """Refuse what does not go together; `passed_on` are the options behind `--`."""
+    if arguments.model is not None and arguments.url is not None:
+        parser.error("give either a MODEL to serve or the --url of a running server")
+    if arguments.model is None and arguments.drafter != DRAFTER:
+        parser.error("--drafter needs a MODEL, the target that it drafts for")
+    if passed_on and arguments.url is not None:
+        parser.error("options behind -- are for vllm serve, which is not started with --url")
+
+
 def add_sampling(parser: argparse.ArgumentParser, max_tokens: int = MAX_TOKENS) -> None:
     """--temperature, --seed, --max-tokens and --system."""
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")

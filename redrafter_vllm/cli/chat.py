@@ -19,10 +19,10 @@ from typing import Any, Protocol, TextIO
 from redrafter_vllm.chat.answers import ChatError, Figures, Message, Piece, Server
 from redrafter_vllm.chat.own_server import serving
 from redrafter_vllm.cli.asking import (
-    DRAFTER,
     add_sampling,
     add_server,
     begin_of,
+    check_server,
     counted,
     divided,
     end_of_waiting,
@@ -57,12 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     own, passed_on = divided(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     arguments = parser.parse_args(own)
-    if arguments.model is not None and arguments.url is not None:
-        parser.error("give either a MODEL to serve or the --url of a running server")
-    if arguments.model is None and arguments.drafter != DRAFTER:
-        parser.error("--drafter needs a MODEL, the target that it drafts for")
-    if passed_on and arguments.url is not None:
-        parser.error("options behind -- are for vllm serve, which is not started with --url")
+    check_server(parser, arguments, passed_on)
     if arguments.in_process and arguments.url is not None:
         parser.error("--in-process cannot be had with --url: that server has its own engine")
     try:

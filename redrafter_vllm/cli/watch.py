@@ -14,10 +14,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from redrafter_vllm.cli.asking import (
-    DRAFTER,
     add_sampling,
     add_server,
     begin_of,
+    check_server,
     divided,
     sampling_of,
     speculative_of,
@@ -102,16 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace, passed_on: Sequence[str]) -> None:
-    if arguments.model is not None and arguments.url is not None:
-        parser.error("give either a MODEL to serve or the --url of a running server")
-    if arguments.model is None and arguments.drafter != DRAFTER:
-        parser.error("--drafter needs a MODEL, the target that it drafts for")
+    check_server(parser, arguments, passed_on)
     if arguments.small and (arguments.model is not None or arguments.url is not None):
         parser.error("--small is a pair of its own: give neither a MODEL nor --url")
     if arguments.plain_url is not None and arguments.url is None:
         parser.error("--plain-url needs --url, the server that drafts")
-    if passed_on and arguments.url is not None:
-        parser.error("options behind -- are for vllm serve, which is not started with --url")
     if arguments.max_tokens < 2:
         parser.error(f"--max-tokens must be at least 2, not {arguments.max_tokens}: the first comes with the prompt")
     if arguments.slower is not None and arguments.slower < 1:
