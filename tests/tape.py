@@ -70,13 +70,13 @@ def tapes_for_graphs() -> Iterator[None]:
     from vllm.platforms import current_platform
     from vllm.v1.worker.gpu import cudagraph_utils
 
-    from redrafter_vllm.ops import beam_step, graft_copies, prefix_tree
+    from redrafter_vllm.ops import beam_step, graft_copies, prefix_tree, survival
 
     replaced = [
         # A tape records torch's operations: a kernel in C++ would write memory that no replay writes again.
         *(
             (import_module(f"{op.__name__}.native"), "supports", lambda *_, **__: False)
-            for op in (beam_step, graft_copies, prefix_tree)
+            for op in (beam_step, graft_copies, prefix_tree, survival)
         ),
         (cudagraph_utils, "graph_capture", lambda **_: nullcontext()),
         (cudagraph_utils, "capture_pool", lambda pool, _: nullcontext(pool)),

@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,6 +29,19 @@ class MeasuredCosts:
     first_beam_step: Sequence[tuple[int, float]] = ()  # the same for rounds of one beam step; none if all are whole
     copies_alone: Sequence[tuple[int, float]] = ()  # and for those without any, which copy the text; none if none do
     beam_length: int = 1  # beam steps of a whole round
+
+    def at_powers_of_two(self) -> "MeasuredCosts":
+        """The same with fewer sizes, to be shown."""
+        tables = self.verification, self.drafting, self.first_beam_step, self.copies_alone
+        kept = ([point for point in table if point[0].bit_count() == 1] for table in tables)
+        verification, drafting, first_beam_step, copies_alone = kept
+        return replace(
+            self,
+            verification=verification,
+            drafting=drafting,
+            first_beam_step=first_beam_step,
+            copies_alone=copies_alone,
+        )
 
     def __str__(self) -> str:
         rows = ", ".join(f"{rows}: {1e3 * seconds:.1f}" for rows, seconds in self.verification)

@@ -65,10 +65,10 @@ class Outlook:
             survival: [B, N] probability that each node is accepted, falling along each row, 0 beyond the last.
             beam_steps: [B, N] that each node took: its depth, or 0 where it is a copy of the text.
         """
-        for tree in zip(survival, beam_steps, strict=True):
-            place = self._num_trees % KEPT
-            self._survival[place], self._beam_steps[place] = tree
-            self._num_trees += 1
+        survival, beam_steps = survival[-KEPT:], beam_steps[-KEPT:]
+        places = (self._num_trees + np.arange(len(survival))) % KEPT
+        self._survival[places], self._beam_steps[places] = survival, beam_steps
+        self._num_trees += len(survival)
 
     def grade(self, promised: float, accepted: float) -> None:
         """A step has verified nodes of which `promised` were expected to be accepted, and `accepted` were."""

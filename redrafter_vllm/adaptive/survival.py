@@ -111,7 +111,10 @@ class SurvivalEstimator:
 
     def beam_steps(self, rows: Tensor) -> Tensor:
         """The beam steps that each node of the stored trees took, 0 for a copy of the text. [B, N]"""
-        kinds = self.estimates.kinds[rows]
+        return self.beam_steps_of(self.estimates.kinds[rows])
+
+    def beam_steps_of(self, kinds: Tensor) -> Tensor:
+        """The beam steps that nodes of these kinds took."""
         return torch.where(kinds == self.estimates.copy_kind, 0, kinds + 1)
 
     def _fit(self) -> None:

@@ -2,16 +2,17 @@
 """Tokens per step, duration of a step and speed-up by batch size, for fixed trees and for budgets that follow the load.
 
 Budgets are chosen by the code that serves (`redrafter_vllm.adaptive`), with durations from the model in the place of
-measured ones.
+measured ones, and so are the beam steps of a round.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from redrafter_vllm.adaptive.budget import Budget, choose_budget, given_budget
 from redrafter_vllm.adaptive.costs import MeasuredCosts, StepCosts
+from redrafter_vllm.adaptive.outlook import WHOLE_ROUND
 from redrafter_vllm.checkpoint.config import DrafterConfig, tensor_shapes
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.predict.acceptance import Acceptance
@@ -98,13 +99,20 @@ def predict(
     Raises:
         AcceptanceError: The acceptance of a tree is not known.
     """
-    survivals = [acceptance.nodes(tree) for tree in trees]
+    rounds = [_rounds(acceptance, tree) for tree in trees]
     found = []
     for batch in batches:
         plain = _plain(setup, batch)
         found.append(plain)
-        found += [_drafted(setup, tree, nodes, plain) for tree, nodes in zip(trees, survivals, strict=True)]
+        found += [_drafted(setup, tree, own, plain) for tree, own in zip(trees, rounds, strict=True)]
     return found
+
+
+def _rounds(acceptance: Acceptance, tree: DraftingConfig) -> list[tuple[DraftingConfig, np.ndarray]]:
+    """What a round may draw, with the survival of its nodes: fewer beam steps, too, where trees adapt."""
+    lengths = range(1, tree.beam_length + 1) if tree.adaptive else [tree.beam_length]
+    drawn = [replace(tree, beam_length=length) for length in lengths]
+    return [(each, acceptance.nodes(each)) for each in drawn]
 
 
 def step_costs(setup: Setup, tree: DraftingConfig | None, batch: int) -> StepCosts:
@@ -131,17 +139,30 @@ def _plain(setup: Setup, batch: int) -> Prediction:
     return Prediction(batch, None, 0.0, 1.0, 1e3 * target, 0.0, batch / target, 1.0, setup.fits(batch))
 
 
-def _drafted(setup: Setup, tree: DraftingConfig, nodes: np.ndarray, plain: Prediction) -> Prediction:
+def _drafted(
+    setup: Setup, tree: DraftingConfig, rounds: list[tuple[DraftingConfig, np.ndarray]], plain: Prediction
+) -> Prediction:
+    """The best of the rounds; for an adaptive tree none, where none of them pays (adaptive/outlook.py)."""
+    found = [_with_rounds(setup, tree, drawn, nodes, plain) for drawn, nodes in rounds]
+    best = max(found, key=lambda one: one.tokens_per_second)
+    if tree.adaptive and best.tokens_per_second <= plain.tokens_per_second:
+        return replace(plain, tree=tree)
+    return best
+
+
+def _with_rounds(
+    setup: Setup, tree: DraftingConfig, drawn: DraftingConfig, nodes: np.ndarray, plain: Prediction
+) -> Prediction:
+    """What rounds bring that draw `drawn`; if that is less than the tree, some rounds are whole, as in serving."""
     batch = plain.batch
-    costs = step_costs(setup, tree, batch)
+    costs = step_costs(setup, drawn, batch)
     survival = np.tile(nodes, (batch, 1))
     target = costs.verification(batch, batch + survival.size, batch)
     drafting = costs.drafting(batch)
+    if drawn.beam_length < tree.beam_length:
+        drafting += (step_costs(setup, tree, batch).drafting(batch) - drafting) / WHOLE_ROUND
     budget = _budget(survival, batch, target + drafting, adaptive=bool(tree.adaptive))
     speed = budget.tokens / budget.seconds
-    if tree.adaptive and speed <= plain.tokens_per_second:
-        # Serving draws no rounds while they do not pay: adaptive/outlook.py on a CPU, adaptive/pause.py on a GPU.
-        return Prediction(batch, tree, 0.0, 1.0, plain.target_ms, 0.0, plain.tokens_per_second, 1.0, plain.fits)
     return Prediction(
         batch=batch,
         tree=tree,

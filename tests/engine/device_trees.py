@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adaptive trees as on a GPU, in an engine on a CPU: vLLM's manager, which trims trees behind the host's back.
 
-vLLM's CPU build has placeholders for streams and events, so its manager runs as it is. Durations are invented.
+vLLM's CPU build has placeholders for streams and events, so its manager runs as it is. Durations are invented, and
+those of the steps correct nothing.
 """
 
 import random
@@ -17,6 +18,8 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.spec_decode import adaptive_verification
 
 from redrafter_vllm.adaptive.budget import Budget, given_budget
+from redrafter_vllm.adaptive.outlook import Outlook
+from redrafter_vllm.adaptive.pause import DraftingPause
 from redrafter_vllm.adaptive.survival import SurvivalEstimator
 from redrafter_vllm.integration.attention.metadata import TreeMetadataBuilder
 from redrafter_vllm.integration.worker import gpu_adaptive_trees
@@ -64,9 +67,11 @@ def make_manager(llm: Any) -> GpuAdaptiveTrees | None:
 def device_trees(llm: Any) -> Iterator[GpuAdaptiveTrees]:
     """The trees of `llm` adapt as on a GPU."""
     speculator = runner(llm).speculator
-    with as_on_a_gpu(llm):
+    with as_on_a_gpu(llm), patch.object(gpu_adaptive_trees, "_observe", lambda *_: None):
         manager = make_manager(llm)
         assert isinstance(manager, GpuAdaptiveTrees)
+        short = [(size, 0.5e-3 * milliseconds) for size, milliseconds in DRAFTING]
+        manager._short_rounds = dict.fromkeys((1, speculator.round_lengths[0]), short)
         manager.set_cost_curves(DRAFTING, VERIFICATION)
         try:
             yield manager
@@ -99,7 +104,10 @@ def random_confidences(seed: int) -> Iterator[None]:
 
 @contextmanager
 def random_totals(seed: int) -> Iterator[list[int]]:
-    """Any number of nodes in each step, from none to all; the device says which. Yields the numbers."""
+    """Any number of nodes in each step, from none to all; the device says which. Yields the numbers.
+
+    Every round is drawn, with any number of beam steps.
+    """
     rng, chosen = random.Random(seed), list[int]()
 
     def choose(self: GpuAdaptiveTrees, rows: np.ndarray, num_drafts: np.ndarray, *sizes: int) -> Budget:
@@ -110,5 +118,12 @@ def random_totals(seed: int) -> Iterator[list[int]]:
         survival = np.where(np.arange(self.num_speculative_steps) < num_drafts[:, None], 1.0, 0.0)
         return given_budget(survival, len(rows), np.ones(1 + most), total)
 
-    with patch.object(GpuAdaptiveTrees, "_choose", choose):
+    def draws(self: Outlook, num_requests: int) -> int:
+        return rng.randint(self._costs.fewest_beam_steps, self._costs.beam_length)
+
+    with (
+        patch.object(GpuAdaptiveTrees, "_choose", choose),
+        patch.object(DraftingPause, "is_paused", False),
+        patch.multiple(Outlook, skips=lambda *_: False, draws=draws),
+    ):
         yield chosen

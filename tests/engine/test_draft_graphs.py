@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drafting rounds replayed from recordings: the tokens of plain vLLM, with inputs only in buffers of fixed address."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,16 @@ SIZES = [1, 2, 4]
 
 
 @contextmanager
-def recorded(llm: Any, mode: CUDAGraphMode = CUDAGraphMode.FULL_AND_PIECEWISE) -> Iterator[RedrafterSpeculator]:
+def recorded(
+    llm: Any, mode: CUDAGraphMode = CUDAGraphMode.FULL_AND_PIECEWISE, sizes: Sequence[int] = SIZES
+) -> Iterator[RedrafterSpeculator]:
     """The speculator of `llm`, with rounds recorded as vLLM records them."""
     speculator: RedrafterSpeculator = runner(llm).speculator
     compilation = speculator.vllm_config.compilation_config
     with (
         tapes_for_graphs(),
-        patch.object(compilation, "cudagraph_capture_sizes", SIZES),
-        patch.object(compilation, "max_cudagraph_capture_size", max(SIZES)),
+        patch.object(compilation, "cudagraph_capture_sizes", list(sizes)),
+        patch.object(compilation, "max_cudagraph_capture_size", max(sizes)),
     ):
         speculator.init_cudagraph_manager(mode)
         speculator.capture()

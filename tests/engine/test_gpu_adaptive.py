@@ -16,7 +16,6 @@ import torch
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.spec_decode import adaptive_verification
 
-from redrafter_vllm.adaptive.pause import DraftingPause
 from redrafter_vllm.adaptive.record import AdaptiveCounts
 from redrafter_vllm.integration.attention.triton import TritonTreeImpl
 from redrafter_vllm.integration.worker import adaptive_report, gpu_adaptive_trees
@@ -84,13 +83,16 @@ def test_any_budget_gives_the_tokens_of_plain_vllm(
     with (
         device_trees(llm),
         random_totals(seed=asynchronous) as chosen,
-        patch.object(DraftingPause, "is_paused", False),
-        recorded(llm) as speculator,
+        recorded(llm, sizes=[1, 2, 4, 6, 8]) as speculator,
         poisoned_inputs(speculator),
     ):
         outputs = generate(llm, prompts, requests())
+        shorter = speculator.graphs.shorter.items()
+        replays = {steps: sum(tape.replays for tape in graphs.graphs.values()) for steps, graphs in shorter}
     assert_same(outputs, wanted)
     assert 0 in chosen and len(set(chosen)) > 10
+    assert list(replays) == list(speculator.round_lengths[:-1])
+    assert all(count > 3 for count in replays.values()), replays
 
 
 def test_full_graphs_of_any_lengths(make_engine: MakeEngine, random_target: Path, backend: type[Any]) -> None:
@@ -103,7 +105,6 @@ def test_full_graphs_of_any_lengths(make_engine: MakeEngine, random_target: Path
         device_trees(llm),
         random_totals(seed=2) as chosen,
         random_confidences(seed=3),
-        patch.object(DraftingPause, "is_paused", False),
         simulated_graphs(llm, [2, 3, 8, 24, 48], any_lengths=True) as replays,
     ):
         expected, outputs = run_both(plain, llm, prompts, sampling)
@@ -170,11 +171,14 @@ class HostEvent:
 
 @pytest.mark.parametrize("backend", ["flash"], indirect=True)
 def test_the_whole_start_of_a_gpu_worker(make_engine: MakeEngine, random_target: Path, backend: type[Any]) -> None:
-    """As `test_warm_up`: graphs for any lengths are captured, and steps of every size are timed by replays."""
+    """As `test_warm_up`: graphs for any lengths are captured, and steps of every size are timed by replays.
+
+    Trees have copies of the text, so that a round may have no beam steps.
+    """
     from vllm.v1.worker.gpu_worker import Worker
 
     plain = make_engine(random_target, **SHAPE)
-    llm = make_engine(random_target, TREE, block_size=32, **SHAPE, seed=2)
+    llm = make_engine(random_target, {**TREE, "prompt_lookup": True}, block_size=32, **SHAPE, seed=2)
     own = runner(llm)
     kv_cache_config = own.kv_cache_config
     with (
@@ -182,6 +186,7 @@ def test_the_whole_start_of_a_gpu_worker(make_engine: MakeEngine, random_target:
         a_gpu_that_starts(llm, [1, 2]),
         patch.object(torch.cuda, "Event", HostEvent),
         patch.object(adaptive_verification, "_PROFILE_REPLAYS", 1),
+        patch.object(gpu_adaptive_trees, "SHARED_INTERVAL", 2),
     ):
         own.profile_run()
         assert own.profile_cudagraph_memory() > 0
@@ -193,7 +198,15 @@ def test_the_whole_start_of_a_gpu_worker(make_engine: MakeEngine, random_target:
         assert {(graph.max_query_len, graph.uniform_token_count) for graph in graphs} == {(17, None)}
         drafting, verification = manager.cost_tables
         assert (drafting[1:] > 0).all() and (np.diff(verification) >= 0).all()
+        # Short rounds are timed by replays of their own graphs.
+        lengths = own.speculator.round_lengths
+        assert list(own.speculator.graphs.shorter) == list(lengths[:-1])
+        assert lengths[0] == 0 and set(manager._short_rounds) == {0, 1}
+        for points in manager._short_rounds.values():
+            assert [size for size, _ in points] == [1, 2] and all(seconds > 0 for _, seconds in points)
         expected, outputs = run_both(plain, llm, *few_requests(40, 4))
+        # The durations of the steps have corrected what was measured.
+        assert any(manager.costs.between(4, is_drawn=is_drawn) for is_drawn in (False, True))
         own.adaptive_verification = None
     forget(llm)
     assert tokens(outputs) == tokens(expected)

@@ -14,9 +14,9 @@ from unittest.mock import patch
 
 import pytest
 
+from redrafter_vllm.adaptive import rounds
 from redrafter_vllm.adaptive.outlook import Outlook
 from redrafter_vllm.integration.frontend.prometheus import ACCEPTED, COUNTERS
-from redrafter_vllm.integration.worker import adaptive_trees
 from redrafter_vllm.integration.worker.sampler import TreeSampler
 from tests.engine.conftest import MakeEngine
 from tests.engine.generation import TREE, cpu_only, generate, params, random_prompts, tokens
@@ -229,7 +229,7 @@ def test_a_pause_is_counted_while_it_lasts(make_engine: MakeEngine, random_targe
     ]
     (prompt,) = random_prompts(1, VOCAB, seed=3)
     seen: list[Counter[Any]] = []
-    with patch.object(Outlook, "skips", lambda *_: True), patch.object(adaptive_trees, "PLAIN_RUN", 0):
+    with patch.object(Outlook, "skips", lambda *_: True), patch.object(rounds, "PLAIN_RUN", 0):
         sampling = params(temperature=0.0, ignore_eos=True, max_tokens=12)
         llm.llm_engine.add_request("paused", {"prompt_token_ids": prompt}, sampling)
         logging.reset()

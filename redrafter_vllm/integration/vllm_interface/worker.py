@@ -62,6 +62,8 @@ NAMES = (
         "last_sampled next_prefill_tokens temperature seeds dp_sync_state dummy_run skip_attn_for_dummy_run mm_inputs "
         "is_profile num_speculative_tokens",
     ),
+    VllmName(f"{_MANAGER}.set_initial_cost_curves", Use.OVERRIDDEN, "self samples"),
+    VllmName(f"{_MANAGER}.set_cost_curves", Use.OVERRIDDEN, "self draft_curve verify_curve"),
     VllmName(f"{_MANAGER}.add_request", Use.OVERRIDDEN, "self req_idx"),
     VllmName(f"{_MANAGER}.get_num_tokens", Use.OVERRIDDEN, "self num_tokens_per_req draft_tokens"),
     VllmName(f"{_MANAGER}.record_confidences", Use.OVERRIDDEN, "self confidence_probs input_batch"),
@@ -100,6 +102,7 @@ NAMES = (
     ),
     VllmName(f"{_GPU}.spec_decode.rejection_sampler:get_max_chunk_logits", Use.CALLED, "vocab_size"),
     VllmName(f"{_GPU}.async_utils:async_copy_to_np", Use.CALLED, "x"),
+    VllmName(f"{_GPU}.async_utils:stream", Use.CALLED, "to_stream from_stream"),
     VllmName("vllm.config:set_current_vllm_config", Use.CALLED, "vllm_config"),
     VllmName("vllm.config:get_current_vllm_config_or_none", Use.CALLED, ""),
     VllmName("vllm.utils.torch_utils:set_default_torch_dtype", Use.CALLED, "dtype"),
@@ -132,7 +135,9 @@ NAMES = (
     VllmName("vllm.model_executor.layers.vocab_parallel_embedding:ParallelLMHead", Use.USED),
     VllmName("vllm.model_executor.layers.vocab_parallel_embedding:UnquantizedEmbeddingMethod", Use.USED),
     VllmName("vllm.v1.outputs:LogprobsTensors", Use.USED, attributes="cu_num_generated_tokens_tensor"),
+    VllmName("vllm.v1.utils:CpuGpuBuffer", Use.USED, attributes="np gpu copy_to_cpu"),
     VllmName(f"{_GPU}.async_utils:AsyncOutput", Use.USED, attributes="sampler_output model_runner_output"),
+    VllmName(f"{_GPU}.async_utils:StepTimingSample", Use.USED),
     VllmName(f"{_GPU}.block_table:BlockTables", Use.USED),
     VllmName(
         f"{_GPU}.input_batch:InputBatch",
@@ -203,9 +208,9 @@ NAMES = (
     VllmName(
         f"{_MANAGER}",
         Use.USED,
-        attributes="req_states num_speculative_steps cost_tables set_initial_cost_curves batches_to_profile "
+        attributes="req_states num_speculative_steps cost_tables batches_to_profile "
         "compact_batch reallocate_drafts _batch_budget _confidence_probs _stale_confidences _stale_idx "
-        "_pending_resets _max_total_logits",
+        "_pending_resets _max_total_logits _copy_stream",
     ),
     VllmName(
         f"{_GPU}.states:RequestState",

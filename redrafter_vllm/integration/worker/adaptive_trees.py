@@ -6,7 +6,6 @@ the host, the trees' survival is known by then, and so is every request's share 
 """
 
 import time
-from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,8 @@ from vllm.v1.worker.gpu.model_runner import sort_batch_req_ids
 
 from redrafter_vllm.adaptive.budget import Budget, choose_budget, given_budget
 from redrafter_vllm.adaptive.costs import StepCosts
-from redrafter_vllm.adaptive.outlook import Outlook
-from redrafter_vllm.adaptive.pause import DraftingPause
 from redrafter_vllm.adaptive.record import AdaptiveCounts, Record
+from redrafter_vllm.adaptive.rounds import RoundChoice
 from redrafter_vllm.integration.versions import installed_before
 from redrafter_vllm.integration.worker.adaptive_report import StepRecords, log_reason, why_not_on_cpu
 from redrafter_vllm.integration.worker.cost_measurement import measure_costs
@@ -30,9 +28,6 @@ logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its ow
 
 TRIAL_INTERVAL = 4  # steps between two of sizes that have not been seen
 TRIED_BEYOND = 2  # such a size has at most so many times the nodes that seem to pay
-# Steps between two runs without rounds, with which all others are compared, and the length of a run. A step after a
-# round is none of these even if it verifies nothing: it finds the drafter's weights in the caches.
-PLAIN_INTERVAL, PLAIN_RUN = 256, 3
 
 
 def adapt_trees(runner: Any) -> None:
@@ -61,9 +56,8 @@ class AdaptiveTrees:
         max_requests = runner.max_num_reqs
         max_rows = max(runner.max_num_tokens, max_requests * runner.decode_query_len)
         self.costs = StepCosts(measured, max_rows, max_requests)
-        self.outlook = Outlook(self.costs, speculator.drafting.num_speculative_tokens)
-        # By load, as a loss among many requests says nothing about few: loads within a factor of 2 share one.
-        self.pauses: defaultdict[int, DraftingPause] = defaultdict(DraftingPause)
+        self.rounds = RoundChoice(self.costs, speculator.drafting.num_speculative_tokens)
+        self.outlook = self.rounds.outlook
         self._num_reqs = 0  # of the step that has ended last
         self._budget: Budget | None = None  # of the step that is being prepared
         self._num_others = self._num_emitting = 0  # of that step: rows that are no nodes, and requests that emit
@@ -72,15 +66,10 @@ class AdaptiveTrees:
         # When the target's last step ended, where its round began; and when all of the last step did.
         self._verified = self._ended = time.perf_counter()
         self._between = 0.0  # seconds from there to the step that runs now
-        self._until_trial, self._until_plain = TRIAL_INTERVAL, PLAIN_INTERVAL  # steps
-        self._plain_left = 0  # steps of a run without rounds
-        self._measured_loads: set[int] = set()  # loads within factors of 2 that have had such a run
+        self._until_trial = TRIAL_INTERVAL  # steps
         # Rows that a step has had. The first step with so many takes up to a fifth longer, as matrix products are
         # prepared for each number of rows.
         self._prepared_rows: set[int] = set()
-        # Of the round before the step: whether trees were drawn, or were wanted and did not pay; and its beam steps.
-        self._is_drawn = self._is_paused = False
-        self.beam_steps = self.costs.beam_length
         self.records = StepRecords()
 
     def add_request(self, req_idx: int) -> None:
@@ -115,7 +104,7 @@ class AdaptiveTrees:
         survival = self.outlook.trust * survival
         next_round = self.costs.drafting(num_reqs, self.outlook.beam_steps(num_reqs))
         target = self.costs.verification(num_others, most, num_reqs)
-        seconds = target + self.costs.between(num_reqs, is_drawn=self._is_drawn) + next_round
+        seconds = target + self.costs.between(num_reqs, is_drawn=self.rounds.is_drawn) + next_round
         budget = choose_budget(survival, num_emitting, seconds)
         if num_others == num_reqs:
             limit = min(most, num_reqs + TRIED_BEYOND * int(budget.num_nodes.sum()))
@@ -175,8 +164,8 @@ class AdaptiveTrees:
         num_others, num_emitting = (num_reqs, num_reqs) if budget is None else (self._num_others, self._num_emitting)
         if not batch.has_prefill:
             # All requests had been in the step before, so that the engine was not idle between the two.
-            self.costs.observe_between(num_reqs, self._between, is_drawn=self._is_drawn)
-            if num_rows in self._prepared_rows and self._is_drawn:
+            self.costs.observe_between(num_reqs, self._between, is_drawn=self.rounds.is_drawn)
+            if num_rows in self._prepared_rows and self.rounds.is_drawn:
                 self.costs.observe_verification(num_rows, num_reqs, now - began)
             elif num_rows in self._prepared_rows and num_rows == num_reqs:
                 self.costs.observe_plain(num_reqs, now - began)
@@ -185,10 +174,10 @@ class AdaptiveTrees:
         # not sampled from, and attend to more than nodes do.
         plain, taken = self._seconds(batch, num_others)
         tokens = float(num_sampled.sum())
-        if self._is_drawn:
+        if self.rounds.is_drawn:
             taken += self.costs.drafting(num_reqs, self.beam_steps)
             if num_emitting > 0:
-                self._pause.judge(tokens, taken, num_emitting, plain)
+                self.rounds.judge(num_reqs, tokens, taken, num_emitting, plain)
         if num_rows > num_others and budget is not None:
             self.outlook.grade((budget.tokens - num_emitting) / self.outlook.trust, tokens - num_emitting)
         if batch.has_prefill:
@@ -196,7 +185,7 @@ class AdaptiveTrees:
         self.records.add(
             Record(
                 steps=1,
-                skipped_rounds=int(self._is_paused),
+                skipped_rounds=int(self.rounds.is_paused),
                 nodes=num_rows - num_reqs,
                 expected=0.0 if budget is None else budget.tokens - num_reqs,
                 accepted=tokens - num_reqs,
@@ -210,13 +199,13 @@ class AdaptiveTrees:
         """What a step of this size takes without any drafting, and what the step that has ended has taken."""
         num_reqs, costs = batch.num_reqs, self.costs
         between = costs.between(num_reqs, is_drawn=False)
-        if not self._is_drawn and not batch.has_prefill:
+        if not self.rounds.is_drawn and not batch.has_prefill:
             plain = costs.plain(num_reqs) + between
             return plain, plain
         after_round = costs.verification(num_others, batch.num_tokens, num_reqs)
         plain = float(after_round[0]) if batch.has_prefill else costs.plain(num_reqs)
-        taken = float(after_round[-1]) if self._is_drawn else plain
-        return plain + between, taken + costs.between(num_reqs, is_drawn=self._is_drawn)
+        taken = float(after_round[-1]) if self.rounds.is_drawn else plain
+        return plain + between, taken + costs.between(num_reqs, is_drawn=self.rounds.is_drawn)
 
     def take_counts(self) -> AdaptiveCounts:
         """What has been counted since the last call."""
@@ -224,34 +213,16 @@ class AdaptiveTrees:
 
     def begins_round(self, is_wanted: bool) -> bool:
         """Whether a round is drawn after this step; it is not where no request of the batch wants one."""
-        is_wanted = is_wanted and not self._measures_plain()
-        self._is_paused = is_wanted and self._is_better_without()
-        self._is_drawn = is_wanted and not self._is_paused
-        if self._is_drawn:
-            self.beam_steps = self.outlook.draws(self._num_reqs)
-        return self._is_drawn
-
-    def _measures_plain(self) -> bool:
-        """Whether no round is drawn now, so that the next step shows how long one takes without."""
-        self._until_plain -= 1
-        load = self._num_reqs.bit_length()
-        if self._until_plain <= 0 or load not in self._measured_loads:
-            self._measured_loads.add(load)
-            self._until_plain, self._plain_left = PLAIN_INTERVAL, PLAIN_RUN
-        if self._plain_left == 0:
-            return False
-        self._plain_left -= 1
-        return True
-
-    def _is_better_without(self) -> bool:
-        if self._pause.is_paused:
-            self._pause.skip()
-            return True
-        return self.outlook.skips(self._num_reqs)
+        return self.rounds.choose(self._num_reqs, is_wanted=is_wanted)
 
     @property
-    def _pause(self) -> DraftingPause:
-        return self.pauses[self._num_reqs.bit_length()]
+    def beam_steps(self) -> int:
+        """Of the round that is drawn next, or was last."""
+        return self.rounds.beam_steps
+
+    @property
+    def step_size(self) -> None:
+        """Steps are timed here."""
 
     def end_drafting(self, num_reqs: int) -> None:
         """A round has ended."""

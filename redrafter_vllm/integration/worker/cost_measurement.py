@@ -41,6 +41,23 @@ def measure_costs(runner: Any, speculator: RedrafterSpeculator) -> MeasuredCosts
     return MeasuredCosts(verification, per_request, drafting, first_beam_step, copies_alone, beam_length)
 
 
+def time_recorded_rounds(speculator: RedrafterSpeculator, beam_steps: int) -> list[tuple[int, float]]:
+    """(requests, seconds) of every recorded round of so many beam steps, sizes ascending; waits for the device."""
+    graphs, clock = speculator.graphs, speculator.timer.clock
+    assert graphs is not None
+    points = []
+    for desc in sorted(graphs.graphs, key=lambda desc: desc.num_tokens):
+        speculator.buffers.idle(speculator.rows.padding_row)
+        marks = [clock.mark()]
+        for _ in range(REPEATS):
+            graphs.replay(desc, beam_steps)
+            marks.append(clock.mark())
+        while (spans := clock.spans(marks)) is None:
+            time.sleep(1e-4)
+        points.append((desc.num_tokens, min(spans)))
+    return points
+
+
 def _by_size(run: Callable[[int], None], limit: int) -> list[tuple[int, float]]:
     """Seconds of `run` for sizes 1, 2, 4 … and `limit`."""
     points: list[tuple[int, float]] = []

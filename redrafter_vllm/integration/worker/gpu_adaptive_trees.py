@@ -7,7 +7,7 @@ is decided on the device, from the trees themselves. Each query's true length is
 an even share of the budget, of which only the sum is right.
 
 All ranks of a parallel target decide the same: from estimates that are the same to the bit, and from durations that
-vLLM sends from the first rank. Nothing depends on when a result arrives.
+the first rank has measured and sends to the others. Nothing else depends on when a result arrives.
 """
 
 from typing import Any
@@ -16,7 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig
+from vllm.distributed.parallel_state import get_tp_group
 from vllm.logger import init_logger
+from vllm.v1.utils import CpuGpuBuffer
+from vllm.v1.worker.gpu.async_utils import StepTimingSample, stream
 from vllm.v1.worker.gpu.attn_utils import (
     get_query_lens_mismatch_unsupported_backend,
     get_varlen_cudagraph_unsupported_backend,
@@ -26,17 +29,22 @@ from vllm.v1.worker.gpu.spec_decode.adaptive_verification import AdaptiveVerific
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
 
 from redrafter_vllm.adaptive.budget import Budget, choose_budget, survival_of
-from redrafter_vllm.adaptive.pause import DraftingPause
+from redrafter_vllm.adaptive.costs import MeasuredCosts, StepCosts
 from redrafter_vllm.adaptive.record import AdaptiveCounts, Record
+from redrafter_vllm.adaptive.rounds import RoundChoice
+from redrafter_vllm.adaptive.survival import SurvivalEstimator
+from redrafter_vllm.drafting.step_timer import StepSize, TimedStep
 from redrafter_vllm.integration.attention.metadata import TreeMetadataBuilder
 from redrafter_vllm.integration.start_errors import report_start_errors
 from redrafter_vllm.integration.worker.adaptive_report import StepRecords, log_reason, why_nowhere
+from redrafter_vllm.integration.worker.cost_measurement import time_recorded_rounds
 from redrafter_vllm.integration.worker.speculator import RedrafterSpeculator
 from redrafter_vllm.ops.survival import MOST_SAVED
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows only loggers below its own name
 
 NEW_REQUEST_RATE = 0.02  # by which a step moves the estimate for requests whose trees the host has not seen
+SHARED_INTERVAL = 32  # steps after which all ranks learn what the steps before have taken on the first one
 
 
 def runs_on_host(device: torch.device) -> bool:
@@ -96,30 +104,69 @@ def _why_not(config: VllmConfig, attn_groups: list[list[Any]], adaptive: bool | 
 
 
 class GpuAdaptiveTrees(AdaptiveVerificationManager):
-    """Chooses the number of nodes of each step, and whether a round is drawn at all.
+    """Chooses the number of nodes of each step, whether a round is drawn at all, and of how many beam steps.
 
-    vLLM's methods measure the costs, admit the nodes on the device and copy estimates to the host. Up to
+    vLLM's methods measure the costs at the start, admit the nodes on the device and copy estimates to the host. Up to
     `record_confidences` the methods here are the runner's hooks, the others are the speculator's.
     """
 
     def __init__(self, speculator: RedrafterSpeculator, *parts: Any) -> None:
         super().__init__(*parts)
         self.speculator = speculator
-        self.pause = DraftingPause()
+        # Known once costs have been measured; until then every round that is wanted is drawn.
+        self.costs: StepCosts | None = None
+        self.rounds: RoundChoice | None = None
+        self._short_rounds: dict[int, list[tuple[int, float]]] = {}  # by beam steps: (requests, seconds)
         self._budget: Budget | None = None  # of the step that is being prepared, where drafts were scheduled
+        self._num_reqs = 0  # of the step that has been queued last
         # What a tree's estimates are like, for requests whose own the host has not seen.
         self._usual = np.full(self.num_speculative_steps, 0.5, dtype=np.float32)
         self._new_rows: list[int] = []
-        # Of the round before the step: whether trees were drawn, or were wanted and did not pay.
-        self._is_drawn = self._is_paused = False
+        # Beside each of vLLM's two copies of estimates: the kinds of the nodes, and the rows of a whole round's trees.
+        states = self.req_states
+        shape = states.max_num_reqs, self.num_speculative_steps
+        self._stale_kinds = [CpuGpuBuffer(*shape, dtype=torch.int8, device=states.device) for _ in range(2)]
+        self._stale_whole = [np.zeros(states.max_num_reqs, dtype=np.bool_) for _ in range(2)]
+        self._is_drawn = False  # the round before the step
+        self.step_size: StepSize | None = None
+        self._until_shared = SHARED_INTERVAL
         self.records = StepRecords()
+
+    def set_initial_cost_curves(self, samples: list[StepTimingSample]) -> None:
+        """Durations of steps with whole rounds, which vLLM has timed; short rounds are timed here."""
+        lengths = {1, self.speculator.round_lengths[0]}  # the others are interpolated
+        own = {steps: time_recorded_rounds(self.speculator, steps) for steps in sorted(lengths)}
+        self._short_rounds = get_tp_group().broadcast_object(own, src=0)
+        super().set_initial_cost_curves(samples)
+
+    def set_cost_curves(self, draft_curve: list[tuple[int, float]], verify_curve: list[tuple[int, float]]) -> None:
+        """vLLM's tables, which every step that follows corrects."""
+        super().set_cost_curves(draft_curve, verify_curve)
+        assert self.cost_tables is not None
+        drafting, verification = ([*enumerate(1e-3 * table)][1:] for table in self.cost_tables)
+        measured = MeasuredCosts(
+            verification,
+            per_request=0.0,  # which is in those of the rows
+            drafting=drafting,
+            first_beam_step=self._short_rounds.get(1, ()),
+            copies_alone=self._short_rounds.get(0, ()),
+            beam_length=self.speculator.drafting.beam_length,
+        )
+        self.costs = StepCosts(measured, len(verification), len(drafting))
+        self.rounds = RoundChoice(self.costs, self.num_speculative_steps)
+        logger.info("ReDrafter: trees adapt to load and confidence; measured %s", measured.at_powers_of_two())
 
     def add_request(self, req_idx: int) -> None:
         """A request has got a row; on the device it has no node, which vLLM would take for one that is certain."""
         super().add_request(req_idx)
         self._confidence_probs[req_idx].zero_()
-        self._stale_confidences[self._stale_idx].np[req_idx] = self._usual
+        self._forget_stale(req_idx)
         self._new_rows.append(req_idx)
+
+    def _forget_stale(self, rows: int | list[int]) -> None:
+        """What the host has of these rows is of requests that had them before."""
+        self._stale_confidences[self._stale_idx].np[rows] = self._usual
+        self._stale_whole[self._stale_idx][rows] = False
 
     def get_num_tokens(self, num_tokens_per_req: dict[str, int], draft_tokens: dict[str, list[int]]) -> int:
         """Tokens of the step with the budget's nodes only."""
@@ -144,47 +191,72 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
         self, rows: np.ndarray, num_drafts: np.ndarray, num_others: int, num_emitting: int, limit: int
     ) -> Budget:
         """The budget of at most `limit` nodes; which ones is known to the device."""
-        seconds, drafting = self._seconds(num_others, num_others + min(limit, int(num_drafts.sum())), len(rows))
+        assert self.costs is not None and self.rounds is not None
         confidences = self._stale_confidences[self._stale_idx].np[rows]
         if (has_drafts := num_drafts > 0).any():
             self._usual += NEW_REQUEST_RATE * (confidences[has_drafts].mean(0) - self._usual)
         survival = survival_of(MOST_SAVED * np.cumprod(confidences, axis=1, dtype=np.float64))
         survival[np.arange(survival.shape[1]) >= num_drafts[:, None]] = 0
-        return choose_budget(survival, num_emitting, seconds + drafting)
-
-    def _seconds(self, first: int, last: int, num_reqs: int) -> tuple[np.ndarray, float]:
-        """Of the target's step with `first` to `last` rows [last - first + 1], and of a drafting round."""
-        assert self.cost_tables is not None
-        drafting, verification = self.cost_tables
-        return 1e-3 * verification[first : last + 1], 1e-3 * float(drafting[num_reqs])
+        if (is_whole := has_drafts & self._stale_whole[self._stale_idx][rows]).any():
+            kinds = torch.from_numpy(self._stale_kinds[self._stale_idx].np[rows[is_whole]])
+            self.rounds.outlook.remember(survival[is_whole], self._survival.beam_steps_of(kinds).numpy())
+        num_reqs, most = len(rows), min(limit, int(num_drafts.sum()))
+        next_round = self.costs.drafting(num_reqs, self.rounds.outlook.beam_steps(num_reqs))
+        target = self.costs.verification(num_others, num_others + most, num_reqs)
+        seconds = target + self.costs.between(num_reqs, is_drawn=self._is_drawn) + next_round
+        return choose_budget(survival, num_emitting, seconds)
 
     def record_confidences(self, confidence_probs: Tensor, input_batch: InputBatch) -> None:
         """A round has been drawn, or has not: the estimates before it then stay, for the next one."""
         if not self._is_drawn:
             return
+        self._copy_kinds(input_batch)
         super().record_confidences(confidence_probs, input_batch)
-        self._stale_confidences[self._stale_idx].np[self._new_rows] = self._usual
+        self._forget_stale(self._new_rows)
         self._new_rows.clear()
+
+    def _copy_kinds(self, batch: InputBatch) -> None:
+        """Queue the copy of what the nodes of a whole round are; it ends before vLLM's copy, which is queued next."""
+        slot, is_whole = self._stale_kinds[self._stale_idx], self._stale_whole[self._stale_idx]
+        is_whole.fill(False)
+        if self.rounds is None or self.rounds.beam_steps < self.speculator.drafting.beam_length:
+            return
+        is_whole[batch.idx_mapping_np] = True
+        slot.gpu.copy_(self._survival.estimates.kinds[: len(is_whole)])
+        current_stream = torch.cuda.current_stream(self.req_states.device)
+        self._copy_stream.wait_stream(current_stream)
+        with stream(self._copy_stream, current_stream):
+            slot.copy_to_cpu()
+
+    @property
+    def _survival(self) -> SurvivalEstimator:
+        assert self.speculator.survival is not None
+        return self.speculator.survival
 
     def begin_step(self) -> None:
         """The target's step begins."""
 
     def end_verification(self, batch: InputBatch, num_sampled: Tensor) -> None:
-        """The target's step has ended; judges by what was expected of it, as its result is not on the host yet."""
-        budget, self._budget = self._budget, None
-        if batch.has_prefill or self.cost_tables is None:
+        """The target's step has been queued; judges by what is expected of it, as its result is not on the host yet."""
+        budget, self._budget, self.step_size = self._budget, None, None
+        self._num_reqs = num_reqs = batch.num_reqs
+        if self.costs is None or self.rounds is None:
             return
-        num_reqs = batch.num_reqs
-        seconds, drafting = self._seconds(num_reqs, batch.num_tokens, num_reqs)
-        plain, taken = float(seconds[0]), float(seconds[-1])
+        self._share_durations(self.costs)
+        if batch.has_prefill:
+            return
+        self.step_size = StepSize(batch.num_tokens, num_reqs, after_round=self._is_drawn, beam_steps=None)
+        plain = taken = self.costs.plain(num_reqs) + self.costs.between(num_reqs, is_drawn=False)
         tokens = num_reqs if budget is None else budget.tokens
         if self._is_drawn:
-            taken += drafting
-            self.pause.judge(tokens, taken, num_reqs, plain)
+            verification = self.costs.verification(batch.num_tokens, batch.num_tokens, num_reqs)
+            taken = float(verification[0]) + self.costs.between(num_reqs, is_drawn=True)
+            taken += self.costs.drafting(num_reqs, self.rounds.beam_steps)
+            self.rounds.judge(num_reqs, tokens, taken, num_reqs, plain)
         self.records.add(
             Record(
                 steps=1,
-                skipped_rounds=int(self._is_paused),
+                skipped_rounds=int(self.rounds.is_paused),
                 nodes=batch.num_tokens - num_reqs,
                 expected=tokens - num_reqs,
                 accepted=None,
@@ -193,21 +265,43 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
             )
         )
 
+    def _share_durations(self, costs: StepCosts) -> None:
+        """Every so often, correct the costs by the steps that the device has finished since the last time."""
+        self._until_shared -= 1
+        if self._until_shared > 0:
+            return
+        self._until_shared = SHARED_INTERVAL
+        for step in get_tp_group().broadcast_object(self.speculator.timer.take_steps(), src=0):
+            _observe(costs, step)
+
     def take_counts(self) -> AdaptiveCounts:
         """What has been counted since the last call."""
         return self.records.take_counts()
 
     def begins_round(self, is_wanted: bool) -> bool:
         """Whether a round is drawn after this step; it is not where no request of the batch wants one."""
-        self._is_paused = is_wanted and self.pause.is_paused
-        self._is_drawn = is_wanted and not self._is_paused
-        if self._is_paused:
-            self.pause.skip()
+        self._is_drawn = is_wanted if self.rounds is None else self.rounds.choose(self._num_reqs, is_wanted=is_wanted)
         return self._is_drawn
 
     @property
-    def beam_steps(self) -> None:
-        """All: a recorded round has them, and the host does not know the trees' survival."""
+    def beam_steps(self) -> int | None:
+        """Of the round that is drawn next, or was last; None for all."""
+        return None if self.rounds is None else self.rounds.beam_steps
 
     def end_drafting(self, num_reqs: int) -> None:
         """A round has been queued."""
+        if self.step_size is not None:
+            self.step_size = self.step_size._replace(beam_steps=self.beam_steps)
+
+
+def _observe(costs: StepCosts, step: TimedStep) -> None:
+    """Correct the costs by a step without prompts."""
+    size, num_requests = step.size, step.size.num_requests
+    if step.between is not None:
+        costs.observe_between(num_requests, step.between, is_drawn=size.after_round)
+    if size.after_round:
+        costs.observe_verification(size.rows, num_requests, step.target)
+    elif size.rows == num_requests:
+        costs.observe_plain(num_requests, step.target)
+    if size.beam_steps is not None:
+        costs.observe_drafting(num_requests, step.drafting, size.beam_steps)

@@ -22,7 +22,7 @@ from redrafter_vllm.adaptive.survival import SurvivalEstimator
 from redrafter_vllm.config import MAX_BEAM_WIDTH
 from redrafter_vllm.drafting.buffers import DraftRows, RoundBuffers
 from redrafter_vllm.drafting.propose import propose_trees
-from redrafter_vllm.drafting.step_timer import DraftTimer, StepTimes
+from redrafter_vllm.drafting.step_timer import DraftTimer, StepSize, StepTimes
 from redrafter_vllm.integration.speculative_config import RedrafterSpeculativeConfig
 from redrafter_vllm.integration.worker.draft_graphs import DraftGraphs
 from redrafter_vllm.integration.worker.draft_model import DraftModel
@@ -56,6 +56,9 @@ class StepObserver(Protocol):
     def beam_steps(self) -> int | None: ...  # of the round that begins; None for all
 
     def end_drafting(self, num_reqs: int) -> None: ...
+
+    @property
+    def step_size(self) -> StepSize | None: ...  # of the step that ends; None where its durations are not wanted
 
     def take_counts(self) -> AdaptiveCounts: ...
 
@@ -182,7 +185,9 @@ class RedrafterSpeculator(BaseSpeculator):
         return self.embedding
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
-        self.graphs = DraftGraphs(self.vllm_config, self.device, cudagraph_mode)
+        # Only trees that adapt ask for rounds that are not whole.
+        shorter = () if self.observer is None else self.round_lengths[:-1]
+        self.graphs = DraftGraphs(self.vllm_config, self.device, cudagraph_mode, shorter)
 
     def capture(self) -> None:
         assert self.graphs is not None
@@ -222,7 +227,7 @@ class RedrafterSpeculator(BaseSpeculator):
             self.timer.begin_drafting()
             if not self._begins_round(node_budget, input_batch):
                 self.rows.clear(idx_mapping)
-                self.timer.end_step()
+                self._end_step()
                 return self.buffers.draft_tokens[:num_reqs]
         if step is not None and step.batch is input_batch:
             context_token = step.context_token()
@@ -234,16 +239,25 @@ class RedrafterSpeculator(BaseSpeculator):
         size = num_reqs if graph is None else graph.num_tokens
         # The requests of a dummy run own no rows.
         self.buffers.fill(size, source, node_budget, 0 if dummy_run else num_reqs, self.rows.padding_row)
+        beam_steps = None if dummy_run or self.observer is None else self.observer.beam_steps
         if graph is None:
-            self._run_round(num_reqs, None if dummy_run or self.observer is None else self.observer.beam_steps)
+            self._run_round(num_reqs, beam_steps)
         else:
             assert self.graphs is not None
-            self.graphs.run_fullgraph(graph)
+            self.graphs.replay(graph, beam_steps)
         if not dummy_run:
             if self.observer is not None:
                 self.observer.end_drafting(num_reqs)
-            self.timer.end_step()
+            self._end_step()
         return self.buffers.draft_tokens[:num_reqs]
+
+    @property
+    def round_lengths(self) -> tuple[int, ...]:
+        """The beam steps that a round may have, the whole one's last; with none it copies the text alone."""
+        return tuple(range(0 if self.drafting.copies_text else 1, self.drafting.beam_length + 1))
+
+    def _end_step(self) -> None:
+        self.timer.end_step(None if self.observer is None else self.observer.step_size)
 
     def take_counts(self) -> tuple[StepTimes, AdaptiveCounts]:
         """What has been counted since the last call, of steps that the device has finished."""

@@ -3,6 +3,7 @@
 
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def trees(monkeypatch: pytest.MonkeyPatch) -> adaptive_trees.AdaptiveTrees:
     runner: Any = SimpleNamespace(max_num_reqs=16, max_num_tokens=64, decode_query_len=4)
     speculator: Any = SimpleNamespace(drafting=SimpleNamespace(num_speculative_tokens=3))
     found = adaptive_trees.AdaptiveTrees(runner, speculator)
-    found._measured_loads = set(range(10))  # as if steps without rounds were known at all of them
+    found.rounds._measured_loads = set(range(10))  # as if steps without rounds were known at all of them
     return found
 
 
@@ -50,17 +51,6 @@ def test_a_load_at_which_drafting_loses_draws_no_round(trees: adaptive_trees.Ada
         end_step(trees, num_reqs, is_timed=False)
         assert trees.begins_round(True) == is_drawn
         assert not trees.begins_round(False)
-
-
-def test_a_pause_at_one_load_does_not_hold_at_another(trees: adaptive_trees.AdaptiveTrees) -> None:
-    end_step(trees, 16, is_timed=False)
-    while not trees._pause.is_paused:
-        trees._pause.judge(16.0, 2.0, 16.0, 1.0)
-    assert not trees.begins_round(True)
-    end_step(trees, 1, is_timed=False)
-    assert trees.begins_round(True)
-    end_step(trees, 16, is_timed=False)
-    assert not trees.begins_round(True)
 
 
 class Clock:
@@ -109,20 +99,6 @@ def test_sizes_that_no_step_has_had_are_tried(trees: adaptive_trees.AdaptiveTree
     assert {trees._to_try(1, 4) for _ in range(20)} == {None}
 
 
-def test_no_rounds_are_drawn_for_some_steps_at_every_load_and_now_and_then(trees: adaptive_trees.AdaptiveTrees) -> None:
-    trees._measured_loads = set()
-    interval, run = adaptive_trees.PLAIN_INTERVAL, adaptive_trees.PLAIN_RUN
-    end_step(trees, 1, is_timed=False)
-    drawn = [trees.begins_round(True) for _ in range(2 * interval)]
-    assert [step for step, is_drawn in enumerate(drawn) if not is_drawn] == [
-        *range(run),
-        *range(interval, interval + run),
-    ]
-    end_step(trees, 4, is_timed=False)
-    assert [trees.begins_round(True) for _ in range(run + 1)] == [False] * run + [True]
-    assert trees.records.unlogged.skipped_rounds == 0  # they are not left out because they would not pay
-
-
 def test_a_step_after_a_round_is_none_without_drafting(
     trees: adaptive_trees.AdaptiveTrees, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +106,7 @@ def test_a_step_after_a_round_is_none_without_drafting(
     clock = Clock()
     monkeypatch.setattr(adaptive_trees, "time", clock)
     for is_drawn, seconds in ((False, 15.0), (True, 22.0)):
-        trees._is_drawn = is_drawn
+        trees.rounds.is_drawn = is_drawn
         for _ in range(2):
             trees.begin_step()
             clock.now += seconds
@@ -166,7 +142,7 @@ def test_the_first_step_of_a_number_of_rows_corrects_no_costs(
     """Its products are prepared; the second one has no other reason to take twice as long as was measured."""
     clock = Clock()
     monkeypatch.setattr(adaptive_trees, "time", clock)
-    trees._is_drawn = True
+    trees.rounds.is_drawn = True
     for expected in (13.0, 26.0):
         trees.begin_step()
         clock.now += 26.0
@@ -195,7 +171,7 @@ PROMPT = 40  # rows
 def end_step_with_a_prompt(trees: adaptive_trees.AdaptiveTrees, accepted: int) -> None:
     """A step with 4 requests of one node each, expected to be accepted, beside a part of a fifth one's prompt."""
     trees._budget = Budget(np.array([1, 1, 1, 1, 0]), 8.0, 1.0)
-    trees._num_others, trees._num_emitting, trees._is_drawn = 4 + PROMPT, 4, True
+    trees._num_others, trees._num_emitting, trees.rounds.is_drawn = 4 + PROMPT, 4, True
     trees.begin_step()
     batch: Any = SimpleNamespace(has_prefill=True, num_reqs=5, num_tokens=8 + PROMPT)
     trees.end_verification(batch, torch.tensor([2] * accepted + [1] * (4 - accepted) + [0]))
@@ -210,16 +186,18 @@ def test_steps_with_prompts_tell_whether_drafting_pays(
     for _ in range(200):
         end_step_with_a_prompt(trees, accepted)
     assert trees.outlook.trust == 1.0 if pays else trees.outlook.trust < 0.1
-    assert trees.pauses[(5).bit_length()].is_paused != pays
+    assert trees.begins_round(True) == pays
     assert (trees.costs.verification(1, 16, 1).tolist(), trees.costs.between(5, is_drawn=True)) == before
     assert trees.records.unlogged.steps == 0
 
 
 def test_a_step_with_prompts_alone_judges_nothing(trees: adaptive_trees.AdaptiveTrees) -> None:
-    trees._is_drawn = True
+    trees.rounds.is_drawn = True
     trees.begin_step()
-    trees.end_verification(
-        SimpleNamespace(has_prefill=True, num_reqs=1, num_tokens=PROMPT),  # type: ignore[arg-type]
-        torch.tensor([0]),
-    )
-    assert not trees.pauses and trees.outlook.trust == 1.0
+    with patch.object(trees.rounds, "judge") as judged:
+        trees.end_verification(
+            SimpleNamespace(has_prefill=True, num_reqs=1, num_tokens=PROMPT),  # type: ignore[arg-type]
+            torch.tensor([0]),
+        )
+    judged.assert_not_called()
+    assert trees.outlook.trust == 1.0

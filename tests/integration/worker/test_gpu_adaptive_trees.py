@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 import torch
 
+from redrafter_vllm.adaptive.outlook import WHOLE_ROUND
 from redrafter_vllm.adaptive.pause import TRIAL
+from redrafter_vllm.adaptive.rounds import PLAIN_INTERVAL, PLAIN_RUN
+from redrafter_vllm.adaptive.survival import SurvivalEstimator
+from redrafter_vllm.drafting.step_timer import StepSize, TimedStep
+from redrafter_vllm.integration.worker import gpu_adaptive_trees
 from redrafter_vllm.integration.worker.gpu_adaptive_trees import GpuAdaptiveTrees
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="replaces streams and events")
 
-MAX_REQS, NODES = 3, 4
+MAX_REQS, NODES, LENGTH = 3, 4, 3
 # Milliseconds by rows, where four rows cost what one does, and more cost far too much; a round is free.
 FOUR_ROWS = [(1, 1.0), (4, 1.0), (16, 100.0)]
 REQUESTS = {"a": 0, "b": 1}
@@ -29,7 +34,8 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> GpuAdaptiveTrees:
     for name in ("Stream", "Event", "current_stream", "set_stream"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
     monkeypatch.setattr(vllms, "_assign_draft_token_budget_compiled", vllms._assign_draft_token_budget)
-    monkeypatch.setattr(vllms, "get_tp_group", lambda: SimpleNamespace(broadcast_object=lambda value, src: value))
+    for module in (vllms, gpu_adaptive_trees):
+        monkeypatch.setattr(module, "get_tp_group", lambda: SimpleNamespace(broadcast_object=lambda value, src: value))
     states = SimpleNamespace(
         num_speculative_steps=NODES,
         device=torch.device("cpu"),
@@ -39,17 +45,35 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> GpuAdaptiveTrees:
         num_computed_tokens_np=np.array([9, 9, 0]),
         prefill_len=SimpleNamespace(np=np.array([5, 5, 1])),
     )
-    speculator: Any = SimpleNamespace(scores_prompt=np.zeros(MAX_REQS, dtype=np.bool_))
+    speculator: Any = SimpleNamespace(
+        scores_prompt=np.zeros(MAX_REQS, dtype=np.bool_),
+        drafting=SimpleNamespace(beam_length=LENGTH),
+        survival=SurvivalEstimator(MAX_REQS, NODES, LENGTH, torch.device("cpu")),
+        timer=SimpleNamespace(take_steps=list),
+    )
     made = GpuAdaptiveTrees(speculator, states, torch.zeros(MAX_REQS + 1, dtype=torch.int32), 1, 1000)
-    made.set_cost_curves([(1, 0.0)], FOUR_ROWS)
+    set_costs(made, [(1, 0.0)], FOUR_ROWS)
     return made
 
 
+def set_costs(manager: GpuAdaptiveTrees, *curves: list[tuple[int, float]]) -> None:
+    """As if steps without rounds were known at all loads."""
+    manager.set_cost_curves(*curves)
+    assert manager.rounds is not None
+    manager.rounds._measured_loads = set(range(10))
+
+
+def drawn_for(num_reqs: int) -> Any:
+    return SimpleNamespace(
+        num_reqs=num_reqs, idx_mapping=torch.arange(num_reqs), idx_mapping_np=np.arange(num_reqs, dtype=np.int32)
+    )
+
+
 def draw(manager: GpuAdaptiveTrees, *confidences: list[float]) -> None:
-    """A round for rows 0 to B − 1."""
+    """A step for rows 0 to B − 1, with prompts, so that it tells nothing, and the round behind it."""
+    manager.end_verification(SimpleNamespace(has_prefill=True, num_reqs=len(confidences)), torch.tensor([]))  # type: ignore[arg-type]
     assert manager.begins_round(True)
-    batch: Any = SimpleNamespace(num_reqs=len(confidences), idx_mapping=torch.arange(len(confidences)))
-    manager.record_confidences(torch.tensor(confidences), batch)
+    manager.record_confidences(torch.tensor(confidences), drawn_for(len(confidences)))
 
 
 def step(manager: GpuAdaptiveTrees, *req_ids: str, drafts: int = NODES) -> tuple[int, list[int]]:
@@ -80,7 +104,7 @@ def test_a_round_that_was_left_out_leaves_no_drafts(manager: GpuAdaptiveTrees) -
     draw(manager, [0.9, 0.9, 0.0, 0.0], [0.9, 0.9, 0.0, 0.0])
     assert not manager.begins_round(False)
     # vLLM calls this after every step, with what the last round has left behind.
-    manager.record_confidences(torch.zeros(2, NODES), SimpleNamespace(num_reqs=2, idx_mapping=torch.arange(2)))  # type: ignore[arg-type]
+    manager.record_confidences(torch.zeros(2, NODES), drawn_for(2))
     assert step(manager, "a", "b") == (2, [1, 1])
     # The estimates of before are there when drafting goes on.
     draw(manager, [0.9, 0.9, 0.0, 0.0], [0.1, 0.0, 0.0, 0.0])
@@ -114,20 +138,18 @@ def test_a_step_fits_into_one_chunk_of_logits(manager: GpuAdaptiveTrees) -> None
 def test_drafting_pauses_where_less_is_expected_than_it_costs(
     manager: GpuAdaptiveTrees, confidence: float, pays: bool
 ) -> None:
-    manager.set_cost_curves([(1, 0.5)], [(1, 1.0), (2, 1.1), (5, 1.2), (16, 3.0)])
+    set_costs(manager, [(1, 0.5)], [(1, 1.0), (2, 1.1), (5, 1.2), (16, 3.0)])
     manager.add_request(0)
     batch: Any = SimpleNamespace(has_prefill=False, num_reqs=1)
     drawn = 0
+    manager.end_verification(SimpleNamespace(has_prefill=True, num_reqs=1), torch.tensor([1]))  # type: ignore[arg-type]
     for _ in range(3 * TRIAL):
         drawn += manager.begins_round(True)
-        manager.record_confidences(
-            torch.full((1, NODES), confidence),
-            SimpleNamespace(num_reqs=1, idx_mapping=torch.arange(1)),  # type: ignore[arg-type]
-        )
+        manager.record_confidences(torch.full((1, NODES), confidence), drawn_for(1))
         batch.num_tokens, _ = step(manager, "a")
         manager.end_verification(batch, torch.tensor([1]))
-    # At first every request is expected to be as usual, so that it takes a few steps more than a trial.
-    assert drawn == 3 * TRIAL if pays else TRIAL <= drawn < 2 * TRIAL
+    # The host sees the first tree one round late, and then what such trees bring.
+    assert drawn == (3 * TRIAL if pays else 2)
     counts = manager.take_counts()
     assert counts.skipped_rounds == 3 * TRIAL - drawn
     assert (counts.expected_thousandths > 1000) == pays
@@ -135,3 +157,88 @@ def test_drafting_pauses_where_less_is_expected_than_it_costs(
     assert times is not None and counts.plain_us / counts.taken_us == pytest.approx(float(times[1]), abs=0.005)
     assert counts.passed_us == 0 and "by the clock" not in str(manager.records.unlogged)
     assert "accepted," not in str(manager.records.unlogged) and "expected to be" in str(manager.records.unlogged)
+
+
+@pytest.fixture
+def two_kinds_of_rounds(manager: GpuAdaptiveTrees) -> GpuAdaptiveTrees:
+    """A round of one beam step takes a tenth of a whole one; more than one node never pays."""
+    manager._short_rounds = {1: [(1, 0.1e-3)]}
+    set_costs(manager, [(1, 1.0)], [(1, 1.0), (2, 1.01), (16, 100.0)])
+    assert manager.speculator.survival is not None
+    manager.speculator.survival.estimates.kinds[:] = torch.tensor([0, 1, 2, 2])
+    return manager
+
+
+def test_rounds_have_the_beam_steps_that_pay(two_kinds_of_rounds: GpuAdaptiveTrees) -> None:
+    """What deeper nodes would bring is learned from whole rounds alone, of which there is one now and then."""
+    manager, lengths = two_kinds_of_rounds, []
+    for _ in range(3 * WHOLE_ROUND):
+        draw(manager, [0.99, 0.5, 0.0, 0.0])
+        lengths.append(manager.beam_steps)
+        step(manager, "a")
+        manager.end_verification(SimpleNamespace(has_prefill=False, num_reqs=1, num_tokens=2), torch.tensor([1]))  # type: ignore[arg-type]
+    assert lengths[0] == LENGTH and lengths.count(1) > 2 * WHOLE_ROUND
+    assert LENGTH in lengths[-WHOLE_ROUND:]
+    assert manager.rounds is not None
+    # The host saw the trees of whole rounds, one step late; those of short ones it did not count.
+    assert manager.rounds.outlook._num_trees <= lengths.count(LENGTH)
+
+
+def test_a_new_request_is_not_taken_for_the_one_that_had_its_row(two_kinds_of_rounds: GpuAdaptiveTrees) -> None:
+    manager = two_kinds_of_rounds
+    assert manager.rounds is not None
+    for _ in range(2):
+        draw(manager, [0.9, 0.5, 0.0, 0.0])
+    manager.add_request(0)
+    step(manager, "a")
+    assert manager.rounds.outlook._num_trees == 0
+    # The copy that was on its way when the request came is of the one before, too.
+    manager.begins_round(True)
+    manager.record_confidences(torch.zeros(1, NODES), drawn_for(1))
+    step(manager, "a")
+    assert manager.rounds.outlook._num_trees == 0
+
+
+def queue_step(manager: GpuAdaptiveTrees, num_tokens: int, *, has_prefill: bool = False) -> StepSize | None:
+    """A step of one request and the round behind it, if there is one; its size, as the timer gets it."""
+    batch: Any = SimpleNamespace(has_prefill=has_prefill, num_reqs=1, num_tokens=num_tokens)
+    manager.end_verification(batch, torch.tensor([1]))
+    if manager.begins_round(True):
+        manager.end_drafting(1)
+    return manager.step_size
+
+
+def test_steps_are_timed_by_what_their_duration_depends_on(manager: GpuAdaptiveTrees) -> None:
+    assert queue_step(manager, 1) == StepSize(1, 1, after_round=False, beam_steps=LENGTH)
+    assert queue_step(manager, 3) == StepSize(3, 1, after_round=True, beam_steps=LENGTH)
+    assert queue_step(manager, 40, has_prefill=True) is None
+    for _ in range(PLAIN_INTERVAL - 4):
+        queue_step(manager, 3)
+    assert queue_step(manager, 3) == StepSize(3, 1, after_round=True, beam_steps=None)  # no round: a run without any
+    assert queue_step(manager, 1) == StepSize(1, 1, after_round=False, beam_steps=None)
+    for _ in range(PLAIN_RUN - 2):
+        queue_step(manager, 1)
+    assert queue_step(manager, 1) == StepSize(1, 1, after_round=False, beam_steps=LENGTH)
+
+
+def test_costs_follow_the_steps_of_the_first_rank(manager: GpuAdaptiveTrees, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A context that grows makes steps dearer than they were measured; every rank believes the same."""
+    first = [
+        TimedStep(StepSize(3, 1, after_round=True, beam_steps=LENGTH), 0.25e-3, 1.5e-3, 0.7e-3),
+        TimedStep(StepSize(1, 1, after_round=False, beam_steps=None), None, 1.2e-3, 0.0),
+    ]
+    own = [TimedStep(StepSize(3, 1, after_round=True, beam_steps=LENGTH), 9.0, 9.0, 9.0)]
+    set_costs(manager, [(1, 0.5)], FOUR_ROWS)
+    manager.speculator.timer = SimpleNamespace(take_steps=lambda: own)  # type: ignore[assignment]
+    group = SimpleNamespace(broadcast_object=lambda value, src: first if value is own and src == 0 else None)
+    monkeypatch.setattr(gpu_adaptive_trees, "get_tp_group", lambda: group)
+    costs = manager.costs
+    assert costs is not None
+    for _ in range(gpu_adaptive_trees.SHARED_INTERVAL - 1):
+        queue_step(manager, 3)
+    assert costs.verification(3, 3, 1)[0] == pytest.approx(1e-3)
+    queue_step(manager, 3)
+    assert costs.verification(3, 3, 1)[0] == pytest.approx(1.5e-3, rel=1e-3)
+    assert costs.plain(1) == pytest.approx(1.2e-3, rel=1e-3)
+    assert costs.drafting(1, LENGTH) == pytest.approx(0.7e-3)
+    assert costs.between(1, is_drawn=True) == pytest.approx(0.25e-3)
