@@ -94,6 +94,15 @@ class DraftingConfig:
         return self.prompt_lookup and not self.is_chain
 
     @property
+    def round_lengths(self) -> tuple[int, ...]:
+        """Beam steps of the rounds that a GPU records for trees that adapt, those of a whole one last.
+
+        1 to 4, 8, 16 … and all; where trees have copies of the text also 0, for rounds of copies alone.
+        """
+        shorter = (steps for steps in range(1, self.beam_length) if steps <= 4 or steps.bit_count() == 1)
+        return (*[0] * self.copies_text, *shorter, self.beam_length)
+
+    @property
     def max_depth(self) -> int:
         """The most draft tokens that one step can accept: a beam's, or those of a tree that is one copy of the text."""
         return self.num_speculative_tokens if self.copies_text else self.beam_length

@@ -56,3 +56,11 @@ def test_names_of_other_projects() -> None:
 def test_refusals(options: dict[str, object], sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence.replace("'", ".")):
         parse_drafting_options(options)
+
+
+def test_lengths_of_recorded_rounds() -> None:
+    assert DraftingConfig(4, 4).round_lengths == (0, 1, 2, 3, 4)
+    assert DraftingConfig(4, 5, prompt_lookup=False).round_lengths == (1, 2, 3, 4, 5)
+    assert DraftingConfig(1, 3).round_lengths == (1, 2, 3)
+    assert DraftingConfig(1, 1).round_lengths == (1,)
+    assert DraftingConfig(4, 16).round_lengths == (0, 1, 2, 3, 4, 8, 16)

@@ -87,7 +87,7 @@ class StepCosts:
         """Seconds of the target's step after a round, with `first` to `last` rows. [last - first + 1]"""
         rows = np.clip(np.arange(first, last + 1), 1, len(self._rows) - 1)
         is_known = self._row_factors.is_known or not self._plain_factors.is_known
-        factors = self._row_factors.table[rows] if is_known else self._plain_factors.of(self._bounded(num_requests))
+        factors = self._row_factors.of(rows) if is_known else self._plain_factors.of(self._bounded(num_requests))
         return _rising((self._rows[rows] + self._per_request * num_requests) * np.exp(self._pace + factors))
 
     def plain(self, num_requests: int) -> float:
@@ -98,14 +98,14 @@ class StepCosts:
         """
         own = self._plain_factors, self._bounded(num_requests)
         after_round = self._row_factors, self._bounded_rows(num_requests)
-        factor = min((known.of(size) for known, size in (own, after_round) if known.is_known), default=0.0)
+        factor = min((float(known.of(size)) for known, size in (own, after_round) if known.is_known), default=0.0)
         return self._measured_step(num_requests, num_requests) * math.exp(self._pace + factor)
 
     def drafting(self, num_requests: int, beam_steps: int | None = None) -> float:
         """Seconds of a drafting round, whole unless its beam steps are given."""
         size = self._bounded(num_requests)
         measured = self._measured_round(size, beam_steps)
-        return max(measured + self._round_extras.of(size), measured / MAX_SURPRISE)
+        return max(measured + float(self._round_extras.of(size)), measured / MAX_SURPRISE)
 
     def between(self, num_requests: int, *, is_drawn: bool) -> float:
         """Seconds from the end of a step to the target's next one; 0 as long as none has been seen.
@@ -132,11 +132,11 @@ class StepCosts:
         self._row_factors.forget(FORGOTTEN_OF_OTHERS)
 
     def _observe_step(self, factors: "_Corrections", size: int, rows: int, num_requests: int, seconds: float) -> None:
-        expected = self._measured_step(rows, num_requests) * math.exp(self._pace + factors.of(size))
+        expected = self._measured_step(rows, num_requests) * math.exp(self._pace + float(factors.of(size)))
         surprise = math.log(_within(seconds, expected) / expected)
         # The first step of a size tells how long it takes at this pace, later ones tell more and more of the pace.
         num_steps = factors.num_steps(size)
-        factors.observe(size, factors.of(size) + surprise)
+        factors.observe(size, float(factors.of(size)) + surprise)
         self._pace += PACE_RATE * num_steps / (num_steps + 1) * surprise
 
     def observe_drafting(self, num_requests: int, seconds: float, beam_steps: int | None = None) -> None:
@@ -149,9 +149,11 @@ class StepCosts:
         """So long after the end of a step, and of a round, the target's next one has begun, for the same requests."""
         place = int(is_drawn), min(num_requests.bit_length(), self._between.shape[1] - 1)
         known = self._between[place]
-        # Whatever comes between makes it longer, never shorter.
+        # Whatever comes between makes it longer, never shorter: the first one may have compiled something.
         self._between[place] = (
-            seconds if np.isnan(known) else known + LEARNING_RATE * (min(seconds, MAX_SURPRISE * known) - known)
+            min(seconds, MAX_SURPRISE * self.plain(num_requests))
+            if np.isnan(known)
+            else known + LEARNING_RATE * (min(seconds, MAX_SURPRISE * known) - known)
         )
 
     def _measured_step(self, rows: int, num_requests: int) -> float:
@@ -182,15 +184,16 @@ class _Corrections:
         self._likeness = np.exp(-np.abs(logarithms[:, None] - logarithms) / NEIGHBOURS)
         self._weights = np.zeros(len(self._sizes))  # of steps; the last ones weigh most
         self._sums = np.zeros(len(self._sizes))
-        self.table = np.zeros(max_size + 1)  # of all sizes
+        self._averages = np.zeros(len(self._sizes))
 
     @property
     def is_known(self) -> bool:
         """Whether any size has been observed."""
         return bool(self._weights.any())
 
-    def of(self, size: int) -> float:
-        return float(self.table[size])
+    def of(self, size: int | np.ndarray) -> np.ndarray:
+        """The correction of a size, or of each of them."""
+        return np.asarray(np.interp(size, self._sizes, self._averages))
 
     def unseen(self, first: int, last: int) -> int | None:
         """The smallest size from `first` to `last` of which no step has been observed, or only long ago."""
@@ -206,8 +209,7 @@ class _Corrections:
         self.forget(FORGOTTEN)
         for known, new in ((self._weights, 1.0), (self._sums, value)):
             known[place] = (1 - self._rate) * known[place] + new
-        values = (self._likeness @ self._sums) / (self._likeness @ self._weights)
-        self.table = np.interp(np.arange(len(self.table)), self._sizes, values)
+        self._averages = (self._likeness @ self._sums) / (self._likeness @ self._weights)
 
     def forget(self, share: float) -> None:
         """Later steps count for more; what is believed now stays."""

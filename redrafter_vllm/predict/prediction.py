@@ -12,7 +12,7 @@ import numpy as np
 
 from redrafter_vllm.adaptive.budget import Budget, choose_budget, given_budget
 from redrafter_vllm.adaptive.costs import MeasuredCosts, StepCosts
-from redrafter_vllm.adaptive.outlook import WHOLE_ROUND
+from redrafter_vllm.adaptive.outlook import WHOLE_ROUND, WORTHWHILE
 from redrafter_vllm.checkpoint.config import DrafterConfig, tensor_shapes
 from redrafter_vllm.config import DraftingConfig
 from redrafter_vllm.predict.acceptance import Acceptance
@@ -109,8 +109,8 @@ def predict(
 
 
 def _rounds(acceptance: Acceptance, tree: DraftingConfig) -> list[tuple[DraftingConfig, np.ndarray]]:
-    """What a round may draw, with the survival of its nodes: fewer beam steps, too, where trees adapt."""
-    lengths = range(1, tree.beam_length + 1) if tree.adaptive else [tree.beam_length]
+    """What a round may draw, with the survival of its nodes: fewer beam steps, too, where trees adapt; no copies."""
+    lengths = [steps for steps in tree.round_lengths if steps > 0] if tree.adaptive else [tree.beam_length]
     drawn = [replace(tree, beam_length=length) for length in lengths]
     return [(each, acceptance.nodes(each)) for each in drawn]
 
@@ -145,7 +145,7 @@ def _drafted(
     """The best of the rounds; for an adaptive tree none, where none of them pays (adaptive/outlook.py)."""
     found = [_with_rounds(setup, tree, drawn, nodes, plain) for drawn, nodes in rounds]
     best = max(found, key=lambda one: one.tokens_per_second)
-    if tree.adaptive and best.tokens_per_second <= plain.tokens_per_second:
+    if tree.adaptive and best.speedup < WORTHWHILE:
         return replace(plain, tree=tree)
     return best
 

@@ -100,6 +100,13 @@ def test_the_time_between_steps() -> None:
     assert costs.between(1, is_drawn=False) == pytest.approx(0.0021)
 
 
+def test_the_first_time_between_steps_may_be_one_of_compiling() -> None:
+    """It counts for at most two steps, so that what follows it corrects it soon."""
+    costs = StepCosts(MEASURED, max_rows=8, max_requests=8)
+    costs.observe_between(1, 100.0, is_drawn=True)
+    assert costs.between(1, is_drawn=True) == pytest.approx(2 * costs.plain(1))
+
+
 def test_rounds_of_fewer_beam_steps() -> None:
     """A whole round for one request takes 2 ms, 1.2 of them without the further steps, of which there are 4."""
     drafting, first = [(1, 0.002), (4, 0.005)], [(1, 0.0012), (4, 0.005)]

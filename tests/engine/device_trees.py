@@ -70,8 +70,8 @@ def device_trees(llm: Any) -> Iterator[GpuAdaptiveTrees]:
     with as_on_a_gpu(llm), patch.object(gpu_adaptive_trees, "_observe", lambda *_: None):
         manager = make_manager(llm)
         assert isinstance(manager, GpuAdaptiveTrees)
-        short = [(size, 0.5e-3 * milliseconds) for size, milliseconds in DRAFTING]
-        manager._short_rounds = dict.fromkeys((1, speculator.round_lengths[0]), short)
+        half = [(size, 0.5e-3 * milliseconds) for size, milliseconds in DRAFTING if size <= speculator.rows.padding_row]
+        manager._saved_by_short_rounds = dict.fromkeys((1, speculator.drafting.round_lengths[0]), half)
         manager.set_cost_curves(DRAFTING, VERIFICATION)
         try:
             yield manager

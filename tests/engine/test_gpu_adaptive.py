@@ -91,7 +91,7 @@ def test_any_budget_gives_the_tokens_of_plain_vllm(
         replays = {steps: sum(tape.replays for tape in graphs.graphs.values()) for steps, graphs in shorter}
     assert_same(outputs, wanted)
     assert 0 in chosen and len(set(chosen)) > 10
-    assert list(replays) == list(speculator.round_lengths[:-1])
+    assert list(replays) == list(speculator.drafting.round_lengths[:-1])
     assert all(count > 3 for count in replays.values()), replays
 
 
@@ -199,10 +199,10 @@ def test_the_whole_start_of_a_gpu_worker(make_engine: MakeEngine, random_target:
         drafting, verification = manager.cost_tables
         assert (drafting[1:] > 0).all() and (np.diff(verification) >= 0).all()
         # Short rounds are timed by replays of their own graphs.
-        lengths = own.speculator.round_lengths
+        lengths = own.speculator.drafting.round_lengths
         assert list(own.speculator.graphs.shorter) == list(lengths[:-1])
-        assert lengths[0] == 0 and set(manager._short_rounds) == {0, 1}
-        for points in manager._short_rounds.values():
+        assert lengths == (0, 1, 2, 3, 4) and set(manager._saved_by_short_rounds) == {0, 1}
+        for points in manager._saved_by_short_rounds.values():
             assert [size for size, _ in points] == [1, 2] and all(seconds > 0 for _, seconds in points)
         expected, outputs = run_both(plain, llm, *few_requests(40, 4))
         # The durations of the steps have corrected what was measured.

@@ -40,6 +40,7 @@ OURS = {
     "AttentionMetadataBuilder": ["attention/metadata.py:TreeMetadataBuilder"],
     "AttentionBackend.supports_device_cpu_query_lens_mismatch": ["attention/limits.py:TreeLimits"],
     "AdaptiveVerificationManager": ["worker/gpu_adaptive_trees.py:GpuAdaptiveTrees"],
+    "CudaGraphManager": ["worker/draft_graphs.py:DraftGraphs"],
     "AttentionImpl": ["attention/impl.py:TreeForward"],
     "Scheduler.update_draft_token_ids": ["scheduler/draft_limits.py:DraftLimits"],
     "Scheduler.make_spec_decoding_stats": ["scheduler/draft_statistics.py:DraftStatistics"],

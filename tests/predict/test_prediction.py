@@ -72,9 +72,9 @@ def test_the_budget_is_the_best_of_all(target: str, batch: int) -> None:
                 best, number_of_best, length_of_best = speed, number, length
     assert found.tokens_per_second == pytest.approx(best)
     assert found.nodes * batch == pytest.approx(number_of_best, abs=batch)  # equal nodes make near ties
-    # The output layer of Llama 3's drafter is the larger one, and its rounds are shorter.
-    assert length_of_best == {("vicuna-7b", 1): 4, ("vicuna-7b", 3): 4}.get((target, batch), length_of_best)
-    assert batch < 64 or length_of_best < 4
+    # The output layer of Llama 3's drafter is the larger one, and with many requests short rounds are best.
+    shorter = {("vicuna-7b", 64): 3, ("llama-3-8b", 3): 3, ("llama-3-8b", 64): 2}
+    assert length_of_best == shorter.get((target, batch), 4)
 
 
 @pytest.mark.parametrize("target", ["vicuna-7b", "vicuna-13b", "llama-3-8b", "llama-3-70b"])

@@ -62,6 +62,8 @@ NAMES = (
         "last_sampled next_prefill_tokens temperature seeds dp_sync_state dummy_run skip_attn_for_dummy_run mm_inputs "
         "is_profile num_speculative_tokens",
     ),
+    VllmName(f"{_GPU}.cudagraph_utils:CudaGraphManager._capture_stream", Use.OVERRIDDEN, "self desc"),
+    VllmName(f"{_GPU}.cudagraph_utils:CudaGraphManager.release_graphs", Use.OVERRIDDEN, "self"),
     VllmName(f"{_MANAGER}.set_initial_cost_curves", Use.OVERRIDDEN, "self samples"),
     VllmName(f"{_MANAGER}.set_cost_curves", Use.OVERRIDDEN, "self draft_curve verify_curve"),
     VllmName(f"{_MANAGER}.add_request", Use.OVERRIDDEN, "self req_idx"),
@@ -93,6 +95,11 @@ NAMES = (
     ),
     VllmName(f"{_GPU}.model_runner:sort_batch_req_ids", Use.CALLED, "num_tokens_per_req draft_tokens decode_query_len"),
     VllmName(f"{_GPU}.metrics.logits:get_num_nans", Use.CALLED, "logits"),
+    VllmName(
+        f"{_GPU}.spec_decode.adaptive_verification:_assign_draft_token_budget",
+        Use.CALLED,
+        "confidence_probs idx_mapping capacities draft_budget num_steps",
+    ),
     VllmName(f"{_MANAGER}.__init__", Use.CALLED, "req_states query_start_loc num_bonus_tokens max_total_logits"),
     VllmName(f"{_GPU}.attn_utils:get_query_lens_mismatch_unsupported_backend", Use.CALLED, "attn_groups"),
     VllmName(

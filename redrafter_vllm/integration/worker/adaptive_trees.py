@@ -224,6 +224,9 @@ class AdaptiveTrees:
     def step_size(self) -> None:
         """Steps are timed here."""
 
+    def end_step(self) -> None:
+        """The step has ended, with its round if there is one."""
+
     def end_drafting(self, num_reqs: int) -> None:
         """A round has ended."""
         self._ended = time.perf_counter()

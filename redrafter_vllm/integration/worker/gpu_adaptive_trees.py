@@ -25,6 +25,7 @@ from vllm.v1.worker.gpu.attn_utils import (
     get_varlen_cudagraph_unsupported_backend,
 )
 from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.spec_decode import adaptive_verification
 from vllm.v1.worker.gpu.spec_decode.adaptive_verification import AdaptiveVerificationManager
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
 
@@ -116,7 +117,8 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
         # Known once costs have been measured; until then every round that is wanted is drawn.
         self.costs: StepCosts | None = None
         self.rounds: RoundChoice | None = None
-        self._short_rounds: dict[int, list[tuple[int, float]]] = {}  # by beam steps: (requests, seconds)
+        # By beam steps: (requests, seconds that such a round takes less than a whole one).
+        self._saved_by_short_rounds: dict[int, list[tuple[int, float]]] = {}
         self._budget: Budget | None = None  # of the step that is being prepared, where drafts were scheduled
         self._num_reqs = 0  # of the step that has been queued last
         # What a tree's estimates are like, for requests whose own the host has not seen.
@@ -133,28 +135,53 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
         self.records = StepRecords()
 
     def set_initial_cost_curves(self, samples: list[StepTimingSample]) -> None:
-        """Durations of steps with whole rounds, which vLLM has timed; short rounds are timed here."""
-        lengths = {1, self.speculator.round_lengths[0]}  # the others are interpolated
-        own = {steps: time_recorded_rounds(self.speculator, steps) for steps in sorted(lengths)}
-        self._short_rounds = get_tp_group().broadcast_object(own, src=0)
+        """Durations of steps with whole rounds, which vLLM has timed; what short rounds save is measured here."""
+        lengths = {1, self.speculator.drafting.round_lengths[0]}  # the others are interpolated
+        whole = time_recorded_rounds(self.speculator, self.speculator.drafting.beam_length)
+        short = {steps: time_recorded_rounds(self.speculator, steps) for steps in sorted(lengths)}
+        own = {
+            steps: [(size, seconds - less) for (size, seconds), (_, less) in zip(whole, points, strict=True)]
+            for steps, points in short.items()
+        }
+        self._saved_by_short_rounds = get_tp_group().broadcast_object(own, src=0)
+        self._compile_choice()
         super().set_initial_cost_curves(samples)
+
+    @torch.inference_mode()  # as in a step, whose tensors would otherwise be compiled for once more
+    def _compile_choice(self) -> None:
+        """Compile vLLM's choice of nodes, for one or more requests and nodes: the first steps would wait for it."""
+        for num_reqs in range(1, 1 + min(2, self.req_states.max_num_reqs)):
+            rows = torch.arange(num_reqs, dtype=torch.int32, device=self.req_states.device)
+            for budget in range(1, 1 + min(2, num_reqs * self.num_speculative_steps)):
+                capacities = self._batch_draft_capacity[:num_reqs].fill_(self.num_speculative_steps)
+                adaptive_verification._assign_draft_token_budget_compiled(
+                    self._confidence_probs, rows, capacities, budget, self.num_speculative_steps
+                )
 
     def set_cost_curves(self, draft_curve: list[tuple[int, float]], verify_curve: list[tuple[int, float]]) -> None:
         """vLLM's tables, which every step that follows corrects."""
         super().set_cost_curves(draft_curve, verify_curve)
         assert self.cost_tables is not None
         drafting, verification = ([*enumerate(1e-3 * table)][1:] for table in self.cost_tables)
+        first_beam_step, copies_alone = (
+            [
+                (size, max(drafting[size - 1][1] - saved, 0.0))
+                for size, saved in self._saved_by_short_rounds.get(steps, ())
+            ]
+            for steps in (1, 0)
+        )
         measured = MeasuredCosts(
             verification,
             per_request=0.0,  # which is in those of the rows
             drafting=drafting,
-            first_beam_step=self._short_rounds.get(1, ()),
-            copies_alone=self._short_rounds.get(0, ()),
+            first_beam_step=first_beam_step,
+            copies_alone=copies_alone,
             beam_length=self.speculator.drafting.beam_length,
         )
         self.costs = StepCosts(measured, len(verification), len(drafting))
         self.rounds = RoundChoice(self.costs, self.num_speculative_steps)
-        logger.info("ReDrafter: trees adapt to load and confidence; measured %s", measured.at_powers_of_two())
+        if get_tp_group().rank_in_group == 0:
+            logger.info("ReDrafter: trees adapt to load and confidence; measured %s", measured.at_powers_of_two())
 
     def add_request(self, req_idx: int) -> None:
         """A request has got a row; on the device it has no node, which vLLM would take for one that is certain."""
@@ -197,9 +224,12 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
             self._usual += NEW_REQUEST_RATE * (confidences[has_drafts].mean(0) - self._usual)
         survival = survival_of(MOST_SAVED * np.cumprod(confidences, axis=1, dtype=np.float64))
         survival[np.arange(survival.shape[1]) >= num_drafts[:, None]] = 0
-        if (is_whole := has_drafts & self._stale_whole[self._stale_idx][rows]).any():
-            kinds = torch.from_numpy(self._stale_kinds[self._stale_idx].np[rows[is_whole]])
-            self.rounds.outlook.remember(survival[is_whole], self._survival.beam_steps_of(kinds).numpy())
+        # Each tree once, and none of a prompt that has not been read to its end, which has no nodes.
+        stale_whole = self._stale_whole[self._stale_idx]
+        if (is_new := stale_whole[rows] & (survival[:, 0] > 0)).any():
+            kinds = torch.from_numpy(self._stale_kinds[self._stale_idx].np[rows[is_new]])
+            self.rounds.outlook.remember(survival[is_new], self._survival.beam_steps_of(kinds).numpy())
+            stale_whole[rows[is_new]] = False
         num_reqs, most = len(rows), min(limit, int(num_drafts.sum()))
         next_round = self.costs.drafting(num_reqs, self.rounds.outlook.beam_steps(num_reqs))
         target = self.costs.verification(num_others, num_others + most, num_reqs)
@@ -219,7 +249,7 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
         """Queue the copy of what the nodes of a whole round are; it ends before vLLM's copy, which is queued next."""
         slot, is_whole = self._stale_kinds[self._stale_idx], self._stale_whole[self._stale_idx]
         is_whole.fill(False)
-        if self.rounds is None or self.rounds.beam_steps < self.speculator.drafting.beam_length:
+        if self.beam_steps != self.speculator.drafting.beam_length:
             return
         is_whole[batch.idx_mapping_np] = True
         slot.gpu.copy_(self._survival.estimates.kinds[: len(is_whole)])
@@ -242,7 +272,6 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
         self._num_reqs = num_reqs = batch.num_reqs
         if self.costs is None or self.rounds is None:
             return
-        self._share_durations(self.costs)
         if batch.has_prefill:
             return
         self.step_size = StepSize(batch.num_tokens, num_reqs, after_round=self._is_drawn, beam_steps=None)
@@ -251,7 +280,7 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
         if self._is_drawn:
             verification = self.costs.verification(batch.num_tokens, batch.num_tokens, num_reqs)
             taken = float(verification[0]) + self.costs.between(num_reqs, is_drawn=True)
-            taken += self.costs.drafting(num_reqs, self.rounds.beam_steps)
+            taken += self.costs.drafting(num_reqs, self.beam_steps)
             self.rounds.judge(num_reqs, tokens, taken, num_reqs, plain)
         self.records.add(
             Record(
@@ -265,15 +294,6 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
             )
         )
 
-    def _share_durations(self, costs: StepCosts) -> None:
-        """Every so often, correct the costs by the steps that the device has finished since the last time."""
-        self._until_shared -= 1
-        if self._until_shared > 0:
-            return
-        self._until_shared = SHARED_INTERVAL
-        for step in get_tp_group().broadcast_object(self.speculator.timer.take_steps(), src=0):
-            _observe(costs, step)
-
     def take_counts(self) -> AdaptiveCounts:
         """What has been counted since the last call."""
         return self.records.take_counts()
@@ -285,13 +305,26 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
 
     @property
     def beam_steps(self) -> int | None:
-        """Of the round that is drawn next, or was last; None for all."""
-        return None if self.rounds is None else self.rounds.beam_steps
+        """Of the round that is drawn next, or was last, among those that are recorded; None for all."""
+        if self.rounds is None:
+            return None
+        return next(steps for steps in self.speculator.drafting.round_lengths if steps >= self.rounds.beam_steps)
 
     def end_drafting(self, num_reqs: int) -> None:
         """A round has been queued."""
         if self.step_size is not None:
             self.step_size = self.step_size._replace(beam_steps=self.beam_steps)
+
+    def end_step(self) -> None:
+        """All of the step has been queued; every so often, corrects the costs by the steps finished meanwhile."""
+        if self.costs is None:
+            return
+        self._until_shared -= 1
+        if self._until_shared > 0:
+            return
+        self._until_shared = SHARED_INTERVAL
+        for step in get_tp_group().broadcast_object(self.speculator.timer.take_steps(), src=0):
+            _observe(self.costs, step)
 
 
 def _observe(costs: StepCosts, step: TimedStep) -> None:

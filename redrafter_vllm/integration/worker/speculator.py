@@ -60,6 +60,8 @@ class StepObserver(Protocol):
     @property
     def step_size(self) -> StepSize | None: ...  # of the step that ends; None where its durations are not wanted
 
+    def end_step(self) -> None: ...
+
     def take_counts(self) -> AdaptiveCounts: ...
 
 
@@ -67,7 +69,7 @@ class RedrafterSpeculator(BaseSpeculator):
     """Owns the drafter, the draft rows of every request, the buffers of a round and the step in flight.
 
     A round gathers its inputs into buffers of fixed address and then runs on those alone, so that it can be recorded
-    as a CUDA graph for each batch size; where none fits it runs without a graph.
+    as a CUDA graph for each batch size and length; where none fits it runs without a graph.
 
     The drafter loads when the runner is built, before the target's weights do, so that a bad checkpoint costs nothing.
     """
@@ -186,7 +188,7 @@ class RedrafterSpeculator(BaseSpeculator):
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
         # Only trees that adapt ask for rounds that are not whole.
-        shorter = () if self.observer is None else self.round_lengths[:-1]
+        shorter = () if self.observer is None else self.drafting.round_lengths[:-1]
         self.graphs = DraftGraphs(self.vllm_config, self.device, cudagraph_mode, shorter)
 
     def capture(self) -> None:
@@ -251,13 +253,10 @@ class RedrafterSpeculator(BaseSpeculator):
             self._end_step()
         return self.buffers.draft_tokens[:num_reqs]
 
-    @property
-    def round_lengths(self) -> tuple[int, ...]:
-        """The beam steps that a round may have, the whole one's last; with none it copies the text alone."""
-        return tuple(range(0 if self.drafting.copies_text else 1, self.drafting.beam_length + 1))
-
     def _end_step(self) -> None:
         self.timer.end_step(None if self.observer is None else self.observer.step_size)
+        if self.observer is not None:
+            self.observer.end_step()
 
     def take_counts(self) -> tuple[StepTimes, AdaptiveCounts]:
         """What has been counted since the last call, of steps that the device has finished."""

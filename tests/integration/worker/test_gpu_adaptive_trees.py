@@ -35,7 +35,8 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> GpuAdaptiveTrees:
         monkeypatch.setattr(torch.cuda, name, MagicMock())
     monkeypatch.setattr(vllms, "_assign_draft_token_budget_compiled", vllms._assign_draft_token_budget)
     for module in (vllms, gpu_adaptive_trees):
-        monkeypatch.setattr(module, "get_tp_group", lambda: SimpleNamespace(broadcast_object=lambda value, src: value))
+        group = SimpleNamespace(broadcast_object=lambda value, src: value, rank_in_group=0)
+        monkeypatch.setattr(module, "get_tp_group", lambda group=group: group)
     states = SimpleNamespace(
         num_speculative_steps=NODES,
         device=torch.device("cpu"),
@@ -47,7 +48,7 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> GpuAdaptiveTrees:
     )
     speculator: Any = SimpleNamespace(
         scores_prompt=np.zeros(MAX_REQS, dtype=np.bool_),
-        drafting=SimpleNamespace(beam_length=LENGTH),
+        drafting=SimpleNamespace(beam_length=LENGTH, round_lengths=(1, 2, LENGTH)),
         survival=SurvivalEstimator(MAX_REQS, NODES, LENGTH, torch.device("cpu")),
         timer=SimpleNamespace(take_steps=list),
     )
@@ -162,7 +163,7 @@ def test_drafting_pauses_where_less_is_expected_than_it_costs(
 @pytest.fixture
 def two_kinds_of_rounds(manager: GpuAdaptiveTrees) -> GpuAdaptiveTrees:
     """A round of one beam step takes a tenth of a whole one; more than one node never pays."""
-    manager._short_rounds = {1: [(1, 0.1e-3)]}
+    manager._saved_by_short_rounds = {1: [(1, 0.9e-3)]}
     set_costs(manager, [(1, 1.0)], [(1, 1.0), (2, 1.01), (16, 100.0)])
     assert manager.speculator.survival is not None
     manager.speculator.survival.estimates.kinds[:] = torch.tensor([0, 1, 2, 2])
@@ -193,8 +194,32 @@ def test_a_new_request_is_not_taken_for_the_one_that_had_its_row(two_kinds_of_ro
     step(manager, "a")
     assert manager.rounds.outlook._num_trees == 0
     # The copy that was on its way when the request came is of the one before, too.
-    manager.begins_round(True)
-    manager.record_confidences(torch.zeros(1, NODES), drawn_for(1))
+    draw(manager, [0.8, 0.5, 0.0, 0.0])
+    step(manager, "a")
+    assert manager.rounds.outlook._num_trees == 0
+    draw(manager, [0.8, 0.5, 0.0, 0.0])
+    step(manager, "a")
+    assert manager.rounds.outlook._num_trees == 1
+
+
+def test_a_tree_is_remembered_once(two_kinds_of_rounds: GpuAdaptiveTrees) -> None:
+    """The scheduler asks for drafts after every step, also where no round has been drawn."""
+    manager = two_kinds_of_rounds
+    assert manager.rounds is not None
+    for _ in range(2):
+        draw(manager, [0.9, 0.5, 0.0, 0.0])
+    for _ in range(10):
+        step(manager, "a")
+        manager.begins_round(False)
+    assert manager.rounds.outlook._num_trees == 1
+
+
+def test_a_prompt_that_is_read_in_parts_has_no_tree(two_kinds_of_rounds: GpuAdaptiveTrees) -> None:
+    """Rounds behind its first parts draw nothing for it."""
+    manager = two_kinds_of_rounds
+    assert manager.rounds is not None
+    for _ in range(2):
+        draw(manager, [0.0] * NODES)
     step(manager, "a")
     assert manager.rounds.outlook._num_trees == 0
 
@@ -205,6 +230,7 @@ def queue_step(manager: GpuAdaptiveTrees, num_tokens: int, *, has_prefill: bool 
     manager.end_verification(batch, torch.tensor([1]))
     if manager.begins_round(True):
         manager.end_drafting(1)
+    manager.end_step()
     return manager.step_size
 
 
