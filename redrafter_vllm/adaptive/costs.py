@@ -2,6 +2,7 @@
 """How long a step takes, by its rows and requests: measured at the start, corrected by every step that follows."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -81,14 +82,21 @@ class StepCosts:
         self._plain_factors = _Corrections(max_requests, SIZE_RATE)
         self._round_extras = _Corrections(max_requests, LEARNING_RATE)  # seconds
         # By whether trees were drawn, and by requests within factors of 2.
-        self._between = np.full((2, max_requests.bit_length() + 1), np.nan)
+        self._between: tuple[dict[int, float], dict[int, float]] = ({}, {})
 
     def verification(self, first: int, last: int, num_requests: int) -> np.ndarray:
         """Seconds of the target's step after a round, with `first` to `last` rows. [last - first + 1]"""
         rows = np.clip(np.arange(first, last + 1), 1, len(self._rows) - 1)
-        is_known = self._row_factors.is_known or not self._plain_factors.is_known
-        factors = self._row_factors.of(rows) if is_known else self._plain_factors.of(self._bounded(num_requests))
+        factors: np.ndarray | float = self._row_factors.of_all(rows)
+        if not self._row_factors.is_known:
+            factors = self._plain_factors.of(self._bounded(num_requests))
         return _rising((self._rows[rows] + self._per_request * num_requests) * np.exp(self._pace + factors))
+
+    def after_round(self, rows: int, num_requests: int) -> float:
+        """Seconds of the target's step after a round, with so many rows."""
+        is_known, size = self._row_factors.is_known, self._bounded_rows(rows)
+        factor = self._row_factors.of(size) if is_known else self._plain_factors.of(self._bounded(num_requests))
+        return self._measured_step(rows, num_requests) * math.exp(self._pace + factor)
 
     def plain(self, num_requests: int) -> float:
         """Seconds of the target's step that no round went before, and which has no drafts.
@@ -98,24 +106,25 @@ class StepCosts:
         """
         own = self._plain_factors, self._bounded(num_requests)
         after_round = self._row_factors, self._bounded_rows(num_requests)
-        factor = min((float(known.of(size)) for known, size in (own, after_round) if known.is_known), default=0.0)
+        factor = min((known.of(size) for known, size in (own, after_round) if known.is_known), default=0.0)
         return self._measured_step(num_requests, num_requests) * math.exp(self._pace + factor)
 
     def drafting(self, num_requests: int, beam_steps: int | None = None) -> float:
         """Seconds of a drafting round, whole unless its beam steps are given."""
         size = self._bounded(num_requests)
         measured = self._measured_round(size, beam_steps)
-        return max(measured + float(self._round_extras.of(size)), measured / MAX_SURPRISE)
+        return max(measured + self._round_extras.of(size), measured / MAX_SURPRISE)
 
     def between(self, num_requests: int, *, is_drawn: bool) -> float:
         """Seconds from the end of a step to the target's next one; 0 as long as none has been seen.
 
         More tokens per step save some of them, but after a round the engine has trees to schedule as well.
         """
-        for known in (self._between[int(is_drawn)], self._between[int(not is_drawn)]):
-            if len(seen := np.flatnonzero(~np.isnan(known))):
-                return float(np.interp(num_requests.bit_length(), seen, known[seen]))
-        return 0.0
+        load, known = num_requests.bit_length(), self._between[int(is_drawn)] or self._between[int(not is_drawn)]
+        if load in known or not known:
+            return known.get(load, 0.0)
+        seen = sorted(known)
+        return float(np.interp(load, seen, [known[each] for each in seen]))
 
     def unseen(self, first: int, last: int) -> int | None:
         """The smallest number of rows from `first` to `last` that no step with drafts, of about that size, has had."""
@@ -132,11 +141,11 @@ class StepCosts:
         self._row_factors.forget(FORGOTTEN_OF_OTHERS)
 
     def _observe_step(self, factors: "_Corrections", size: int, rows: int, num_requests: int, seconds: float) -> None:
-        expected = self._measured_step(rows, num_requests) * math.exp(self._pace + float(factors.of(size)))
+        expected = self._measured_step(rows, num_requests) * math.exp(self._pace + factors.of(size))
         surprise = math.log(_within(seconds, expected) / expected)
         # The first step of a size tells how long it takes at this pace, later ones tell more and more of the pace.
         num_steps = factors.num_steps(size)
-        factors.observe(size, float(factors.of(size)) + surprise)
+        factors.observe(size, factors.of(size) + surprise)
         self._pace += PACE_RATE * num_steps / (num_steps + 1) * surprise
 
     def observe_drafting(self, num_requests: int, seconds: float, beam_steps: int | None = None) -> None:
@@ -147,14 +156,12 @@ class StepCosts:
 
     def observe_between(self, num_requests: int, seconds: float, *, is_drawn: bool) -> None:
         """So long after the end of a step, and of a round, the target's next one has begun, for the same requests."""
-        place = int(is_drawn), min(num_requests.bit_length(), self._between.shape[1] - 1)
-        known = self._between[place]
+        known, load = self._between[int(is_drawn)], num_requests.bit_length()
         # Whatever comes between makes it longer, never shorter: the first one may have compiled something.
-        self._between[place] = (
-            min(seconds, MAX_SURPRISE * self.plain(num_requests))
-            if np.isnan(known)
-            else known + LEARNING_RATE * (min(seconds, MAX_SURPRISE * known) - known)
-        )
+        if load not in known:
+            known[load] = min(seconds, MAX_SURPRISE * self.plain(num_requests))
+        else:
+            known[load] += LEARNING_RATE * (min(seconds, MAX_SURPRISE * known[load]) - known[load])
 
     def _measured_step(self, rows: int, num_requests: int) -> float:
         return float(self._rows[self._bounded_rows(rows)] + self._per_request * num_requests)
@@ -184,21 +191,25 @@ class _Corrections:
         self._likeness = np.exp(-np.abs(logarithms[:, None] - logarithms) / NEIGHBOURS)
         self._weights = np.zeros(len(self._sizes))  # of steps; the last ones weigh most
         self._sums = np.zeros(len(self._sizes))
-        self._averages = np.zeros(len(self._sizes))
+        self._averages = [0.0] * len(self._sizes)  # a list, as single ones are read several times in each step
+        self.is_known = False  # whether any size has been observed
 
-    @property
-    def is_known(self) -> bool:
-        """Whether any size has been observed."""
-        return bool(self._weights.any())
+    def of(self, size: int) -> float:
+        """The correction of a size from 1 to the largest."""
+        above = bisect_left(self._sizes, size)
+        if self._sizes[above] == size:
+            return self._averages[above]
+        share = (size - self._sizes[above - 1]) / (self._sizes[above] - self._sizes[above - 1])
+        return (1 - share) * self._averages[above - 1] + share * self._averages[above]
 
-    def of(self, size: int | np.ndarray) -> np.ndarray:
-        """The correction of a size, or of each of them."""
-        return np.asarray(np.interp(size, self._sizes, self._averages))
+    def of_all(self, sizes: np.ndarray) -> np.ndarray:
+        """The corrections of these sizes."""
+        return np.interp(sizes, self._sizes, self._averages)
 
     def unseen(self, first: int, last: int) -> int | None:
         """The smallest size from `first` to `last` of which no step has been observed, or only long ago."""
-        own = (first <= self._sizes) & (self._sizes <= last) & (self._weights < FORGOTTEN_WEIGHT)
-        return int(self._sizes[own][0]) if own.any() else None
+        places = range(bisect_left(self._sizes, first), bisect_left(self._sizes, last + 1))
+        return next((self._sizes[place] for place in places if self._weights[place] < FORGOTTEN_WEIGHT), None)
 
     def num_steps(self, size: int) -> float:
         """Steps of about that size which its correction is an average of; 0 if there have been none."""
@@ -209,7 +220,8 @@ class _Corrections:
         self.forget(FORGOTTEN)
         for known, new in ((self._weights, 1.0), (self._sums, value)):
             known[place] = (1 - self._rate) * known[place] + new
-        self._averages = (self._likeness @ self._sums) / (self._likeness @ self._weights)
+        self._averages = ((self._likeness @ self._sums) / (self._likeness @ self._weights)).tolist()
+        self.is_known = True
 
     def forget(self, share: float) -> None:
         """Later steps count for more; what is believed now stays."""
@@ -217,7 +229,9 @@ class _Corrections:
         self._sums *= 1 - share
 
     def _place(self, size: int) -> int:
-        return int(np.abs(self._sizes - size).argmin())
+        """Of the size that is nearest; of two the smaller."""
+        above = bisect_left(self._sizes, size)
+        return above - (above > 0 and size - self._sizes[above - 1] <= self._sizes[above] - size)
 
 
 def _within(seconds: float, expected: float) -> float:
@@ -237,12 +251,12 @@ def _rounds(measured: MeasuredCosts, max_requests: int) -> np.ndarray:
     return np.concatenate([none[None], first + further * (whole - first)])
 
 
-def _steps_up_to(limit: int) -> np.ndarray:
+def _steps_up_to(limit: int) -> list[int]:
     """Sizes 1 to `limit`, each at least 1 and about a fifth above the one before."""
     sizes = [1]
     while sizes[-1] < limit:
         sizes.append(min(max(sizes[-1] + 1, round(sizes[-1] * 1.2)), limit))
-    return np.array(sizes)
+    return sizes
 
 
 def _rising(seconds: np.ndarray) -> np.ndarray:

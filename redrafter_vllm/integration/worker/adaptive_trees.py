@@ -202,9 +202,10 @@ class AdaptiveTrees:
         if not self.rounds.is_drawn and not batch.has_prefill:
             plain = costs.plain(num_reqs) + between
             return plain, plain
-        after_round = costs.verification(num_others, batch.num_tokens, num_reqs)
-        plain = float(after_round[0]) if batch.has_prefill else costs.plain(num_reqs)
-        taken = float(after_round[-1]) if self.rounds.is_drawn else plain
+        plain = costs.plain(num_reqs)
+        if batch.has_prefill:
+            plain = float(costs.verification(num_others, batch.num_tokens, num_reqs)[0])
+        taken = costs.after_round(batch.num_tokens, num_reqs) if self.rounds.is_drawn else plain
         return plain + between, taken + costs.between(num_reqs, is_drawn=self.rounds.is_drawn)
 
     def take_counts(self) -> AdaptiveCounts:

@@ -278,9 +278,8 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
         plain = taken = self.costs.plain(num_reqs) + self.costs.between(num_reqs, is_drawn=False)
         tokens = num_reqs if budget is None else budget.tokens
         if self._is_drawn:
-            verification = self.costs.verification(batch.num_tokens, batch.num_tokens, num_reqs)
-            taken = float(verification[0]) + self.costs.between(num_reqs, is_drawn=True)
-            taken += self.costs.drafting(num_reqs, self.beam_steps)
+            taken = self.costs.after_round(batch.num_tokens, num_reqs)
+            taken += self.costs.between(num_reqs, is_drawn=True) + self.costs.drafting(num_reqs, self.beam_steps)
             self.rounds.judge(num_reqs, tokens, taken, num_reqs, plain)
         self.records.add(
             Record(
