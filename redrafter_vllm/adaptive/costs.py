@@ -86,7 +86,7 @@ class StepCosts:
 
     def verification(self, first: int, last: int, num_requests: int) -> np.ndarray:
         """Seconds of the target's step after a round, with `first` to `last` rows. [last - first + 1]"""
-        rows = np.clip(np.arange(first, last + 1), 1, len(self._rows) - 1)
+        rows = np.minimum(np.arange(first, last + 1), len(self._rows) - 1)
         factors: np.ndarray | float = self._row_factors.of_all(rows)
         if not self._row_factors.is_known:
             factors = self._plain_factors.of(self._bounded(num_requests))

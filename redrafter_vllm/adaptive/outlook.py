@@ -13,7 +13,7 @@ from redrafter_vllm.adaptive.pause import TRIAL
 
 KEPT = 128  # trees that are remembered
 MEMORY = 128  # steps whose promises are compared with what came of them
-VALID = 32  # steps before it is computed again, or fewer, as many as there were trees
+VALID = 32  # steps before it is computed again, or fewer, once there are twice as many trees
 PRIOR = 8.0  # tokens that count as promised and accepted before any step
 # Steps without a round; then some are drawn for trial, as texts change, and the next skip is twice as long.
 FIRST_SKIP = 32
@@ -27,6 +27,15 @@ class Expectation(NamedTuple):
 
     gain: float  # a request's tokens per second with drafts over those without
     beam_steps: int
+
+
+@dataclass
+class _Known:
+    """What was expected when there were `num_trees`."""
+
+    expectation: Expectation
+    num_trees: int
+    steps_left: int = VALID
 
 
 @dataclass
@@ -52,8 +61,7 @@ class Outlook:
         self._beam_steps = np.zeros((KEPT, max_nodes), dtype=np.int64)
         self._num_trees = 0  # ever remembered
         self._promised = self._accepted = 0.0  # tokens beyond one for each request, the last steps weighing most
-        # By requests: what is expected, and the steps left before it is too old.
-        self._expected: dict[int, tuple[Expectation, int]] = {}
+        self._expected: dict[int, _Known] = {}  # by requests
         self._skips: defaultdict[int, _Skip] = defaultdict(_Skip)  # by load: loads within a factor of 2 share one
         self._is_trial = False  # the round that may begin now
         self._drawn = 0  # rounds, some of them short
@@ -109,17 +117,17 @@ class Outlook:
 
     def gain(self, num_requests: int) -> float:
         """A request's tokens per second with drafts over those without, among so many; WORTHWHILE if unknown."""
-        expectation, steps_left = self._expected.get(num_requests, (None, 0))
-        if expectation is None or steps_left == 0:
-            # What few trees say does not hold for long.
-            expectation, steps_left = self._expect(num_requests), min(max(self._num_trees, 1), VALID)
-        self._expected[num_requests] = expectation, steps_left - 1
-        return expectation.gain
+        known = self._expected.get(num_requests)
+        # What few trees say does not hold for long; but as long as none comes, there is nothing new.
+        if known is None or known.steps_left == 0 or self._num_trees >= max(2 * known.num_trees, 1):
+            known = self._expected[num_requests] = _Known(self._expect(num_requests), self._num_trees)
+        known.steps_left -= 1
+        return known.expectation.gain
 
     def beam_steps(self, num_requests: int) -> int:
         """The number of beam steps that was best for so many requests when `gain` was last computed."""
         known = self._expected.get(num_requests)
-        return self._costs.beam_length if known is None else known[0].beam_steps
+        return self._costs.beam_length if known is None else known.expectation.beam_steps
 
     def _expect(self, num_requests: int) -> Expectation:
         length = self._costs.beam_length

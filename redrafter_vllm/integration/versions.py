@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which versions of vLLM this plugin supports."""
 
+from functools import cache
+
 from packaging.version import InvalidVersion, Version
 
 LOWEST, BEYOND = "0.32", "0.34"
@@ -28,6 +30,7 @@ def check_vllm_version(version: str) -> None:
         )
 
 
+@cache
 def installed_before(release: str) -> bool:
     """Whether the installed vLLM is older than `release`."""
     import vllm

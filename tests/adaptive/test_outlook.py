@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 
@@ -12,9 +14,12 @@ from redrafter_vllm.adaptive.outlook import (
     VALID,
     WHOLE_ROUND,
     WORTHWHILE,
+    Expectation,
     Outlook,
 )
 from redrafter_vllm.adaptive.pause import TRIAL
+
+SLOW = Expectation(gain=0.5, beam_steps=1)
 
 
 def costs_of(row: float, drafting: float = 1.0) -> StepCosts:
@@ -53,6 +58,25 @@ def test_many_requests_make_the_same_trees_lose() -> None:
     assert outlook.gain(1) > 1.5
     assert outlook.gain(16) == pytest.approx(16 * 1.9 / 57 * 25 / 16)
     assert outlook.gain(16) < 1
+
+
+def test_nothing_is_computed_again_before_there_is_something_new() -> None:
+    """While no rounds are drawn no trees come, and a third one says little where there were two."""
+    outlook = Outlook(costs_of(1.0), 1)
+    computed = []
+    with patch.object(outlook, "_expect", lambda num_requests: computed.append(outlook._num_trees) or SLOW):
+        remember(outlook, [0.1])
+        for _ in range(VALID):
+            outlook.gain(1)
+        remember(outlook, [0.1])
+        for _ in range(3):
+            outlook.gain(1)
+        remember(outlook, [0.1])
+        outlook.gain(1)
+        remember(outlook, [0.1])
+        for _ in range(VALID + 1):
+            outlook.gain(1)
+    assert computed == [1, 2, 4, 4]
 
 
 def test_the_first_trees_count_at_once() -> None:
