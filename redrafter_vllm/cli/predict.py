@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[TREES],
         metavar="WxT:N",
-        help="beams x length : nodes, ~ behind it for nodes that follow the load, up to N; default " + TREES,
+        help="beams x length : nodes, ~ behind it for a tree that adapts to the load, up to N nodes; default " + TREES,
     )
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write the predictions with all that went in")
     parser.add_argument(
