@@ -87,16 +87,18 @@ class StepCosts:
     def verification(self, first: int, last: int, num_requests: int) -> np.ndarray:
         """Seconds of the target's step after a round, with `first` to `last` rows. [last - first + 1]"""
         rows = np.minimum(np.arange(first, last + 1), len(self._rows) - 1)
-        factors: np.ndarray | float = self._row_factors.of_all(rows)
-        if not self._row_factors.is_known:
-            factors = self._plain_factors.of(self._bounded(num_requests))
+        factors = self._row_factors.of_all(rows) if self._row_factors.is_known else self._without_rounds(num_requests)
         return _rising((self._rows[rows] + self._per_request * num_requests) * np.exp(self._pace + factors))
 
     def after_round(self, rows: int, num_requests: int) -> float:
         """Seconds of the target's step after a round, with so many rows."""
-        is_known, size = self._row_factors.is_known, self._bounded_rows(rows)
-        factor = self._row_factors.of(size) if is_known else self._plain_factors.of(self._bounded(num_requests))
+        known, size = self._row_factors, self._bounded_rows(rows)
+        factor = known.of(size) if known.is_known else self._without_rounds(num_requests)
         return self._measured_step(rows, num_requests) * math.exp(self._pace + factor)
+
+    def _without_rounds(self, num_requests: int) -> float:
+        """The factor of steps without rounds, which holds for those after one as long as none has been seen."""
+        return self._plain_factors.of(self._bounded(num_requests))
 
     def plain(self, num_requests: int) -> float:
         """Seconds of the target's step that no round went before, and which has no drafts.

@@ -124,3 +124,19 @@ def test_recording_leaves_the_rows_alone(make_engine: MakeEngine, random_target:
         assert rows.trees.tokens[: rows.padding_row].eq(5).all()
         assert rows.trees.num_nodes[: rows.padding_row].eq(3).all()
     rows.trees.num_nodes.zero_()
+
+
+def test_shorter_rounds_are_recorded_and_dropped_with_the_whole_ones(
+    make_engine: MakeEngine, random_target: Path
+) -> None:
+    """Only trees that adapt have them; elastic expert parallelism drops all before it records again."""
+    fixed, adaptive = make_engine(random_target, TREE), make_engine(random_target, {**TREE, "adaptive": True})
+    with recorded(fixed) as speculator:
+        assert speculator.graphs is not None and not speculator.graphs.shorter
+    with recorded(adaptive) as speculator:
+        graphs = speculator.graphs
+        assert graphs is not None and list(graphs.shorter) == [1, 2, 3]
+        every = [graphs, *graphs.shorter.values()]
+        assert all(len(each.graphs) == len(SIZES) for each in every)
+        graphs.release_graphs()
+        assert not any(each.graphs for each in every)

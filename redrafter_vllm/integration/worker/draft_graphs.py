@@ -38,7 +38,6 @@ class DraftGraphs(CudaGraphManager):
 
         Each runs once before, to compile kernels. None stands for the beam steps of a whole round.
         """
-
         if self.device.type == "cuda":
             self._stream = self._stream or torch.cuda.Stream(self.device)
 

@@ -268,3 +268,21 @@ def test_costs_follow_the_steps_of_the_first_rank(manager: GpuAdaptiveTrees, mon
     assert costs.plain(1) == pytest.approx(1.2e-3, rel=1e-3)
     assert costs.drafting(1, LENGTH) == pytest.approx(0.7e-3)
     assert costs.between(1, is_drawn=True) == pytest.approx(0.25e-3)
+
+
+def test_what_the_start_measures(manager: GpuAdaptiveTrees, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole round takes 2 ms in a step of vLLM's, and 1.5 ms replayed alone, where a short one takes 0.6."""
+    from vllm.v1.worker.gpu.async_utils import StepTimingSample
+    from vllm.v1.worker.gpu.spec_decode import adaptive_verification as vllms
+
+    replayed = {1: 0.6e-3, LENGTH: 1.5e-3}
+    monkeypatch.setattr(gpu_adaptive_trees, "time_recorded_rounds", lambda _, steps: [(1, replayed[steps])])
+    choice = MagicMock()
+    monkeypatch.setattr(vllms, "_assign_draft_token_budget_compiled", choice)
+    manager.set_initial_cost_curves([StepTimingSample(5.0, 2.0, rows, 1, True) for rows in (1, 2)])
+    costs = manager.costs
+    assert costs is not None
+    assert [costs.drafting(1, steps) for steps in (1, LENGTH)] == pytest.approx([1.1e-3, 2.0e-3])
+    assert costs.plain(1) == pytest.approx(5.0e-3)
+    # Compiled before a step waits for it: sizes of 1 are compiled apart from larger ones.
+    assert {(len(call.args[1]), call.args[3]) for call in choice.call_args_list} == {(1, 1), (1, 2), (2, 1), (2, 2)}
