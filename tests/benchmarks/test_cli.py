@@ -19,6 +19,7 @@ COMMANDS = (
     "gpu_check",
     "models.inflate",
     "models.roofline",
+    "serving.adaptation",
     "serving.chat",
     "serving.context_length",
     "serving.drafter_levers",

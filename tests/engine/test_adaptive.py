@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import pytest
 
+from benchmarks.serving.adaptation import Watch
 from redrafter_vllm.adaptive.costs import MeasuredCosts
 from redrafter_vllm.adaptive.outlook import Outlook
 from redrafter_vllm.adaptive.pause import DraftingPause
@@ -94,6 +95,30 @@ def test_a_round_has_the_beam_steps_that_pay(make_engine: MakeEngine, asset: Pat
     ):
         generate(llm, random_prompts(2, 2048, seed=4), params(temperature=0.0, max_tokens=8, ignore_eos=True))
     assert set(depths) == {beam_steps}
+
+
+def test_the_benchmark_of_adapting_sees_every_step_and_which_ones_draft(make_engine: MakeEngine, asset: Path) -> None:
+    llm, rounds = make_engine(asset, ADAPTIVE), []
+    prompts = random_prompts(2, 2048, seed=7)
+    finished: list[int] = []
+
+    def drawn_at_first(self: Outlook, *_: Any) -> bool:
+        rounds.append(self)
+        return len(rounds) > 6
+
+    with patch.object(Outlook, "skips", drawn_at_first), patch.object(DraftingPause, "is_paused", False):
+        steps = Watch(prompts, 24, 1.0).answer(llm, None, finished.append)["steps"]  # type: ignore[arg-type]
+    assert finished == [2]
+    assert all(step.seconds > 0 and step.tokens >= 2 for step in steps)
+    assert steps[0].is_drafted and not steps[-1].is_drafted
+    assert all(step.tokens == 2 for step in steps if not step.is_drafted)
+    # Every token but the prompts' own ones, and those of steps after the first request has left.
+    assert 2 * 23 - 5 <= sum(step.tokens for step in steps) <= 2 * 23
+
+
+def test_the_benchmark_of_adapting_needs_trees_that_adapt(make_engine: MakeEngine, asset: Path) -> None:
+    with pytest.raises(ValueError, match="do not adapt"):
+        Watch([[1, 2, 3]], 4, 1.0).answer(make_engine(asset, TREE), None, print)  # type: ignore[arg-type]
 
 
 def test_drafting_that_fails_pauses_and_is_tried_again(make_engine: MakeEngine, random_target: Path) -> None:
