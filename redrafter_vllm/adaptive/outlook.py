@@ -11,7 +11,8 @@ from redrafter_vllm.adaptive.budget import saved_steps
 from redrafter_vllm.adaptive.costs import StepCosts
 from redrafter_vllm.adaptive.pause import TRIAL
 
-KEPT = 128  # trees that are remembered
+KEPT = 128  # trees that are remembered, and as many of whole rounds
+RECENT = 32  # steps whose trees say whether rounds gain, or fewer, with many requests, as no more trees are remembered
 MEMORY = 128  # steps whose promises are compared with what came of them
 VALID = 32  # steps before it is computed again, or fewer, once there are twice as many trees
 PRIOR = 8.0  # tokens that count as promised and accepted before any step
@@ -20,6 +21,37 @@ FIRST_SKIP = 32
 LONGEST_SKIP = 512
 WORTHWHILE = 1.05  # the gain from which on rounds are drawn: it is estimated, and a batch ends with its slowest request
 WHOLE_ROUND = 16  # one round out of so many has all beam steps, as only its trees tell what these would bring
+
+
+class _Trees:
+    """The last `KEPT` trees of some rounds."""
+
+    def __init__(self, max_nodes: int, whole_round: int) -> None:
+        self.number = 0  # ever added
+        self.max_nodes = max_nodes
+        self._whole_round = whole_round  # beam steps
+        self._survival = np.zeros((KEPT, max_nodes))
+        self._beam_steps = np.zeros((KEPT, max_nodes), dtype=np.int64)
+        self._round = np.zeros(KEPT, dtype=np.int64)  # beam steps of the round that drew each tree
+
+    def add(self, survival: np.ndarray, beam_steps: np.ndarray | int, of_round: int) -> None:
+        """Add what a round of so many beam steps has drawn; see `Outlook.remember`."""
+        survival = survival[-KEPT:]
+        places = (self.number + np.arange(len(survival))) % KEPT
+        self._survival[places], self._round[places] = survival, of_round
+        self._beam_steps[places] = beam_steps if isinstance(beam_steps, int) else beam_steps[-KEPT:]
+        self.number += len(survival)
+
+    def drawn_by(self, beam_steps: int, newest: int = KEPT) -> np.ndarray:
+        """What rounds of so many beam steps have drawn of the newest trees, or would have drawn of whole rounds' ones.
+
+        [trees, N] survival of the nodes, 0 where there is none.
+        """
+        number = min(self.number, newest, KEPT)
+        places = (self.number - number + np.arange(number)) % KEPT
+        of_round = self._round[places]
+        places = places[(of_round == beam_steps) | (of_round == self._whole_round)]
+        return np.where(self._beam_steps[places] <= beam_steps, self._survival[places], 0.0)
 
 
 class Expectation(NamedTuple):
@@ -52,14 +84,13 @@ class Outlook:
 
     So a loss at one load says nothing about another, and a load at which drafting cannot pay is seen without a trial.
     Among many requests the time of a round counts for more than the depth of its trees, so that shorter rounds may gain
-    where whole ones lose.
+    where whole ones lose. Which ones are best, the trees of whole rounds tell; whether these gain, the recent trees of
+    all rounds do. Where rounds are short few are whole: of one request the last 128 go back 2,000 steps, to other text.
     """
 
     def __init__(self, costs: StepCosts, max_nodes: int) -> None:
         self._costs = costs
-        self._survival = np.zeros((KEPT, max_nodes))
-        self._beam_steps = np.zeros((KEPT, max_nodes), dtype=np.int64)
-        self._num_trees = 0  # ever remembered
+        self._recent, self._whole = (_Trees(max_nodes, costs.beam_length) for _ in range(2))
         self._promised = self._accepted = 0.0  # tokens beyond one for each request, the last steps weighing most
         self._expected: dict[int, _Known] = {}  # by requests
         self._skips: defaultdict[int, _Skip] = defaultdict(_Skip)  # by load: loads within a factor of 2 share one
@@ -73,10 +104,17 @@ class Outlook:
             survival: [B, N] probability that each node is accepted, falling along each row, 0 beyond the last.
             beam_steps: [B, N] that each node took: its depth, or 0 where it is a copy of the text.
         """
-        survival, beam_steps = survival[-KEPT:], beam_steps[-KEPT:]
-        places = (self._num_trees + np.arange(len(survival))) % KEPT
-        self._survival[places], self._beam_steps[places] = survival, beam_steps
-        self._num_trees += len(survival)
+        for trees in (self._recent, self._whole):
+            trees.add(survival, beam_steps, self._costs.beam_length)
+
+    def remember_short(self, survival: np.ndarray, beam_steps: int) -> None:
+        """Trees of a step, drawn by a round of so many beam steps; `survival` as in `remember`."""
+        self._recent.add(survival, 0, beam_steps)
+
+    @property
+    def num_trees(self) -> int:
+        """Trees ever remembered."""
+        return self._recent.number
 
     def grade(self, promised: float, accepted: float) -> None:
         """A step has verified nodes of which `promised` were expected to be accepted, and `accepted` were."""
@@ -119,8 +157,8 @@ class Outlook:
         """A request's tokens per second with drafts over those without, among so many; WORTHWHILE if unknown."""
         known = self._expected.get(num_requests)
         # What few trees say does not hold for long; but as long as none comes, there is nothing new.
-        if known is None or known.steps_left == 0 or self._num_trees >= max(2 * known.num_trees, 1):
-            known = self._expected[num_requests] = _Known(self._expect(num_requests), self._num_trees)
+        if known is None or known.steps_left == 0 or self.num_trees >= max(2 * known.num_trees, 1):
+            known = self._expected[num_requests] = _Known(self._expect(num_requests), self.num_trees)
         known.steps_left -= 1
         return known.expectation.gain
 
@@ -130,28 +168,25 @@ class Outlook:
         return self._costs.beam_length if known is None else known.expectation.beam_steps
 
     def _expect(self, num_requests: int) -> Expectation:
-        length = self._costs.beam_length
-        if self._num_trees == 0:
+        costs, length = self._costs, self._costs.beam_length
+        if self._whole.number == 0:
             return Expectation(WORTHWHILE, length)
-        num_known = min(self._num_trees, KEPT)
-        # Batches of successive trees, from the beginning again where there are not enough.
-        batches = np.arange(-(-num_known // num_requests) * num_requests).reshape(-1, num_requests) % num_known
-        survival, costs = self.trust * self._survival, self._costs
-        target = costs.verification(num_requests, num_requests + num_requests * survival.shape[1], num_requests)
+        most = num_requests + num_requests * self._whole.max_nodes
+        target = costs.verification(num_requests, most, num_requests)
         plain = costs.plain(num_requests) + costs.between(num_requests, is_drawn=False)
         seconds = target + costs.between(num_requests, is_drawn=True)
+
+        def gain(survival: np.ndarray, steps: int) -> float:
+            saved = saved_steps(self.trust * survival)
+            # Batches of successive trees, from the beginning again where there are not enough.
+            batches = np.arange(-(-len(saved) // num_requests) * num_requests).reshape(-1, num_requests) % len(saved)
+            round_seconds = self._round(num_requests, steps)
+            return plain * _speed(saved[batches].reshape(len(batches), -1), num_requests, seconds + round_seconds)
+
         choices = range(costs.fewest_beam_steps, length + 1)
-        gains = [
-            plain
-            * _speed(
-                saved_steps(np.where(self._beam_steps <= steps, survival, 0.0))[batches].reshape(len(batches), -1),
-                num_requests,
-                seconds + self._round(num_requests, steps),
-            )
-            for steps in choices
-        ]
-        best = int(np.argmax(gains))
-        return Expectation(gains[best], choices[best])
+        best = max(choices, key=lambda steps: gain(self._whole.drawn_by(steps), steps))
+        recent = self._recent.drawn_by(best, RECENT * num_requests)
+        return Expectation(gain(recent if len(recent) else self._whole.drawn_by(best), best), best)
 
     def _round(self, num_requests: int, beam_steps: int) -> float:
         """Seconds of a round of so many beam steps, on average with those that are whole."""

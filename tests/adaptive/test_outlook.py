@@ -11,6 +11,7 @@ from redrafter_vllm.adaptive.outlook import (
     LONGEST_SKIP,
     MEMORY,
     PRIOR,
+    RECENT,
     VALID,
     WHOLE_ROUND,
     WORTHWHILE,
@@ -64,7 +65,7 @@ def test_nothing_is_computed_again_before_there_is_something_new() -> None:
     """While no rounds are drawn no trees come, and a third one says little where there were two."""
     outlook = Outlook(costs_of(1.0), 1)
     computed = []
-    with patch.object(outlook, "_expect", lambda num_requests: computed.append(outlook._num_trees) or SLOW):
+    with patch.object(outlook, "_expect", lambda num_requests: computed.append(outlook.num_trees) or SLOW):
         remember(outlook, [0.1])
         for _ in range(VALID):
             outlook.gain(1)
@@ -214,6 +215,58 @@ def test_some_rounds_are_whole() -> None:
     remember(outlook, [0.9, 0.8, 0.7], beam_steps=[1, 2, 3])
     assert all(outlook.skips(16) for _ in range(FIRST_SKIP))
     assert not outlook.skips(16) and outlook.draws(16) == 3
+
+
+def test_short_rounds_that_no_longer_gain_stop() -> None:
+    """Whole rounds say that one beam step is best: 1.9 tokens in 11.5 s. Then the short ones find little.
+
+    A tree of survival 0.01 makes 10 s without drafts into 10.5 s and a sixteenth of the 5.5 s that whole rounds take
+    longer. That whole rounds' trees of before would still gain does not count.
+    """
+    outlook = short_rounds(0.5, 6.0)
+    remember(outlook, *[[0.9, 0.01, 0.01]] * KEPT, beam_steps=[1, 2, 3])
+    assert outlook.gain(1) == pytest.approx(1.9 / (11.5 + 5.5 / 16) * 10) and outlook.beam_steps(1) == 1
+    outlook.remember_short(np.array([[0.01, 0.0, 0.0]] * RECENT), 1)
+    for _ in range(VALID):
+        outlook.gain(1)
+    assert outlook.gain(1) == pytest.approx(10 / (10.5 + 5.5 / 16)) and outlook.beam_steps(1) == 1
+    assert outlook.skips(1)
+
+
+def test_trees_of_shorter_rounds_than_the_best_do_not_count() -> None:
+    """They lack nodes that these would have. Those of one beam step say nothing about whole rounds, in 14.5 s."""
+    outlook = short_rounds(0.5, 1.5)
+    outlook.remember_short(np.array([[0.1, 0.0, 0.0]] * RECENT), 1)
+    assert outlook.gain(1) == WORTHWHILE  # as long as no whole round has been drawn
+    remember(outlook, [0.9, 0.8, 0.7], beam_steps=[1, 2, 3])
+    outlook.remember_short(np.array([[0.1, 0.0, 0.0]] * RECENT), 1)
+    for _ in range(VALID):
+        outlook.gain(1)
+    assert outlook.gain(1) == pytest.approx(3.4 / 14.5 * 10)
+
+
+def test_text_that_changes_counts_after_few_steps() -> None:
+    """Of one request the trees of the last steps, of many as many as are kept."""
+    outlook = Outlook(costs_of(1.0, drafting=0.1), 1)
+    remember(outlook, *[[0.9]] * KEPT, *[[0.05]] * RECENT)
+    assert outlook.gain(1) == pytest.approx(10 / 10.1)
+    # Of 8 requests, 17 s and 0.8 s: 12 batches of trees that gain and 4 of those that do not.
+    assert outlook.gain(8) == pytest.approx((12 * 8 * 1.9 + 4 * 8) / (12 * 25.8 + 4 * 17.8) * 17 / 8)
+
+
+def test_one_trial_is_enough_where_text_can_be_drafted_again() -> None:
+    """The trees of 8 rounds are a quarter of those that count: (8 · 1.9 + 24) tokens in 8 · 11.1 + 24 · 10.1 s."""
+    outlook = Outlook(costs_of(1.0, drafting=0.1), 1)
+    remember(outlook, *[[0.05]] * KEPT)
+    while outlook.skips(1):
+        pass
+    for _ in range(TRIAL):
+        remember(outlook, [0.9])
+        outlook.skips(1)
+    for _ in range(VALID):
+        outlook.gain(1)
+    assert outlook.gain(1) == pytest.approx((8 * 1.9 + 24) / (8 * 11.1 + 24 * 10.1) * 10)
+    assert not outlook.skips(1)
 
 
 @pytest.mark.parametrize(("survival", "is_drawn"), [(0.34, False), (0.38, True)])

@@ -96,10 +96,12 @@ class AdaptiveTrees:
             return Budget(num_nodes, float(num_emitting), 0.0)
         survival = np.exp(speculator.survival.log_survival.numpy()[rows])
         survival = np.where(np.arange(survival.shape[1]) < num_nodes[:, None], survival, 0.0)
+        has_tree = num_nodes > 0
         if self.beam_steps == self.costs.beam_length:
-            has_tree = num_nodes > 0
             beam_steps = speculator.survival.beam_steps(torch.from_numpy(rows[has_tree])).numpy()
             self.outlook.remember(survival[has_tree], beam_steps)
+        else:
+            self.outlook.remember_short(survival[has_tree], self.beam_steps)
         most = num_others + int(num_nodes.sum())
         survival = self.outlook.trust * survival
         next_round = self.costs.drafting(num_reqs, self.outlook.beam_steps(num_reqs))

@@ -124,11 +124,13 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
         # What a tree's estimates are like, for requests whose own the host has not seen.
         self._usual = np.full(self.num_speculative_steps, 0.5, dtype=np.float32)
         self._new_rows: list[int] = []
-        # Beside each of vLLM's two copies of estimates: the kinds of the nodes, and the rows of a whole round's trees.
+        # Beside each of vLLM's two copies of estimates: the rows of the trees that its round has drawn, the beam steps
+        # of that round, and the kinds of the nodes if it was a whole one.
         states = self.req_states
         shape = states.max_num_reqs, self.num_speculative_steps
         self._stale_kinds = [CpuGpuBuffer(*shape, dtype=torch.int8, device=states.device) for _ in range(2)]
-        self._stale_whole = [np.zeros(states.max_num_reqs, dtype=np.bool_) for _ in range(2)]
+        self._stale_drawn = [np.zeros(states.max_num_reqs, dtype=np.bool_) for _ in range(2)]
+        self._stale_rounds = [0, 0]
         self._is_drawn = False  # the round before the step
         self.step_size: StepSize | None = None
         self._until_shared = SHARED_INTERVAL
@@ -193,7 +195,7 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
     def _forget_stale(self, rows: int | list[int]) -> None:
         """What the host has of these rows is of requests that had them before."""
         self._stale_confidences[self._stale_idx].np[rows] = self._usual
-        self._stale_whole[self._stale_idx][rows] = False
+        self._stale_drawn[self._stale_idx][rows] = False
 
     def get_num_tokens(self, num_tokens_per_req: dict[str, int], draft_tokens: dict[str, list[int]]) -> int:
         """Tokens of the step with the budget's nodes only."""
@@ -224,35 +226,48 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
             self._usual += NEW_REQUEST_RATE * (confidences[has_drafts].mean(0) - self._usual)
         survival = survival_of(MOST_SAVED * np.cumprod(confidences, axis=1, dtype=np.float64))
         survival[np.arange(survival.shape[1]) >= num_drafts[:, None]] = 0
-        # Each tree once, and none of a prompt that has not been read to its end, which has no nodes.
-        stale_whole = self._stale_whole[self._stale_idx]
-        if (is_new := stale_whole[rows] & (survival[:, 0] > 0)).any():
-            kinds = torch.from_numpy(self._stale_kinds[self._stale_idx].np[rows[is_new]])
-            self.rounds.outlook.remember(survival[is_new], self._survival.beam_steps_of(kinds).numpy())
-            stale_whole[rows[is_new]] = False
+        self._remember(rows, survival)
         num_reqs, most = len(rows), min(limit, int(num_drafts.sum()))
         next_round = self.costs.drafting(num_reqs, self.rounds.outlook.beam_steps(num_reqs))
         target = self.costs.verification(num_others, num_others + most, num_reqs)
         seconds = target + self.costs.between(num_reqs, is_drawn=self._is_drawn) + next_round
         return choose_budget(survival, num_emitting, seconds)
 
+    def _remember(self, rows: np.ndarray, survival: np.ndarray) -> None:
+        """Tell the outlook of each tree once, and of none of a prompt that has not been read to its end."""
+        assert self.rounds is not None
+        drawn, beam_steps = self._stale_drawn[self._stale_idx], self._stale_rounds[self._stale_idx]
+        if not (is_new := drawn[rows] & (survival[:, 0] > 0)).any():
+            return
+        if beam_steps == self.speculator.drafting.beam_length:
+            kinds = torch.from_numpy(self._stale_kinds[self._stale_idx].np[rows[is_new]])
+            self.rounds.outlook.remember(survival[is_new], self._survival.beam_steps_of(kinds).numpy())
+        else:
+            self.rounds.outlook.remember_short(survival[is_new], beam_steps)
+        drawn[rows[is_new]] = False
+
     def record_confidences(self, confidence_probs: Tensor, input_batch: InputBatch) -> None:
         """A round has been drawn, or has not: the estimates before it then stay, for the next one."""
         if not self._is_drawn:
             return
-        self._copy_kinds(input_batch)
+        self._note_round(input_batch)
         super().record_confidences(confidence_probs, input_batch)
         self._forget_stale(self._new_rows)
         self._new_rows.clear()
 
-    def _copy_kinds(self, batch: InputBatch) -> None:
-        """Queue the copy of what the nodes of a whole round are; it ends before vLLM's copy, which is queued next."""
-        slot, is_whole = self._stale_kinds[self._stale_idx], self._stale_whole[self._stale_idx]
-        is_whole.fill(False)
-        if self.beam_steps != self.speculator.drafting.beam_length:
+    def _note_round(self, batch: InputBatch) -> None:
+        """Note whose trees have been drawn, and queue the copy of what the nodes of a whole round are.
+
+        It ends before vLLM's copy, which is queued next.
+        """
+        slot, drawn = self._stale_kinds[self._stale_idx], self._stale_drawn[self._stale_idx]
+        drawn.fill(False)
+        drawn[batch.idx_mapping_np] = True
+        length = self.speculator.drafting.beam_length
+        beam_steps = self._stale_rounds[self._stale_idx] = length if self.beam_steps is None else self.beam_steps
+        if beam_steps != length:
             return
-        is_whole[batch.idx_mapping_np] = True
-        slot.gpu.copy_(self._survival.estimates.kinds[: len(is_whole)])
+        slot.gpu.copy_(self._survival.estimates.kinds[: len(drawn)])
         current_stream = torch.cuda.current_stream(self.req_states.device)
         self._copy_stream.wait_stream(current_stream)
         with stream(self._copy_stream, current_stream):

@@ -181,8 +181,10 @@ def test_rounds_have_the_beam_steps_that_pay(two_kinds_of_rounds: GpuAdaptiveTre
     assert lengths[0] == LENGTH and lengths.count(1) > 2 * WHOLE_ROUND
     assert LENGTH in lengths[-WHOLE_ROUND:]
     assert manager.rounds is not None
-    # The host saw the trees of whole rounds, one step late; those of short ones it did not count.
-    assert manager.rounds.outlook._num_trees <= lengths.count(LENGTH)
+    # The host saw each tree one step late, and knows which ones whole rounds have drawn.
+    outlook = manager.rounds.outlook
+    assert 0 < outlook._whole.number <= lengths.count(LENGTH)
+    assert len(lengths) - 2 <= outlook.num_trees <= len(lengths)
 
 
 def test_a_new_request_is_not_taken_for_the_one_that_had_its_row(two_kinds_of_rounds: GpuAdaptiveTrees) -> None:
@@ -192,14 +194,14 @@ def test_a_new_request_is_not_taken_for_the_one_that_had_its_row(two_kinds_of_ro
         draw(manager, [0.9, 0.5, 0.0, 0.0])
     manager.add_request(0)
     step(manager, "a")
-    assert manager.rounds.outlook._num_trees == 0
+    assert manager.rounds.outlook.num_trees == 0
     # The copy that was on its way when the request came is of the one before, too.
     draw(manager, [0.8, 0.5, 0.0, 0.0])
     step(manager, "a")
-    assert manager.rounds.outlook._num_trees == 0
+    assert manager.rounds.outlook.num_trees == 0
     draw(manager, [0.8, 0.5, 0.0, 0.0])
     step(manager, "a")
-    assert manager.rounds.outlook._num_trees == 1
+    assert manager.rounds.outlook.num_trees == 1
 
 
 def test_a_tree_is_remembered_once(two_kinds_of_rounds: GpuAdaptiveTrees) -> None:
@@ -211,7 +213,7 @@ def test_a_tree_is_remembered_once(two_kinds_of_rounds: GpuAdaptiveTrees) -> Non
     for _ in range(10):
         step(manager, "a")
         manager.begins_round(False)
-    assert manager.rounds.outlook._num_trees == 1
+    assert manager.rounds.outlook.num_trees == 1
 
 
 def test_a_prompt_that_is_read_in_parts_has_no_tree(two_kinds_of_rounds: GpuAdaptiveTrees) -> None:
@@ -221,7 +223,7 @@ def test_a_prompt_that_is_read_in_parts_has_no_tree(two_kinds_of_rounds: GpuAdap
     for _ in range(2):
         draw(manager, [0.0] * NODES)
     step(manager, "a")
-    assert manager.rounds.outlook._num_trees == 0
+    assert manager.rounds.outlook.num_trees == 0
 
 
 def queue_step(manager: GpuAdaptiveTrees, num_tokens: int, *, has_prefill: bool = False) -> StepSize | None:
