@@ -107,7 +107,7 @@ def run(options: Options, console: Console) -> cli.Report:
 
     Raises:
         ChildError: An engine failed.
-        ValueError: All steps of an engine had drafts.
+        ValueError: All steps of an engine had drafts, or there were too few.
     """
     from transformers import AutoTokenizer
 
@@ -144,6 +144,8 @@ def run(options: Options, console: Console) -> cli.Report:
 
 def windows(steps: Sequence[Step], requests: int) -> dict[str, Any]:
     """Figures of one engine: of windows of `WINDOW` steps, and of all steps up to the `ADAPTED`th and behind it."""
+    if len(steps) <= ADAPTED:
+        raise ValueError(f"there were {len(steps)} steps, and those behind the {ADAPTED}th are to be seen: more tokens")
     plain = undrafted_seconds(steps)
 
     def figures(begin: int, end: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ from redrafter_vllm.adaptive.costs import StepCosts
 from redrafter_vllm.adaptive.pause import TRIAL
 
 KEPT = 128  # trees that are remembered, and as many of whole rounds
-RECENT = 32  # steps whose trees say whether rounds gain, or fewer, with many requests, as no more trees are remembered
+RECENT = 32  # rounds whose trees count, or fewer, with many requests, as no more trees are remembered
 MEMORY = 128  # steps whose promises are compared with what came of them
 VALID = 32  # steps before it is computed again, or fewer, once there are twice as many trees
 PRIOR = 8.0  # tokens that count as promised and accepted before any step
@@ -85,7 +85,7 @@ class Outlook:
     So a loss at one load says nothing about another, and a load at which drafting cannot pay is seen without a trial.
     Among many requests the time of a round counts for more than the depth of its trees, so that shorter rounds may gain
     where whole ones lose. Which ones are best, the trees of whole rounds tell; whether these gain, the recent trees of
-    all rounds do. Where rounds are short few are whole: of one request the last 128 go back 2,000 steps, to other text.
+    all rounds do. Where rounds are short few are whole: of one request the last 32 go back 500 steps, to other text.
     """
 
     def __init__(self, costs: StepCosts, max_nodes: int) -> None:
@@ -184,9 +184,11 @@ class Outlook:
             return plain * _speed(saved[batches].reshape(len(batches), -1), num_requests, seconds + round_seconds)
 
         choices = range(costs.fewest_beam_steps, length + 1)
-        best = max(choices, key=lambda steps: gain(self._whole.drawn_by(steps), steps))
-        recent = self._recent.drawn_by(best, RECENT * num_requests)
-        return Expectation(gain(recent if len(recent) else self._whole.drawn_by(best), best), best)
+        newest = RECENT * num_requests
+        best = max(choices, key=lambda steps: gain(self._whole.drawn_by(steps, newest), steps))
+        recent = self._recent.drawn_by(best, newest)
+        # Where the best rounds are other ones than before, few recent trees tell of them.
+        return Expectation(gain(recent if len(recent) >= TRIAL else self._whole.drawn_by(best, newest), best), best)
 
     def _round(self, num_requests: int, beam_steps: int) -> float:
         """Seconds of a round of so many beam steps, on average with those that are whole."""

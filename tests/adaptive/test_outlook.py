@@ -245,6 +245,24 @@ def test_trees_of_shorter_rounds_than_the_best_do_not_count() -> None:
     assert outlook.gain(1) == pytest.approx(3.4 / 14.5 * 10)
 
 
+def test_the_length_of_rounds_follows_the_text() -> None:
+    """Of the trees that count now only the first node is worth something: 1.9 tokens in 11.5 s, and 1 s / 16."""
+    outlook = short_rounds(0.5, 1.5)
+    remember(outlook, *[[0.9, 0.8, 0.7]] * KEPT, *[[0.9, 0.0, 0.0]] * RECENT, beam_steps=[1, 2, 3])
+    assert outlook.gain(1) == pytest.approx(1.9 / (11.5 + 1 / 16) * 10)
+    assert outlook.beam_steps(1) == 1
+
+
+def test_few_trees_of_the_best_rounds_do_not_decide() -> None:
+    """Two whole ones and 30 of two beam steps since then, where one is best: of the last 32 whole ones 30 gain."""
+    outlook = short_rounds(0.5, 6.0)
+    remember(outlook, *[[0.9, 0.01, 0.01]] * KEPT, beam_steps=[1, 2, 3])
+    outlook.remember_short(np.array([[0.01, 0.0, 0.0]] * 30), 2)
+    remember(outlook, *[[0.01, 0.0, 0.0]] * 2, beam_steps=[1, 2, 3])
+    seconds = 10.5 + 5.5 / 16
+    assert outlook.gain(1) == pytest.approx((30 * 1.9 + 2) / (30 * (seconds + 1) + 2 * seconds) * 10)
+
+
 def test_text_that_changes_counts_after_few_steps() -> None:
     """Of one request the trees of the last steps, of many as many as are kept."""
     outlook = Outlook(costs_of(1.0, drafting=0.1), 1)

@@ -43,6 +43,12 @@ def test_figures_of_one_engine() -> None:
     assert [window["first_step"] for window in found["windows"]] == [0, 50, 100, 150, 200, 250]
 
 
+def test_text_that_takes_too_few_steps() -> None:
+    """Copies may make most tokens where answers repeat themselves."""
+    with pytest.raises(ValueError, match="there were 200 steps"):
+        windows([PLAIN] * ADAPTED, requests=1)
+
+
 def test_tokens_count_by_request() -> None:
     found = windows([Step(1.0, 4, False)] * 300 + [Step(1.25, 5, True)] * 100, requests=4)
     assert found["adapted"]["tokens_per_step"] == pytest.approx(1.125)

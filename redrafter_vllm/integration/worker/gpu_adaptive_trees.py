@@ -264,8 +264,9 @@ class GpuAdaptiveTrees(AdaptiveVerificationManager):
         drawn.fill(False)
         drawn[batch.idx_mapping_np] = True
         length = self.speculator.drafting.beam_length
-        beam_steps = self._stale_rounds[self._stale_idx] = length if self.beam_steps is None else self.beam_steps
-        if beam_steps != length:
+        # By what was chosen: the round that is recorded may be longer.
+        chosen = self._stale_rounds[self._stale_idx] = length if self.rounds is None else self.rounds.beam_steps
+        if chosen != length:
             return
         slot.gpu.copy_(self._survival.estimates.kinds[: len(drawn)])
         current_stream = torch.cuda.current_stream(self.req_states.device)
