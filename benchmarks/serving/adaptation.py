@@ -4,7 +4,8 @@
 `python -m benchmarks.serving.adaptation --target DIR` starts engines afresh, one after the other, each of which
 continues prompts of random tokens at a temperature of 1. A step is compared with the nearest ones of the same engine
 that neither verified drafts nor drew any: other engines, and other minutes, differ by more than what is looked for.
-What such steps are against plain vLLM's, `redrafter bench offline --data random --temperature 1` shows.
+On a CPU only, as on a GPU the host does not know when a step ends. What such steps are against plain vLLM's,
+`redrafter bench offline --data random --temperature 1` shows.
 """
 
 import sys
@@ -143,7 +144,11 @@ def run(options: Options, console: Console) -> cli.Report:
 
 
 def windows(steps: Sequence[Step], requests: int) -> dict[str, Any]:
-    """Figures of one engine: of windows of `WINDOW` steps, and of all steps up to the `ADAPTED`th and behind it."""
+    """Figures of one engine: of windows of `WINDOW` steps, and of all steps up to the `ADAPTED`th and behind it.
+
+    Raises:
+        ValueError: There are no steps behind it, or all have drafts.
+    """
     if len(steps) <= ADAPTED:
         raise ValueError(f"there were {len(steps)} steps, and those behind the {ADAPTED}th are to be seen: more tokens")
     plain = undrafted_seconds(steps)

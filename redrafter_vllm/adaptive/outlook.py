@@ -34,15 +34,14 @@ class _Trees:
         self._beam_steps = np.zeros((KEPT, max_nodes), dtype=np.int64)
         self._round = np.zeros(KEPT, dtype=np.int64)  # beam steps of the round that drew each tree
 
-    def add(self, survival: np.ndarray, beam_steps: np.ndarray | int, of_round: int) -> None:
-        """Add what a round of so many beam steps has drawn; see `Outlook.remember`."""
-        survival = survival[-KEPT:]
+    def add(self, survival: np.ndarray, beam_steps: np.ndarray, of_round: int) -> None:
+        """Add what a round of `of_round` beam steps has drawn; the other arguments as in `Outlook.remember`."""
+        survival, beam_steps = survival[-KEPT:], beam_steps[-KEPT:]
         places = (self.number + np.arange(len(survival))) % KEPT
-        self._survival[places], self._round[places] = survival, of_round
-        self._beam_steps[places] = beam_steps if isinstance(beam_steps, int) else beam_steps[-KEPT:]
+        self._survival[places], self._beam_steps[places], self._round[places] = survival, beam_steps, of_round
         self.number += len(survival)
 
-    def drawn_by(self, beam_steps: int, newest: int = KEPT) -> np.ndarray:
+    def drawn_by(self, beam_steps: int, newest: int) -> np.ndarray:
         """What rounds of so many beam steps have drawn of the newest trees, or would have drawn of whole rounds' ones.
 
         [trees, N] survival of the nodes, 0 where there is none.
@@ -108,8 +107,8 @@ class Outlook:
             trees.add(survival, beam_steps, self._costs.beam_length)
 
     def remember_short(self, survival: np.ndarray, beam_steps: int) -> None:
-        """Trees of a step, drawn by a round of so many beam steps; `survival` as in `remember`."""
-        self._recent.add(survival, 0, beam_steps)
+        """Trees of a step, drawn by a round of so many beam steps, all of whose nodes it has; see `remember`."""
+        self._recent.add(survival, np.zeros_like(survival, dtype=np.int64), beam_steps)
 
     @property
     def num_trees(self) -> int:
