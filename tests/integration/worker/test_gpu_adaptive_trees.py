@@ -187,6 +187,19 @@ def test_rounds_have_the_beam_steps_that_pay(two_kinds_of_rounds: GpuAdaptiveTre
     assert len(lengths) - 2 <= outlook.num_trees <= len(lengths)
 
 
+def test_a_round_that_is_recorded_longer_counts_as_what_was_chosen(two_kinds_of_rounds: GpuAdaptiveTrees) -> None:
+    """Rounds of one beam step are best, and of these there is no recording of their own."""
+    manager = two_kinds_of_rounds
+    manager.speculator.drafting.round_lengths = (2, LENGTH)  # type: ignore[misc]
+    assert manager.rounds is not None
+    for _ in range(WHOLE_ROUND - 2):  # so that the last one is not whole
+        draw(manager, [0.99, 0.5, 0.0, 0.0])
+        step(manager, "a")
+    assert (manager.rounds.beam_steps, manager.beam_steps) == (1, 2)
+    outlook = manager.rounds.outlook
+    assert len(outlook._recent.drawn_by(1, WHOLE_ROUND)) == outlook.num_trees > 8
+
+
 def test_a_new_request_is_not_taken_for_the_one_that_had_its_row(two_kinds_of_rounds: GpuAdaptiveTrees) -> None:
     manager = two_kinds_of_rounds
     assert manager.rounds is not None
