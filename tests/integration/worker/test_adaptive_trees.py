@@ -165,6 +165,17 @@ def test_broken_promises_make_budgets_smaller(
     assert budget.num_nodes.tolist() == [num_nodes]
 
 
+def test_trees_of_short_rounds_are_known_as_such(trees: adaptive_trees.AdaptiveTrees) -> None:
+    stored_tree(trees, 0.9, 0.5)
+    known = []
+    for beam_steps in (0, 1, 0):  # a round of one is whole here
+        trees.rounds.beam_steps = beam_steps
+        trees._choose(np.array([0]), np.array([2]), 1, 1)
+        known.append((trees.outlook.num_trees, trees.outlook._whole.number))
+    assert known == [(1, 0), (2, 1), (3, 1)]
+    assert trees.outlook._recent.drawn_by(0, 3)[::2].tolist() == [pytest.approx([0.9, 0.5, 0.0])] * 2
+
+
 PROMPT = 40  # rows
 
 
