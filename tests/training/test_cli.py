@@ -69,10 +69,18 @@ def test_a_drafter_to_start_from_keeps_its_shape(drafter: Path, tmp_path: Path) 
     assert parse(["--config", str(tmp_path / "config.yaml")])[:3] == (job, config, recipe)
 
 
+def test_residual_blocks_are_added_to_a_drafter_to_start_from(drafter: Path, tmp_path: Path) -> None:
+    job, config, recipe, keys = parse([*GIVEN, "--init-from", str(drafter), "--num-draft-layers", "3"])
+    assert (config.exit_dim, config.num_draft_layers) == (24, 3)
+    (tmp_path / "config.yaml").write_text(keys)
+    assert parse(["--config", str(tmp_path / "config.yaml")])[:3] == (job, config, recipe)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--num-draft-layers", "2"], "num_draft_layers is 2"),  # the recipe's own value, but given explicitly
+        (["--num-draft-layers", "0"], "num_draft_layers is 0"),
+        (["--num-draft-layers", "0"], "can be added, but not removed"),
         (["--exit-dim", "32"], "exit_dim is 32"),
         (["--rnn", "false"], "rnn is False"),
         (["--draft-vocab-size", "8"], "draft_vocab_size is 8, but the drafter in"),

@@ -22,7 +22,8 @@ from redrafter_vllm.utils.program import program
 Keys = TypeVar("Keys")
 
 DEFAULT_RECIPE = "standard"
-SHAPE = ("exit_dim", "num_draft_layers", "rnn", "draft_vocab_size")  # keys of a drafter's shape
+BLOCKS = "num_draft_layers"
+SHAPE = ("exit_dim", BLOCKS, "rnn", "draft_vocab_size")  # keys of a drafter's shape
 FLAT = frozenset({"budget"})  # fields whose keys have no prefix
 
 
@@ -99,22 +100,27 @@ def _lasting(given: Namespace, job: Job, config: DistillConfig) -> Namespace:
 def keep_shape(folder: Path, config: DistillConfig, given: Namespace) -> DistillConfig:
     """`config` with the shape of the drafter in `folder`, which a training that starts from it keeps.
 
+    Only residual blocks may be added; see `redrafter_training.trainer.loop.add_blocks`.
+
     Args:
         given: the keys from flags and file, without the recipe's defaults.
 
     Raises:
         CheckpointError: the folder holds no drafter.
-        ValueError: one of the given keys has another value than the drafter.
+        ValueError: one of the given keys has another value than the drafter, or asks for fewer blocks.
     """
     from redrafter_vllm.checkpoint.io import check_checkpoint  # imports torch, for which --help must not wait
 
     shape = check_checkpoint(folder)
+    if (blocks := given.get(BLOCKS)) is not None and blocks > shape.num_draft_layers:
+        shape = replace(shape, num_draft_layers=blocks)
     for key in SHAPE:
         wanted, kept = given.get(key), getattr(shape, key)
         if wanted is not None and wanted != kept:
+            limit = "; residual blocks can be added, but not removed" if key == BLOCKS else ""
             raise ValueError(
-                f"{key} is {wanted}, but the drafter in {folder} (--init-from) has {kept} and keeps its shape: omit "
-                "the key, or train a new drafter"
+                f"{key} is {wanted}, but the drafter in {folder} (--init-from) has {kept} and keeps its shape{limit}: "
+                "omit the key, or train a new drafter"
             )
     return replace(config, **{key: getattr(shape, key) for key in SHAPE})
 

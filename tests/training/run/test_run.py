@@ -23,6 +23,7 @@ from redrafter_training.distributed import checkpoints
 from redrafter_training.tiny_target import train as target_command
 from redrafter_training.tiny_target.train import RECIPES
 from redrafter_vllm.checkpoint.locate import registry_dir
+from redrafter_vllm.model.drafter import Drafter
 from tests.paths import ROOT
 
 SIZES = "--max-steps 40 --window 32 --batch-size 4 --beam-length 2"
@@ -114,6 +115,20 @@ def test_files_of_a_run(arguments: list[str], tmp_path: Path, capsys: pytest.Cap
     further = [*short, "--init-from", str(out), "--out", str(tmp_path / "further")]
     assert main(further) == 0
     assert (tmp_path / "further" / "model.safetensors").read_bytes() != (out / "model.safetensors").read_bytes()
+    # It says what it comes from, and so does one that goes on from it, with one block more.
+    start = json.loads((tmp_path / "further" / "training.json").read_text())["started_from"]
+    assert start["name"] == "drafter" and start["steps"] == 6
+    assert (start["data"], start["command"]) == (report["data"], report["command"])
+    last = tmp_path / "last"
+    from_there = ["--init-from", str(tmp_path / "further"), "--num-draft-layers", "3", "--max-steps", "4"]
+    assert main([*short, *from_there, "--out", str(last)]) == 0
+    deeper, content = Drafter.from_pretrained(last), json.loads((last / "training.json").read_text())
+    assert deeper.config.num_draft_layers == 3 and all(bool(p.any()) for p in deeper.lm_head.parameters())
+    assert content["parameters"] == report["parameters"] + 64 * 64 + 64
+    assert content["started_from"]["started_from"] == start
+    assert (
+        "| started from | further, 6 steps, itself started from drafter, 6 steps |" in (last / "README.md").read_text()
+    )
 
 
 @pytest.mark.slow

@@ -84,6 +84,17 @@ def test_a_loss_with_distances_of_hidden_states_has_no_unit(tmp_path: Path) -> N
     assert "| training loss at the end | 1.250 |" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_what_a_drafter_was_started_from(tmp_path: Path) -> None:
+    start = {key: REPORT[key] for key in ("command", "data", "steps")} | {"name": "first"}
+    second = REPORT | {"command": "python -m redrafter_training --init-from first", "started_from": start}
+    export(Drafter(CONFIG), tmp_path / "out", second)
+    text = (tmp_path / "out" / "README.md").read_text()
+    facts = "first, 2,000 steps, 5,000 texts, 1,500,000 tokens of the target's answers"
+    assert f"| started from | {facts} |" in text
+    data = "\n".join(REPORT["data"]["commands"])
+    assert f"```\n{data}\n{REPORT['command']}\n{data}\n{second['command']}\n```" in text
+
+
 def test_results_belong_to_the_weights(tmp_path: Path) -> None:
     out = tmp_path / "out"
     export(Drafter(CONFIG), out, REPORT | {"run": "a"})

@@ -15,7 +15,7 @@ from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import LocalContext
 from redrafter_training.target.model import TargetModel, TargetOutputs
 from redrafter_training.trainer.gradients import Replica, StepFigures, accumulate_gradients
-from redrafter_training.trainer.loop import Hooks, build_drafter, distill, use_target_head
+from redrafter_training.trainer.loop import Hooks, add_blocks, build_drafter, distill, use_target_head
 from redrafter_training.trainer.lr_schedule import learning_rate_scale, steps
 from redrafter_training.trainer.pace import Pace
 
@@ -91,6 +91,28 @@ def test_the_targets_head_needs_its_width(tiny_target: TargetModel) -> None:
         build_drafter(tiny_target, config)
     with pytest.raises(ValueError, match="hidden size, 16, not 32"):
         use_target_head(build_drafter(tiny_target, CONFIG), tiny_target)
+
+
+@pytest.mark.parametrize(
+    ("exit_dim", "blocks", "vocabulary"), [(None, 0, None), (None, 1, 12), (16, 2, 12), (24, 0, None)]
+)
+def test_further_blocks_change_nothing_until_they_are_trained(
+    tiny_target: TargetModel, exit_dim: int | None, blocks: int, vocabulary: int | None
+) -> None:
+    config = replace(CONFIG, exit_dim=exit_dim, num_draft_layers=blocks, draft_vocab_size=vocabulary, budget=Budget(30))
+    drafter = build_drafter(tiny_target, config, None if vocabulary is None else torch.arange(3, 39, 3))
+    distill(drafter, tiny_target, repeat(one_batch()), config, quiet=True)
+    assert add_blocks(drafter, 0) is drafter
+    deeper = add_blocks(drafter, 2)
+    assert deeper.config == replace(drafter.config, num_draft_layers=blocks + 2)
+    context, state = torch.randn(2, 5, tiny_target.hidden_size).unbind()
+    with torch.no_grad():
+        assert torch.equal(deeper(context, state), drafter(context, state))
+    if vocabulary is not None:
+        assert torch.equal(deeper.d2t, drafter.d2t)
+    history = distill(deeper, tiny_target, repeat(one_batch()), config, quiet=True)
+    assert history[-1].loss < 0.9 * history[0].loss
+    assert all(parameter.any() for parameter in deeper.lm_head[blocks:-1].parameters())
 
 
 def test_draft_tokens_must_fit_the_configuration(tiny_target: TargetModel) -> None:

@@ -32,7 +32,7 @@ class Job:
             for several workers, a cluster or a large file.
         run_dir: folder for checkpoints, logs and plots, on storage that all machines share (default: <out>.run).
         init_from: folder of a drafter to start from instead of a new one; its shape replaces the recipe's, and keys
-            with another shape are an error.
+            with another shape are an error, but for a higher `num_draft_layers`, which adds residual blocks.
         num_workers: processes to train with, or an elastic range [min, max]; above 1 they are Ray workers.
         ray_address: cluster to use (auto: the one this machine belongs to); uses Ray even for one worker.
         max_failures: how often Ray may restart the workers from the last checkpoint.

@@ -4,6 +4,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -23,10 +24,12 @@ from redrafter_training.utils.provenance import provenance
 from redrafter_training.utils.run_folder import run_name
 from redrafter_vllm.adaptive.stored import CALIBRATION
 from redrafter_vllm.checkpoint.config import DrafterConfig
+from redrafter_vllm.checkpoint.places import read_provenance
 from redrafter_vllm.model.drafter import Drafter
 from redrafter_vllm.utils.messages import sentence
 
 TAIL = 50  # steps
+HISTORY = ("command", "versions", "run", "data", "config", "steps", "epochs", "best_step", "started_from")
 
 Evaluate = Callable[[Drafter, Sequence[Tensor]], HeldOutFigures]
 
@@ -89,6 +92,7 @@ def finish(
         "target_content": dict(target),
         "data": outcome.facts,
         "config": asdict(config),
+        **({} if job.init_from is None else {"started_from": history_of(job.init_from)}),
         "parameters": sum(p.numel() for p in drafter.parameters()),
         "steps": len(history),
         **({"epochs": len(history) / outcome.steps_per_epoch} if outcome.steps_per_epoch else {}),
@@ -124,6 +128,12 @@ def _pushed(job: Job, report: Report) -> Report:
         return replace(report, address=push(job.out_dir, job.push_to_hub, private=job.hub_private))
     except HubError as problem:
         return replace(report, not_pushed=str(problem))
+
+
+def history_of(folder: Path) -> dict[str, Any]:
+    """How the drafter in `folder`, to start from, was trained: those of its `training.json`'s keys that say so."""
+    report = read_provenance(folder)
+    return {"name": folder.resolve().name} | {key: report[key] for key in HISTORY if key in report}
 
 
 def tail_means(history: list[StepFigures]) -> dict[str, object]:

@@ -2,7 +2,7 @@
 """The plan of a training: sizes, steps, memory."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rich.console import Console
@@ -54,7 +54,7 @@ def make_plan(job: Job, config: DistillConfig, device: torch.device) -> Plan:
     text = target.config.get_text_config()
     width = config.drafter_width(text.hidden_size)  # also refuses another width of the drafter to start from
     shape = (
-        check_checkpoint(job.init_from)
+        replace(check_checkpoint(job.init_from), num_draft_layers=config.num_draft_layers)
         if job.init_from is not None
         else DrafterConfig(
             vocab_size=text.vocab_size,

@@ -90,6 +90,8 @@ def _origin(report: Mapping[str, Any]) -> Iterable[tuple[str, object]]:
     yield "target", report["target"]
     yield from ((f"target's {part}", digest) for part, digest in report["target_content"].items())
     yield "command", report["command"]
+    if start := report.get("started_from"):
+        yield "started from", start["name"]
     yield "recipe", report["recipe"]
     yield "run", report["run"]
     yield "parameters of the drafter", f"{report['parameters']:,}"

@@ -34,7 +34,7 @@ from redrafter_training.run.trackers import Logs, begin_runs, check_trackers
 from redrafter_training.target.loading import load_target, target_dtype
 from redrafter_training.target.model import DeferredTarget, Target, TargetModel
 from redrafter_training.trainer.divergence import DivergedError
-from redrafter_training.trainer.loop import Hooks, build_drafter, distill, use_target_head
+from redrafter_training.trainer.loop import Hooks, add_blocks, build_drafter, distill, use_target_head
 from redrafter_training.trainer.metrics import depth_figures
 from redrafter_training.trainer.state import STATE_FILE, check_identity, read_state
 from redrafter_training.utils.command import Interruption, TrainingStoppedError
@@ -134,6 +134,7 @@ def initial_drafter(target: Target, feed: Feed, job: Job, config: DistillConfig)
     if job.init_from is not None:
         drafter = Drafter.from_pretrained(job.init_from, device=target.device)
         check_against_target(drafter.config, hidden_size=target.hidden_size, vocab_size=target.vocab_size)
+        drafter = add_blocks(drafter, config.num_draft_layers - drafter.config.num_draft_layers)
         if config.target_head:
             use_target_head(drafter, target)
         return drafter, {}

@@ -25,6 +25,12 @@ DATA = {
     "duplicates": "copies left out",
     "skipped": "records left out",
 }
+# What is said of the data of a drafter that the training started from.
+START = {
+    "training": "texts",
+    "learned_tokens": "tokens of the target's answers",
+    "distinct_prompts": "different prompts or documents",
+}
 
 
 def write_training_card(folder: Path, report: Mapping[str, Any]) -> None:
@@ -51,11 +57,17 @@ def history_sections(report: Mapping[str, Any]) -> dict[str, str]:
 
 def commands_text(report: Mapping[str, Any], *further: str) -> str:
     """The commands that lead to the drafter, in order, in a block of code."""
-    commands = [*report.get("data", {}).get("commands", ()), report.get("command"), *further]
+    commands = [*_commands(report), *further]
     block = "\n".join(command for command in commands if command)
     if not block:
         return ""
     return f"```\n{block}\n```"
+
+
+def _commands(report: Mapping[str, Any]) -> list[str | None]:
+    """The commands of a drafter and, before them, of the one that it started from."""
+    earlier = _commands(report["started_from"]) if "started_from" in report else []
+    return [*earlier, *report.get("data", {}).get("commands", ()), report.get("command")]
 
 
 def _data(facts: Mapping[str, Any]) -> str:
@@ -90,6 +102,8 @@ def training_rows(report: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """How a drafter was trained: label and text of each fact."""
     config, rows = report.get("config", {}), []
     steps = report.get("steps")
+    if (start := report.get("started_from")) is not None:
+        rows.append(("started from", _start(start)))
     if steps is not None:
         rows.append(("steps", f"{steps:,}"))
     if (epochs := report.get("epochs")) is not None:
@@ -118,6 +132,18 @@ def training_rows(report: Mapping[str, Any]) -> list[tuple[str, Any]]:
     if "versions" in report:
         rows.append(("versions", ", ".join(f"{name} {number}" for name, number in report["versions"].items())))
     return rows
+
+
+def _start(history: Mapping[str, Any]) -> str:
+    """The drafter that a training started from, and those before it, in a sentence's parts."""
+    data = history.get("data", {})
+    said = [place_name(history["name"])]
+    if (steps := history.get("steps")) is not None:
+        said.append(f"{steps:,} steps")
+    said += [f"{data[key]:,} {label}" for key, label in START.items() if isinstance(data.get(key), int)]
+    if "started_from" in history:
+        said.append(f"itself started from {_start(history['started_from'])}")
+    return ", ".join(said)
 
 
 def _figures(report: Mapping[str, Any]) -> str:

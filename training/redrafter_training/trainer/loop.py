@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -73,6 +73,26 @@ def use_target_head(drafter: Drafter, target: Target) -> None:
     with torch.no_grad():
         drafter.output.weight.copy_(_head_rows(drafter, target))
     drafter.output.weight.requires_grad_(False)
+
+
+def add_blocks(drafter: Drafter, count: int) -> Drafter:
+    """`drafter` with `count` further residual blocks behind its own.
+
+    Weights and biases of the new ones are zero, so that x + silu(0) = x: what the drafter computes does not change,
+    and they have gradients, as silu's slope at 0 is one half.
+    """
+    if count == 0:
+        return drafter
+    kept = drafter.config.num_draft_layers
+    deeper = Drafter(replace(drafter.config, num_draft_layers=kept + count)).to(drafter.output.weight.device)
+    with torch.no_grad():
+        for parameter in deeper.lm_head[kept:-1].parameters():
+            parameter.zero_()
+    # The output layer's name has its place in the head.
+    old, new = f"lm_head.{kept}.", f"lm_head.{kept + count}."
+    moved = {name.replace(old, new): value for name, value in drafter.state_dict().items()}
+    deeper.load_state_dict(deeper.state_dict() | moved)
+    return deeper
 
 
 def _head_rows(drafter: Drafter, target: Target) -> Tensor:
