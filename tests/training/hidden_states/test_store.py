@@ -22,7 +22,7 @@ from redrafter_training.config.recipe import Budget, DistillConfig, ResponseConf
 from redrafter_training.data.windows import Windows, text_batches
 from redrafter_training.distributed.context import LocalContext
 from redrafter_training.hidden_states.store import HiddenCache, HiddenCacheError, StoredStates, max_bytes
-from redrafter_training.hidden_states.target import CachedTarget, fill
+from redrafter_training.hidden_states.target import CachedTarget, alike, fill
 from redrafter_training.hidden_states.text_index import TextIndex, UnknownTextError, texts_of
 from redrafter_training.target.model import TargetModel, TargetOutputs
 from redrafter_training.tiny_target import train as target_command
@@ -62,7 +62,7 @@ def cached(target: TargetModel, folder: Path, data: list[Windows], **options: An
     index, trained = texts_of(data, len(data), data[0].rows(torch.empty(0, dtype=torch.long)))
     cache = HiddenCache(folder, index.lengths, 16, **options)
     cache.begin({}, {}, target.head())
-    fill(cache, index, target, cache.missing(), LocalContext(), rows=3, trained=trained)
+    fill(cache, index, target, cache.missing(), LocalContext(), tokens=60, trained=trained)
     return CachedTarget(cache, index, cache.head(), torch.device("cpu"))
 
 
@@ -159,7 +159,7 @@ def test_training_from_the_cache_is_training_online(tiny_target: TargetModel, tm
     assert (trained, len(index)) == (12, 16)
     cache = HiddenCache(tmp_path, index.lengths, 16)
     cache.begin({}, {}, tiny_target.head())
-    fill(cache, index, tiny_target, cache.missing(), LocalContext(), rows=4, trained=trained)
+    fill(cache, index, tiny_target, cache.missing(), LocalContext(), tokens=80, trained=trained)
     offline = CachedTarget(cache, index, cache.head(), torch.device("cpu"))
     drafters, losses, figures = [], [], []
     for target in (tiny_target, offline):
@@ -198,7 +198,7 @@ def test_interrupted_fill_keeps_its_shards(tiny_target: TargetModel, tmp_path: P
         context = LocalContext()
         context.rank, context.world_size = rank, world_size  # type: ignore[misc]
         shards = cache.missing() if shards is None else shards
-        fill(cache, index, tiny_target, shards, context, rows=3, trained=trained)
+        fill(cache, index, tiny_target, shards, context, tokens=60, trained=trained)
         return cache
 
     cache = HiddenCache(tmp_path / "parts", index.lengths, 16, shard_bytes=2000)
@@ -370,3 +370,11 @@ def test_killed_fill_goes_on(command: list[str], tmp_path: Path) -> None:
     assert finished.items() <= shards.items()
     assert main([*command, "--hidden-cache", str(tmp_path / "again"), "--out", str(tmp_path / "whole")]) == 0
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_texts_of_similar_length_share_a_batch() -> None:
+    lengths = [5, 9, 2, 9, 3, 30, 4]
+    # 2, 3, 4 and 5 tokens are 20 with their padding, and two texts of 9 are 18; a longer text is alone.
+    assert list(alike(range(7), lengths.__getitem__, 20)) == [[2, 4, 6, 0], [1, 3], [5]]
+    assert list(alike([1, 0], lengths.__getitem__, 17)) == [[0], [1]]
+    assert list(alike([], lengths.__getitem__, 20)) == []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A target with cached hidden states: filling the cache, and training from it without the target's body."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -107,8 +107,8 @@ def open_cached_target(
                 if not begun:
                     cache.begin(identity, settings, target.head())
             context.barrier()
-            rows, precision = rows_at_once(job, config), config.mixed_precision
-            fill(cache, index, target, missing, context, rows=rows, trained=trained, precision=precision)
+            tokens, precision = tokens_at_once(job, config), config.mixed_precision
+            fill(cache, index, target, missing, context, tokens=tokens, trained=trained, precision=precision)
             context.barrier()
         if left := cache.missing():
             raise HiddenCacheError(
@@ -127,11 +127,11 @@ def fill(
     shards: list[int],
     context: TrainContext,
     *,
-    rows: int,
+    tokens: int,
     trained: int,
     precision: MixedPrecision = "auto",
 ) -> None:
-    """Computes and stores this process's share of `shards`, `rows` texts at a time.
+    """Computes and stores this process's share of `shards`, in batches of at most `tokens` tokens with their padding.
 
     The first `trained` texts are computed as in the training loop, with products in `precision`; the others, used for
     evaluation, in the target's dtype. The content of a shard depends only on its number, not on the number of
@@ -142,14 +142,24 @@ def fill(
         texts = cache.texts(shard)
         states: dict[int, StoredStates] = {}
         for mixed in (True, False):
-            # Texts of similar length share a batch.
-            chosen = sorted((text for text in texts if (text < trained) == mixed), key=lambda text: cache.length(text))
-            for batch in (chosen[first : first + rows] for first in range(0, len(chosen), rows)):
+            for batch in alike([text for text in texts if (text < trained) == mixed], cache.length, tokens):
                 with mixed_precision(context.device, precision if mixed else "none"):
                     states |= zip(batch, _states(index, batch, target), strict=True)
         ordered = [states[text] for text in texts]
         hidden, top1_ids = [each.hidden for each in ordered], [each.top1_ids for each in ordered]
         cache.write(shard, StoredStates(torch.cat(hidden), torch.cat(top1_ids)))
+
+
+def alike(texts: Iterable[int], length: Callable[[int], int], tokens: int) -> Iterator[list[int]]:
+    """Batches of texts of similar length, of at most `tokens` tokens when padded to the longest, or of one text."""
+    batch: list[int] = []
+    for text in sorted(texts, key=length):
+        if batch and length(text) * (len(batch) + 1) > tokens:
+            yield batch
+            batch = []
+        batch.append(text)
+    if batch:
+        yield batch
 
 
 def _states(index: TextIndex, texts: list[int], target: TargetModel) -> list[StoredStates]:
@@ -162,9 +172,9 @@ def _states(index: TextIndex, texts: list[int], target: TargetModel) -> list[Sto
     ]
 
 
-def rows_at_once(job: Job, config: DistillConfig) -> int:
-    """Rows per forward pass: as many as in training."""
-    return config.rows_at_once(job.workers[0])
+def tokens_at_once(job: Job, config: DistillConfig) -> int:
+    """Tokens per forward pass: as many as in training."""
+    return config.rows_at_once(job.workers[0]) * config.window
 
 
 def check_space(cache: HiddenCache, needed: int, context: TrainContext) -> None:

@@ -141,7 +141,7 @@ class _HeadLoss(torch.autograd.Function):
             seen = slice(t, t + positions)
             x_BPE = features[t].to(dtype)
             logits_BPD = (x_BPE @ weight_DE.T).float()
-            best_BP = logits_BPD.argmax(-1)
+            best_BP = logits_BPD.max(-1).indices  # argmax is not vectorised on a CPU
             if rows.draft_tokens is not None:
                 best_BP = rows.draft_tokens[best_BP]
             mask_BP = _terms_that_count(rows.loss_mask, rows.inside, t, positions)
