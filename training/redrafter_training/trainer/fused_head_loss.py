@@ -3,8 +3,9 @@
 
 The plain form, `head_loss_reference`, keeps logits and their gradients [T, B, P, V] for the backward pass. Here each
 depth's logits are replaced by their gradient, and that is reduced to gradients of the layer's input and weight, before
-the next depth's are computed. Splitting over the vocabulary too would save nothing: a caller with too many positions
-for [B, P, V] passes them in parts, which only makes the products smaller.
+the next depth's are computed. Positions that do not count, those of prompts for instance, have no logits. Splitting
+over the vocabulary too would save nothing: a caller with too many positions for [B, P, V] passes them in parts, which
+only makes the products smaller.
 """
 
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def head_loss_reference(
 
 @dataclass(frozen=True)
 class _Rows:
-    """The truth, computed once for all rows; every depth takes a slice, as depths share rows."""
+    """The truth, computed once for all rows; every depth takes those that count, as depths share rows."""
 
     loss_mask: Tensor  # [B, Q] bool
     inside: Tensor | None  # [T, B, P] bool
@@ -123,6 +124,24 @@ class _Rows:
             negentropy = log_p.clamp_(min=torch.finfo(torch.float32).min).mul_(p).sum(-1)
         return cls(truth.loss_mask, truth.inside, truth.top1_ids, labels, p, negentropy, draft_tokens)
 
+    def at(self, row: Tensor, place: Tensor) -> "_RowsAt":
+        """What is at `place` [R] of `row` [R]."""
+        labels = None if self.labels is None else self.labels[row, place]
+        if self.p is None:
+            return _RowsAt(self.top1_ids[row, place], labels, None, self.negentropy)
+        p = self.p.flatten(0, 1).index_select(0, row * self.p.shape[1] + place)
+        return _RowsAt(self.top1_ids[row, place], labels, p, self.negentropy[row, place])
+
+
+@dataclass(frozen=True)
+class _RowsAt:
+    """`_Rows` at R places."""
+
+    top1_ids: Tensor  # [R]
+    labels: Tensor | None  # [R]
+    p: Tensor | None  # [R, D]
+    negentropy: Tensor  # [R]
+
 
 class _HeadLoss(torch.autograd.Function):
     """Computes the gradient in the forward pass, where the logits are available, and scales it in the backward pass."""
@@ -131,33 +150,34 @@ class _HeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any, features: Tensor, weight: Tensor, rows: _Rows, scale: Tensor, config: LossConfig, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor]:
-        depths, batch, positions, _ = features.shape
+        depths, _, positions, width = features.shape
         needs_gradient = any(ctx.needs_input_grad)
-        grad_features = torch.empty_like(features) if needs_gradient else None
+        contiguous = torch.contiguous_format
+        grad_features = torch.zeros_like(features, memory_format=contiguous) if needs_gradient else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         weight_DE = weight.to(dtype)
         loss, agreements = [], []
         for t in range(depths):
-            seen = slice(t, t + positions)
-            x_BPE = features[t].to(dtype)
-            logits_BPD = (x_BPE @ weight_DE.T).float()
-            best_BP = logits_BPD.max(-1).indices  # argmax is not vectorised on a CPU
+            counted_BP = _terms_that_count(rows.loss_mask, rows.inside, t, positions)
+            counted_R = counted_BP.flatten().nonzero().squeeze(-1)
+            truth = rows.at(counted_R // positions, counted_R % positions + t)
+            x_RE = features[t].reshape(-1, width).index_select(0, counted_R).to(dtype)
+            logits_RD = (x_RE @ weight_DE.T).float()
+            best_R = logits_RD.argmax(-1)
             if rows.draft_tokens is not None:
-                best_BP = rows.draft_tokens[best_BP]
-            mask_BP = _terms_that_count(rows.loss_mask, rows.inside, t, positions)
-            agreements.append(((best_BP == rows.top1_ids[:, seen]) & mask_BP).sum())
-            terms_BP, grad_BPD = _terms(logits_BPD, rows, seen, config)
-            del logits_BPD
-            loss.append(torch.where(mask_BP, terms_BP, 0.0).sum())
+                best_R = rows.draft_tokens[best_R]
+            agreements.append((best_R == truth.top1_ids).sum())
+            terms_R, grad_RD = _terms(logits_RD, truth, config)
+            del logits_RD
+            loss.append(terms_R.sum())
             if grad_features is not None:
-                grad_BPD.mul_((scale[t] * mask_BP).unsqueeze(-1))
-                grad_RD, x_RE = grad_BPD.to(dtype).view(batch * positions, -1), x_BPE.reshape(batch * positions, -1)
-                grad_features[t] = (grad_RD @ weight_DE).view_as(x_BPE)
+                grad_RD = grad_RD.mul_(scale[t]).to(dtype)
+                grad_features[t].view(-1, width).index_copy_(0, counted_R, (grad_RD @ weight_DE).to(features.dtype))
                 if grad_weight is not None and grad_weight.dtype == dtype:
                     grad_weight.addmm_(grad_RD.T, x_RE)
                 elif grad_weight is not None:
                     grad_weight += grad_RD.T @ x_RE
-            del grad_BPD
+            del grad_RD
         ctx.save_for_backward(grad_features, grad_weight)
         loss_T, agreements_T = torch.stack(loss), torch.stack(agreements)
         ctx.mark_non_differentiable(loss_T, agreements_T)
@@ -173,22 +193,22 @@ class _HeadLoss(torch.autograd.Function):
         return grad_features.mul_(grad_total), grad_weight, None, None, None, None
 
 
-def _terms(logits: Tensor, rows: _Rows, seen: slice, config: LossConfig) -> tuple[Tensor, Tensor]:
-    """One depth's loss [B, P] and its gradient by `logits` [B, P, D], which are overwritten."""
-    if rows.labels is None:
-        return _divergence(logits, rows, seen, config.temperature)
-    ce, ce_grad = _label_term(logits, rows.labels[:, seen])
-    if rows.p is None:
+def _terms(logits: Tensor, truth: _RowsAt, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """One depth's loss [R] and its gradient by `logits` [R, D], which are overwritten."""
+    if truth.labels is None:
+        return _divergence(logits, truth, config.temperature)
+    ce, ce_grad = _label_term(logits, truth.labels)
+    if truth.p is None:
         return ce, ce_grad
-    kl, kl_grad = _divergence(logits, rows, seen, config.temperature)
+    kl, kl_grad = _divergence(logits, truth, config.temperature)
     return kl.lerp(ce, config.label_share), kl_grad.lerp_(ce_grad, config.label_share)
 
 
-def _divergence(logits: Tensor, rows: _Rows, seen: slice, temperature: float) -> tuple[Tensor, Tensor]:
-    assert rows.p is not None
-    p = rows.p[:, seen]
+def _divergence(logits: Tensor, truth: _RowsAt, temperature: float) -> tuple[Tensor, Tensor]:
+    p = truth.p
+    assert p is not None
     log_q = (logits if temperature == 1 else logits.div_(temperature)).log_softmax(-1)
-    kl = rows.negentropy[:, seen] - torch.mul(p, log_q, out=logits).sum(-1)
+    kl = truth.negentropy - torch.mul(p, log_q, out=logits).sum(-1)
     gradient = log_q.exp_().sub_(p)
     return (kl, gradient) if temperature == 1 else (kl * temperature**2, gradient.mul_(temperature))
 
