@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -172,6 +173,21 @@ def test_responses_stop_once_they_repeat_themselves(engine: Counted) -> None:
             # It ends with a stretch of 2 to 4 tokens twice.
             assert any(short.token_ids[-n:] == short.token_ids[-2 * n : -n] for n in (2, 3, 4))
     assert stopped
+
+
+def test_greedy_responses_are_computed_first(engine: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [Request((5, 9 + n), 6, temperature=(0.9, 0.0)[n % 2], seed=n) for n in range(5)]
+    alone = [engine([request])[0] for request in requests]
+    computed: list[float] = []
+    generate = engine.engine._engine.generate
+
+    def watched(prompts: Any, sampling: Any, **options: Any) -> Any:
+        computed.extend(each.temperature for each in sampling)
+        return generate(prompts, sampling, **options)
+
+    monkeypatch.setattr(engine.engine._engine, "generate", watched)
+    assert engine(requests) == alone
+    assert computed == [0, 0, 0.9, 0.9, 0.9]
 
 
 def test_shards_and_order_change_no_text(whole: Path, job: ResponseJob, tmp_path: Path) -> None:

@@ -93,15 +93,20 @@ class VllmEngine:
             raise EngineError(f"vLLM cannot start with {job.target}: {str(problem).strip()}") from problem
 
     def __call__(self, requests: Sequence[Request]) -> list[Completion]:
+        # One sampled request in a step costs noise for the logits of all: greedy ones go first, and are done by then.
+        order = sorted(range(len(requests)), key=lambda place: requests[place].temperature > 0)
         with _environment(self._variables):
             outputs = self._engine.generate(
-                [{"prompt_token_ids": list(request.prompt_ids)} for request in requests],
-                [self._sampling(request) for request in requests],
+                [{"prompt_token_ids": list(requests[place].prompt_ids)} for place in order],
+                [self._sampling(requests[place]) for place in order],
                 use_tqdm=self._progress,
             )
-        first = [output.outputs[0] for output in outputs]
+        sampled = {place: output.outputs[0] for place, output in zip(order, outputs, strict=True)}
         # A stop for repetition has another reason.
-        return [Completion(tuple(sampled.token_ids), sampled.finish_reason == "stop") for sampled in first]
+        return [
+            Completion(tuple(sampled[place].token_ids), sampled[place].finish_reason == "stop")
+            for place in range(len(requests))
+        ]
 
     def _sampling(self, request: Request) -> Any:
         from vllm import SamplingParams
