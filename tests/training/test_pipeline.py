@@ -76,8 +76,8 @@ def test_the_commands_as_they_can_be_typed(
     assert lines[1] == "python -m redrafter_training.smollm2"
     target = "~/.cache/redrafter/targets/SmolLM2-135M-Instruct"
     assert lines[3] == (
-        f"python -m redrafter_training.invent --target {target} --out 'made here/prompts.jsonl' --count 11000"
-        " --openings general --opening-share 0.42"
+        f"python -m redrafter_training.invent --target {target} --out 'made here/prompts.jsonl' --count 17000"
+        " --openings general --opening-share 0.62 --max-prompt 256"
     )
     assert lines[5].endswith(
         "--data 'made here/prompts.jsonl' --out 'made here/responses' --window 1024 --shard-size 2048"
@@ -103,20 +103,26 @@ def test_the_shipped_recipe() -> None:
 
 
 def test_the_shipped_recipe_makes_a_drafter_like_the_committed_one() -> None:
-    """With as much data of both kinds, and the same training."""
+    """With as much data of both kinds, and as long a training, in one part instead of two."""
     made = json.loads((ROOT / "tests/assets/smollm2-135m-instruct/redrafter/training.json").read_text("utf-8"))
     keys = parse_keys(Pipeline, "x", "y", ["--config", str(recipe_file("smollm2-135m-instruct")), "--out", "o"])
     given = section_arguments(keys, "t")
     invent = parse_keys(PromptJob, "x", "y", given["invent"])
-    # docs/dev/log.md: of its 11,008 prompts 4,608 began with given words.
-    assert made["data"]["distinct_prompts"] == 11008
-    assert invent.count == pytest.approx(11008, rel=0.01)
-    assert (invent.openings, invent.opening_share) == ("general", pytest.approx(4608 / 11008, abs=0.005))
+    first = made["started_from"]
+    prompts = made["data"]["distinct_prompts"] + first["data"]["distinct_prompts"]
+    # docs/dev/log.md: 4,608 of the first part's prompts and all of the second's began with given words.
+    assert first["data"]["distinct_prompts"] == 11008
+    assert invent.count == pytest.approx(prompts, rel=0.01)
+    share = 1 - (11008 - 4608) / prompts
+    assert (invent.openings, invent.opening_share) == ("general", pytest.approx(share, abs=0.005))
     respond = parse_keys(ResponseJob, "x", "y", given["respond"])
     assert list(respond.temperatures) == made["data"]["regenerated"]["temperatures"] and respond.count is None
     config = json.loads(json.dumps(asdict(parse(given["train"])[1])))
-    stored = made["config"]
-    assert config["budget"]["max_steps"] == stored.pop("budget")["max_steps"]
+    assert config["budget"]["max_steps"] == pytest.approx(made["steps"] + first["steps"], rel=0.01)
+    assert config["learning_rate"] == first["config"]["learning_rate"]
+    assert parse(given["train"])[1].drafter_width(576) == made["config"]["exit_dim"]
+    parts = {"budget", "learning_rate", "seed", "exit_dim"}
+    stored = {key: value for key, value in made["config"].items() if key not in parts}
     assert {key: config[key] for key in stored} == stored
 
 
