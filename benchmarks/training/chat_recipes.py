@@ -123,7 +123,8 @@ class Options:
             exit_dim=hidden_size,
             target_head=True,
             loss=replace(standard.loss, hidden_weight=30.0),
-            chunk=512,
+            num_draft_layers=4,
+            chunk=256,
             fixed_windows=True,
             response_fraction=0.0,  # the texts of a recipe are its data, whoever wrote them
             seed=seed,
