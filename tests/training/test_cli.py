@@ -79,8 +79,7 @@ def test_residual_blocks_are_added_to_a_drafter_to_start_from(drafter: Path, tmp
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--num-draft-layers", "0"], "num_draft_layers is 0"),
-        (["--num-draft-layers", "0"], "can be added, but not removed"),
+        (["--num-draft-layers", "0"], "has 1 and keeps its shape; residual blocks can be added, but not removed"),
         (["--exit-dim", "32"], "exit_dim is 32"),
         (["--rnn", "false"], "rnn is False"),
         (["--draft-vocab-size", "8"], "draft_vocab_size is 8, but the drafter in"),

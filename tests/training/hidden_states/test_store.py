@@ -22,7 +22,7 @@ from redrafter_training.config.recipe import Budget, DistillConfig, ResponseConf
 from redrafter_training.data.windows import Windows, text_batches
 from redrafter_training.distributed.context import LocalContext
 from redrafter_training.hidden_states.store import HiddenCache, HiddenCacheError, StoredStates, max_bytes
-from redrafter_training.hidden_states.target import CachedTarget, alike, fill
+from redrafter_training.hidden_states.target import CachedTarget, batches_by_length, fill
 from redrafter_training.hidden_states.text_index import TextIndex, UnknownTextError, texts_of
 from redrafter_training.target.model import TargetModel, TargetOutputs
 from redrafter_training.tiny_target import train as target_command
@@ -375,6 +375,6 @@ def test_killed_fill_goes_on(command: list[str], tmp_path: Path) -> None:
 def test_texts_of_similar_length_share_a_batch() -> None:
     lengths = [5, 9, 2, 9, 3, 30, 4]
     # 2, 3, 4 and 5 tokens are 20 with their padding, and two texts of 9 are 18; a longer text is alone.
-    assert list(alike(range(7), lengths.__getitem__, 20)) == [[2, 4, 6, 0], [1, 3], [5]]
-    assert list(alike([1, 0], lengths.__getitem__, 17)) == [[0], [1]]
-    assert list(alike([], lengths.__getitem__, 20)) == []
+    assert list(batches_by_length(range(7), lengths.__getitem__, 20)) == [[2, 4, 6, 0], [1, 3], [5]]
+    assert list(batches_by_length([1, 0], lengths.__getitem__, 17)) == [[0], [1]]
+    assert list(batches_by_length([], lengths.__getitem__, 20)) == []

@@ -225,6 +225,23 @@ def test_a_weight_that_is_not_trained() -> None:
     assert weight.grad is None
 
 
+def test_positions_that_do_not_count_are_not_computed() -> None:
+    """Their features may be anything, where 0 times a gradient of NaN would be NaN."""
+    case = make_case("spread")
+    depths, _, positions, _ = case.features.shape
+    counted = torch.stack([case.truth.terms(t, positions) for t in range(depths)])
+    assert 0 < counted.sum() < counted.numel()
+    features = case.features.masked_fill(~counted[..., None], torch.nan).requires_grad_()
+    weight = case.weight.clone().requires_grad_()
+    found = head_loss(features, weight, case.truth, case.scale, LossConfig(), case.kept)
+    found.total.backward()
+    assert features.grad is not None and weight.grad is not None
+    expected = head_loss_reference(case.features, case.weight, case.truth, case.scale, LossConfig(), case.kept)
+    torch.testing.assert_close(found.total, expected.total)
+    assert not features.grad[~counted].any() and features.grad[counted].isfinite().all()
+    assert weight.grad.isfinite().all()
+
+
 def test_without_gradient() -> None:
     case = make_case("spread")
     expected = value_and_gradients(case, LossConfig())[0]

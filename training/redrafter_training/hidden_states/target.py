@@ -142,7 +142,7 @@ def fill(
         texts = cache.texts(shard)
         states: dict[int, StoredStates] = {}
         for mixed in (True, False):
-            for batch in alike([text for text in texts if (text < trained) == mixed], cache.length, tokens):
+            for batch in batches_by_length([text for text in texts if (text < trained) == mixed], cache.length, tokens):
                 with mixed_precision(context.device, precision if mixed else "none"):
                     states |= zip(batch, _states(index, batch, target), strict=True)
         ordered = [states[text] for text in texts]
@@ -150,7 +150,7 @@ def fill(
         cache.write(shard, StoredStates(torch.cat(hidden), torch.cat(top1_ids)))
 
 
-def alike(texts: Iterable[int], length: Callable[[int], int], tokens: int) -> Iterator[list[int]]:
+def batches_by_length(texts: Iterable[int], length: Callable[[int], int], tokens: int) -> Iterator[list[int]]:
     """Batches of texts of similar length, of at most `tokens` tokens when padded to the longest, or of one text."""
     batch: list[int] = []
     for text in sorted(texts, key=length):

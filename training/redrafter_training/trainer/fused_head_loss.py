@@ -152,8 +152,7 @@ class _HeadLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         depths, _, positions, width = features.shape
         needs_gradient = any(ctx.needs_input_grad)
-        contiguous = torch.contiguous_format
-        grad_features = torch.zeros_like(features, memory_format=contiguous) if needs_gradient else None
+        grad_features = torch.zeros_like(features, memory_format=torch.contiguous_format) if needs_gradient else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         weight_DE = weight.to(dtype)
         loss, agreements = [], []
