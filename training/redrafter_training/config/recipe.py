@@ -169,7 +169,7 @@ class ResponseConfig(ResponseSettings):
             raise ValueError(f"count must be >= 0 and batch_size >= 1, got {self.count} and {self.batch_size}")
 
 
-SIZES = ("beam_length", "exit_dim", "draft_vocab_size", "window", "batch_size", "micro_batch_size", "chunk")
+SIZES = ("beam_length", "exit_dim", "draft_vocab_size", "window", "batch_size", "micro_batch_size", "chunk", "passage", "mixed_batches")
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,10 @@ class DistillConfig:
         weight_decay: of the inner matrices.
         max_grad_norm: gradients are scaled down to this norm.
         chunk: context positions per row whose logits are in memory at once.
+        passage: with a hidden_cache, positions of a text that stay together when those of several batches are
+            shuffled, so that a step's gradient is from many texts; 0 keeps rows whole.
+        mixed_batches: batches that are shuffled together. Their hidden states are in the CPU's memory, of SmolLM2-135M
+            2.4 MB for 2,048 tokens, of a target with 4,096 dimensions 17 MB.
         seed: of the drafter's first weights and of the data's order.
         mixed_precision: bf16 computes products in bfloat16, none in the weights' float32; auto is bf16 on GPUs and on
             processors with instructions for it (AVX-512 BF16, AMX).
@@ -229,6 +233,8 @@ class DistillConfig:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     chunk: int = 128
+    passage: int = 8
+    mixed_batches: int = 32
     seed: int = 0
     mixed_precision: MixedPrecision = "auto"
 
@@ -267,6 +273,11 @@ class DistillConfig:
             raise ValueError(f"max_prompt {self.responses.max_prompt} leaves no response in windows of {self.window}")
         if min(self.batch_size, self.chunk) < 1:
             raise ValueError(f"batch_size and chunk must be at least 1, got {self.batch_size} and {self.chunk}")
+        if self.passage < 0 or self.mixed_batches < 1:
+            raise ValueError(
+                f"passage must not be negative and mixed_batches at least 1, got {self.passage} and "
+                f"{self.mixed_batches}"
+            )
         if not (0 < self.learning_rate < math.inf and self.max_grad_norm > 0 and 0 < self.warmup < 1):
             raise ValueError("learning_rate and max_grad_norm must be positive, warmup a fraction in (0, 1)")
         if not 0 <= self.weight_decay < math.inf:

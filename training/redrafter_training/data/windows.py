@@ -2,9 +2,9 @@
 """Batches of token windows, and windows cut from source files and plain responses."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -58,22 +58,22 @@ class Windows:
         """The loss mask at a depth for context positions first <= p < last, by `packed_attention`. [B, last - first]"""
         return packed_attention.terms(self.loss_mask, self.doc_ids, depth, first, last)
 
-    def rows(self, index: Tensor) -> "Windows":
+    def rows(self, index: Tensor) -> Self:
         return self._each(lambda tensor: tensor[index])
 
-    def share(self, rank: int, world_size: int) -> "Windows":
+    def share(self, rank: int, world_size: int) -> Self:
         """Every `world_size`-th row from `rank` on; if there is none, a row without loss."""
         if rank < len(self):
             return self.rows(torch.arange(rank, len(self), world_size))
         first = self.rows(torch.zeros(1, dtype=torch.long))
         return replace(first, loss_mask=torch.zeros_like(first.loss_mask))
 
-    def to(self, device: torch.device) -> "Windows":
+    def to(self, device: torch.device) -> Self:
         return self._each(lambda tensor: tensor.to(device))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Windows":
-        doc_ids = None if self.doc_ids is None else change(self.doc_ids)
-        return Windows(change(self.tokens), change(self.loss_mask), doc_ids)
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(value) for name, value in values.items() if isinstance(value, Tensor)})
 
 
 def encode_files(files: list[SourceFile], tokenizer: PreTrainedTokenizerBase) -> list[Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from redrafter_training.data.windows import Windows
 from redrafter_training.target.lm_head import TargetHead, find_rule
 from redrafter_training.target.packed_attention import Borders, by_positions
 
@@ -30,6 +31,7 @@ class Target(ABC):
     """A target as the training loop uses it, whether its hidden states are computed or read."""
 
     embedding: Tensor  # [V, H]
+    stores_states = False  # whether `states` reads what has been computed before
 
     @property
     @abstractmethod
@@ -46,6 +48,14 @@ class Target(ABC):
             positions: [B, L], start at 0 in every document of a row; None means one document per row.
             draft_tokens: [D], the tokens whose logits are wanted; None means all.
         """
+
+    def outputs_of(self, windows: Windows, draft_tokens: Tensor | None = None) -> TargetOutputs:
+        """`outputs` of a batch."""
+        return self.outputs(windows.tokens, windows.positions, draft_tokens)
+
+    def states(self, windows: Windows) -> tuple[Tensor, Tensor]:
+        """Hidden states [B, L, H] and likeliest tokens [B, L] of a batch, in the CPU's memory."""
+        raise NotImplementedError(f"{type(self).__name__} does not store hidden states")
 
     @property
     def vocab_size(self) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.data.passages import Passages
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import TrainContext
 from redrafter_training.target.model import Target
@@ -86,12 +87,20 @@ def accumulate_gradients(
     # Data parallelism averages over processes, and the counts are already totals over processes.
     scale = weights / counts * context.world_size
     sums = torch.zeros(2, config.beam_length, device=batch.tokens.device)
-    parts = torch.arange(len(batch)).split(config.micro_batch_size or len(batch))
+    parts = torch.arange(len(batch)).split(_rows_at_once(batch, config, context))
     for number, rows in enumerate(parts, 1):
         part = batch.rows(rows) if len(parts) > 1 else batch
         sums += _part_sums(replica, embedding, target, part, config, scale, last_part=number == len(parts))
     loss_T, agreement_T = context.total(sums) / counts
     return StepFigures(float((loss_T * weights).sum()), tuple(loss_T.tolist()), tuple(agreement_T.tolist()))
+
+
+def _rows_at_once(batch: Windows, config: DistillConfig, context: TrainContext) -> int:
+    """Rows per part; of passages as many as have the positions of whole rows' chunks."""
+    if not isinstance(batch, Passages):
+        return config.micro_batch_size or len(batch)
+    positions = config.rows_at_once(context.world_size) * min(config.chunk, config.window)
+    return max(positions // batch.positions_per_row, 1)
 
 
 def _part_sums(
@@ -106,7 +115,7 @@ def _part_sums(
 ) -> Tensor:
     """Adds the gradient of rows that are computed at once; returns sums of losses and agreements by depth. [2, T]"""
     with mixed_precision(batch.tokens.device, config.mixed_precision):
-        outputs = target.outputs(batch.tokens, batch.positions, replica.drafter.draft_tokens)
+        outputs = target.outputs_of(batch, replica.drafter.draft_tokens)
     positions = num_positions(batch.tokens.shape[1], config.beam_length)
     sums = torch.zeros(2, config.beam_length, device=batch.tokens.device)
     for first in range(0, positions, config.chunk):
@@ -126,6 +135,7 @@ def _part_sums(
                     depth_scale=scale,
                     config=config.loss,
                     doc_ids=batch.doc_ids,
+                    next_tokens=batch.next_tokens if isinstance(batch, Passages) else None,
                 )
 
         found = replica(compute, last=last_part and last == positions)

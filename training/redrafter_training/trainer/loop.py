@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The drafter's training loop. Processes and storage are behind its `TrainContext`."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from redrafter_training.config.recipe import DistillConfig
+from redrafter_training.data.passages import Mix, mixed
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import LocalContext, TrainContext
 from redrafter_training.target.model import Target
@@ -171,7 +172,7 @@ def distill(
     embedding = target.embedding.float()
     guard = Guard(hooks.max_rise, [row[0] for row in progress.history])
     saved = progress.step if checkpoint else -1
-    remaining = islice(batches, progress.step, None)
+    remaining = step_rows(batches, target, config, context, progress.step)
     pace = Pace()
     drafter.train()
     ticks = steps(
@@ -182,14 +183,14 @@ def distill(
             if is_over(progress, hooks.patience):
                 break
             with pace.step():
-                rows = next(remaining)
-                batch = rows.share(context.rank, context.world_size).to(context.device)
+                rows, tokens = next(remaining)
+                batch = rows.to(context.device)
                 figures = accumulate_gradients(replica, embedding, target, batch, config, context)
                 norm = float(nn.utils.clip_grad_norm_(drafter.parameters(), config.max_grad_norm))
                 guard.check(tick.step, figures.loss, norm, batch)
                 scale = learning_rate_scale(tick.used, config.warmup)
                 optimizer.step(scale)
-                pace.add(rows.num_tokens)
+                pace.add(tokens)
             progress.step, progress.seconds = tick.step + 1, tick.seconds
             progress.history.append([figures.loss, *figures.loss_by_depth, *figures.agreement])
             tick.bar.set_postfix(loss=f"{figures.loss:.3f}", first=f"{figures.agreement[0]:.2f}", refresh=False)
@@ -221,6 +222,23 @@ def distill(
             print(ending(progress, hooks.patience))
     drafter.eval()
     return [StepFigures.from_row(row) for row in progress.history]
+
+
+def step_rows(
+    batches: Iterable[Windows], target: Target, config: DistillConfig, context: TrainContext, first: int
+) -> Iterator[tuple[Windows, int]]:
+    """This process's rows of each step from `first` on, and the number of tokens of all processes' rows.
+
+    Where hidden states are stored, rows are passages of many batches, unless `config.passage` is 0.
+    """
+    rank, size = context.rank, context.world_size
+    if not (config.passage and target.stores_states):
+        yield from ((rows.share(rank, size), rows.num_tokens) for rows in islice(batches, first, None))
+        return
+    mix = Mix(config.mixed_batches, config.passage, config.beam_length, config.budget.steps, config.seed)
+    shares = (rows.share(rank, size) for rows in batches)
+    for passages in mixed(shares, mix, target.states, first, rank):
+        yield passages, passages.num_tokens * size
 
 
 def _due(step: int, every: int) -> bool:

@@ -45,6 +45,7 @@ def unrolled_loss(
     depth_scale: Tensor | None = None,  # [T]
     config: LossConfig = DISTILLATION,
     doc_ids: Tensor | None = None,  # [B, L]
+    next_tokens: Tensor | None = None,  # [B, L]
 ) -> DepthSums:
     """The loss of arXiv 2403.09919's unrolled RNN at context positions first <= p < last; see `LossConfig`.
 
@@ -59,6 +60,7 @@ def unrolled_loss(
     Args:
         depth_scale: factor of each depth's sum in `total`, its weight divided by its count; default 1.
         doc_ids: see `redrafter_training.target.packed_attention`.
+        next_tokens: the text's token behind each one, -1 where there is none; by default that of the row.
 
     Raises:
         ValueError: the range is outside the window's `num_positions`.
@@ -67,7 +69,9 @@ def unrolled_loss(
         raise ValueError(f"positions [{first}, {last}) do not fit {tokens.shape[1]} tokens and length {beam_length}")
     scale = torch.ones(beam_length, device=tokens.device) if depth_scale is None else depth_scale
     features = unrolled_features(drafter, embedding, outputs.hidden, tokens, beam_length, first, last)
-    truth = truth_of(outputs, tokens, loss_mask, beam_length, first, last, doc_ids)
+    if next_tokens is None:
+        next_tokens = packed_attention.next_tokens(tokens, loss_mask, doc_ids)
+    truth = truth_of(outputs, next_tokens, loss_mask, beam_length, first, last, doc_ids)
     if config.target_temperature != 1:
         truth = replace(truth, logits=truth.logits / config.target_temperature)
     result: HeadLoss = head_loss(features, drafter.output.weight, truth, scale, config, drafter.draft_tokens)
@@ -118,7 +122,7 @@ def unrolled_features(
 
 def truth_of(
     outputs: TargetOutputs,
-    tokens: Tensor,  # [B, L]
+    next_tokens: Tensor,  # [B, L]
     loss_mask: Tensor,  # [B, L]
     beam_length: int,
     first: int,
@@ -127,8 +131,7 @@ def truth_of(
 ) -> Truth:
     """The truth for positions first <= p < last."""
     rows = slice(first + 1, last + beam_length)
-    labels = packed_attention.next_tokens(tokens, loss_mask, doc_ids)
     inside = None
     if doc_ids is not None:
         inside = torch.stack([packed_attention.inside(doc_ids, t, first, last) for t in range(1, beam_length + 1)])
-    return Truth(outputs.logits[:, rows], outputs.top1_ids[:, rows], loss_mask[:, rows], labels[:, rows], inside)
+    return Truth(outputs.logits[:, rows], outputs.top1_ids[:, rows], loss_mask[:, rows], next_tokens[:, rows], inside)
