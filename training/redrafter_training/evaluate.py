@@ -51,6 +51,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--chat-template", help="vicuna, or a file of Jinja source (default: the tokenizer's own)")
     parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "vllm", "transformers"),
+        default="auto",
+        help="what answers chat prompts: vllm, many at once and in the target's own type, or transformers, in float32 "
+        "(default: vllm where it is installed)",
+    )
     parser.add_argument("--windows", type=int, default=32, help="windows of held-out text for the figures by depth")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--corpus", type=user_path, help="folder of Python files (default: the standard library)")
@@ -80,7 +87,7 @@ def _main(args: argparse.Namespace, parser: argparse.ArgumentParser, _: Interrup
 
     from redrafter_training.data.windows import held_out_windows
     from redrafter_training.run.prompt_evaluation import ALL
-    from redrafter_training.target.model import TargetModel
+    from redrafter_training.target.model import DeferredTarget, TargetModel
     from redrafter_training.target.properties import read_facts
     from redrafter_training.trainer.acceptance import Drafting, measure_each
     from redrafter_training.trainer.metrics import depth_figures
@@ -103,12 +110,16 @@ def _main(args: argparse.Namespace, parser: argparse.ArgumentParser, _: Interrup
         _check_reliability(args, parser)
     if args.card:
         check_card_place(folder)
-    target = TargetModel(AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32, **trusted))
+    # Loaded when something is computed with it: vLLM has a copy of its own while it answers.
+    target = DeferredTarget(
+        lambda: TargetModel(AutoModelForCausalLM.from_pretrained(args.target, dtype=torch.float32, **trusted))
+    )
     drafter = Drafter.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(args.target, **trusted)
     on_files = args.prompts.isdigit()
-    answer = partial(_continue_files if on_files else _answer_prompts, args, target, tokenizer, facts.longest)
-    answered = answer(args.temperature)
+    temperatures = [args.temperature, *([0.0] if args.diagnose and args.temperature > 0 else [])]
+    write = _continue_files if on_files else _answer_prompts
+    (answered, *greedy), written_in = write(args, target, tokenizer, facts.longest, temperatures)
     if on_files:
         overall = measure_each(target, drafter, answered, drafting, quiet=False)
         measured = [(shape, {ALL: acceptance}) for shape, acceptance in zip(drafting, overall, strict=True)]
@@ -119,15 +130,15 @@ def _main(args: argparse.Namespace, parser: argparse.ArgumentParser, _: Interrup
         if args.reliability is not None:
             _draw_reliability(args, folder, target, drafter, answered, drafting[-1])
     if args.card:
-        _write_results(args, folder, measured, len(answered))
+        _write_results(args, folder, measured, len(answered), written_in)
     if on_files:
         length = int(min(WINDOW, facts.longest))
         windows = held_out_windows(tokenizer, args.windows, length=length, corpus=args.corpus)
         print(strict_json.dumps(depth_figures(drafter, target, windows, args.beam_length).named()))
     if args.diagnose:
         shape, figures = max(measured, key=lambda each: each[0].beam_width)
-        again = _pairs(answer(0.0), target) if args.temperature > 0 else None
-        _diagnose(args, folder, target, drafter, (shape, figures[ALL]), _pairs(answered, target), again)
+        again = [_pairs(texts, target) for texts in greedy]
+        _diagnose(args, folder, target, drafter, (shape, figures[ALL]), _pairs(answered, target), *again)
     return 0
 
 
@@ -138,7 +149,7 @@ def _diagnose(
     drafter: Any,
     measured: tuple[Any, Any],
     texts: Sequence[tuple[Any, int]],
-    greedy: Sequence[tuple[Any, int]] | None,
+    greedy: Sequence[tuple[Any, int]] | None = None,
 ) -> None:
     """Prints the findings about a shape with its acceptance; `greedy` are responses at temperature 0."""
     from redrafter_training.run.diagnosis import Measured, coverage, diagnose
@@ -161,21 +172,24 @@ def _pairs(answered: Sequence[Any], target: Any) -> list[tuple[Any, int]]:
 
 
 def _continue_files(
-    args: argparse.Namespace, target: Any, tokenizer: Any, longest: float, temperature: float
-) -> list[tuple[Any, int]]:
-    """Continuations of prompts from held-out source files, each with the prompt's length."""
+    args: argparse.Namespace, target: Any, tokenizer: Any, longest: float, temperatures: Sequence[float]
+) -> tuple[list[list[tuple[Any, int]]], str]:
+    """Continuations of prompts from held-out source files, each with the prompt's length, by temperature; and the type
+    that they were computed in.
+    """
     from redrafter_training.run.evaluation import held_out_texts
 
-    return held_out_texts(
+    write = partial(
+        held_out_texts,
         target,
         tokenizer,
         prompts=int(args.prompts),
         new_tokens=args.new_tokens,
         seed=args.seed,
-        temperature=temperature,
         corpus=args.corpus,
         longest=longest,
     )
+    return [write(temperature=temperature) for temperature in temperatures], "float32"
 
 
 def _check_reliability(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -189,28 +203,52 @@ def _check_reliability(args: argparse.Namespace, parser: argparse.ArgumentParser
 
 
 def _answer_prompts(
-    args: argparse.Namespace, target: Any, tokenizer: Any, longest: float, temperature: float
-) -> list[Any]:
-    """The target's responses to all turns of chat prompts."""
+    args: argparse.Namespace, target: Any, tokenizer: Any, longest: float, temperatures: Sequence[float]
+) -> tuple[list[list[Any]], str]:
+    """The target's responses to all turns of chat prompts, by temperature; and the type that they were computed in."""
     from redrafter_training.data.chat_templates import resolve_chat_template
-    from redrafter_training.responses.transformers_engine import TransformersEngine
     from redrafter_training.run.prompt_evaluation import answer_prompts
     from redrafter_vllm.prompt_sets import load_prompts
 
-    prompts = load_prompts(args.prompts)
-    answered, left_out = answer_prompts(
-        TransformersEngine(target, BATCH_SIZE, quiet=False),
-        tokenizer,
-        resolve_chat_template(tokenizer, args.chat_template),
-        prompts,
-        new_tokens=args.new_tokens,
-        window=int(min(longest, MAX_WINDOW)),
-        temperature=temperature,
-        seed=args.seed,
-    )
+    prompts, window = load_prompts(args.prompts), int(min(longest, MAX_WINDOW))
+    tokens = args.new_tokens * sum(len(prompt.turns) for prompt in prompts) * len(temperatures)
+    template = resolve_chat_template(tokenizer, args.chat_template)
+    engine = _chat_engine(args, target, tokenizer, window, tokens)
+    texts = []
+    for temperature in temperatures:
+        answered, left_out = answer_prompts(
+            engine,
+            tokenizer,
+            template,
+            prompts,
+            new_tokens=args.new_tokens,
+            window=window,
+            temperature=temperature,
+            seed=args.seed,
+            seeds_each=engine.seeds_each,
+        )
+        texts.append(answered)
     if left_out:
         print(f"{left_out} turns are left out: with their response they are longer than a window", file=sys.stderr)
-    return answered
+    return texts, engine.dtype
+
+
+def _chat_engine(args: argparse.Namespace, target: Any, tokenizer: Any, window: int, tokens: int) -> Any:
+    """What `--engine` says.
+
+    Raises:
+        DataError: vLLM is wanted and not installed.
+        EngineError: it does not start.
+    """
+    from redrafter_training.responses.config import EngineSettings
+    from redrafter_training.responses.transformers_engine import TransformersEngine
+    from redrafter_training.responses.vllm_engine import check_vllm, has_vllm, make_engine
+
+    if args.engine == "transformers" or (args.engine == "auto" and not has_vllm()):
+        return TransformersEngine(target, BATCH_SIZE, quiet=False)
+    check_vllm()
+    settings = EngineSettings(target=args.target, trust_remote_code=args.trust_remote_code)
+    return make_engine(settings, tokenizer, window=window, tokens=tokens, progress=True)
 
 
 def _by_category(
@@ -249,7 +287,11 @@ def _draw_reliability(
 
 
 def _write_results(
-    args: argparse.Namespace, folder: Path, measured: Sequence[tuple[Any, dict[str, Any]]], texts: int
+    args: argparse.Namespace,
+    folder: Path,
+    measured: Sequence[tuple[Any, dict[str, Any]]],
+    texts: int,
+    written_in: str,
 ) -> None:
     from redrafter_training.run.prompt_evaluation import ALL, results_text
     from redrafter_training.trainer.card import write_training_card
@@ -263,7 +305,10 @@ def _write_results(
     copies = ", with copies of the text" if args.copies else ""
     title = f"{prompts}, {sampling}, up to {args.new_tokens} new tokens{copies}"
     counted = measured[0][1][ALL].tokens
-    said = f"{title}; {texts:,} responses of the target with {counted:,} tokens behind their first ones, float32."
+    said = (
+        f"{title}; {texts:,} responses of the target in {written_in} with {counted:,} tokens behind their first ones, "
+        "simulated in float32."
+    )
     add_results(folder, title, f"{said}\n\n{results_text(measured)}")
 
 

@@ -15,7 +15,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from redrafter_training import evaluate
 from redrafter_training.respond import main
+from redrafter_training.responses import vllm_engine
 from redrafter_training.responses.config import ResponseJob
 from redrafter_training.responses.engine import Completion, Request, continue_prompts
 from redrafter_training.responses.generator import ResponseGenerator
@@ -26,9 +28,10 @@ from redrafter_training.responses.transformers_engine import TransformersEngine
 from redrafter_training.responses.vllm_engine import VllmEngine, make_engine, make_generator
 from redrafter_training.run import response_generation as command
 from redrafter_training.target.model import TargetModel
+from redrafter_training.target.properties import read_facts
 from redrafter_training.utils.command import WorkersFailedError
 from tests.engine.generation import cpu_only, runner
-from tests.models import HOSTILE_GENERATION, save_random_llama
+from tests.models import HOSTILE_GENERATION, save_random_drafter, save_random_llama
 from tests.training.chat_tokenizers import CHATML, byte_tokenizer
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the `train` extra)")
@@ -45,10 +48,16 @@ ENDS = [1, 4, 37, 101, 170, 222]
 class Counted:
     """The engine, with a count of batches, and the batch at which it ends as a kill would."""
 
+    seeds_each = True
+
     def __init__(self, engine: VllmEngine) -> None:
         self.engine = engine
         self.batches = 0
         self.last = sys.maxsize
+
+    @property
+    def dtype(self) -> str:
+        return self.engine.dtype
 
     def __call__(self, requests: Sequence[Request]) -> list[Completion]:
         if self.batches >= self.last:
@@ -129,6 +138,27 @@ def texts(out: Path) -> list[TaskResult]:
 
 def shards(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(out.glob("shard-*"))}
+
+
+def test_chat_prompts_of_an_evaluation_are_answered_with_it(
+    engine: Counted, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, drafter = tmp_path / "prompts.jsonl", tmp_path / "drafter"
+    prompts.write_text("".join(json.dumps({"turns": [f"question {n}", "Why?"]}) + "\n" for n in range(5)))
+    save_random_drafter(drafter, vocab_size=read_facts(str(target)).vocab_size)
+    monkeypatch.setattr(vllm_engine, "make_engine", lambda *args, **options: engine)
+    places = ["--target", str(target), "--drafter", str(drafter), "--prompts", str(prompts)]
+    arguments = [*places, "--new-tokens", "16", "--beam-width", "4", "--beam-length", "2"]
+    before = engine.batches
+    assert evaluate.main([*arguments, "--card"]) == 0
+    assert engine.batches == before + 2, "one call a turn"
+    by_vllm = capsys.readouterr().out
+    assert "10 responses of the target in float32 with" in (drafter / "README.md").read_text()
+    assert evaluate.main([*arguments, "--engine", "transformers"]) == 0
+    assert engine.batches == before + 2 and capsys.readouterr().out == by_vllm
+    monkeypatch.setattr(vllm_engine, "has_vllm", lambda: False)
+    assert evaluate.main([*arguments, "--engine", "vllm"]) == 1
+    assert "vLLM, which is not installed" in capsys.readouterr().err
 
 
 @cpu_only

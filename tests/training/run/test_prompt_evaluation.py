@@ -66,6 +66,15 @@ def test_turns_follow_the_targets_own_responses() -> None:
     assert all(batch == sorted(batch, key=lambda r: len(r.prompt_ids)) for batch in engine.batches)
 
 
+def test_each_response_may_have_noise_of_its_own() -> None:
+    engine = Numbered()
+    template = resolve_chat_template(TOKENIZER, None)
+    options = {"new_tokens": 20, "window": 150, "temperature": 0.7, "seed": 3, "seeds_each": True}
+    answer_prompts(engine, TOKENIZER, template, PROMPTS, **options)
+    first, second = ([request.seed for request in batch] for batch in engine.batches)
+    assert len(set(first)) == 3 and len(set(second)) == 2
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("prompts") / "target"
@@ -109,7 +118,8 @@ def test_figures_of_groups_add_up(folder: Path) -> None:
 def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps({"category": p.category, "turns": p.turns}) + "\n" for p in PROMPTS))
-    arguments = ["--target", str(folder), "--new-tokens", "12", "--beam-width", "1", "4", "--beam-length", "2"]
+    sizes = ["--new-tokens", "12", "--beam-width", "1", "4", "--beam-length", "2"]
+    arguments = ["--target", str(folder), *sizes, "--engine", "transformers"]
     assert main([*arguments, "--prompts", str(path)]) == 0
     chain, tree = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert (chain["beam_width"], tree["beam_width"], tree["max_nodes"]) == (1, 4, 8)
@@ -120,7 +130,10 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert not (folder / "redrafter" / "README.md").exists()
     assert main([*arguments, "--prompts", str(path), "--card"]) == 0
     card = (folder / "redrafter" / "README.md").read_text()
-    counted = f"7 responses of the target with {chain['all']['tokens']:,} tokens behind their first ones, float32.\n"
+    counted = (
+        f"7 responses of the target in float32 with {chain['all']['tokens']:,} tokens behind their first ones, "
+        "simulated in float32.\n"
+    )
     assert f"\nmine.jsonl, greedy, up to 12 new tokens; {counted}" in card and str(tmp_path) not in card
     tea = [f"{row['tea']['tokens_per_step']:.2f}" for row in (chain, tree)]
     assert f"| tea | {tea[0]} | {tea[1]} |" in card and "| prompts | 1 x 2 in 2 | 4 x 2 in 8 |" in card

@@ -169,7 +169,17 @@ class ResponseConfig(ResponseSettings):
             raise ValueError(f"count must be >= 0 and batch_size >= 1, got {self.count} and {self.batch_size}")
 
 
-SIZES = ("beam_length", "exit_dim", "draft_vocab_size", "window", "batch_size", "micro_batch_size", "chunk", "passage", "mixed_batches")
+SIZES = (
+    "beam_length",
+    "exit_dim",
+    "draft_vocab_size",
+    "window",
+    "batch_size",
+    "micro_batch_size",
+    "chunk",
+    "passage",
+    "mixed_batches",
+)
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,16 @@ class TransformersEngine:
         quiet: no progress bar.
     """
 
+    seeds_each = False  # see `VllmEngine`
+
     def __init__(self, target: TargetModel, batch_size: int | None = None, *, quiet: bool = True) -> None:
         self._target = target
         self._batch_size = batch_size
         self._quiet = quiet
+
+    @property
+    def dtype(self) -> str:
+        return str(self._target.model.dtype).removeprefix("torch.")
 
     def __call__(self, requests: Sequence[Request]) -> list[Completion]:
         """

@@ -58,6 +58,8 @@ class VllmEngine:
         EngineError: the engine does not start.
     """
 
+    seeds_each = True  # requests of a call may have different seeds
+
     def __init__(
         self, job: EngineSettings, ends: Sequence[int], *, window: int, tokens: int, progress: bool = False
     ) -> None:
@@ -91,6 +93,10 @@ class VllmEngine:
                 self._engine = LLM(job.target, **options)
         except Exception as problem:  # vLLM raises dozens of types here
             raise EngineError(f"vLLM cannot start with {job.target}: {str(problem).strip()}") from problem
+
+    @property
+    def dtype(self) -> str:
+        return str(self._engine.model_config.dtype).removeprefix("torch.")
 
     def __call__(self, requests: Sequence[Request]) -> list[Completion]:
         # One sampled request in a step costs noise for the logits of all: greedy ones go first, and are done by then.
@@ -154,6 +160,12 @@ def _repetition(longest_repeat: int) -> Any:
     return RepetitionDetectionParams(max_pattern_size=2 * longest_repeat, min_pattern_size=longest_repeat, min_count=2)
 
 
+def check_vllm() -> None:
+    """Raises DataError where vLLM is not installed."""
+    if not has_vllm():
+        raise DataError(f"responses are generated with vLLM, which is not installed: {install_vllm()}")
+
+
 def load_tokenizer(job: EngineSettings, length: int, key: str) -> PreTrainedTokenizerBase:
     """The target's tokenizer, after a check that vLLM is there and the target takes texts of `length` tokens.
 
@@ -163,8 +175,7 @@ def load_tokenizer(job: EngineSettings, length: int, key: str) -> PreTrainedToke
     Raises:
         DataError: vLLM is not installed, the target cannot be loaded, or it takes fewer tokens.
     """
-    if not has_vllm():
-        raise DataError(f"responses are generated with vLLM, which is not installed: {install_vllm()}")
+    check_vllm()
     try:
         config = load_config(job.target, trust_remote_code=job.trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(job.target, trust_remote_code=job.trust_remote_code)

@@ -41,11 +41,16 @@ def answer_prompts(
     window: int,
     temperature: float = 0.0,
     seed: int = 0,
+    seeds_each: bool = False,
 ) -> tuple[list[AnsweredPrompt], int]:
     """All turns of all prompts with the target's responses, and the number of turns that do not fit.
 
     A later turn follows the responses to the earlier ones. A turn that leaves less than `new_tokens` of the `window` is
     left out, with those after it.
+
+    Args:
+        seeds_each: give each prompt a seed of its own, which needs an engine that takes them; with one seed for all,
+            all responses are sampled with the same noise.
     """
     said: list[list[Turn]] = [[] for _ in prompts]
     live = list(range(len(prompts)))
@@ -63,7 +68,10 @@ def answer_prompts(
                 left_out += len(prompts[number].turns) - turn
         # Prompts of a similar length share a batch of transformers.
         live = sorted(asked, key=lambda number: len(asked[number]))
-        completions = engine([Request(asked[number], new_tokens, temperature, seed) for number in live])
+        seeds = [seed + number if seeds_each else seed for number in live]
+        completions = engine(
+            [Request(asked[number], new_tokens, temperature, own) for number, own in zip(live, seeds, strict=True)]
+        )
         for number, completion in zip(live, completions, strict=True):
             said[number].append(Turn("assistant", _text(tokenizer, completion)))
             ids = torch.tensor([*asked[number], *completion.token_ids])
