@@ -86,6 +86,24 @@ def test_training_reads_responses_only(tmp_path: Path, tiny_target: TargetModel)
         load_responses(store.folder, tokenizer, 8, 0)
 
 
+def test_texts_of_further_folders_are_added(tmp_path: Path, tiny_target: TargetModel) -> None:
+    first = [task_result(n, ((f"{n:02}", f"abc{n}"),), held_out=n == 3) for n in range(4)]
+    # One text of the first folder again, and the prompt that is held out there.
+    second = [
+        task_result(n, ((f"{n:02}", answer),), held_out=n == 12)
+        for n, answer in ((0, "abc0"), (3, "other"), (11, "new"), (12, "too"))
+    ]
+    stores = [write_store(tmp_path / name, texts) for name, texts in (("first", first), ("second", second))]
+    responses = ResponseConfig(max_prompt=4, min_prompt=2, folders=(str(stores[1].folder),))
+    config = DistillConfig(Budget(1), window=9, beam_length=2, batch_size=4, responses=responses, packing=False)
+    settings = FeedSettings(str(stores[0].folder), None, config, tmp_path, 4)
+    feed = open_feed(settings, tiny_target, byte_tokenizer(), LocalContext())
+    rows = next(iter(feed.batches)).tokens
+    assert sorted(bytes(row.tolist()).rstrip(b"\0") for row in rows) == [b"00abc0", b"01abc1", b"02abc2", b"11new"]
+    assert {bytes(prompt.tolist()) for prompt in feed.prompts} == {b"03", b"12"}
+    assert feed.facts["further"] == [stores[1].manifest()["settings"]]
+
+
 def test_responses_are_divided_by_content(tmp_path: Path) -> None:
     """Folders of earlier versions, too: there a prompt may be on both sides."""
     pairs = [(f"{n % 8:02}", f"answer {n}") for n in range(24)] + [("10", "answer 3"), ("11", "answer 4")]

@@ -152,7 +152,8 @@ class ResponseConfig(ResponseSettings):
     Attributes:
         count: maximum number of responses; prompts are distinct, and none gets two greedy responses.
         batch_size: responses generated at once.
-        folders: folders of `redrafter respond`, all of whose responses are used instead of generating any.
+        folders: folders of `redrafter respond`, all of whose responses are used instead of generating any; where the
+            data is such a folder, too, their texts are added to it.
         any_target: accept folders from another target with the same vocabulary.
     """
 
@@ -297,6 +298,11 @@ class DistillConfig:
         """The configuration with absolute paths, for a process that runs in another folder."""
         folders = tuple(str(Path(folder).expanduser().absolute()) for folder in self.responses.folders)
         return replace(self, responses=replace(self.responses, folders=folders))
+
+    @property
+    def further_folders(self) -> list[Path]:
+        """The folders of responses beside data that is one, too."""
+        return [Path(folder) for folder in self.responses.folders]
 
     @property
     def data_rows(self) -> int:

@@ -81,10 +81,8 @@ def data_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "data" in facts:
         source.append(("source", place_name(facts["data"])))
     if (settings := facts.get("regenerated")) is not None:
-        answered = (
-            f"the target's own responses to {place_name(settings['data'])}" if "data" in settings else "responses"
-        )
-        source.append(("texts", answered))
+        asked = [place_name(each["data"]) for each in (settings, *facts.get("further", ())) if "data" in each]
+        source.append(("texts", f"the target's own responses to {', '.join(asked)}" if asked else "responses"))
         if "temperatures" in settings:
             source.append(("temperatures", ", ".join(f"{value:g}" for value in settings["temperatures"])))
     source += [(label, f"{facts[key]:,}") for key, label in DATA.items() if isinstance(facts.get(key), int)]
