@@ -14,7 +14,6 @@ from tqdm import tqdm
 from redrafter_training.config.job import Job, absolute_place
 from redrafter_training.config.recipe import DistillConfig, MixedPrecision
 from redrafter_training.data.chat_templates import template_fingerprint
-from redrafter_training.data.passages import Passages
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import TrainContext
 from redrafter_training.hidden_states.store import (
@@ -61,17 +60,9 @@ class CachedTarget(Target):
     def outputs(
         self, tokens: Tensor, positions: Tensor | None = None, draft_tokens: Tensor | None = None
     ) -> TargetOutputs:
-        return self._predicted(*self._read(tokens, positions), draft_tokens)
+        return self.outputs_from(*self.states(tokens, positions), draft_tokens)
 
-    def outputs_of(self, windows: Windows, draft_tokens: Tensor | None = None) -> TargetOutputs:
-        if isinstance(windows, Passages):
-            return self._predicted(windows.hidden, windows.top1_ids, draft_tokens)
-        return super().outputs_of(windows, draft_tokens)
-
-    def states(self, windows: Windows) -> tuple[Tensor, Tensor]:
-        return self._read(windows.tokens, windows.positions)
-
-    def _read(self, tokens: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+    def states(self, tokens: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         hidden = torch.zeros(*tokens.shape, self.hidden_size, dtype=DTYPE)
         top1_ids = torch.full(tokens.shape, -1)
         for row, first, text in self._index.find(tokens, positions):
@@ -81,7 +72,7 @@ class CachedTarget(Target):
         return hidden, top1_ids
 
     @torch.no_grad()
-    def _predicted(self, hidden: Tensor, top1_ids: Tensor, draft_tokens: Tensor | None) -> TargetOutputs:
+    def outputs_from(self, hidden: Tensor, top1_ids: Tensor, draft_tokens: Tensor | None = None) -> TargetOutputs:
         hidden = hidden.to(self.device, non_blocking=True)
         return TargetOutputs(hidden, self._head.restricted(draft_tokens).logits(hidden), top1_ids.to(self.device))
 

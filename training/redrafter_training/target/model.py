@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from redrafter_training.data.windows import Windows
 from redrafter_training.target.lm_head import TargetHead, find_rule
 from redrafter_training.target.packed_attention import Borders, by_positions
 
@@ -31,7 +30,7 @@ class Target(ABC):
     """A target as the training loop uses it, whether its hidden states are computed or read."""
 
     embedding: Tensor  # [V, H]
-    stores_states = False  # whether `states` reads what has been computed before
+    stores_states = False  # whether it has `states`
 
     @property
     @abstractmethod
@@ -49,12 +48,12 @@ class Target(ABC):
             draft_tokens: [D], the tokens whose logits are wanted; None means all.
         """
 
-    def outputs_of(self, windows: Windows, draft_tokens: Tensor | None = None) -> TargetOutputs:
-        """`outputs` of a batch."""
-        return self.outputs(windows.tokens, windows.positions, draft_tokens)
+    def states(self, tokens: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Hidden states [B, L, H] and likeliest tokens [B, L] of `outputs`, in the CPU's memory."""
+        raise NotImplementedError(f"{type(self).__name__} does not store hidden states")
 
-    def states(self, windows: Windows) -> tuple[Tensor, Tensor]:
-        """Hidden states [B, L, H] and likeliest tokens [B, L] of a batch, in the CPU's memory."""
+    def outputs_from(self, hidden: Tensor, top1_ids: Tensor, draft_tokens: Tensor | None = None) -> TargetOutputs:
+        """`outputs` from any rows of `states`."""
         raise NotImplementedError(f"{type(self).__name__} does not store hidden states")
 
     @property

@@ -11,7 +11,7 @@ from redrafter_training.config.recipe import DistillConfig
 from redrafter_training.data.passages import Passages
 from redrafter_training.data.windows import Windows
 from redrafter_training.distributed.context import TrainContext
-from redrafter_training.target.model import Target
+from redrafter_training.target.model import Target, TargetOutputs
 from redrafter_training.target.precision import mixed_precision
 from redrafter_training.trainer.loss import DepthSums, num_positions, unrolled_loss
 from redrafter_vllm.model.drafter import Drafter
@@ -103,6 +103,12 @@ def _rows_at_once(batch: Windows, config: DistillConfig, context: TrainContext) 
     return max(positions // batch.positions_per_row, 1)
 
 
+def _outputs(target: Target, batch: Windows, draft_tokens: Tensor | None) -> TargetOutputs:
+    if isinstance(batch, Passages):
+        return target.outputs_from(batch.hidden, batch.top1_ids, draft_tokens)
+    return target.outputs(batch.tokens, batch.positions, draft_tokens)
+
+
 def _part_sums(
     replica: Replica,
     embedding: Tensor,
@@ -115,7 +121,7 @@ def _part_sums(
 ) -> Tensor:
     """Adds the gradient of rows that are computed at once; returns sums of losses and agreements by depth. [2, T]"""
     with mixed_precision(batch.tokens.device, config.mixed_precision):
-        outputs = target.outputs_of(batch, replica.drafter.draft_tokens)
+        outputs = _outputs(target, batch, replica.drafter.draft_tokens)
     positions = num_positions(batch.tokens.shape[1], config.beam_length)
     sums = torch.zeros(2, config.beam_length, device=batch.tokens.device)
     for first in range(0, positions, config.chunk):

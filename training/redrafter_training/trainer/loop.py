@@ -237,7 +237,11 @@ def step_rows(
         return
     mix = Mix(config.mixed_batches, config.passage, config.beam_length, config.budget.steps, config.seed)
     shares = (rows.share(rank, size) for rows in batches)
-    for passages in mixed(shares, mix, target.states, first, rank):
+
+    def states(windows: Windows) -> tuple[Tensor, Tensor]:
+        return target.states(windows.tokens, windows.positions)
+
+    for passages in mixed(shares, mix, states, first, rank):
         yield passages, passages.num_tokens * size
 
 
