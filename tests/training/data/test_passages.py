@@ -55,28 +55,37 @@ def test_passages_overlap_by_the_draft_and_the_last_one_is_padded() -> None:
     assert passages.num_tokens == 6
 
 
+def counted(rows: Windows, hidden: Tensor) -> Counter[tuple[object, ...]]:
+    """What the drafter is compared for: depth, hidden state and tokens fed, of each position that counts."""
+    found: Counter[tuple[object, ...]] = Counter()
+    last = num_positions(rows.tokens.shape[1], BEAM_LENGTH)
+    for depth in range(1, BEAM_LENGTH + 1):
+        for row, place in rows.terms(depth, 0, last).nonzero().tolist():
+            fed = rows.tokens[row, place + 1 : place + depth + 1].tolist()
+            found[depth, *hidden[row, place].tolist(), *fed] += 1
+    return found
+
+
 @pytest.mark.parametrize("documents", [True, False])
 @pytest.mark.parametrize("positions", [1, 4, 7, 30])
 def test_every_position_that_counts_comes_once(positions: int, documents: bool) -> None:
     batches = some_batches(6, documents=documents)
-
-    def counted(rows: Windows, hidden: Tensor) -> Counter[tuple[object, ...]]:
-        found: Counter[tuple[object, ...]] = Counter()
-        last = num_positions(rows.tokens.shape[1], BEAM_LENGTH)
-        for depth in range(1, BEAM_LENGTH + 1):
-            for row, place in rows.terms(depth, 0, last).nonzero().tolist():
-                fed = rows.tokens[row, place + 1 : place + depth + 1].tolist()
-                found[depth, *hidden[row, place].tolist(), *fed] += 1
-        return found
-
-    expected: Counter[tuple[object, ...]] = Counter()
-    for batch in batches:
-        expected += counted(batch, states(batch)[0])
+    expected = sum((counted(batch, states(batch)[0]) for batch in batches), Counter())
     steps = list(mixed(batches, mix(6, positions=positions), states, first=0))
+    assert len(steps) == 6
+    assert sum((counted(step, step.hidden) for step in steps), Counter()) == expected
+
+
+def test_workers_share_the_positions() -> None:
+    batches = some_batches(5)
+    expected = sum((counted(batch, states(batch)[0]) for batch in batches), Counter())
     found: Counter[tuple[object, ...]] = Counter()
-    for passages in steps:
-        found += counted(passages, passages.hidden)
-    assert len(steps) == 6 and found == expected
+    for rank in range(2):
+        shares = [batch.share(rank, 2) for batch in batches]
+        steps = list(mixed(shares, mix(5), states, first=0, rank=rank))
+        assert len(steps) == 5, "every worker has a part of every step"
+        found += sum((counted(step, step.hidden) for step in steps), Counter())
+    assert found == expected
 
 
 def test_the_losses_of_a_group_are_those_of_its_rows() -> None:
