@@ -91,7 +91,7 @@ def train(
     return {"losses": [figures.loss for figures in history], "world_size": context.world_size}
 
 
-def train_from_cache(context: TrainContext, folder: Path) -> dict[str, Any]:
+def train_from_cache(context: TrainContext, folder: Path, passage: int = 0) -> dict[str, Any]:
     torch.set_num_threads(1)
     job = Job(str(folder / "target"), "made up", num_workers=2, hidden_cache=folder / "states", target_dtype="float32")
     held_out = next(batches()).rows(torch.arange(3))
@@ -103,8 +103,8 @@ def train_from_cache(context: TrainContext, folder: Path) -> dict[str, Any]:
 
     deferred, data = DeferredTarget(load), Repeated(batches)
     target = open_cached_target(job, CONFIG, context, deferred, data, held_out, shard_bytes=20_000)
-    drafter = build_drafter(target, CONFIG)
-    history = distill(drafter, target, batches(), CONFIG, context=context, quiet=True)
+    config = replace(CONFIG, passage=passage)
+    history = distill(build_drafter(target, config), target, batches(), config, context=context, quiet=True)
     return {"losses": [figures.loss for figures in history], "loaded": loaded}
 
 
@@ -238,6 +238,9 @@ def test_workers_fill_a_cache_together(two_workers: tuple[list[float], Path], tm
     def cached(context: TrainContext) -> dict[str, Any]:
         return train_from_cache(context, tmp_path)
 
+    def mixed(context: TrainContext) -> dict[str, Any]:
+        return train_from_cache(context, tmp_path, passage=4)
+
     filled = run_on_ray(cached, tmp_path / "first" / "checkpoints", Fleet(num_workers=2))
     assert filled["loaded"] == ["target"]
     assert len(list((tmp_path / "states").glob("hidden-*"))) > 4
@@ -247,4 +250,9 @@ def test_workers_fill_a_cache_together(two_workers: tuple[list[float], Path], tm
     alone = train_from_cache(LocalContext(), tmp_path)
     assert alone["loaded"] == []
     assert alone["losses"] == pytest.approx(filled["losses"], rel=0.01)
+    # Passages are the same positions in other steps.
+    passages = run_on_ray(mixed, tmp_path / "mixed" / "checkpoints", Fleet(num_workers=2))
+    assert passages["losses"] != pytest.approx(filled["losses"], rel=0.01)
+    assert len(passages["losses"]) == len(filled["losses"])
+    assert sum(passages["losses"]) == pytest.approx(sum(filled["losses"]), rel=0.02)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "states").iterdir()} == shards
