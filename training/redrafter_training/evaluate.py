@@ -228,8 +228,8 @@ def _answer_prompts(
             seeds_each=engine.seeds_each,
         )
         texts.append(answered)
-    if left_out:
-        print(f"{left_out} turns are left out: with their response they are longer than a window", file=sys.stderr)
+        if left_out:
+            print(f"{left_out} turns are left out: with their response they are longer than a window", file=sys.stderr)
     return texts, engine.dtype
 
 

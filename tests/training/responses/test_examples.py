@@ -102,6 +102,9 @@ def test_texts_of_further_folders_are_added(tmp_path: Path, tiny_target: TargetM
     assert sorted(bytes(row.tolist()).rstrip(b"\0") for row in rows) == [b"00abc0", b"01abc1", b"02abc2", b"11new"]
     assert {bytes(prompt.tolist()) for prompt in feed.prompts} == {b"03", b"12"}
     assert feed.facts["further"] == [stores[1].manifest()["settings"]]
+    elsewhere = replace(config, responses=replace(responses, folders=(str(tmp_path),)))
+    with pytest.raises(DataError, match="not a folder of responses"):
+        open_feed(replace(settings, config=elsewhere), tiny_target, byte_tokenizer(), LocalContext())
 
 
 def test_responses_are_divided_by_content(tmp_path: Path) -> None:

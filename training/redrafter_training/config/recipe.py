@@ -300,11 +300,6 @@ class DistillConfig:
         return replace(self, responses=replace(self.responses, folders=folders))
 
     @property
-    def further_folders(self) -> list[Path]:
-        """The folders of responses beside data that is one, too."""
-        return [Path(folder) for folder in self.responses.folders]
-
-    @property
     def data_rows(self) -> int:
         """Rows of a step that are from the data, and not responses that the target generates for the training."""
         return self.batch_size - round(self.batch_size * self.response_fraction)

@@ -2,7 +2,7 @@
 """Passages: short pieces of many rows in random order, so that the positions of a training step are from many texts.
 
 Neighbouring positions of a text have similar gradients. A step on two whole rows of SmolLM2's answers has a gradient
-with six times the variance of one on as many positions in passages of 8 from 64 rows (docs/dev/log.md).
+with six times the variance of one on as many positions in passages of 8 from 80 rows (docs/dev/log.md).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -56,6 +56,8 @@ States = Callable[[Windows], tuple[Tensor, Tensor]]
 
 def mixed(batches: Iterable[Windows], mix: Mix, states: States, first: int, rank: int = 0) -> Iterator[Passages]:
     """A step's passages for each of `batches`, from step `first` on; every position that carries loss comes once.
+
+    A run that is continued with more `steps` begins in a last group that is larger than it was, with other passages.
 
     Args:
         batches: from the job's first batch on; of several workers, the share of this one, which has number `rank`.

@@ -47,6 +47,8 @@ class CachedTarget(Target):
         UnknownTextError: (from `outputs`) a text is not in the cache.
     """
 
+    stores_states = True
+
     def __init__(self, cache: HiddenCache, index: TextIndex, head: TargetHead, device: torch.device) -> None:
         self._cache, self._index, self._head = cache, index, head.to(device)
         self.embedding = self._head.embedding
@@ -54,8 +56,6 @@ class CachedTarget(Target):
     @property
     def head_weight(self) -> Tensor:
         return self._head.weight
-
-    stores_states = True
 
     def outputs(
         self, tokens: Tensor, positions: Tensor | None = None, draft_tokens: Tensor | None = None

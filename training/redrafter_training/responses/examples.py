@@ -44,7 +44,7 @@ def load_responses(
     window: int,
     longest_repeat: int,
     *,
-    further: Sequence[Path] = (),
+    further: Sequence[str] = (),
     target: Mapping[str, str] | None = None,
     any_target: bool = False,
     keep_duplicates: bool = False,
@@ -63,7 +63,7 @@ def load_responses(
         DataError: texts are missing, another target generated them, or none fits the window.
         ResponseStoreError: a file cannot be read.
     """
-    stores = [ResponseStore(place) for place in (folder, *further)]
+    stores = [ResponseStore(folder), *map(_given_store, further)]
     for store in stores:
         check_settings(store, tokenizer, None if any_target else target)
     cutter = _Cutter(window, longest_repeat, keep_evaluation)
@@ -87,6 +87,16 @@ def load_responses(
     facts["commands"] = [command for store in stores for command in store.commands()]
     facts |= {"truncated": cutter.cut, "looping": cutter.repeating, "skipped": cutter.left_out.total()}
     return ResponseExamples(divided.training, divided.held_out, divided.prompts, divided.split, facts)
+
+
+def _given_store(folder: str) -> ResponseStore:
+    """
+    Raises:
+        DataError: it is not a folder of responses.
+    """
+    if not is_response_folder(folder):
+        raise DataError(f"{folder}: not a folder of responses; redrafter respond --out {folder} makes one")
+    return ResponseStore(Path(folder))
 
 
 def check_settings(store: ResponseStore, tokenizer: PreTrainedTokenizerBase, target: Mapping[str, str] | None) -> None:
@@ -147,10 +157,8 @@ def folder_responses(
     """
     texts: list[Example] = []
     for folder in config.folders:
-        if not is_response_folder(folder):
-            raise DataError(f"{folder}: not a folder of responses; redrafter respond --out {folder} makes one")
         loaded = load_responses(
-            Path(folder),
+            _given_store(folder).folder,
             tokenizer,
             window,
             config.longest_repeat,

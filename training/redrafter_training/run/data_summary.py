@@ -33,7 +33,7 @@ def describe_data(job: Job, config: DistillConfig) -> str:
             tokenizer,
             config.window,
             longest,
-            further=config.further_folders,
+            further=config.responses.folders,
             keep_duplicates=keep,
             keep_evaluation=keep_evaluation,
         )

@@ -50,7 +50,7 @@ def steps_per_epoch(job: Job, config: DistillConfig) -> float:
             tokenizer,
             config.window,
             config.responses.longest_repeat,
-            further=config.further_folders,
+            further=config.responses.folders,
             keep_duplicates=settings.keep_duplicates,
             keep_evaluation=settings.keep_evaluation,
         )

@@ -255,7 +255,7 @@ def response_feed(
         tokenizer,
         config.window,
         config.responses.longest_repeat,
-        further=config.further_folders,
+        further=config.responses.folders,
         target=settings.target,
         any_target=config.responses.any_target,
         keep_duplicates=settings.keep_duplicates,
